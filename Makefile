@@ -1,0 +1,42 @@
+# Two commands are all the set-up there is: `make demo` and `make test`. Both need Python 3.11 or newer, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint install install-dev clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 5 minutes)"
+	@echo "make test   run the tests"
+	@echo "make lint   ruff and mypy"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "aurora-lora needs Python 3.11 or newer, $(PYTHON) is %d.%d: name another with PYTHON=python3.x" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second `make` start at once, and a changed pyproject.toml install again.
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,dev]'
+	@touch $@ $(VENV)/.train
+
+install: $(VENV)/.train
+install-dev: $(VENV)/.dev
+
+demo: $(VENV)/.train
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

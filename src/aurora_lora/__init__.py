@@ -1,0 +1,1 @@
+"""AuroRA for PEFT."""

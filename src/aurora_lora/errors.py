@@ -1,0 +1,32 @@
+"""The errors that aurora-lora raises on purpose.
+
+Everything here derives from `AuroraError`. Bad values in an `AuroraConfig` raise plain `ValueError`, as in PEFT.
+"""
+
+
+class AuroraError(Exception):
+    """Base class of the errors below."""
+
+
+class FormError(AuroraError, ValueError):
+    """An adapter was asked for a form that it cannot give, such as merging with `eval_form="dynamic"`."""
+
+
+class NotCalibratedError(AuroraError, RuntimeError):
+    """A merge or export needs the calibrated matrix, and `calibrate` has not run."""
+
+
+class StaleCalibrationError(NotCalibratedError):
+    """The adapter was trained further after `calibrate`: the calibrated matrix no longer belongs to it."""
+
+
+class CalibrationError(AuroraError, RuntimeError):
+    """`calibrate` cannot work with what it was given (no batches, non-finite activations, a merged model)."""
+
+
+class CheckpointError(AuroraError, RuntimeError):
+    """An adapter checkpoint does not fit the model: missing, unknown or wrongly shaped `aurora_` entries."""
+
+
+class UserError(AuroraError):
+    """A mistake that the user can correct. The command line prints it as one plain line and exits with code 2."""
