@@ -1,1 +1,42 @@
-"""AuroRA for PEFT."""
+"""AuroRA for PEFT: a nonlinear low-rank adapter that merges with a measured gap.
+
+Importing this package registers the method with PEFT, in memory:
+
+    import aurora_lora
+    from peft import get_peft_model
+
+    model = get_peft_model(base, aurora_lora.AuroraConfig(target_modules=["q_proj", "v_proj"]))
+    ...                                     # train with any trainer
+    aurora_lora.calibrate(model, batches)   # a few hundred training inputs, no labels
+    merged = model.merge_and_unload()
+"""
+
+from ._version import __version__
+from .deploy import CalibrationReport, LayerCalibration, calibrate
+from .errors import (
+    AuroraError,
+    CalibrationError,
+    CheckpointError,
+    FormError,
+    NotCalibratedError,
+    StaleCalibrationError,
+)
+from .tuner import AuroraConfig, AuroraLayer, AuroraLinear, AuroraModel, set_form
+
+__all__ = [
+    "AuroraConfig",
+    "AuroraError",
+    "AuroraLayer",
+    "AuroraLinear",
+    "AuroraModel",
+    "CalibrationError",
+    "CalibrationReport",
+    "CheckpointError",
+    "FormError",
+    "LayerCalibration",
+    "NotCalibratedError",
+    "StaleCalibrationError",
+    "__version__",
+    "calibrate",
+    "set_form",
+]

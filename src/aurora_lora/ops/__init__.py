@@ -1,0 +1,6 @@
+"""Pure tensor functions of the method: no parameters, no PEFT."""
+
+from .anl import ANL, adaptive_nonlinear, nonlinear_columns
+from .spline import bspline_basis, bspline_basis_derivative
+
+__all__ = ["ANL", "adaptive_nonlinear", "bspline_basis", "bspline_basis_derivative", "nonlinear_columns"]

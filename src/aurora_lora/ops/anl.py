@@ -1,0 +1,88 @@
+"""The adaptive nonlinear layer (ANL), Eqs. 5 to 7: the eager reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .spline import bspline_basis
+
+LEAKY_RELU_SLOPE = 0.01
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "leaky_relu": lambda z: functional.leaky_relu(z, LEAKY_RELU_SLOPE),
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+}
+
+
+@dataclass(frozen=True)
+class ANL:
+    """What sigma is made of. The weights are passed beside it; see `adaptive_nonlinear`."""
+
+    fixed_activation: str | None = "tanh"
+    spline: str | None = "channelwise"
+    grid_size: int = 5
+    order: int = 3
+    spline_range: tuple[float, float] = (-1.0, 1.0)
+    skip: bool = False
+
+    @property
+    def n_basis(self) -> int:
+        """K, the number of B-spline basis functions."""
+        return self.grid_size + self.order
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether sigma(z) = z, so that the adapter is plain LoRA."""
+        return self.fixed_activation is None and self.spline is None
+
+
+def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
+    """sigma(z) = [z +] F(z) + L(z), with F(z) = act(H act(z)) and L(z) = W_s s(z) (Eqs. 5 to 7).
+
+    "channelwise": L(z)_i = sum_k W_s[i, k] B_k(z_i).  "summed": L(z) = W_s sum_i B(z_i).
+
+    Args:
+        z: (..., r), a batch of vectors in the rank space. The ANL mixes the last dimension.
+        H: (r, r), the mixer of Eq. 6; None without the fixed part.
+        spline_weight: W_s, (r, K); None without the learnable part.
+        anl: which parts there are.
+
+    Returns:
+        (..., r) in z's dtype. bfloat16 and float16 are computed in float32, also under autocast: r is tiny, and the
+        spline of a rounded argument would be the larger error.
+    """
+    if anl.is_identity:
+        return z
+    with torch.autocast(z.device.type, enabled=False):
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        x = z.to(dtype)
+        parts = [x] if anl.skip else []
+        if anl.fixed_activation is not None:
+            assert H is not None
+            act = ACTIVATIONS[anl.fixed_activation]
+            parts.append(act(act(x) @ H.to(dtype).T))
+        if anl.spline is not None:
+            assert spline_weight is not None
+            W = spline_weight.to(dtype)
+            basis = bspline_basis(x, anl.grid_size, anl.order, anl.spline_range)  # (..., r, K)
+            parts.append((basis * W).sum(-1) if anl.spline == "channelwise" else basis.sum(-2) @ W.T)
+        return sum(parts[1:], parts[0]).to(z.dtype)
+
+
+def nonlinear_columns(A: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
+    """sigma(A): the ANL applied to each column of A (Eqs. 3 and 9).
+
+    Args:
+        A: (r, d_in).
+
+    Returns:
+        (r, d_in).
+    """
+    return adaptive_nonlinear(A.T, H, spline_weight, anl).T

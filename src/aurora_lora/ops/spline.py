@@ -1,0 +1,70 @@
+"""The uniform B-spline basis in closed form: no knot tensors, no recursion.
+
+The K = grid_size + order basis functions of degree p = `order` on [lo, hi] are shifted copies of the cardinal B-spline,
+
+    B_i(z) = beta_p((z - c_i) / h),   h = (hi - lo) / grid_size,   c_i = lo + (i - (p - 1) / 2) h,
+    beta_p(u) = 1/p! sum_{j <= p/2} (-1)^j C(p + 1, j) ((p + 1)/2 - j - |u|)_+^p,
+
+which equals the Cox-de Boor recursion on knots extended `order` steps past both ends. The support of the whole basis is
+(lo - p h, hi + p h); outside it every function is exactly 0. For the cubic case this is
+beta_3(u) = ((2 - |u|)_+^3 - 4 (1 - |u|)_+^3) / 6.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _offsets(z: Tensor, grid_size: int, order: int, spline_range: tuple[float, float]) -> tuple[Tensor, float]:
+    """Distance of z from each basis centre in units of the grid step, (..., K), and that step."""
+    lo, hi = spline_range
+    step = (hi - lo) / grid_size
+    # Made on the fly, in z's own precision: a stored grid would be rounded when a model is cast to bfloat16.
+    index = torch.arange(grid_size + order, device=z.device, dtype=z.dtype)
+    return (z.unsqueeze(-1) - lo) / step - (index - (order - 1) / 2), step
+
+
+def bspline_basis(
+    z: Tensor, grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    """B(z): the values of the uniform B-spline basis functions (Eq. 7).
+
+    Args:
+        z: (...), any floating point dtype of at least float32 precision.
+        grid_size: number of grid intervals on `spline_range`.
+        order: polynomial degree, 3 for cubic.
+        spline_range: (lo, hi), the interval that the grid divides.
+
+    Returns:
+        (..., K) with K = grid_size + order.
+    """
+    u, _ = _offsets(z, grid_size, order, spline_range)
+    if order == 0:  # the half-open indicator; the symmetric form below would count both ends
+        return ((u >= -0.5) & (u < 0.5)).to(z.dtype)
+    return _truncated_powers(u.abs(), order, power=order)
+
+
+def bspline_basis_derivative(
+    z: Tensor, grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    """dB/dz in closed form; arguments and shape as `bspline_basis`.
+
+    For order 1 the derivative at the kinks is taken as 0 at the centre, as autograd does.
+    """
+    u, step = _offsets(z, grid_size, order, spline_range)
+    if order == 0:
+        return torch.zeros_like(u)
+    return -u.sign() * _truncated_powers(u.abs(), order, power=order - 1) / step
+
+
+def _truncated_powers(distance: Tensor, order: int, power: int) -> Tensor:
+    """1/power! sum_j (-1)^j C(order + 1, j) ((order + 1)/2 - j - distance)_+^power; `power` is order or order - 1."""
+    total = torch.zeros_like(distance)
+    for j in range((order + 2) // 2):
+        reach = (order + 1) / 2 - j
+        term = (reach - distance).clamp_min(0) ** power if power else (distance < reach).to(distance.dtype)
+        total = total + (-1) ** j * math.comb(order + 1, j) * term
+    return total / math.factorial(power)

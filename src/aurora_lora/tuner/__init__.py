@@ -1,0 +1,11 @@
+"""The PEFT plug-in."""
+
+from .config import AuroraConfig
+from .forms import set_form
+from .layer import AuroraLayer, AuroraLinear
+from .model import AuroraModel, active_adapters, aurora_layers
+from .registration import register
+
+register(AuroraConfig, AuroraModel)
+
+__all__ = ["AuroraConfig", "AuroraLayer", "AuroraLinear", "AuroraModel", "active_adapters", "aurora_layers", "set_form"]

@@ -1,0 +1,210 @@
+"""`AuroraConfig`: the settings of an AuroRA adapter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Literal
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+from ..ops.anl import ACTIVATIONS, ANL
+from .registration import METHOD
+
+Form = Literal["dynamic", "static", "calibrated"]
+
+TRAIN_FORMS = ("dynamic", "static")
+FORMS = ("dynamic", "static", "calibrated")
+SPLINES = ("channelwise", "summed")
+BIASES = ("none", "all", "aurora_only")
+
+
+@dataclass
+class AuroraConfig(PeftConfig):
+    """Configuration of AuroRA, `h = W0 x + s B sigma(A x)` with `s = alpha / r` (Eq. 4).
+
+    Fields that PEFT's LoRA has too mean what they mean there.
+
+    Args:
+        r (`int`): rank. The paper's default is 2.
+        alpha (`float`): the update is scaled by `alpha / r`.
+        dropout (`float`): dropout probability on x before A.
+        train_form (`str`): what `model.train()` computes: `"dynamic"`, `B sigma(A x)` (Eq. 4), or `"static"`,
+            `B sigma(A) x` (Eq. 3, the paper's AuroRA-S).
+        eval_form (`str`, *optional*): what `model.eval()` computes and what merge and export produce: `"calibrated"`,
+            `B A_cal x` with the best linear stand-in that `calibrate` finds; `"static"`, the paper's merge (Eq. 9); or
+            `"dynamic"`, which cannot be merged. `None` is calibrated after dynamic training and static after static
+            training. Until `calibrate` has run, the calibrated form computes the dynamic one and refuses to merge.
+        fixed_activation (`str`, *optional*): the activation of Eq. 6: `"tanh"`, `"leaky_relu"`, `"sigmoid"`, `"relu"`.
+            `None` leaves F out.
+        spline (`str`, *optional*): how Eq. 7 is read: `"channelwise"` or `"summed"`. `None` leaves L out. With
+            `fixed_activation=None` as well, `skip` must be `True`: sigma is then the identity, the adapter plain LoRA.
+        spline_grid_size (`int`): grid intervals on `spline_range`.
+        spline_order (`int`): polynomial degree of the B-splines.
+        spline_range (`tuple[float, float]`): the interval of the grid.
+        skip (`bool`): `sigma(z) = z + F(z) + L(z)`; starts as plain LoRA. Not in the paper.
+        init_weights (`str` or `bool`): `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H
+            Xavier-normal, `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is
+            not a no-op. `True` is `"identity"`.
+        use_rslora (`bool`): scale by `alpha / sqrt(r)` instead.
+        calibrated (`bool`): whether the adapter carries calibrated matrices. Set by `calibrate`, not by hand.
+        target_modules (`list[str]` or `str`, *optional*): names, or a regular expression, of the modules to adapt;
+            `"all-linear"` for every linear layer but the output. `None` takes PEFT's LoRA defaults for the
+            architecture.
+        exclude_modules (`list[str]` or `str`, *optional*): modules to leave out.
+        modules_to_save (`list[str]`, *optional*): further modules that are trained whole and saved with the adapter.
+        layers_to_transform (`list[int]` or `int`, *optional*): the layer indices to adapt.
+        layers_pattern (`list[str]` or `str`, *optional*): the name of the list of layers, used with
+            `layers_to_transform`.
+        rank_pattern (`dict`): rank for module names or regular expressions that differ from `r`.
+        alpha_pattern (`dict`): the same for `alpha`.
+        bias (`str`): `"none"`, `"all"` or `"aurora_only"`: which biases are trained.
+        fan_in_fan_out (`bool`): whether the layers store their weight as (d_in, d_out), as GPT-2's Conv1D does.
+
+    Raises:
+        ValueError: for a value that is not allowed; the message names the field, the value and what is allowed.
+    """
+
+    r: int = field(default=2, metadata={"help": "Rank."})
+    alpha: float = field(default=4, metadata={"help": "The update is scaled by alpha / r."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout probability on x before A."})
+    train_form: str = field(default="dynamic", metadata={"help": "What train() computes: 'dynamic' or 'static'."})
+    eval_form: str | None = field(
+        default=None, metadata={"help": "What eval() computes: 'calibrated', 'static' or 'dynamic'; None to match."}
+    )
+    fixed_activation: str | None = field(default="tanh", metadata={"help": "Activation of Eq. 6; None leaves F out."})
+    spline: str | None = field(default="channelwise", metadata={"help": "Reading of Eq. 7; None leaves L out."})
+    spline_grid_size: int = field(default=5, metadata={"help": "Grid intervals of the B-spline."})
+    spline_order: int = field(default=3, metadata={"help": "Polynomial degree of the B-spline."})
+    spline_range: tuple[float, float] = field(default=(-1.0, 1.0), metadata={"help": "Interval of the grid."})
+    skip: bool = field(default=False, metadata={"help": "sigma(z) = z + F(z) + L(z)."})
+    init_weights: str | bool = field(default="identity", metadata={"help": "'identity', 'paper' or False."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
+    calibrated: bool = field(default=False, metadata={"help": "Set by calibrate: the adapter has calibrated matrices."})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer indices to adapt."})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name to rank."})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Module name to alpha."})
+    bias: str = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'aurora_only'."})
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "Weights are stored as (d_in, d_out)."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType[METHOD.upper()]
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.init_weights is True:
+            self.init_weights = "identity"
+        self._check()
+        self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))
+
+    def _check(self) -> None:
+        for name, least in (("r", 1), ("spline_grid_size", 1), ("spline_order", 0)):
+            _require(
+                _is_int(getattr(self, name), least), name, getattr(self, name), f"a whole number of at least {least}"
+            )
+        _require(_is_number(self.alpha), "alpha", self.alpha, "a finite number")
+        _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+        _one_of("train_form", self.train_form, TRAIN_FORMS)
+        _one_of("eval_form", self.eval_form, (None, *FORMS))
+        _one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
+        _one_of("spline", self.spline, (*SPLINES, None))
+        _one_of("init_weights", self.init_weights, ("identity", "paper", True, False))
+        _one_of("bias", self.bias, BIASES)
+        for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out"):
+            _one_of(name, getattr(self, name), (True, False))
+        ends = self.spline_range
+        is_range = isinstance(ends, (tuple, list)) and len(ends) == 2 and all(map(_is_number, ends))
+        _require(is_range and ends[0] < ends[1], "spline_range", ends, "two finite numbers (low, high) with low < high")
+        for pattern, rank in self.rank_pattern.items():
+            _require(_is_int(rank, 1), f"rank_pattern['{pattern}']", rank, "a whole number of at least 1")
+        for pattern, alpha in self.alpha_pattern.items():
+            _require(_is_number(alpha), f"alpha_pattern['{pattern}']", alpha, "a finite number")
+        if self.train_form == "static" and self.eval_form not in (None, "static"):
+            raise ValueError(
+                f"eval_form={self.eval_form!r} does not go with train_form='static': "
+                "an adapter trained in the static form is evaluated and merged in it (allowed: None, 'static')."
+            )
+        if self.fixed_activation is None and self.spline is None and not self.skip:
+            raise ValueError(
+                "fixed_activation=None with spline=None leaves sigma = 0: keep one of the two, "
+                "or set skip=True for plain LoRA."
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
+
+    @property
+    def anl(self) -> ANL:
+        """The parts of sigma, as the ops take them."""
+        return ANL(
+            self.fixed_activation,
+            self.spline,
+            self.spline_grid_size,
+            self.spline_order,
+            self.spline_range,
+            self.skip,
+        )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that differ and can be evaluated: one after static training or for plain LoRA, else all three."""
+        return ("static",) if self.train_form == "static" or self.anl.is_identity else FORMS
+
+    @property
+    def resolved_eval_form(self) -> str:
+        """What `eval()` computes and merge produces: `eval_form`, or what `None` stands for."""
+        if self.eval_form is not None:
+            return self.eval_form
+        return "static" if len(self.forms) == 1 else "calibrated"
+
+    def scaling(self, r: int, alpha: float) -> float:
+        """s = alpha / r, or alpha / sqrt(r) with `use_rslora`."""
+        return alpha / (math.sqrt(r) if self.use_rslora else r)
+
+    @classmethod
+    def paper(cls, **kwargs: Any) -> AuroraConfig:
+        """The paper's AuroRA: trained dynamic, merged static (Table 7); Eq. 7 as printed; random H and W_s."""
+        return cls(**_preset(kwargs, "dynamic", "static"))
+
+    @classmethod
+    def paper_dynamic(cls, **kwargs: Any) -> AuroraConfig:
+        """The paper's AuroRA-D: trained and evaluated dynamic (Table 7). It cannot be merged."""
+        return cls(**_preset(kwargs, "dynamic", "dynamic"))
+
+    @classmethod
+    def paper_static(cls, **kwargs: Any) -> AuroraConfig:
+        """The paper's AuroRA-S: trained and evaluated static (Table 7)."""
+        return cls(**_preset(kwargs, "static", "static"))
+
+
+def _preset(kwargs: dict[str, Any], train_form: str, eval_form: str) -> dict[str, Any]:
+    defaults = {"train_form": train_form, "eval_form": eval_form, "spline": "summed", "init_weights": "paper"}
+    return {**defaults, **kwargs}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    # `1 == True` must not let an integer pass for a switch, nor a list raise in `in`
+    if not any(type(value) is type(option) and value == option for option in allowed):
+        raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(map(repr, allowed))}.")

@@ -1,0 +1,62 @@
+"""`set_form`: what eval() computes, and what merge and export produce."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from torch import nn
+
+from ..errors import FormError
+from .config import FORMS, AuroraConfig
+from .model import active_adapters, aurora_layers
+
+
+class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad
+    """Set the form that `model.eval()` computes and that merge and export produce.
+
+    Takes effect at once; used in a `with` statement, the earlier form comes back at its end.
+
+        set_form(model, "static")
+        with set_form(model, "dynamic"):
+            ...
+
+    Args:
+        model: a model with AuroRA adapters.
+        form: `"calibrated"`, `"static"` or `"dynamic"`. The calibrated form computes the dynamic one until `calibrate`
+            has run, and refuses to merge.
+        adapter_name: which adapter; all active ones if None.
+
+    Raises:
+        ValueError: no such form or adapter, or no AuroRA adapter in the model.
+        FormError: the adapter was trained in the static form, which is its only one.
+    """
+
+    def __init__(self, model: nn.Module, form: str, adapter_name: str | None = None) -> None:
+        if form not in FORMS:
+            raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
+        names = active_adapters(model) if adapter_name is None else [adapter_name]
+        configs: dict[int, AuroraConfig] = {}
+        for _, layer in aurora_layers(model):
+            for name in names:
+                if name in layer.aurora_config:
+                    config = layer.aurora_config[name]
+                    configs[id(config)] = config
+                    if config.train_form == "static" and form != "static":
+                        raise FormError(
+                            f"Adapter {name!r} was trained in the static form, which is its only one: "
+                            f"form={form!r} is not allowed."
+                        )
+        if adapter_name is not None and not configs:
+            raise ValueError(f"The model has no AuroRA adapter named {adapter_name!r}.")
+        self._earlier = [(config, config.eval_form) for config in configs.values()]
+        for config in configs.values():
+            config.eval_form = form
+
+    def __enter__(self) -> set_form:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for config, eval_form in self._earlier:
+            config.eval_form = eval_form

@@ -1,0 +1,187 @@
+"""`AuroraModel`: puts AuroRA layers into a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import CheckpointError
+from .config import AuroraConfig
+from .layer import AuroraLayer, AuroraLinear
+from .registration import PREFIX
+
+
+class AuroraModel(BaseTuner):
+    """The AuroRA tuner that `get_peft_model` makes from an `AuroraConfig`.
+
+    Args:
+        model (`torch.nn.Module`): the model to adapt.
+        config (`AuroraConfig`): the adapter's settings.
+        adapter_name (`str`): the adapter's name, "default" unless told otherwise.
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = AuroraLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: AuroraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        rank_key = get_pattern_key(list(peft_config.rank_pattern), current_key)
+        alpha_key = get_pattern_key(list(peft_config.alpha_pattern), current_key)
+        r = peft_config.rank_pattern.get(rank_key, peft_config.r)
+        alpha = peft_config.alpha_pattern.get(alpha_key, peft_config.alpha)
+        if isinstance(target, AuroraLayer):
+            target.update_layer(adapter_name, r, alpha, peft_config)
+            return
+        new_module = self._create_new_module(peft_config, adapter_name, target, current_key, r, alpha)
+        if adapter_name not in self.active_adapters:
+            new_module.requires_grad_(False)  # an additional adapter is not trainable before it is activated
+        self._replace_module(parent, target_name, new_module, target)
+
+    @staticmethod
+    def _create_new_module(
+        config: AuroraConfig, adapter_name: str, target: nn.Module, key: str, r: int, alpha: float
+    ) -> AuroraLinear:
+        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        is_conv1d = isinstance(base_layer, Conv1D)
+        if not isinstance(base_layer, (nn.Linear, Conv1D)):
+            raise ValueError(
+                f"Target module {key!r} is a {type(base_layer).__name__}, which AuroRA does not support: "
+                "it adapts torch.nn.Linear and transformers' Conv1D."
+            )
+        if is_conv1d != config.fan_in_fan_out:
+            warnings.warn(
+                f"fan_in_fan_out is set to {config.fan_in_fan_out} but the target module is a "
+                f"`{type(base_layer).__name__}`. Setting fan_in_fan_out to {is_conv1d}.",
+                stacklevel=2,
+            )
+            config.fan_in_fan_out = is_conv1d
+        return AuroraLinear(target, adapter_name, config, r, alpha)
+
+    # ---------------------------------------------------------------- merging, all layers or none
+
+    def _aurora_layers(self) -> Iterator[AuroraLinear]:
+        return (module for module in self.model.modules() if isinstance(module, AuroraLinear))
+
+    def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        """Raise what `merge` would raise in any layer, before the first layer is changed."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # merge itself will warn
+            for layer in self._aurora_layers():
+                names = layer.adapters_to_merge(adapter_names)
+                if safe_merge and names:
+                    layer.merged_weight([*layer.merged_adapters, *names], safe_merge=True)
+                else:
+                    for name in names:
+                        layer.get_factors(name)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base weights; `unmerge_adapter` gives these back bit for bit.
+
+        Args:
+            adapter_names: which; the active ones if None.
+            safe_merge: refuse a result that is not finite, and leave the model as it was.
+
+        Raises:
+            FormError, NotCalibratedError, StaleCalibrationError: an adapter has no linear form, or its calibrated
+                matrix is missing or outdated; no layer is changed then.
+        """
+        self._check_before_merge(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(  # type: ignore[override]
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_before_merge(adapter_names, safe_merge)
+            for layer in self._aurora_layers():
+                layer.keeps_original = False  # the layer goes away: no second copy of any weight
+        return super()._unload_and_optionally_merge(  # type: ignore[return-value]
+            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+        )
+
+    # ---------------------------------------------------------------- loading
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(  # type: ignore[override]
+        cls, model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Make the calibration buffers fit the checkpoint, and refuse keys that PEFT would drop without a word.
+
+        Raises:
+            CheckpointError: the checkpoint lacks weights of the adapter, or has some that the model has no place for.
+        """
+        present = {key.removeprefix("base_model.model."): key for key in state_dict if f".{PREFIX}" in key}
+        expected: set[str] = set()
+        calibrated = False
+        for name, layer in model.named_modules():
+            if not isinstance(layer, AuroraLayer) or adapter_name not in layer.aurora_A:
+                continue
+            path = name.removeprefix("_fsdp_wrapped_module.").removeprefix("base_model.model.")
+            if f"{path}.aurora_A_cal" in present:
+                calibrated = True
+                if adapter_name not in layer.aurora_A_cal:
+                    layer._make_calibration_buffers(adapter_name)
+            else:
+                layer.drop_calibration(adapter_name)
+            keys = cls._checkpoint_keys(layer, adapter_name)
+            expected.update(f"{path}.{key}" for key in keys)
+        config.calibrated = calibrated
+        for problem, keys in (
+            ("lacks", sorted(expected - present.keys())),
+            ("has unknown", sorted(present.keys() - expected)),
+        ):
+            if keys:
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                raise CheckpointError(
+                    f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {', '.join(keys[:3])}{more}. "
+                    "Was it saved with other settings (target_modules, fixed_activation, spline)?"
+                )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    @staticmethod
+    def _checkpoint_keys(layer: AuroraLayer, adapter_name: str) -> list[str]:
+        names = (*layer.adapter_layer_names, "aurora_A_cal", "aurora_A_cal_fingerprint")
+        return [name for name in names if adapter_name in getattr(layer, name)]
+
+
+def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLinear]]:
+    """(name, layer) of each AuroRA layer of a model, in the order of the model."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLinear))
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """The names of the AuroRA adapters that are active in a model.
+
+    Raises:
+        ValueError: the model has no AuroRA layer.
+    """
+    names: dict[str, None] = {}
+    found = False
+    for _, layer in aurora_layers(model):
+        found = True
+        names.update(dict.fromkeys(name for name in layer.active_adapters if name in layer.aurora_A))
+    if not found:
+        raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
+    return list(names)
+
+
+__all__ = ["AuroraModel", "active_adapters", "aurora_layers"]
