@@ -1,0 +1,101 @@
+"""Tiny random models, built from configs: no network, a few milliseconds each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+import aurora_lora
+
+
+@pytest.fixture
+def make_bert() -> Callable[..., BertForSequenceClassification]:
+    """The same tiny BERT classifier at every call; eval mode, all dropouts as in BERT."""
+
+    def make(**kwargs: Any) -> BertForSequenceClassification:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {
+            "vocab_size": 100,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 40,
+            "max_position_embeddings": 32,
+        }
+        return BertForSequenceClassification(BertConfig(**{**sizes, **kwargs})).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_gpt2() -> Callable[[], GPT2LMHeadModel]:
+    """A tiny GPT-2, whose linear layers are Conv1D."""
+
+    def make() -> GPT2LMHeadModel:
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+
+    return make
+
+
+@pytest.fixture
+def batches() -> list[dict[str, torch.Tensor]]:
+    """Four padded batches for the models above."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for length in (12, 9, 12, 7):
+        ids = torch.randint(0, 100, (8, length), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[::2, length - 3 :] = 0
+        made.append({"input_ids": ids, "attention_mask": mask})
+    return made
+
+
+@pytest.fixture
+def logits(batches: list[dict[str, torch.Tensor]]) -> Callable[[nn.Module], torch.Tensor]:
+    """The logits of the first batch."""
+
+    def compute(model: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**batches[0]).logits
+
+    return compute
+
+
+@pytest.fixture
+def train_step(batches: list[dict[str, torch.Tensor]]) -> Callable[..., None]:
+    """A few optimiser steps in train mode, then eval mode."""
+
+    def step(model: nn.Module, n: int = 1, lr: float = 1e-2) -> None:
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        for i in range(n):
+            batch = batches[i % len(batches)]
+            labels = batch["input_ids"][:, 0] % 2
+            loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.eval()
+
+    return step
+
+
+@pytest.fixture
+def config() -> Callable[..., aurora_lora.AuroraConfig]:
+    """An adapter that is not a no-op, on BERT's query, key and value."""
+
+    def make(**kwargs: Any) -> aurora_lora.AuroraConfig:
+        fields = {"target_modules": ["query", "key", "value"], "init_weights": False, "task_type": "SEQ_CLS"}
+        return aurora_lora.AuroraConfig(**{**fields, **kwargs})
+
+    return make

@@ -1,0 +1,103 @@
+"""sigma(z) against a plain loop over Eqs. 5 to 7, its gradients, and sigma(A) column by column."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis, nonlinear_columns
+
+ACTS = {
+    "tanh": math.tanh,
+    "leaky_relu": lambda v: v if v > 0 else 0.01 * v,
+    "sigmoid": lambda v: 1 / (1 + math.exp(-v)),
+    "relu": lambda v: max(v, 0.0),
+}
+PARTS = [
+    ANL(activation, spline, grid_size, order, skip=skip)
+    for activation in (*ACTS, None)
+    for spline in ("channelwise", "summed", None)
+    for skip in (False, True)
+    for grid_size, order in ((5, 3),)
+    if activation or spline or skip
+] + [ANL("tanh", "summed", 4, 2), ANL("tanh", "channelwise", 7, 1, (-2.0, 3.0))]
+
+
+def weights(anl: ANL, r: int) -> tuple[Tensor | None, Tensor | None]:
+    torch.manual_seed(r)
+    H = torch.randn(r, r, dtype=torch.float64) if anl.fixed_activation else None
+    W = torch.randn(r, anl.n_basis, dtype=torch.float64) if anl.spline else None
+    return H, W
+
+
+def sigma_by_loop(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
+    """One r-vector, scalar by scalar."""
+    r = len(z)
+    out = [float(z[i]) if anl.skip else 0.0 for i in range(r)]
+    if anl.fixed_activation:
+        act = ACTS[anl.fixed_activation]
+        inner = [act(float(z[j])) for j in range(r)]
+        for i in range(r):
+            out[i] += act(sum(float(H[i, j]) * inner[j] for j in range(r)))
+    if anl.spline:
+        basis = [bspline_basis(z[i], anl.grid_size, anl.order, anl.spline_range) for i in range(r)]
+        for i in range(r):
+            for k in range(anl.n_basis):
+                b = basis[i][k] if anl.spline == "channelwise" else sum(basis[j][k] for j in range(r))
+                out[i] += float(W[i, k] * b)
+    return torch.tensor(out, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+@pytest.mark.parametrize("r", [1, 2, 5])
+def test_sigma_equals_a_plain_loop(anl, r):
+    H, W = weights(anl, r)
+    z = torch.randn(4, 3, r, dtype=torch.float64)
+    got = adaptive_nonlinear(z, H, W, anl)
+    for i in range(4):
+        for j in range(3):
+            torch.testing.assert_close(got[i, j], sigma_by_loop(z[i, j], H, W, anl), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_sigma_of_A_is_taken_column_by_column(anl):
+    H, W = weights(anl, 3)
+    A = torch.randn(3, 7, dtype=torch.float64)
+    got = nonlinear_columns(A, H, W, anl)
+    assert got.shape == (3, 7)
+    for column in range(7):
+        expected = sigma_by_loop(A[:, column], H, W, anl)
+        torch.testing.assert_close(got[:, column], expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("anl", [a for a in PARTS if a.order >= 2], ids=str)
+def test_gradcheck(anl):
+    H, W = weights(anl, 2)
+    z = (0.7 * torch.randn(5, 2, dtype=torch.float64)).requires_grad_()
+    inputs = [t.requires_grad_() for t in (H, W) if t is not None]
+
+    def run(z: Tensor, *parts: Tensor) -> Tensor:
+        rest = list(parts)
+        return adaptive_nonlinear(z, rest.pop(0) if H is not None else None, rest.pop(0) if rest else None, anl)
+
+    assert torch.autograd.gradcheck(run, (z, *inputs))
+
+
+def test_no_parts_and_a_skip_is_the_identity():
+    z = torch.randn(3, 2)
+    assert adaptive_nonlinear(z, None, None, ANL(None, None, skip=True)) is z
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_computed_in_float32_also_under_autocast(dtype):
+    anl = ANL()
+    H, W = weights(anl, 2)
+    z = torch.randn(64, 2).to(dtype)
+    expected = adaptive_nonlinear(z.double(), H, W, anl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = adaptive_nonlinear(z, H.to(dtype), W.to(dtype), anl)
+    assert got.dtype == dtype
+    reference = adaptive_nonlinear(z.double(), H.to(dtype).double(), W.to(dtype).double(), anl)
+    torch.testing.assert_close(got, reference.to(dtype), atol=2e-2 if dtype == torch.bfloat16 else 2e-3, rtol=0)
+    torch.testing.assert_close(got.double(), expected, atol=0.1, rtol=0.05)

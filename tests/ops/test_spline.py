@@ -1,0 +1,68 @@
+"""The closed-form basis against SciPy's Cox-de Boor recursion."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.interpolate import BSpline
+
+from aurora_lora.ops import bspline_basis, bspline_basis_derivative
+
+GRIDS = [(5, (-1.0, 1.0)), (1, (-1.0, 1.0)), (10, (-4.0, 4.0)), (7, (0.25, 3.0))]
+
+
+def scipy_splines(grid_size: int, order: int, spline_range: tuple[float, float]) -> list[BSpline]:
+    low, high = spline_range
+    step = (high - low) / grid_size
+    knots = low + step * np.arange(-order, grid_size + order + 1)
+    return [BSpline.basis_element(knots[i : i + order + 2], extrapolate=False) for i in range(grid_size + order)]
+
+
+def points(spline_range: tuple[float, float], beyond: float = 6.0) -> np.ndarray:
+    low, high = spline_range
+    width = high - low
+    return np.random.default_rng(0).uniform(low - beyond * width, high + beyond * width, size=2000)
+
+
+@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize(("grid_size", "spline_range"), GRIDS)
+def test_basis_equals_scipy(grid_size, order, spline_range):
+    z = points(spline_range)
+    expected = np.stack([np.nan_to_num(b(z)) for b in scipy_splines(grid_size, order, spline_range)], axis=-1)
+    basis = bspline_basis(torch.from_numpy(z), grid_size, order, spline_range)
+    assert basis.shape == (2000, grid_size + order)
+    np.testing.assert_allclose(basis.numpy(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("order", range(1, 6))
+@pytest.mark.parametrize(("grid_size", "spline_range"), GRIDS)
+def test_derivative_equals_scipy_and_autograd(grid_size, order, spline_range):
+    z = torch.from_numpy(points(spline_range)).requires_grad_()
+    closed = bspline_basis_derivative(z.detach(), grid_size, order, spline_range)
+    splines = scipy_splines(grid_size, order, spline_range)
+    expected = np.stack([np.nan_to_num(b.derivative()(z.detach().numpy())) for b in splines], axis=-1)
+    np.testing.assert_allclose(closed.numpy(), expected, atol=1e-10, rtol=1e-10)
+    (grad,) = torch.autograd.grad(bspline_basis(z, grid_size, order, spline_range)[:, 0].sum(), z)
+    torch.testing.assert_close(grad, closed[:, 0], atol=1e-10, rtol=1e-10)
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.floats(-3, 3), st.floats(0.1, 8))
+@settings(max_examples=60, deadline=None)
+def test_partition_of_unity_and_support(grid_size, order, low, width):
+    spline_range = (low, low + width)
+    step = width / grid_size
+    inside = torch.linspace(low, low + width, 101, dtype=torch.float64)
+    basis = bspline_basis(inside, grid_size, order, spline_range)
+    torch.testing.assert_close(basis.sum(-1), torch.ones(101, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert (basis >= -1e-12).all()
+    reach = order * step
+    outside = torch.tensor([low - reach * 1.0001, low + width + reach * 1.0001, -1e6, 1e6], dtype=torch.float64)
+    assert (bspline_basis(outside, grid_size, order, spline_range) == 0).all()
+
+
+def test_default_is_the_cubic_with_eight_functions_and_support_2_2():
+    z = torch.tensor([-2.2001, -2.19, 0.0, 2.19, 2.2001], dtype=torch.float64)
+    basis = bspline_basis(z)
+    assert basis.shape == (5, 8)
+    assert (basis.abs().sum(-1) > 0).tolist() == [False, True, True, True, False]

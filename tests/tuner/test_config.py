@@ -1,0 +1,116 @@
+"""AuroraConfig: defaults, presets, what is refused, and its way through a file."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftConfig
+
+from aurora_lora import AuroraConfig
+
+
+def test_defaults_are_the_papers_sizes():
+    config = AuroraConfig()
+    assert (config.r, config.alpha, config.scaling(config.r, config.alpha)) == (2, 4, 2.0)
+    assert (config.train_form, config.eval_form, config.resolved_eval_form) == ("dynamic", None, "calibrated")
+    assert (config.spline_grid_size, config.spline_order, config.spline_range) == (5, 3, (-1.0, 1.0))
+    assert config.init_weights == "identity"
+    assert config.forms == ("dynamic", "static", "calibrated")
+
+
+@pytest.mark.parametrize(
+    ("preset", "train_form", "eval_form"),
+    [
+        (AuroraConfig.paper, "dynamic", "static"),
+        (AuroraConfig.paper_dynamic, "dynamic", "dynamic"),
+        (AuroraConfig.paper_static, "static", "static"),
+    ],
+)
+def test_presets_are_table_7(preset, train_form, eval_form):
+    config = preset(r=4, target_modules=["query"])
+    assert (config.train_form, config.resolved_eval_form, config.r) == (train_form, eval_form, 4)
+    assert (config.spline, config.init_weights, config.skip) == ("summed", "paper", False)
+
+
+BAD = [
+    ({"r": 0}, r"r=0 .*at least 1"),
+    ({"r": 2.0}, r"r=2\.0"),
+    ({"r": True}, r"r=True"),
+    ({"alpha": "4"}, r"alpha='4'"),
+    ({"alpha": float("nan")}, r"alpha=nan"),
+    ({"dropout": 1.0}, r"dropout=1\.0 .*\[0, 1\)"),
+    ({"train_form": "calibrated"}, r"train_form='calibrated' .*'dynamic', 'static'"),
+    ({"eval_form": "merged"}, r"eval_form='merged' .*'calibrated'"),
+    ({"fixed_activation": "gelu"}, r"fixed_activation='gelu' .*'leaky_relu'"),
+    ({"spline": "cubic"}, r"spline='cubic' .*'channelwise', 'summed', None"),
+    ({"spline_grid_size": 0}, r"spline_grid_size=0"),
+    ({"spline_order": -1}, r"spline_order=-1"),
+    ({"spline_range": (1, -1)}, r"spline_range=\(1, -1\) .*low < high"),
+    ({"spline_range": (1,)}, r"spline_range"),
+    ({"spline_range": (0, float("inf"))}, r"spline_range"),
+    ({"skip": 1}, r"skip=1"),
+    ({"init_weights": "gaussian"}, r"init_weights='gaussian' .*'identity', 'paper'"),
+    ({"bias": "lora_only"}, r"bias='lora_only' .*'aurora_only'"),
+    ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\]=0"),
+    ({"alpha_pattern": {"query": None}}, r"alpha_pattern\['query'\]=None"),
+    ({"train_form": "static", "eval_form": "calibrated"}, r"eval_form='calibrated' .*train_form='static'"),
+    ({"train_form": "static", "eval_form": "dynamic"}, r"eval_form='dynamic' .*train_form='static'"),
+    ({"fixed_activation": None, "spline": None}, r"skip=True"),
+    ({"layers_pattern": "layer"}, r"layers_to_transform"),
+    ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
+    ({"task_type": "NOPE"}, r"NOPE"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=[str(fields) for fields, _ in BAD])
+def test_bad_values_name_the_field_the_value_and_what_is_allowed(fields, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        AuroraConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_field_is_named():
+    with pytest.raises(TypeError, match="rnak"):
+        AuroraConfig(rnak=3)
+
+
+def test_plain_lora_has_one_form():
+    config = AuroraConfig(fixed_activation=None, spline=None, skip=True)
+    assert config.anl.is_identity
+    assert (config.forms, config.resolved_eval_form) == (("static",), "static")
+
+
+def test_true_is_the_default_initialisation():
+    assert AuroraConfig(init_weights=True).init_weights == "identity"
+
+
+def test_rslora():
+    assert AuroraConfig(use_rslora=True).scaling(4, 8) == 4.0
+
+
+@given(
+    r=st.integers(1, 64),
+    alpha=st.floats(0.1, 100),
+    spline=st.sampled_from(["channelwise", "summed", None]),
+    low=st.floats(-5, -0.1),
+    high=st.floats(0.1, 5),
+    eval_form=st.sampled_from([None, "calibrated", "static", "dynamic"]),
+    skip=st.booleans(),
+)
+def test_a_file_gives_the_config_back(tmp_path_factory, r, alpha, spline, low, high, eval_form, skip):
+    config = AuroraConfig(
+        r=r,
+        alpha=alpha,
+        spline=spline,
+        spline_range=(low, high),
+        eval_form=eval_form,
+        skip=skip,
+        target_modules=["query", "value"],
+        rank_pattern={"query": 3},
+        calibrated=True,
+    )
+    folder = tmp_path_factory.mktemp("config")
+    config.save_pretrained(folder)
+    assert PeftConfig.from_pretrained(folder) == config
+    assert pickle.loads(pickle.dumps(config)) == config
