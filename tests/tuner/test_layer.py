@@ -1,0 +1,274 @@
+"""What a layer computes, in each form, and its merge."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import aurora_lora
+from aurora_lora import AuroraConfig, FormError, NotCalibratedError, set_form
+from aurora_lora.ops import adaptive_nonlinear, nonlinear_columns
+
+
+class Net(nn.Module):
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lin = nn.Linear(12, 7, dtype=dtype)
+
+    def forward(self, x):
+        return self.lin(x)
+
+
+def adapt(dtype=torch.float32, **fields):
+    torch.manual_seed(1)
+    model = get_peft_model(Net(dtype), AuroraConfig(**{"target_modules": ["lin"], "init_weights": False, **fields}))
+    return model, model.base_model.model.lin
+
+
+X = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(2))
+
+
+def test_dynamic_form_is_eq_4():
+    model, layer = adapt(r=3, alpha=5)
+    A, B = layer.aurora_A["default"], layer.aurora_B["default"]
+    sigma = adaptive_nonlinear(
+        X @ A.T, layer.aurora_H["default"], layer.aurora_spline_weight["default"], AuroraConfig().anl
+    )
+    torch.testing.assert_close(model(X), layer.base_layer(X) + 5 / 3 * sigma @ B.T)
+
+
+def test_static_form_is_eq_9():
+    model, layer = adapt(train_form="static")
+    A, B = layer.aurora_A["default"], layer.aurora_B["default"]
+    M = nonlinear_columns(A, layer.aurora_H["default"], layer.aurora_spline_weight["default"], AuroraConfig().anl)
+    expected = X @ (layer.base_layer.weight + 2 * B @ M).T + layer.base_layer.bias
+    torch.testing.assert_close(model.train()(X), expected)
+    torch.testing.assert_close(model.eval()(X), expected)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_lora_is_recovered_exactly(dtype, rslora):
+    fields = {"fixed_activation": None, "spline": None, "skip": True, "use_rslora": rslora}
+    model, layer = adapt(dtype, r=4, alpha=6, **fields)
+    torch.manual_seed(1)
+    lora = get_peft_model(Net(dtype), LoraConfig(r=4, lora_alpha=6, use_rslora=rslora, target_modules=["lin"]))
+    lora_layer = lora.base_model.model.lin
+    assert not layer.aurora_H
+    assert not layer.aurora_spline_weight
+    assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in lora_layer.parameters())
+    lora_layer.lora_A["default"].weight.data = layer.aurora_A["default"].data.clone()
+    lora_layer.lora_B["default"].weight.data = layer.aurora_B["default"].data.clone()
+    x = X.to(dtype)
+    for mode in (True, False):
+        torch.testing.assert_close(model.train(mode)(x), lora.train(mode)(x), atol=1e-6, rtol=0)
+    model(x).square().sum().backward()
+    lora(x).square().sum().backward()
+    torch.testing.assert_close(layer.aurora_A["default"].grad, lora_layer.lora_A["default"].weight.grad)
+    torch.testing.assert_close(layer.aurora_B["default"].grad, lora_layer.lora_B["default"].weight.grad)
+    torch.testing.assert_close(layer.get_delta_weight("default"), lora_layer.get_delta_weight("default").to(dtype))
+
+
+@pytest.mark.parametrize("init", ["identity", "paper"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_new_adapter_is_a_no_op(init, skip):
+    model, layer = adapt(init_weights=init, skip=skip)
+    torch.testing.assert_close(model(X), layer.base_layer(X), atol=0, rtol=0)
+    H, W = layer.aurora_H["default"], layer.aurora_spline_weight["default"]
+    if init == "identity":
+        assert torch.equal(H, torch.zeros(2, 2) if skip else torch.eye(2))
+        assert torch.equal(W, torch.zeros(2, 8))
+    else:
+        assert W.abs().max() <= 0.1
+        assert W.std() > 0.03
+
+
+def test_dropout_is_on_x_and_only_in_training():
+    model, layer = adapt(dropout=0.5)
+    assert not torch.equal(model.train()(X), model(X))
+    assert torch.equal(model.eval()(X), model(X))
+    torch.manual_seed(3)
+    dropped = nn.functional.dropout(X, 0.5)
+    torch.manual_seed(3)
+    got = model.train()(X)
+    A, B = layer.aurora_A["default"], layer.aurora_B["default"]
+    torch.testing.assert_close(got, layer.base_layer(X) + 2 * layer.sigma("default", dropped @ A.T) @ B.T)
+
+
+def test_every_adapter_weight_gets_a_gradient():
+    model, _ = adapt()
+    model(X).square().sum().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == ("aurora_" in name), name
+
+
+def test_eval_computes_what_merge_produces_in_each_form():
+    for form in ("static", "calibrated"):
+        model, layer = adapt(eval_form=form)
+        aurora_lora.calibrate(model, [X])
+        expected = model.eval()(X)
+        before = layer.base_layer.weight.detach().clone()
+        model.merge_adapter()
+        torch.testing.assert_close(model(X), expected, atol=1e-6, rtol=1e-6)
+        assert not torch.equal(layer.base_layer.weight, before)
+        model.unmerge_adapter()
+        assert torch.equal(layer.base_layer.weight, before)
+        torch.testing.assert_close(model(X), expected, atol=0, rtol=0)
+        torch.testing.assert_close(model.merge_and_unload()(X), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_calibrated_form_computes_the_dynamic_one_until_it_is_calibrated():
+    model, layer = adapt()
+    model.eval()
+    dynamic = model(X)
+    assert layer.form("default") == "dynamic"
+    aurora_lora.calibrate(model, [X])
+    assert layer.form("default") == "calibrated"
+    with set_form(model, "dynamic"):
+        assert torch.equal(model(X), dynamic)
+    assert layer.form("default") == "calibrated"
+
+
+def test_merge_before_calibration_names_both_ways_out():
+    model, layer = adapt()
+    before = layer.base_layer.weight.detach().clone()
+    with pytest.raises(NotCalibratedError, match=r"calibrate\(model, batches\).*set_form\(model, 'static'\)") as caught:
+        model.merge_adapter()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(NotCalibratedError):
+        model.merge_and_unload()
+    assert torch.equal(layer.base_layer.weight, before)
+    assert layer.merged_adapters == []
+
+
+def test_the_dynamic_form_cannot_be_merged():
+    model, _ = adapt(eval_form="dynamic")
+    with pytest.raises(FormError, match="dynamic"):
+        model.merge_adapter()
+
+
+def test_static_training_has_no_other_form():
+    model, layer = adapt(train_form="static")
+    with pytest.raises(FormError, match="static"):
+        set_form(model, "calibrated")
+    with pytest.raises(FormError, match="static"):
+        layer.get_factors("default", "calibrated")
+    with pytest.raises(FormError, match="static"):
+        aurora_lora.calibrate(model, [X])
+
+
+def test_set_form_refuses_what_does_not_exist():
+    model, _ = adapt()
+    with pytest.raises(ValueError, match="'merged'.*'calibrated'"):
+        set_form(model, "merged")
+    with pytest.raises(ValueError, match="no AuroRA adapter named 'other'"):
+        set_form(model, "static", "other")
+    with pytest.raises(ValueError, match="no AuroRA adapter"):
+        set_form(Net(), "static")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_merge_is_summed_in_float32_and_rounded_once(dtype):
+    model, layer = adapt(dtype, eval_form="static")
+    model.add_adapter("b", AuroraConfig(target_modules=["lin"], init_weights=False, eval_form="static"))
+    original = layer.base_layer.weight.detach().clone()
+    total = original.float() + layer.get_delta_weight("default").float() + layer.get_delta_weight("b").float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.merge_adapter(["default"])
+        model.merge_adapter(["b"])
+    assert torch.equal(layer.base_layer.weight, total.to(dtype))
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, original)
+    assert layer.base_layer.weight.dtype == dtype
+
+
+def test_safe_merge_refuses_what_is_not_finite_and_leaves_the_model_as_it_was():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    model = get_peft_model(
+        Two(), AuroraConfig(target_modules=["first", "second"], eval_form="static", init_weights=False)
+    )
+    model.base_model.model.second.aurora_B["default"].data[0, 0] = float("inf")
+    before = copy.deepcopy(model.state_dict())
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="NaNs detected"):
+            merge(safe_merge=True)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert model.base_model.model.first.merged_adapters == []
+        assert model.base_model.model.first.keeps_original
+
+
+def test_merge_and_unload_keeps_no_second_copy():
+    model, layer = adapt(eval_form="static")
+    kept = []
+    original_merge = layer.merge
+    layer.merge = lambda *args, **kwargs: (original_merge(*args, **kwargs), kept.append(layer._original_weight))
+    merged = model.merge_and_unload()
+    assert kept == [None]
+    assert [tuple(p.shape) for p in merged.parameters()] == [(7, 12), (7,)]
+    assert not list(merged.buffers())
+
+
+def test_conv1d_layers(make_gpt2):
+    ids = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+        model = get_peft_model(make_gpt2(), AuroraConfig(target_modules=["c_attn", "c_proj"], init_weights=False))
+    layer = model.base_model.model.transformer.h[0].attn.c_attn
+    assert layer.aurora_A["default"].shape == (2, 32)
+    assert layer.aurora_B["default"].shape == (96, 2)
+    model.eval()
+    aurora_lora.calibrate(model, [ids])
+    expected = model(ids).logits
+    torch.testing.assert_close(model.merge_and_unload()(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_unsupported_layer_is_named():
+    class Conv(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(1, 1, 1)
+
+    with pytest.raises(ValueError, match="'conv' is a Conv3d"):
+        get_peft_model(Conv(), AuroraConfig(target_modules=["conv"]))
+
+
+def test_modules_that_match_nothing():
+    with pytest.raises(ValueError, match="nothing_here"):
+        get_peft_model(Net(), AuroraConfig(target_modules=["nothing_here"]))
+
+
+def test_set_scale():
+    model, layer = adapt(eval_form="static")
+    model.eval()
+    base, full = layer.base_layer(X), model(X)
+    layer.set_scale("default", 0.5)
+    torch.testing.assert_close(model(X) - base, 0.5 * (full - base))
+
+
+def test_scaling_by_pattern():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    config = AuroraConfig(target_modules=["0", "1"], rank_pattern={"1": 3}, alpha_pattern={"1": 9})
+    model = get_peft_model(net, config)
+    first, second = model.base_model.model[0], model.base_model.model[1]
+    assert (first.r["default"], first.scaling["default"]) == (2, 2.0)
+    assert (second.r["default"], second.scaling["default"]) == (3, 3.0)
+    assert second.aurora_A["default"].shape == (3, 4)
+    assert second.aurora_H["default"].shape == (3, 3)
+
+
+def test_autocast_keeps_the_adapter_in_float32():
+    model, layer = adapt()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(X)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for n, p in layer.named_parameters() if "aurora_" in n)

@@ -1,0 +1,259 @@
+"""An adapter's life in PEFT: several adapters, switching, deleting, saving and loading."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+import aurora_lora
+from aurora_lora import CheckpointError, StaleCalibrationError, set_form
+from aurora_lora.tuner import aurora_layers
+
+
+@pytest.fixture
+def model(make_bert, config):
+    return get_peft_model(make_bert(), config()).eval()
+
+
+@pytest.fixture
+def calibrated(model, batches):
+    aurora_lora.calibrate(model, batches)
+    return model
+
+
+def forms(model, adapter="default"):
+    return {layer.form(adapter) for _, layer in aurora_layers(model)}
+
+
+def test_from_pretrained_hands_over_the_same_model_in_eval_mode(calibrated, make_bert, logits, tmp_path):
+    calibrated.save_pretrained(tmp_path)
+    keys = {key.rsplit(".", 1)[-1] for key in load_file(tmp_path / "adapter_model.safetensors") if "aurora_" in key}
+    assert keys == {
+        "aurora_A",
+        "aurora_B",
+        "aurora_H",
+        "aurora_spline_weight",
+        "aurora_A_cal",
+        "aurora_A_cal_fingerprint",
+    }
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    assert forms(loaded) == {"calibrated"}
+    assert torch.equal(logits(loaded), logits(calibrated))
+    torch.testing.assert_close(logits(loaded.merge_and_unload()), logits(calibrated), atol=1e-6, rtol=0)
+
+
+def test_auto_peft_model(model, make_bert, logits, tmp_path):
+    make_bert().save_pretrained(tmp_path / "base")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast_adapter_dtype", [False, True])
+def test_calibration_survives_every_way_of_loading(
+    calibrated, make_bert, tmp_path, dtype, low_cpu_mem_usage, autocast_adapter_dtype
+):
+    """A cast rounds A; that is not training, so the matrix must not be taken for stale."""
+    calibrated.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(
+        make_bert().to(dtype),
+        tmp_path,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+    )
+    assert forms(loaded.eval()) == {"calibrated"}
+    loaded.merge_and_unload()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_calibration_survives_a_cast_of_the_model(calibrated, dtype):
+    calibrated.to(dtype).eval()
+    assert forms(calibrated) == {"calibrated"}
+    calibrated.to(torch.float32).eval()
+    assert forms(calibrated) == {"calibrated"}
+
+
+def test_training_on_makes_the_calibration_stale(calibrated, train_step, logits, tmp_path, make_bert):
+    for lr in (1e-2, 1e-6):  # also the smallest step
+        with pytest.warns(UserWarning, match="trained after it was calibrated"):
+            train_step(calibrated, lr=lr)
+        assert forms(calibrated) == {"dynamic"}
+        with set_form(calibrated, "dynamic"):
+            dynamic = logits(calibrated)
+        assert torch.equal(logits(calibrated), dynamic)
+        for action in (calibrated.merge_adapter, calibrated.merge_and_unload):
+            with pytest.raises(StaleCalibrationError, match="outdated"):
+                action()
+    calibrated.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    assert forms(loaded) == {"dynamic"}
+    with pytest.raises(StaleCalibrationError):
+        loaded.merge_and_unload()
+
+
+def test_training_only_B_or_the_head_keeps_the_calibration(calibrated, train_step):
+    for name, p in calibrated.named_parameters():
+        p.requires_grad_("aurora_B" in name or "modules_to_save" in name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_step(calibrated)
+    assert forms(calibrated) == {"calibrated"}
+
+
+def test_a_calibrated_checkpoint_loads_over_an_uncalibrated_adapter(calibrated, make_bert, config, logits, tmp_path):
+    """What load_best_model_at_end does; PEFT would drop the keys that the model lacks."""
+    calibrated.save_pretrained(tmp_path)
+    fresh = get_peft_model(make_bert(), config())
+    fresh.load_adapter(tmp_path, "default")
+    assert fresh.peft_config["default"].calibrated
+    assert forms(fresh.eval()) == {"calibrated"}
+    assert torch.equal(logits(fresh), logits(calibrated))
+
+
+def test_an_uncalibrated_checkpoint_drops_the_old_matrix(model, batches, logits, tmp_path):
+    model.save_pretrained(tmp_path)
+    dynamic = logits(model)
+    aurora_lora.calibrate(model, batches)
+    assert not torch.equal(logits(model), dynamic)
+    model.load_adapter(tmp_path, "default")
+    assert not model.peft_config["default"].calibrated
+    assert torch.equal(logits(model.eval()), dynamic)
+    assert not any("A_cal" in key for key in get_peft_model_state_dict(model))
+
+
+def test_a_checkpoint_with_missing_or_unknown_keys_is_refused(calibrated, make_bert, config, tmp_path):
+    calibrated.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    state = load_file(path)
+    gone = next(key for key in state if key.endswith("aurora_H"))
+    save_file({key: value for key, value in state.items() if key != gone}, path)
+    with pytest.raises(CheckpointError, match="lacks .*aurora_H"):
+        PeftModel.from_pretrained(make_bert(), tmp_path)
+    save_file({**state, gone.replace("aurora_H", "aurora_Q"): state[gone].clone()}, path)
+    with pytest.raises(CheckpointError, match="unknown .*aurora_Q"):
+        PeftModel.from_pretrained(make_bert(), tmp_path)
+    other = get_peft_model(make_bert(), config(target_modules=["query"]))
+    with pytest.raises(CheckpointError, match="unknown .*key.aurora_A.* and "):
+        set_peft_model_state_dict(other, state)
+
+
+def test_truncated_file_is_an_error_of_one_line(calibrated, make_bert, tmp_path):
+    calibrated.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Exception, match="deserializ") as caught:
+        PeftModel.from_pretrained(make_bert(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_adapters(make_bert, config, batches, logits):
+    model = get_peft_model(make_bert(), config(task_type=None)).eval()
+    first = logits(model)
+    model.add_adapter("other", config(task_type=None, r=3, skip=True, spline="summed"))
+    assert torch.equal(logits(model), first)
+    model.set_adapter("other")
+    second = logits(model)
+    assert not torch.equal(first, second)
+    aurora_lora.calibrate(model, batches)
+    assert (model.peft_config["other"].calibrated, model.peft_config["default"].calibrated) == (True, False)
+    calibrated = logits(model)
+    model.set_adapter("default")
+    assert torch.equal(logits(model), first)
+    with model.disable_adapter():
+        plain = logits(model)
+    torch.testing.assert_close(plain, logits(make_bert()))
+    model.base_model.set_adapter(["default", "other"])
+    both = logits(model)
+    assert not torch.equal(both, first)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    assert torch.equal(logits(model), calibrated)
+    assert not any(key.endswith(".default") for key in model.state_dict() if "aurora_" in key)
+    model.delete_adapter("other")
+    assert not any("aurora_" in key for key in model.state_dict())
+
+
+def test_two_active_adapters_merge_as_they_compute(make_bert, config, batches, logits):
+    model = get_peft_model(make_bert(), config(task_type=None)).eval()
+    model.add_adapter("other", config(task_type=None, r=3))
+    model.base_model.set_adapter(["default", "other"])
+    aurora_lora.calibrate(model, batches)
+    expected = logits(model)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
+
+
+def test_merge_is_all_layers_or_none(calibrated):
+    """One stale layer, the last: no layer is merged."""
+    layers = [layer for _, layer in aurora_layers(calibrated)]
+    layers[-1].aurora_H["default"].data.add_(1)
+    before = [layer.base_layer.weight.detach().clone() for layer in layers]
+    for merge in (calibrated.merge_adapter, calibrated.merge_and_unload):
+        with pytest.raises(StaleCalibrationError):
+            merge()
+        assert all(torch.equal(layer.base_layer.weight, w) for layer, w in zip(layers, before, strict=True))
+        assert not any(layer.merged for layer in layers)
+
+
+def test_deepcopy_is_independent(calibrated, logits, train_step):
+    other = copy.deepcopy(calibrated)
+    expected = logits(calibrated)
+    assert torch.equal(logits(other), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train_step(other)
+    set_form(other, "static")
+    assert torch.equal(logits(calibrated), expected)
+    assert calibrated.peft_config["default"].eval_form is None
+
+
+def test_modules_to_save_bias_and_layers_to_transform(make_bert, config, logits, tmp_path):
+    model = get_peft_model(
+        make_bert(),
+        config(target_modules=["query"], layers_to_transform=[1], bias="aurora_only", modules_to_save=["pooler"]),
+    )
+    assert [name for name, _ in aurora_layers(model)] == [
+        "base_model.model.bert.encoder.layer.1.attention.self.query"
+    ]
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("pooler.modules_to_save" in name for name in trainable)
+    assert any("classifier.modules_to_save" in name for name in trainable)
+    biases = {name for name in trainable if name.endswith("base_layer.bias")}
+    assert biases == {"base_model.model.bert.encoder.layer.1.attention.self.query.base_layer.bias"}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in trainable:
+                p.add_(0.1)
+    set_form(model, "static")
+    model.eval()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_default_target_modules_are_loras(make_bert):
+    model = get_peft_model(make_bert(), aurora_lora.AuroraConfig())
+    assert {name.rsplit(".", 1)[-1] for name, _ in aurora_layers(model)} == {"query", "value"}
+    every = get_peft_model(make_bert(), aurora_lora.AuroraConfig(target_modules="all-linear", task_type="SEQ_CLS"))
+    assert len(list(aurora_layers(every))) == 2 * 6 + 1
+
+
+def test_saved_config_is_plain_json(calibrated, tmp_path):
+    calibrated.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (saved["peft_type"], saved["calibrated"], saved["spline_range"]) == ("AURORA", True, [-1.0, 1.0])
+
+
+def test_adapter_names_that_look_like_the_prefix(make_bert, config, logits, tmp_path):
+    for adapter in ("aurora_A", "A", "aurora"):
+        model = get_peft_model(make_bert(), config(), adapter_name=adapter).eval()
+        model.save_pretrained(tmp_path / adapter)
+        loaded = PeftModel.from_pretrained(make_bert(), tmp_path / adapter / adapter)
+        assert torch.equal(logits(loaded), logits(model))
