@@ -219,9 +219,7 @@ def test_modules_to_save_bias_and_layers_to_transform(make_bert, config, logits,
         make_bert(),
         config(target_modules=["query"], layers_to_transform=[1], bias="aurora_only", modules_to_save=["pooler"]),
     )
-    assert [name for name, _ in aurora_layers(model)] == [
-        "base_model.model.bert.encoder.layer.1.attention.self.query"
-    ]
+    assert [name for name, _ in aurora_layers(model)] == ["base_model.model.bert.encoder.layer.1.attention.self.query"]
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert any("pooler.modules_to_save" in name for name in trainable)
     assert any("classifier.modules_to_save" in name for name in trainable)

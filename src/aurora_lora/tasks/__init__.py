@@ -1,0 +1,27 @@
+"""Tasks and models: what to train on and from. A new task is one dataclass and one `TASKS` line."""
+
+import difflib
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.packaged import MOVIE_RATING, MOVIE_SENTIMENT
+from aurora_lora.tasks.task import SplitSizes, Task
+
+__all__ = ["TASKS", "SplitSizes", "Task", "get_task"]
+
+TASKS: dict[str, Task] = {
+    MOVIE_SENTIMENT.name: MOVIE_SENTIMENT,
+    MOVIE_RATING.name: MOVIE_RATING,
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UserError: there is none; suggests the nearest name.
+    """
+    if task := TASKS.get(name):
+        return task
+    near = difflib.get_close_matches(name.casefold(), TASKS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TASKS)}"
+    raise UserError(f"unknown task {name!r}: {hint}")

