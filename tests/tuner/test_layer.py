@@ -163,7 +163,7 @@ def test_static_training_has_no_other_form():
 
 def test_set_form_refuses_what_does_not_exist():
     model, _ = adapt()
-    with pytest.raises(ValueError, match="'merged'.*'calibrated'"):
+    with pytest.raises(ValueError, match=r"'merged'.*'calibrated'"):
         set_form(model, "merged")
     with pytest.raises(ValueError, match="no AuroRA adapter named 'other'"):
         set_form(model, "static", "other")

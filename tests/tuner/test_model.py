@@ -135,13 +135,13 @@ def test_a_checkpoint_with_missing_or_unknown_keys_is_refused(calibrated, make_b
     state = load_file(path)
     gone = next(key for key in state if key.endswith("aurora_H"))
     save_file({key: value for key, value in state.items() if key != gone}, path)
-    with pytest.raises(CheckpointError, match="lacks .*aurora_H"):
+    with pytest.raises(CheckpointError, match=r"lacks .*aurora_H"):
         PeftModel.from_pretrained(make_bert(), tmp_path)
     save_file({**state, gone.replace("aurora_H", "aurora_Q"): state[gone].clone()}, path)
-    with pytest.raises(CheckpointError, match="unknown .*aurora_Q"):
+    with pytest.raises(CheckpointError, match=r"unknown .*aurora_Q"):
         PeftModel.from_pretrained(make_bert(), tmp_path)
     other = get_peft_model(make_bert(), config(target_modules=["query"]))
-    with pytest.raises(CheckpointError, match="unknown .*key.aurora_A.* and "):
+    with pytest.raises(CheckpointError, match=r"unknown .*key.aurora_A.* and "):
         set_peft_model_state_dict(other, state)
 
 

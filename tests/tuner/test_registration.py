@@ -16,7 +16,7 @@ from aurora_lora.tuner.registration import add_string_member, register
 
 
 def test_the_member_behaves_like_one_of_the_class_body():
-    class Colour(str, enum.Enum):
+    class Colour(str, enum.Enum):  # noqa: UP042 - as PeftType is made
         RED = "RED"
 
     member = add_string_member(Colour, "BLUE")
