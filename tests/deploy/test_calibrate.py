@@ -9,7 +9,8 @@ from torch import nn
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
-from aurora_lora.deploy.calibrate import _Collector
+from aurora_lora.deploy.inputs import Runner
+from aurora_lora.deploy.moments import Collector, Target
 from aurora_lora.tuner import aurora_layers
 
 
@@ -93,7 +94,7 @@ def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
 
 
 def test_a_linear_sigma_is_found_exactly():
-    """With sigma(z) = z + leaky_relu(H leaky_relu(z)) on positive z, sigma is linear and A_cal is sigma's matrix times A."""
+    """On positive z, sigma(z) = z + relu(H relu(z)) is the linear map I + H, and A_cal is (I + H) A."""
     fields = {"fixed_activation": "relu", "spline": None, "skip": True}
     model, layer = linear_model(**fields)
     layer.aurora_A["default"].data.abs_()
@@ -111,11 +112,11 @@ def test_query_key_and_value_share_the_moment_of_their_input(make_bert, config, 
     model = get_peft_model(make_bert(), config(target_modules=["query", "key", "value", "dense"], task_type=None))
     shared = {}
     for share in (True, False):
-        collector = _Collector(model, ["default"], share)
-        with torch.no_grad(), collector:
+        targets = [Target(name, layer, ("default",)) for name, layer in aurora_layers(model)]
+        with torch.no_grad(), Collector(Runner(model), targets, share) as collector:
             for batch in batches:
-                collector.run(batch)
-        moments = {layer.name: id(layer.shared) for layer in collector.finish()}
+                collector.runner.run(batch)
+        moments = {layer.target.name: id(layer.shared) for layer in collector.finish()}
         shared[share] = len(moments), len(set(moments.values()))
     # a block: q, k, v on one input; three dense layers on their own; and the pooler
     assert shared == {True: (13, 2 * 4 + 1), False: (13, 13)}

@@ -1,25 +1,25 @@
-"""`calibrate`: the best linear stand-in for a trained adapter (method.md, section 5)."""
+"""`calibrate`: the best linear stand-in for a trained adapter (docs/method.md)."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, FormError
-from ..tuner import AuroraLinear, active_adapters, aurora_layers, set_form
+from ..tuner import active_adapters, aurora_layers, set_form
+from .inputs import Batch, Runner, as_batches
+from .moments import Collector, LayerMoments, Solution, Target, gather, solve
+from .plan import Group, plan
 
-Batch = Mapping[str, Any] | Tensor
-
-_NOT_SHARED = (
-    "{} saw the same input as {} in the first batch, but not in a later one: call calibrate with share_inputs=False."
-)
+ORDERS = ("parallel", "sequential")
 
 
 @dataclass(frozen=True)
@@ -38,45 +38,33 @@ class LayerCalibration:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """The result of `calibrate`, layer by layer."""
+    """The result of `calibrate`."""
 
     layers: tuple[LayerCalibration, ...]
+    order: str
+    passes: int
+    """Passes over the batches."""
+    groups: int
+    """Groups of layers that were solved one after another to stay within `max_memory`."""
+    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
 
 
-@dataclass
-class _SharedInput:
-    """The sum of x x^T over the inputs of layers that see the same x, in float64."""
-
-    leader: str  # the layer whose calls are counted; the others must see the same tensors
-    moment: Tensor  # (d_in, d_in)
-    vectors: int = 0
-    last: weakref.ref[Tensor] | None = None
-
-
-@dataclass
-class _Layer:
-    """The running sums of one layer."""
-
-    name: str
-    module: AuroraLinear
-    adapters: list[str]
-    shared: _SharedInput
-    vectors: int = 0
-    cross: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of sigma(Ax) x^T, (r, d_in)
-    power: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of |sigma(Ax)|^2, ()
-
-
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Any,
     *,
     adapter_name: str | None = None,
     ridge: float = 1e-4,
+    order: str = "parallel",
+    max_memory: int | str | None = None,
     share_inputs: bool = True,
+    tokenizer: Any = None,
+    text_columns: tuple[str, ...] = ("text",),
+    batch_size: int = 32,
 ) -> CalibrationReport:
     """Find and store, for each AuroRA layer, the linear map that stands in for the trained adapter best:
 
@@ -92,51 +80,161 @@ def calibrate(
 
     Args:
         model: a model with AuroRA adapters trained in the dynamic form.
-        batches: a few hundred inputs: dicts of tensors, passed to the model as keyword arguments, or single tensors.
-            Positions where a 2-d `attention_mask` is 0 are left out.
+        batches: a few hundred inputs, no labels: a DataLoader or another iterable of dicts of tensors (passed to the
+            model as keyword arguments), of tensors, or of tuples that start with one; or a `datasets.Dataset`, with
+            `tokenizer`. Positions where a 2-d `attention_mask` is 0 are left out. An iterator that can be run through
+            only once is kept in memory where several passes are needed.
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: lambda in units of the mean of the diagonal of E[x x^T].
+        order: `"parallel"`: all layers from the inputs of the trained model. `"sequential"`: layer by layer, each from
+            the inputs that the layers already calibrated produce, fitting the trained model's sigma(Ax); one pass over
+            the batches for each distinct input.
+        max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
+            if None. Layers are worked through in groups that fit, with a pass over the batches for each.
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
             time and memory, and is needed only by models that do so in some passes and not in others.
+        tokenizer, text_columns, batch_size: how to read a `datasets.Dataset`.
 
     Returns:
         A report with the explained share of each layer.
 
     Raises:
-        CalibrationError: no batches, an input that is not finite, a layer that no input reached, a merged adapter, or
-            adapters that are switched off. The adapter is left as it was.
+        CalibrationError: no batches, an input that is not finite, a layer that no input reached, a merged adapter,
+            adapters that are switched off, or a `max_memory` that not even one layer fits in. The adapter is left as it
+            was.
         FormError: the adapter was trained in the static form, which merges exactly as it is.
-        ValueError: no AuroRA adapter, no such active adapter, or a negative ridge.
+        ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
     """
     if not ridge >= 0:
         raise ValueError(f"ridge={ridge!r} is not allowed: it must be a number of at least 0.")
-    names = _adapters_to_calibrate(model, adapter_name)
-    with _trained_state(model):
-        layers = _accumulate(_Collector(model, names, share_inputs), batches)
-    solved = [_solve(layer, name, ridge) for layer in layers for name in layer.adapters]
-    for layer, name, matrix, _ in solved:  # only now, so that an error above leaves the adapter as it was
-        layer.module.set_calibration(name, matrix)
-        layer.module.aurora_config[name].calibrated = True
-    return CalibrationReport(tuple(report for *_, report in solved))
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} is not allowed: it must be one of {', '.join(map(repr, ORDERS))}.")
+    start = time.perf_counter()
+    data = _Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
+    targets = _targets(model, adapter_name)
+    with _trained_state(model), Runner(model) as runner:
+        budget = _budget(max_memory, runner.device)
+        groups = plan(runner, targets, data, budget, share_inputs, one_input_each=order == "sequential")
+        with _restored_on_error(targets):
+            solutions = (
+                _parallel(runner, groups, data, ridge, share_inputs)
+                if order == "parallel"
+                else _sequential(runner, groups, data, ridge, share_inputs)
+            )
+            for target in targets:
+                for adapter in target.adapters:
+                    target.module.aurora_config[adapter].calibrated = True
+    found = {(s.target.name, s.adapter): s for s in solutions}
+    layers = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
+    return CalibrationReport(layers, order, data.passes, len(groups), time.perf_counter() - start)
 
 
-def _adapters_to_calibrate(model: nn.Module, adapter_name: str | None) -> list[str]:
+def _report(solution: Solution) -> LayerCalibration:
+    return LayerCalibration(
+        solution.target.name, solution.adapter, solution.vectors, solution.explained, solution.ridge
+    )
+
+
+# -------------------------------------------------------------------- the two orders
+
+
+def _parallel(runner: Runner, groups: list[Group], data: _Passes, ridge: float, share_inputs: bool) -> list[Solution]:
+    """Every layer from the trained model's inputs; what is found is stored when all of it is known."""
+    solutions: list[Solution] = []
+    for group in groups:
+        solutions += _solve_all(gather(Collector(runner, group, share_inputs), data.one_pass()), ridge)
+    _store(solutions)
+    return solutions
+
+
+def _sequential(runner: Runner, groups: list[Group], data: _Passes, ridge: float, share_inputs: bool) -> list[Solution]:
+    """Each input in the order of execution, on a model whose earlier layers are calibrated already."""
+    data.keep()  # sigma(Ax) is remembered by position, so each pass must bring the same batches
+    trained = _record_sigma(runner, [target for group in groups for target in group], data)
+    solutions: list[Solution] = []
+    for group in groups:
+        with ExitStack() as forms:
+            # only the earlier groups have their matrix yet: the other layers compute the dynamic form
+            for name in {adapter for target in group for adapter in target.adapters}:
+                forms.enter_context(set_form(runner.model, "calibrated", name))
+            replay = {key: iter(values) for key, values in trained.items()}
+
+            def sigma(layer: LayerMoments, adapter: str, vectors: Tensor, replay: Any = replay) -> Tensor:
+                value: Tensor = next(replay[layer.target.name, adapter])
+                return value.to(vectors.device)
+
+            found = _solve_all(gather(Collector(runner, group, share_inputs, sigma), data.one_pass()), ridge)
+        _store(found)
+        solutions += found
+    return solutions
+
+
+def _record_sigma(runner: Runner, targets: list[Target], data: _Passes) -> dict[tuple[str, str], list[Tensor]]:
+    """The trained model's sigma(Ax), (n, r) for each call of each layer: little, as r is small."""
+    kept: dict[tuple[str, str], list[Tensor]] = {(t.name, a): [] for t in targets for a in t.adapters}
+
+    def remember(target: Target) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["x"]
+            vectors = runner.vectors(target.module, x)
+            for adapter in target.adapters:
+                A = target.module.aurora_A[adapter]
+                z = nn.functional.linear(target.module._cast_input_dtype(vectors, A.dtype), A)
+                kept[target.name, adapter].append(target.module.sigma(adapter, z).cpu())
+
+        return hook
+
+    hooks = [t.module.register_forward_pre_hook(remember(t), with_kwargs=True) for t in targets]
+    try:
+        for batch in data.one_pass():
+            runner.run(batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return kept
+
+
+def _solve_all(layers: list[LayerMoments], ridge: float) -> list[Solution]:
+    by_input: dict[int, list[LayerMoments]] = {}
+    for layer in layers:
+        by_input.setdefault(id(layer.shared), []).append(layer)
+    layers.clear()
+    solutions: list[Solution] = []
+    while by_input:  # each moment goes when it is solved
+        _, together = by_input.popitem()
+        solutions += solve(together, ridge)
+    return solutions
+
+
+def _store(solutions: list[Solution]) -> None:
+    for solution in solutions:
+        solution.target.module.set_calibration(solution.adapter, solution.matrix)
+
+
+# -------------------------------------------------------------------- before and after
+
+
+def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
     active = active_adapters(model)
     names = active if adapter_name is None else [adapter_name]
     for name in names:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
+    targets = []
     for layer_name, layer in aurora_layers(model):
         if layer.merged:
             raise CalibrationError(f"{layer_name} is merged: call unmerge_adapter() before calibrate.")
         if layer.disable_adapters:
             raise CalibrationError(f"The adapters of {layer_name} are switched off: enable them before calibrate.")
-        for name in names:
-            if name in layer.aurora_config and layer.aurora_config[name].train_form == "static":
+        adapters = tuple(name for name in names if name in layer.aurora_A)
+        for name in adapters:
+            if layer.aurora_config[name].train_form == "static":
                 raise FormError(
                     f"Adapter {name!r} was trained in the static form, which merges exactly: nothing to calibrate."
                 )
-    return names
+        if adapters:
+            targets.append(Target(layer_name, layer, adapters))
+    return targets
 
 
 @contextmanager
@@ -157,146 +255,59 @@ def _trained_state(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def _accumulate(collector: _Collector, batches: Iterable[Batch]) -> list[_Layer]:
-    n_batches = 0
-    with collector:
-        for batch in batches:
-            collector.run(batch)
-            n_batches += 1
-    if n_batches == 0:
-        raise CalibrationError("calibrate needs at least one batch of inputs, and `batches` gave none.")
-    layers = collector.finish()
-    _sum_over_processes(layers)
-    for layer in layers:
-        if not all(torch.isfinite(total).all() for total in (layer.shared.moment, *layer.cross.values())):
-            raise CalibrationError(f"The inputs of {layer.name} are not finite: is the model or a batch broken?")
-    return layers
+@contextmanager
+def _restored_on_error(targets: list[Target]) -> Iterator[None]:
+    """Takes the old calibration away while a new one is made, and gives it back if that fails."""
+    earlier = []
+    for target in targets:
+        for adapter in target.adapters:
+            layer, config = target.module, target.module.aurora_config[adapter]
+            earlier.append((layer, adapter, layer.take_calibration(adapter), config, config.calibrated))
+    try:
+        yield
+    except BaseException:
+        for layer, adapter, calibration, config, calibrated in earlier:
+            layer.give_calibration(adapter, calibration)
+            config.calibrated = calibrated
+        raise
 
 
-class _Collector:
-    """Runs batches through the model and sums the moments of each layer's input."""
+class _Passes:
+    """Batches that can be run through several times."""
 
-    def __init__(self, model: nn.Module, names: list[str], share_inputs: bool) -> None:
-        self.model = model
-        self.share_inputs = share_inputs
-        self.device = next(model.parameters()).device
-        self.mask: Tensor | None = None
-        self.targets = {
-            name: (module, adapters)
-            for name, module in aurora_layers(model)
-            if (adapters := [adapter for adapter in names if adapter in module.aurora_A])
-        }
-        self.layers: dict[str, _Layer] = {}
-        self.latest: _SharedInput | None = None
-        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+        self.passes = 0
 
-    def __enter__(self) -> _Collector:
-        for name, (module, adapters) in self.targets.items():
-            self.hooks.append(module.register_forward_pre_hook(self._hook(name, module, adapters), with_kwargs=True))
-        return self
+    def keep(self) -> None:
+        """Hold the batches in memory: for a source that gives them once, or others each time."""
+        if not isinstance(self.batches, list):
+            self.batches = list(self.batches)
 
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+    def first(self) -> Batch | None:
+        """The first batch, without losing it."""
+        if isinstance(self.batches, Iterator):
+            self.keep()
+        return next(iter(self.batches), None)
 
-    def run(self, batch: Batch) -> None:
-        """One forward pass; the hooks do the work."""
-        self.mask = None
-        if isinstance(batch, Tensor):
-            self.model(batch.to(self.device))
-        elif isinstance(batch, Mapping) or hasattr(batch, "keys"):
-            inputs = {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}
-            mask = inputs.get("attention_mask")
-            self.mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-            self.model(**inputs)
-        else:
-            raise TypeError(f"A batch must be a dict of tensors or a tensor, not {type(batch).__name__}.")
-
-    def finish(self) -> list[_Layer]:
-        """All layers, in the order of the model; each must have seen an input."""
-        for name in self.targets:
-            if name not in self.layers or self.layers[name].vectors == 0:
-                raise CalibrationError(f"No input reached {name}: the calibration inputs must use every adapted layer.")
-            layer = self.layers[name]
-            if layer.vectors != layer.shared.vectors:
-                raise CalibrationError(_NOT_SHARED.format(name, layer.shared.leader))
-        return [self.layers[name] for name in self.targets]
-
-    def _hook(self, name: str, module: AuroraLinear, adapters: list[str]) -> Any:
-        def collect(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["x"]
-            if name not in self.layers:
-                moments = self._moments_for(name, x, module.in_features)
-                self.layers[name] = _Layer(name, module, adapters, moments)
-            self._add(self.layers[name], x)
-
-        return collect
-
-    def _moments_for(self, name: str, x: Tensor, d_in: int) -> _SharedInput:
-        """At a layer's first call: the moments of the layers called just before with this very tensor, or its own."""
-        latest = self.latest
-        if self.share_inputs and latest is not None and latest.last is not None and latest.last() is x:
-            return latest
-        return _SharedInput(name, torch.zeros(d_in, d_in, dtype=torch.float64, device=x.device))
-
-    def _add(self, layer: _Layer, x: Tensor) -> None:
-        vectors = self._vectors(x)
-        wide = vectors.double()
-        shared = self.latest = layer.shared
-        if shared.leader == layer.name:
-            shared.moment.addmm_(wide.T, wide)
-            shared.vectors += len(wide)
-            shared.last = weakref.ref(x)
-        elif shared.last is None or shared.last() is not x:
-            raise CalibrationError(_NOT_SHARED.format(layer.name, shared.leader))
-        layer.vectors += len(wide)
-        for adapter in layer.adapters:
-            A = layer.module.aurora_A[adapter]
-            z = nn.functional.linear(layer.module._cast_input_dtype(vectors, A.dtype), A)
-            sigma = layer.module.sigma(adapter, z).double()  # (vectors, r), as the layer itself computes it
-            if adapter not in layer.cross:
-                layer.cross[adapter] = sigma.new_zeros(sigma.shape[1], wide.shape[1])
-                layer.power[adapter] = sigma.new_zeros(())
-            layer.cross[adapter].addmm_(sigma.T, wide)
-            layer.power[adapter] += sigma.square().sum()
-
-    def _vectors(self, x: Tensor) -> Tensor:
-        """(n, d_in): the positions of x (..., d_in) that are not padding."""
-        if self.mask is not None:
-            if x.shape[:-1] == self.mask.shape:
-                return x[self.mask]
-            if x.dim() == 2 and x.shape[0] == self.mask.numel():
-                return x[self.mask.reshape(-1)]
-        return x.reshape(-1, x.shape[-1])
+    def one_pass(self) -> Iterator[Batch]:
+        """All batches once."""
+        self.passes += 1
+        return iter(self.batches)
 
 
-def _sum_over_processes(layers: list[_Layer]) -> None:
-    """Sum everything over the processes of a distributed run, so that each solves the same system."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    for shared in {id(layer.shared): layer.shared for layer in layers}.values():
-        count = torch.tensor(shared.vectors, device=shared.moment.device)
-        dist.all_reduce(count)
-        dist.all_reduce(shared.moment)
-        shared.vectors = int(count)
-    for layer in layers:
-        for total in (*layer.cross.values(), *layer.power.values()):
-            dist.all_reduce(total)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def _solve(layer: _Layer, adapter: str, ridge: float) -> tuple[_Layer, str, Tensor, LayerCalibration]:
-    """A_cal = C (S + lambda I)^-1 by Cholesky, with lambda raised tenfold until S + lambda I is positive definite."""
-    n = layer.shared.vectors
-    S, C, power = layer.shared.moment / n, layer.cross[adapter] / n, layer.power[adapter] / n
-    scale = S.diagonal().mean()
-    eye = torch.eye(len(S), dtype=S.dtype, device=S.device)
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(S + ridge * scale * eye)
-        if not failed or scale == 0:
-            break
-        ridge = max(10 * ridge, 1e-12)
-    matrix = torch.cholesky_solve(C.T, factor).T if scale > 0 else torch.zeros_like(C)
-    # E|sigma - Mx|^2 = E|sigma|^2 - 2 <M, C> + <M S, M>, from the sums: no second pass over the inputs
-    error = power - 2 * (matrix * C).sum() + ((matrix @ S) * matrix).sum()
-    explained = float(1 - error / power) if power > 0 else 1.0
-    return layer, adapter, matrix, LayerCalibration(layer.name, adapter, n, explained, float(ridge * scale))
+def _budget(max_memory: int | str | None, device: torch.device) -> int:
+    """The bound in bytes."""
+    if max_memory is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        return int(free // 2)
+    if isinstance(max_memory, str):
+        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
+        if parts and parts[2] in _UNITS:
+            return int(float(parts[1]) * _UNITS[parts[2]])
+    elif isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
+        return max_memory
+    raise ValueError(f"max_memory={max_memory!r} is not allowed: it must be a number of bytes, or a size as '4GiB'.")

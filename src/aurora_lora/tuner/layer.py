@@ -149,12 +149,19 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
         self.calibration_is_fresh[adapter_name] = True
 
-    def drop_calibration(self, adapter_name: str) -> None:
-        """Forget the calibrated matrix."""
-        for buffers in (self.aurora_A_cal, self.aurora_A_cal_fingerprint):
-            if adapter_name in buffers:
-                del buffers[adapter_name]
+    def take_calibration(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+        """Take the calibrated matrix and its fingerprint away from the adapter; None if it has none."""
         self.calibration_is_fresh[adapter_name] = False
+        if adapter_name not in self.aurora_A_cal:
+            return None
+        return self.aurora_A_cal.pop(adapter_name), self.aurora_A_cal_fingerprint.pop(adapter_name)
+
+    def give_calibration(self, adapter_name: str, calibration: tuple[Tensor, Tensor] | None) -> None:
+        """Give back what `take_calibration` took."""
+        self.take_calibration(adapter_name)
+        if calibration is not None:
+            self.aurora_A_cal[adapter_name], self.aurora_A_cal_fingerprint[adapter_name] = calibration
+            self.check_calibration(adapter_name)
 
     def check_calibration(self, adapter_name: str) -> bool:
         """Whether the calibrated matrix is there and belongs to the adapter's present weights; remembers the answer."""

@@ -141,7 +141,7 @@ class AuroraModel(BaseTuner):
                 if adapter_name not in layer.aurora_A_cal:
                     layer._make_calibration_buffers(adapter_name)
             else:
-                layer.drop_calibration(adapter_name)
+                layer.take_calibration(adapter_name)
             keys = cls._checkpoint_keys(layer, adapter_name)
             expected.update(f"{path}.{key}" for key in keys)
         config.calibrated = calibrated

@@ -1,0 +1,142 @@
+"""What calibration and the gap report are fed with, and which positions of it are padding."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
+
+NO_BATCHES = "calibrate needs at least one batch of inputs, and `batches` gave none."
+
+
+def as_batches(
+    batches: Any, tokenizer: Any = None, *, text_columns: tuple[str, ...] = ("text",), batch_size: int = 32
+) -> Iterable[Batch]:
+    """The batches to run: what was given, or a split of `datasets` put through a tokenizer.
+
+    Args:
+        batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
+        tokenizer: a Transformers tokenizer for the columns of the dataset.
+        text_columns: the one or two text columns that it reads.
+        batch_size: examples in a batch of the dataset.
+
+    Raises:
+        TypeError: a dataset without a tokenizer, or a tokenizer without a dataset.
+        ValueError: the dataset has no such column.
+    """
+    columns = getattr(batches, "column_names", None)
+    if not isinstance(columns, list):
+        if tokenizer is not None:
+            raise TypeError(f"tokenizer goes with a datasets.Dataset, not with {type(batches).__name__}.")
+        if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
+            raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
+        return batches
+    if tokenizer is None:
+        raise TypeError("A datasets.Dataset needs a tokenizer: calibrate(model, dataset, tokenizer=tokenizer).")
+    missing = [column for column in text_columns if column not in columns]
+    if missing:
+        raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
+    return _Tokenized(batches, tokenizer, text_columns, batch_size)
+
+
+class _Tokenized:
+    """A dataset as padded batches; can be iterated again."""
+
+    def __init__(self, dataset: Any, tokenizer: Any, text_columns: tuple[str, ...], batch_size: int) -> None:
+        self.dataset, self.tokenizer = dataset, tokenizer
+        self.text_columns, self.batch_size = text_columns, batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.dataset), self.batch_size):
+            rows = self.dataset[start : start + self.batch_size]
+            texts = [list(rows[column]) for column in self.text_columns]
+            yield dict(self.tokenizer(*texts, padding=True, truncation=True, return_tensors="pt"))
+
+
+class Runner:
+    """Runs batches through a model and knows, for each layer's input, which vectors are padding.
+
+    In an encoder-decoder model the positions of the encoder and of the decoder are told apart: a layer inside the
+    encoder, and one outside that is fed the encoder's output (the keys and values of cross-attention), has the
+    encoder's mask; any other has the decoder's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.masks: dict[str, Tensor] = {}
+        self._encoder_output: weakref.ref[Tensor] | None = None
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self.encoder = self._find_encoder()
+        self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()
+
+    def _find_encoder(self) -> nn.Module | None:
+        config = getattr(self.model, "config", None)
+        get_encoder = getattr(self.model, "get_encoder", None)
+        if not getattr(config, "is_encoder_decoder", False) or get_encoder is None:
+            return None
+        encoder = get_encoder()
+        return encoder if isinstance(encoder, nn.Module) else None
+
+    def __enter__(self) -> Runner:
+        if self.encoder is not None:
+            self._hook = self.encoder.register_forward_hook(self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _remember(self, _: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if not isinstance(output, Tensor) else output
+        self._encoder_output = weakref.ref(hidden)
+
+    def run(self, batch: Batch) -> Any:
+        """One forward pass.
+
+        Raises:
+            TypeError: the batch is no dict, tensor, tuple or list.
+        """
+        self.masks, self._encoder_output = {}, None
+        if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+            batch = batch[0]  # (inputs, labels), as the data sets of torch give them
+        if isinstance(batch, Tensor):
+            return self.model(batch.to(self.device))
+        if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
+            raise TypeError(
+                f"A batch must be a dict of tensors, a tensor, or a tuple or list that starts with one, "
+                f"not {type(batch).__name__}."
+            )
+        inputs = {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}  # type: ignore[union-attr]
+        for name in ("attention_mask", "decoder_attention_mask"):
+            mask = inputs.get(name)
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                self.masks[name] = mask.bool()
+        labels = inputs.get("labels")
+        if self.encoder is not None and "decoder_attention_mask" not in self.masks and isinstance(labels, Tensor):
+            self.masks["decoder_attention_mask"] = labels != -100
+        return self.model(**inputs)
+
+    def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
+        """(n, d): the positions of the input x (..., d) of `module` that are not padding."""
+        mask = self.masks.get(self._mask_name(module, x))
+        if mask is not None:
+            if x.shape[:-1] == mask.shape:
+                return x[mask]
+            if x.dim() == 2 and x.shape[0] == mask.numel():
+                return x[mask.reshape(-1)]
+        return x.reshape(-1, x.shape[-1])
+
+    def _mask_name(self, module: nn.Module, x: Tensor) -> str:
+        if self.encoder is None or module in self._encoder_modules:
+            return "attention_mask"
+        fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
+        return "attention_mask" if fed_by_encoder else "decoder_attention_mask"

@@ -1,0 +1,265 @@
+"""The second moments that calibration solves for, gathered within a bound on memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from ..tuner import AuroraLinear
+from .inputs import NO_BATCHES, Batch, Runner
+
+FLOAT64_BYTES = 8
+CHUNK_BYTES = 32 * 2**20
+"""Inputs are widened to float64 in pieces of about this size."""
+
+_NOT_SHARED = (
+    "{} saw the same input as {} in the first batch, but not in a later one: call calibrate with share_inputs=False."
+)
+
+Sigma = Callable[["LayerMoments", str, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer to calibrate, and which of its adapters."""
+
+    name: str
+    module: AuroraLinear
+    adapters: tuple[str, ...]
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input."""
+        return self.module.in_features
+
+
+@dataclass
+class SharedInput:
+    """The sum of x x^T over the inputs of layers that see the same x, in float64."""
+
+    leader: str  # the layer whose calls are counted; the others must see the same tensors
+    moment: Tensor | None = None  # (d_in, d_in)
+    vectors: int = 0
+    last: weakref.ref[Tensor] | None = None
+
+
+@dataclass
+class LayerMoments:
+    """The running sums of one layer."""
+
+    target: Target
+    shared: SharedInput
+    vectors: int = 0
+    cross: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of sigma(Ax) x^T, (r, d_in)
+    power: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of |sigma(Ax)|^2, ()
+
+
+def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor:
+    """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
+    module = layer.target.module
+    A = module.aurora_A[adapter]
+    return module.sigma(adapter, nn.functional.linear(module._cast_input_dtype(vectors, A.dtype), A))
+
+
+class Collector:
+    """While it is entered, sums the moments of each target's input over the batches that `runner` runs.
+
+    Args:
+        runner: runs the model.
+        targets: the layers.
+        share_inputs: sum x x^T once for layers that are called one after another with the same tensor.
+        sigma: what a linear map of x is to stand in for; sigma(Ax) of the same x unless told otherwise.
+        watch_only: only see which layers share an input, without any sums.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        targets: Iterable[Target],
+        share_inputs: bool = True,
+        sigma: Sigma = sigma_of_input,
+        *,
+        watch_only: bool = False,
+    ) -> None:
+        self.runner = runner
+        self.targets = list(targets)
+        self.share_inputs = share_inputs
+        self.sigma = sigma
+        self.watch_only = watch_only
+        self.layers: dict[str, LayerMoments] = {}
+        self._latest: SharedInput | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Collector:
+        self._hooks = [t.module.register_forward_pre_hook(self._hook(t), with_kwargs=True) for t in self.targets]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, target: Target) -> Any:
+        def collect(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["x"]
+            if target.name not in self.layers:
+                self.layers[target.name] = LayerMoments(target, self._moments_for(target, x))
+            self._add(self.layers[target.name], x)
+
+        return collect
+
+    def _moments_for(self, target: Target, x: Tensor) -> SharedInput:
+        """At a layer's first call: the moments of the layers called just before with this very tensor, or its own."""
+        latest = self._latest
+        if self.share_inputs and latest is not None and latest.last is not None and latest.last() is x:
+            return latest
+        return SharedInput(target.name)
+
+    def _add(self, layer: LayerMoments, x: Tensor) -> None:
+        vectors = self.runner.vectors(layer.target.module, x)
+        shared = self._latest = layer.shared
+        leads = shared.leader == layer.target.name
+        if leads:
+            shared.vectors += len(vectors)
+            shared.last = weakref.ref(x)
+        elif shared.last is None or shared.last() is not x:
+            raise CalibrationError(_NOT_SHARED.format(layer.target.name, shared.leader))
+        layer.vectors += len(vectors)
+        if self.watch_only:
+            return
+        if shared.moment is None:
+            d = vectors.shape[-1]
+            shared.moment = torch.zeros(d, d, dtype=torch.float64, device=x.device)
+        sigmas = {adapter: self.sigma(layer, adapter, vectors).double() for adapter in layer.target.adapters}
+        rows = max(1, CHUNK_BYTES // (FLOAT64_BYTES * vectors.shape[-1]))
+        for start in range(0, len(vectors), rows):
+            wide = vectors[start : start + rows].double()
+            if leads:
+                shared.moment.addmm_(wide.T, wide)
+            for adapter, sigma in sigmas.items():
+                if adapter not in layer.cross:
+                    layer.cross[adapter] = sigma.new_zeros(sigma.shape[1], wide.shape[1])
+                    layer.power[adapter] = sigma.new_zeros(())
+                piece = sigma[start : start + rows]
+                layer.cross[adapter].addmm_(piece.T, wide)
+                layer.power[adapter] += piece.square().sum()
+
+    def reached(self) -> list[LayerMoments]:
+        """The layers in the order in which they were first called.
+
+        Raises:
+            CalibrationError: a target was not called.
+        """
+        for target in self.targets:
+            if target.name not in self.layers or self.layers[target.name].vectors == 0:
+                raise CalibrationError(
+                    f"No input reached {target.name}: the calibration inputs must use every adapted layer."
+                )
+        return list(self.layers.values())
+
+    def finish(self) -> list[LayerMoments]:
+        """The sums over all processes.
+
+        Raises:
+            CalibrationError: a layer saw no input, one that was not finite, or not the one that it seemed to share.
+        """
+        layers = self.reached()
+        for layer in layers:
+            if layer.vectors != layer.shared.vectors:
+                raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
+        _sum_over_processes(layers)
+        for layer in layers:
+            if not all(_is_finite(total) for total in (_moment(layer.shared), *layer.cross.values())):
+                raise CalibrationError(
+                    f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
+                )
+        return layers
+
+
+def _moment(shared: SharedInput) -> Tensor:
+    assert shared.moment is not None
+    return shared.moment
+
+
+def _is_finite(total: Tensor) -> bool:
+    return bool(torch.isfinite(total.sum()))  # without the matrix of booleans that isfinite(total) would make
+
+
+def gather(collector: Collector, batches: Iterable[Batch]) -> list[LayerMoments]:
+    """Run all batches with the collector's hooks in place; the moments of its targets."""
+    n = 0
+    with collector:
+        for batch in batches:
+            collector.runner.run(batch)
+            n += 1
+    if n == 0:
+        raise CalibrationError(NO_BATCHES)
+    return collector.finish()
+
+
+def _sum_over_processes(layers: list[LayerMoments]) -> None:
+    """Sum everything over the processes of a distributed run, so that each solves the same system."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for shared in {id(layer.shared): layer.shared for layer in layers}.values():
+        count = torch.tensor(shared.vectors, device=_moment(shared).device)
+        dist.all_reduce(count)
+        dist.all_reduce(_moment(shared))
+        shared.vectors = int(count)
+    for layer in layers:
+        for total in (*layer.cross.values(), *layer.power.values()):
+            dist.all_reduce(total)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A_cal (r, d_in) of one adapter of one layer, and how good it is."""
+
+    target: Target
+    adapter: str
+    matrix: Tensor
+    vectors: int
+    explained: float
+    ridge: float
+
+
+def solve(layers: list[LayerMoments], ridge: float) -> list[Solution]:
+    """A_cal = C (S + lambda I)^-1 for layers that share one input: one Cholesky factor serves them all.
+
+    lambda = ridge * mean(diag S), raised tenfold until S + lambda I is positive definite. S is overwritten: it and its
+    factor are the only (d_in, d_in) matrices there are.
+    """
+    shared = layers[0].shared
+    n = shared.vectors
+    S = _moment(shared).div_(n)
+    scale = float(S.diagonal().mean())
+    added = ridge * scale
+    S.diagonal().add_(added)
+    factor = None
+    while scale > 0:
+        factor, failed = torch.linalg.cholesky_ex(S)
+        if not failed:
+            break
+        del factor
+        more = max(10 * added, 1e-12 * scale)
+        S.diagonal().add_(more - added)
+        added = more
+    solutions = []
+    for layer in layers:
+        for adapter, cross in layer.cross.items():
+            C, power = cross / n, float(layer.power[adapter] / n)
+            M = torch.zeros_like(C) if factor is None else torch.cholesky_solve(C.T, factor).T
+            # E|sigma - Mx|^2 = E|sigma|^2 - 2 <M, C> + <M S, M>, from the sums: no second pass over the inputs
+            error = power - 2 * float((M * C).sum()) + float(((M @ S) * M).sum() - added * M.square().sum())
+            explained = 1 - error / power if power > 0 else 1.0
+            solutions.append(Solution(layer.target, adapter, M, n, explained, added))
+    return solutions

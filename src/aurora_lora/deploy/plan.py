@@ -1,0 +1,84 @@
+"""Which layers are calibrated together, so that their moments fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..errors import CalibrationError
+from .inputs import NO_BATCHES, Runner
+from .moments import CHUNK_BYTES, FLOAT64_BYTES, Collector, Target
+
+if TYPE_CHECKING:
+    from .calibrate import _Passes
+
+Group = list[Target]
+
+
+def moment_bytes(targets: Iterable[Target]) -> int:
+    """Memory of one moment and the cross moments of the targets that share it."""
+    members = list(targets)
+    d = members[0].d_in
+    ranks = sum(t.module.r[adapter] for t in members for adapter in t.adapters)
+    return FLOAT64_BYTES * d * (d + ranks)
+
+
+def work_bytes(targets: Iterable[Target]) -> int:
+    """Memory beside the moments: one Cholesky factor and the widened piece of an input (once more for its product)."""
+    return max(FLOAT64_BYTES * t.d_in**2 for t in targets) + 2 * CHUNK_BYTES
+
+
+def plan(
+    runner: Runner, targets: list[Target], data: _Passes, budget: int, share_inputs: bool, one_input_each: bool
+) -> list[Group]:
+    """Groups of layers, in the order of execution, whose moments fit in `budget` bytes at once.
+
+    Where everything fits even if no input is shared, that is one group, and which inputs are shared is seen on the way.
+    Otherwise one batch is run first to see it.
+
+    Args:
+        one_input_each: a group for each distinct input (the sequential order).
+
+    Raises:
+        CalibrationError: not even one layer fits.
+    """
+    alone = sum(moment_bytes([target]) for target in targets) + work_bytes(targets)
+    if alone <= budget and not one_input_each:
+        return [targets]
+    units = _units(runner, targets, data, share_inputs)
+    for unit in units:
+        need = moment_bytes(unit) + work_bytes(unit)
+        if need > budget:
+            raise CalibrationError(
+                f"{unit[0].name} (input width {unit[0].d_in}) needs {_mib(need)} MiB for its moments, more than "
+                f"max_memory allows ({_mib(budget)} MiB)."
+            )
+    if one_input_each:
+        return units
+    groups: list[Group] = []
+    moments = work = 0
+    for unit in units:
+        moments, work = moments + moment_bytes(unit), max(work, work_bytes(unit))
+        if not groups or moments + work > budget:
+            groups.append([])
+            moments, work = moment_bytes(unit), work_bytes(unit)
+        groups[-1] = groups[-1] + unit
+    return groups
+
+
+def _units(runner: Runner, targets: list[Target], data: _Passes, share_inputs: bool) -> list[Group]:
+    """The layers by the input that they share, in the order in which the first batch reaches them."""
+    batch = data.first()
+    if batch is None:
+        raise CalibrationError(NO_BATCHES)
+    collector = Collector(runner, targets, share_inputs, watch_only=True)
+    with collector:
+        runner.run(batch)
+    units: dict[int, Group] = {}
+    for layer in collector.reached():
+        units.setdefault(id(layer.shared), []).append(layer.target)
+    return list(units.values())
+
+
+def _mib(n: int) -> str:
+    return f"{n / 2**20:,.0f}"
