@@ -12,7 +12,17 @@ Importing this package registers the method with PEFT, in memory:
 """
 
 from ._version import __version__
-from .deploy import CalibrationReport, LayerCalibration, calibrate
+from .deploy import (
+    CalibrationReport,
+    EndToEndGap,
+    LayerCalibration,
+    LayerGap,
+    MergeGap,
+    calibrate,
+    export_lora,
+    lora_factors,
+    merge_gap,
+)
 from .errors import (
     AuroraError,
     CalibrationError,
@@ -32,11 +42,17 @@ __all__ = [
     "CalibrationError",
     "CalibrationReport",
     "CheckpointError",
+    "EndToEndGap",
     "FormError",
     "LayerCalibration",
+    "LayerGap",
+    "MergeGap",
     "NotCalibratedError",
     "StaleCalibrationError",
     "__version__",
     "calibrate",
+    "export_lora",
+    "lora_factors",
+    "merge_gap",
     "set_form",
 ]

@@ -1,5 +1,17 @@
 """From a trained adapter to a served one."""
 
 from .calibrate import CalibrationReport, LayerCalibration, calibrate
+from .export import export_lora, lora_factors
+from .gap import EndToEndGap, LayerGap, MergeGap, merge_gap
 
-__all__ = ["CalibrationReport", "LayerCalibration", "calibrate"]
+__all__ = [
+    "CalibrationReport",
+    "EndToEndGap",
+    "LayerCalibration",
+    "LayerGap",
+    "MergeGap",
+    "calibrate",
+    "export_lora",
+    "lora_factors",
+    "merge_gap",
+]

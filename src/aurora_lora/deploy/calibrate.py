@@ -112,7 +112,7 @@ def calibrate(
     start = time.perf_counter()
     data = _Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     targets = _targets(model, adapter_name)
-    with _trained_state(model), Runner(model) as runner:
+    with trained_state(model), Runner(model) as runner:
         budget = _budget(max_memory, runner.device)
         groups = plan(runner, targets, data, budget, share_inputs, one_input_each=order == "sequential")
         with _restored_on_error(targets):
@@ -238,7 +238,7 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
 
 
 @contextmanager
-def _trained_state(model: nn.Module) -> Iterator[None]:
+def trained_state(model: nn.Module) -> Iterator[None]:
     """Eval mode, dynamic form, no gradients; everything as before at the end, also after an error."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -117,6 +118,73 @@ class AuroraModel(BaseTuner):
         return super()._unload_and_optionally_merge(  # type: ignore[return-value]
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
+
+    # ---------------------------------------------------------------- combining
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "cat"
+    ) -> None:
+        """Add an adapter that computes `sum_i weights[i] * update_i`, from the mergeable forms of the given adapters.
+
+        A sum of nonlinear adapters is no AuroRA adapter, but the sum of their linear forms is a LoRA: the result is a
+        **plain LoRA** (`fixed_activation=None, spline=None, skip=True`), exact by concatenation, of the summed rank. It
+        does not follow its parts when these are trained further.
+
+        Args:
+            adapters: names of adapters of this model.
+            weights: one for each; may be negative.
+            adapter_name: the new adapter's name.
+            combination_type: only `"cat"`: it is exact, and PEFT's other ways are approximations of it.
+
+        Raises:
+            ValueError: an unknown or repeated adapter name, another combination type, or lengths that differ.
+            FormError, NotCalibratedError, StaleCalibrationError: an adapter has no linear form at present.
+        """
+        if combination_type != "cat":
+            raise ValueError(f"combination_type={combination_type!r} is not allowed: AuroRA adapters combine by 'cat'.")
+        if len(adapters) != len(weights) or not adapters:
+            raise ValueError(f"adapters and weights must be of one length, not {len(adapters)} and {len(weights)}.")
+        for name in adapters:
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name!r} does not exist (there are: {', '.join(self.peft_config)}).")
+        if adapter_name in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name!r} exists already.")
+        if any(getattr(self.peft_config[name], "modules_to_save", None) for name in adapters):
+            raise ValueError("add_weighted_adapter cannot combine adapters with modules_to_save.")
+        parts = {
+            path: [
+                (weight, *layer.get_factors(name))
+                for name, weight in zip(adapters, weights, strict=True)
+                if name in layer.aurora_A
+            ]
+            for path, layer in aurora_layers(self.model)
+        }
+        parts = {path: found for path, found in parts.items() if found}
+        r = max(sum(len(lora_A) for _, lora_A, _ in found) for found in parts.values())
+        self.peft_config[adapter_name] = AuroraConfig(
+            r=r,
+            alpha=r,
+            fixed_activation=None,
+            spline=None,
+            skip=True,
+            target_modules=list(parts),
+            task_type=self.peft_config[adapters[0]].task_type,
+            base_model_name_or_path=self.peft_config[adapters[0]].base_model_name_or_path,
+            inference_mode=True,
+        )
+        self.inject_adapter(self.model, adapter_name)
+        for path, layer in aurora_layers(self.model):
+            if path in parts:
+                A, B = layer.aurora_A[adapter_name], layer.aurora_B[adapter_name]
+                with torch.no_grad():
+                    A.zero_()
+                    B.zero_()
+                    start = 0
+                    for weight, lora_A, lora_B in parts[path]:
+                        end = start + len(lora_A)
+                        A[start:end] = lora_A
+                        B[:, start:end] = weight * lora_B
+                        start = end
 
     # ---------------------------------------------------------------- loading
 

@@ -1,0 +1,171 @@
+"""Export: an AuroRA adapter as plain LoRA factors, exact and without an SVD (Eq. 9 is a product of two factors)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import FormError
+from ..files import new_folder
+from ..tuner import AuroraConfig, AuroraLinear, active_adapters, aurora_layers
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMATS = ("peft", "diffusers")
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def export_lora(
+    model: nn.Module,
+    folder: str | Path,
+    form: str | None = None,
+    *,
+    adapter_name: str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    format: str = "peft",
+    prefix: str | None = None,
+) -> Path:
+    """Write an adapter as a plain LoRA that needs nothing of this package: for PEFT, vLLM, diffusers and others.
+
+    `lora_A = sigma(A)` or `A_cal` and `lora_B = s B` (Eq. 9): the LoRA computes exactly what the form computes. Its
+    scale is 1 and its rank the same everywhere (layers of a lower rank are padded with zeros), so that engines that
+    read no rank or alpha patterns load it. `modules_to_save` and trained biases travel with it.
+
+    Args:
+        model: a model with the adapter, not merged.
+        folder: where to write `adapter_config.json` and `adapter_model.safetensors`, or, for diffusers,
+            `pytorch_lora_weights.safetensors`. An earlier export there is replaced.
+        form: `"calibrated"` or `"static"`; the adapter's `eval_form` if None.
+        adapter_name: which adapter; the active one if None.
+        dtype: of the written factors: float32, bfloat16 or float16.
+        format: `"peft"` or `"diffusers"`.
+        prefix: for diffusers, the pipeline component that the model is; "unet" or "transformer" by its class if None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FormError: the form is dynamic, which is no linear map.
+        NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
+        ValueError: an argument that is not allowed; several active adapters and none named; or, for diffusers,
+            `modules_to_save` or trained biases, which its LoRA files cannot hold.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(map(repr, FORMATS))}.")
+    name = _one_adapter(model, adapter_name)
+    factors = lora_factors(model, form, adapter_name=name)
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind not in DTYPES.values():
+        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
+    assert kind is not None
+    rank = max(len(lora_A) for lora_A, _ in factors.values())
+    weights = {key: value.to(kind) for key, value in _state_dict(factors, rank).items()}
+    config = _adapter_config(model, name)
+    others = _other_weights(model, name)
+    path = Path(folder)
+    if format == "diffusers":
+        if others:
+            raise ValueError(
+                f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
+                "(modules_to_save or bias): export it with format='peft'."
+            )
+        lead = prefix if prefix is not None else _component(model)
+        weights = {f"{lead}.{key.removeprefix(_BASE)}" if lead else key: v for key, v in weights.items()}
+        with new_folder(path) as partial:
+            save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+        return path
+    lora_config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=_target_modules(model, list(factors)),
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        modules_to_save=config.modules_to_save,
+        bias=config.bias.replace("aurora_only", "lora_only"),  # type: ignore[arg-type]
+        fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
+        inference_mode=True,
+    )
+    with new_folder(path) as partial:
+        save_file({**weights, **others}, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        lora_config.save_pretrained(str(partial))
+    return path
+
+
+_BASE = "base_model.model."
+
+
+def lora_factors(
+    model: nn.Module, form: str | None = None, *, adapter_name: str | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The exact LoRA factors of each layer: module path -> lora_A (r, d_in), lora_B (d_out, r), scale included.
+
+    Raises:
+        FormError, NotCalibratedError, StaleCalibrationError, ValueError: as `export_lora`.
+    """
+    name = _one_adapter(model, adapter_name)
+    factors = {}
+    for path, layer in aurora_layers(model):
+        if name in layer.aurora_A:
+            if layer.merged:
+                raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
+            factors[path.removeprefix(_BASE)] = layer.get_factors(name, form)
+    return factors
+
+
+def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
+    names = active_adapters(model)
+    if adapter_name is None:
+        if len(names) != 1:
+            raise ValueError(
+                f"{len(names)} adapters are active ({', '.join(names)}): name one with adapter_name, or combine them "
+                "with add_weighted_adapter."
+            )
+        return names[0]
+    if not any(adapter_name in layer.aurora_A for _, layer in aurora_layers(model)):
+        raise ValueError(f"The model has no AuroRA adapter named {adapter_name!r}.")
+    return adapter_name
+
+
+def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
+    return next(layer.aurora_config[name] for _, layer in aurora_layers(model) if name in layer.aurora_config)
+
+
+def _state_dict(factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
+    """PEFT's LoRA keys; every layer padded with zeros to `rank`."""
+    weights = {}
+    for path, (lora_A, lora_B) in factors.items():
+        missing = rank - len(lora_A)
+        weights[f"{_BASE}{path}.lora_A.weight"] = nn.functional.pad(lora_A, (0, 0, 0, missing)).contiguous().cpu()
+        weights[f"{_BASE}{path}.lora_B.weight"] = nn.functional.pad(lora_B, (0, missing)).contiguous().cpu()
+    return weights
+
+
+def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
+    own = set(AuroraLinear.adapter_layer_names) | {"aurora_A_cal", "aurora_A_cal_fingerprint"}
+    return {
+        key: v.detach().to("cpu", copy=True).contiguous()
+        for key, v in state.items()
+        # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
+        if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key
+    }
+
+
+def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
+    """The shortest list that names the adapted modules and no other, without patterns: plain names if they suffice."""
+    ends = {path.rsplit(".", 1)[-1] for path in adapted}
+    every = [name.removeprefix(_BASE) for name, _ in model.named_modules()]
+    named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
+    return sorted(ends) if named == set(adapted) else sorted(adapted)
+
+
+def _component(model: nn.Module) -> str:
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    base = get_base_model() if get_base_model is not None else model
+    return "unet" if "UNet" in type(base).__name__ else "transformer"

@@ -1,0 +1,333 @@
+"""`merge_gap`: how far the mergeable forms are from the trained one, layer by layer and end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import NotCalibratedError
+from ..tuner import AuroraLinear, active_adapters, aurora_layers, set_form
+from .calibrate import trained_state
+from .inputs import NO_BATCHES, Runner, as_batches
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """One adapter of one layer, in one linear form, over the inputs x that reach it in the trained model."""
+
+    layer: str
+    adapter: str
+    form: str
+    relative_error: float
+    """|B sigma(Ax) - B M x| / |B sigma(Ax)|, both norms over all inputs: 0 is exact, 1 is as bad as leaving it out."""
+    explained_variance: float
+    """1 - E|B sigma(Ax) - B M x|^2 / E|B sigma(Ax) - its mean|^2; negative where the mean alone would do better."""
+
+
+@dataclass(frozen=True)
+class EndToEndGap:
+    """The predictions of one form beside those of the trained (dynamic) one."""
+
+    form: str
+    kl: float | None
+    """Mean KL divergence KL(dynamic || form) of the predicted distributions, in nats; None for a regression."""
+    largest_logit_difference: float
+    agreement: float | None
+    """Share of positions at which the largest logit is the same; None for a regression."""
+    metric: dict[str, float] = field(default_factory=dict)
+    """Where the batches have labels; see `merge_gap`."""
+
+
+@dataclass(frozen=True)
+class MergeGap:
+    """The report of `merge_gap`."""
+
+    layers: tuple[LayerGap, ...]
+    end_to_end: tuple[EndToEndGap, ...]
+    """One entry for each form, the dynamic one first."""
+    predictions: int
+    """How many predictions (examples, or token positions) were compared."""
+
+    def worst(self, form: str, n: int = 3) -> tuple[LayerGap, ...]:
+        """The n layers that lose most in a form."""
+        entries = [entry for entry in self.layers if entry.form == form]
+        return tuple(sorted(entries, key=lambda entry: entry.relative_error, reverse=True)[:n])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def tables(self) -> tuple[Table, Table]:
+        """End to end, and layer by layer, for a terminal. Needs rich."""
+        return _end_to_end_table(self), _layer_table(self)
+
+
+def merge_gap(
+    model: nn.Module,
+    batches: Any,
+    *,
+    metric: Metric | None = None,
+    tokenizer: Any = None,
+    text_columns: tuple[str, ...] = ("text",),
+    batch_size: int = 32,
+) -> MergeGap:
+    """Measure what a merge would lose: the static and, if calibrated, the calibrated form beside the trained one.
+
+    Changes nothing: forms, training mode and random state are as before. Use inputs that `calibrate` did not see.
+
+    Args:
+        model: a model with active AuroRA adapters trained in the dynamic form, not merged.
+        batches, tokenizer, text_columns, batch_size: as in `calibrate`. Where a batch has `labels`, the metric of each
+            form is reported: mean negative log-likelihood and accuracy (of the next token, for a causal language
+            model), or the mean squared error of a regression.
+        metric: computes other figures from (predictions, labels) of all batches.
+
+    Raises:
+        CalibrationError: no batches. ValueError: no AuroRA adapter.
+        FormError: the adapter was trained in the static form, which merges exactly.
+    """
+    forms = _forms(model)
+    causal = _predicts_next_token(model)
+    with trained_state(model), Runner(model) as runner:
+        sums = _Sums(model, runner, [form for form in forms if form != "dynamic"])
+        predictions = {form: _Predictions() for form in forms}
+        n = 0
+        for batch in as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size):
+            n += 1
+            with sums:
+                reference = _logits(runner.run(batch))
+            labels = _labels(batch, runner.device)
+            keep = _positions(runner, reference)
+            for form in forms:
+                with set_form(model, form):
+                    logits = reference if form == "dynamic" else _logits(runner.run(batch))
+                predictions[form].add(logits, reference, keep, labels, shift=causal)
+    if n == 0:
+        raise ValueError(NO_BATCHES.replace("calibrate", "merge_gap"))
+    ends = tuple(predictions[form].result(form, metric) for form in forms)
+    return MergeGap(sums.result(), ends, predictions["dynamic"].n)
+
+
+def _forms(model: nn.Module) -> tuple[str, ...]:
+    """The forms that can be compared; calibrated only where every active adapter has a fresh matrix."""
+    names = active_adapters(model)
+    with set_form(model, "dynamic"):  # refuses adapters that were trained static
+        pass
+    try:
+        for _, layer in aurora_layers(model):
+            for name in names:
+                if name in layer.aurora_A:
+                    layer.get_factors(name, "calibrated")
+    except NotCalibratedError:
+        return ("dynamic", "static")
+    return ("dynamic", "static", "calibrated")
+
+
+class _Sums:
+    """While entered, sums the squared errors of each layer's linear maps over the inputs that reach it."""
+
+    def __init__(self, model: nn.Module, runner: Runner, forms: list[str]) -> None:
+        self.runner = runner
+        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.layers: dict[tuple[str, str], _LayerSums] = {}
+        names = active_adapters(model)
+        for path, layer in aurora_layers(model):
+            for name in names:
+                if name in layer.aurora_A:
+                    self.layers[path, name] = _LayerSums(layer, name, forms)
+
+    def __enter__(self) -> _Sums:
+        for entry in self.layers.values():
+            self.hooks.append(entry.layer.register_forward_pre_hook(self._hook(entry), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
+
+    def _hook(self, entry: _LayerSums) -> Any:
+        def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entry.add(self.runner.vectors(module, args[0] if args else kwargs["x"]))
+
+        return measure
+
+    def result(self) -> tuple[LayerGap, ...]:
+        return tuple(gap for (path, name), entry in self.layers.items() for gap in entry.result(path, name))
+
+
+class _LayerSums:
+    """The sums of one adapter of one layer. |B v|^2 = v^T (B^T B) v is taken in the rank space."""
+
+    def __init__(self, layer: AuroraLinear, name: str, forms: list[str]) -> None:
+        self.layer, self.name = layer, name
+        self.matrices = {form: layer.get_factors(name, form)[0].double() for form in forms}
+        B = layer.aurora_B[name].detach().double()
+        self.gram = B.T @ B
+        self.n = 0
+        self.power = 0.0
+        self.mean = B.new_zeros(B.shape[1])
+        self.errors = dict.fromkeys(forms, 0.0)
+
+    def _square(self, v: Tensor) -> float:
+        return float(((v @ self.gram) * v).sum())
+
+    def add(self, x: Tensor) -> None:
+        A = self.layer.aurora_A[self.name]
+        x = self.layer._cast_input_dtype(x, A.dtype)
+        sigma = self.layer.sigma(self.name, functional.linear(x, A)).double()  # (n, r)
+        self.n += len(sigma)
+        self.power += self._square(sigma)
+        self.mean += sigma.sum(0)
+        for form, M in self.matrices.items():
+            self.errors[form] += self._square(sigma - x.double() @ M.T)
+
+    def result(self, path: str, name: str) -> list[LayerGap]:
+        mean = self.mean / max(self.n, 1)
+        variance = self.power - self.n * self._square(mean[None])
+        return [
+            LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, 1 - _ratio(error, variance))
+            for form, error in self.errors.items()
+        ]
+
+
+def _ratio(error: float, power: float) -> float:
+    """Non-negative up to rounding; an adapter that does nothing (B = 0) loses nothing."""
+    return max(error, 0.0) / power if power > 0 else 0.0
+
+
+class _Predictions:
+    """Compares the predictions of a form with the reference, batch by batch."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.kl = 0.0
+        self.same = 0
+        self.largest = 0.0
+        self.classes = 0
+        self.kept: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.has_labels = True
+
+    def add(
+        self, logits: Tensor, reference: Tensor, keep: Tensor | None, labels: Tensor | None, *, shift: bool
+    ) -> None:
+        mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
+        self.n += len(mine)
+        self.classes = mine.shape[-1]
+        self.largest = max(self.largest, float((mine - theirs).abs().max()) if len(mine) else 0.0)
+        if self.classes > 1:
+            p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
+            self.kl += float((p.exp() * (p - q)).sum())
+            self.same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
+        if labels is None:
+            self.has_labels = False
+        elif labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
+            if shift:  # position t predicts token t + 1
+                labels, logits = labels[:, 1:], logits[:, :-1]
+            self.kept.append(logits[labels != -100].double().cpu())
+            self.labels.append(labels[labels != -100].cpu())
+        else:
+            self.kept.append(logits.reshape(len(labels.reshape(-1)), -1).double().cpu())
+            self.labels.append(labels.reshape(-1).cpu())
+
+    def result(self, form: str, metric: Metric | None) -> EndToEndGap:
+        figures: dict[str, float] = {}
+        if self.has_labels and self.labels:
+            figures = dict((metric or default_metric)(torch.cat(self.kept), torch.cat(self.labels)))
+        several = self.classes > 1
+        kl, agreement = self.kl / max(self.n, 1), self.same / max(self.n, 1)
+        return EndToEndGap(form, kl if several else None, self.largest, agreement if several else None, figures)
+
+
+def default_metric(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Negative log-likelihood and accuracy for classes, mean squared error for values."""
+    if logits.shape[-1] == 1 or labels.is_floating_point():
+        return {"mse": float((logits.squeeze(-1) - labels).square().mean())}
+    nll = functional.cross_entropy(logits, labels.long())
+    return {"nll": float(nll), "accuracy": float((logits.argmax(-1) == labels).double().mean())}
+
+
+def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
+    return (logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])).double()
+
+
+def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
+    """Which of the positions of (batch, tokens, classes) predictions are not padding."""
+    name = "attention_mask" if runner.encoder is None else "decoder_attention_mask"
+    mask = runner.masks.get(name)
+    return mask if mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2] else None
+
+
+def _predicts_next_token(model: nn.Module) -> bool:
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    name = type(get_base_model() if get_base_model is not None else model).__name__
+    return "CausalLM" in name or name.endswith("LMHeadModel")
+
+
+def _logits(output: Any) -> Tensor:
+    """What a model predicts: its `logits`, its `sample` (diffusers), its last hidden states, or the output itself."""
+    for name in ("logits", "sample", "last_hidden_state"):
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    value = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(value, Tensor):
+        raise TypeError(f"merge_gap finds no predictions in a {type(output).__name__}.")
+    return value
+
+
+def _labels(batch: Any, device: torch.device) -> Tensor | None:
+    labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
+    return labels.to(device) if isinstance(labels, Tensor) else None
+
+
+# -------------------------------------------------------------------- for a terminal
+
+
+def _end_to_end_table(gap: MergeGap) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"end to end, {gap.predictions:,} predictions", title_justify="left")
+    table.add_column("form")
+    names = list(gap.end_to_end[0].metric)
+    for name in ("KL from trained", "largest logit diff", "same argmax", *names):
+        table.add_column(name, justify="right")
+    for entry in gap.end_to_end:
+        shown = (
+            "-" if entry.kl is None else f"{entry.kl:.5f}",
+            f"{entry.largest_logit_difference:.3f}",
+            "-" if entry.agreement is None else f"{100 * entry.agreement:.2f}%",
+            *(f"{entry.metric[name]:.4f}" for name in names),
+        )
+        table.add_row(entry.form, *shown)
+    return table
+
+
+def _layer_table(gap: MergeGap) -> Table:
+    from rich.table import Table
+
+    forms = list(dict.fromkeys(entry.form for entry in gap.layers))
+    marked = {(e.layer, e.adapter) for e in gap.worst(forms[-1])} if forms else set()
+    table = Table(title="by layer: relative error, explained variance (* loses most)", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for form in forms:
+        table.add_column(f"{form} err", justify="right")
+        table.add_column("expl.", justify="right")
+    rows: dict[tuple[str, str], list[str]] = {}
+    for entry in gap.layers:
+        cells = rows.setdefault((entry.layer, entry.adapter), [])
+        cells += [f"{100 * entry.relative_error:.1f}%", f"{100 * entry.explained_variance:.1f}%"]
+    for (layer, adapter), cells in rows.items():
+        short = layer.removeprefix("base_model.model.")
+        table.add_row(f"{'*' if (layer, adapter) in marked else ' '} {short}", *cells)
+    return table

@@ -1,0 +1,269 @@
+"""The LoRA export: loaded by stock PEFT, where `aurora_lora` cannot be imported, it computes the same."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import aurora_lora
+from aurora_lora import AuroraConfig, FormError, NotCalibratedError, StaleCalibrationError, export_lora, set_form
+from aurora_lora.tuner import aurora_layers
+
+
+@pytest.fixture
+def model(make_bert, config, batches, train_step):
+    made = get_peft_model(make_bert(), config(rank_pattern={"key": 5}, alpha_pattern={"value": 7}))
+    train_step(made, n=3)
+    aurora_lora.calibrate(made, batches)
+    return made
+
+
+@pytest.mark.parametrize("form", ["static", "calibrated", None])
+def test_stock_peft_gives_the_same_logits(model, make_bert, logits, tmp_path, form):
+    export_lora(model, tmp_path / "lora", form)
+    with set_form(model, form or "calibrated"):
+        expected = logits(model)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path / "lora")
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(loaded.merge_and_unload()), expected, atol=1e-5, rtol=0)
+
+
+def test_the_config_is_a_plain_lora_of_one_rank_and_scale_1(model, tmp_path):
+    model.peft_config["default"].base_model_name_or_path = "owner/base"
+    export_lora(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (5, 5, False)
+    assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
+    assert sorted(config["target_modules"]) == ["key", "query", "value"]
+    assert (config["task_type"], config["base_model_name_or_path"]) == ("SEQ_CLS", "owner/base")
+    assert sorted(config["modules_to_save"]) == ["classifier", "score"]
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert {w.shape[0] for k, w in weights.items() if "lora_A" in k} == {5}
+    assert {w.shape[1] for k, w in weights.items() if "lora_B" in k} == {5}
+    assert not any("aurora" in key for key in weights)
+    assert any(key.endswith("classifier.weight") for key in weights)
+
+
+def test_where_the_package_cannot_be_imported(model, make_bert, batches, logits, tmp_path):
+    make_bert().save_pretrained(tmp_path / "base")
+    export_lora(model, tmp_path / "lora")
+    save_file(batches[0], tmp_path / "inputs.safetensors")
+    code = f"""
+        import sys
+        sys.modules["aurora_lora"] = None
+        import torch
+        from peft import PeftModel
+        from safetensors.torch import load_file, save_file
+        from transformers import AutoModelForSequenceClassification
+        folder = {str(tmp_path)!r}
+        base = AutoModelForSequenceClassification.from_pretrained(folder + "/base")
+        model = PeftModel.from_pretrained(base, folder + "/lora").eval()
+        with torch.no_grad():
+            logits = model(**load_file(folder + "/inputs.safetensors")).logits
+            save_file({{"logits": logits}}, folder + "/out.safetensors")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True)
+    got = load_file(tmp_path / "out.safetensors")["logits"]
+    torch.testing.assert_close(got, logits(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.02), ("float16", 0.003), ("float32", 1e-5)])
+def test_dtypes(model, make_bert, logits, tmp_path, dtype, atol):
+    export_lora(model, tmp_path, dtype=dtype)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    kinds = {w.dtype for key, w in weights.items() if "lora_" in key}
+    assert kinds == {dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)}
+    torch.testing.assert_close(
+        logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model), atol=atol, rtol=0
+    )
+
+
+@pytest.mark.parametrize("bias", ["aurora_only", "all"])
+def test_bias_travels(make_bert, config, logits, tmp_path, bias):
+    model = get_peft_model(make_bert(), config(bias=bias, eval_form="static")).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad and name.endswith("bias"):
+                p.add_(0.3)
+    export_lora(model, tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())["bias"]
+    assert saved == {"aurora_only": "lora_only", "all": "all"}[bias]
+    torch.testing.assert_close(
+        logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model), atol=1e-5, rtol=0
+    )
+
+
+def test_conv1d(make_gpt2, tmp_path):
+    ids = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    config = AuroraConfig(
+        target_modules=["c_attn"], init_weights=False, eval_form="static", fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(make_gpt2(), config).eval()
+    export_lora(model, tmp_path)
+    loaded = PeftModel.from_pretrained(make_gpt2(), tmp_path)
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_some_layers_only(make_bert, config, logits, tmp_path):
+    """Modules that share a name with ones that are not adapted are named in full."""
+    model = get_peft_model(make_bert(), config(layers_to_transform=[1], eval_form="static")).eval()
+    export_lora(model, tmp_path)
+    targets = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert all(".layer.1." in target for target in targets)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model))
+
+
+def test_training_goes_on_from_the_export_as_lora(model, make_bert, train_step, logits, tmp_path):
+    export_lora(model, tmp_path)
+    lora = PeftModel.from_pretrained(make_bert(), tmp_path, is_trainable=True)
+    before = logits(lora)
+    train_step(lora, n=2)
+    assert not torch.equal(logits(lora), before)
+    assert isinstance(lora.peft_config["default"], LoraConfig)
+
+
+def test_what_is_refused(make_bert, config, batches, train_step, tmp_path):
+    model = get_peft_model(make_bert(), config())
+    with pytest.raises(NotCalibratedError, match="calibrate"):
+        export_lora(model, tmp_path / "x")
+    with pytest.raises(FormError, match="dynamic"):
+        export_lora(model, tmp_path / "x", "dynamic")
+    with pytest.raises(ValueError, match="'merged'"):
+        export_lora(model, tmp_path / "x", "merged")
+    with pytest.raises(ValueError, match=r"dtype=torch\.int8 .*float32, bfloat16, float16"):
+        export_lora(model, tmp_path / "x", "static", dtype=torch.int8)
+    with pytest.raises(ValueError, match="format='gguf'"):
+        export_lora(model, tmp_path / "x", "static", format="gguf")
+    with pytest.raises(ValueError, match="no AuroRA adapter named 'other'"):
+        export_lora(model, tmp_path / "x", "static", adapter_name="other")
+    with pytest.raises(ValueError, match="modules_to_save"):
+        export_lora(model, tmp_path / "x", "static", format="diffusers")
+    aurora_lora.calibrate(model, batches)
+    with pytest.warns(UserWarning, match="trained after"):
+        train_step(model)
+    with pytest.raises(StaleCalibrationError, match="outdated"):
+        export_lora(model, tmp_path / "x")
+    with set_form(model, "static"):
+        model.merge_adapter()
+        with pytest.raises(FormError, match="unmerge_adapter"):
+            export_lora(model, tmp_path / "x", "static")
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_active_adapters_must_be_named(make_bert, config, tmp_path):
+    model = get_peft_model(make_bert(), config(task_type=None, eval_form="static"))
+    model.add_adapter("other", config(task_type=None, eval_form="static"))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="2 adapters are active"):
+        export_lora(model, tmp_path)
+    export_lora(model, tmp_path, adapter_name="other")
+
+
+class TinyUNet2D(nn.Module):
+    """Attention projections under the names that diffusers gives them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mid_block = nn.ModuleDict({"to_q": nn.Linear(8, 8), "to_k": nn.Linear(8, 8)})
+
+    def forward(self, x):
+        return self.mid_block["to_q"](x) + self.mid_block["to_k"](x)
+
+
+def test_diffusers_file(tmp_path):
+    model = get_peft_model(TinyUNet2D(), AuroraConfig(target_modules=["to_q"], init_weights=False, eval_form="static"))
+    export_lora(model, tmp_path, format="diffusers")
+    weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    assert sorted(weights) == ["unet.mid_block.to_q.lora_A.weight", "unet.mid_block.to_q.lora_B.weight"]
+    delta = weights["unet.mid_block.to_q.lora_B.weight"] @ weights["unet.mid_block.to_q.lora_A.weight"]
+    torch.testing.assert_close(delta, model.base_model.model.mid_block["to_q"].get_delta_weight("default"))
+    export_lora(model, tmp_path, format="diffusers", prefix="transformer")
+    assert all(k.startswith("transformer.") for k in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+
+
+def test_stock_diffusers_loads_it(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    make = lambda: diffusers.UNet2DConditionModel(  # noqa: E731
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+    torch.manual_seed(0)
+    base = make()
+    state = {key: value.clone() for key, value in base.state_dict().items()}
+    model = get_peft_model(base, AuroraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_weights=False))
+    model.eval()
+    inputs = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(3)}
+    inputs["encoder_hidden_states"] = torch.randn(2, 5, 12)
+    aurora_lora.calibrate(model, [inputs])
+    with torch.no_grad():
+        expected = model(**inputs).sample
+    export_lora(model, tmp_path, format="diffusers")
+    plain = make()
+    plain.load_state_dict(state)
+    plain.load_lora_adapter(tmp_path, prefix="unet", weight_name="pytorch_lora_weights.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**inputs).sample, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- add_weighted_adapter
+
+
+def test_weighted_combination_is_exact(make_bert, config, batches, logits):
+    model = get_peft_model(make_bert(), config(task_type=None)).eval()
+    model.add_adapter("b", config(task_type=None, r=3, alpha=5, target_modules=["query", "dense"], skip=True))
+    model.base_model.set_adapter(["default", "b"])
+    aurora_lora.calibrate(model, batches)
+    model.add_weighted_adapter(["default", "b"], [0.7, -1.3], "sum")
+    config_of_sum = model.peft_config["sum"]
+    assert config_of_sum.anl.is_identity
+    assert config_of_sum.r == 5
+    for _, layer in aurora_layers(model):
+        expected = sum(
+            w * layer.get_delta_weight(name) for name, w in (("default", 0.7), ("b", -1.3)) if name in layer.aurora_A
+        )
+        torch.testing.assert_close(layer.get_delta_weight("sum"), expected, atol=1e-6, rtol=1e-5)
+    model.set_adapter("sum")
+    expected = logits(model)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
+
+
+def test_weighted_combination_of_one_reproduces_it(make_bert, config, batches, logits, tmp_path):
+    model = get_peft_model(make_bert(), config(task_type=None)).eval()
+    aurora_lora.calibrate(model, batches)
+    expected = logits(model)
+    model.add_weighted_adapter(["default"], [1.0], "same")
+    model.set_adapter("same")
+    torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
+    model.save_pretrained(tmp_path, selected_adapters=["same"])
+    torch.testing.assert_close(
+        logits(PeftModel.from_pretrained(make_bert(), tmp_path / "same")), expected, atol=1e-6, rtol=0
+    )
+
+
+def test_weighted_combinations_that_are_refused(make_bert, config, batches):
+    model = get_peft_model(make_bert(), config(task_type=None))
+    with pytest.raises(NotCalibratedError):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+    with pytest.raises(ValueError, match="combination_type='svd'"):
+        model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="svd")
+    with pytest.raises(ValueError, match="'nobody' does not exist"):
+        model.add_weighted_adapter(["nobody"], [1.0], "sum")
+    with pytest.raises(ValueError, match="1 and 2"):
+        model.add_weighted_adapter(["default"], [1.0, 2.0], "sum")
+    with pytest.raises(ValueError, match="exists already"):
+        model.add_weighted_adapter(["default"], [1.0], "default")
+    assert list(model.peft_config) == ["default"]

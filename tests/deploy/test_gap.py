@@ -1,0 +1,155 @@
+"""`merge_gap` against the same figures computed by hand."""
+
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+import aurora_lora
+from aurora_lora import AuroraConfig, FormError, merge_gap, set_form
+from aurora_lora.tuner import aurora_layers
+
+
+@pytest.fixture
+def labelled(batches):
+    return [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
+
+
+@pytest.fixture
+def model(make_bert, config, batches, train_step):
+    made = get_peft_model(make_bert(), config())
+    train_step(made, n=8)
+    aurora_lora.calibrate(made, batches)
+    return made
+
+
+def test_end_to_end_figures(model, labelled):
+    gap = merge_gap(model, labelled)
+    assert [entry.form for entry in gap.end_to_end] == ["dynamic", "static", "calibrated"]
+    logits = {}
+    for form in ("dynamic", "static", "calibrated"):
+        with torch.no_grad(), set_form(model, form):
+            logits[form] = torch.cat([model.eval()(**batch).logits for batch in labelled]).double()
+    labels = torch.cat([batch["labels"] for batch in labelled])
+    assert gap.predictions == len(labels)
+    for entry in gap.end_to_end:
+        mine, trained = logits[entry.form], logits["dynamic"]
+        kl = nn.functional.kl_div(mine.log_softmax(-1), trained.log_softmax(-1), log_target=True, reduction="sum")
+        assert entry.kl == pytest.approx(float(kl) / len(labels), abs=1e-7)
+        assert entry.largest_logit_difference == pytest.approx(float((mine - trained).abs().max()), abs=1e-6)
+        assert entry.agreement == pytest.approx(float((mine.argmax(-1) == trained.argmax(-1)).double().mean()))
+        assert entry.metric["nll"] == pytest.approx(float(nn.functional.cross_entropy(mine, labels)), abs=1e-6)
+        assert entry.metric["accuracy"] == pytest.approx(float((mine.argmax(-1) == labels).double().mean()))
+    trained, static, calibrated = gap.end_to_end
+    assert (trained.kl, trained.largest_logit_difference, trained.agreement) == (0, 0, 1)
+    assert calibrated.kl < static.kl
+
+
+def test_layer_figures(model, batches):
+    gap = merge_gap(model, batches)
+    seen: dict[str, list[torch.Tensor]] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0]))
+        for name, layer in aurora_layers(model)
+    ]
+    with torch.no_grad(), set_form(model, "dynamic"):
+        for batch in batches:
+            model.eval()(**batch)
+    for hook in hooks:
+        hook.remove()
+    entries = {(entry.layer, entry.form): entry for entry in gap.layers}
+    assert len(entries) == 2 * 6
+    for name, layer in aurora_layers(model):
+        pairs = zip(seen[name], batches, strict=True)
+        x = torch.cat([value[batch["attention_mask"].bool()] for value, batch in pairs])
+        B = layer.aurora_B["default"].detach().double()
+        trained = layer.sigma("default", x @ layer.aurora_A["default"].T).detach().double() @ B.T
+        for form in ("static", "calibrated"):
+            M = layer.get_factors("default", form)[0].double()
+            error = trained - x.double() @ M.T @ B.T
+            entry = entries[name, form]
+            assert entry.relative_error == pytest.approx(float(error.norm() / trained.norm()), rel=1e-5)
+            variance = (trained - trained.mean(0)).square().sum()
+            assert entry.explained_variance == pytest.approx(1 - float(error.square().sum() / variance), rel=1e-4)
+
+
+def test_nothing_is_changed(model, batches, logits):
+    before = logits(model)
+    state = torch.get_rng_state()
+    model.train()
+    merge_gap(model, batches)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.peft_config["default"].eval_form is None
+    assert torch.equal(logits(model.eval()), before)
+
+
+def test_without_calibration_or_labels(make_bert, config, batches):
+    gap = merge_gap(get_peft_model(make_bert(), config()), batches)
+    assert [entry.form for entry in gap.end_to_end] == ["dynamic", "static"]
+    assert all(entry.metric == {} for entry in gap.end_to_end)
+    assert {entry.form for entry in gap.layers} == {"static"}
+
+
+def test_a_new_adapter_loses_nothing(make_bert, config, batches):
+    gap = merge_gap(get_peft_model(make_bert(), config(init_weights="identity")), batches)
+    assert all((entry.relative_error, entry.explained_variance) == (0, 1) for entry in gap.layers)
+    assert gap.end_to_end[1].kl == pytest.approx(0, abs=1e-12)
+
+
+def test_causal_language_model_is_scored_on_the_next_token(make_gpt2):
+    model = get_peft_model(
+        make_gpt2(),
+        AuroraConfig(target_modules=["c_attn"], init_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM"),
+    )
+    ids = torch.randint(0, 100, (4, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[:2, 6:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    gap = merge_gap(model, [batch])
+    assert gap.predictions == int(mask.sum())
+    with torch.no_grad(), set_form(model, "dynamic"):
+        loss = model.eval()(**batch).loss
+    assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_regression_has_no_distribution():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 1))
+    model = get_peft_model(net, AuroraConfig(target_modules=["0"], init_weights=False))
+    gap = merge_gap(model, [torch.randn(5, 6)])
+    assert (gap.end_to_end[1].kl, gap.end_to_end[1].agreement) == (None, None)
+    assert gap.end_to_end[1].largest_logit_difference > 0
+
+
+def test_own_metric(model, labelled):
+    gap = merge_gap(model, labelled, metric=lambda logits, labels: {"positives": float((logits.argmax(-1) == 1).sum())})
+    assert all(set(entry.metric) == {"positives"} for entry in gap.end_to_end)
+
+
+def test_worst_layers_report_and_tables(model, labelled):
+    gap = merge_gap(model, labelled)
+    worst = gap.worst("static", 2)
+    assert len(worst) == 2
+    assert worst[0].relative_error >= worst[1].relative_error
+    assert worst[0].relative_error == max(e.relative_error for e in gap.layers if e.form == "static")
+    assert json.loads(json.dumps(gap.to_dict()))["predictions"] == gap.predictions
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in gap.tables():
+        console.print(table)
+    text = console.export_text()
+    assert "calibrated" in text
+    assert text.count("*") == 3 + 1  # three marked layers, and the legend
+
+
+def test_what_is_refused(make_bert, config, batches):
+    with pytest.raises(FormError, match="static"):
+        merge_gap(get_peft_model(make_bert(), config(train_form="static")), batches)
+    with pytest.raises(ValueError, match="no AuroRA adapter"):
+        merge_gap(make_bert(), batches)
+    with pytest.raises(ValueError, match="at least one batch"):
+        merge_gap(get_peft_model(make_bert(), config()), [])
