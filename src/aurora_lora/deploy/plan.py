@@ -46,6 +46,18 @@ def plan(
     if alone <= budget and not one_input_each:
         return [targets]
     units = _units(runner, targets, data, share_inputs)
+    groups = pack(units, budget)
+    return units if one_input_each else groups
+
+
+def pack(units: list[Group], budget: int) -> list[Group]:
+    """Put units, each of layers that share one input, together in their order as long as their moments fit.
+
+    Raises:
+        CalibrationError: a unit does not fit alone.
+    """
+    groups: list[Group] = []
+    moments = work = 0
     for unit in units:
         need = moment_bytes(unit) + work_bytes(unit)
         if need > budget:
@@ -53,16 +65,11 @@ def plan(
                 f"{unit[0].name} (input width {unit[0].d_in}) needs {_mib(need)} MiB for its moments, more than "
                 f"max_memory allows ({_mib(budget)} MiB)."
             )
-    if one_input_each:
-        return units
-    groups: list[Group] = []
-    moments = work = 0
-    for unit in units:
         moments, work = moments + moment_bytes(unit), max(work, work_bytes(unit))
         if not groups or moments + work > budget:
             groups.append([])
             moments, work = moment_bytes(unit), work_bytes(unit)
-        groups[-1] = groups[-1] + unit
+        groups[-1].extend(unit)
     return groups
 
 

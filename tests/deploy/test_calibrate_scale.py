@@ -1,0 +1,370 @@
+"""calibrate on what people have: sources of batches, kinds of model, little memory, several processes, two orders."""
+
+import importlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from datasets import Dataset
+from peft import get_peft_model
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
+from aurora_lora.deploy.inputs import Runner
+from aurora_lora.tuner import aurora_layers
+
+
+def matrices(model):
+    return {name: layer.aurora_A_cal["default"].clone() for name, layer in aurora_layers(model)}
+
+
+def assert_same(one, other, atol=1e-6):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=atol, rtol=1e-5)
+
+
+@pytest.fixture
+def bert(make_bert, config):
+    return get_peft_model(make_bert(), config(target_modules=["query", "key", "value", "dense"], task_type=None))
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_any_source_of_batches_gives_the_same(bert, batches):
+    calibrate(bert, batches)
+    expected = matrices(bert)
+    for source in (
+        iter(batches),
+        (batch for batch in batches),
+        tuple(batches),
+        DataLoader(batches, batch_size=None),
+    ):
+        calibrate(bert, source)
+        assert_same(matrices(bert), expected)
+
+
+def test_tensors_and_tuples_that_start_with_one():
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
+    x, y = torch.randn(40, 6), torch.randn(40)
+    calibrate(model, [x])
+    expected = matrices(model)
+    for source in (x.split(8), DataLoader(TensorDataset(x, y), batch_size=16), [(x, y)], [[x, y]]):
+        calibrate(model, source)
+        assert_same(matrices(model), expected)
+
+
+class Words:
+    """As much of a tokenizer as a dataset needs."""
+
+    def __call__(self, *texts, padding, truncation, return_tensors):
+        rows = [[ord(c) % 90 + 1 for c in " ".join(parts)] for parts in zip(*texts, strict=True)]
+        longest = max(map(len, rows))
+        ids = [row + [0] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def test_a_dataset_with_its_tokenizer(bert):
+    texts = ["a film", "a good film", "no", "not a good one", "why"]
+    dataset = Dataset.from_dict({"text": texts, "other": texts})
+    report = calibrate(bert, dataset, tokenizer=Words(), batch_size=2)
+    assert report.layers[0].vectors == sum(map(len, texts))
+    pairs = calibrate(bert, dataset, tokenizer=Words(), text_columns=("text", "other"))
+    assert pairs.layers[0].vectors == sum(2 * len(text) + 1 for text in texts)
+    with pytest.raises(TypeError, match="needs a tokenizer"):
+        calibrate(bert, dataset)
+    with pytest.raises(ValueError, match=r"no column 'sentence' \(it has text, other\)"):
+        calibrate(bert, dataset, tokenizer=Words(), text_columns=("sentence",))
+    with pytest.raises(TypeError, match=r"datasets\.Dataset"):
+        calibrate(bert, [], tokenizer=Words())
+
+
+# ---------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoder_leaves_the_padding_of_both_sides_out(kind):
+    """Of one length, so that shapes cannot tell the two masks apart."""
+    torch.manual_seed(0)
+    if kind == "t5":
+        base = T5ForConditionalGeneration(
+            T5Config(vocab_size=50, d_model=16, d_ff=20, d_kv=4, num_layers=2, num_heads=4, decoder_start_token_id=0)
+        )
+        names = {
+            "encoder": "encoder.block.1.layer.0.SelfAttention.q",
+            "decoder": "decoder.block.1.layer.0.SelfAttention.q",
+        }
+        names |= {
+            "cross_k": "decoder.block.1.layer.1.EncDecAttention.k",
+            "cross_q": "decoder.block.1.layer.1.EncDecAttention.q",
+        }
+        targets = ["q", "k"]
+    else:
+        sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        base = BartForConditionalGeneration(
+            BartConfig(vocab_size=50, d_model=16, encoder_ffn_dim=8, decoder_ffn_dim=8, **sizes)
+        )
+        names = {"encoder": "encoder.layers.1.self_attn.q_proj", "decoder": "decoder.layers.1.self_attn.q_proj"}
+        names |= {"cross_k": "decoder.layers.1.encoder_attn.k_proj", "cross_q": "decoder.layers.1.encoder_attn.q_proj"}
+        targets = ["q_proj", "k_proj"]
+    model = get_peft_model(base, AuroraConfig(target_modules=targets, init_weights=False, task_type="SEQ_2_SEQ_LM"))
+    ids = torch.randint(3, 50, (4, 9))
+    mask = torch.ones_like(ids)
+    mask[:2, 5:] = 0  # 28 real tokens
+    labels = torch.randint(3, 50, (4, 9))
+    labels[1:, 3:] = -100  # 18 real tokens
+    report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
+    vectors = {entry.layer: entry.vectors for entry in report.layers}
+    found = {part: next(n for name, n in vectors.items() if name.endswith(end)) for part, end in names.items()}
+    assert found == {"encoder": 28, "decoder": 18, "cross_k": 28, "cross_q": 18}
+
+
+def test_masks_of_flattened_inputs():
+    model = nn.Linear(4, 4)
+    runner = Runner(model)
+    runner.masks = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()}
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    expected = x[[0, 0, 1], [0, 1, 0]]
+    assert torch.equal(runner.vectors(model, x), expected)
+    assert torch.equal(runner.vectors(model, x.reshape(6, 4)), expected)
+    assert runner.vectors(model, torch.zeros(2, 5, 4)).shape == (10, 4)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_groups_within_the_bound_give_the_same(bert, batches):
+    whole = calibrate(bert, batches)
+    assert (whole.groups, whole.passes) == (1, 1)
+    expected = matrices(bert)
+    floor = 64 * 2**20 + 8 * 40 * 40  # what the widened input and one factor of the widest layer take
+    for source in (batches, iter(batches)):
+        grouped = calibrate(bert, source, max_memory=floor + 40_000)
+        assert grouped.groups > 2
+        assert grouped.passes == grouped.groups
+        assert_same(matrices(bert), expected)
+
+
+@pytest.mark.parametrize("size", ["4 GiB", "4gib", "4096MiB", 2**32, "4294967296"])
+def test_sizes(bert, batches, size):
+    assert calibrate(bert, batches, max_memory=size).groups == 1
+
+
+@pytest.mark.parametrize("size", ["4 apples", 0, -1, True, 1.5, ""])
+def test_sizes_that_are_not(bert, batches, size):
+    with pytest.raises(ValueError, match=r"max_memory=.* '4GiB'"):
+        calibrate(bert, batches, max_memory=size)
+
+
+def test_a_bound_that_no_layer_fits_in_names_the_need(bert, batches):
+    with pytest.raises(CalibrationError, match=r"input width 32\) needs 64 MiB .* max_memory allows \(10 MiB\)"):
+        calibrate(bert, batches, max_memory="10MiB")
+
+
+LLAMA_SHAPES = """
+    import importlib, resource, torch
+    from peft import get_peft_model
+    from torch import nn
+    import aurora_lora
+
+    d, d_ff, bound, bypass = {d}, {d_ff}, {bound}, {bypass}
+
+    class Block(nn.Module):
+        '''The five adapted layers of a LLaMA block, on random activations; a thin output keeps the weights small.'''
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, 4) for _ in range(3))
+            self.up_proj, self.down_proj = nn.Linear(d, 4), nn.Linear(d_ff, 4)
+
+        def forward(self, x):
+            h = torch.randn(x.shape[0], d)
+            out = self.q_proj(h) + self.k_proj(h) + self.v_proj(h)
+            return out + self.up_proj(torch.randn(x.shape[0], d)) + self.down_proj(torch.randn(x.shape[0], d_ff))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Block() for _ in range(32))
+
+        def forward(self, x):
+            return sum(layer(x) for layer in self.layers)
+
+    torch.manual_seed(0)
+    names = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+    model = get_peft_model(Net(), aurora_lora.AuroraConfig(target_modules=names, init_weights=False))
+    batches = [torch.zeros(64, 1)] * 2
+    with torch.no_grad():
+        model(batches[0])
+        torch.linalg.cholesky_ex(torch.eye(64, dtype=torch.float64))
+    if bypass:
+        room = importlib.import_module("aurora_lora.deploy.calibrate")
+        room.plan = lambda runner, targets, *rest, **more: [targets]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = aurora_lora.calibrate(model, batches, max_memory=bound)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(len(report.layers), report.groups, peak)
+"""
+
+
+def measured_peak(d, d_ff, bound, bypass=False):
+    code = textwrap.dedent(LLAMA_SHAPES).format(d=d, d_ff=d_ff, bound=bound, bypass=bypass)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return map(int, run.stdout.split())
+
+
+def test_llama3_8b_shapes_stay_within_the_bound_by_measured_peak():
+    """160 modules in the proportions of LLaMA3-8B, an eighth as wide (512 and 1,792)."""
+    bound = 200 * 2**20
+    modules, groups, peak = measured_peak(512, 1792, bound)
+    assert modules == 160
+    assert groups > 3
+    assert peak <= bound
+    modules, groups, peak = measured_peak(512, 1792, bound, bypass=True)
+    assert peak > 2 * bound  # the planner is what keeps it
+
+
+def test_llama3_8b_is_planned_at_full_size():
+    """The plan needs shapes only: 96 distinct inputs, 61 GB of moments, in groups that fit in 8 GiB."""
+    from aurora_lora.deploy.moments import Target
+    from aurora_lora.deploy.plan import moment_bytes, pack, work_bytes
+
+    class Shape:
+        def __init__(self, d):
+            self.in_features, self.r = d, {"default": 2}
+
+    units = []
+    for i in range(32):
+        make = lambda name, d, i=i: Target(f"{i}.{name}", Shape(d), ("default",))  # noqa: E731
+        units += [[make(n, 4096) for n in ("q", "k", "v")], [make("up", 4096)], [make("down", 14336)]]
+    budget = 8 * 2**30
+    groups = pack(units, budget)
+    assert [t for group in groups for t in group] == [t for unit in units for t in unit]
+    assert sum(map(moment_bytes, units)) > 60e9
+    placed = iter(units)
+    for group in groups:
+        inside = []
+        while sum(map(len, inside)) < len(group):
+            inside.append(next(placed))
+        assert sum(map(moment_bytes, inside)) + work_bytes(group) <= budget
+    assert len(groups) <= 16
+    with pytest.raises(CalibrationError, match="input width 14336"):
+        pack(units, 2**30)
+
+
+# ---------------------------------------------------------------- orders
+
+
+def sequential_by_hand(model, batches, ridge=1e-4):
+    """One input at a time on the whole model, with least squares in place of moments."""
+    groups = {}
+    for name, layer in aurora_layers(model):
+        block, part = name.rsplit(".", 1)
+        groups.setdefault(block if part in ("query", "key", "value") else name, []).append((name, layer))
+
+    def inputs_of(layer):
+        seen = []
+        hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        with torch.no_grad():
+            for batch in batches:
+                model(**batch)
+        hook.remove()
+        return torch.cat([x[batch["attention_mask"].bool()] for x, batch in zip(seen, batches, strict=True)])
+
+    model.eval()
+    layers = [layer for _, layer in aurora_layers(model)]
+    with set_form(model, "dynamic"), torch.no_grad():
+        target = {}
+        for name, layer in aurora_layers(model):
+            target[name] = layer.sigma("default", inputs_of(layer) @ layer.aurora_A["default"].T).double()
+    for layer in layers:
+        layer.take_calibration("default")
+    with set_form(model, "calibrated"):
+        for members in groups.values():
+            found = []
+            for name, layer in members:
+                x = inputs_of(layer).double()
+                n, d = x.shape
+                S = x.T @ x / n
+                M = torch.linalg.solve(S + ridge * S.diagonal().mean() * torch.eye(d), x.T @ target[name] / n).T
+                found.append((layer, M))
+            for layer, M in found:
+                layer.set_calibration("default", M)
+    return matrices(model)
+
+
+def test_sequential_order(make_bert, config, batches, train_step):
+    model = get_peft_model(make_bert(), config(target_modules=["query", "key", "value"], task_type=None, alpha=40))
+    calibrate(model, batches)
+    parallel = matrices(model)
+    expected = sequential_by_hand(model, batches)
+    report = calibrate(model, iter(batches), order="sequential")
+    assert (report.order, report.groups, report.passes) == ("sequential", 2, 3)
+    got = matrices(model)
+    assert_same(got, expected, atol=1e-5)
+    first, second = (f"base_model.model.bert.encoder.layer.{i}.attention.self.query" for i in (0, 1))
+    torch.testing.assert_close(got[first], parallel[first])  # nothing comes before it
+    assert not torch.allclose(got[second], parallel[second], atol=1e-4)
+
+
+def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, monkeypatch):
+    calibrate(bert, batches[:1])
+    before = matrices(bert)
+    room = importlib.import_module("aurora_lora.deploy.calibrate")  # the package exports the function of this name
+    calls = []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return solve(*args)
+
+    solve = room.solve
+    monkeypatch.setattr(room, "solve", failing)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(bert, batches, order="sequential")
+    assert_same(matrices(bert), before, atol=0)
+    assert {layer.form("default") for _, layer in aurora_layers(bert.eval())} == {"calibrated"}
+
+
+def test_unknown_order(bert, batches):
+    with pytest.raises(ValueError, match=r"order='random'.*'parallel', 'sequential'"):
+        calibrate(bert, batches, order="random")
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def calibrate_a_share(rank, world, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)),
+        AuroraConfig(target_modules=["0", "2"], init_weights=False),
+    )
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    calibrate(model, x.split(4)[rank::world])
+    torch.save(matrices(model), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_their_moments(tmp_path):
+    mp.spawn(calibrate_a_share, args=(2, str(tmp_path)), nprocs=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    torch.distributed.destroy_process_group()
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)),
+        AuroraConfig(target_modules=["0", "2"], init_weights=False),
+    )
+    calibrate(model, [torch.randn(40, 6, generator=torch.Generator().manual_seed(1))])
+    for rank in (0, 1):
+        assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=True), matrices(model))
