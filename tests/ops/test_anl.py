@@ -61,7 +61,7 @@ def test_sigma_equals_a_plain_loop(anl, r):
 
 
 @pytest.mark.parametrize("anl", PARTS, ids=str)
-def test_sigma_of_A_is_taken_column_by_column(anl):
+def test_the_static_matrix_is_taken_column_by_column(anl):
     H, W = weights(anl, 3)
     A = torch.randn(3, 7, dtype=torch.float64)
     got = nonlinear_columns(A, H, W, anl)

@@ -99,7 +99,7 @@ def test_training_on_makes_the_calibration_stale(calibrated, train_step, logits,
         loaded.merge_and_unload()
 
 
-def test_training_only_B_or_the_head_keeps_the_calibration(calibrated, train_step):
+def test_training_only_b_or_the_head_keeps_the_calibration(calibrated, train_step):
     for name, p in calibrated.named_parameters():
         p.requires_grad_("aurora_B" in name or "modules_to_save" in name)
     with warnings.catch_warnings():

@@ -90,7 +90,7 @@ def merge_gap(
         batches, tokenizer, text_columns, batch_size: as in `calibrate`. Where a batch has `labels`, the metric of each
             form is reported: mean negative log-likelihood and accuracy (of the next token, for a causal language
             model), or the mean squared error of a regression.
-        metric: computes other figures from (predictions, labels) of all batches.
+        metric: computes other figures from the (predictions, labels) of all batches, which are then kept in memory.
 
     Raises:
         CalibrationError: no batches. ValueError: no AuroRA adapter.
@@ -100,7 +100,7 @@ def merge_gap(
     causal = _predicts_next_token(model)
     with trained_state(model), Runner(model) as runner:
         sums = _Sums(model, runner, [form for form in forms if form != "dynamic"])
-        predictions = {form: _Predictions() for form in forms}
+        predictions = {form: _Predictions(metric) for form in forms}
         n = 0
         for batch in as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size):
             n += 1
@@ -114,7 +114,7 @@ def merge_gap(
                 predictions[form].add(logits, reference, keep, labels, shift=causal)
     if n == 0:
         raise ValueError(NO_BATCHES.replace("calibrate", "merge_gap"))
-    ends = tuple(predictions[form].result(form, metric) for form in forms)
+    ends = tuple(predictions[form].result(form) for form in forms)
     return MergeGap(sums.result(), ends, predictions["dynamic"].n)
 
 
@@ -208,7 +208,9 @@ def _ratio(error: float, power: float) -> float:
 class _Predictions:
     """Compares the predictions of a form with the reference, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, metric: Metric | None) -> None:
+        self.metric = metric
+        self.score = _Score()
         self.n = 0
         self.kl = 0.0
         self.same = 0
@@ -216,7 +218,6 @@ class _Predictions:
         self.classes = 0
         self.kept: list[Tensor] = []
         self.labels: list[Tensor] = []
-        self.has_labels = True
 
     def add(
         self, logits: Tensor, reference: Tensor, keep: Tensor | None, labels: Tensor | None, *, shift: bool
@@ -230,31 +231,48 @@ class _Predictions:
             self.kl += float((p.exp() * (p - q)).sum())
             self.same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
         if labels is None:
-            self.has_labels = False
-        elif labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
+            return
+        if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
             if shift:  # position t predicts token t + 1
                 labels, logits = labels[:, 1:], logits[:, :-1]
-            self.kept.append(logits[labels != -100].double().cpu())
-            self.labels.append(labels[labels != -100].cpu())
+            logits, labels = logits[labels != -100], labels[labels != -100]
         else:
-            self.kept.append(logits.reshape(len(labels.reshape(-1)), -1).double().cpu())
-            self.labels.append(labels.reshape(-1).cpu())
+            logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
+        if self.metric is None:
+            self.score.add(logits.double(), labels)
+        else:
+            self.kept.append(logits.double().cpu())
+            self.labels.append(labels.cpu())
 
-    def result(self, form: str, metric: Metric | None) -> EndToEndGap:
-        figures: dict[str, float] = {}
-        if self.has_labels and self.labels:
-            figures = dict((metric or default_metric)(torch.cat(self.kept), torch.cat(self.labels)))
+    def result(self, form: str) -> EndToEndGap:
+        figures = self.score.result()
+        if self.metric is not None and self.labels:
+            figures = dict(self.metric(torch.cat(self.kept), torch.cat(self.labels)))
         several = self.classes > 1
         kl, agreement = self.kl / max(self.n, 1), self.same / max(self.n, 1)
         return EndToEndGap(form, kl if several else None, self.largest, agreement if several else None, figures)
 
 
-def default_metric(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Negative log-likelihood and accuracy for classes, mean squared error for values."""
-    if logits.shape[-1] == 1 or labels.is_floating_point():
-        return {"mse": float((logits.squeeze(-1) - labels).square().mean())}
-    nll = functional.cross_entropy(logits, labels.long())
-    return {"nll": float(nll), "accuracy": float((logits.argmax(-1) == labels).double().mean())}
+class _Score:
+    """Negative log-likelihood and accuracy for classes, mean squared error for values, batch by batch."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sums: dict[str, float] = {}
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """logits (n, classes) or (n, 1), labels (n,)."""
+        self.n += len(labels)
+        if logits.shape[-1] == 1 or labels.is_floating_point():
+            found = {"mse": (logits.squeeze(-1) - labels).square().sum()}
+        else:
+            nll = functional.cross_entropy(logits, labels.long(), reduction="sum")
+            found = {"nll": nll, "accuracy": (logits.argmax(-1) == labels).sum()}
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def result(self) -> dict[str, float]:
+        return {name: value / max(self.n, 1) for name, value in self.sums.items()}
 
 
 def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
