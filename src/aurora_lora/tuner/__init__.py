@@ -2,7 +2,8 @@
 
 from .config import AuroraConfig
 from .forms import set_form
-from .layer import AuroraLayer, AuroraLinear
+from .layer import AuroraLayer
+from .linear import AuroraLinear
 from .model import AuroraModel, active_adapters, aurora_layers
 from .registration import register
 

@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
 from .config import AuroraConfig
-from .layer import AuroraLayer, AuroraLinear
+from .layer import AuroraLayer
+from .linear import AuroraLinear
 from .registration import PREFIX
 
 
