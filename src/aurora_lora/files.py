@@ -19,14 +19,24 @@ from typing import Any
 from .errors import UserError
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` when the block ends without an error."""
+    partial = path.with_name(f".{path.name}.partial")
+    with plain_write_errors(path):
+        try:
+            yield partial
+            flush(partial)
+            partial.replace(path)
+            flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file, or leave it as it was."""
-    with plain_write_errors(path):
-        partial = path.with_name(f".{path.name}.partial")
+    with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        partial.replace(path)
-        flush(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

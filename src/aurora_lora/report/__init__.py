@@ -1,0 +1,1 @@
+"""Tables and figures, computed from `result.json` files and gap reports only."""

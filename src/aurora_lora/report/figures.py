@@ -1,0 +1,142 @@
+"""Figures, as PNG and SVG; series differ in marker and line as well as colour, for black-and-white print."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..files import new_file
+from .tables import FORM_NAMES, Result, by_learning_rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which stay apart under the common colour blindnesses.
+STYLES: dict[str, dict[str, Any]] = {
+    "dynamic": {"color": "#000000", "marker": "o", "linestyle": "-"},
+    "static": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
+    "calibrated": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
+}
+
+
+def _new(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise UserError("figures need matplotlib: pip install 'aurora-lora[report]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)  # no display, and no global state as with pyplot
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, list(axes)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG; `path` without its ending names both."""
+    written = []
+    for ending in (".png", ".svg"):
+        target = path.with_suffix(ending)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(target) as partial:
+            figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
+        written.append(target)
+    return written
+
+
+def forms_figure(results: Sequence[Result]) -> Figure:
+    """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
+    groups = by_learning_rate(results)
+    if not groups:
+        raise UserError("the forms figure needs results of AuroRA runs")
+    figure, axes = _new(2, 7.2, 2.9)
+    rates = list(groups)
+    places = range(len(rates))
+    seeds = max(map(len, groups.values()))
+    panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
+    for ax, (name, label, factor) in zip(axes, panels, strict=True):
+        for offset, (form, style) in zip((-0.06, 0.0, 0.06), STYLES.items(), strict=True):
+            values = [[factor * run["metric"]["by_form"][form][name] for run in groups[rate]] for rate in rates]
+            means = [statistics.fmean(v) for v in values]
+            errors = [[m - min(v) for m, v in zip(means, values, strict=True)]]
+            errors.append([max(v) - m for m, v in zip(means, values, strict=True)])
+            ax.errorbar(
+                [place + offset for place in places], means, yerr=errors, label=FORM_NAMES[form], capsize=2.5, **style
+            )
+        ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
+        ax.set_xlabel("learning rate of the adapter")
+        ax.set_ylabel(label)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
+    axes[1].set_title("lower is better", fontsize=9, loc="left")
+    return figure
+
+
+def gap_figure(gap: Mapping[str, Any]) -> Figure:
+    """The relative error of each form, a panel for each kind of module, along the depth of the model.
+
+    Args:
+        gap: `MergeGap.to_dict()`.
+    """
+    kinds: dict[str, dict[str, list[float]]] = {}
+    for entry in gap["layers"]:
+        kind = entry["layer"].rsplit(".", 1)[-1]
+        kinds.setdefault(kind, {}).setdefault(entry["form"], []).append(100 * entry["relative_error"])
+    if not kinds:
+        raise UserError("the gap figure needs the gap of at least one layer")
+    figure, axes = _new(len(kinds), max(3.6, 2.4 * len(kinds)), 2.7)
+    top = max(max(values) for forms in kinds.values() for values in forms.values())
+    for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
+        for form, values in forms.items():
+            ax.plot(range(1, len(values) + 1), values, label=FORM_NAMES[form], **STYLES[form])
+        ax.set_title(kind, fontsize=9, loc="left")
+        ax.set_xlabel("layer")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_ylim(0, 1.05 * top if top > 0 else 1)
+    axes[0].set_ylabel("error of the adapter's output, %")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> Figure:
+    """Accuracy and KL divergence from the trained form against the number of calibration inputs.
+
+    Args:
+        records: one for each calibration: `inputs`, `order`, `accuracy` and `kl`. Repeats are averaged, bars are
+            the range.
+        trained: the `accuracy` of the trained form.
+    """
+    figure, axes = _new(2, 7.2, 2.9)
+    styles: dict[str, dict[str, Any]] = {
+        "parallel": STYLES["calibrated"],
+        "sequential": {"color": "#009E73", "marker": "D", "linestyle": ":"},
+    }
+    for ax, (name, label, factor) in zip(
+        axes, (("accuracy", "test accuracy, %", 100.0), ("kl", "KL from the trained form, nats", 1.0)), strict=True
+    ):
+        for order, style in styles.items():
+            groups: dict[int, list[float]] = {}
+            for record in records:
+                if record["order"] == order:
+                    groups.setdefault(record["inputs"], []).append(factor * record[name])
+            if groups:
+                sizes = sorted(groups)
+                means = [statistics.fmean(groups[size]) for size in sizes]
+                low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
+                high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
+                ax.errorbar(sizes, means, yerr=[low, high], label=order, capsize=2.5, **style)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.set_xlabel("calibration inputs")
+        ax.set_ylabel(label)
+    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label="trained (dynamic)")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[1].set_yscale("log")
+    return figure
