@@ -87,8 +87,8 @@ def calibrate(
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: lambda in units of the mean of the diagonal of E[x x^T].
         order: `"parallel"`: all layers from the inputs of the trained model. `"sequential"`: layer by layer, each from
-            the inputs that the layers already calibrated produce, fitting the trained model's sigma(Ax); one pass over
-            the batches for each distinct input.
+            the inputs that the layers already calibrated produce, fitting the trained model's sigma(Ax). That takes a
+            pass over the batches, as far as the layer, for each distinct input: many times the cost.
         max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
             if None. Layers are worked through in groups that fit, with a pass over the batches for each.
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
@@ -151,6 +151,7 @@ def _sequential(runner: Runner, groups: list[Group], data: _Passes, ridge: float
     """Each input in the order of execution, on a model whose earlier layers are calibrated already."""
     data.keep()  # sigma(Ax) is remembered by position, so each pass must bring the same batches
     trained = _record_sigma(runner, [target for group in groups for target in group], data)
+    n_batches = sum(1 for _ in data.batches)
     solutions: list[Solution] = []
     for group in groups:
         with ExitStack() as forms:
@@ -163,7 +164,10 @@ def _sequential(runner: Runner, groups: list[Group], data: _Passes, ridge: float
                 value: Tensor = next(replay[layer.target.name, adapter])
                 return value.to(vectors.device)
 
-            found = _solve_all(gather(Collector(runner, group, share_inputs, sigma), data.one_pass()), ridge)
+            calls = sum(len(trained[target.name, target.adapters[0]]) for target in group)
+            stop = calls // n_batches if calls % n_batches == 0 else None
+            collector = Collector(runner, group, share_inputs, sigma, stop_after=stop)
+            found = _solve_all(gather(collector, data.one_pass()), ridge)
         _store(found)
         solutions += found
     return solutions

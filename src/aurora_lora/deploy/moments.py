@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -62,6 +63,10 @@ class LayerMoments:
     power: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of |sigma(Ax)|^2, ()
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass; never leaves this module."""
+
+
 def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor:
     """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
     module = layer.target.module
@@ -78,6 +83,7 @@ class Collector:
         share_inputs: sum x x^T once for layers that are called one after another with the same tensor.
         sigma: what a linear map of x is to stand in for; sigma(Ax) of the same x unless told otherwise.
         watch_only: only see which layers share an input, without any sums.
+        stop_after: end each forward pass after so many calls of the targets: the layers behind them are not needed.
     """
 
     def __init__(
@@ -88,12 +94,15 @@ class Collector:
         sigma: Sigma = sigma_of_input,
         *,
         watch_only: bool = False,
+        stop_after: int | None = None,
     ) -> None:
         self.runner = runner
         self.targets = list(targets)
         self.share_inputs = share_inputs
         self.sigma = sigma
         self.watch_only = watch_only
+        self.stop_after = stop_after
+        self.calls = 0
         self.layers: dict[str, LayerMoments] = {}
         self._latest: SharedInput | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -114,8 +123,17 @@ class Collector:
             if target.name not in self.layers:
                 self.layers[target.name] = LayerMoments(target, self._moments_for(target, x))
             self._add(self.layers[target.name], x)
+            self.calls += 1
+            if self.calls == self.stop_after:
+                raise _EnoughError
 
         return collect
+
+    def run(self, batch: Batch) -> None:
+        """One forward pass, as far as it is needed."""
+        self.calls = 0
+        with suppress(_EnoughError):
+            self.runner.run(batch)
 
     def _moments_for(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the moments of the layers called just before with this very tensor, or its own."""
@@ -199,7 +217,7 @@ def gather(collector: Collector, batches: Iterable[Batch]) -> list[LayerMoments]
     n = 0
     with collector:
         for batch in batches:
-            collector.runner.run(batch)
+            collector.run(batch)
             n += 1
     if n == 0:
         raise CalibrationError(NO_BATCHES)

@@ -98,7 +98,7 @@ def gap_figure(gap: Mapping[str, Any]) -> Figure:
             ax.plot(range(1, len(values) + 1), values, label=FORM_NAMES[form], **STYLES[form])
         ax.set_title(kind, fontsize=9, loc="left")
         ax.set_xlabel("layer")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_xticks(range(1, max(map(len, forms.values())) + 1))
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
     axes[0].set_ylabel("error of the adapter's output, %")
     axes[0].legend(frameon=False, fontsize=8)

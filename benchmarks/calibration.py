@@ -1,0 +1,170 @@
+"""How many calibration inputs are enough, which order is better, and what calibration costs.
+
+    python benchmarks/calibration.py curve RUN... --output results/calibration/curve.json
+    python benchmarks/calibration.py cost RUN --output results/calibration/cost-minilm.json
+
+RUN is the folder of a finished `aurora train` (an AuroRA run). Every figure is of its test split; calibration inputs
+are drawn from its training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aurora_lora import calibrate, merge_gap, set_form
+from aurora_lora.files import write_json
+from aurora_lora.training.progress import quiet_libraries
+from aurora_lora.training.run import ADAPTER, make_trainer
+from aurora_lora.training.trained import load_run
+
+SIZES = (16, 32, 64, 128, 256, 512, 1024)
+
+
+def batches(data: Any, split: str, rows: list[int], size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
+    examples = data.splits[split]
+    for start in range(0, len(rows), size):
+        yield data.collate([examples[row] for row in rows[start : start + size]])
+
+
+def curve(folders: list[Path], repeats: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """For each run, order and number of inputs: accuracy, nll and KL from the trained form, on the test split."""
+    records, trained = [], []
+    for folder in folders:
+        run = load_run(folder)
+        with tempfile.TemporaryDirectory() as nowhere:
+            trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
+        model = trainer.module
+        test = list(batches(data, "test", list(range(len(data.splits["test"])))))
+        for size in sizes:
+            for repeat in range(repeats):
+                rows = random.Random(repeat).sample(range(len(data.splits["train"])), size)
+                inputs = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", rows)]
+                for order in ("parallel", "sequential"):
+                    report = calibrate(model, inputs, order=order)
+                    gap = merge_gap(model, test)
+                    ends = {entry.form: entry for entry in gap.end_to_end}
+                    end = ends["calibrated"]
+                    records.append(
+                        {
+                            "run": folder.name,
+                            "inputs": size,
+                            "repeat": repeat,
+                            "order": order,
+                            "kl": end.kl,
+                            "agreement": end.agreement,
+                            **end.metric,
+                            "explained": statistics.fmean(layer.explained for layer in report.layers),
+                            "seconds": report.seconds,
+                        }
+                    )
+                    print(json.dumps(records[-1]), file=sys.stderr, flush=True)
+        trained.append({"run": folder.name, **ends["dynamic"].metric})
+        trained[-1]["static"] = {**ends["static"].metric, "kl": ends["static"].kl}
+    return {"records": records, "trained": trained}
+
+
+def cost(folder: Path, examples: int) -> dict[str, Any]:
+    """Seconds and peak memory of a calibration, beside one epoch of training in the same process, interleaved."""
+    run = load_run(folder)
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
+    model = trainer.module
+    inputs = [
+        {k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", list(range(examples)))
+    ]
+    steps = list(batches(data, "train", list(range(640)), run.recipe.training.batch_size))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
+    seconds: dict[str, list[float]] = {"parallel": [], "sequential": [], "training": [], "forward": []}
+    for _ in range(5):
+        for order in ("parallel", "sequential"):
+            seconds[order].append(calibrate(model, inputs, order=order).seconds)
+        start = time.perf_counter()
+        with torch.no_grad(), set_form(model, "dynamic"):
+            model.eval()
+            for batch in inputs:
+                model(**batch)
+        seconds["forward"].append(time.perf_counter() - start)
+        model.train()
+        start = time.perf_counter()
+        for batch in steps:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seconds["training"].append(time.perf_counter() - start)
+        model.eval()
+    epoch = statistics.median(seconds["training"]) * len(data.splits["train"]) / 640
+    return {
+        "model": run.recipe.model,
+        "layers": len(calibrate(model, inputs).layers),
+        "examples": examples,
+        "epoch_examples": len(data.splits["train"]),
+        "threads": torch.get_num_threads(),
+        "epoch_s": epoch,
+        "forward_s": statistics.median(seconds["forward"]),
+        **{f"{order}_s": statistics.median(seconds[order]) for order in ("parallel", "sequential")},
+        **{f"{order}_of_epoch": statistics.median(seconds[order]) / epoch for order in ("parallel", "sequential")},
+        "peak_mb": {order: peak(folder, examples, order) for order in ("none", "parallel", "sequential")},
+    }
+
+
+def peak(folder: Path, examples: int, order: str) -> float:
+    """Peak memory in MB of a fresh process that loads the run and calibrates ("none": only runs the inputs)."""
+    command = [sys.executable, __file__, "peak", str(folder), "--examples", str(examples), "--order", order]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(folder: Path, examples: int, order: str) -> None:
+    run = load_run(folder)
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
+    inputs = [
+        {k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", list(range(examples)))
+    ]
+    if order == "none":
+        with torch.no_grad():
+            for batch in inputs:
+                trainer.module.eval()(**batch)
+    else:
+        calibrate(trainer.module, inputs, order=order)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("curve", "cost", "peak"))
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--order", default="parallel")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    quiet_libraries()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.what == "peak":
+        print_peak(args.runs[0], args.examples, args.order)
+        return
+    result = curve(args.runs, args.repeats, SIZES) if args.what == "curve" else cost(args.runs[0], args.examples)
+    if args.output is None:
+        print(json.dumps(result, indent=2))
+    else:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, result)
+
+
+if __name__ == "__main__":
+    main()

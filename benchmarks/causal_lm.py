@@ -1,0 +1,138 @@
+"""The forms on a causal language model: SmolLM2-135M, next-token loss on the film sentences, perplexity by form.
+
+    python benchmarks/causal_lm.py --output results/causal-lm
+
+AuroRA r = 2 on q, k, v, up and down. One JSON file for each learning rate and seed, written as it is finished; what is
+there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup, set_seed
+
+from aurora_lora import AuroraConfig, calibrate, merge_gap
+from aurora_lora.files import write_json
+from aurora_lora.tasks import SplitSizes, get_task
+from aurora_lora.tasks.models import resolve_model
+from aurora_lora.training.progress import quiet_libraries
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def batches(tokenizer: Any, texts: list[str], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(0, len(texts), size):
+        batch = dict(
+            tokenizer(
+                [text + tokenizer.eos_token for text in texts[start : start + size]],
+                padding=True,
+                truncation=True,
+                max_length=64,
+                return_tensors="pt",
+            )
+        )
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        yield batch
+
+
+def run(learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int) -> dict[str, Any]:
+    source = resolve_model("smollm2-135m")
+    tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    base = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32)
+    data = get_task("movie-rating").load(sizes, 0)
+    texts = {name: list(data[name]["text"]) for name in ("train", "test")}
+    set_seed(seed)
+    model = get_peft_model(base, AuroraConfig(target_modules=TARGETS, task_type="CAUSAL_LM"))
+    test = list(batches(tokenizer, texts["test"], 32))
+    with model.disable_adapter():
+        model.eval()
+        losses = [(float(model(**b).loss.detach()), int((b["labels"][:, 1:] != -100).sum())) for b in test]
+    base_nll = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+    order = random.Random(seed)
+    steps = math.ceil(len(texts["train"]) / batch_size) * epochs
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.06 * steps), steps)
+    model.train()
+    start, step = time.perf_counter(), 0
+    for _ in range(epochs):
+        shuffled = order.sample(texts["train"], len(texts["train"]))
+        for batch in batches(tokenizer, shuffled, batch_size):
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % 10 == 0:
+                print(f"lr {learning_rate:g} step {step}/{steps} loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    train_s = time.perf_counter() - start
+    inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches(tokenizer, texts["train"][:256], 32)]
+    result: dict[str, Any] = {
+        "model": "smollm2-135m",
+        "targets": TARGETS,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "train_sentences": len(texts["train"]),
+        "test_sentences": len(texts["test"]),
+        "epochs": epochs,
+        "trainable": model.get_nb_trainable_parameters()[0],
+        "train_s": train_s,
+        "base": {"nll": base_nll, "perplexity": math.exp(base_nll)},
+        "by_form": {},
+        "calibrate_s": {},
+        "threads": torch.get_num_threads(),
+    }
+    for order_name in ("parallel", "sequential"):
+        report = calibrate(model, inputs, order=order_name)
+        result["calibrate_s"][order_name] = report.seconds
+        gap = merge_gap(model, test)
+        for entry in gap.end_to_end:
+            name = f"calibrated, {order_name}" if entry.form == "calibrated" else entry.form
+            nll = entry.metric["nll"]
+            result["by_form"][name] = {
+                "nll": nll,
+                "perplexity": math.exp(nll),
+                "kl": entry.kl,
+                "agreement": entry.agreement,
+            }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[2e-3, 5e-3, 1e-2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--train", type=int, default=1500)
+    parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    quiet_libraries()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for rate in args.learning_rates:
+            path = args.output / f"lr{rate:g}-seed{seed}.json"
+            if path.exists():
+                continue
+            write_json(path, run(rate, seed, SplitSizes(args.train, 500, args.test), args.epochs, args.batch_size))
+
+
+if __name__ == "__main__":
+    main()

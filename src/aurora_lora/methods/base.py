@@ -1,0 +1,257 @@
+"""What a fine-tuning method is, and the two kinds that most are: a PEFT adapter, or some of the model's own weights.
+
+Nothing heavy is imported here before a method is used, so that listing the methods is instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ..errors import FormError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+TaskType = Literal["SEQ_CLS"]
+Options = Mapping[str, Any]
+
+MERGED = "merged"
+"""The one form of every method whose trained and merged model are the same function."""
+
+WEIGHTS_FILE = "trained.safetensors"
+"""What a method without a PEFT adapter writes: the weights that were trained, and buffers."""
+
+
+class Method(Protocol):
+    """A way of fine-tuning: a recipe names it under `method.name`, with its options beside it."""
+
+    @property
+    def name(self) -> str:
+        """How recipes and results call it."""
+
+    @property
+    def description(self) -> str:
+        """One line for `aurora list methods`."""
+
+    def validate(self, options: Options) -> dict[str, Any]:
+        """The options with the method's defaults filled in.
+
+        Raises:
+            ValueError: an unknown option or a value that is not allowed; the message names the option.
+        """
+
+    def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
+        """Make a pretrained model trainable by this method. The head is always trained."""
+
+    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
+        """A trained model from a pretrained one and what `save` wrote."""
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write what was trained."""
+
+    def forms(self, options: Options) -> tuple[str, ...]:
+        """The forms of the trained model that can be evaluated."""
+
+    def deployed_form(self, options: Options) -> str:
+        """The form that is deployed: the best epoch is chosen in it."""
+
+    def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
+        """Within this context `model.eval()` computes `form`."""
+
+    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        """A plain model, without adapters, that computes `form`."""
+
+
+@dataclass(frozen=True)
+class OneForm:
+    """The answers of a method with a single form."""
+
+    name: str
+    description: str
+
+    def forms(self, options: Options) -> tuple[str, ...]:
+        return (MERGED,)
+
+    def deployed_form(self, options: Options) -> str:
+        return MERGED
+
+    def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
+        self._check_form(form)
+        return nullcontext()
+
+    def _check_form(self, form: str) -> None:
+        if form != MERGED:
+            raise FormError(f"form={form!r}: {self.name} has one form only (allowed: {MERGED!r}).")
+
+
+@dataclass(frozen=True)
+class PeftMethod(OneForm):
+    """A method of PEFT: `make_config(options, **PEFT's own fields)` gives its configuration.
+
+    Args:
+        make_config: makes the PEFT configuration; raises ValueError for a value that is not allowed.
+        option_names: the options that a recipe may give.
+        defaults: the options that every result records, given or not.
+    """
+
+    make_config: Callable[..., Any]
+    option_names: Callable[[], Iterable[str]]
+    defaults: Callable[[], Options] = field(default=dict)
+
+    def validate(self, options: Options) -> dict[str, Any]:
+        check_names(options, self.option_names())
+        self.make_config(**options)
+        return {**self.defaults(), **options}
+
+    def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
+        from peft import get_peft_model
+
+        heads = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
+        config = self.make_config(**{**options, "modules_to_save": heads}, task_type=task_type)
+        peft_model: nn.Module = get_peft_model(model, config)
+        return peft_model
+
+    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
+        from peft import PeftModel
+
+        peft_model: nn.Module = PeftModel.from_pretrained(model, directory)
+        return peft_model
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        model.save_pretrained(directory)  # type: ignore[operator]
+
+    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        with self.using(model, form):
+            merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+        return merged
+
+
+@dataclass(frozen=True)
+class PlainMethod(OneForm):
+    """A method that trains some of the model's own weights and adds none.
+
+    Args:
+        trains: whether to train a parameter of the body, by its name. The head is always trained.
+    """
+
+    trains: Callable[[str], bool]
+
+    def validate(self, options: Options) -> dict[str, Any]:
+        check_names(options, ())
+        return {}
+
+    def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_head(model, name) or self.trains(name))
+        return model
+
+    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
+        self.apply(model, options, "SEQ_CLS")
+        load_trained(model, directory)
+        model.train(False)
+        return model
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        save_trained(model, directory)
+
+    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        self._check_form(form)
+        return model  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------- heads and counts
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """The top-level modules with weights beside the pretrained body: the randomly initialised head."""
+    body = getattr(model, "base_model_prefix", "")
+    return [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+
+
+def is_head(model: nn.Module, parameter: str) -> bool:
+    """Whether the parameter of that name belongs to the head, in a plain or in a PEFT model."""
+    if hasattr(model, "get_base_model"):
+        heads = head_modules(model.get_base_model())  # type: ignore[operator]
+        return any(f".{head}.modules_to_save." in parameter for head in heads)
+    return parameter.split(".", 1)[0] in head_modules(model)
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters are trained, and of how many."""
+
+    adapter: int
+    head: int
+    total: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Trained parameters outside and inside the head, and all (PEFT's copy of the untrained head left out)."""
+    adapter = head = total = 0
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
+        total += parameter.numel()
+        if parameter.requires_grad and is_head(model, name):
+            head += parameter.numel()
+        elif parameter.requires_grad:
+            adapter += parameter.numel()
+    return ParameterCounts(adapter, head, total)
+
+
+# ---------------------------------------------------------------- the trained weights of a plain model
+
+
+def save_trained(model: nn.Module, directory: Path) -> None:
+    """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model."""
+    from safetensors.torch import save_file
+
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in frozen}
+    save_file(state, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
+
+
+def load_trained(model: nn.Module, directory: Path) -> None:
+    """Load what `save_trained` wrote.
+
+    Raises:
+        CheckpointError: the file does not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    from ..errors import CheckpointError
+
+    state = load_file(str(directory / WEIGHTS_FILE))
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    result = model.load_state_dict(state, strict=False)
+    if result.unexpected_keys or expected & set(result.missing_keys):
+        odd = sorted({*result.unexpected_keys, *(expected & set(result.missing_keys))})
+        raise CheckpointError(f"{directory / WEIGHTS_FILE} does not fit the model: {', '.join(odd[:3])}.")
+
+
+# ---------------------------------------------------------------- options
+
+
+def check_names(options: Options, allowed: Iterable[str]) -> None:
+    """Raise a ValueError for the first option that is not allowed, with the nearest name that is."""
+    known = sorted(allowed)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option}: {unknown('option', known, option)}")
+
+
+def unknown(what: str, known: Iterable[str], given: str) -> str:
+    """`unknown option; did you mean 'x'?`, or all that is known when nothing is near."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=1)
+    if near:
+        return f"unknown {what}; did you mean '{near[0]}'?"
+    if not known:
+        return f"unknown {what}; there are none here"
+    return f"unknown {what} (allowed: {', '.join(known)})"

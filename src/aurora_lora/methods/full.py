@@ -1,0 +1,9 @@
+"""Full fine-tuning: every weight is trained."""
+
+from .base import PlainMethod
+
+FULL = PlainMethod(
+    name="full",
+    description="Full fine-tuning: every weight of the model",
+    trains=lambda name: True,
+)

@@ -1,0 +1,9 @@
+"""Linear probing: the pretrained body is frozen, the head alone is trained."""
+
+from .base import PlainMethod
+
+LINEAR_PROBE = PlainMethod(
+    name="linear-probe",
+    description="The head alone, on the frozen pretrained model: what the features give without fine-tuning",
+    trains=lambda name: False,
+)

@@ -1,0 +1,56 @@
+"""`CalibrationCallback`: evaluations during training score the form that will be deployed, in any Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from aurora_lora import AuroraConfig, calibrate
+from aurora_lora.deploy.inputs import Batch
+
+
+class CalibrationCallback(TrainerCallback):
+    """Calibrates just before each evaluation, where `eval()` computes the calibrated form.
+
+        Trainer(model=model, ..., callbacks=[CalibrationCallback(batches)])
+
+    Without it, an evaluation in the middle of training scores the dynamic form: the calibrated matrix is missing or
+    stale. Adapters whose eval form is dynamic or static are left alone. `eval_on_start` comes too early for it.
+
+    Args:
+        batches: a few training inputs (dicts of tensors, labels not needed), gone through again at each evaluation. On
+            several processes, each may hold its own share.
+        ridge: see `aurora_lora.calibrate`.
+    """
+
+    def __init__(self, batches: Iterable[Batch], *, ridge: float = 1e-4) -> None:
+        self.batches = list(batches)
+        self.ridge = ridge
+
+    # Transformers' own flow callback comes first in both events and decides whether to evaluate.
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._calibrate(control, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._calibrate(control, kwargs["model"])
+
+    def _calibrate(self, control: TrainerControl, model: nn.Module) -> None:
+        if control.should_evaluate and deploys_calibrated(model):
+            calibrate(model, self.batches, ridge=self.ridge)
+
+
+def deploys_calibrated(model: nn.Module) -> bool:
+    """Whether `model.eval()` computes the calibrated form of an active adapter."""
+    configs = getattr(model, "peft_config", {})
+    active = getattr(model, "active_adapters", [])
+    return any(
+        isinstance(config, AuroraConfig) and config.resolved_eval_form == "calibrated"
+        for name, config in configs.items()
+        if name in active
+    )

@@ -1,0 +1,93 @@
+"""From a task's splits to batches of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..tasks import SplitSizes, Task, get_task
+from .recipe import Recipe
+
+Example = dict[str, Any]
+
+
+class Encoded(Dataset[Example]):
+    """A tokenised split, in memory."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Collates examples into tensors (batch, longest), with labels (batch,) if there are any."""
+
+    padding: PreTrainedTokenizerBase  # under the name `tokenizer`, Transformers would save it with each checkpoint
+    kind: str
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
+        batch = dict(self.padding.pad(inputs, return_tensors="pt"))
+        if "labels" in examples[0]:
+            dtype = torch.long if self.kind == "classification" else torch.float32
+            batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=dtype)
+        return batch
+
+
+@dataclass(frozen=True)
+class Data:
+    """The encoded splits of a recipe."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    splits: dict[str, Encoded]
+    collate: Pad
+
+    def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
+        """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
+        train, wanted = self.splits["train"], recipe.calibration
+        count = min(wanted.examples, len(train))
+        chosen = [train[index * len(train) // count] for index in range(count)]
+        unlabelled = [{name: value for name, value in one.items() if name != "labels"} for one in chosen]
+        return [self.collate(unlabelled[at : at + wanted.batch_size]) for at in range(0, count, wanted.batch_size)]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int) -> list[Example]:
+    """Token ids and masks for texts, or for pairs of texts when there are two columns; cut, not padded."""
+    encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
+    names = [name for name in encoded if name in tokenizer.model_input_names]
+    return [{name: encoded[name][index] for name in names} for index in range(len(columns[0]))]
+
+
+def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """Load and encode all three splits of the recipe's task.
+
+    Raises:
+        UserError: sizes that the data cannot give, or data that cannot be fetched.
+    """
+    task, section = get_task(recipe.task.name), recipe.task
+    sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
+    loaded = task.load(sizes, section.split_seed)
+    max_length = min(section.max_length, tokenizer.model_max_length)
+    splits = {}
+    for name in ("train", "validation", "test"):
+        split = loaded[name]
+        examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
+        for example, label in zip(examples, split["label"], strict=True):
+            example["labels"] = label
+        if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
+            examples.sort(key=lambda example: len(example["input_ids"]))
+        splits[name] = Encoded(examples)
+    return Data(task, tokenizer, splits, Pad(tokenizer, task.kind))

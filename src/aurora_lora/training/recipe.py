@@ -1,0 +1,257 @@
+"""A recipe: everything that decides a training run, in one YAML file, validated once.
+
+name: demo
+model: minilm-l6                 # a packaged model, a hub id or a local folder
+task: {name: movie-sentiment, train_size: 3000}
+method: {name: aurora, r: 2, target_modules: [query, value]}
+training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from ..errors import UserError
+from ..methods import Method, get_method
+from ..methods.base import unknown
+from . import yaml_text
+
+Size = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Unknown fields are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSection(Section):
+    """The data, and how it is split and cut."""
+
+    name: str
+    train_size: Size | None = None
+    """None is all that is left after validation and test."""
+    validation_size: Size = 1000
+    test_size: Size = 2000
+    split_seed: int = 0
+    max_length: Size = 128
+    """Tokens; longer texts are cut."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from ..tasks import TASKS
+
+        if name not in TASKS:
+            raise PydanticCustomError("plain", "{why}", {"why": unknown("task", TASKS, name)})
+        return name
+
+
+class MethodSection(BaseModel):
+    """The method's name, and its own options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"name": data}
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            return data  # pydantic says what is missing
+        options = {key: value for key, value in data.items() if key != "name"}
+        try:
+            return {"name": data["name"], **get_method(data["name"]).validate(options)}
+        except (ValueError, TypeError) as error:
+            raise PydanticCustomError("method", "{why}", {"why": " ".join(str(error).split())}) from error
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, defaults filled in."""
+        return dict(self.model_extra or {})
+
+    @property
+    def method(self) -> Method:
+        """The entry of METHODS."""
+        return get_method(self.name)
+
+
+class TrainingSection(Section):
+    """AdamW with a linear schedule."""
+
+    epochs: Size = 3
+    batch_size: Size = 32
+    """Examples of a step in one process."""
+    eval_batch_size: Size = 64
+    learning_rate: Rate = 5e-3
+    head_learning_rate: Rate | None = None
+    """None is `learning_rate`."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    gradient_accumulation_steps: Size = 1
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """0 switches clipping off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    eval_every: Literal["epoch"] | Size = "epoch"
+    """Score the validation split, and write a checkpoint, after each epoch or each N steps."""
+    checkpoint_every: Size | None = None
+    """Steps between further checkpoints, for long epochs."""
+    threads: Size | None = None
+    """CPU threads; None leaves the choice to PyTorch."""
+
+
+class CalibrationSection(Section):
+    """The calibration that ends the run, and a lighter one before each evaluation."""
+
+    examples: Size = 256
+    batch_size: Size = 32
+    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+
+
+class ReferenceSection(Section):
+    """Another method, trained beside this one on the same data; what is not given is as in the recipe."""
+
+    method: MethodSection
+    epochs: Size | None = None
+    learning_rate: Rate | None = None
+    head_learning_rate: Rate | None = None
+
+
+class Recipe(Section):
+    """A whole run. See the module's docstring for the file."""
+
+    name: str
+    model: Annotated[str, Field(min_length=1)]
+    task: TaskSection
+    method: MethodSection
+    training: TrainingSection = TrainingSection()
+    calibration: CalibrationSection = CalibrationSection()
+    reference: ReferenceSection | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values, every default filled in: what result.json and recipe.yaml hold."""
+        return self.model_dump(mode="json")
+
+    def reference_recipe(self) -> Recipe | None:
+        """The run of the reference as a recipe of its own."""
+        if self.reference is None:
+            return None
+        rates = {"epochs", "learning_rate", "head_learning_rate"}
+        given = self.reference.model_dump(include=rates, exclude_none=True)
+        if "learning_rate" in given:
+            given.setdefault("head_learning_rate", None)  # follows the reference's own learning rate
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-reference",
+                "method": self.reference.method,
+                "training": self.training.model_copy(update=given),
+                "reference": None,
+            }
+        )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` with dotted keys, such as `training.epochs=1`; values are YAML.
+
+    Raises:
+        UserError: the file cannot be read, or a value is wrong; one line for each mistake.
+    """
+    path = Path(path)
+    data = yaml_text.read(path)
+    for override in overrides if isinstance(data, dict) else ():
+        _override(data, override)
+    return validate(data, str(path))
+
+
+def validate(data: Any, source: str) -> Recipe:
+    """A recipe from plain values, as YAML or JSON gives them; `source` names them in errors.
+
+    Raises:
+        UserError: one line for each mistake, with the dotted field, the value and what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: a recipe is a mapping of fields, such as `model: minilm-l6`")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise UserError(f"'{override}' is not of the form key=value, such as training.epochs=1")
+    *sections, last = key.split(".")
+    here = data
+    for name in sections:
+        below = here.get(name)
+        if below is None:
+            below = here[name] = {}
+        elif isinstance(below, str) and name == "method":
+            below = here[name] = {"name": below}
+        if not isinstance(below, dict):
+            raise UserError(f"'{override}': {name} is {below!r}, which has no fields")
+        here = below
+    here[last] = yaml_text.parse(text, f"'{override}'")
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    """One line for each field that is wrong."""
+    problems: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        # pydantic adds the member of a union that it tried ("constrained-int") to the path
+        path = [str(part) for part in detail["loc"] if str(part) in _FIELDS or detail["type"] == "extra_forbidden"]
+        problems.setdefault(".".join(path), []).append(detail)
+    for field, details in problems.items():
+        what = _what(details[0])
+        if details[0]["type"] == "method" and re.match(r"\w+[=:]", what):
+            yield f"{field}.{what}"  # the message starts with the option's name
+        else:
+            yield " or ".join([f"{field}: {what}", *(_allowed(detail) for detail in details[1:])])
+
+
+def _what(detail: ErrorDetails) -> str:
+    value = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        section: type[BaseModel] = Recipe
+        for part in detail["loc"][:-1]:
+            section = _SECTIONS.get(str(part), section)
+        return unknown("field", section.model_fields, str(detail["loc"][-1]))
+    if detail["type"] == "missing":
+        return "this field must be given"
+    if detail["type"] == "method":
+        return detail["msg"]
+    if detail["type"] == "plain":
+        return f"{value!r} is an {detail['msg']}"
+    return f"{value!r} is not allowed: it must be {_allowed(detail)}"
+
+
+def _allowed(detail: ErrorDetails) -> str:
+    return detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "task": TaskSection,
+    "method": MethodSection,
+    "training": TrainingSection,
+    "calibration": CalibrationSection,
+    "reference": ReferenceSection,
+}
+_FIELDS = {*Recipe.model_fields, *(name for section in _SECTIONS.values() for name in section.model_fields)}

@@ -1,0 +1,172 @@
+"""`result.json`: what a run was and what came out of it. Tables and figures are computed from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..methods import ParameterCounts
+from . import storage
+from .recipe import Recipe
+
+SCHEMA = 1
+RESULT = "result.json"
+
+Result = dict[str, Any]
+Scores = dict[str, dict[str, float]]
+"""Metrics by form."""
+
+
+def build_result(
+    recipe: Recipe,
+    *,
+    metric: str,
+    test: Scores,
+    validation: Scores,
+    selected_by: Mapping[str, Any],
+    params: ParameterCounts,
+    train_s: float,
+    trained_examples: int,
+    peak_mb: float,
+    epochs: list[dict[str, Any]],
+) -> Result:
+    """The contents of result.json.
+
+    Args:
+        recipe: what was run.
+        metric: name of the task's main metric.
+        test: metrics of each form on the test split.
+        validation: the same on the validation split.
+        selected_by: what chose the best epoch, and which one that is.
+        params: parameter counts.
+        train_s: seconds of training steps, added up over interruptions.
+        trained_examples: examples seen in them.
+        peak_mb: largest memory in use.
+        epochs: one entry for each evaluation during training.
+    """
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.resolved(),
+        "method": recipe.method.name,
+        "model": recipe.model,
+        "task": recipe.task.name,
+        "seed": recipe.seed,
+        "metric": {
+            "name": metric,
+            "split": "test",
+            "by_form": _finite(test),
+            "validation_by_form": _finite(validation),
+            "selected_by": dict(selected_by),
+        },
+        "params": asdict(params),
+        "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
+        "memory": {"peak_mb": round(peak_mb, 1)},
+        "epochs": epochs,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "device": device(),
+        "status": "finished",
+    }
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result of a finished run, or None.
+
+    Raises:
+        UserError: the file is not a result that this version can read.
+    """
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        schema = result["schema"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a result of aurora train") from error
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema}, this version reads schema {SCHEMA}")
+    return dict(result)
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json, whole or not at all."""
+    storage.write_json(folder / RESULT, result)
+
+
+def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One entry for each evaluation in Transformers' log: epoch, step, mean training loss since the last, metrics."""
+    entries, losses = [], []
+    for record in history:
+        if "loss" in record:
+            losses.append(record["loss"])
+        elif any(f"eval_{name}" in record for name in metrics):
+            entries.append(
+                {
+                    "epoch": record["epoch"],
+                    "step": record["step"],
+                    "train_loss": sum(losses) / len(losses) if losses else None,
+                    "validation": {name: record[f"eval_{name}"] for name in metrics},
+                }
+            )
+            losses = []
+    return _finite(entries)  # type: ignore[no-any-return]
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of everything that has a say in the numbers."""
+    names = ("aurora-lora", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the package runs from, with `-dirty` after changes; None when installed."""
+    source = Path(__file__).parent
+    try:
+        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["describe", "--always", "--dirty"]):
+            done = subprocess.run(
+                ["git", "-C", str(source), *command, *(["--abbrev=40"] if command[0] == "describe" else [])],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def device() -> str:
+    """What the run was computed on."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: None stands for a metric that is not a number."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,256 @@
+"""`train(recipe, output)`: one whole run, from a recipe to an adapter and its result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from aurora_lora import calibrate
+
+from ..errors import UserError
+from ..methods import count_parameters
+from . import storage, yaml_text
+from .callback import CalibrationCallback
+from .data import Data, load_data
+from .distributed import on_main, state
+from .models import load_base_model, load_tokenizer
+from .recipe import Recipe, validate
+from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
+from .trainer import RecipeTrainer, training_arguments
+
+RECIPE, ADAPTER, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "checkpoints", "reference"
+CALIBRATED = "calibrated"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    result: Result
+    reference: Result | None
+    was_finished: bool
+    """The run was finished before: nothing was trained."""
+
+
+def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[TrainerCallback]] = tuple) -> Run:
+    """Fine-tune, choose the best epoch, calibrate, score every form; go on with an interrupted run.
+
+    Writes `recipe.yaml`, `adapter/` and `result.json` into `output`, and the run of the recipe's reference into
+    `output/reference`. A finished run is read, not run again.
+
+    Args:
+        recipe: what to do.
+        output: folder of the run.
+        callbacks: makes further Trainer callbacks, such as a progress bar; called once for each run.
+
+    Raises:
+        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; the
+            training diverged.
+    """
+    folder = Path(output)
+    state()  # join the other processes, if there are any
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: _open(folder, recipe, stack))
+        result, was_finished = _train(recipe, folder, callbacks)
+        reference, reference_recipe = None, recipe.reference_recipe()
+        if reference_recipe is not None:
+            on_main(lambda: _prepare(folder / REFERENCE, reference_recipe))
+            reference, reference_was = _train(reference_recipe, folder / REFERENCE, callbacks)
+            was_finished = was_finished and reference_was
+    return Run(folder, result, reference, was_finished)
+
+
+def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
+    """Check the folder, lock it and write the recipe down."""
+    _check_recipe(folder, recipe)
+    storage.check_writable(folder)
+    stack.enter_context(storage.lock(folder))
+    _prepare(folder, recipe)
+
+
+def _prepare(folder: Path, recipe: Recipe) -> None:
+    _check_recipe(folder, recipe)
+    storage.check_writable(folder)
+    for each in (folder, folder / CHECKPOINTS):
+        storage.clear_leftovers(each)
+    if not (folder / RECIPE).exists():
+        storage.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise a UserError if the folder holds the run of another recipe."""
+    if not (folder / RECIPE).exists():
+        for name in (ADAPTER, CHECKPOINTS, "result.json"):
+            if (folder / name).exists():
+                raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
+        return
+    # validated, so that a field which a later version adds counts as its default
+    stored = validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE))
+    there, here = flatten(stored.resolved()), flatten(recipe.resolved())
+    missing = "not given"
+    differing = [
+        f"{field} (there {there.get(field, missing)!r}, here {here.get(field, missing)!r})"
+        for field in sorted({*there, *here})
+        if there.get(field, missing) != here.get(field, missing)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds the run of another recipe; they differ in {', '.join(differing)}: "
+            "choose another output folder"
+        )
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}{key}."))
+    return flat or {prefix.rstrip("."): {}}
+
+
+def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
+    finished = on_main(lambda: read_result(folder))
+    if finished is not None:
+        on_main(lambda: storage.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
+        return finished, True
+    trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
+    checkpoint = trainer.resume()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.load_weights(trainer.best_checkpoint())
+    calibrate_for(recipe, trainer, data)
+    result = _result(recipe, trainer, data)
+    on_main(lambda: _write(recipe, folder, trainer, data, result))
+    return result, False
+
+
+def make_trainer(
+    recipe: Recipe, checkpoints: Path, callbacks: Sequence[TrainerCallback] = (), adapter: Path | None = None
+) -> tuple[RecipeTrainer, Data]:
+    """The data, the model with the recipe's method applied to it, and a trainer for both.
+
+    Args:
+        recipe: what to train.
+        checkpoints: folder of the checkpoints.
+        callbacks: further Trainer callbacks.
+        adapter: where to load a trained adapter from, instead of starting a new one.
+
+    Raises:
+        UserError: what the recipe names cannot be had, or the method does not fit the model.
+    """
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    tokenizer = load_tokenizer(recipe.model)
+    data = load_data(recipe, tokenizer)
+    args = training_arguments(recipe, checkpoints, len(data.splits["train"]), data.task.metric)
+    set_seed(recipe.seed)  # the head and the adapter start at random
+    model = make_model(recipe, load_base_model(recipe.model, data.task, tokenizer), adapter)
+    # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
+    args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
+    if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
+        callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
+    trainer = RecipeTrainer(
+        recipe,
+        checkpoints,
+        model=model,
+        args=args,
+        train_dataset=data.splits["train"],
+        eval_dataset=data.splits["validation"],
+        data_collator=data.collate,
+        compute_metrics=lambda scored: data.task.compute_metrics(scored.predictions, scored.label_ids),
+        callbacks=list(callbacks),
+    )
+    return trainer, data
+
+
+def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = None) -> nn.Module:
+    """The recipe's method on a pretrained model: new, or as it was saved in `adapter`.
+
+    Raises:
+        UserError: the method does not fit the model, or the saved adapter cannot be read.
+    """
+    method, options = recipe.method.method, recipe.method.options
+    if adapter is None:
+        try:
+            return method.apply(base, options, "SEQ_CLS")
+        except ValueError as error:
+            raise UserError(f"method: {' '.join(str(error).split())}") from error
+    try:
+        return method.load(base, adapter, options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
+    """Calibrate the model as the recipe says, if its method has a calibrated form."""
+    if CALIBRATED in recipe.method.method.forms(recipe.method.options):
+        calibrate(trainer.module, _own_share(data, recipe), ridge=recipe.calibration.ridge)
+
+
+def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
+    """This process's calibration batches: the moments are summed over the processes."""
+    batches, peers = data.calibration_batches(recipe), state()
+    return batches[peers.process_index :: peers.num_processes] if len(batches) >= peers.num_processes else batches
+
+
+def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms: Sequence[str]) -> Scores:
+    """Metrics of each form on a split."""
+    scores = {}
+    for form in forms:
+        with recipe.method.method.using(trainer.module, form):
+            metrics = trainer.evaluate(data.splits[split], metric_key_prefix=split)
+        scores[form] = {
+            name.removeprefix(f"{split}_"): value
+            for name, value in metrics.items()
+            if name.removeprefix(f"{split}_") in metric_names(data)
+        }
+    return scores
+
+
+def metric_names(data: Data) -> tuple[str, ...]:
+    """The metrics of the task, the main one first."""
+    return ("accuracy", "nll") if data.task.kind == "classification" else ("pearson", "mse")
+
+
+def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
+    method, options = recipe.method.method, recipe.method.options
+    forms, steps = method.forms(options), trainer.state.max_steps
+    epochs = epochs_from_log(trainer.state.log_history, metric_names(data))
+    best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
+    return build_result(
+        recipe,
+        metric=data.task.metric,
+        validation=score(recipe, trainer, data, "validation", forms),
+        test=score(recipe, trainer, data, "test", forms),
+        selected_by={
+            "split": "validation",
+            "form": method.deployed_form(options),
+            "name": data.task.metric,
+            "value": best["validation"][data.task.metric],
+            "epoch": best["epoch"],
+        },
+        params=count_parameters(trainer.module),
+        train_s=trainer.clock.seconds,
+        trained_examples=round(len(data.splits["train"]) * trainer.state.epoch) if steps else 0,
+        peak_mb=trainer.measure_memory(),
+        epochs=epochs,
+    )
+
+
+def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
+    """The adapter, then the result, then away with the checkpoints: each step leaves the run whole."""
+    with storage.new_folder(folder / ADAPTER) as adapter:
+        recipe.method.method.save(trainer.module, adapter)
+        data.tokenizer.save_pretrained(str(adapter))
+    write_result(folder, result)
+    storage.remove(folder / CHECKPOINTS)

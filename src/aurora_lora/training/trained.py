@@ -1,0 +1,222 @@
+"""What one does with a finished run: score it again, merge it into a plain model, predict with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+
+from .._version import __version__
+from ..errors import FormError, UserError
+from ..tasks import Task, get_task
+from . import storage, yaml_text
+from .data import encode
+from .models import load_base_model, load_tokenizer
+from .recipe import Recipe, validate
+from .results import Result, Scores, read_result
+from .run import ADAPTER, RECIPE, make_model, make_trainer, score
+
+MERGE_NOTE = "aurora_merge.json"
+"""In a merged model: what it was merged from, and the sizes of its files."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its recipe and its result."""
+
+    folder: Path
+    recipe: Recipe
+    result: Result
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that the run can be evaluated in."""
+        return self.recipe.method.method.forms(self.recipe.method.options)
+
+    @property
+    def deployed_form(self) -> str:
+        """The form that is deployed unless another is asked for."""
+        return self.recipe.method.method.deployed_form(self.recipe.method.options)
+
+    @property
+    def task(self) -> Task:
+        """The task that it was trained on."""
+        return get_task(self.recipe.task.name)
+
+    def check_form(self, form: str) -> None:
+        """Raise a FormError if the run has no such form."""
+        if form not in self.forms:
+            raise FormError(
+                f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
+                f"(allowed: {', '.join(map(repr, self.forms))})"
+            )
+
+
+def load_run(folder: Path | str) -> TrainedRun:
+    """A finished run.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}")
+    result = read_result(folder)
+    if result is None or not (folder / ADAPTER).is_dir():
+        raise UserError(
+            f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
+        )
+    return TrainedRun(folder, validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE)), result)
+
+
+def evaluate(
+    run: TrainedRun, forms: Sequence[str], split: str = "test", callbacks: Sequence[TrainerCallback] = ()
+) -> Scores:
+    """Score a finished run again.
+
+    Args:
+        run: which.
+        forms: which forms of it.
+        split: `"train"`, `"validation"` or `"test"`.
+        callbacks: further Trainer callbacks, such as a progress bar.
+
+    Raises:
+        FormError: the run has no such form.
+        UserError: no such split; the data or the adapter cannot be read.
+    """
+    for form in forms:
+        run.check_form(form)
+    if split not in ("train", "validation", "test"):
+        raise UserError(f"split '{split}' is not one of train, validation, test")
+    with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
+        trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
+        return score(run.recipe, trainer, data, split, forms)
+
+
+# ---------------------------------------------------------------- merging
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A stand-alone model on disk."""
+
+    folder: Path
+    form: str
+    was_there: bool
+    """The very same merge was already there: nothing was written."""
+
+
+def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: bool = False) -> Merged:
+    """Write a model without adapters, with its tokenizer: it loads with plain Transformers.
+
+    Args:
+        run: which.
+        form: which form of it; the deployed one if None.
+        output: a new or empty folder. One that already holds this very merge is left as it is.
+        overwrite: replace another merged model there; anything else is never replaced.
+
+    Raises:
+        FormError: the run has no such form, or it cannot be merged.
+        UserError: the folder holds something else or cannot be written.
+    """
+    form, output = form or run.deployed_form, Path(output)
+    run.check_form(form)
+    source = {"adapter": _digest(run.folder / ADAPTER), "form": form, "version": __version__}
+    note = _merge_note(output)
+    if note is not None and note["source"] == source and _complete(output, note["files"]):
+        return Merged(output, form, True)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (overwrite and note):
+        hint = "--overwrite replaces it" if note else "choose another folder"
+        what = "another merged model" if note else "something that `aurora merge` did not write"
+        raise UserError(f"{output} already holds {what}: {hint}")
+    tokenizer = load_tokenizer(str(run.folder / ADAPTER))
+    model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
+    plain = run.recipe.method.method.merge(model, form)
+    with storage.new_folder(output) as folder:
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
+        files = {path.name: path.stat().st_size for path in folder.iterdir()}
+        storage.write_json(folder / MERGE_NOTE, {"source": source, "files": files})
+    return Merged(output, form, False)
+
+
+def _digest(folder: Path) -> str:
+    """sha256 over the weights and settings of an adapter."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _merge_note(folder: Path) -> dict[str, Any] | None:
+    try:
+        note = json.loads((folder / MERGE_NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and {"source", "files"} <= note.keys() else None
+
+
+def _complete(folder: Path, files: dict[str, int]) -> bool:
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+# ---------------------------------------------------------------- predicting
+
+
+def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
+    """What a model says about texts.
+
+    Args:
+        folder: a finished run (its deployed form is used), or any sequence classifier that plain Transformers can load,
+            such as the output of `merge`.
+        texts: the texts.
+        batch_size: texts of one forward pass.
+
+    Returns:
+        For each text: `text`, `label` and `probability`, or `text` and `value` for a regression.
+
+    Raises:
+        UserError: the folder holds neither.
+    """
+    model, tokenizer = _load_for_prediction(Path(folder))
+    device = next(model.parameters()).device
+    max_length = min(tokenizer.model_max_length, 512)
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        padded = tokenizer.pad(encode(tokenizer, [batch], max_length), return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**{name: value.to(device) for name, value in padded.items()}).logits.float()
+        answers += [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
+    return answers
+
+
+def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
+    if logits.numel() == 1:
+        return {"text": text, "value": logits.item()}
+    probability, index = logits.softmax(-1).max(-1)
+    return {"text": text, "label": config.id2label[int(index)], "probability": probability.item()}
+
+
+def _load_for_prediction(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    if (folder / RECIPE).is_file():
+        run = load_run(folder)
+        tokenizer = load_tokenizer(str(folder / ADAPTER))
+        base = load_base_model(run.recipe.model, run.task, tokenizer)
+        return make_model(run.recipe, base, folder / ADAPTER).eval(), tokenizer
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -1,0 +1,295 @@
+"""Transformers' Trainer with two learning rates, checkpoints whole or absent, and a clock that outlives a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import UserError
+from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
+from . import storage
+from .distributed import on_main, state
+from .recipe import Recipe
+
+RUN_STATE = "run_state.json"
+"""In each checkpoint: what Transformers' own state does not keep."""
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric: str) -> TrainingArguments:
+    """The recipe in Transformers' words.
+
+    Raises:
+        UserError: a precision that this machine cannot compute in.
+    """
+    wanted = recipe.training
+    has_accelerator = torch.accelerator.is_available()
+    if wanted.precision == "fp16" and not has_accelerator:
+        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+    batch = wanted.batch_size * wanted.gradient_accumulation_steps * state().num_processes
+    steps = math.ceil(examples / batch) * wanted.epochs
+    every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=wanted.batch_size,
+        per_device_eval_batch_size=wanted.eval_batch_size,
+        gradient_accumulation_steps=wanted.gradient_accumulation_steps,
+        num_train_epochs=wanted.epochs,
+        learning_rate=wanted.learning_rate,
+        weight_decay=wanted.weight_decay,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(wanted.warmup_ratio * steps),
+        max_grad_norm=wanted.max_grad_norm,
+        bf16=wanted.precision == "bf16",
+        fp16=wanted.precision == "fp16",
+        eval_strategy="epoch" if every is None else "steps",
+        eval_steps=every,
+        # a checkpoint with each evaluation, so that the best one can be had back
+        save_strategy="epoch" if every is None else "steps",
+        save_steps=every or 500,
+        metric_for_best_model=metric,
+        greater_is_better=True,
+        logging_steps=max(1, steps // 200),
+        logging_nan_inf_filter=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        use_cpu=not has_accelerator,
+        dataloader_pin_memory=has_accelerator,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        log_level_replica="passive",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class Clock(TrainerCallback):
+    """Counts the seconds of training steps: evaluations, calibrations and checkpoints are left out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate or control.should_save:
+            self._stop()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+        self._since = None
+
+
+class ExtraCheckpoints(TrainerCallback):
+    """Checkpoints each N steps, beside those at the evaluations."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # An epoch's last step is followed by the epoch's own evaluation and checkpoint: one before these would let a
+        # resumed run miss them.
+        at_end = state.epoch is not None and float(state.epoch).is_integer()
+        if state.global_step % self.every == 0 and not at_end:
+            control.should_save = True
+
+
+class RecipeTrainer(Trainer):
+    """The trainer of `aurora train`.
+
+    Args:
+        recipe: what to train; the learning rates are taken from it.
+        checkpoints: folder of the checkpoints. The last one and the best one are kept.
+        kwargs: as for Transformers' Trainer.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoints: Path, **kwargs: Any) -> None:
+        self.recipe = recipe
+        self.checkpoints = checkpoints
+        self.clock = Clock()
+        self.peak_mb = 0.0
+        self._writing: Path | None = None
+        # Before the others: the clock stops when a step ends, not after what follows it. Transformers' flow callback,
+        # which decides what follows, always comes first.
+        callbacks = [self.clock, *kwargs.pop("callbacks", ())]
+        if recipe.training.checkpoint_every is not None:
+            callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
+        super().__init__(callbacks=callbacks, compute_loss_func=mean_loss, **kwargs)
+        self.remove_callback(PrinterCallback)
+        # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
+        # gradient accumulation or on N processes. `mean_loss` divides by it instead.
+        self.model_accepts_loss_kwargs = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, without the wrappers of distributed training."""
+        assert self.model is not None
+        return self.model
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW on up to four groups: adapter and head, each with and without weight decay (biases and norms)."""
+        model = self.module if model is None else model
+        if self.optimizer is None:
+            wanted = self.recipe.training
+            head_rate = wanted.head_learning_rate or wanted.learning_rate
+            decaying = set(self.get_decay_parameter_names(model)) if wanted.weight_decay else set()
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    rate = head_rate if is_head(self.module, name) else wanted.learning_rate
+                    decay = wanted.weight_decay if name in decaying else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = optimizer(
+                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+                **options,
+            )
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Transformers; a loss that is no longer a number ends the run."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise UserError(
+                f"training diverged: the loss is {logs['loss']} at step {self.state.global_step}; "
+                "lower training.learning_rate"
+            )
+        super().log(logs, start_time)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def resume(self) -> Path | None:
+        """Read the run's own state from the last whole checkpoint; gives its path for `train`.
+
+        Raises:
+            UserError: the run was started with another number of processes.
+        """
+        whole = storage.whole_checkpoints(self.checkpoints)
+        if not whole:
+            return None
+        last = whole[max(whole)]
+        saved = json.loads((last / RUN_STATE).read_text(encoding="utf-8"))
+        if saved["processes"] != self.args.world_size:
+            raise UserError(
+                f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
+                f"{self.args.world_size}: go on with as many, or choose another output folder"
+            )
+        self.clock.seconds = saved["train_s"]
+        self.peak_mb = saved["peak_mb"]
+        return last
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the best validation score.
+
+        Raises:
+            UserError: there was never a score to compare.
+        """
+        step = self.state.best_global_step
+        if step is None:
+            raise UserError(f"training diverged: the validation {self.args.metric_for_best_model} was never a number")
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def measure_memory(self) -> float:
+        """The largest memory in use so far, in MB: of the GPU, or of this process where there is none."""
+        if torch.cuda.is_available():
+            now = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        self.peak_mb = max(self.peak_mb, now)
+        return self.peak_mb
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing or self.checkpoints)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let Transformers write the checkpoint under another name; publish it; then delete the ones not needed."""
+        name = f"checkpoint-{self.state.global_step}"
+        self._writing = self.checkpoints / ".writing.partial"
+        try:
+            with storage.plain_write_errors(self.checkpoints / name):
+                on_main(self._make_room)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process writes its own random state
+                self.state.best_model_checkpoint = None  # it would name the folder being written; see best_checkpoint
+                on_main(lambda: self._publish(name))
+        finally:
+            self._writing = None
+
+    def _make_room(self) -> None:
+        assert self._writing is not None
+        storage.remove(self._writing)
+        self._writing.mkdir(parents=True)
+
+    def _publish(self, name: str) -> None:
+        assert self._writing is not None
+        written = self._writing / name
+        self.state.save_to_json(str(written / "trainer_state.json"))
+        run_state = {
+            "train_s": self.clock.seconds,
+            "peak_mb": self.measure_memory(),
+            "processes": self.args.world_size,
+        }
+        (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
+        (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all
+        storage.write_manifest(written)
+        storage.publish(written, self.checkpoints / name)
+        self._writing.rmdir()
+        keep = {self.state.global_step, self.state.best_global_step}
+        for step, path in storage.whole_checkpoints(self.checkpoints).items():
+            if step not in keep:
+                storage.remove(path)
+
+    # ---------------------------------------------------------------- methods without a PEFT adapter
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.checkpoints)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(self.module, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if (Path(resume_from_checkpoint) / WEIGHTS_FILE).exists():
+            load_trained(self.module if model is None else model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put the weights of a checkpoint into the model."""
+        self._load_from_checkpoint(str(checkpoint))
+
+
+def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy, or squared error for a single output, over all examples of a step.
+
+    Args:
+        outputs: the model's, with logits (batch, classes) or (batch, 1).
+        labels: (batch,).
+        num_items_in_batch: examples of the whole step, over accumulated batches and all processes.
+    """
+    logits = outputs["logits"].float()
+    if logits.shape[-1] == 1:
+        total = mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+    else:
+        total = cross_entropy(logits, labels, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)

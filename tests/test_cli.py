@@ -1,0 +1,210 @@
+"""The command line: what it prints where, and its exit codes. Runs in this process, on a tiny model."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+
+import tiny
+
+from aurora_lora import __version__, cli
+from aurora_lora.training import run as run_module
+from aurora_lora.training import yaml_text
+
+Invoke = Callable[..., Any]
+
+
+@pytest.fixture
+def aurora() -> Invoke:
+    """`aurora("list", "tasks")` gives exit code, stdout and stderr."""
+    return lambda *args: CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny.register()
+    folder = tmp_path_factory.mktemp("cli")
+    path = folder / "recipe.yaml"
+    values = tiny.recipe(tiny.save_model(folder / "model"), reference={"method": "linear-probe"})
+    path.write_text(yaml_text.dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run: its folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(folder)])
+
+
+def test_train_prints_a_table(finished: Any) -> None:
+    folder, done = finished
+    assert done.exit_code == 0, done.output
+    for row in ("trained (dynamic)", "static (the paper's merge)", "calibrated merge, deployed", "linear probe"):
+        assert row in done.stdout
+    for text in ("accuracy %", "neg. log-likelihood", "parameters: adapter 336", "head 34", str(folder / "adapter")):
+        assert text in done.stdout
+    table = [line for line in done.stdout.splitlines() if not line.startswith("  ")]  # paths are never broken
+    assert max(map(len, table)) <= 80
+    lines = done.stderr.splitlines()
+    assert len(lines) == 6  # three epochs, and three of the linear probe: nothing else
+    assert lines[0].startswith("aurora: epoch 1 of 3, validation accuracy ")
+
+
+def test_train_again_shows_the_result(aurora: Invoke, recipe: Path, finished: Any) -> None:
+    folder, done = finished
+    again = aurora("train", recipe, "--output", folder)
+    assert again.exit_code == 0
+    assert again.stdout == done.stdout
+    assert "finished: nothing to train" in again.stderr
+
+
+def test_train_json(aurora: Invoke, recipe: Path, finished: Any) -> None:
+    folder, _ = finished
+    done = aurora("train", recipe, "-o", folder, "--json")
+    printed = json.loads(done.stdout)
+    assert printed["result"] == json.loads((folder / "result.json").read_text())
+    assert printed["reference"]["method"] == "linear-probe"
+    assert str(folder / "adapter") in printed["written"]
+
+
+def test_overrides(aurora: Invoke, recipe: Path, tmp_path: Path) -> None:
+    done = aurora("train", recipe, "training.epochs=1", "reference=null", "-o", tmp_path / "run", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["result"]["recipe"]["training"]["epochs"] == 1
+
+
+def test_evaluate(aurora: Invoke, finished: Any) -> None:
+    folder, _ = finished
+    result = json.loads((folder / "result.json").read_text())
+    assert json.loads(aurora("evaluate", folder, "--json").stdout)["by_form"] == result["metric"]["by_form"]
+    done = aurora("evaluate", folder, "--form", "static", "--split", "validation")
+    assert done.exit_code == 0
+    assert "tiny-sentiment: validation" in done.stdout
+    assert "static" in done.stdout
+    assert "dynamic" not in done.stdout
+
+
+def test_merge_and_predict(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    folder, _ = finished
+    output = tmp_path / "merged"
+    done = aurora("merge", folder, "--form", "calibrated", "--output", output)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"wrote {output}")
+    assert "already holds this merge" in aurora("merge", folder, "-o", output).stdout
+    shown = aurora("predict", output, "a warm film", "a dull plot")
+    assert shown.exit_code == 0
+    assert len(shown.stdout.splitlines()) == 2
+    assert "a warm film" in shown.stdout
+    answers = json.loads(aurora("predict", output, "a warm film", "--json").stdout)
+    assert answers[0]["label"] in ("negative", "positive")
+    assert 0.5 <= answers[0]["probability"] <= 1
+
+
+@pytest.mark.parametrize("what", ["tasks", "methods", "models", "recipes"])
+def test_list(aurora: Invoke, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    rows = json.loads(aurora("list", what, "--json").stdout)
+    shown = aurora("list", what)
+    assert shown.exit_code == 0
+    for row in rows:
+        assert {"name", "description"} <= row.keys()
+        assert row["name"] in shown.stdout
+    names = {"tasks": "movie-sentiment", "methods": "aurora", "models": "minilm-l6", "recipes": "recipes/demo.yaml"}
+    assert names[what] in [row["name"] for row in rows]
+
+
+def test_recipes_open_with_their_command(aurora: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    for row in json.loads(aurora("list", "recipes", "--json").stdout):
+        assert row["command"].startswith(f"aurora train {row['name']} --output ")
+
+
+def test_version_and_help(aurora: Invoke) -> None:
+    assert aurora("--version").stdout == f"aurora-lora {__version__}\n"
+    for command in ("train", "evaluate", "merge", "predict", "list"):
+        assert command in aurora("--help").stdout
+        assert aurora(command, "--help").exit_code == 0
+
+
+# ---------------------------------------------------------------- mistakes: one line, exit code 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "none.yaml", "-o", "run"], "none.yaml: No such file or directory"),
+        (["train", "RECIPE", "training.epoch=1", "-o", "run"], "unknown field; did you mean 'epochs'?"),
+        (["train", "RECIPE", "seed=1", "-o", "RUN"], "they differ in seed (there 0, here 1)"),
+        (["train", "RECIPE", "-o", "/proc/run"], "cannot write /proc/run"),
+        (["evaluate", "none"], "none is not the folder of a run"),
+        (["evaluate", "RUN", "--form", "calibratd"], "form='calibratd' is not one of"),
+        (["evaluate", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
+        (["merge", "RUN", "-o", "RUN/adapter"], "already holds something that `aurora merge` did not write"),
+        (["merge", "RUN", "--form", "dynamic", "-o", "merged"], "dynamic"),
+        (["predict", "none", "text"], "none is neither the folder of a run"),
+        (["list", "task"], "did you mean 'tasks'?"),
+    ],
+)
+def test_mistakes(
+    aurora: Invoke,
+    recipe: Path,
+    finished: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    message: str,
+) -> None:
+    if "/proc/run" in args and not Path("/proc/self").exists():
+        pytest.skip("/proc is Linux's")
+    monkeypatch.chdir(tmp_path)
+    done = aurora(*(arg.replace("RECIPE", str(recipe)).replace("RUN", str(finished[0])) for arg in args))
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_adapter_that_is_damaged(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy)
+    weights = copy / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    done = aurora("predict", copy, "text")
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"{copy / 'adapter'} cannot be loaded")
+
+
+def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "train", interrupt)
+    done = aurora("train", recipe, "-o", tmp_path / "run")
+    assert done.exit_code == 130
+    assert done.stderr == "interrupted: the same command goes on from the last checkpoint\n"
+
+
+def test_missing_extra(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
+
+    monkeypatch.setattr(run_module, "train", missing)
+    done = aurora("train", recipe, "-o", tmp_path / "run")
+    assert done.exit_code == 2
+    assert done.stderr == "aurora needs the Python package 'datasets': pip install 'aurora-lora[train]'\n"
+
+
+def test_other_processes_print_nothing(aurora: Invoke, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done = aurora("train", "none.yaml", "-o", "run")
+    assert done.exit_code == 2
+    assert done.output == ""

@@ -1,0 +1,70 @@
+"""Fixtures of the training tests: a tiny model, its recipe, and a process that forks runs to be killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+from aurora_lora.training import yaml_text
+
+Order = dict[str, Any]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_tasks() -> None:
+    tiny.register()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with dropout 0.1: a resumed run must restore the random state as well."""
+    return tiny.save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def model_without_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without dropout: several processes draw other random numbers than one."""
+    return tiny.save_model(tmp_path_factory.mktemp("model_without_dropout"), dropout=0.0)
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, model: Path) -> Callable[..., Path]:
+    """Write a tiny recipe with changes; gives its path."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml_text.dump(tiny.recipe(changes.pop("model", model), **changes)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def aurora() -> Iterator[Callable[..., list[Order]]]:
+    """`aurora(order, ...)` runs the command once for each order, all at the same time, in forked processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    script = str(Path(__file__).with_name("zygote.py"))
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+
+        def run(*orders: Order) -> list[Order]:
+            process.stdin.write(json.dumps(orders) + "\n")
+            process.stdin.flush()
+            answers: list[Order] = json.loads(process.stdout.readline())
+            return answers
+
+        yield run
+        process.stdin.close()

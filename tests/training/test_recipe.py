@@ -1,0 +1,146 @@
+"""Recipes: defaults, overrides, and one clear line for each mistake."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_recipe, yaml_text
+
+WriteRecipe = Callable[..., Path]
+
+
+def test_resolved_recipe_reads_back_as_itself(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(reference={"method": "linear-probe", "learning_rate": 1e-2}))
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml_text.dump(recipe.resolved()))
+    assert load_recipe(again) == recipe
+    assert recipe.resolved()["method"]["alpha"] == 4
+    assert recipe.resolved()["seed"] == 0
+
+
+def test_overrides(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(
+        write_recipe(),
+        [
+            "training.learning_rate=5e-3",
+            "training.eval_every=7",
+            "method.r=3",
+            "method.target_modules=[key]",
+            "calibration.examples=8",
+            "seed=4",
+            "reference.method.name=full",
+            "reference.epochs=1",
+        ],
+    )
+    assert recipe.training.learning_rate == 5e-3
+    assert recipe.training.eval_every == 7
+    assert recipe.method.options["r"] == 3
+    assert recipe.method.options["target_modules"] == ["key"]
+    assert recipe.seed == 4
+    reference = recipe.reference_recipe()
+    assert reference is not None
+    assert (reference.method.name, reference.training.epochs, reference.reference) == ("full", 1, None)
+
+
+def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
+    training = {"learning_rate": 1e-3, "head_learning_rate": 2e-3}
+    recipe = load_recipe(
+        write_recipe(training=training, reference={"method": "linear-probe", "learning_rate": 1e-2})
+    ).reference_recipe()
+    assert recipe is not None
+    assert recipe.training.learning_rate == 1e-2
+    assert recipe.training.head_learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learnig_rate=1", "training.learnig_rate: unknown field; did you mean 'learning_rate'?"),
+        ("trainin.epochs=1", "trainin: unknown field; did you mean 'training'?"),
+        ("reference={method: lora, epoch: 1}", "reference.epoch: unknown field; did you mean 'epochs'?"),
+        ("method.name=aurra", "method.name: 'aurra' is an unknown method; did you mean 'aurora'?"),
+        ("method.splin=summed", "method.splin: unknown option; did you mean 'spline'?"),
+        ("method.calibrated=true", "method.calibrated: unknown option"),
+        ("method.r=0", "method.r=0 is not allowed: it must be a whole number of at least 1."),
+        ("method.spline_range=[1, -1]", "method.spline_range=[1, -1] is not allowed: it must be two finite numbers"),
+        ("method.eval_form=calibratd", "method.eval_form='calibratd' is not allowed: it must be one of None,"),
+        ("method={name: lora, r: 0}", "method.r=0 is not allowed"),
+        ("method={name: linear-probe, r: 2}", "method.r: unknown option; there are none here"),
+        ("task.name=movie-sentimnt", "task.name: 'movie-sentimnt' is an unknown task; did you mean 'movie-sentiment'?"),
+        ("task.train_size=0", "task.train_size: 0 is not allowed: it must be greater than 0"),
+        ("training.epochs=many", "training.epochs: 'many' is not allowed: it must be a valid integer"),
+        ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
+        ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
+        ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
+        ("model=null", "model: None is not allowed: it must be a valid string"),
+        ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
+        ("training=3", "training: 3 is not allowed: it must be"),
+    ],
+)
+def test_mistakes(write_recipe: WriteRecipe, override: str, message: str) -> None:
+    path = write_recipe()
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, [override])
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "'training.epochs' is not of the form key=value"),
+        ("=1", "'=1' is not of the form key=value"),
+        ("seed.a=1", "'seed.a=1': seed is 3, which has no fields"),
+        ("seed=[1", "'seed=[1', line 1: "),
+    ],
+)
+def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write_recipe(seed=3), [override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_mistakes_are_two_lines(write_recipe: WriteRecipe) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write_recipe(), ["seed=-1", "training.epochs=0"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nmodel: [b\n", ", line 3: "),
+        ("name: a\nseed: 1\nseed: 2\n", ", line 3: 'seed' is given twice"),
+        ("- a\n", ": a recipe is a mapping of fields"),
+        ("", ": a recipe is a mapping of fields"),
+        ("name: a\n", ": model: this field must be given"),
+        ("name: !!python/object:os.system {}\n", ", line 1: could not determine a constructor"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="Is a directory"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: a\nmodel: café\n".encode("latin-1"))
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-3", 5e-3), ("1E5", 1e5), ("1.5", 1.5), ("3", 3), ("1e", "1e")])
+def test_numbers(text: str, value: Any) -> None:
+    parsed = yaml_text.parse(text, "here")
+    assert parsed == value
+    assert type(parsed) is type(value)

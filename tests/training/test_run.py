@@ -1,0 +1,257 @@
+"""A whole run on a tiny model: what it writes, what it refuses, and what one can do with it afterwards."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+from aurora_lora.errors import FormError, UserError
+from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train
+from aurora_lora.training.run import make_trainer
+from aurora_lora.training.trained import evaluate, merge, predict
+
+WriteRecipe = Callable[..., Path]
+LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
+
+
+@pytest.fixture
+def run(write_recipe: WriteRecipe, tmp_path: Path) -> Run:
+    return train(load_recipe(write_recipe(reference={"method": "linear-probe"})), tmp_path / "run")
+
+
+def test_result(run: Run) -> None:
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result == run.result
+    names = (
+        "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit, device"
+    )
+    assert list(result) == [*names.split(", "), "status"]
+    assert result["schema"] == 1
+    assert result["method"] == "aurora"
+    assert result["recipe"]["training"]["warmup_ratio"] == 0.06
+    assert result["metric"]["name"] == "accuracy"
+    assert result["metric"]["split"] == "test"
+    assert list(result["metric"]["by_form"]) == ["dynamic", "static", "calibrated"]
+    assert set(result["metric"]["by_form"]["calibrated"]) == {"accuracy", "nll"}
+    assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3]
+    assert result["status"] == "finished"
+
+
+def test_best_epoch_is_chosen_in_the_deployed_form(run: Run) -> None:
+    chosen = run.result["metric"]["selected_by"]
+    best = max(run.result["epochs"], key=lambda entry: entry["validation"]["accuracy"])
+    assert chosen["form"] == "calibrated"
+    assert (chosen["epoch"], chosen["value"]) == (best["epoch"], best["validation"]["accuracy"])
+    # the calibration before each evaluation is the one at the end of the run, on the same weights
+    assert run.result["metric"]["validation_by_form"]["calibrated"]["accuracy"] == chosen["value"]
+
+
+def test_parameter_counts(run: Run) -> None:
+    # 2 layers x q and v: A and B (2 x 16 each), H (2 x 2), spline (2 x 8); head: 16 x 2 + 2
+    assert run.result["params"]["adapter"] == 4 * (2 * 32 + 4 + 16)
+    assert run.result["params"]["head"] == 34
+    assert run.reference is not None
+    assert run.reference["params"] == {**run.reference["params"], "adapter": 0, "head": 34}
+    assert run.reference["params"]["total"] == run.result["params"]["total"] - run.result["params"]["adapter"]
+
+
+def test_only_what_is_finished_remains(run: Run) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {"recipe.yaml", "adapter", "result.json", "reference", ".lock"}
+
+
+def test_finished_run_is_not_run_again(run: Run, write_recipe: WriteRecipe) -> None:
+    written = (run.folder / "result.json").stat().st_mtime_ns
+    again = train(load_recipe(write_recipe(reference={"method": "linear-probe"})), run.folder)
+    assert again.was_finished
+    assert not run.was_finished
+    assert again.result == run.result
+    assert (run.folder / "result.json").stat().st_mtime_ns == written
+
+
+def test_same_recipe_same_weights(run: Run, tmp_path: Path) -> None:
+    again = train(load_recipe(run.folder / "recipe.yaml"), tmp_path / "again")
+    for name in ("adapter/adapter_model.safetensors", "reference/adapter/trained.safetensors"):
+        assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
+    other = train(load_recipe(run.folder / "recipe.yaml", ["seed=1"]), tmp_path / "other")
+    assert other.result["epochs"] != run.result["epochs"]
+
+
+def test_another_recipes_folder(run: Run, write_recipe: WriteRecipe) -> None:
+    other = load_recipe(write_recipe(reference={"method": "linear-probe"}), ["method.r=3", "seed=1"])
+    with pytest.raises(UserError) as caught:
+        train(other, run.folder)
+    assert "they differ in method.r (there 2, here 3), seed (there 0, here 1):" in str(caught.value)
+
+
+def test_folder_with_something_else(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds adapter but no recipe\.yaml"):
+        train(load_recipe(write_recipe()), tmp_path / "run")
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/sys/kernel/run"])
+def test_folder_that_cannot_be_written(write_recipe: WriteRecipe, folder: str) -> None:
+    if not Path(folder).parent.is_dir():
+        pytest.skip(f"{Path(folder).parent} is a file system of Linux")
+    with pytest.raises(UserError, match=f"cannot write {folder}"):
+        train(load_recipe(write_recipe()), folder)
+
+
+def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    from aurora_lora.training import storage
+
+    (tmp_path / "run").mkdir()
+    with storage.lock(tmp_path / "run"), pytest.raises(UserError, match="another aurora train"):
+        train(load_recipe(write_recipe()), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=/no/such/folder", "model: '/no/such/folder' cannot be loaded"),
+        ("method.target_modules=[qury]", "method: "),
+        ("training.precision=fp16", "training.precision: 'fp16' needs a GPU"),
+        ("training.learning_rate=1e30", "training diverged"),
+    ],
+)
+def test_what_cannot_be_trained(write_recipe: WriteRecipe, tmp_path: Path, override: str, message: str) -> None:
+    if "fp16" in override and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError) as caught:
+        train(load_recipe(write_recipe(), [override, "training.max_grad_norm=0"]), tmp_path / "run")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [LORA, "full", "linear-probe", {"name": "aurora", "train_form": "static"}])
+def test_other_methods(write_recipe: WriteRecipe, tmp_path: Path, method: object) -> None:
+    run = train(load_recipe(write_recipe(method=method)), tmp_path / "run")
+    (form,) = run.result["metric"]["by_form"]
+    assert form == ("static" if isinstance(method, dict) and method["name"] == "aurora" else "merged")
+    again = evaluate(load_run(run.folder), [form])
+    assert again == run.result["metric"]["by_form"]
+    merged = merge(load_run(run.folder), None, tmp_path / "merged")
+    answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
+    for one, other in zip(*answers, strict=True):
+        assert one["label"] == other["label"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_regression(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    task = {"name": "tiny-rating", "train_size": 64, "validation_size": 32, "test_size": 32}
+    run = train(load_recipe(write_recipe(task=task)), tmp_path / "run")
+    assert set(run.result["metric"]["by_form"]["calibrated"]) == {"pearson", "mse"}
+    assert set(predict(run.folder, ["good film"])[0]) == {"text", "value"}
+
+
+def test_bfloat16(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = train(load_recipe(write_recipe(), ["training.precision=bf16"]), tmp_path / "run")
+    assert load_file(run.folder / "adapter/adapter_model.safetensors")
+    assert evaluate(load_run(run.folder), ["calibrated"])["calibrated"] == pytest.approx(
+        run.result["metric"]["by_form"]["calibrated"], abs=2e-2
+    )
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def test_evaluate_again(run: Run) -> None:
+    again = load_run(run.folder)
+    assert evaluate(again, again.forms) == run.result["metric"]["by_form"]
+    assert evaluate(again, ["static"], "validation") == {"static": run.result["metric"]["validation_by_form"]["static"]}
+    with pytest.raises(FormError, match="allowed: 'dynamic', 'static', 'calibrated'"):
+        evaluate(again, ["merged"])
+    with pytest.raises(UserError, match="not one of train, validation, test"):
+        evaluate(again, ["static"], "dev")
+    assert {path.name for path in run.folder.iterdir()} >= {"recipe.yaml", "adapter", "result.json"}
+
+
+@pytest.mark.parametrize("form", ["calibrated", "static"])
+def test_merged_model_is_plain_and_equal(run: Run, tmp_path: Path, form: str) -> None:
+    merged = merge(load_run(run.folder), form, tmp_path / "merged")
+    plain = AutoModelForSequenceClassification.from_pretrained(merged.folder).eval()
+    assert plain.config.id2label == {0: "negative", 1: "positive"}
+    assert not any("aurora" in name for name, _ in plain.named_parameters())
+    recipe = load_recipe(run.folder / "recipe.yaml")
+    trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
+    batch = data.collate(data.splits["test"].examples)
+    labels = batch.pop("labels")
+    with recipe.method.method.using(trainer.module, form), torch.no_grad():
+        expected = trainer.module.eval()(**batch).logits
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, expected, rtol=0, atol=1e-5)
+    assert len(labels) == 32
+
+
+def test_merge_refuses_what_it_cannot_do(run: Run, tmp_path: Path) -> None:
+    trained = load_run(run.folder)
+    with pytest.raises(FormError, match="dynamic"):
+        merge(trained, "dynamic", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="something that `aurora merge` did not write"):
+            merge(trained, None, tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(UserError, match="cannot write /proc/merged"):
+        merge(trained, None, "/proc/merged")
+
+
+def test_merging_twice(run: Run, tmp_path: Path) -> None:
+    trained, output = load_run(run.folder), tmp_path / "merged"
+    assert not merge(trained, "calibrated", output).was_there
+    assert merge(trained, None, output).was_there
+    with pytest.raises(UserError, match="another merged model: --overwrite replaces it"):
+        merge(trained, "static", output)
+    assert not merge(trained, "static", output, overwrite=True).was_there
+    (output / "model.safetensors").write_bytes(b"")  # damaged: no longer that merge
+    with pytest.raises(UserError, match="--overwrite"):
+        merge(trained, "static", output)
+
+
+def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not the folder of a run: it has no recipe\.yaml"):
+        load_run(tmp_path / "none")
+    with pytest.raises(UserError, match=r"neither the folder of a run .* nor a model"):
+        predict(tmp_path / "none", ["good"])
+    weights = run.folder / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        predict(run.folder, ["good"])
+    (run.folder / "result.json").write_text("{")
+    with pytest.raises(UserError, match="not a result of aurora train"):
+        load_run(run.folder)
+    (run.folder / "result.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_run(run.folder)
+
+
+def test_callback_in_transformers_own_trainer(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Evaluations score the calibrated form; without the callback they would score the dynamic one."""
+    trainer, data = make_trainer(load_recipe(write_recipe()), tmp_path / "none")
+    batches = data.calibration_batches(trainer.recipe)
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        eval_strategy="steps",
+        eval_steps=4,
+        max_steps=8,
+        report_to="none",
+        use_cpu=True,
+    )
+    plain = Trainer(
+        trainer.module,
+        args,
+        train_dataset=data.splits["train"],
+        eval_dataset=data.splits["validation"],
+        data_collator=data.collate,
+        callbacks=[CalibrationCallback(batches)],
+    )
+    plain.train()
+    assert trainer.module.peft_config["default"].calibrated
+    trainer.module.merge_and_unload()  # raises if the calibration were missing or stale
