@@ -1,0 +1,84 @@
+"""What one does with a finished AuroRA run before it is served: look at the merge gap, export it as LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..deploy import MergeGap, export_lora, merge_gap
+from ..errors import FormError, UserError
+from .models import load_base_model, load_tokenizer
+from .run import ADAPTER, make_model, make_trainer
+from .trained import TrainedRun
+
+GAP = "gap.json"
+
+
+def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch_size: int = 64) -> MergeGap:
+    """The merge gap of a run on a split.
+
+    Args:
+        run: an AuroRA run, trained in the dynamic form.
+        split: `"train"`, `"validation"` or `"test"`.
+        examples: the first so many of the split; all if None.
+        batch_size: examples of one forward pass.
+
+    Raises:
+        UserError: no AuroRA run, no such split, or no examples.
+        FormError: the run was trained in the static form, which merges exactly.
+    """
+    _need_aurora(run)
+    if split not in ("train", "validation", "test"):
+        raise UserError(f"split '{split}' is not one of train, validation, test")
+    if examples is not None and examples < 1:
+        raise UserError(f"examples must be at least 1, got {examples}")
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer, data = make_trainer(run.recipe, Path(nowhere), (), run.folder / ADAPTER)
+    rows = data.splits[split]
+    n = len(rows) if examples is None else min(examples, len(rows))
+    batches = (
+        data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
+    )
+    metric = lambda predictions, labels: data.task.compute_metrics(predictions.numpy(), labels.numpy())  # noqa: E731
+    return merge_gap(trainer.module, batches, metric=metric)
+
+
+def export(
+    run: TrainedRun, form: str | None, output: Path, *, dtype: str = "float32", overwrite: bool = False
+) -> tuple[Path, str]:
+    """Write a run's adapter as a plain LoRA.
+
+    Returns:
+        The folder and the form that was exported.
+
+    Raises:
+        UserError: no AuroRA run, an unknown dtype, or a folder that holds something else.
+        FormError: the run has no such form, or it cannot be exported.
+    """
+    _need_aurora(run)
+    form = form or run.deployed_form
+    run.check_form(form)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
+        raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")
+    if overwrite and output.exists() and any(output.iterdir()) and not (output / "adapter_config.json").is_file():
+        raise UserError(f"{output} holds something that is no adapter: choose another folder")
+    tokenizer = load_tokenizer(str(run.folder / ADAPTER))
+    model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
+    try:
+        export_lora(model, output, form, dtype=dtype)
+    except FormError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return output, form
+
+
+def _need_aurora(run: TrainedRun) -> None:
+    if run.recipe.method.name != "aurora":
+        raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
+
+
+def gap_record(run: TrainedRun, found: MergeGap, split: str) -> dict[str, Any]:
+    """The gap as it is written beside the run."""
+    return {"run": str(run.folder), "split": split, **found.to_dict()}
