@@ -179,6 +179,94 @@ def merge(
 
 @app.command()
 @plain_errors
+def gap(
+    folder: RunFolder,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How far each mergeable form is from the trained one, by layer and end to end.
+
+    Writes gap.json, gap.png and gap.svg.
+    """
+    from aurora_lora.files import check_writable, write_json
+    from aurora_lora.report.figures import gap_figure, save
+    from aurora_lora.training.deployed import gap as measure
+    from aurora_lora.training.trained import load_run
+
+    run = load_run(folder)
+    target = output or folder
+    check_writable(target)
+    _progress()
+    with _stderr().status(f"running the forms on the {split} split"):
+        found = measure(run, split, examples)
+    record = {"run": str(folder), "split": split, **found.to_dict()}
+    write_json(target / "gap.json", record)
+    written = [target / "gap.json", *save(gap_figure(record), target / "gap")]
+    if as_json:
+        _print_json({**record, "written": [str(path) for path in written]})
+        return
+    for table in found.tables():
+        _stdout().print(table)
+    _stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+@plain_errors
+def export(
+    folder: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the LoRA.")] = ...,  # type: ignore[assignment]
+    form: Annotated[
+        str | None, typer.Option("--form", help="Which form to export; the one that the run deploys by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package."""
+    from aurora_lora.training.deployed import export as export_run
+    from aurora_lora.training.trained import load_run
+
+    run = load_run(folder)
+    _progress()
+    written, used = export_run(run, form, output, dtype=dtype, overwrite=overwrite)
+    if as_json:
+        _print_json({"folder": str(written), "form": used, "dtype": dtype})
+    else:
+        print(f"wrote {written}: a plain LoRA adapter, {used} form, {dtype}")
+
+
+@app.command()
+@plain_errors
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, or folders of them.")],
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="FILE.md", help="A document with marks for the tables.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
+    ] = None,
+) -> None:
+    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure."""
+    from aurora_lora.report.figures import forms_figure, save
+    from aurora_lora.report.tables import forms_table, insert, load_results
+
+    results = load_results(runs)
+    table = forms_table(results)
+    if into is None:
+        print(table)
+    else:
+        insert(into, "forms", table)
+        print(f"wrote the table into {into}")
+    if output is not None:
+        print("wrote " + ", ".join(map(str, save(forms_figure(results), output / "forms"))))
+
+
+@app.command()
+@plain_errors
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge.")],

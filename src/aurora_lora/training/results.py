@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from .. import files
 from ..errors import UserError
 from ..methods import ParameterCounts
-from . import storage
 from .recipe import Recipe
 
 SCHEMA = 1
@@ -102,7 +102,7 @@ def read_result(folder: Path) -> Result | None:
 
 def write_result(folder: Path, result: Result) -> None:
     """Write result.json, whole or not at all."""
-    storage.write_json(folder / RESULT, result)
+    files.write_json(folder / RESULT, result)
 
 
 def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from aurora_lora import calibrate
 
+from .. import files
 from ..errors import UserError
 from ..methods import count_parameters
 from . import storage, yaml_text
@@ -72,18 +73,18 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
 def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
     """Check the folder, lock it and write the recipe down."""
     _check_recipe(folder, recipe)
-    storage.check_writable(folder)
+    files.check_writable(folder)
     stack.enter_context(storage.lock(folder))
     _prepare(folder, recipe)
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
     _check_recipe(folder, recipe)
-    storage.check_writable(folder)
+    files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS):
-        storage.clear_leftovers(each)
+        files.clear_leftovers(each)
     if not (folder / RECIPE).exists():
-        storage.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
+        files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
 
 
 def _check_recipe(folder: Path, recipe: Recipe) -> None:
@@ -122,7 +123,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
-        on_main(lambda: storage.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
+        on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
         return finished, True
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
     checkpoint = trainer.resume()
@@ -249,8 +250,8 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
 
 def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
     """The adapter, then the result, then away with the checkpoints: each step leaves the run whole."""
-    with storage.new_folder(folder / ADAPTER) as adapter:
+    with files.new_folder(folder / ADAPTER) as adapter:
         recipe.method.method.save(trainer.module, adapter)
         data.tokenizer.save_pretrained(str(adapter))
     write_result(folder, result)
-    storage.remove(folder / CHECKPOINTS)
+    files.remove(folder / CHECKPOINTS)

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
+from .. import files
 from .._version import __version__
 from ..errors import FormError, UserError
 from ..tasks import Task, get_task
-from . import storage, yaml_text
+from . import yaml_text
 from .data import encode
 from .models import load_base_model, load_tokenizer
 from .recipe import Recipe, validate
@@ -140,11 +141,11 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
     tokenizer = load_tokenizer(str(run.folder / ADAPTER))
     model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
     plain = run.recipe.method.method.merge(model, form)
-    with storage.new_folder(output) as folder:
+    with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
-        files = {path.name: path.stat().st_size for path in folder.iterdir()}
-        storage.write_json(folder / MERGE_NOTE, {"source": source, "files": files})
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        files.write_json(folder / MERGE_NOTE, {"source": source, "files": sizes})
     return Merged(output, form, False)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .. import files
 from ..errors import UserError
 from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
 from . import storage
@@ -225,7 +226,7 @@ class RecipeTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         self._writing = self.checkpoints / ".writing.partial"
         try:
-            with storage.plain_write_errors(self.checkpoints / name):
+            with files.plain_write_errors(self.checkpoints / name):
                 on_main(self._make_room)
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes its own random state
@@ -236,7 +237,7 @@ class RecipeTrainer(Trainer):
 
     def _make_room(self) -> None:
         assert self._writing is not None
-        storage.remove(self._writing)
+        files.remove(self._writing)
         self._writing.mkdir(parents=True)
 
     def _publish(self, name: str) -> None:
@@ -251,12 +252,12 @@ class RecipeTrainer(Trainer):
         (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all
         storage.write_manifest(written)
-        storage.publish(written, self.checkpoints / name)
+        files.publish(written, self.checkpoints / name)
         self._writing.rmdir()
         keep = {self.state.global_step, self.state.best_global_step}
         for step, path in storage.whole_checkpoints(self.checkpoints).items():
             if step not in keep:
-                storage.remove(path)
+                files.remove(path)
 
     # ---------------------------------------------------------------- methods without a PEFT adapter
 
