@@ -127,9 +127,48 @@ def test_recipes_open_with_their_command(aurora: Invoke, monkeypatch: pytest.Mon
         assert row["command"].startswith(f"aurora train {row['name']} --output ")
 
 
+def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    folder, _ = finished
+    result = json.loads((folder / "result.json").read_text())
+    done = aurora("gap", folder, "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    assert {path.name for path in tmp_path.iterdir()} == {"gap.json", "gap.png", "gap.svg"}
+    gap = json.loads(aurora("gap", folder, "-o", tmp_path, "--json").stdout)
+    for entry in gap["end_to_end"]:  # the very scores of the run
+        assert entry["metric"] == pytest.approx(result["metric"]["by_form"][entry["form"]], abs=1e-6)
+    few = json.loads(aurora("gap", folder, "-o", tmp_path, "--examples", "7", "--split", "train", "--json").stdout)
+    assert few["predictions"] == 7
+
+
+def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    folder, _ = finished
+    output = tmp_path / "lora"
+    done = aurora("export", folder, "--output", output)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"wrote {output}: a plain LoRA adapter, calibrated form, float32\n"
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"]) == ("LORA", "SEQ_CLS")
+    again = aurora("export", folder, "--form", "static", "--dtype", "bfloat16", "-o", output)
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert "--overwrite" in again.stderr
+    assert aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--json").exit_code == 0
+
+
+def test_report(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    folder, _ = finished
+    page = tmp_path / "page.md"
+    page.write_text("<!-- forms -->\n<!-- end forms -->\n")
+    assert "| calibrated (ours) |" in aurora("report", folder).stdout
+    done = aurora("report", folder, "--into", page, "--output", tmp_path / "figures")
+    assert done.exit_code == 0, done.output
+    assert "| calibrated (ours) |" in page.read_text()
+    assert (tmp_path / "figures" / "forms.svg").exists()
+
+
 def test_version_and_help(aurora: Invoke) -> None:
     assert aurora("--version").stdout == f"aurora-lora {__version__}\n"
-    for command in ("train", "evaluate", "merge", "predict", "list"):
+    for command in ("train", "evaluate", "gap", "merge", "export", "report", "predict", "list"):
         assert command in aurora("--help").stdout
         assert aurora(command, "--help").exit_code == 0
 
@@ -149,6 +188,13 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["evaluate", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
         (["merge", "RUN", "-o", "RUN/adapter"], "already holds something that `aurora merge` did not write"),
         (["merge", "RUN", "--form", "dynamic", "-o", "merged"], "dynamic"),
+        (["gap", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
+        (["gap", "RUN", "--examples", "0"], "examples must be at least 1, got 0"),
+        (["gap", "RUN/reference"], "is a run of linear-probe: only AuroRA runs have forms to compare"),
+        (["export", "RUN", "-o", "lora", "--dtype", "int8"], "dtype='int8' is not allowed"),
+        (["export", "RUN", "-o", "lora", "--form", "dynamic"], "dynamic"),
+        (["export", "RUN", "-o", "RUN/adapter", "--overwrite", "--form", "merged"], "form='merged' is not one of"),
+        (["report", "none"], "none holds no result.json"),
         (["predict", "none", "text"], "none is neither the folder of a run"),
         (["list", "task"], "did you mean 'tasks'?"),
     ],

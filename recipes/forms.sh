@@ -1,0 +1,14 @@
+#!/bin/sh
+# What each form loses: the demo's recipe at three learning rates, three seeds each. The table and figure of docs/deploy.md:
+#   sh recipes/forms.sh && aurora report results/forms --into docs/deploy.md --output docs/figures
+# Interrupted, it goes on where it was. With arguments, only the seeds that they name.
+set -eu
+mkdir -p results/forms
+for seed in ${*:-0 1 2}; do
+    for rate in 2e-3 5e-3 1e-2; do
+        name=lr$rate-seed$seed
+        aurora train recipes/demo.yaml reference=null training.threads=1 training.learning_rate=$rate seed=$seed \
+            --output "runs/forms/$name"
+        cp "runs/forms/$name/result.json" "results/forms/$name.json"
+    done
+done

@@ -1,0 +1,113 @@
+"""Tables and figures on known results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.report.figures import calibration_curve, forms_figure, gap_figure, save
+from aurora_lora.report.tables import forms_table, insert, load_results, spread
+
+
+def result(rate: float, seed: int, static: float, method: str = "aurora") -> dict[str, Any]:
+    scores = {"dynamic": (0.84, 0.40), "static": (static, 0.90), "calibrated": (0.839, 0.41)}
+    return {
+        "schema": 1,
+        "recipe": {"training": {"learning_rate": rate}},
+        "method": method,
+        "seed": seed,
+        "metric": {"by_form": {form: {"accuracy": a, "nll": n} for form, (a, n) in scores.items()}},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for rate, seed, static in ((1e-2, 0, 0.70), (1e-2, 1, 0.72), (5e-3, 0, 0.78), (5e-3, 1, 0.78)):
+        run = tmp_path / "runs" / f"{rate}-{seed}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps(result(rate, seed, static)))
+        (run / "other.json").write_text("{}")
+    return tmp_path / "runs"
+
+
+def test_results_are_found_below_a_folder_and_by_name(folder: Path) -> None:
+    assert len(load_results([folder])) == 4
+    assert len(load_results([folder / "0.01-0", folder / "0.01-1" / "result.json"])) == 2
+    with pytest.raises(UserError, match="holds no result"):
+        load_results([folder / "nothing"])
+    with pytest.raises(UserError, match="is not a result"):
+        load_results([folder / "0.01-0" / "other.json"])
+
+
+def test_forms_table(folder: Path) -> None:
+    lines = forms_table(load_results([folder])).splitlines()
+    assert len(lines) == 2 + 2 * 3
+    assert lines[2] == "| 0.005 | dynamic (trained) | 84.0 ± 0.0 | 0.400 ± 0.000 |  |  |"
+    static, calibrated = lines[6], lines[7]
+    assert static.startswith(
+        "| 0.01 | static (the paper's merge) | 71.0 ± 1.4 | 0.900 ± 0.000 | -13.00 ± 1.41 | 0.5000"
+    )
+    assert "| -0.10 ± 0.00 | 0.0100 ± 0.0000 |" in calibrated
+    assert spread([0.5], 1, 100) == "50.0"
+
+
+def test_other_methods_are_left_out(folder: Path) -> None:
+    (folder / "lora.json").write_text(json.dumps(result(1.0, 0, 0.1, method="lora")))
+    assert "| 1 |" not in forms_table(load_results([folder]))
+
+
+def test_insert_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- forms -->\nold\n<!-- end forms -->\nafter\n")
+    for _ in range(2):
+        insert(page, "forms", "| new \\1 |")
+    assert page.read_text() == "before\n<!-- forms -->\n\n| new \\1 |\n\n<!-- end forms -->\nafter\n"
+    with pytest.raises(UserError, match="no marks"):
+        insert(page, "other", "x")
+
+
+def series(ax: Any) -> dict[str, list[float]]:
+    return {container.get_label(): list(container.lines[0].get_ydata()) for container in ax.containers}
+
+
+def test_forms_figure_shows_the_means_of_the_forms(folder: Path, tmp_path: Path) -> None:
+    figure = forms_figure(load_results([folder]))
+    accuracy, nll = figure.axes
+    shown = series(accuracy)
+    assert shown["static (the paper's merge)"] == pytest.approx([78, 71])
+    assert shown["calibrated (ours)"] == pytest.approx([83.9, 83.9])
+    assert [label.get_text() for label in accuracy.get_xticklabels()] == ["0.005", "0.01"]
+    assert (accuracy.get_ylabel(), nll.get_ylabel()) == ("accuracy, %", "negative log-likelihood")
+    written = save(figure, tmp_path / "out" / "forms")
+    assert [path.name for path in written] == ["forms.png", "forms.svg"]
+    assert written[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in written[1].read_bytes()
+
+
+def test_gap_figure_has_a_panel_for_each_kind_of_module() -> None:
+    layers = [
+        {"layer": f"layer.{i}.{kind}", "form": form, "relative_error": error * (i + 1)}
+        for i in range(3)
+        for kind in ("query", "value")
+        for form, error in (("static", 0.3), ("calibrated", 0.05))
+    ]
+    figure = gap_figure({"layers": layers})
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["query", "value"]
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines["static (the paper's merge)"] == pytest.approx([30, 60, 90])
+    with pytest.raises(UserError, match="at least one layer"):
+        gap_figure({"layers": []})
+
+
+def test_calibration_curve_averages_repeats() -> None:
+    records = [
+        {"order": order, "inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n}
+        for order in ("parallel", "sequential")
+        for n in (16, 64)
+        for repeat in (0, 2)
+    ]
+    figure = calibration_curve(records, {"accuracy": 0.83})
+    assert series(figure.axes[0])["parallel"] == pytest.approx([81, 81])
+    assert figure.axes[0].get_xlabel() == "calibration inputs"
