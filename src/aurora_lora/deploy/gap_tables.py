@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -32,7 +33,12 @@ def layer_table(gap: MergeGap) -> Table:
     """One row for each layer; those that lose most in the last form are marked."""
     forms = list(dict.fromkeys(entry.form for entry in gap.layers))
     marked = {(e.layer, e.adapter) for e in gap.worst(forms[-1])} if forms else set()
-    table = Table(title="by layer: relative error, explained variance (* loses most)", title_justify="left")
+    shared = _shared_path([entry.layer for entry in gap.layers])
+    where = f" of {shared.removeprefix('base_model.model.').rstrip('.')}" if shared else ""
+    table = Table(
+        title=f"layers{where}: relative error, explained variance (* loses most)",
+        title_justify="left",
+    )
     table.add_column("layer", overflow="fold")
     for form in forms:
         table.add_column(f"{form} err", justify="right")
@@ -42,6 +48,12 @@ def layer_table(gap: MergeGap) -> Table:
         cells = rows.setdefault((entry.layer, entry.adapter), [])
         cells += [f"{100 * entry.relative_error:.1f}%", f"{100 * entry.explained_variance:.1f}%"]
     for (layer, adapter), cells in rows.items():
-        short = layer.removeprefix("base_model.model.")
-        table.add_row(f"{'*' if (layer, adapter) in marked else ' '} {short}", *cells)
+        mark = "*" if (layer, adapter) in marked else " "
+        table.add_row(f"{mark} {layer.removeprefix(shared)}", *cells)
     return table
+
+
+def _shared_path(layers: list[str]) -> str:
+    """The path that all layers start with, up to and with a dot."""
+    start = os.path.commonprefix(layers)  # noqa: RUF071 - letter by letter, and then cut at a dot
+    return start[: start.rfind(".") + 1]

@@ -39,6 +39,12 @@ def _new(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]
     return figure, list(axes)
 
 
+def _legend_above(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, where no line can run through it."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=len(labels))
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG; `path` without its ending names both."""
     written = []
@@ -73,7 +79,7 @@ def forms_figure(results: Sequence[Result]) -> Figure:
         ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
         ax.set_xlabel("learning rate of the adapter")
         ax.set_ylabel(label)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    _legend_above(figure, axes[0])
     axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
     axes[1].set_title("lower is better", fontsize=9, loc="left")
     return figure
@@ -95,13 +101,13 @@ def gap_figure(gap: Mapping[str, Any]) -> Figure:
     top = max(max(values) for forms in kinds.values() for values in forms.values())
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
         for form, values in forms.items():
-            ax.plot(range(1, len(values) + 1), values, label=FORM_NAMES[form], **STYLES[form])
+            ax.plot(range(len(values)), values, label=FORM_NAMES[form], **STYLES[form])
         ax.set_title(kind, fontsize=9, loc="left")
         ax.set_xlabel("layer")
-        ax.set_xticks(range(1, max(map(len, forms.values())) + 1))
+        ax.locator_params(axis="x", integer=True)
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
     axes[0].set_ylabel("error of the adapter's output, %")
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend_above(figure, axes[0])
     return figure
 
 
@@ -137,6 +143,6 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
         ax.set_xlabel("calibration inputs")
         ax.set_ylabel(label)
     axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label="trained (dynamic)")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     axes[1].set_yscale("log")
+    _legend_above(figure, axes[0])
     return figure
