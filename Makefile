@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install install-dev clean
+.PHONY: demo test lint docs install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 5 minutes)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   put the tables and figures into docs/"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "aurora-lora needs Python 3.11 or newer, $(PYTHON) is %d.%d: name another with PYTHON=python3.x" % v[:2])'
@@ -32,6 +33,10 @@ demo: $(VENV)/.train
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# The tables and figures of docs/, from the results that commands have written to results/.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/fill.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from aurora_lora import calibrate, merge_gap, set_form
+from aurora_lora import calibrate, set_form
 from aurora_lora.files import write_json
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.run import ADAPTER, make_trainer
@@ -39,41 +39,48 @@ def batches(data: Any, split: str, rows: list[int], size: int = 32) -> Iterator[
         yield data.collate([examples[row] for row in rows[start : start + size]])
 
 
+def logits(model: torch.nn.Module, data: list[dict[str, torch.Tensor]], form: str) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad(), set_form(model, form):
+        parts = [model(**{k: v for k, v in batch.items() if k != "labels"}).logits for batch in data]
+    return torch.cat(parts).double()
+
+
+def figures(mine: torch.Tensor, trained: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    p, q = trained.log_softmax(-1), mine.log_softmax(-1)
+    return {
+        "accuracy": float((mine.argmax(-1) == labels).double().mean()),
+        "nll": float(torch.nn.functional.cross_entropy(mine, labels)),
+        "kl": float((p.exp() * (p - q)).sum(-1).mean()),
+    }
+
+
 def curve(folders: list[Path], repeats: int, sizes: tuple[int, ...]) -> dict[str, Any]:
     """For each run, order and number of inputs: accuracy, nll and KL from the trained form, on the test split."""
-    records, trained = [], []
+    records, runs = [], []
     for folder in folders:
         run = load_run(folder)
         with tempfile.TemporaryDirectory() as nowhere:
             trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
         model = trainer.module
         test = list(batches(data, "test", list(range(len(data.splits["test"])))))
+        labels = torch.cat([batch["labels"] for batch in test])
+        trained = logits(model, test, "dynamic")
+        runs.append({"run": folder.name, "dynamic": figures(trained, trained, labels)})
+        runs[-1]["static"] = figures(logits(model, test, "static"), trained, labels)
         for size in sizes:
             for repeat in range(repeats):
                 rows = random.Random(repeat).sample(range(len(data.splits["train"])), size)
                 inputs = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", rows)]
                 for order in ("parallel", "sequential"):
                     report = calibrate(model, inputs, order=order)
-                    gap = merge_gap(model, test)
-                    ends = {entry.form: entry for entry in gap.end_to_end}
-                    end = ends["calibrated"]
-                    records.append(
-                        {
-                            "run": folder.name,
-                            "inputs": size,
-                            "repeat": repeat,
-                            "order": order,
-                            "kl": end.kl,
-                            "agreement": end.agreement,
-                            **end.metric,
-                            "explained": statistics.fmean(layer.explained for layer in report.layers),
-                            "seconds": report.seconds,
-                        }
-                    )
-                    print(json.dumps(records[-1]), file=sys.stderr, flush=True)
-        trained.append({"run": folder.name, **ends["dynamic"].metric})
-        trained[-1]["static"] = {**ends["static"].metric, "kl": ends["static"].kl}
-    return {"records": records, "trained": trained}
+                    record = {"run": folder.name, "inputs": size, "repeat": repeat, "order": order}
+                    record |= figures(logits(model, test, "calibrated"), trained, labels)
+                    record["explained"] = statistics.fmean(layer.explained for layer in report.layers)
+                    record["seconds"] = report.seconds
+                    records.append(record)
+                    print(json.dumps(record), file=sys.stderr, flush=True)
+    return {"records": records, "runs": runs}
 
 
 def cost(folder: Path, examples: int) -> dict[str, Any]:

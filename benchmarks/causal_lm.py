@@ -45,7 +45,9 @@ def batches(tokenizer: Any, texts: list[str], size: int) -> Iterator[dict[str, t
         yield batch
 
 
-def run(learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int) -> dict[str, Any]:
+def run(
+    learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int, orders: list[str]
+) -> dict[str, Any]:
     source = resolve_model("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -95,7 +97,7 @@ def run(learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_s
         "calibrate_s": {},
         "threads": torch.get_num_threads(),
     }
-    for order_name in ("parallel", "sequential"):
+    for order_name in orders:
         report = calibrate(model, inputs, order=order_name)
         result["calibrate_s"][order_name] = report.seconds
         gap = merge_gap(model, test)
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--orders", nargs="+", default=["parallel"], help="sequential takes 90 passes: slow")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     quiet_libraries()
@@ -131,7 +134,8 @@ def main() -> None:
             path = args.output / f"lr{rate:g}-seed{seed}.json"
             if path.exists():
                 continue
-            write_json(path, run(rate, seed, SplitSizes(args.train, 500, args.test), args.epochs, args.batch_size))
+            sizes = SplitSizes(args.train, 500, args.test)
+            write_json(path, run(rate, seed, sizes, args.epochs, args.batch_size, args.orders))
 
 
 if __name__ == "__main__":

@@ -100,3 +100,60 @@ def insert(path: Path, name: str, text: str) -> None:
     if not marks.search(document):
         raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")
     write_text(path, marks.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", document))
+
+
+def calibration_table(curve: Mapping[str, Any]) -> str:
+    """Calibration inputs against what the calibrated form gives, both orders: `benchmarks/calibration.py curve`."""
+    runs, records = curve["runs"], curve["records"]
+    lines = ["| form | inputs | accuracy % | nll | KL from trained |", "|---|---|---|---|---|"]
+    for form in ("dynamic", "static"):
+        found = [run[form] for run in runs]
+        lines.append(_curve_row(FORM_NAMES[form], "", found))
+    for order in ("parallel", "sequential"):
+        for size in sorted({record["inputs"] for record in records}):
+            found = [r for r in records if r["order"] == order and r["inputs"] == size]
+            if found:
+                lines.append(_curve_row(f"calibrated, {order}", f"{size:,}", found))
+    return "\n".join(lines)
+
+
+def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> str:
+    cells = [form, inputs]
+    cells += [spread([one[name] for one in found], d, k) for name, d, k in (("accuracy", 1, 100), ("nll", 3, 1))]
+    cells.append(spread([one["kl"] for one in found], 4))
+    return f"| {' | '.join(cells)} |"
+
+
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
+    """What a calibration costs: `benchmarks/calibration.py cost`."""
+    lines = [
+        "| model | inputs | order | seconds | share of an epoch of training | peak memory over running the inputs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cost in costs:
+        for order in ("parallel", "sequential"):
+            if f"{order}_s" in cost:
+                share = f"1/{1 / cost[f'{order}_of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
+                more = cost["peak_mb"][order] - cost["peak_mb"]["none"]
+                lines.append(
+                    f"| {cost['model']}, {cost['layers']} layers | {cost['examples']:,} | {order} "
+                    f"| {cost[f'{order}_s']:.1f} | {share} | {more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB |"
+                )
+    return "\n".join(lines)
+
+
+def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Perplexity by form and learning rate: `benchmarks/causal_lm.py`."""
+    forms = list(dict.fromkeys(form for result in results for form in result["by_form"]))
+    lines = [
+        f"| learning rate | without adapter | {' | '.join(forms)} |",
+        f"|---|---|{'---|' * len(forms)}",
+    ]
+    for rate in sorted({result["learning_rate"] for result in results}):
+        runs = [result for result in results if result["learning_rate"] == rate]
+        cells = [f"{rate:g}", spread([run["base"]["perplexity"] for run in runs], 2)]
+        for form in forms:
+            values = [run["by_form"][form]["perplexity"] for run in runs if form in run["by_form"]]
+            cells.append(spread(values, 2) if values else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

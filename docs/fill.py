@@ -1,0 +1,45 @@
+"""Puts the tables and figures of docs/deploy.md in their places, from the results that commands have written.
+
+python docs/fill.py
+"""
+
+import json
+from pathlib import Path
+
+from aurora_lora.report.figures import calibration_curve, forms_figure, save
+from aurora_lora.report.tables import (
+    calibration_table,
+    causal_lm_table,
+    cost_table,
+    forms_table,
+    insert,
+    load_results,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
+
+
+def read(folder: Path, pattern: str) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+
+
+def main() -> None:
+    results = load_results([RESULTS / "forms"])
+    insert(PAGE, "forms", forms_table(results))
+    save(forms_figure(results), FIGURES / "forms")
+    for curve in read(RESULTS / "calibration", "curve.json"):
+        insert(PAGE, "curve", calibration_table(curve))
+        trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
+        save(
+            calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)}),
+            FIGURES / "calibration-inputs",
+        )
+    if costs := read(RESULTS / "calibration", "cost-*.json"):
+        insert(PAGE, "cost", cost_table(costs))
+    if language := read(RESULTS / "causal-lm", "*.json"):
+        insert(PAGE, "causal-lm", causal_lm_table(language))
+
+
+if __name__ == "__main__":
+    main()
