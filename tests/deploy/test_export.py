@@ -267,3 +267,40 @@ def test_weighted_combinations_that_are_refused(make_bert, config, batches):
     with pytest.raises(ValueError, match="exists already"):
         model.add_weighted_adapter(["default"], [1.0], "default")
     assert list(model.peft_config) == ["default"]
+
+
+# ---------------------------------------------------------------- what must not be lost
+
+
+def test_a_folder_that_is_no_earlier_export_is_left_alone(model, tmp_path):
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    for folder in ("adapter", "notes"):
+        before = sorted((path.name, path.read_bytes()) for path in (tmp_path / folder).iterdir())
+        with pytest.raises(ValueError, match="no earlier LoRA export"):
+            export_lora(model, tmp_path / folder)
+        assert sorted((path.name, path.read_bytes()) for path in (tmp_path / folder).iterdir()) == before
+    for form in ("static", "calibrated"):  # an earlier export is replaced
+        export_lora(model, tmp_path / "lora", form)
+
+
+def test_a_compiled_model_is_exported_under_plain_names(model, make_bert, logits, tmp_path):
+    export_lora(torch.compile(model), tmp_path)
+    assert not any("_orig_mod" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
+
+
+def test_weighted_combination_on_a_bfloat16_model_is_as_exact(make_bert, config):
+    model = get_peft_model(make_bert().to(torch.bfloat16), config(task_type=None, eval_form="static"))
+    model.add_weighted_adapter(["default"], [0.3], "sum")
+    for _, layer in aurora_layers(model):
+        assert layer.aurora_A["sum"].dtype == torch.float32
+        torch.testing.assert_close(layer.get_delta_weight("sum"), 0.3 * layer.get_delta_weight("default"))
+
+
+def test_weighted_combination_refuses_biases(make_bert, config):
+    model = get_peft_model(make_bert(), config(task_type=None, eval_form="static", bias="aurora_only"))
+    with pytest.raises(ValueError, match="with bias"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")

@@ -1,6 +1,7 @@
 """`merge_gap` against the same figures computed by hand."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 
 import aurora_lora
-from aurora_lora import AuroraConfig, FormError, merge_gap, set_form
+from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
 from aurora_lora.tuner import aurora_layers
 
 
@@ -151,5 +152,41 @@ def test_what_is_refused(make_bert, config, batches):
         merge_gap(get_peft_model(make_bert(), config(train_form="static")), batches)
     with pytest.raises(ValueError, match="no AuroRA adapter"):
         merge_gap(make_bert(), batches)
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(CalibrationError, match="at least one batch"):
         merge_gap(get_peft_model(make_bert(), config()), [])
+
+
+def test_merged_or_switched_off_adapters_are_refused(model, batches):
+    with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
+        merge_gap(model, batches)
+    model.merge_adapter()
+    with pytest.raises(CalibrationError, match="unmerge_adapter"):
+        merge_gap(model, batches)
+
+
+def test_a_broken_form_does_not_look_perfect(model, batches):
+    layer = next(layer for _, layer in aurora_layers(model))
+    layer.aurora_A_cal["default"][0, 0] = float("nan")
+    gap = merge_gap(model, batches)
+    assert math.isnan(gap.end_to_end[2].largest_logit_difference)
+
+
+def test_hidden_states_are_no_distribution():
+    """A model without logits, such as an encoder or a UNet."""
+
+    class Output:
+        def __init__(self, sample):
+            self.sample = sample
+
+    class Images(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return Output(self.lin(x))
+
+    torch.manual_seed(0)
+    model = get_peft_model(Images(), AuroraConfig(target_modules=["lin"], init_weights=False))
+    gap = merge_gap(model, [torch.randn(2, 3, 6)])
+    assert (gap.end_to_end[1].kl, gap.end_to_end[1].agreement) == (None, None)

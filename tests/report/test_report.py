@@ -111,3 +111,23 @@ def test_calibration_curve_averages_repeats() -> None:
     figure = calibration_curve(records, {"accuracy": 0.83})
     assert series(figure.axes[0])["parallel"] == pytest.approx([81, 81])
     assert figure.axes[0].get_xlabel() == "calibration inputs"
+
+
+def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
+    other = result(5e-3, 2, 0.7)
+    other["recipe"]["model"] = "another"
+    (folder / "other.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="differ in more than learning rate and seed"):
+        forms_table(load_results([folder]))
+    rating = result(5e-3, 0, 0.7)
+    rating["metric"]["by_form"] = {"dynamic": {"pearson": 0.5, "mse": 1.0}}
+    with pytest.raises(UserError, match="classification"):
+        forms_table([rating])
+    with pytest.raises(UserError, match="no result of a run of aurora"):
+        forms_table([result(5e-3, 0, 0.7, method="lora")])
+    static = result(5e-3, 0, 0.7)
+    del static["metric"]["by_form"]["dynamic"]
+    with pytest.raises(UserError, match="needs runs with the forms"):
+        forms_figure([static])
+    with pytest.raises(UserError, match="cannot be read"):
+        insert(folder / "none.md", "forms", "x")

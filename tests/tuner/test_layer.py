@@ -272,3 +272,62 @@ def test_autocast_keeps_the_adapter_in_float32():
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for n, p in layer.named_parameters() if "aurora_" in n)
+
+
+def test_plain_lora_evaluates_what_it_merges_whatever_its_eval_form():
+    fields = {"fixed_activation": None, "spline": None, "skip": True, "eval_form": "calibrated"}
+    model, layer = adapt(**fields)
+    with pytest.raises(FormError, match="plain LoRA"):
+        aurora_lora.calibrate(model, [X])
+    layer.set_calibration("default", torch.zeros(2, 12))
+    expected = model.eval()(X)
+    assert not torch.allclose(expected, layer.base_layer(X))
+    torch.testing.assert_close(model.merge_and_unload()(X), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_merged_model_cannot_change_its_form():
+    model, _ = adapt(eval_form="static")
+    model.merge_adapter()
+    with pytest.raises(FormError, match="unmerge_adapter"):
+        set_form(model, "dynamic")
+
+
+def test_set_form_looks_at_the_weights():
+    """Changed in eval mode (an average of weights swapped in, say): no eval() call has noticed."""
+    model, layer = adapt()
+    model.eval()
+    aurora_lora.calibrate(model, [X])
+    with torch.no_grad():
+        layer.aurora_A["default"].mul_(1.1)
+    set_form(model, "calibrated")
+    assert layer.form("default") == "dynamic"
+
+
+def test_a_merge_that_fails_in_the_middle_leaves_a_model_that_still_unmerges(monkeypatch):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    config = AuroraConfig(target_modules=["first", "second"], eval_form="static", init_weights=False)
+    model = get_peft_model(Two(), config)
+    first, second = model.base_model.model.first, model.base_model.model.second
+
+    class Unmergeable:
+        backend_name = "stub"
+
+    second.quantization_backend = Unmergeable()
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(NotImplementedError, match="stub"):
+            merge()
+        assert model.base_model.model.first is first
+        assert not first.merged
+    second.quantization_backend = None
+
+    def out_of_memory(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(second, "merge", out_of_memory)
+    with pytest.raises(MemoryError):
+        model.merge_and_unload()
+    assert second.keeps_original

@@ -255,3 +255,30 @@ def test_adapter_names_that_look_like_the_prefix(make_bert, config, logits, tmp_
         model.save_pretrained(tmp_path / adapter)
         loaded = PeftModel.from_pretrained(make_bert(), tmp_path / adapter / adapter)
         assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_config_object_can_be_used_twice(make_bert, config):
+    """Each adapter has its own copy: a form set for one must not change another."""
+    shared = config(task_type=None)
+    model = get_peft_model(make_bert(), shared)
+    model.add_adapter("other", shared)
+    second = get_peft_model(make_bert(), shared)
+    set_form(model, "static", "other")
+    assert model.peft_config["other"].eval_form == "static"
+    assert (model.peft_config["default"].eval_form, second.peft_config["default"].eval_form) == (None, None)
+    assert shared.eval_form is None
+    for _, layer in aurora_layers(model):
+        assert layer.aurora_config["other"] is model.peft_config["other"]
+
+
+def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):
+    calibrated.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    state = {key: value for key, value in load_file(path).items() if "A_cal" not in key and "layer.1" not in key}
+    save_file(state, path)
+    expected = logits(calibrated)
+    with pytest.raises(CheckpointError, match="lacks"):
+        calibrated.load_adapter(tmp_path, "default")
+    assert calibrated.peft_config["default"].calibrated
+    assert forms(calibrated.eval()) == {"calibrated"}
+    assert torch.equal(logits(calibrated), expected)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import random
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -9,14 +12,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, FormError
-from ..tuner import active_adapters, aurora_layers, set_form
+from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .inputs import Batch, Runner, as_batches
-from .moments import Collector, LayerMoments, Solution, Target, gather, solve
+from .moments import Collector, LayerMoments, Solution, Target, gather, several_processes, solve
 from .plan import Group, plan
 
 ORDERS = ("parallel", "sequential")
@@ -105,8 +110,8 @@ def calibrate(
         FormError: the adapter was trained in the static form, which merges exactly as it is.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
     """
-    if not ridge >= 0:
-        raise ValueError(f"ridge={ridge!r} is not allowed: it must be a number of at least 0.")
+    if not (ridge >= 0 and math.isfinite(ridge)):
+        raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
     if order not in ORDERS:
         raise ValueError(f"order={order!r} is not allowed: it must be one of {', '.join(map(repr, ORDERS))}.")
     start = time.perf_counter()
@@ -150,13 +155,15 @@ def _parallel(runner: Runner, groups: list[Group], data: _Passes, ridge: float, 
 def _sequential(runner: Runner, groups: list[Group], data: _Passes, ridge: float, share_inputs: bool) -> list[Solution]:
     """Each input in the order of execution, on a model whose earlier layers are calibrated already."""
     data.keep()  # sigma(Ax) is remembered by position, so each pass must bring the same batches
-    trained = _record_sigma(runner, [target for group in groups for target in group], data)
+    targets = [target for group in groups for target in group]
+    names = {adapter for target in targets for adapter in target.adapters}
+    trained = _record_sigma(runner, targets, data)
     n_batches = sum(1 for _ in data.batches)
     solutions: list[Solution] = []
     for group in groups:
         with ExitStack() as forms:
             # only the earlier groups have their matrix yet: the other layers compute the dynamic form
-            for name in {adapter for target in group for adapter in target.adapters}:
+            for name in names:
                 forms.enter_context(set_form(runner.model, "calibrated", name))
             replay = {key: iter(values) for key, values in trained.items()}
 
@@ -224,13 +231,10 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
     for name in names:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
+    check_unmerged(model, "calibrate")
     targets = []
     for layer_name, layer in aurora_layers(model):
-        if layer.merged:
-            raise CalibrationError(f"{layer_name} is merged: call unmerge_adapter() before calibrate.")
-        if layer.disable_adapters:
-            raise CalibrationError(f"The adapters of {layer_name} are switched off: enable them before calibrate.")
-        adapters = tuple(name for name in names if name in layer.aurora_A)
+        adapters = tuple(n for n in names if n in layer.aurora_A and not layer.aurora_config[n].anl.is_identity)
         for name in adapters:
             if layer.aurora_config[name].train_form == "static":
                 raise FormError(
@@ -238,18 +242,33 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
                 )
         if adapters:
             targets.append(Target(layer_name, layer, adapters))
+    if not targets:
+        raise FormError(f"The sigma of {', '.join(names)} is the identity, plain LoRA: it merges exactly as it is.")
     return targets
+
+
+def check_unmerged(model: nn.Module, action: str) -> None:
+    """Raise a CalibrationError if the adapters do not take part in the model's forward pass."""
+    for name, layer in aurora_layers(model):
+        if layer.merged:
+            raise CalibrationError(f"{name} is merged: call unmerge_adapter() before {action}.")
+        if layer.disable_adapters:
+            raise CalibrationError(f"The adapters of {name} are switched off: enable them before {action}.")
 
 
 @contextmanager
 def trained_state(model: nn.Module) -> Iterator[None]:
-    """Eval mode, dynamic form, no gradients; everything as before at the end, also after an error."""
+    """Eval mode, the trained form, no gradients; everything as before at the end, also after an error."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.no_grad())
-        stack.enter_context(set_form(model, "dynamic"))
+        for name, config in active_configs(model).items():
+            if config.train_form == "dynamic":
+                stack.enter_context(set_form(model, "dynamic", name))
         try:
             for module in modes:
                 module.training = False
@@ -288,16 +307,27 @@ class _Passes:
         if not isinstance(self.batches, list):
             self.batches = list(self.batches)
 
-    def first(self) -> Batch | None:
-        """The first batch, without losing it."""
+    def keep_iterator(self) -> None:
+        """Hold the batches in memory if they can be had only once."""
         if isinstance(self.batches, Iterator):
             self.keep()
-        return next(iter(self.batches), None)
 
     def one_pass(self) -> Iterator[Batch]:
         """All batches once."""
         self.passes += 1
         return iter(self.batches)
+
+
+def _half_of_free(device: torch.device) -> int:
+    """Half of the free memory, the same number on every process: they must form the same groups."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if not several_processes():
+        return int(free // 2)
+    if device.type != "cuda":
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
+    smallest = torch.tensor(free // 2, dtype=torch.int64, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
 
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -306,8 +336,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 def _budget(max_memory: int | str | None, device: torch.device) -> int:
     """The bound in bytes."""
     if max_memory is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        return int(free // 2)
+        return _half_of_free(device)
     if isinstance(max_memory, str):
         parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
         if parts and parts[2] in _UNITS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import FormError
 from ..files import new_folder
 from ..tuner import AuroraConfig, AuroraLinear, active_adapters, aurora_layers
+from ..tuner.model import CALIBRATION_BUFFERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
@@ -51,9 +56,11 @@ def export_lora(
     Raises:
         FormError: the form is dynamic, which is no linear map.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
-        ValueError: an argument that is not allowed; several active adapters and none named; or, for diffusers,
-            `modules_to_save` or trained biases, which its LoRA files cannot hold.
+        ValueError: an argument that is not allowed; a folder that holds anything but an earlier export; several active
+            adapters and none named; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files
+            cannot hold.
     """
+    model = _unwrap(model)
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(map(repr, FORMATS))}.")
     name = _one_adapter(model, adapter_name)
@@ -67,6 +74,7 @@ def export_lora(
     config = _adapter_config(model, name)
     others = _other_weights(model, name)
     path = Path(folder)
+    _check_replaceable(path)
     if format == "diffusers":
         if others:
             raise ValueError(
@@ -91,7 +99,7 @@ def export_lora(
         inference_mode=True,
     )
     with new_folder(path) as partial:
-        save_file({**weights, **others}, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file({**weights, **others}, partial / PEFT_WEIGHTS, metadata={"format": "pt"})
         lora_config.save_pretrained(str(partial))
     return path
 
@@ -107,6 +115,7 @@ def lora_factors(
     Raises:
         FormError, NotCalibratedError, StaleCalibrationError, ValueError: as `export_lora`.
     """
+    model = _unwrap(model)
     name = _one_adapter(model, adapter_name)
     factors = {}
     for path, layer in aurora_layers(model):
@@ -115,6 +124,27 @@ def lora_factors(
                 raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
             factors[path.removeprefix(_BASE)] = layer.get_factors(name, form)
     return factors
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise a ValueError unless the folder is new, empty, or an earlier export."""
+    if not folder.exists():
+        return
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if not held or (folder.is_dir() and held == {DIFFUSERS_WEIGHTS}):
+        return
+    if folder.is_dir() and held <= {PEFT_CONFIG, PEFT_WEIGHTS, "README.md"} and (folder / PEFT_CONFIG).is_file():
+        with suppress(ValueError):
+            if json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8")).get("peft_type") == "LORA":
+                return
+    raise ValueError(f"{folder} holds something that is no earlier LoRA export: choose another folder.")
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of torch.compile and of distributed training."""
+    while (inner := getattr(model, "_orig_mod", None)) is not None or isinstance(model, DistributedDataParallel):
+        model = inner if isinstance(inner, nn.Module) else model.module  # type: ignore[assignment]
+    return model
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
@@ -148,7 +178,7 @@ def _state_dict(factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[st
 def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings."""
     state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
-    own = set(AuroraLinear.adapter_layer_names) | {"aurora_A_cal", "aurora_A_cal_fingerprint"}
+    own = {*AuroraLinear.adapter_layer_names, *CALIBRATION_BUFFERS}
     return {
         key: v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()

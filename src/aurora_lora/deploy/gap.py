@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import NotCalibratedError
+from ..errors import CalibrationError, NotCalibratedError
 from ..tuner import AuroraLinear, active_adapters, aurora_layers, set_form
-from .calibrate import trained_state
+from .calibrate import check_unmerged, trained_state
 from .inputs import NO_BATCHES, Runner, as_batches
+from .moments import float64_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +41,10 @@ class EndToEndGap:
 
     form: str
     kl: float | None
-    """Mean KL divergence KL(dynamic || form) of the predicted distributions, in nats; None for a regression."""
+    """Mean KL(dynamic || form) of the predicted distributions, in nats; None where the model predicts no classes."""
     largest_logit_difference: float
     agreement: float | None
-    """Share of positions at which the largest logit is the same; None for a regression."""
+    """Share of positions at which the largest logit is the same; None where the model predicts no classes."""
     metric: dict[str, float] = field(default_factory=dict)
     """Where the batches have labels; see `merge_gap`."""
 
@@ -95,9 +96,11 @@ def merge_gap(
         metric: computes other figures from the (predictions, labels) of all batches, which are then kept in memory.
 
     Raises:
-        CalibrationError: no batches. ValueError: no AuroRA adapter.
+        CalibrationError: no batches, a merged adapter, or adapters that are switched off.
+        ValueError: no AuroRA adapter.
         FormError: the adapter was trained in the static form, which merges exactly.
     """
+    check_unmerged(model, "merge_gap")
     forms = _forms(model)
     causal = _predicts_next_token(model)
     with trained_state(model), Runner(model) as runner:
@@ -107,15 +110,16 @@ def merge_gap(
         for batch in as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size):
             n += 1
             with sums:
-                reference = _logits(runner.run(batch))
+                output = runner.run(batch)
+            reference, classes = _predictions(output), _are_classes(model, output)
             labels = _labels(batch, runner.device)
             keep = _positions(runner, reference)
             for form in forms:
                 with set_form(model, form):
-                    logits = reference if form == "dynamic" else _logits(runner.run(batch))
-                predictions[form].add(logits, reference, keep, labels, shift=causal)
+                    logits = reference if form == "dynamic" else _predictions(runner.run(batch))
+                predictions[form].add(logits, reference, keep, labels, shift=causal, classes=classes)
     if n == 0:
-        raise ValueError(NO_BATCHES.replace("calibrate", "merge_gap"))
+        raise CalibrationError(NO_BATCHES.replace("calibrate", "merge_gap"))
     ends = tuple(predictions[form].result(form) for form in forms)
     return MergeGap(sums.result(), ends, predictions["dynamic"].n)
 
@@ -172,8 +176,8 @@ class _LayerSums:
 
     def __init__(self, layer: AuroraLinear, name: str, forms: list[str]) -> None:
         self.layer, self.name = layer, name
-        self.matrices = {form: layer.get_factors(name, form)[0].double() for form in forms}
-        B = layer.aurora_B[name].detach().double()
+        self.matrices = {form: _wide(layer.get_factors(name, form)[0]) for form in forms}
+        B = _wide(layer.aurora_B[name].detach())
         self.gram = B.T @ B
         self.n = 0
         self.power = 0.0
@@ -186,12 +190,13 @@ class _LayerSums:
     def add(self, x: Tensor) -> None:
         A = self.layer.aurora_A[self.name]
         x = self.layer._cast_input_dtype(x, A.dtype)
-        sigma = self.layer.sigma(self.name, functional.linear(x, A)).double()  # (n, r)
+        sigma = self.layer.sigma(self.name, functional.linear(x, A))  # (n, r)
+        sigma = _wide(sigma)
         self.n += len(sigma)
         self.power += self._square(sigma)
         self.mean += sigma.sum(0)
         for form, M in self.matrices.items():
-            self.errors[form] += self._square(sigma - x.double() @ M.T)
+            self.errors[form] += self._square(sigma - _wide(x) @ M.T)
 
     def result(self, path: str, name: str) -> list[LayerGap]:
         mean = self.mean / max(self.n, 1)
@@ -217,18 +222,26 @@ class _Predictions:
         self.kl = 0.0
         self.same = 0
         self.largest = 0.0
-        self.classes = 0
+        self.classes = False
         self.kept: list[Tensor] = []
         self.labels: list[Tensor] = []
 
     def add(
-        self, logits: Tensor, reference: Tensor, keep: Tensor | None, labels: Tensor | None, *, shift: bool
+        self,
+        logits: Tensor,
+        reference: Tensor,
+        keep: Tensor | None,
+        labels: Tensor | None,
+        *,
+        shift: bool,
+        classes: bool,
     ) -> None:
         mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
         self.n += len(mine)
-        self.classes = mine.shape[-1]
-        self.largest = max(self.largest, float((mine - theirs).abs().max()) if len(mine) else 0.0)
-        if self.classes > 1:
+        self.classes = classes
+        difference = float((mine - theirs).abs().max()) if len(mine) else 0.0
+        self.largest = max(self.largest, difference) if difference == difference else difference  # a NaN must show
+        if classes:
             p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
             self.kl += float((p.exp() * (p - q)).sum())
             self.same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
@@ -241,7 +254,8 @@ class _Predictions:
         else:
             logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
         if self.metric is None:
-            self.score.add(logits.double(), labels)
+            wide = _wide(logits)
+            self.score.add(wide, labels.to(wide.device))
         else:
             self.kept.append(logits.double().cpu())
             self.labels.append(labels.cpu())
@@ -250,9 +264,10 @@ class _Predictions:
         figures = self.score.result()
         if self.metric is not None and self.labels:
             figures = dict(self.metric(torch.cat(self.kept), torch.cat(self.labels)))
-        several = self.classes > 1
         kl, agreement = self.kl / max(self.n, 1), self.same / max(self.n, 1)
-        return EndToEndGap(form, kl if several else None, self.largest, agreement if several else None, figures)
+        if not self.classes:
+            return EndToEndGap(form, None, self.largest, None, figures)
+        return EndToEndGap(form, kl, self.largest, agreement, figures)
 
 
 class _Score:
@@ -278,7 +293,11 @@ class _Score:
 
 
 def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
-    return (logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])).double()
+    return _wide(logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1]))
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(float64_device(values.device)).double()
 
 
 def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
@@ -294,7 +313,14 @@ def _predicts_next_token(model: nn.Module) -> bool:
     return "CausalLM" in name or name.endswith("LMHeadModel")
 
 
-def _logits(output: Any) -> Tensor:
+def _are_classes(model: nn.Module, output: Any) -> bool:
+    """Whether the predictions are the logits of classes: not of a regression, and no images or hidden states."""
+    regression = getattr(getattr(model, "config", None), "problem_type", None) == "regression"
+    logits = getattr(output, "logits", None)
+    return isinstance(logits, Tensor) and logits.shape[-1] > 1 and not regression
+
+
+def _predictions(output: Any) -> Tensor:
     """What a model predicts: its `logits`, its `sample` (diffusers), its last hidden states, or the output itself."""
     for name in ("logits", "sample", "last_hidden_state"):
         value = getattr(output, name, None)

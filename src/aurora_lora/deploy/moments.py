@@ -63,6 +63,11 @@ class LayerMoments:
     power: dict[str, Tensor] = field(default_factory=dict)  # adapter -> sum of |sigma(Ax)|^2, ()
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 can be computed: on the CPU for a device that has none (Apple's MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class _EnoughError(Exception):
     """Ends a forward pass; never leaves this module."""
 
@@ -156,11 +161,12 @@ class Collector:
             return
         if shared.moment is None:
             d = vectors.shape[-1]
-            shared.moment = torch.zeros(d, d, dtype=torch.float64, device=x.device)
-        sigmas = {adapter: self.sigma(layer, adapter, vectors).double() for adapter in layer.target.adapters}
+            shared.moment = torch.zeros(d, d, dtype=torch.float64, device=float64_device(x.device))
+        device = shared.moment.device
+        sigmas = {a: self.sigma(layer, a, vectors).to(device).double() for a in layer.target.adapters}
         rows = max(1, CHUNK_BYTES // (FLOAT64_BYTES * vectors.shape[-1]))
         for start in range(0, len(vectors), rows):
-            wide = vectors[start : start + rows].double()
+            wide = vectors[start : start + rows].to(device).double()
             if leads:
                 shared.moment.addmm_(wide.T, wide)
             for adapter, sigma in sigmas.items():
@@ -224,9 +230,14 @@ def gather(collector: Collector, batches: Iterable[Batch]) -> list[LayerMoments]
     return collector.finish()
 
 
+def several_processes() -> bool:
+    """Whether this is one of several processes of a distributed run."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _sum_over_processes(layers: list[LayerMoments]) -> None:
     """Sum everything over the processes of a distributed run, so that each solves the same system."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_processes():
         return
     for shared in {id(layer.shared): layer.shared for layer in layers}.values():
         count = torch.tensor(shared.vectors, device=_moment(shared).device)
@@ -253,8 +264,8 @@ class Solution:
 def solve(layers: list[LayerMoments], ridge: float) -> list[Solution]:
     """A_cal = C (S + lambda I)^-1 for layers that share one input: one Cholesky factor serves them all.
 
-    lambda = ridge * mean(diag S), raised tenfold until S + lambda I is positive definite. S is overwritten: it and its
-    factor are the only (d_in, d_in) matrices there are.
+    lambda = ridge * mean(diag S), raised tenfold until S + lambda I is positive definite. S is overwritten; beside it
+    there are its factor, and a copy of the factor that `cholesky_solve` makes.
     """
     shared = layers[0].shared
     n = shared.vectors

@@ -24,8 +24,8 @@ def moment_bytes(targets: Iterable[Target]) -> int:
 
 
 def work_bytes(targets: Iterable[Target]) -> int:
-    """Memory beside the moments: one Cholesky factor and the widened piece of an input (once more for its product)."""
-    return max(FLOAT64_BYTES * t.d_in**2 for t in targets) + 2 * CHUNK_BYTES
+    """Memory beside the moments: the Cholesky factor, twice while it is used, and the widened piece of an input."""
+    return max(2 * FLOAT64_BYTES * t.d_in**2 for t in targets) + 2 * CHUNK_BYTES
 
 
 def plan(
@@ -34,7 +34,7 @@ def plan(
     """Groups of layers, in the order of execution, whose moments fit in `budget` bytes at once.
 
     Where everything fits even if no input is shared, that is one group, and which inputs are shared is seen on the way.
-    Otherwise one batch is run first to see it.
+    Otherwise one batch is run first to see it, or more until every layer was reached.
 
     Args:
         one_input_each: a group for each distinct input (the sequential order).
@@ -74,13 +74,18 @@ def pack(units: list[Group], budget: int) -> list[Group]:
 
 
 def _units(runner: Runner, targets: list[Target], data: _Passes, share_inputs: bool) -> list[Group]:
-    """The layers by the input that they share, in the order in which the first batch reaches them."""
-    batch = data.first()
-    if batch is None:
-        raise CalibrationError(NO_BATCHES)
+    """The layers by the input that they share, in the order in which the first batches reach them."""
+    data.keep_iterator()
     collector = Collector(runner, targets, share_inputs, watch_only=True)
+    n = 0
     with collector:
-        runner.run(batch)
+        for batch in data.batches:
+            n += 1
+            runner.run(batch)
+            if len(collector.layers) == len(targets):
+                break
+    if n == 0:
+        raise CalibrationError(NO_BATCHES)
     units: dict[int, Group] = {}
     for layer in collector.reached():
         units.setdefault(id(layer.shared), []).append(layer.target)

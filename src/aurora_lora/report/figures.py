@@ -60,8 +60,9 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def forms_figure(results: Sequence[Result]) -> Figure:
     """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
     groups = by_learning_rate(results)
-    if not groups:
-        raise UserError("the forms figure needs results of AuroRA runs")
+    forms = {form for runs in groups.values() for run in runs for form in run["metric"]["by_form"]}
+    if forms != STYLES.keys():
+        raise UserError(f"the forms figure needs runs with the forms {', '.join(STYLES)}")
     figure, axes = _new(2, 7.2, 2.9)
     rates = list(groups)
     places = range(len(rates))

@@ -52,12 +52,30 @@ def _read(path: Path, *, must_be: bool) -> Result | None:
 
 
 def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[float, list[Result]]:
-    """The runs of a method by their learning rate, lowest first."""
+    """The runs of a method by their learning rate, lowest first.
+
+    Raises:
+        UserError: none, or runs whose recipes differ in more than the learning rate and the seed.
+    """
     groups: dict[float, list[Result]] = {}
-    for result in results:
-        if result["method"] == method:
-            groups.setdefault(float(result["recipe"]["training"]["learning_rate"]), []).append(result)
+    chosen = [result for result in results if result["method"] == method]
+    if len({json.dumps(_setting(result), sort_keys=True) for result in chosen}) > 1:
+        raise UserError("the runs differ in more than learning rate and seed: report those of one setting at a time")
+    if not all({"accuracy", "nll"} <= scores.keys() for r in chosen for scores in r["metric"]["by_form"].values()):
+        raise UserError("the table of forms is for classification tasks, whose results have accuracy and nll")
+    if not chosen:
+        raise UserError(f"there is no result of a run of {method}")
+    for result in chosen:
+        groups.setdefault(float(result["recipe"]["training"]["learning_rate"]), []).append(result)
     return dict(sorted(groups.items()))
+
+
+def _setting(result: Result) -> dict[str, Any]:
+    recipe = {key: value for key, value in result["recipe"].items() if key not in ("seed", "name", "reference")}
+    return {
+        **recipe,
+        "training": {k: v for k, v in recipe["training"].items() if k not in ("learning_rate", "threads")},
+    }
 
 
 def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
@@ -95,7 +113,10 @@ def insert(path: Path, name: str, text: str) -> None:
     Raises:
         UserError: the document has no such marks.
     """
-    document = path.read_text(encoding="utf-8")
+    try:
+        document = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
     if not marks.search(document):
         raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")

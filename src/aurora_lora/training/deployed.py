@@ -61,8 +61,6 @@ def export(
     run.check_form(form)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")
-    if overwrite and output.exists() and any(output.iterdir()) and not (output / "adapter_config.json").is_file():
-        raise UserError(f"{output} holds something that is no adapter: choose another folder")
     tokenizer = load_tokenizer(str(run.folder / ADAPTER))
     model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
     try:

@@ -28,7 +28,7 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
 
     Raises:
         ValueError: no such form or adapter, or no AuroRA adapter in the model.
-        FormError: the adapter was trained in the static form, which is its only one.
+        FormError: the adapter was trained in the static form, which is its only one; or it is merged at present.
     """
 
     def __init__(self, model: nn.Module, form: str, adapter_name: str | None = None) -> None:
@@ -36,9 +36,13 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
             raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
         names = active_adapters(model) if adapter_name is None else [adapter_name]
         configs: dict[int, AuroraConfig] = {}
-        for _, layer in aurora_layers(model):
+        for path, layer in aurora_layers(model):
             for name in names:
                 if name in layer.aurora_config:
+                    if name in layer.merged_adapters:
+                        raise FormError(f"{path} is merged: call unmerge_adapter() before another form is set.")
+                    if form == "calibrated" and layer.has_calibration(name):
+                        layer.check_calibration(name)
                     config = layer.aurora_config[name]
                     configs[id(config)] = config
                     if config.train_form == "static" and form != "static":

@@ -94,7 +94,7 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         self.calibration_is_fresh[adapter_name] = False
         if config.calibrated:
             # The buffers must be there before a checkpoint is loaded: PEFT drops keys that the model does not have.
-            self._make_calibration_buffers(adapter_name)
+            self.make_calibration_buffers(adapter_name)
             if config.init_weights is False and not self.aurora_A[adapter_name].is_meta:
                 matrix = torch.empty_like(self.aurora_A[adapter_name])
                 self.set_calibration(adapter_name, nn.init.kaiming_uniform_(matrix, a=math.sqrt(5)))
@@ -126,7 +126,8 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
 
     # ---------------------------------------------------------------- calibration
 
-    def _make_calibration_buffers(self, adapter_name: str) -> None:
+    def make_calibration_buffers(self, adapter_name: str) -> None:
+        """Room for A_cal and its fingerprint, for a checkpoint to load into."""
         A = self.aurora_A[adapter_name]
         device = "cpu" if A.is_meta else A.device  # PEFT moves buffers also while the parameters are still on meta
         self.aurora_A_cal[adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
@@ -141,7 +142,7 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
         """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
         A = self.aurora_A[adapter_name]
         if adapter_name not in self.aurora_A_cal:
-            self._make_calibration_buffers(adapter_name)
+            self.make_calibration_buffers(adapter_name)
         self.aurora_A_cal[adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype)
         mark = calibration_state.fingerprint(self._sigma_weights(adapter_name))
         self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
@@ -191,6 +192,8 @@ class AuroraLayer(nn.Module, BaseTunerLayer):
     def form(self, adapter_name: str) -> str:
         """The form that the next forward computes for this adapter."""
         config = self.aurora_config[adapter_name]
+        if config.anl.is_identity:
+            return "static"  # sigma(z) = z: every form is A, and eval must be what merge takes
         if self.training:
             return config.train_form
         if config.resolved_eval_form == "calibrated" and not self.calibration_is_fresh[adapter_name]:

@@ -63,17 +63,23 @@ class AuroraLinear(AuroraLayer):
         weight: nn.Parameter = self.get_base_layer().weight  # type: ignore[assignment]
         return weight
 
+    def check_mergeable(self, adapter_names: list[str]) -> None:
+        """Raise what keeps these adapters from being merged; see `get_factors`."""
+        if self.quantization_backend is not None:
+            raise NotImplementedError(
+                f"Merging into a quantised base layer ({self.quantization_backend.backend_name}) is not supported yet: "
+                "load the base model unquantised to merge."
+            )
+        for adapter_name in adapter_names:
+            self.get_factors(adapter_name)
+
     def merged_weight(self, adapter_names: list[str], safe_merge: bool = False) -> Tensor:
         """W0 + dW for these adapters: summed in at least float32, rounded once. Changes nothing.
 
         Raises:
             ValueError: `safe_merge` is set and the result is not finite.
         """
-        if self.quantization_backend is not None:
-            raise NotImplementedError(
-                f"Merging into a quantised base layer ({self.quantization_backend.backend_name}) is not supported yet: "
-                "load the base model unquantised to merge."
-            )
+        self.check_mergeable(adapter_names)
         weight = self._base_parameter()
         original = weight.detach() if self._original_weight is None else self._original_weight.to(weight.device)
         total = original.to(torch.promote_types(original.dtype, torch.float32))

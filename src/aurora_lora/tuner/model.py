@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -31,6 +33,11 @@ class AuroraModel(BaseTuner):
     prefix: str = PREFIX
     tuner_layer_cls = AuroraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As in PEFT, on a copy of the config: it holds the adapter's form, which another adapter must not share."""
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -84,12 +91,12 @@ class AuroraModel(BaseTuner):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # merge itself will warn
             for layer in self._aurora_layers():
-                names = layer.adapters_to_merge(adapter_names)
-                if safe_merge and names:
-                    layer.merged_weight([*layer.merged_adapters, *names], safe_merge=True)
-                else:
-                    for name in names:
-                        layer.get_factors(name)
+                if names := layer.adapters_to_merge(adapter_names):
+                    together = [*layer.merged_adapters, *names]
+                    if safe_merge:
+                        layer.merged_weight(together, safe_merge=True)
+                    else:
+                        layer.check_mergeable(together)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the base weights; `unmerge_adapter` gives these back bit for bit.
@@ -116,9 +123,14 @@ class AuroraModel(BaseTuner):
             self._check_before_merge(adapter_names, safe_merge)
             for layer in self._aurora_layers():
                 layer.keeps_original = False  # the layer goes away: no second copy of any weight
-        return super()._unload_and_optionally_merge(  # type: ignore[return-value]
-            merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
-        )
+        try:
+            return super()._unload_and_optionally_merge(  # type: ignore[return-value]
+                merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
+            )
+        except BaseException:
+            for layer in self._aurora_layers():
+                layer.keeps_original = True
+            raise
 
     # ---------------------------------------------------------------- combining
 
@@ -150,8 +162,9 @@ class AuroraModel(BaseTuner):
                 raise ValueError(f"Adapter {name!r} does not exist (there are: {', '.join(self.peft_config)}).")
         if adapter_name in self.peft_config:
             raise ValueError(f"Adapter {adapter_name!r} exists already.")
-        if any(getattr(self.peft_config[name], "modules_to_save", None) for name in adapters):
-            raise ValueError("add_weighted_adapter cannot combine adapters with modules_to_save.")
+        for field, none in (("modules_to_save", None), ("bias", "none")):
+            if any(getattr(self.peft_config[name], field) not in (none, []) for name in adapters):
+                raise ValueError(f"add_weighted_adapter cannot combine adapters with {field}.")
         parts = {
             path: [
                 (weight, *layer.get_factors(name))
@@ -174,6 +187,7 @@ class AuroraModel(BaseTuner):
             inference_mode=True,
         )
         self.inject_adapter(self.model, adapter_name)
+        self._cast_adapter_dtype(adapter_name)  # in float32 also on a bfloat16 model, as its parts are
         for path, layer in aurora_layers(self.model):
             if path in parts:
                 A, B = layer.aurora_A[adapter_name], layer.aurora_B[adapter_name]
@@ -199,21 +213,14 @@ class AuroraModel(BaseTuner):
             CheckpointError: the checkpoint lacks weights of the adapter, or has some that the model has no place for.
         """
         present = {key.removeprefix("base_model.model."): key for key in state_dict if f".{PREFIX}" in key}
-        expected: set[str] = set()
-        calibrated = False
-        for name, layer in model.named_modules():
-            if not isinstance(layer, AuroraLayer) or adapter_name not in layer.aurora_A:
-                continue
-            path = name.removeprefix("_fsdp_wrapped_module.").removeprefix("base_model.model.")
-            if f"{path}.aurora_A_cal" in present:
-                calibrated = True
-                if adapter_name not in layer.aurora_A_cal:
-                    layer._make_calibration_buffers(adapter_name)
-            else:
-                layer.take_calibration(adapter_name)
-            keys = cls._checkpoint_keys(layer, adapter_name)
-            expected.update(f"{path}.{key}" for key in keys)
-        config.calibrated = calibrated
+        layers = {
+            name.removeprefix("_fsdp_wrapped_module.").removeprefix("base_model.model."): layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, AuroraLayer) and adapter_name in layer.aurora_A
+        }
+        calibrated = {path for path in layers if f"{path}.aurora_A_cal" in present}
+        expected = {f"{path}.{key}" for path, layer in layers.items() for key in _weight_names(layer, adapter_name)}
+        expected |= {f"{path}.{key}" for path in calibrated for key in CALIBRATION_BUFFERS}
         for problem, keys in (
             ("lacks", sorted(expected - present.keys())),
             ("has unknown", sorted(present.keys() - expected)),
@@ -224,17 +231,31 @@ class AuroraModel(BaseTuner):
                     f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {', '.join(keys[:3])}{more}. "
                     "Was it saved with other settings (target_modules, fixed_activation, spline)?"
                 )
+        for path, layer in layers.items():  # only now: a refused checkpoint leaves the calibration
+            if path not in calibrated:
+                layer.take_calibration(adapter_name)
+            elif adapter_name not in layer.aurora_A_cal:
+                layer.make_calibration_buffers(adapter_name)
+        config.calibrated = bool(calibrated)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
-    @staticmethod
-    def _checkpoint_keys(layer: AuroraLayer, adapter_name: str) -> list[str]:
-        names = (*layer.adapter_layer_names, "aurora_A_cal", "aurora_A_cal_fingerprint")
-        return [name for name in names if adapter_name in getattr(layer, name)]
+
+CALIBRATION_BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
+
+
+def _weight_names(layer: AuroraLayer, adapter_name: str) -> list[str]:
+    return [name for name in layer.adapter_layer_names if adapter_name in getattr(layer, name)]
 
 
 def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLinear]]:
     """(name, layer) of each AuroRA layer of a model, in the order of the model."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLinear))
+
+
+def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
+    """The configs of the active AuroRA adapters of a model, by name."""
+    names = active_adapters(model)
+    return {n: layer.aurora_config[n] for _, layer in aurora_layers(model) for n in names if n in layer.aurora_config}
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -253,4 +274,4 @@ def active_adapters(model: nn.Module) -> list[str]:
     return list(names)
 
 
-__all__ = ["AuroraModel", "active_adapters", "aurora_layers"]
+__all__ = ["AuroraModel", "active_adapters", "active_configs", "aurora_layers"]
