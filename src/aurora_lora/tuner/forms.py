@@ -14,6 +14,8 @@ from .model import active_adapters, aurora_layers
 class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad
     """Set the form that `model.eval()` computes and that merge and export produce.
 
+    The form is kept in the adapter's config; as in PEFT, a config object given to two models is shared by them.
+
     Takes effect at once; used in a `with` statement, the earlier form comes back at its end.
 
         set_form(model, "static")

@@ -35,8 +35,10 @@ class AuroraModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT, on a copy of the config: it holds the adapter's form, which another adapter must not share."""
-        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        """As in PEFT; a config that another adapter of the model has is copied, as it holds the adapter's form."""
+        config = self.peft_config[adapter_name]
+        if any(name != adapter_name and other is config for name, other in self.peft_config.items()):
+            self.peft_config[adapter_name] = copy.deepcopy(config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(  # type: ignore[override]
