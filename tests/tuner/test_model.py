@@ -99,6 +99,16 @@ def test_training_on_makes_the_calibration_stale(calibrated, train_step, logits,
         loaded.merge_and_unload()
 
 
+def test_the_smallest_change_of_one_weight_is_noticed(calibrated):
+    """Also one that bfloat16 would round away: the hash for bfloat16 counts only for weights that are bfloat16."""
+    _, layer = next(aurora_layers(calibrated))
+    with torch.no_grad():
+        layer.aurora_A["default"][0, 0] *= 1 + 1e-6
+    with pytest.warns(UserWarning, match="trained after it was calibrated"):
+        calibrated.eval()
+    assert layer.form("default") == "dynamic"
+
+
 def test_training_only_b_or_the_head_keeps_the_calibration(calibrated, train_step):
     for name, p in calibrated.named_parameters():
         p.requires_grad_("aurora_B" in name or "modules_to_save" in name)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
 from .models import load_base_model, load_tokenizer
 from .run import ADAPTER, make_model, make_trainer
 from .trained import TrainedRun
-
-GAP = "gap.json"
 
 
 def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch_size: int = 64) -> MergeGap:
@@ -75,8 +72,3 @@ def export(
 def _need_aurora(run: TrainedRun) -> None:
     if run.recipe.method.name != "aurora":
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
-
-
-def gap_record(run: TrainedRun, found: MergeGap, split: str) -> dict[str, Any]:
-    """The gap as it is written beside the run."""
-    return {"run": str(run.folder), "split": split, **found.to_dict()}
