@@ -1,6 +1,7 @@
 """The forms on a causal language model: SmolLM2-135M, next-token loss on the film sentences, perplexity by form.
 
     python benchmarks/causal_lm.py --output results/causal-lm
+    python benchmarks/causal_lm.py --cost --output results/calibration/cost-smollm2.json
 
 AuroRA r = 2 on q, k, v, up and down. One JSON file for each learning rate and seed, written as it is finished; what is
 there is not run again.
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import resource
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -45,18 +48,63 @@ def batches(tokenizer: Any, texts: list[str], size: int) -> Iterator[dict[str, t
         yield batch
 
 
-def run(
-    learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int, orders: list[str]
-) -> dict[str, Any]:
+def load(seed: int = 0) -> tuple[Any, Any]:
+    """The tokenizer, and the model with a new adapter."""
     source = resolve_model("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     base = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32)
+    set_seed(seed)
+    return tokenizer, get_peft_model(base, AuroraConfig(target_modules=TARGETS, task_type="CAUSAL_LM"))
+
+
+def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[str, Any]:
+    """Seconds and peak memory of a calibration, beside training steps in the same process."""
+    tokenizer, model = load()
+    texts = list(get_task("movie-rating").load(SplitSizes(epoch, 500, 500), 0)["train"]["text"])
+    inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches(tokenizer, texts[:examples], 32)]
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # noqa: E731
+    model.eval()
+    with torch.no_grad():
+        for batch in inputs:
+            model(**batch)
+    peak_mb = {"none": peak()}
+    report = calibrate(model, inputs)
+    peak_mb["parallel"] = peak()
+    seconds: dict[str, list[float]] = {"calibrate": [report.seconds], "train": []}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
+    steps = list(batches(tokenizer, texts[: 4 * batch_size], batch_size))
+    for _ in range(2):
+        model.train()
+        start = time.perf_counter()
+        for batch in steps:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seconds["train"].append(time.perf_counter() - start)
+        seconds["calibrate"].append(calibrate(model, inputs).seconds)
+    epoch_s = statistics.median(seconds["train"]) * epoch / (4 * batch_size)
+    parallel_s = statistics.median(seconds["calibrate"])
+    return {
+        "model": "smollm2-135m",
+        "layers": len(report.layers),
+        "examples": examples,
+        "epoch_examples": epoch,
+        "threads": torch.get_num_threads(),
+        "epoch_s": epoch_s,
+        "parallel_s": parallel_s,
+        "parallel_of_epoch": parallel_s / epoch_s,
+        "peak_mb": peak_mb,
+    }
+
+
+def run(
+    learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int, orders: list[str]
+) -> dict[str, Any]:
     data = get_task("movie-rating").load(sizes, 0)
     texts = {name: list(data[name]["text"]) for name in ("train", "test")}
-    set_seed(seed)
-    model = get_peft_model(base, AuroraConfig(target_modules=TARGETS, task_type="CAUSAL_LM"))
+    tokenizer, model = load(seed)
     test = list(batches(tokenizer, texts["test"], 32))
     with model.disable_adapter():
         model.eval()
@@ -116,6 +164,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--cost", action="store_true", help="measure what a calibration costs; OUTPUT is a file")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[2e-3, 5e-3, 1e-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train", type=int, default=1500)
@@ -128,6 +177,10 @@ def main() -> None:
     quiet_libraries()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.cost:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, cost())
+        return
     args.output.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for rate in args.learning_rates:

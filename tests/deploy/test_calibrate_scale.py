@@ -14,7 +14,14 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
 from aurora_lora.deploy.inputs import Runner
@@ -421,3 +428,18 @@ def test_the_random_states_of_python_and_numpy_are_restored(bert, batches):
 def test_the_ridge_must_be_finite(bert, batches):
     with pytest.raises(ValueError, match="ridge=inf"):
         calibrate(bert, batches, ridge=float("inf"))
+
+
+def test_a_vision_model():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    base = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
+    names = sorted(
+        {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()} & {"query", "value", "q_proj", "v_proj"}
+    )
+    model = get_peft_model(base, AuroraConfig(target_modules=names, init_weights=False))
+    images = {"pixel_values": torch.randn(6, 3, 8, 8)}
+    report = calibrate(model, [images])
+    assert [entry.vectors for entry in report.layers] == [6 * 5] * 4  # four patches and the class token
+    expected = model.eval()(**images).logits
+    torch.testing.assert_close(model.merge_and_unload()(**images).logits, expected, atol=1e-5, rtol=1e-4)
