@@ -87,7 +87,7 @@ def cost(folder: Path, examples: int) -> dict[str, Any]:
     """Seconds and peak memory of a calibration, beside one epoch of training in the same process, interleaved."""
     run = load_run(folder)
     with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
+        trainer, data = make_trainer(run.recipe, Path(nowhere))  # a new adapter: a loaded one is frozen
     model = trainer.module
     inputs = [
         {k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", list(range(examples)))
