@@ -1,6 +1,6 @@
 #!/bin/sh
 # What each form loses: the demo's recipe at three learning rates, three seeds each. The table and figure of docs/deploy.md:
-#   sh recipes/forms.sh && aurora report results/forms --into docs/deploy.md --output docs/figures
+#   sh recipes/forms.sh && make docs
 # Interrupted, it goes on where it was. With arguments, only the seeds that they name.
 set -eu
 mkdir -p results/forms
