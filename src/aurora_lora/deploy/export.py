@@ -94,6 +94,7 @@ def export_lora(
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         bias=config.bias.replace("aurora_only", "lora_only"),  # type: ignore[arg-type]
         fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
         inference_mode=True,

@@ -114,6 +114,13 @@ class AuroraModel(BaseTuner):
             config.fan_in_fan_out = is_conv1d
         return layer_cls(target, adapter_name, config, r, alpha, **quantization)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """As in PEFT; what comes back when a model is unloaded has its weight and state already."""
+        if hasattr(new_module, "base_layer"):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         """Refuse layers that are never called (the spelling is PEFT's)."""
         model_type = getattr(getattr(model, "config", None), "model_type", None)
