@@ -92,7 +92,7 @@ def test_a_layer_that_mamba_reads_without_calling_is_refused():
 
 
 def test_bare_parameters_are_refused():
-    with pytest.raises(ValueError, match="target_parameters=.*not supported"):
+    with pytest.raises(ValueError, match=r"target_parameters=.*not supported"):
         AuroraConfig(target_parameters=["experts.gate_up_proj"])
 
 
@@ -172,7 +172,7 @@ def test_mixed_batches_generate_with_an_encoder():
 
 def test_wrong_names_of_a_mixed_batch():
     model = adapt(eval_form="static")
-    with pytest.raises(ValueError, match="non-existing adapter.*nobody"):
+    with pytest.raises(ValueError, match=r"non-existing adapter.*nobody"):
         model(input_ids=IDS, adapter_names=["nobody", "default", "default"])
     with pytest.raises(ValueError, match="same as the number of inputs, but got 1 and 3"):
         model(input_ids=IDS, adapter_names=["default"])
