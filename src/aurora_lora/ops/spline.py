@@ -13,6 +13,7 @@ beta_3(u) = ((2 - |u|)_+^3 - 4 (1 - |u|)_+^3) / 6.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -68,3 +69,51 @@ def _truncated_powers(distance: Tensor, order: int, power: int) -> Tensor:
         term = (reach - distance).clamp_min(0) ** power if power else (distance < reach).to(distance.dtype)
         total = total + (-1) ** j * math.comb(order + 1, j) * term
     return total / math.factorial(power)
+
+
+def piecewise_polynomials(
+    grid_size: int, order: int, spline_range: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The basis as polynomials, interval by interval.
+
+    There are I = grid_size + 2 order intervals of the step h, from lo - order h on; rows 0 and I + 1 are the two
+    outsides, where everything is 0.
+
+    Returns:
+        boundaries (I + 1,) of the intervals; their middles m (I + 2,); and coefficients c (I + 2, order + 1, K), so
+        that B_k(z) = sum_j c[i, j, k] (z - m_i)^j for z in interval i. In float64.
+    """
+    lo, hi = spline_range
+    step = (hi - lo) / grid_size
+    n, K = grid_size + 2 * order, grid_size + order
+    boundaries = lo + step * (torch.arange(n + 1, dtype=torch.float64) - order)
+    middles = torch.zeros(n + 2, dtype=torch.float64)
+    middles[1:-1] = (boundaries[1:] + boundaries[:-1]) / 2
+    coefficients = torch.zeros(n + 2, order + 1, K, dtype=torch.float64)
+    for piece, polynomial in enumerate(_cardinal_pieces(order)):
+        for j, value in enumerate(polynomial):
+            for k in range(K):
+                coefficients[1 + k + piece, j, k] = float(value) / step**j
+    return boundaries, middles, coefficients
+
+
+def _cardinal_pieces(order: int) -> list[list[Fraction]]:
+    """The cardinal B-spline on [0, order + 1): for each unit interval its polynomial in the distance from the middle.
+
+    N_p(v) = v/p N_{p-1}(v) + (p + 1 - v)/p N_{p-1}(v - 1): on piece i both have the argument s + i + 1/2.
+    """
+    pieces = [[Fraction(1)]]
+    for p in range(1, order + 1):
+        empty = [Fraction(0)] * p
+        longer = []
+        for i in range(p + 1):
+            here = pieces[i] if i < p else empty
+            before = pieces[i - 1] if i > 0 else empty
+            middle = Fraction(2 * i + 1, 2)
+            polynomial = [Fraction(0)] * (p + 1)
+            for j in range(p):
+                polynomial[j] += (middle * here[j] + (p + 1 - middle) * before[j]) / p
+                polynomial[j + 1] += (here[j] - before[j]) / p
+            longer.append(polynomial)
+        pieces = longer
+    return pieces

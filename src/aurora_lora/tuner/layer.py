@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import fused
 from .config import AuroraConfig
 from .kept import KeptWeight, dequantized, parameter_like, rounding
 from .peft_names import check_adapters_to_merge
@@ -82,13 +83,25 @@ class AuroraLayer(AdapterState):
             return self._mixed_batch(x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
-            return result
-        for adapter_name in self.active_adapters:
-            if adapter_name in self.aurora_A:
-                result = result + self.adapter_output(adapter_name, x).to(result.dtype)
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        names = [name for name in self.active_adapters if name in self.aurora_A]
+        result = self.base_and_update(names[0], x) if names and not args and not kwargs else None
+        if result is None:
+            result = self.base_layer(x, *args, **kwargs)
+        else:
+            del names[0]
+        for adapter_name in names:
+            result = self.add_update(adapter_name, x, result)
         return result
+
+    def base_and_update(self, adapter_name: str, x: Tensor) -> Tensor | None:
+        """The base layer's output with the update of one adapter, where the two can be computed in one."""
+        return None
+
+    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """The output `result` so far, plus the update of an adapter."""
+        return result + self.adapter_output(adapter_name, x).to(result.dtype)
 
     def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         """Each example with the adapter that is named for it."""
@@ -114,13 +127,8 @@ class AuroraLayer(AdapterState):
         """s B sigma(A x), s B sigma(A) x or s B A_cal x, by the adapter's present form, shaped as the output."""
         A, B = self.aurora_A[adapter_name], self.aurora_B[adapter_name]
         x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
-        form = self.form(adapter_name)
-        if form == "dynamic":
-            z = self.sigma(adapter_name, self.project(x, A))
-        elif form == "static":
-            z = self.project(x, self.static_matrix(adapter_name))
-        else:
-            z = self.project(x, self.aurora_A_cal[adapter_name])
+        matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
+        z = fused.sigma(self.project(x, matrix), H, spline_weight, anl)
         return self.lift(z * self.scaling[adapter_name], B, x)
 
     # ---------------------------------------------------------------- merging

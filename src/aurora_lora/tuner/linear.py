@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from ..ops import fused
 from .layer import AuroraLayer
 
 
@@ -17,6 +19,27 @@ class AuroraLinear(AuroraLayer):
     def __init__(self, base_layer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, *args, **kwargs)
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+
+    def base_and_update(self, adapter_name: str, x: Tensor) -> Tensor | None:
+        """In one, where the base layer is a plain frozen nn.Linear that nothing hooks into, and there is no dropout."""
+        base: Any = self.base_layer
+        if torch.compiler.is_compiling() or self._drops_out(adapter_name):
+            return None
+        if type(base) is not nn.Linear or _is_hooked(base):
+            return None
+        matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
+        B, scaling = self.aurora_B[adapter_name], self.scaling[adapter_name]
+        return fused.linear(x, base.weight, base.bias, matrix, B, H, spline_weight, scaling, anl)
+
+    def _drops_out(self, adapter_name: str) -> bool:
+        return self.training and self.aurora_config[adapter_name].dropout > 0
+
+    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """result + s B sigma(A x), in one call."""
+        matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
+        B, scaling = self.aurora_B[adapter_name], self.scaling[adapter_name]
+        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, matrix.dtype))
+        return fused.add_update(result, x, matrix, B, H, spline_weight, scaling, anl)
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x (..., d_in) -> (..., r)."""
@@ -33,3 +56,9 @@ class AuroraLinear(AuroraLayer):
     def input_vectors(self, x: Tensor) -> Tensor:
         """x (..., d_in) -> (n, d_in)."""
         return x.reshape(-1, x.shape[-1])
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something wants to see that this module is called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module) or torch.nn.modules.module._has_any_global_hook()

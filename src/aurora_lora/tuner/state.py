@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
-from ..ops.anl import adaptive_nonlinear, nonlinear_columns
+from ..ops import fused
+from ..ops.anl import ANL
 from . import calibration_state
 from .config import FORMS, AuroraConfig
 from .peft_names import BaseTunerLayer, BufferDict, _get_in_out_features, resolve_quantization_backend
@@ -216,12 +217,23 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
         """sigma(z) of Eq. 5 with this adapter's weights, z (..., r)."""
         H, spline_weight = self._anl_weights(adapter_name)
-        return adaptive_nonlinear(z, H, spline_weight, self.aurora_config[adapter_name].anl)
+        return fused.sigma(z, H, spline_weight, self.aurora_config[adapter_name].anl)
 
     def static_matrix(self, adapter_name: str) -> Tensor:
         """sigma(A) of Eq. 9, (r, d_in)."""
         H, spline_weight = self._anl_weights(adapter_name)
-        return nonlinear_columns(self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl)
+        return fused.sigma_of_columns(
+            self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl
+        )
+
+    def map_of_form(self, adapter_name: str) -> tuple[Tensor, Tensor | None, Tensor | None, ANL]:
+        """The present form as (matrix, H, W_s, sigma): the matrix A with the ANL, or one that needs none (Eq. 9)."""
+        form = self.form(adapter_name)
+        if form == "dynamic":
+            H, spline_weight = self._anl_weights(adapter_name)
+            return self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl
+        matrix = self.static_matrix(adapter_name) if form == "static" else self.aurora_A_cal[adapter_name]
+        return matrix, None, None, fused.IDENTITY
 
     def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
         return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)

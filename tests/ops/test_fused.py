@@ -1,0 +1,315 @@
+"""The fast adapter path: equal to the eager one in value and gradient, with few calls and no more memory than LoRA."""
+
+import contextlib
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aurora_lora import AuroraConfig
+from aurora_lora.ops import adapter, fused
+from aurora_lora.ops.anl import ANL, adaptive_nonlinear, nonlinear_columns
+from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
+
+ACTIVATIONS = ("tanh", "leaky_relu", "sigmoid", "relu", None)
+SPLINES = ("channelwise", "summed", None)
+PARTS = [
+    ANL(act, spline, skip=skip)
+    for act, spline, skip in itertools.product(ACTIVATIONS, SPLINES, (False, True))
+    if act or spline or skip
+]
+
+
+def make(anl, r=3, d_in=5, d_out=7, dtype=torch.float64, seed=0):
+    """result, x, A, B, H, W_s; z in and out of the spline's support."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    H = random(r, r) if anl.fixed_activation else None
+    spline_weight = random(r, anl.n_basis) if anl.spline else None
+    return random(2, 4, d_out), random(2, 4, d_in), random(r, d_in), random(d_out, r), H, spline_weight
+
+
+def value_and_gradients(function, tensors, *rest):
+    leaves = [t for t in tensors if t is not None]
+    out = function(*tensors, *rest)
+    cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    gradients = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+    return out.detach(), [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, leaves, strict=True)]
+
+
+def assert_same(found, expected, **tolerance):
+    torch.testing.assert_close(found[0], expected[0], **tolerance)
+    for a, b in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_equals_the_eager_path(anl):
+    tensors = make(anl)
+    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
+    assert_same(value_and_gradients(fused.add_update, tensors, 1.7, anl), expected, rtol=1e-10, atol=1e-11)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(PARTS),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(0, 5),
+    st.floats(-3, 1),
+    st.floats(0.3, 4),
+    st.integers(0, 10**6),
+)
+def test_equals_the_eager_path_for_any_spline(parts, r, grid_size, order, low, width, seed):
+    anl = ANL(parts.fixed_activation, parts.spline, grid_size, order, (low, low + width), parts.skip)
+    tensors = make(anl, r=r, seed=seed)
+    expected = value_and_gradients(adapter.add_update, tensors, 0.5, anl)
+    assert_same(value_and_gradients(fused.add_update, tensors, 0.5, anl), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_gradcheck(anl):
+    tensors = make(anl, r=2, seed=3)
+    assert torch.autograd.gradcheck(lambda *t: fused.add_update(*t, 1.3, anl), tensors, eps=1e-7, atol=1e-5)
+    z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    weights = [t if t is None else t.detach().requires_grad_() for t in tensors[4:]]
+    assert torch.autograd.gradcheck(lambda *t: fused.sigma(*t, anl), (z, *weights), eps=1e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("anl", [ANL(), ANL(spline="summed", skip=True), fused.IDENTITY], ids=str)
+def test_with_the_base_layer_in_it(anl, with_bias):
+    _, x, A, B, H, W = make(anl)
+    generator = torch.Generator().manual_seed(9)
+    weight = torch.randn(7, 5, dtype=torch.float64, generator=generator)
+    bias = torch.randn(7, dtype=torch.float64, generator=generator) if with_bias else None
+
+    def eager(x, A, B, H, W):
+        return adapter.add_update(nn.functional.linear(x, weight, bias), x, A, B, H, W, 1.7, anl)
+
+    def fast(x, A, B, H, W):
+        return fused.linear(x, weight, bias, A, B, H, W, 1.7, anl)
+
+    expected = value_and_gradients(eager, (x, A, B, H, W))
+    assert_same(value_and_gradients(fast, (x, A, B, H, W)), expected, rtol=1e-10, atol=1e-11)
+    assert fused.linear(x, weight.requires_grad_(), bias, A, B, H, W, 1.7, anl) is None  # its gradient is not in there
+    assert fused.linear(x.float(), weight.detach(), bias, A, B, H, W, 1.7, anl) is None
+
+
+def test_columns():
+    anl = ANL()
+    A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)
+    torch.testing.assert_close(fused.sigma_of_columns(A, H, W, anl), nonlinear_columns(A, H, W, anl))
+    z = torch.randn(3, 4, 2)
+    torch.testing.assert_close(fused.sigma(z, H, W, anl), adaptive_nonlinear(z, H, W, anl))
+
+
+@pytest.mark.parametrize(("grid_size", "order"), [(5, 3), (1, 0), (3, 1), (4, 5), (50, 3)])
+def test_the_pieces_are_the_basis(grid_size, order):
+    lo, hi = -1.0, 1.5
+    boundaries, middles, coefficients = piecewise_polynomials(grid_size, order, (lo, hi))
+    z = torch.linspace(lo - 3, hi + 3, 997, dtype=torch.float64)
+    interval = torch.bucketize(z, boundaries, right=True)
+    powers = (z - middles[interval])[:, None] ** torch.arange(order + 1)
+    found = (powers[:, :, None] * coefficients[interval]).sum(1)
+    torch.testing.assert_close(found, bspline_basis(z, grid_size, order, (lo, hi)), rtol=1e-9, atol=1e-10)
+
+
+def test_float32_keeps_its_precision_on_a_fine_grid():
+    anl = ANL(None, "channelwise", 50, 3)
+    z = torch.linspace(-1.2, 1.2, 5001, dtype=torch.float64)[:, None]
+    W = torch.randn(1, 53, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = adaptive_nonlinear(z, None, W, anl)
+    assert (fused.sigma(z.float(), None, W.float(), anl) - exact).abs().max() < 2e-5
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision(dtype):
+    anl = ANL()
+    tensors = [t if t is None else t.detach().requires_grad_() for t in make(anl, dtype=dtype)]
+    exact = value_and_gradients(adapter.add_update, [t.detach().double().requires_grad_() for t in tensors], 1.7, anl)
+    found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    assert found[0].dtype == dtype
+    assert all(g.dtype == dtype for g in found[1])
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}[dtype]
+    for a, b in zip([found[0], *found[1]], [exact[0], *exact[1]], strict=True):
+        assert (a.double() - b).norm() < tolerance * b.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float32_adapter_on_a_low_precision_result(dtype):
+    anl = ANL()
+    result, *rest = make(anl, dtype=torch.float32)
+    tensors = [result.detach().to(dtype).requires_grad_(), *rest]
+    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
+    assert_same(value_and_gradients(fused.add_update, tensors, 1.7, anl), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    anl = ANL()
+    tensors = make(anl, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+        expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
+    assert found[0].dtype == expected[0].dtype == torch.float32
+    assert all(g.dtype == torch.float32 for g in found[1])
+    for a, b in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
+        assert (a - b).norm() < 5e-2 * b.norm()
+
+
+def test_nan_shows():
+    anl = ANL(None, "channelwise")
+    assert fused.sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()
+    assert fused.sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
+
+
+# ---------------------------------------------------------------- when it is used
+
+
+def test_second_derivatives_are_refused(monkeypatch):
+    anl = ANL()
+    tensors = make(anl)
+    out = fused.add_update(*tensors, 1.0, anl).sum()
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*AURORA_LORA_EAGER=1"):
+        torch.autograd.grad(out, tensors[1], create_graph=True)
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    out = fused.add_update(*tensors, 1.0, anl).sum()
+    (gradient,) = torch.autograd.grad(out, tensors[1], create_graph=True)
+    assert torch.isfinite(torch.autograd.grad(gradient.sum(), tensors[2])[0]).all()
+
+
+def test_torch_func_takes_the_eager_path():
+    anl = ANL()
+    result, x, A, B, H, W = (t.detach() for t in make(anl))
+
+    def loss(A, x, result):
+        return fused.add_update(result, x, A, B, H, W, 1.0, anl).sum()
+
+    per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(A, x, result)
+    expected = [torch.func.grad(loss)(A, x[i], result[i]) for i in range(2)]
+    torch.testing.assert_close(per_example, torch.stack(expected))
+
+
+@pytest.mark.parametrize("off", ["1", "0", ""])
+def test_the_environment_turns_it_off(monkeypatch, off):
+    monkeypatch.setenv("AURORA_LORA_EAGER", off)
+    assert fused.is_fast(torch.ones(1)) == (off != "1")
+    assert not fused.is_fast(torch.ones(1, device="meta"))
+
+
+def test_a_hook_on_the_base_layer_is_called():
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
+    layer = model.base_model.model[0]
+    x = torch.randn(2, 4)
+    expected = model(x)
+    seen = []
+    handle = layer.base_layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(model(x), expected)
+    assert len(seen) == 1
+    handle.remove()
+    layer.base_layer.forward = lambda x: torch.zeros(2, 4)  # as accelerate's offloading does
+    torch.testing.assert_close(model(x), layer.adapter_output("default", x))
+
+
+def test_a_trained_base_has_its_gradient():
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], bias="all"))
+    model(torch.randn(2, 4)).sum().backward()
+    assert model.base_model.model[0].base_layer.bias.grad is not None
+
+
+# ---------------------------------------------------------------- calls and memory
+
+
+class Calls(TorchDispatchMode):
+    """Counts the aten calls that are no views."""
+
+    VIEWS = frozenset({"_unsafe_view", "detach"})
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        if not function.is_view and name not in self.VIEWS:
+            self.names[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def saved_bytes(function):
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function()
+    del out
+    return sum(kept.values())
+
+
+def measure(config, *, train=True, tokens=4096, d=768, anl=None):
+    """(calls forward, calls forward and backward, bytes saved) of one adapted Linear d -> d, as design.md counts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(d, d).requires_grad_(False))
+    model = model if config is None else get_peft_model(model, config)
+    model.train(train)
+    x = torch.randn(tokens, d, requires_grad=train)
+    with torch.no_grad():
+        model(x)  # the table of the spline is made once
+    with Calls() as forward, contextlib.nullcontext() if train else torch.no_grad():
+        model(x)
+    if not train:
+        return forward.names.total(), None, None
+    for leaf in (x, *model.parameters()):
+        leaf.grad = None
+    with Calls() as both:
+        model(x).sum().backward()
+    return forward.names.total(), both.names.total(), saved_bytes(lambda: model(x))
+
+
+def test_calls_and_bytes_of_one_layer():
+    frozen = measure(None)
+    assert frozen[:2] == (1, 4)
+    lora = measure(LoraConfig(r=8, target_modules=["0"]))
+    assert lora[:2] == (5, 14)
+    dynamic = measure(AuroraConfig(target_modules=["0"]))
+    assert dynamic[1] <= 34
+    assert dynamic[2] <= min(15.4e6, lora[2])
+
+    with Calls() as columns:
+        A, H, W = (torch.randn(*s, requires_grad=True) for s in ((2, 768), (2, 2), (2, 8)))
+        fused.sigma_of_columns(A, H, W, ANL()).sum().backward()
+    sigma_of_a = columns.names.total()
+    static = measure(AuroraConfig(target_modules=["0"], train_form="static"))
+    assert static[1] <= 14 + sigma_of_a
+    assert static[2] <= lora[2]
+
+    calibrated = AuroraConfig(target_modules=["0"], calibrated=True, init_weights=False)
+    assert measure(calibrated, train=False)[0] <= 5
+
+
+def test_a_merged_layer_makes_the_calls_of_the_base_layer():
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), AuroraConfig(target_modules=["0"], eval_form="static"))
+    x, merged_layer = torch.randn(3, 8), model.merge_and_unload()[0]
+    with Calls() as merged, torch.no_grad():
+        merged_layer(x)
+    base = nn.Linear(8, 8)
+    with Calls() as plain, torch.no_grad():
+        base(x)
+    assert merged.names == plain.names == Counter({"addmm": 1})
