@@ -31,10 +31,24 @@ from .errors import (
     NotCalibratedError,
     StaleCalibrationError,
 )
-from .tuner import AuroraConfig, AuroraLayer, AuroraLinear, AuroraModel, set_form
+from .tuner import (
+    AuroraConfig,
+    AuroraConv1d,
+    AuroraConv2d,
+    AuroraConv3d,
+    AuroraEmbedding,
+    AuroraLayer,
+    AuroraLinear,
+    AuroraModel,
+    set_form,
+)
 
 __all__ = [
     "AuroraConfig",
+    "AuroraConv1d",
+    "AuroraConv2d",
+    "AuroraConv3d",
+    "AuroraEmbedding",
     "AuroraError",
     "AuroraLayer",
     "AuroraLinear",

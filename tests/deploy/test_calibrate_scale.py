@@ -137,7 +137,7 @@ def test_encoder_decoder_leaves_the_padding_of_both_sides_out(kind):
 
 
 def test_masks_of_flattened_inputs():
-    model = nn.Linear(4, 4)
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"])).base_model.model[0]
     runner = Runner(model)
     runner.masks = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()}
     x = torch.arange(24.0).reshape(2, 3, 4)
@@ -248,7 +248,7 @@ def test_llama3_8b_is_planned_at_full_size():
 
     class Shape:
         def __init__(self, d):
-            self.in_features, self.r = d, {"default": 2}
+            self.d_in, self.r = d, {"default": 2}
 
     units = []
     for i in range(32):

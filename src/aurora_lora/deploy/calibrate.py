@@ -234,7 +234,7 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
     check_unmerged(model, "calibrate")
     targets = []
     for layer_name, layer in aurora_layers(model):
-        adapters = tuple(n for n in names if n in layer.aurora_A and not layer.aurora_config[n].anl.is_identity)
+        adapters = tuple(n for n in names if n in layer.aurora_A and not layer.forms_coincide(n))
         for name in adapters:
             if layer.aurora_config[name].train_form == "static":
                 raise FormError(
@@ -243,7 +243,10 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
         if adapters:
             targets.append(Target(layer_name, layer, adapters))
     if not targets:
-        raise FormError(f"The sigma of {', '.join(names)} is the identity, plain LoRA: it merges exactly as it is.")
+        raise FormError(
+            f"Nothing of {', '.join(names)} can be calibrated: plain LoRA (sigma is the identity) and embeddings merge "
+            "exactly as they are."
+        )
     return targets
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import FormError
 from ..files import new_folder
-from ..tuner import AuroraConfig, AuroraLinear, active_adapters, aurora_layers
+from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.model import CALIBRATION_BUFFERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,8 +57,8 @@ def export_lora(
         FormError: the form is dynamic, which is no linear map.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
         ValueError: an argument that is not allowed; a folder that holds anything but an earlier export; several active
-            adapters and none named; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files
-            cannot hold.
+            adapters and none named; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not
+            take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold.
     """
     model = _unwrap(model)
     if format not in FORMATS:
@@ -70,7 +70,7 @@ def export_lora(
         raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
     assert kind is not None
     rank = max(len(lora_A) for lora_A, _ in factors.values())
-    weights = {key: value.to(kind) for key, value in _state_dict(factors, rank).items()}
+    weights = {key: value.to(kind) for key, value in _state_dict(model, factors, rank).items()}
     config = _adapter_config(model, name)
     others = _other_weights(model, name)
     path = Path(folder)
@@ -94,6 +94,7 @@ def export_lora(
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         bias=config.bias.replace("aurora_only", "lora_only"),  # type: ignore[arg-type]
         fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
         inference_mode=True,
@@ -165,20 +166,25 @@ def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
     return next(layer.aurora_config[name] for _, layer in aurora_layers(model) if name in layer.aurora_config)
 
 
-def _state_dict(factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
+def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     """PEFT's LoRA keys; every layer padded with zeros to `rank`."""
-    weights = {}
+    layers = {path.removeprefix(_BASE): layer for path, layer in aurora_layers(model)}
+    weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
         missing = rank - len(lora_A)
-        weights[f"{_BASE}{path}.lora_A.weight"] = nn.functional.pad(lora_A, (0, 0, 0, missing)).contiguous().cpu()
-        weights[f"{_BASE}{path}.lora_B.weight"] = nn.functional.pad(lora_B, (0, missing)).contiguous().cpu()
+        lora_A, lora_B = nn.functional.pad(lora_A, (0, 0, 0, missing)), nn.functional.pad(lora_B, (0, missing))
+        try:
+            held = layers[path].as_lora(lora_A, lora_B)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be exported: {error}") from error
+        weights |= {f"{_BASE}{path}.{key}": value.contiguous().cpu() for key, value in held.items()}
     return weights
 
 
 def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings."""
     state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
-    own = {*AuroraLinear.adapter_layer_names, *CALIBRATION_BUFFERS}
+    own = {*AuroraLayer.adapter_layer_names, *CALIBRATION_BUFFERS}
     return {
         key: v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()

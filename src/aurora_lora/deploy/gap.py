@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CalibrationError, NotCalibratedError
-from ..tuner import AuroraLinear, active_adapters, aurora_layers, set_form
+from ..tuner import AuroraLayer, active_adapters, aurora_layers, set_form
 from .calibrate import check_unmerged, trained_state
 from .inputs import NO_BATCHES, Runner, as_batches
 from .moments import float64_device
@@ -149,7 +149,7 @@ class _Sums:
         names = active_adapters(model)
         for path, layer in aurora_layers(model):
             for name in names:
-                if name in layer.aurora_A:
+                if name in layer.aurora_A and layer.has_forms:  # an embedding merges exactly
                     self.layers[path, name] = _LayerSums(layer, name, forms)
 
     def __enter__(self) -> _Sums:
@@ -162,7 +162,7 @@ class _Sums:
             self.hooks.pop().remove()
 
     def _hook(self, entry: _LayerSums) -> Any:
-        def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def measure(module: AuroraLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entry.add(self.runner.vectors(module, args[0] if args else kwargs["x"]))
 
         return measure
@@ -174,7 +174,7 @@ class _Sums:
 class _LayerSums:
     """The sums of one adapter of one layer. |B v|^2 = v^T (B^T B) v is taken in the rank space."""
 
-    def __init__(self, layer: AuroraLinear, name: str, forms: list[str]) -> None:
+    def __init__(self, layer: AuroraLayer, name: str, forms: list[str]) -> None:
         self.layer, self.name = layer, name
         self.matrices = {form: _wide(layer.get_factors(name, form)[0]) for form in forms}
         B = _wide(layer.aurora_B[name].detach())

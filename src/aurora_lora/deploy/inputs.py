@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tuner import AuroraLayer
+
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
 NO_BATCHES = "calibrate needs at least one batch of inputs, and `batches` gave none."
@@ -125,15 +127,20 @@ class Runner:
             self.masks["decoder_attention_mask"] = labels != -100
         return self.model(**inputs)
 
-    def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
-        """(n, d): the positions of the input x (..., d) of `module` that are not padding."""
+    def vectors(self, module: AuroraLayer, x: Tensor) -> Tensor:
+        """(n, d_in): the vectors of the input x that the weight of `module` acts on, but for padding.
+
+        The patches of a convolution are all taken: a mask of token positions says nothing about them.
+        """
+        if module.input_geometry:
+            return module.input_vectors(x)
         mask = self.masks.get(self._mask_name(module, x))
         if mask is not None:
             if x.shape[:-1] == mask.shape:
                 return x[mask]
             if x.dim() == 2 and x.shape[0] == mask.numel():
                 return x[mask.reshape(-1)]
-        return x.reshape(-1, x.shape[-1])
+        return module.input_vectors(x)
 
     def _mask_name(self, module: nn.Module, x: Tensor) -> str:
         if self.encoder is None or module in self._encoder_modules:

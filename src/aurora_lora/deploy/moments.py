@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..tuner import AuroraLinear
+from ..tuner import AuroraLayer
 from .inputs import NO_BATCHES, Batch, Runner
 
 FLOAT64_BYTES = 8
@@ -33,13 +33,13 @@ class Target:
     """A layer to calibrate, and which of its adapters."""
 
     name: str
-    module: AuroraLinear
+    module: AuroraLayer
     adapters: tuple[str, ...]
 
     @property
     def d_in(self) -> int:
-        """Width of the input."""
-        return self.module.in_features
+        """Length of the vectors that the weight acts on."""
+        return self.module.d_in
 
 
 @dataclass
@@ -47,6 +47,7 @@ class SharedInput:
     """The sum of x x^T over the inputs of layers that see the same x, in float64."""
 
     leader: str  # the layer whose calls are counted; the others must see the same tensors
+    geometry: tuple[Any, ...] = ()  # and cut them into the same vectors
     moment: Tensor | None = None  # (d_in, d_in)
     vectors: int = 0
     last: weakref.ref[Tensor] | None = None
@@ -142,10 +143,11 @@ class Collector:
 
     def _moments_for(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the moments of the layers called just before with this very tensor, or its own."""
-        latest = self._latest
-        if self.share_inputs and latest is not None and latest.last is not None and latest.last() is x:
+        latest, geometry = self._latest, target.module.input_geometry
+        same = latest is not None and latest.last is not None and latest.last() is x and latest.geometry == geometry
+        if self.share_inputs and latest is not None and same:
             return latest
-        return SharedInput(target.name)
+        return SharedInput(target.name, geometry)
 
     def _add(self, layer: LayerMoments, x: Tensor) -> None:
         vectors = self.runner.vectors(layer.target.module, x)

@@ -1,6 +1,8 @@
 """The PEFT plug-in."""
 
 from .config import AuroraConfig
+from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
+from .embedding import AuroraEmbedding
 from .forms import set_form
 from .layer import AuroraLayer
 from .linear import AuroraLinear
@@ -11,6 +13,10 @@ register(AuroraConfig, AuroraModel)
 
 __all__ = [
     "AuroraConfig",
+    "AuroraConv1d",
+    "AuroraConv2d",
+    "AuroraConv3d",
+    "AuroraEmbedding",
     "AuroraLayer",
     "AuroraLinear",
     "AuroraModel",

@@ -60,6 +60,10 @@ class AuroraConfig(PeftConfig):
             `layers_to_transform`.
         rank_pattern (`dict`): rank for module names or regular expressions that differ from `r`.
         alpha_pattern (`dict`): the same for `alpha`.
+        trainable_token_indices (`list[int]` or `dict[str, list[int]]`, *optional*): the tokens whose embedding vectors
+            are trained too (of the input embedding, or by the name of the embedding), as in LoRA.
+        target_parameters (`list[str]`, *optional*): refused: AuroRA adapts modules, not the bare parameters of
+            mixture-of-experts layers.
         bias (`str`): `"none"`, `"all"` or `"aurora_only"`: which biases are trained.
         fan_in_fan_out (`bool`): whether the layers store their weight as (d_in, d_out), as GPT-2's Conv1D does.
 
@@ -90,6 +94,10 @@ class AuroraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name to rank."})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Module name to alpha."})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embedding vectors are trained too."}
+    )
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported: refused."})
     bias: str = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'aurora_only'."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Weights are stored as (d_in, d_out)."})
 
@@ -127,6 +135,11 @@ class AuroraConfig(PeftConfig):
             _require(_is_int(rank, 1), f"rank_pattern['{pattern}']", rank, "a whole number of at least 1")
         for pattern, alpha in self.alpha_pattern.items():
             _require(_is_number(alpha), f"alpha_pattern['{pattern}']", alpha, "a finite number")
+        if self.target_parameters:
+            raise ValueError(
+                f"target_parameters={self.target_parameters!r} is not supported: AuroRA adapts modules "
+                "(target_modules), not the bare parameters of a mixture of experts. Use LoraConfig for those."
+            )
         if self.train_form == "static" and self.eval_form not in (None, "static"):
             raise ValueError(
                 f"eval_form={self.eval_form!r} does not go with train_form='static': "

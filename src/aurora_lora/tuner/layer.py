@@ -1,274 +1,221 @@
-"""`AuroraLayer`: what the adapters of one module have in common, whatever the module is."""
+"""`AuroraLayer`: the forward pass of a module with AuroRA adapters, and their merge."""
 
 from __future__ import annotations
 
-import math
 import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
-from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
-from ..errors import FormError, NotCalibratedError, StaleCalibrationError
-from ..ops.anl import adaptive_nonlinear, nonlinear_columns
-from . import calibration_state
-from .config import FORMS, AuroraConfig
+from .config import AuroraConfig
+from .kept import KeptWeight, parameter_like, rounding
+from .peft_names import check_adapters_to_merge
+from .state import AdapterState
 
-_WAYS_OUT = (
-    "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
-    "aurora_lora.set_form(model, 'static')"
-)
+BASE = "__base__"
+"""PEFT's name in a mixed batch for the model without adapter."""
 
 
-class AuroraLayer(nn.Module, BaseTunerLayer):
-    """The adapters of one module: A (r, d_in), B (d_out, r), H (r, r), W_s (r, K), and A_cal (r, d_in) if calibrated.
+class AuroraLayer(AdapterState):
+    """A module with AuroRA adapters: `h = W0 x + s B sigma(A x)` (Eq. 4), for what A x means there.
 
-    An adapter's `AuroraConfig` is the one place where its forms are kept: layers refer to it.
+    A subclass says how a matrix acts on the module's input (`project`), how B leads back (`lift`), and what layout the
+    weight has (`as_weight`).
     """
 
-    adapter_layer_names: tuple[str, ...] = ("aurora_A", "aurora_B", "aurora_H", "aurora_spline_weight")
-    other_param_names: tuple[str, ...] = (
-        "aurora_A_cal",
-        "aurora_A_cal_fingerprint",
-        "aurora_dropout",
-        "aurora_config",
-        "calibration_is_fresh",
-        "r",
-        "alpha",
-        "scaling",
-    )
+    fan_in_fan_out = False
+    """Whether the weight is stored as (d_in, d_out)."""
 
     keeps_original = True
     """Whether `merge` keeps the base weight for `unmerge`; off while a model is merged and unloaded."""
 
-    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.quantization_backend = resolve_quantization_backend(
-            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
-        )
-        self.r: dict[str, int] = {}
-        self.alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
-        self.aurora_config: dict[str, AuroraConfig] = {}
-        self.calibration_is_fresh: dict[str, bool] = {}
-        self.aurora_dropout = nn.ModuleDict()
-        self.aurora_A = nn.ParameterDict()
-        self.aurora_B = nn.ParameterDict()
-        self.aurora_H = nn.ParameterDict()
-        self.aurora_spline_weight = nn.ParameterDict()
-        self.aurora_A_cal = BufferDict(persistent=True)
-        self.aurora_A_cal_fingerprint = BufferDict(persistent=True)
+    weight_is_shared = False
+    """Whether another module has the base weight too (tied embeddings): merging then gives the layer its own."""
 
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self._original_weight: Tensor | None = None
-        self.in_features: int
-        self.out_features: int
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
-        self.register_load_state_dict_post_hook(_recheck_calibration)
-        # from_pretrained hands over models in eval mode: a layer that started in train mode would compute another form
-        self.train(base_layer.training)
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: AuroraConfig, r: int, alpha: float, **kwargs: Any
+    ) -> None:
+        super().__init__(base_layer, **kwargs)
+        self._kept: KeptWeight | None = None
+        self.merge_rounding: float | None = None
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, alpha, config)
 
-    # ---------------------------------------------------------------- making an adapter
+    # ---------------------------------------------------------------- forward
 
-    def update_layer(self, adapter_name: str, r: int, alpha: float, config: AuroraConfig) -> None:
-        """Add the adapter `adapter_name` with rank `r` to this layer, initialised as `config` says."""
-        anl = config.anl
-        self.r[adapter_name] = r
-        self.alpha[adapter_name] = alpha
-        self.scaling[adapter_name] = config.scaling(r, alpha)
-        self.aurora_config[adapter_name] = config
-        self.aurora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
-        self.aurora_dropout[adapter_name].train(self.training)
-        self.aurora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
-        self.aurora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
-        if anl.fixed_activation is not None:
-            self.aurora_H[adapter_name] = nn.Parameter(torch.empty(r, r))
-        if anl.spline is not None:
-            self.aurora_spline_weight[adapter_name] = nn.Parameter(torch.empty(r, anl.n_basis))
-        self.reset_aurora_parameters(adapter_name, config.init_weights)
-        self.calibration_is_fresh[adapter_name] = False
-        if config.calibrated:
-            # The buffers must be there before a checkpoint is loaded: PEFT drops keys that the model does not have.
-            self.make_calibration_buffers(adapter_name)
-            if config.init_weights is False and not self.aurora_A[adapter_name].is_meta:
-                matrix = torch.empty_like(self.aurora_A[adapter_name])
-                self.set_calibration(adapter_name, nn.init.kaiming_uniform_(matrix, a=math.sqrt(5)))
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+    @abstractmethod
+    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """`matrix` (r, d_in) times each vector of the input x: (..., r)."""
 
-    def reset_aurora_parameters(self, adapter_name: str, init_weights: str | bool) -> None:
-        """Initialise as method.md, section 1: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""
-        nn.init.kaiming_uniform_(self.aurora_A[adapter_name], a=math.sqrt(5))
-        if init_weights is False:
-            nn.init.kaiming_uniform_(self.aurora_B[adapter_name], a=math.sqrt(5))
-        else:
-            nn.init.zeros_(self.aurora_B[adapter_name])
-        random_anl = init_weights in (False, "paper")
-        if adapter_name in self.aurora_H:
-            H = self.aurora_H[adapter_name]
-            if random_anl:
-                nn.init.xavier_normal_(H)
-            elif self.aurora_config[adapter_name].skip:
-                nn.init.zeros_(H)
-            else:
-                nn.init.eye_(H)
-        if adapter_name in self.aurora_spline_weight:
-            spline_weight = self.aurora_spline_weight[adapter_name]
-            if random_anl:
-                nn.init.uniform_(spline_weight, -0.1, 0.1)
-            else:
-                nn.init.zeros_(spline_weight)
+    @abstractmethod
+    def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
+        """B (d_out, r) times each z (..., r), laid out as the module's output for the input x."""
 
-    # ---------------------------------------------------------------- calibration
+    @abstractmethod
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """A (d_out, d_in) matrix in the layout of the base weight."""
 
-    def make_calibration_buffers(self, adapter_name: str) -> None:
-        """Room for A_cal and its fingerprint, for a checkpoint to load into."""
-        A = self.aurora_A[adapter_name]
-        device = "cpu" if A.is_meta else A.device  # PEFT moves buffers also while the parameters are still on meta
-        self.aurora_A_cal[adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
-        self.aurora_A_cal_fingerprint[adapter_name] = torch.zeros(3, dtype=torch.int64, device=device)
+    def as_lora(self, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
+        """Factors (r, d_in) and (d_out, r) under the names and in the shapes that PEFT's LoRA has for such a module."""
+        return {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
 
-    def _sigma_weights(self, adapter_name: str) -> list[Tensor]:
-        """What the calibrated matrix depends on: A, H and the spline weights (not B)."""
-        holders = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
-        return [holder[adapter_name] for holder in holders if adapter_name in holder]
+    @abstractmethod
+    def input_vectors(self, x: Tensor) -> Tensor:
+        """(n, d_in): the vectors of the input x that the base weight acts on."""
 
-    def set_calibration(self, adapter_name: str, matrix: Tensor) -> None:
-        """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
-        A = self.aurora_A[adapter_name]
-        if adapter_name not in self.aurora_A_cal:
-            self.make_calibration_buffers(adapter_name)
-        self.aurora_A_cal[adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype)
-        mark = calibration_state.fingerprint(self._sigma_weights(adapter_name))
-        self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
-        self.calibration_is_fresh[adapter_name] = True
+    @property
+    def input_geometry(self) -> tuple[Any, ...]:
+        """What decides, beside x, which vectors `input_vectors` gives; empty where each position is one."""
+        return ()
 
-    def take_calibration(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
-        """Take the calibrated matrix and its fingerprint away from the adapter; None if it has none."""
-        self.calibration_is_fresh[adapter_name] = False
-        if adapter_name not in self.aurora_A_cal:
-            return None
-        return self.aurora_A_cal.pop(adapter_name), self.aurora_A_cal_fingerprint.pop(adapter_name)
-
-    def give_calibration(self, adapter_name: str, calibration: tuple[Tensor, Tensor] | None) -> None:
-        """Give back what `take_calibration` took."""
-        self.take_calibration(adapter_name)
-        if calibration is not None:
-            self.aurora_A_cal[adapter_name], self.aurora_A_cal_fingerprint[adapter_name] = calibration
-            self.check_calibration(adapter_name)
-
-    def check_calibration(self, adapter_name: str) -> bool:
-        """Whether the calibrated matrix is there and belongs to the adapter's present weights; remembers the answer."""
-        self.calibration_is_fresh[adapter_name] = adapter_name in self.aurora_A_cal and calibration_state.matches(
-            self.aurora_A_cal_fingerprint[adapter_name], self._sigma_weights(adapter_name)
-        )
-        return self.calibration_is_fresh[adapter_name]
-
-    def has_calibration(self, adapter_name: str) -> bool:
-        """Whether a matrix was ever stored, fresh or stale (all-zero marks are the buffers of an empty adapter)."""
-        marks = self.aurora_A_cal_fingerprint
-        return adapter_name in marks and bool(marks[adapter_name].any())
-
-    def train(self, mode: bool = True) -> AuroraLayer:
-        """As `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
-        super().train(mode)
-        if not mode:
-            for adapter_name in self.aurora_A_cal:
-                if self.has_calibration(adapter_name) and not self.check_calibration(adapter_name):
-                    warnings.warn(
-                        f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic "
-                        "form until aurora_lora.calibrate runs again.",
-                        stacklevel=2,
-                    )
-        return self
-
-    # ---------------------------------------------------------------- forms
-
-    def form(self, adapter_name: str) -> str:
-        """The form that the next forward computes for this adapter."""
-        config = self.aurora_config[adapter_name]
-        if config.anl.is_identity:
-            return "static"  # sigma(z) = z: every form is A, and eval must be what merge takes
-        if self.training:
-            return config.train_form
-        if config.resolved_eval_form == "calibrated" and not self.calibration_is_fresh[adapter_name]:
-            return "dynamic"
-        return config.resolved_eval_form
-
-    def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
-        """sigma(z) of Eq. 5 with this adapter's weights, z (..., r)."""
-        H, spline_weight = self._anl_weights(adapter_name)
-        return adaptive_nonlinear(z, H, spline_weight, self.aurora_config[adapter_name].anl)
-
-    def static_matrix(self, adapter_name: str) -> Tensor:
-        """sigma(A) of Eq. 9, (r, d_in)."""
-        H, spline_weight = self._anl_weights(adapter_name)
-        return nonlinear_columns(self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl)
-
-    def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
-        return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)
-
-    def get_factors(self, adapter_name: str, form: str | None = None) -> tuple[Tensor, Tensor]:
-        """The linear update of a form as exact LoRA factors: `dW = lora_B @ lora_A` (Eq. 9).
-
-        Args:
-            form: `"static"`, `"calibrated"`, or None for what the adapter's `eval_form` names.
-
-        Returns:
-            lora_A (r, d_in) = sigma(A) or A_cal, and lora_B (d_out, r) = s B, in at least float32.
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus the update of each active adapter.
 
         Raises:
-            FormError: the form is dynamic, which is no linear map.
-            NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an old one.
+            ValueError: `adapter_names` is not as long as the batch, or was given while adapters are merged.
         """
-        config = self.aurora_config[adapter_name]
-        form = config.resolved_eval_form if form is None else form
-        if form not in FORMS:
-            raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
-        A, B = self.aurora_A[adapter_name].detach(), self.aurora_B[adapter_name].detach()
-        dtype = torch.promote_types(A.dtype, torch.float32)
-        if config.anl.is_identity:
-            matrix = A  # sigma(z) = z: every form is A
-        elif form == "dynamic":
-            raise FormError(
-                f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
-                f"merged or exported: {_WAYS_OUT}."
+        adapter_names: Sequence[str] | None = kwargs.pop("adapter_names", None)
+        if adapter_names is not None and not self.disable_adapters:
+            return self._mixed_batch(x, adapter_names, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.aurora_A:
+                result = result + self.adapter_output(adapter_name, x).to(result.dtype)
+        return result
+
+    def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Each example with the adapter that is named for it."""
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
             )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        for adapter_name in dict.fromkeys(adapter_names):
+            if adapter_name != BASE and adapter_name in self.aurora_A:
+                chosen = [i for i, name in enumerate(adapter_names) if name == adapter_name]
+                rows = torch.tensor(chosen, device=x.device)
+                update = self.adapter_output(adapter_name, x[rows]).to(result.dtype)
+                result = result.index_add(0, rows, update)
+        return result
+
+    def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
+        """s B sigma(A x), s B sigma(A) x or s B A_cal x, by the adapter's present form, shaped as the output."""
+        A, B = self.aurora_A[adapter_name], self.aurora_B[adapter_name]
+        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
+        form = self.form(adapter_name)
+        if form == "dynamic":
+            z = self.sigma(adapter_name, self.project(x, A))
         elif form == "static":
-            matrix = self.static_matrix(adapter_name).detach()
+            z = self.project(x, self.static_matrix(adapter_name))
         else:
-            self._require_fresh_calibration(adapter_name)
-            matrix = self.aurora_A_cal[adapter_name]
-        return matrix.to(dtype), B.to(dtype) * self.scaling[adapter_name]
+            z = self.project(x, self.aurora_A_cal[adapter_name])
+        return self.lift(z * self.scaling[adapter_name], B, x)
 
-    def _require_fresh_calibration(self, adapter_name: str) -> None:
-        if self.aurora_config[adapter_name].train_form == "static":
-            raise FormError(f"Adapter {adapter_name!r} was trained in the static form, which is its only one.")
-        if not self.has_calibration(adapter_name):
-            raise NotCalibratedError(f"Adapter {adapter_name!r} is not calibrated: {_WAYS_OUT}.")
-        if not self.check_calibration(adapter_name):
-            raise StaleCalibrationError(
-                f"Adapter {adapter_name!r} was trained after it was calibrated, the calibrated matrix is outdated: "
-                f"{_WAYS_OUT}."
+    # ---------------------------------------------------------------- merging
+
+    def get_delta_weight(self, adapter_name: str, form: str | None = None) -> Tensor:
+        """dW of Eq. 9 in the layout of the base weight, in at least float32. Errors as `get_factors`."""
+        lora_A, lora_B = self.get_factors(adapter_name, form)
+        return self.as_weight(lora_B @ lora_A)
+
+    def check_mergeable(self, adapter_names: list[str]) -> None:
+        """Raise what keeps these adapters from being merged: see `get_factors`.
+
+        Raises:
+            NotImplementedError: the base layer's quantisation cannot be undone and done again.
+        """
+        backend = self.quantization_backend
+        if backend is not None and not backend.supports_merge:
+            raise NotImplementedError(
+                f"A base layer quantised by {backend.backend_name} cannot be merged into: load the base model "
+                "unquantised to merge, or serve the adapter beside it with aurora_lora.export_lora(model, folder)."
             )
+        for adapter_name in adapter_names:
+            self.get_factors(adapter_name)
 
-    def set_scale(self, adapter_name: str, scale: float) -> None:
-        """Set the scaling of an adapter to `scale` times its configured one."""
-        if adapter_name in self.scaling:
-            config = self.aurora_config[adapter_name]
-            self.scaling[adapter_name] = scale * config.scaling(self.r[adapter_name], self.alpha[adapter_name])
+    def merged_weight(self, adapter_names: list[str], safe_merge: bool = False) -> Tensor:
+        """W0 + dW for these adapters, (dequantised) in the base weight's dtype, rounded once. Changes nothing.
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Every mergeable form is a LoRA; `get_delta_weight` refuses the one that is not."""
-        return True
+        Raises:
+            ValueError: `safe_merge` is set and the result is not finite.
+        """
+        self.check_mergeable(adapter_names)
+        original = self._original()
+        total = self._sum(original, adapter_names).to(original.dtype)
+        if safe_merge and not torch.isfinite(total).all():
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(adapter_names)} seems to be broken"
+            )
+        return total
 
+    def _original(self) -> Tensor:
+        if self._kept is None:
+            return self.get_base_weight().detach()
+        return self._kept.weight().to(self.get_base_layer().weight.device)  # type: ignore[arg-type]
 
-def _recheck_calibration(module: AuroraLayer, _incompatible_keys: Any) -> None:
-    """After weights were loaded: does the matrix belong to them?"""
-    for adapter_name in module.aurora_A_cal:
-        module.check_calibration(adapter_name)
+    def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
+        """In at least float32."""
+        total = original.to(torch.promote_types(original.dtype, torch.float32))
+        for adapter_name in adapter_names:
+            total = total + self.get_delta_weight(adapter_name).to(total)
+        return total
+
+    def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
+        """The adapters of this layer that are to be merged and are not yet."""
+        names: list[str] = check_adapters_to_merge(self, adapter_names)
+        return [name for name in names if name in self.aurora_A]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Merge adapters into the base weight, in the form that `eval_form` names.
+
+        The original weight, with its quantisation state, is kept in main memory at the first merge, so that `unmerge`
+        gives it back bit for bit. A quantised weight is dequantised, updated and quantised again: `merge_rounding` is
+        then the share of the update that this rounding has cost.
+
+        Raises:
+            FormError, NotCalibratedError, StaleCalibrationError: as `get_factors`; nothing is changed then.
+            NotImplementedError: as `check_mergeable`.
+            ValueError: `safe_merge` is set and the result is not finite; nothing is changed then.
+        """
+        names = self.adapters_to_merge(adapter_names)
+        if not names:
+            return
+        # from the original weight and all merged adapters at once, so that two merges do not round twice
+        together = [*self.merged_adapters, *names]
+        merged = self.merged_weight(together, safe_merge)
+        base: Any = self.get_base_layer()
+        original = self._original() if self.quantization_backend is not None else None
+        if self.keeps_original and self._kept is None:
+            self._kept = KeptWeight(base, self.quantization_backend, self.weight_is_shared)
+        if self.weight_is_shared and self.quantization_backend is None:
+            base.weight = parameter_like(base.weight, merged)
+        else:
+            self.set_base_weight(merged)
+        if original is not None:
+            self.merge_rounding = rounding(self._sum(original, together), original, self.get_base_weight())
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Give the base layer its original weight back, bit for bit."""
+        if not self.merged or self._kept is None:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self._kept.restore(self)
+        self._kept = None
+        self.merge_rounding = None
+        self.merged_adapters.clear()
+
+    def __repr__(self) -> str:
+        return "aurora." + super().__repr__()

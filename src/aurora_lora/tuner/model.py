@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
 from .config import AuroraConfig
+from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
+from .embedding import AuroraEmbedding
 from .layer import AuroraLayer
 from .linear import AuroraLinear
+from .mixed_batch import name_adapters
+from .peft_names import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    BaseTuner,
+    BaseTunerLayer,
+    get_pattern_key,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
 from .registration import PREFIX
+
+LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
+    nn.Linear: AuroraLinear,
+    Conv1D: AuroraLinear,
+    nn.Conv1d: AuroraConv1d,
+    nn.Conv2d: AuroraConv2d,
+    nn.Conv3d: AuroraConv3d,
+    nn.Embedding: AuroraEmbedding,
+}
+
+BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
+"""Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
+MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 
 class AuroraModel(BaseTuner):
@@ -58,35 +81,93 @@ class AuroraModel(BaseTuner):
         if isinstance(target, AuroraLayer):
             target.update_layer(adapter_name, r, alpha, peft_config)
             return
-        new_module = self._create_new_module(peft_config, adapter_name, target, current_key, r, alpha)
+        new_module = self._create_new_module(peft_config, target, adapter_name, current_key, r, alpha)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # an additional adapter is not trainable before it is activated
         self._replace_module(parent, target_name, new_module, target)
 
-    @staticmethod
     def _create_new_module(
-        config: AuroraConfig, adapter_name: str, target: nn.Module, key: str, r: int, alpha: float
-    ) -> AuroraLinear:
+        self, config: AuroraConfig, target: nn.Module, adapter_name: str, key: str, r: int, alpha: float
+    ) -> AuroraLayer:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        is_conv1d = isinstance(base_layer, Conv1D)
-        if not isinstance(base_layer, (nn.Linear, Conv1D)):
+        if isinstance(base_layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
             raise ValueError(
-                f"Target module {key!r} is a {type(base_layer).__name__}, which AuroRA does not support: "
-                "it adapts torch.nn.Linear and transformers' Conv1D."
+                f"Target module {key!r} belongs to a torch.nn.MultiheadAttention, which reads its weight without "
+                "calling it: an adapter there would do nothing. Leave it out with exclude_modules."
             )
-        if is_conv1d != config.fan_in_fan_out:
+        quantization = get_quantization_kwargs(self)
+        layer_cls = next((cls for kind, cls in LAYERS.items() if isinstance(base_layer, kind)), None)
+        if layer_cls is None and resolve_quantization_backend(base_layer, **quantization) is not None:
+            layer_cls = AuroraLinear
+        if layer_cls is None:
+            raise ValueError(
+                f"Target module {key!r} is a {type(base_layer).__name__}, which AuroRA does not support: it adapts "
+                "torch.nn.Linear (also quantised), Conv1d, Conv2d, Conv3d, Embedding and transformers' Conv1D."
+            )
+        is_conv1d = isinstance(base_layer, Conv1D)
+        if layer_cls is AuroraLinear and is_conv1d != config.fan_in_fan_out:
             warnings.warn(
                 f"fan_in_fan_out is set to {config.fan_in_fan_out} but the target module is a "
                 f"`{type(base_layer).__name__}`. Setting fan_in_fan_out to {is_conv1d}.",
                 stacklevel=2,
             )
             config.fan_in_fan_out = is_conv1d
-        return AuroraLinear(target, adapter_name, config, r, alpha)
+        return layer_cls(target, adapter_name, config, r, alpha, **quantization)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """As in PEFT; what comes back when a model is unloaded has its weight and state already."""
+        if hasattr(new_module, "base_layer"):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
+    def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
+        """Refuse layers that are never called (the spelling is PEFT's)."""
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if model_type in MAMBA and target_name in BYPASSED_IN_MAMBA:
+            raise ValueError(
+                f"Target module {target_name!r} of a {model_type} model is never called, its weight is read by a fused "
+                "kernel: an adapter there would do nothing. Leave it out of target_modules."
+            )
+
+    # ---------------------------------------------------------------- forward
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT enters it around forward and generate: `adapter_names` names the adapter of each example.
+
+        Raises:
+            ValueError: an adapter that does not exist, or training mode.
+        """
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is None:
+            yield
+            return
+        with name_adapters(self, self.model, adapter_names, num_beams=kwargs.get("num_beams")):
+            yield
 
     # ---------------------------------------------------------------- merging, all layers or none
 
-    def _aurora_layers(self) -> Iterator[AuroraLinear]:
-        return (module for module in self.model.modules() if isinstance(module, AuroraLinear))
+    def _aurora_layers(self) -> Iterator[AuroraLayer]:
+        return (module for module in self.model.modules() if isinstance(module, AuroraLayer))
+
+    def _check_merge_allowed(self) -> None:
+        """A weight that several modules share (tied embeddings) can be merged into: the layer gets its own then."""
+        uses = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
+        for layer in self._aurora_layers():
+            weight = getattr(layer.get_base_layer(), "weight", None)
+            layer.weight_is_shared = weight is not None and uses[id(weight)] > 1
+
+    @staticmethod
+    def _warn_of_rounding(layers: list[AuroraLayer]) -> None:
+        lost = [layer.merge_rounding for layer in layers if layer.merge_rounding is not None]
+        if lost:
+            warnings.warn(
+                f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
+                f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. Merge into the unquantised base "
+                "model to keep all of it.",
+                stacklevel=3,
+            )
 
     def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         """Raise what `merge` would raise in any layer, before the first layer is changed."""
@@ -113,6 +194,7 @@ class AuroraModel(BaseTuner):
         """
         self._check_before_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        self._warn_of_rounding(list(self._aurora_layers()))
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -125,10 +207,13 @@ class AuroraModel(BaseTuner):
             self._check_before_merge(adapter_names, safe_merge)
             for layer in self._aurora_layers():
                 layer.keeps_original = False  # the layer goes away: no second copy of any weight
+        layers = list(self._aurora_layers())
         try:
-            return super()._unload_and_optionally_merge(  # type: ignore[return-value]
+            model: nn.Module = super()._unload_and_optionally_merge(  # type: ignore[assignment]
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
+            self._warn_of_rounding(layers)
+            return model
         except BaseException:
             for layer in self._aurora_layers():
                 layer.keeps_original = True
@@ -220,7 +305,7 @@ class AuroraModel(BaseTuner):
             for name, layer in model.named_modules()
             if isinstance(layer, AuroraLayer) and adapter_name in layer.aurora_A
         }
-        calibrated = {path for path in layers if f"{path}.aurora_A_cal" in present}
+        calibrated = {path for path in layers if f"{path}.aurora_A_cal" in present and layers[path].has_forms}
         expected = {f"{path}.{key}" for path, layer in layers.items() for key in _weight_names(layer, adapter_name)}
         expected |= {f"{path}.{key}" for path in calibrated for key in CALIBRATION_BUFFERS}
         for problem, keys in (
@@ -249,9 +334,9 @@ def _weight_names(layer: AuroraLayer, adapter_name: str) -> list[str]:
     return [name for name in layer.adapter_layer_names if adapter_name in getattr(layer, name)]
 
 
-def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLinear]]:
+def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
     """(name, layer) of each AuroRA layer of a model, in the order of the model."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLinear))
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLayer))
 
 
 def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:

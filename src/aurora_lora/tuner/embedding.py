@@ -1,0 +1,83 @@
+"""`AuroraEmbedding`: AuroRA on an embedding table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import FormError
+from .layer import AuroraLayer
+
+
+class AuroraEmbedding(AuroraLayer):
+    """AuroRA on `nn.Embedding`: `h = W0[id] + s B sigma(A[:, id])`, with A (r, vocabulary) (docs/method.md).
+
+    The input is one-hot, so sigma(A x) = sigma(A) x: dynamic and static are one form, which merges exactly and is never
+    calibrated. The vector of `padding_idx` stays what it is, as in training the table itself. There is no dropout, as
+    in PEFT's LoRA.
+    """
+
+    has_forms = False
+
+    @staticmethod
+    def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name
+        """Uniform on (-1, 1): z = A[:, id] then has the variance 1/3, that of a linear layer's z."""
+        nn.init.uniform_(A, -1.0, 1.0)
+
+    def static_matrix(self, adapter_name: str) -> Tensor:
+        """sigma(A), (r, vocabulary), zero where the table is not trained."""
+        matrix = super().static_matrix(adapter_name)
+        padding = self._padding()
+        if padding is None:
+            return matrix
+        trained = torch.ones(self.d_in, device=matrix.device, dtype=matrix.dtype)
+        trained[padding] = 0
+        return matrix * trained
+
+    def _padding(self) -> int | None:
+        padding: int | None = self.get_base_layer().padding_idx  # type: ignore[assignment]
+        return padding
+
+    def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
+        """s B sigma(A[:, x]) for token ids x (...): (..., d_out). Only the columns that are looked up are computed."""
+        B = self.aurora_B[adapter_name]
+        z = self.sigma(adapter_name, self.project(x, self.aurora_A[adapter_name]))
+        padding = self._padding()
+        if padding is not None:
+            z = z * (x != padding).to(z.dtype).unsqueeze(-1)
+        output = self.lift(z * self.scaling[adapter_name], B, x)
+        scale = self._get_embed_scale()
+        return output if scale is None else output * scale.to(output.dtype)
+
+    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Ids (...) -> the columns of the matrix, (..., r)."""
+        base: Any = self.get_base_layer()
+        return functional.embedding(x, matrix.T, scale_grad_by_freq=base.scale_grad_by_freq)
+
+    def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
+        """z (..., r) -> (..., d_out)."""
+        return functional.linear(z, B)
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """The table is (vocabulary, d_out)."""
+        return matrix.T
+
+    def as_lora(self, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
+        """LoRA keeps those of an embedding as bare parameters."""
+        return {"lora_embedding_A": lora_A, "lora_embedding_B": lora_B}
+
+    def input_vectors(self, x: Tensor) -> Tensor:
+        """There is nothing to fit a linear map to."""
+        raise FormError("An embedding has one form, which is linear already: it is never calibrated.")
+
+    def check_mergeable(self, adapter_names: list[str]) -> None:
+        """As for every layer; and a table whose vectors are cut to a norm at each look-up cannot take an update."""
+        super().check_mergeable(adapter_names)
+        if self.get_base_layer().max_norm is not None:
+            raise NotImplementedError(
+                "An embedding with max_norm renormalises its weight at each look-up: the merged table would compute "
+                "something else. Unset max_norm to merge."
+            )

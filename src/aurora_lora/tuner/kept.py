@@ -1,0 +1,90 @@
+"""The base weight as it was before the first merge."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .peft_names import QuantizationBackend
+
+
+class KeptWeight:
+    """A base layer's weight, with its quantisation state, kept in main memory to be given back bit for bit.
+
+    Args:
+        base_layer: the layer whose weight is about to be replaced.
+        backend: PEFT's access to it if it is quantised.
+        shared: whether another module has the same parameter (tied embeddings): that module keeps it, so it is not
+            copied.
+    """
+
+    def __init__(self, base_layer: nn.Module, backend: QuantizationBackend | None, shared: bool) -> None:
+        self.base_layer = base_layer
+        self.backend = backend
+        weight: Any = base_layer.weight
+        self._stored: Any
+        self.parameter = weight if shared and backend is None else None
+        if backend is None:
+            self._stored = SimpleNamespace(weight=weight.detach() if shared else _to_cpu(weight.detach(), copied=True))
+        elif backend.backend_name == "hqq":
+            self._stored = base_layer  # merging makes another layer of it
+        elif backend.backend_name == "bnb 8bit":
+            state: Any = base_layer.state
+            scale = weight.SCB if state.SCB is None else state.SCB
+            self._stored = SimpleNamespace(
+                weight=_to_cpu(weight.data, copied=True), state=SimpleNamespace(SCB=_to_cpu(scale, copied=True))
+            )
+        elif backend.backend_name == "bnb 4bit":  # PEFT's merge changes the attributes of the old parameter
+            self._stored = SimpleNamespace(weight=_to_cpu(copy.deepcopy(weight)))
+        else:
+            self._stored = SimpleNamespace(weight=_to_cpu(weight))
+
+    def weight(self) -> Tensor:
+        """The weight, dequantised, where it was kept."""
+        if self.backend is None:
+            kept: Tensor = self._stored.weight
+            return kept
+        return self.backend.get_base_weight(self._stored)
+
+    def restore(self, layer: Any) -> None:
+        """Give it back to the base layer of `layer`."""
+        if self._stored is self.base_layer:
+            layer.base_layer = self.base_layer
+            return
+        base: Any = self.base_layer
+        if self.parameter is not None:
+            base.weight = self.parameter
+        elif self.backend is None:
+            base.weight.data = self._stored.weight.to(device=base.weight.device, dtype=base.weight.dtype)
+        elif self.backend.backend_name == "bnb 8bit":
+            device = base.weight.device
+            data, scale = self._stored.weight.to(device), self._stored.state.SCB.to(device)
+            base.weight = type(base.weight)(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scale)
+            base.state.reset_grads()
+        else:
+            kept: Any = self._stored.weight
+            base.weight = kept if kept.device == base.weight.device else kept.to(base.weight.device)
+            if self.backend.backend_name == "bnb 4bit":
+                base.quant_state = base.weight.quant_state
+
+
+def _to_cpu(value: Any, copied: bool = False) -> Any:
+    if value.device.type == "cpu":
+        return value.clone() if copied else value
+    return value.to("cpu")
+
+
+def parameter_like(weight: nn.Parameter, data: Tensor) -> nn.Parameter:
+    """A parameter of its own with these values."""
+    return nn.Parameter(data, requires_grad=weight.requires_grad)
+
+
+def rounding(exact: Tensor, original: Tensor, stored: Tensor) -> float:
+    """|stored - exact| / |exact - original|: what share of an update requantising has cost (Frobenius norms)."""
+    update = torch.linalg.vector_norm(exact - original)
+    lost = torch.linalg.vector_norm(stored.to(exact) - exact)
+    return float(lost / update) if update > 0 else 0.0

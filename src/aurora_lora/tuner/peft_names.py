@@ -1,0 +1,64 @@
+"""Every name of PEFT that is not part of its documented interface, in one place, and the versions that have them."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+
+from packaging.version import Version
+
+OLDEST = "0.21"
+TESTED = "0.21"
+"""The newest minor release that PEFT's own tests were run with (docs/versions.md)."""
+
+try:
+    from peft.tuners._buffer_dict import BufferDict
+    from peft.tuners.tuners_utils import (
+        BaseTuner,
+        BaseTunerLayer,
+        _get_in_out_features,
+        check_adapters_to_merge,
+    )
+    from peft.utils import (
+        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+        AuxiliaryTrainingWrapper,
+        get_quantization_kwargs,
+        register_peft_method,
+        resolve_quantization_backend,
+    )
+    from peft.utils.other import get_pattern_key
+    from peft.utils.quantization_utils import QuantizationBackend
+except ImportError as error:
+    raise ImportError(
+        f"aurora-lora cannot use peft {version('peft')}: {error}. It needs peft {OLDEST} or newer, and was tested up "
+        f"to {TESTED}: pip install 'peft>={OLDEST},<={TESTED}.99'.",
+        name=error.name,
+        path=error.path,
+    ) from error
+
+
+def warn_of_newer_peft(installed: str) -> None:
+    """Warn if the installed peft is of a newer minor release than the tested one."""
+    if Version(installed).release[:2] > Version(TESTED).release:
+        warnings.warn(
+            f"aurora-lora was tested with peft up to {TESTED}, and peft {installed} is newer: if something fails, "
+            f"pip install 'peft<={TESTED}.99', and please report it.",
+            stacklevel=2,
+        )
+
+
+__all__ = [
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    "AuxiliaryTrainingWrapper",
+    "BaseTuner",
+    "BaseTunerLayer",
+    "BufferDict",
+    "QuantizationBackend",
+    "_get_in_out_features",
+    "check_adapters_to_merge",
+    "get_pattern_key",
+    "get_quantization_kwargs",
+    "register_peft_method",
+    "resolve_quantization_backend",
+    "warn_of_newer_peft",
+]

@@ -1,0 +1,287 @@
+"""`AdapterState`: the weights, the calibration and the forms of the adapters of one module."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FormError, NotCalibratedError, StaleCalibrationError
+from ..ops.anl import adaptive_nonlinear, nonlinear_columns
+from . import calibration_state
+from .config import FORMS, AuroraConfig
+from .peft_names import BaseTunerLayer, BufferDict, _get_in_out_features, resolve_quantization_backend
+
+_WAYS_OUT = (
+    "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
+    "aurora_lora.set_form(model, 'static')"
+)
+
+
+class AdapterState(nn.Module, BaseTunerLayer):
+    """The adapters of one module: A (r, d_in), B (d_out, r), H (r, r), W_s (r, K), and A_cal (r, d_in) if calibrated.
+
+    d_in is the length of the vectors that the module's weight acts on: the input width of a linear layer, a patch of a
+    convolution, the vocabulary of an embedding. An adapter's `AuroraConfig` is the one place where its forms are kept:
+    layers refer to it.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("aurora_A", "aurora_B", "aurora_H", "aurora_spline_weight")
+    other_param_names: tuple[str, ...] = (
+        "aurora_A_cal",
+        "aurora_A_cal_fingerprint",
+        "aurora_dropout",
+        "aurora_config",
+        "calibration_is_fresh",
+        "r",
+        "alpha",
+        "scaling",
+    )
+
+    has_forms = True
+    """Whether the forms differ; not where the input is one-hot, and sigma(A x) = sigma(A) x (Embedding)."""
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.r: dict[str, int] = {}
+        self.alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.aurora_config: dict[str, AuroraConfig] = {}
+        self.calibration_is_fresh: dict[str, bool] = {}
+        self.aurora_dropout = nn.ModuleDict()
+        self.aurora_A = nn.ParameterDict()
+        self.aurora_B = nn.ParameterDict()
+        self.aurora_H = nn.ParameterDict()
+        self.aurora_spline_weight = nn.ParameterDict()
+        self.aurora_A_cal = BufferDict(persistent=True)
+        self.aurora_A_cal_fingerprint = BufferDict(persistent=True)
+
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.in_features: int
+        self.out_features: int
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
+        self.d_in = self.weight_columns()
+        self.register_load_state_dict_post_hook(_recheck_calibration)
+        # from_pretrained hands over models in eval mode: a layer that started in train mode would compute another form
+        self.train(base_layer.training)
+
+    def weight_columns(self) -> int:
+        """d_in, the length of the vectors that the base weight acts on."""
+        return self.in_features
+
+    # ---------------------------------------------------------------- making an adapter
+
+    def update_layer(self, adapter_name: str, r: int, alpha: float, config: AuroraConfig) -> None:
+        """Add the adapter `adapter_name` with rank `r` to this layer, initialised as `config` says."""
+        anl = config.anl
+        self.r[adapter_name] = r
+        self.alpha[adapter_name] = alpha
+        self.scaling[adapter_name] = config.scaling(r, alpha)
+        self.aurora_config[adapter_name] = config
+        self.aurora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        self.aurora_dropout[adapter_name].train(self.training)
+        self.aurora_A[adapter_name] = nn.Parameter(torch.empty(r, self.d_in))
+        self.aurora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
+        if anl.fixed_activation is not None:
+            self.aurora_H[adapter_name] = nn.Parameter(torch.empty(r, r))
+        if anl.spline is not None:
+            self.aurora_spline_weight[adapter_name] = nn.Parameter(torch.empty(r, anl.n_basis))
+        self.reset_aurora_parameters(adapter_name, config.init_weights)
+        self.calibration_is_fresh[adapter_name] = False
+        if config.calibrated and self.has_forms:
+            # The buffers must be there before a checkpoint is loaded: PEFT drops keys that the model does not have.
+            self.make_calibration_buffers(adapter_name)
+            if config.init_weights is False and not self.aurora_A[adapter_name].is_meta:
+                matrix = torch.empty_like(self.aurora_A[adapter_name])
+                self.set_calibration(adapter_name, nn.init.kaiming_uniform_(matrix, a=math.sqrt(5)))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def reset_aurora_parameters(self, adapter_name: str, init_weights: str | bool) -> None:
+        """Initialise as method.md, section 1: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""
+        self.reset_A(self.aurora_A[adapter_name])
+        if init_weights is False:
+            nn.init.kaiming_uniform_(self.aurora_B[adapter_name], a=math.sqrt(5))
+        else:
+            nn.init.zeros_(self.aurora_B[adapter_name])
+        random_anl = init_weights in (False, "paper")
+        if adapter_name in self.aurora_H:
+            H = self.aurora_H[adapter_name]
+            if random_anl:
+                nn.init.xavier_normal_(H)
+            elif self.aurora_config[adapter_name].skip:
+                nn.init.zeros_(H)
+            else:
+                nn.init.eye_(H)
+        if adapter_name in self.aurora_spline_weight:
+            spline_weight = self.aurora_spline_weight[adapter_name]
+            if random_anl:
+                nn.init.uniform_(spline_weight, -0.1, 0.1)
+            else:
+                nn.init.zeros_(spline_weight)
+
+    @staticmethod
+    def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name
+        """Kaiming-uniform, as in LoRA: for x of unit mean square, each z of z = A x has the variance 1/3."""
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+
+    # ---------------------------------------------------------------- calibration
+
+    def make_calibration_buffers(self, adapter_name: str) -> None:
+        """Room for A_cal and its fingerprint, for a checkpoint to load into."""
+        A = self.aurora_A[adapter_name]
+        device = "cpu" if A.is_meta else A.device  # PEFT moves buffers also while the parameters are still on meta
+        self.aurora_A_cal[adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
+        self.aurora_A_cal_fingerprint[adapter_name] = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def _sigma_weights(self, adapter_name: str) -> list[Tensor]:
+        """What the calibrated matrix depends on: A, H and the spline weights (not B)."""
+        holders = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
+        return [holder[adapter_name] for holder in holders if adapter_name in holder]
+
+    def set_calibration(self, adapter_name: str, matrix: Tensor) -> None:
+        """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
+        A = self.aurora_A[adapter_name]
+        if adapter_name not in self.aurora_A_cal:
+            self.make_calibration_buffers(adapter_name)
+        self.aurora_A_cal[adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype)
+        mark = calibration_state.fingerprint(self._sigma_weights(adapter_name))
+        self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
+        self.calibration_is_fresh[adapter_name] = True
+
+    def take_calibration(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+        """Take the calibrated matrix and its fingerprint away from the adapter; None if it has none."""
+        self.calibration_is_fresh[adapter_name] = False
+        if adapter_name not in self.aurora_A_cal:
+            return None
+        return self.aurora_A_cal.pop(adapter_name), self.aurora_A_cal_fingerprint.pop(adapter_name)
+
+    def give_calibration(self, adapter_name: str, calibration: tuple[Tensor, Tensor] | None) -> None:
+        """Give back what `take_calibration` took."""
+        self.take_calibration(adapter_name)
+        if calibration is not None:
+            self.aurora_A_cal[adapter_name], self.aurora_A_cal_fingerprint[adapter_name] = calibration
+            self.check_calibration(adapter_name)
+
+    def check_calibration(self, adapter_name: str) -> bool:
+        """Whether the calibrated matrix is there and belongs to the adapter's present weights; remembers the answer."""
+        self.calibration_is_fresh[adapter_name] = adapter_name in self.aurora_A_cal and calibration_state.matches(
+            self.aurora_A_cal_fingerprint[adapter_name], self._sigma_weights(adapter_name)
+        )
+        return self.calibration_is_fresh[adapter_name]
+
+    def has_calibration(self, adapter_name: str) -> bool:
+        """Whether a matrix was ever stored, fresh or stale (all-zero marks are the buffers of an empty adapter)."""
+        marks = self.aurora_A_cal_fingerprint
+        return adapter_name in marks and bool(marks[adapter_name].any())
+
+    def train(self, mode: bool = True) -> AdapterState:
+        """As `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
+        super().train(mode)
+        if not mode:
+            for adapter_name in self.aurora_A_cal:
+                if self.has_calibration(adapter_name) and not self.check_calibration(adapter_name):
+                    warnings.warn(
+                        f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic "
+                        "form until aurora_lora.calibrate runs again.",
+                        stacklevel=2,
+                    )
+        return self
+
+    # ---------------------------------------------------------------- forms
+
+    def forms_coincide(self, adapter_name: str) -> bool:
+        """Whether every form computes the same linear map: plain LoRA (sigma(z) = z), or one-hot inputs."""
+        return not self.has_forms or self.aurora_config[adapter_name].anl.is_identity
+
+    def form(self, adapter_name: str) -> str:
+        """The form that the next forward computes for this adapter."""
+        config = self.aurora_config[adapter_name]
+        if self.forms_coincide(adapter_name):
+            return "static"  # eval must be what merge takes
+        if self.training:
+            return config.train_form
+        if config.resolved_eval_form == "calibrated" and not self.calibration_is_fresh[adapter_name]:
+            return "dynamic"
+        return config.resolved_eval_form
+
+    def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
+        """sigma(z) of Eq. 5 with this adapter's weights, z (..., r)."""
+        H, spline_weight = self._anl_weights(adapter_name)
+        return adaptive_nonlinear(z, H, spline_weight, self.aurora_config[adapter_name].anl)
+
+    def static_matrix(self, adapter_name: str) -> Tensor:
+        """sigma(A) of Eq. 9, (r, d_in)."""
+        H, spline_weight = self._anl_weights(adapter_name)
+        return nonlinear_columns(self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl)
+
+    def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
+        return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)
+
+    def get_factors(self, adapter_name: str, form: str | None = None) -> tuple[Tensor, Tensor]:
+        """The linear update of a form as exact LoRA factors: `dW = lora_B @ lora_A` (Eq. 9).
+
+        Args:
+            form: `"static"`, `"calibrated"`, or None for what the adapter's `eval_form` names.
+
+        Returns:
+            lora_A (r, d_in) = sigma(A) or A_cal, and lora_B (d_out, r) = s B, in at least float32.
+
+        Raises:
+            FormError: the form is dynamic, which is no linear map.
+            NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an old one.
+        """
+        config = self.aurora_config[adapter_name]
+        form = config.resolved_eval_form if form is None else form
+        if form not in FORMS:
+            raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
+        A, B = self.aurora_A[adapter_name].detach(), self.aurora_B[adapter_name].detach()
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        if self.forms_coincide(adapter_name):
+            matrix = self.static_matrix(adapter_name).detach()
+        elif form == "dynamic":
+            raise FormError(
+                f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
+                f"merged or exported: {_WAYS_OUT}."
+            )
+        elif form == "static":
+            matrix = self.static_matrix(adapter_name).detach()
+        else:
+            self._require_fresh_calibration(adapter_name)
+            matrix = self.aurora_A_cal[adapter_name]
+        return matrix.to(dtype), B.to(dtype) * self.scaling[adapter_name]
+
+    def _require_fresh_calibration(self, adapter_name: str) -> None:
+        if self.aurora_config[adapter_name].train_form == "static":
+            raise FormError(f"Adapter {adapter_name!r} was trained in the static form, which is its only one.")
+        if not self.has_calibration(adapter_name):
+            raise NotCalibratedError(f"Adapter {adapter_name!r} is not calibrated: {_WAYS_OUT}.")
+        if not self.check_calibration(adapter_name):
+            raise StaleCalibrationError(
+                f"Adapter {adapter_name!r} was trained after it was calibrated, the calibrated matrix is outdated: "
+                f"{_WAYS_OUT}."
+            )
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Set the scaling of an adapter to `scale` times its configured one."""
+        if adapter_name in self.scaling:
+            config = self.aurora_config[adapter_name]
+            self.scaling[adapter_name] = scale * config.scaling(self.r[adapter_name], self.alpha[adapter_name])
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Every mergeable form is a LoRA; `get_delta_weight` refuses the one that is not."""
+        return True
+
+
+def _recheck_calibration(module: AdapterState, _incompatible_keys: Any) -> None:
+    """After weights were loaded: does the matrix belong to them?"""
+    for adapter_name in module.aurora_A_cal:
+        module.check_calibration(adapter_name)

@@ -1,0 +1,170 @@
+"""AuroRA on convolutions: each output position is a linear layer on a patch."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from aurora_lora import AuroraConfig, FormError, calibrate, export_lora, merge_gap, set_form
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+# name, layer, input
+CASES = {
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (3, 4, 9)),
+    "conv1d-dilated": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), (3, 4, 11)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 5)),
+    "conv2d-1x1": (lambda: nn.Conv2d(4, 6, 1, bias=False), (2, 4, 3, 5)),
+    "conv2d-uneven": (
+        lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2)),
+        (2, 4, 7, 8),
+    ),
+    "conv2d-same": (lambda: nn.Conv2d(4, 6, 4, padding="same"), (2, 4, 7, 5)),
+    "conv2d-valid": (lambda: nn.Conv2d(4, 6, 3, padding="valid"), (2, 4, 7, 5)),
+    "conv2d-reflect": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 7, 5)),
+    "conv2d-circular": (lambda: nn.Conv2d(4, 6, 3, padding=(1, 2), padding_mode="circular"), (2, 4, 7, 5)),
+    "conv2d-groups": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 7, 5)),
+    "conv2d-depthwise": (lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4), (2, 4, 7, 5)),
+    "conv2d-unbatched": (lambda: nn.Conv2d(4, 6, 3, padding=1), (4, 7, 5)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3), padding=(0, 1, 1)), (2, 2, 3, 4, 5)),
+}
+
+
+def adapt(make, **fields):
+    torch.manual_seed(0)
+    model = nn.Sequential(make()).double()
+    fields = {"target_modules": ["0"], "init_weights": False, "r": 3, "alpha": 3, **fields}
+    return get_peft_model(model, AuroraConfig(**fields), autocast_adapter_dtype=False).eval()
+
+
+def data(shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_patches_are_what_the_base_layer_sees(case):
+    make, shape = CASES[case]
+    model = adapt(make)
+    layer, x = model.base_model.model[0], data(shape)
+    base = layer.base_layer
+    patches = layer.input_vectors(x)
+    weight = base.weight.reshape(base.groups, base.out_channels // base.groups, -1)  # W0 as one matrix for each group
+    n = 1 if x.dim() == layer.dimensions + 1 else len(x)
+    by_group = patches.reshape(n, base.groups, -1, layer.d_in)
+    output = (by_group @ weight.transpose(1, 2)).transpose(2, 3).reshape(n, base.out_channels, -1)
+    if base.bias is not None:
+        output = output + base.bias[:, None]
+    torch.testing.assert_close(output.reshape(base(x).shape), base(x))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dynamic_form_is_eq_4_on_every_patch(case):
+    make, shape = CASES[case]
+    model = adapt(make)
+    layer, x = model.base_model.model[0], data(shape)
+    base = layer.base_layer
+    A, B = layer.aurora_A["default"], layer.aurora_B["default"]
+    z = layer.sigma("default", layer.input_vectors(x) @ A.T)  # (n * groups * positions, r)
+    n = 1 if x.dim() == layer.dimensions + 1 else len(x)
+    z = z.reshape(n, base.groups, -1, 3)
+    rows = B.reshape(base.groups, -1, 3)
+    update = torch.einsum("ngpr,gor->ngop", z, rows).reshape(base(x).shape)
+    torch.testing.assert_close(model(x), base(x) + update)
+
+
+@pytest.mark.parametrize("form", ["static", "calibrated"])
+@pytest.mark.parametrize("case", CASES)
+def test_merge_computes_what_eval_did(case, form):
+    make, shape = CASES[case]
+    model, x = adapt(make, eval_form=form), data(shape)
+    if form == "calibrated":
+        calibrate(model, [x, x + 1])
+    expected, before = model(x), model.base_model.model[0].base_layer.weight.clone()
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), expected)
+    model.unmerge_adapter()
+    assert torch.equal(model.base_model.model[0].base_layer.weight, before)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected)
+
+
+def test_the_calibrated_matrix_is_the_least_squares_solution():
+    model = adapt(CASES["conv2d-groups"][0])
+    inputs = [torch.randn(8, 4, 7, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(3)]
+    report = calibrate(model, inputs, ridge=0.0)
+    layer = model.base_model.model[0]
+    patches = torch.cat([layer.input_vectors(x) for x in inputs])
+    sigma = layer.sigma("default", patches @ layer.aurora_A["default"].T)
+    expected = torch.linalg.lstsq(patches, sigma).solution.T
+    torch.testing.assert_close(layer.aurora_A_cal["default"], expected, rtol=1e-8, atol=1e-10)
+    assert report.layers[0].vectors == len(patches)
+    gap = merge_gap(model, inputs)
+    found = {entry.form: entry.relative_error for entry in gap.layers}
+    assert found["calibrated"] < found["static"]
+
+
+def test_convolutions_that_cut_one_input_differently_do_not_share_moments():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide, self.same = nn.Conv1d(2, 3, 1), nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(2, 3, 1)
+
+        def forward(self, x):
+            return self.narrow(x) + self.same(x) + self.wide(x)
+
+    torch.manual_seed(0)
+    config = AuroraConfig(target_modules=["narrow", "wide", "same"], init_weights=False)
+    shared = get_peft_model(Two(), config)
+    alone = copy.deepcopy(shared)
+    batches = [torch.randn(4, 2, 8, generator=GENERATOR) for _ in range(3)]
+    calibrate(shared, batches)
+    calibrate(alone, batches, share_inputs=False)
+    for name in ("narrow", "wide", "same"):
+        first, second = (getattr(m.base_model.model, name).aurora_A_cal["default"] for m in (shared, alone))
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("case", ["conv1d", "conv2d", "conv2d-1x1", "conv2d-valid", "conv3d"])
+def test_export_loads_in_stock_peft(case, tmp_path):
+    make, shape = CASES[case]
+    model, x = adapt(make, eval_form="static"), data(shape)
+    expected = model(x)
+    export_lora(model, tmp_path / "lora")
+    base = nn.Sequential(make()).double()
+    base.load_state_dict({k.replace("base_layer.", ""): v for k, v in model.unload().state_dict().items()})
+    lora = PeftModel.from_pretrained(base, tmp_path / "lora")
+    assert isinstance(lora.peft_config["default"], LoraConfig)
+    torch.testing.assert_close(lora(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "named"),
+    [("conv2d-groups", "groups=2"), ("conv1d-dilated", "dilation="), ("conv2d-reflect", "padding_mode='reflect'")],
+)
+def test_what_lora_cannot_express_is_not_exported(case, named, tmp_path):
+    model = adapt(CASES[case][0], eval_form="static")
+    with pytest.raises(ValueError, match=rf"0 cannot be exported: PEFT's LoRA .* {named}.*Merge it instead"):
+        export_lora(model, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_a_conv_merges_exactly_or_not_at_all():
+    model = adapt(CASES["conv2d"][0], eval_form="dynamic")
+    with pytest.raises(FormError, match="dynamic"):
+        model.merge_and_unload()
+    with set_form(model, "static"):
+        model.merge_adapter()
+
+
+def test_parameters_of_a_conv():
+    model = adapt(CASES["conv2d"][0], r=2)
+    # A (2, 4 * 3 * 3), B (6, 2), H (2, 2), W_s (2, 8)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 72 + 12 + 4 + 16
+
+
+def test_gradients_reach_every_weight_of_a_conv():
+    model = adapt(CASES["conv2d-depthwise"][0]).train()
+    model(data(CASES["conv2d-depthwise"][1])).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == ("aurora_" in name), name
