@@ -17,7 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from aurora_lora import AuroraConfig
 from aurora_lora.tasks import SplitSizes, get_task
@@ -54,16 +61,18 @@ def aurora_config(args: argparse.Namespace, **more: Any) -> AuroraConfig:
 # -------------------------------------------------------------------- model and text
 
 
-def load_model(name: str, **kwargs: Any) -> tuple[Any, Any]:
+def load_model(name: str) -> tuple[Any, Any]:
     """The tokenizer, and the model in float32."""
     if name == TINY:
         return tiny_tokenizer(), tiny_model()
     source = resolve_model(name)
+    kwargs: dict[str, Any] = {"dtype": torch.float32}
+    if source.gguf_file:  # plain weights: Trainer refuses a model that is marked as quantised
+        kwargs |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
-    model = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32, **kwargs)
-    return tokenizer, model
+    return tokenizer, AutoModelForCausalLM.from_pretrained(source.path, **kwargs)
 
 
 def tiny_model() -> LlamaForCausalLM:
