@@ -60,7 +60,8 @@ def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None
     """
     if anl.is_identity:
         return z
-    with torch.autocast(z.device.type, enabled=False):
+    device = "cpu" if z.is_meta else z.device.type  # there is no autocast for meta tensors
+    with torch.autocast(device, enabled=False):
         dtype = torch.promote_types(z.dtype, torch.float32)
         x = z.to(dtype)
         parts = [x] if anl.skip else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ class KeptWeight:
         if self.backend is None:
             kept: Tensor = self._stored.weight
             return kept
-        return self.backend.get_base_weight(self._stored)
+        return dequantized(self._stored, self.backend)
 
     def restore(self, layer: Any) -> None:
         """Give it back to the base layer of `layer`."""
@@ -70,6 +71,23 @@ class KeptWeight:
             base.weight = kept if kept.device == base.weight.device else kept.to(base.weight.device)
             if self.backend.backend_name == "bnb 4bit":
                 base.quant_state = base.weight.quant_state
+
+
+def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
+    """The weight of a quantised layer, as its forward pass uses it. Changes nothing.
+
+    On a CPU with AVX512-BF16, bitsandbytes repacks a 4-bit weight at the first call in eval mode, and neither it nor
+    PEFT dequantises a packed one.
+    """
+    state = getattr(base_layer.weight, "quant_state", None)
+    if not getattr(state, "packing_format_for_cpu", False):
+        return backend.get_base_weight(base_layer)
+    bnb: Any = importlib.import_module("bitsandbytes.functional")
+    data, state = bnb._convert_weight_packed_for_cpu_inverse(base_layer.weight.data, copy.deepcopy(state))
+    if state.absmax.dim() == 2:  # left as packing made it, (blocks of a row, rows), unless it was quantised itself
+        state.absmax = state.absmax.T.reshape(-1).float()
+    weight: Tensor = bnb.dequantize_4bit(data, state)
+    return weight
 
 
 def _to_cpu(value: Any, copied: bool = False) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import AuroraConfig
-from .kept import KeptWeight, parameter_like, rounding
+from .kept import KeptWeight, dequantized, parameter_like, rounding
 from .peft_names import check_adapters_to_merge
 from .state import AdapterState
 
@@ -160,9 +160,15 @@ class AuroraLayer(AdapterState):
             )
         return total
 
+    def get_base_weight(self) -> Tensor:
+        """The base weight, dequantised if it is quantised."""
+        base: Any = self.get_base_layer()
+        weight: Tensor = base.weight.data
+        return weight if self.quantization_backend is None else dequantized(base, self.quantization_backend)
+
     def _original(self) -> Tensor:
         if self._kept is None:
-            return self.get_base_weight().detach()
+            return self.get_base_weight()
         return self._kept.weight().to(self.get_base_layer().weight.device)  # type: ignore[arg-type]
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:

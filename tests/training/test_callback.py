@@ -1,0 +1,51 @@
+"""`CalibrationCallback` in Transformers' own Trainer."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from aurora_lora import AuroraConfig
+from aurora_lora.training import CalibrationCallback
+from aurora_lora.tuner import aurora_layers
+
+
+@pytest.mark.parametrize("calibrating", [True, False])
+def test_load_best_model_at_end(make_bert, batches, tmp_path, calibrating):
+    rows = Dataset.from_dict({"input_ids": batches[0]["input_ids"].tolist(), "labels": [0, 1] * 4})
+    config = AuroraConfig(target_modules=["query", "value"], task_type="SEQ_CLS", init_weights=False)
+    model = get_peft_model(make_bert(), config)
+    scores = iter([0.5, 0.9, 0.1])
+    weights = []
+
+    def metrics(prediction):
+        weights.append({name: p.clone() for name, p in model.named_parameters() if "aurora_" in name})
+        return {"score": next(scores)}
+
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    callbacks = [CalibrationCallback(batches)] if calibrating else []
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=metrics, callbacks=callbacks
+    )
+    trainer.train()
+    assert len(weights) == 3
+    for name, parameter in model.named_parameters():
+        if "aurora_" in name:
+            assert torch.equal(parameter, weights[1][name])
+    expected = "calibrated" if calibrating else "dynamic"
+    assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {expected}
+    if calibrating:
+        model.merge_and_unload()

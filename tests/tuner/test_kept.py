@@ -1,0 +1,185 @@
+"""Quantised base layers: the forward pass, the merge with its rounding, and the way back bit for bit."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from aurora_lora import AuroraConfig, calibrate, export_lora
+
+bnb = pytest.importorskip("bitsandbytes")
+
+X = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+
+LAYERS = {
+    "8bit": lambda: bnb.nn.Linear8bitLt(64, 96, has_fp16_weights=False),
+    "nf4": lambda: bnb.nn.Linear4bit(64, 96, quant_type="nf4", compress_statistics=False),
+    "nf4-double": lambda: bnb.nn.Linear4bit(64, 96, quant_type="nf4", compress_statistics=True),
+    "fp4": lambda: bnb.nn.Linear4bit(64, 96, quant_type="fp4"),
+}
+# the share of the update that requantising costs, of about this size
+ROUNDING = {"8bit": (0.001, 0.05), "nf4": (0.02, 0.6), "nf4-double": (0.02, 0.6), "fp4": (0.02, 0.8)}
+
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lin = LAYERS[kind]()
+
+    def forward(self, x):
+        return self.lin(x)
+
+
+def adapt(kind, **fields):
+    model = get_peft_model(
+        Net(kind).to("cpu"),  # which quantises
+        AuroraConfig(target_modules=["lin"], **{"init_weights": False, **fields}),
+    )
+    return model, model.base_model.model.lin
+
+
+def run(model, x=X):
+    with torch.no_grad():
+        return model(x)
+
+
+@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
+@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_merge_and_back(kind, used_before):
+    model, layer = adapt(kind, eval_form="static")
+    if used_before:  # bitsandbytes moves its statistics at the first call
+        model.train()(X.clone().requires_grad_(True)).sum().backward()
+        assert all(p.grad is not None for name, p in model.named_parameters() if "aurora_" in name)
+    model.eval()
+    weight = layer.get_base_weight().clone()
+    stored = layer.base_layer.weight.data.clone()
+    model.merge_adapter()
+    exact = weight.float() + layer.get_delta_weight("default")
+    found = layer.get_base_weight().float()
+    expected = ((found - exact).norm() / (exact - weight.float()).norm()).item()
+    assert layer.merge_rounding == pytest.approx(expected, rel=0.02)
+    low, high = ROUNDING[kind]
+    assert low < expected < high
+    torch.testing.assert_close(run(model), X @ found.T + layer.base_layer.bias, atol=0.05, rtol=0.05)
+    model.unmerge_adapter()
+    assert torch.equal(layer.get_base_weight(), weight)
+    assert torch.equal(layer.base_layer.weight.data, stored)
+    assert layer.merge_rounding is None
+    before = run(model)
+    model.merge_adapter()  # and once more
+    model.unmerge_adapter()
+    assert torch.equal(run(model), before)
+    assert torch.equal(run(copy.deepcopy(model)), before)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_two_merges_round_once(kind):
+    def make():
+        model, layer = adapt(kind, eval_form="static")
+        torch.manual_seed(3)
+        model.add_adapter("two", AuroraConfig(target_modules=["lin"], init_weights=False, eval_form="static"))
+        return model.eval(), layer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(1)
+        one_by_one, first = make()
+        torch.manual_seed(1)
+        together, second = make()
+        one_by_one.merge_adapter(["default"])
+        one_by_one.merge_adapter(["two"])
+        together.merge_adapter(["default", "two"])
+    assert first.merged_adapters == second.merged_adapters == ["default", "two"]
+    assert torch.equal(first.get_base_weight(), second.get_base_weight())
+
+
+def test_the_rounding_is_said():
+    model, _ = adapt("nf4", eval_form="static")
+    with pytest.warns(UserWarning, match=r"that rounding is \d+% to \d+% of the size of the update, over 1 layers"):
+        merged = model.merge_and_unload()
+    assert isinstance(merged.lin, bnb.nn.Linear4bit)
+
+
+def test_a_calibrated_adapter_on_a_quantised_base():
+    model, _ = adapt("nf4")
+    calibrate(model, [X, X + 1])
+    expected = run(model)
+    with pytest.warns(UserWarning, match="quantises them again"):
+        merged = model.merge_and_unload()
+    assert (run(merged) - expected).abs().mean() < 0.2 * expected.abs().mean()
+
+
+def test_safe_merge_of_a_broken_adapter_changes_nothing():
+    model, layer = adapt("nf4", eval_form="static")
+    before = layer.get_base_weight().clone()
+    layer.aurora_B["default"].data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+    assert not layer.merged
+    assert torch.equal(layer.get_base_weight(), before)
+
+
+def test_a_quantisation_that_cannot_be_undone_is_refused():
+    from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
+
+    model, layer = adapt("nf4", eval_form="static")
+    layer.quantization_backend = ForwardOnlyQuantizationBackend("gptq")
+    run(model)
+    with pytest.raises(NotImplementedError, match=r"quantised by gptq cannot be merged into.*export_lora"):
+        model.merge_and_unload()
+
+
+# ---------------------------------------------------------------- torchao, through Transformers
+
+
+@pytest.fixture
+def quantized_llama(tmp_path):
+    torchao = pytest.importorskip("torchao.quantization")
+    from transformers import TorchAoConfig
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path / "base")
+
+    def make():
+        config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+        return LlamaForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config)
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
+def test_torchao(quantized_llama, tmp_path):
+    ids = torch.tensor([[1, 2, 3, 4]])
+    model = get_peft_model(
+        quantized_llama(), AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False, eval_form="static")
+    )
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    model.eval()
+    expected = run(model, ids).logits
+    model.save_pretrained(tmp_path / "adapter")
+    export_lora(model, tmp_path / "lora")
+    model.merge_adapter()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert 0.0005 < layer.merge_rounding < 0.05
+    torch.testing.assert_close(run(model, ids).logits, expected, atol=0.02, rtol=0.02)
+    model.unmerge_adapter()
+    assert torch.equal(run(model, ids).logits, expected)
+    for folder in ("adapter", "lora"):
+        loaded = PeftModel.from_pretrained(quantized_llama(), tmp_path / folder).eval()
+        torch.testing.assert_close(run(loaded, ids).logits, expected)
+    torch.testing.assert_close(run(model.merge_and_unload(), ids).logits, expected, atol=0.02, rtol=0.02)
+
+
+def test_torchao_outside_transformers_says_what_is_missing():
+    torchao = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 96))
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    with pytest.raises(ValueError, match="get_apply_tensor_subclass"):
+        get_peft_model(model, AuroraConfig(target_modules=["0"]))

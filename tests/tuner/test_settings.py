@@ -1,0 +1,425 @@
+"""The settings that people use PEFT with: each as it is with `LoraConfig`."""
+
+import gc
+import pickle
+import warnings
+
+import psutil
+import pytest
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.utils import PeftType
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from aurora_lora import AuroraConfig, NotCalibratedError, calibrate, export_lora, merge_gap, set_form
+from aurora_lora.tuner import aurora_layers
+
+IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 2, 4, 1]])
+ATTENTION = ["q_proj", "v_proj"]
+
+
+def llama(layers=2, **kwargs):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, **kwargs)).eval()
+
+
+def adapt(base=None, seed=1, **fields):
+    torch.manual_seed(seed)
+    config = AuroraConfig(**{"target_modules": ATTENTION, "init_weights": False, "task_type": "CAUSAL_LM", **fields})
+    return get_peft_model(llama() if base is None else base, config).eval()
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def adapted(model):
+    return sorted(name.removeprefix("base_model.model.model.") for name, _ in aurora_layers(model))
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ---------------------------------------------------------------- which modules
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.1\.self_attn\.(q|k)_proj"},
+        {"target_modules": "all-linear", "exclude_modules": ["up_proj", "k_proj"]},
+        {"target_modules": ATTENTION, "exclude_modules": r".*\.0\..*"},
+        {"target_modules": ATTENTION, "layers_to_transform": [1]},
+        {"target_modules": ATTENTION, "layers_to_transform": 0, "layers_pattern": "layers"},
+        {"target_modules": None},
+    ],
+)
+def test_modules_are_chosen_as_by_lora(fields):
+    model = get_peft_model(llama(), AuroraConfig(**fields))
+    lora = get_peft_model(llama(), LoraConfig(**fields))
+    theirs = {name for name, module in lora.named_modules() if hasattr(module, "lora_A")}
+    assert {name for name, _ in aurora_layers(model)} == theirs
+
+
+def test_a_linear_that_is_never_called_is_refused():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2)
+
+    with pytest.raises(ValueError, match=r"'attn.out_proj' belongs to a torch.nn.MultiheadAttention.*exclude_modules"):
+        get_peft_model(Attention(), AuroraConfig(target_modules=["out_proj"]))
+
+
+def test_a_layer_that_mamba_reads_without_calling_is_refused():
+    model = nn.Module()
+    model.config = type("Config", (), {"model_type": "mamba", "to_dict": lambda self: {"model_type": "mamba"}})()
+    model.out_proj = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"'out_proj' of a mamba model is never called"):
+        get_peft_model(model, AuroraConfig(target_modules=["out_proj"]))
+
+
+def test_bare_parameters_are_refused():
+    with pytest.raises(ValueError, match=r"target_parameters=.*not supported"):
+        AuroraConfig(target_parameters=["experts.gate_up_proj"])
+
+
+# ---------------------------------------------------------------- mixed batches
+
+
+def test_each_example_of_a_mixed_batch_has_its_adapter():
+    model = adapt(eval_form="dynamic")
+    torch.manual_seed(2)
+    model.add_adapter("other", AuroraConfig(target_modules=["v_proj", "up_proj"], init_weights=False, r=4))
+    model.eval()
+    alone = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        alone[name] = logits(model)
+    with model.disable_adapter():
+        alone["__base__"] = logits(model)
+    names = ["other", "__base__", "default"]
+    with torch.no_grad():
+        mixed = model(input_ids=IDS, adapter_names=names).logits
+    expected = torch.stack([alone[name][i] for i, name in enumerate(names)])
+    torch.testing.assert_close(mixed, expected)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_each_adapter_of_a_mixed_batch_has_its_form_and_calibration():
+    model = adapt()
+    calibrate(model, [IDS])
+    torch.manual_seed(2)
+    model.add_adapter("static", AuroraConfig(target_modules=ATTENTION, init_weights=False, eval_form="static"))
+    model.eval()
+    alone = []
+    for name in ("default", "static"):
+        model.set_adapter(name)
+        alone.append(logits(model))
+    with torch.no_grad():
+        mixed = model(input_ids=IDS, adapter_names=["static", "default", "static"]).logits
+    torch.testing.assert_close(mixed, torch.stack([alone[1][0], alone[0][1], alone[1][2]]))
+
+
+def test_mixed_batches_with_embeddings_and_modules_to_save():
+    model = adapt(target_modules=["embed_tokens", "q_proj"], modules_to_save=["lm_head"], eval_form="dynamic")
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
+    expected = logits(model)
+    with model.disable_adapter():
+        base = logits(model)
+    with torch.no_grad():
+        mixed = model(input_ids=IDS, adapter_names=["__base__", "default", "__base__"]).logits
+    torch.testing.assert_close(mixed, torch.stack([base[0], expected[1], base[2]]))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_mixed_batches_generate(beams):
+    model = adapt(eval_form="dynamic", alpha=200)
+    options = {"max_new_tokens": 5, "num_beams": beams, "do_sample": False, "min_new_tokens": 5, "pad_token_id": 0}
+    alone = model.generate(input_ids=IDS, **options)
+    with model.disable_adapter():
+        base = model.generate(input_ids=IDS, **options)
+    mixed = model.generate(input_ids=IDS, adapter_names=["default", "__base__", "default"], **options)
+    assert torch.equal(mixed, torch.stack([alone[0], base[1], alone[2]]))
+    assert not torch.equal(alone, base)
+
+
+def test_mixed_batches_generate_with_an_encoder():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "d_model": 16, "d_ff": 16, "d_kv": 4, "num_layers": 1, "num_heads": 4}
+    base = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    model = adapt(base, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM", eval_form="dynamic", alpha=200)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2, "do_sample": False}
+    alone = model.generate(input_ids=IDS, **options)
+    with model.disable_adapter():
+        plain = model.generate(input_ids=IDS, **options)
+    mixed = model.generate(input_ids=IDS, adapter_names=["__base__", "default", "__base__"], **options)
+    assert torch.equal(mixed, torch.stack([plain[0], alone[1], plain[2]]))
+
+
+def test_wrong_names_of_a_mixed_batch():
+    model = adapt(eval_form="static")
+    with pytest.raises(ValueError, match=r"non-existing adapter.*nobody"):
+        model(input_ids=IDS, adapter_names=["nobody", "default", "default"])
+    with pytest.raises(ValueError, match="same as the number of inputs, but got 1 and 3"):
+        model(input_ids=IDS, adapter_names=["default"])
+    with pytest.raises(TypeError, match="expected a list of str"):
+        model(input_ids=IDS, adapter_names="default")
+    with pytest.raises(ValueError, match="training mode"):
+        model.train()(input_ids=IDS, adapter_names=["default"] * 3)
+    model.eval().merge_adapter()
+    with pytest.raises(ValueError, match="unmerge_adapter"):
+        model(input_ids=IDS, adapter_names=["default"] * 3)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+# ---------------------------------------------------------------- how it is run
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("train_form", ["dynamic", "static"])
+def test_gradient_checkpointing(train_form, reentrant):
+    def run(checkpointing):
+        model = adapt(train_form=train_form, modules_to_save=["lm_head"]).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        return gradients(model)
+
+    plain, checkpointed = run(False), run(True)
+    assert plain.keys() == checkpointed.keys()
+    assert len(plain) == 4 * 4 + 1
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["dynamic", "static", "calibrated"])
+def test_autocast(form, dtype):
+    model = adapt(eval_form=form)
+    if form == "calibrated":
+        calibrate(model, [IDS])
+    exact = logits(model)
+    with torch.autocast("cpu", dtype=dtype):
+        found = logits(model)
+        model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.05)
+    grads = {name: p.grad for name, p in model.named_parameters() if "aurora_" in name}
+    assert all(g is not None and g.dtype == torch.float32 and torch.isfinite(g).all() for g in grads.values())
+    buffers = [b for layer in model.modules() if hasattr(layer, "aurora_A_cal") for b in layer.aurora_A_cal.values()]
+    assert all(b.dtype == torch.float32 for b in buffers)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_of_low_precision_has_a_float32_adapter_that_merges(dtype):
+    model = adapt(llama().to(dtype), eval_form="static")
+    assert {p.dtype for name, p in model.named_parameters() if "aurora_" in name} == {torch.float32}
+    found = logits(model)
+    assert found.dtype == dtype
+    assert {p.dtype for p in model.merge_and_unload().parameters()} == {dtype}
+
+
+class _Counter:
+    """A compiler that runs the graphs as they are, and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        from torch._dynamo.backends.debugging import aot_eager
+
+        self.graphs += 1
+        return aot_eager(graph, inputs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"eval_form": "dynamic"},
+        {"train_form": "static"},
+        {"target_modules": ["embed_tokens", "q_proj"], "spline": "summed", "skip": True, "eval_form": "dynamic"},
+        {"eval_form": "calibrated", "dropout": 0.1},
+    ],
+)
+def test_compile_is_one_graph_without_recompiles(fields):
+    torch._dynamo.reset()
+    model = adapt(llama(layers=1), **fields)
+    if model.peft_config["default"].resolved_eval_form == "calibrated":
+        calibrate(model, [IDS])
+    counter = _Counter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(logits(compiled), logits(model))
+        assert torch.equal(logits(compiled, IDS + 1), logits(model, IDS + 1))
+        assert counter.graphs == 1
+        model.train()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        for step in range(3):
+            loss = compiled(input_ids=IDS, labels=IDS).loss
+            if step == 0 and not fields.get("dropout"):
+                torch.testing.assert_close(loss, model(input_ids=IDS, labels=IDS).loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert counter.graphs == 2
+    torch._dynamo.reset()
+
+
+# ---------------------------------------------------------------- where the weights are
+
+
+def test_low_cpu_mem_usage(tmp_path):
+    model = adapt()
+    calibrate(model, [IDS])
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(llama(), tmp_path, low_cpu_mem_usage=True)
+    assert torch.equal(logits(loaded), expected)
+    empty = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION), low_cpu_mem_usage=True)
+    assert {p.device.type for name, p in empty.named_parameters() if "aurora_" in name} == {"meta"}
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        model = get_peft_model(llama(), AuroraConfig(target_modules="all-linear"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
+
+
+def test_the_config_is_pickled():
+    config = AuroraConfig(target_modules=["q_proj"], r=3, spline_range=(-2, 2))
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert copy.peft_type is PeftType.AURORA
+    assert copy.anl == config.anl
+
+
+def test_state_dict_functions():
+    model = adapt()
+    calibrate(model, [IDS])
+    state = get_peft_model_state_dict(model)
+    assert all("aurora_" in key and ".default" not in key for key in state)
+    other = adapt(seed=5, calibrated=True)
+    result = set_peft_model_state_dict(other, state)
+    assert not result.unexpected_keys
+    assert torch.equal(logits(other), logits(model))
+    state = {key: value.clone() for key, value in state.items()}
+    injected = inject_adapter_in_model(AuroraConfig(target_modules=ATTENTION, calibrated=True), llama())
+    set_peft_model_state_dict(injected, {k.removeprefix("base_model.model."): v for k, v in state.items()})
+    torch.testing.assert_close(logits(injected.eval()), logits(model))
+
+
+# ---------------------------------------------------------------- Transformers' own adapter interface
+
+
+def test_add_adapter_and_load_adapter_of_transformers(tmp_path):
+    torch.manual_seed(1)
+    model = llama()
+    model.add_adapter(AuroraConfig(target_modules=ATTENTION, init_weights=False), adapter_name="mine")
+    calibrate(model, [IDS])
+    expected = logits(model)
+    assert not torch.equal(expected, logits(llama()))
+    assert merge_gap(model, [IDS]).end_to_end[-1].form == "calibrated"
+    model.save_pretrained(tmp_path / "adapter")
+    export_lora(model, tmp_path / "lora")
+
+    loaded = llama()
+    loaded.load_adapter(tmp_path / "adapter")
+    assert torch.equal(logits(loaded), expected)
+    assert {layer.form("default") for _, layer in aurora_layers(loaded)} == {"calibrated"}
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(llama(), tmp_path / "adapter")), expected)
+    plain = llama()
+    plain.load_adapter(tmp_path / "lora")
+    torch.testing.assert_close(logits(plain), expected)
+
+    loaded.disable_adapters()
+    assert torch.equal(logits(loaded), logits(llama()))
+    loaded.enable_adapters()
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_from_pretrained_of_an_adapter_folder(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    model = adapt(LlamaForCausalLM.from_pretrained(tmp_path / "base"), eval_form="static")
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")), logits(model))
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_trainable_tokens(tied, tmp_path):
+    model = adapt(llama(tie_word_embeddings=tied), trainable_token_indices=[2, 4], eval_form="static").train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    model.eval()
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    export_lora(model, tmp_path / "lora")
+    for folder in ("adapter", "lora"):
+        loaded = PeftModel.from_pretrained(llama(tie_word_embeddings=tied), tmp_path / folder)
+        torch.testing.assert_close(logits(loaded), expected)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected)
+
+
+# ---------------------------------------------------------------- many adapters
+
+
+def test_twenty_adapters_switched_a_thousand_times():
+    model = adapt(llama(layers=1))
+    for i in range(1, 20):
+        torch.manual_seed(i + 1)
+        model.add_adapter(f"a{i}", AuroraConfig(target_modules=ATTENTION, init_weights=False, eval_form="dynamic"))
+    names = list(model.peft_config)
+    model.eval()
+    expected = {}
+    for name in names:
+        model.set_adapter(name)
+        expected[name] = logits(model)
+
+    def switch(times):
+        for i in range(times):
+            name = names[i * 7 % len(names)]
+            model.set_adapter(name)
+            if i % 10 == 0:
+                assert torch.equal(logits(model), expected[name])
+        gc.collect()
+
+    switch(200)
+    objects, memory = len(gc.get_objects()), psutil.Process().memory_info().rss
+    switch(1000)
+    assert len(gc.get_objects()) - objects < 200
+    assert psutil.Process().memory_info().rss - memory < 4 * 2**20
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(model.active_adapter in name.split(".") for name in trainable)
+    for name in names[1:]:
+        model.delete_adapter(name)
+    model.set_adapter("default")
+    assert torch.equal(logits(model), expected["default"])
+    assert not any(f"a{i}" in key.split(".") for i in range(1, 20) for key in model.state_dict())
+
+
+def test_the_calibrated_form_refuses_to_merge_by_default():
+    model = adapt()
+    with pytest.raises(NotCalibratedError):
+        model.merge_and_unload()
+    with set_form(model, "static"):
+        model.merge_and_unload()
