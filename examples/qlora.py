@@ -58,15 +58,6 @@ def log_probabilities(model: nn.Module, batch: common.Batch) -> Tensor:
     return functional.log_softmax(logits[batch["attention_mask"].bool().to(device)].float(), -1)
 
 
-def unpack(model: nn.Module) -> None:
-    """Put 4-bit weights back into the layout that PEFT reads.
-
-    On a CPU with AVX512-BF16, bitsandbytes packs them for its kernel at the first forward pass in eval mode, and PEFT
-    would dequantise them to other numbers without a word. Making a state dict undoes it.
-    """
-    model.state_dict()
-
-
 def distance(reference: Tensor, other: Tensor) -> dict[str, float]:
     """Mean KL(reference || other) in nats, and the largest difference of a log-probability."""
     kl = functional.kl_div(other, reference, log_target=True, reduction="batchmean")
@@ -95,8 +86,10 @@ def main() -> None:
     calibrate(model, batches)
     model.save_pretrained(args.output / "calibrated")
     adapter = log_probabilities(model.eval(), test)  # the form that is merged
-    unpack(model)
     in_4_bits = model.merge_and_unload()
+    # On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights at the first call in eval mode, and Transformers would
+    # dequantise those of the layers without adapter to other numbers. Making a state dict unpacks them.
+    in_4_bits.state_dict()
 
     # the same adapter on the same 4-bit weights, dequantised: nothing is rounded to 4 bits again
     dense = quantised(args.output / "base").dequantize(torch.float32)
