@@ -49,9 +49,9 @@ def options(description: str) -> argparse.ArgumentParser:
 
 
 def aurora_config(args: argparse.Namespace, **more: Any) -> AuroraConfig:
-    """AuroRA r = 2 on the attention's queries and values and the MLP's output."""
+    """AuroRA r = 2 on the queries and values of the attention."""
     return AuroraConfig(
-        target_modules=["q_proj", "v_proj", "down_proj"],
+        target_modules=["q_proj", "v_proj"],
         modules_to_save=args.modules_to_save,
         task_type="CAUSAL_LM",
         **more,

@@ -31,12 +31,15 @@ def one_process(
 
 
 def assert_same(adapter: Path, expected: dict[str, torch.Tensor], without: str = "fingerprint") -> None:
-    """All weights but for rounding: the sums over the rows of a batch are taken in another order."""
+    """All weights but for rounding: the sums over the rows of a batch are taken in another order.
+
+    Adam widens a difference of a gradient that is near zero. 2e-5 is 1/250 of what it can move a weight in one step.
+    """
     found = load_file(adapter / "adapter_model.safetensors")
     expected = {key: value for key, value in expected.items() if without not in key}
     assert {key for key in found if without not in key} == expected.keys()
     for key, value in expected.items():  # a fingerprint is a hash: equal only for equal bits
-        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=2e-6, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "reentrant", "non-reentrant"])

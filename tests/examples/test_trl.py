@@ -21,7 +21,7 @@ def config(**fields: Any) -> aurora_lora.AuroraConfig:
 
 def test_sft(run_example: Callable[..., str], common: Any, tmp_path: Path) -> None:
     output = run_example("trl_sft.py", tmp_path)
-    assert "calibrated 6 layers" in output
+    assert "calibrated 4 layers" in output
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         adapter = PeftModel.from_pretrained(common.tiny_model(), str(tmp_path / "adapter")).eval()(ids).logits
@@ -127,3 +127,21 @@ def test_grpo(common: Any, tmp_path: Path) -> None:
     assert all(p.abs().max() > 0 for p in trained)
     assert len(sync.differences) == 4
     assert max(sync.differences) < 1e-4
+
+
+@pytest.mark.packaged
+@pytest.mark.slow
+def test_sft_smollm2(run_example: Callable[..., str], tmp_path: Path) -> None:
+    from aurora_lora.tasks import SplitSizes, get_task
+    from aurora_lora.tasks.fetch import OfflineError
+    from aurora_lora.tasks.models import resolve_model
+
+    pytest.importorskip("gguf")
+    try:
+        resolve_model("smollm2-135m")
+        get_task("movie-rating").load(SplitSizes(1, 500, 500), 0)
+    except OfflineError as error:
+        pytest.skip(str(error))
+    output = run_example("trl_sft.py", tmp_path, "--steps", "2", "--batch-size", "4", model="smollm2-135m")
+    assert "calibrated 60 layers" in output
+    assert (tmp_path / "merged" / "model.safetensors").exists()
