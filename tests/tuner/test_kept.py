@@ -177,6 +177,28 @@ def test_torchao(quantized_llama, tmp_path):
     torch.testing.assert_close(run(model.merge_and_unload(), ids).logits, expected, atol=0.02, rtol=0.02)
 
 
+def test_hqq():
+    hqq = pytest.importorskip("hqq.core.quantize")
+    torch.manual_seed(0)
+    config = hqq.BaseQuantizeConfig(nbits=4, group_size=64)
+    base = nn.Sequential(hqq.HQQLinear(nn.Linear(64, 96), config, compute_dtype=torch.float32, device="cpu"))
+    model = get_peft_model(base, AuroraConfig(target_modules=["0"], init_weights=False, eval_form="static"))
+    model.train()(X).sum().backward()
+    model.eval()
+    expected = run(model)
+    with pytest.warns(UserWarning, match="quantises them again"):
+        model.merge_adapter()
+    layer = model.base_model.model[0]
+    assert 0.01 < layer.merge_rounding < 0.6
+    assert not torch.equal(run(model), expected)
+    model.unmerge_adapter()
+    assert torch.equal(run(model), expected)
+    with pytest.warns(UserWarning, match="quantises them again"):
+        merged = model.merge_and_unload()
+    assert isinstance(merged[0], hqq.HQQLinear)
+    assert (run(merged) - expected).abs().mean() < 0.3 * expected.abs().mean()
+
+
 def test_torchao_outside_transformers_says_what_is_missing():
     torchao = pytest.importorskip("torchao.quantization")
     model = nn.Sequential(nn.Linear(64, 96))

@@ -26,7 +26,7 @@ class KeptWeight:
     def __init__(self, base_layer: nn.Module, backend: QuantizationBackend | None, shared: bool) -> None:
         self.base_layer = base_layer
         self.backend = backend
-        weight: Any = base_layer.weight
+        weight: Any = getattr(base_layer, "weight", None)  # HQQ has none
         self._stored: Any
         self.parameter = weight if shared and backend is None else None
         if backend is None:
@@ -79,7 +79,7 @@ def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
     On a CPU with AVX512-BF16, bitsandbytes repacks a 4-bit weight at the first call in eval mode, and neither it nor
     PEFT dequantises a packed one.
     """
-    state = getattr(base_layer.weight, "quant_state", None)
+    state = getattr(getattr(base_layer, "weight", None), "quant_state", None)
     if not getattr(state, "packing_format_for_cpu", False):
         return backend.get_base_weight(base_layer)
     bnb: Any = importlib.import_module("bitsandbytes.functional")

@@ -163,13 +163,16 @@ class AuroraLayer(AdapterState):
     def get_base_weight(self) -> Tensor:
         """The base weight, dequantised if it is quantised."""
         base: Any = self.get_base_layer()
+        if self.quantization_backend is not None:
+            return dequantized(base, self.quantization_backend)
         weight: Tensor = base.weight.data
-        return weight if self.quantization_backend is None else dequantized(base, self.quantization_backend)
+        return weight
 
     def _original(self) -> Tensor:
         if self._kept is None:
             return self.get_base_weight()
-        return self._kept.weight().to(self.get_base_layer().weight.device)  # type: ignore[arg-type]
+        device = next((p.device for p in self.get_base_layer().parameters()), None)
+        return self._kept.weight().to(device)
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
         """In at least float32."""
