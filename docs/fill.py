@@ -1,4 +1,4 @@
-"""Puts the tables and figures of docs/deploy.md and docs/trainers.md in their places, from the results that commands have written.
+"""Puts the tables and figures of docs/ in their places, from the results that commands have written.
 
 python docs/fill.py
 """
