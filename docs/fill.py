@@ -1,4 +1,4 @@
-"""Puts the tables and figures of docs/deploy.md in their places, from the results that commands have written.
+"""Puts the tables and figures of docs/ in their places, from the results that commands have written.
 
 python docs/fill.py
 """
@@ -14,6 +14,7 @@ from aurora_lora.report.tables import (
     forms_table,
     insert,
     load_results,
+    qlora_table,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,8 @@ def main() -> None:
         insert(PAGE, "cost", cost_table(costs))
     if language := read(RESULTS / "causal-lm", "*.json"):
         insert(PAGE, "causal-lm", causal_lm_table(language))
+    for distances in read(RESULTS / "qlora", "smollm2.json"):
+        insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
 
 
 if __name__ == "__main__":

@@ -178,3 +178,11 @@ def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
             cells.append(spread(values, 2) if values else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def qlora_table(distances: Mapping[str, Mapping[str, float]]) -> str:
+    """How far two models' predictions are apart: `examples/qlora.py`."""
+    lines = ["| | KL divergence | largest difference of a log-probability |", "|---|---|---|"]
+    for name, values in distances.items():
+        lines.append(f"| {name} | {max(values['kl'], 0.0):.5f} | {values['largest']:.2g} |")  # rounding may give -1e-8
+    return "\n".join(lines)

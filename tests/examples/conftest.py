@@ -1,0 +1,87 @@
+"""Fixtures of the examples' tests: a process that forks runs, and the examples' own helpers."""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="session")
+def common() -> ModuleType:
+    """`examples/common.py`."""
+    spec = importlib.util.spec_from_file_location("aurora_examples_common", EXAMPLES / "common.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def _ask() -> Iterator[Callable[[list[dict[str, Any]]], list[dict[str, Any]]]]:
+    pytest.importorskip("trl")
+    pytest.importorskip("bitsandbytes")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    script = str(Path(__file__).with_name("zygote.py"))
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        while line and line.strip() != "ready":  # libraries greet on stdout too
+            line = process.stdout.readline()
+
+        def ask(orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            process.stdin.write(json.dumps(orders) + "\n")
+            process.stdin.flush()
+            answers: list[dict[str, Any]] = json.loads(process.stdout.readline())
+            return answers
+
+        yield ask
+        process.kill()  # it has nothing to save, and would take seconds to tidy up
+
+
+@pytest.fixture(scope="session")
+def run_example(_ask: Callable[..., list[dict[str, Any]]]) -> Callable[..., str]:
+    """`run_example("ddp.py", output, *options, processes=1, model="tiny")`; gives what the first process printed.
+
+    With several processes, each gets the environment that torchrun and `accelerate launch` give it.
+    """
+
+    def run(script: str, output: Path, *options: str, processes: int = 1, model: str = "tiny") -> str:
+        args = [script, "--model", model, "--output", str(output), *options]
+        common = {"ACCELERATE_USE_CPU": "true"}
+        if processes == 1:
+            orders = [{"args": args, "env": common}]
+        else:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            ranks = map(str, range(processes))
+            orders = [{"args": args, "env": {**common, "RANK": rank, "LOCAL_RANK": rank}} for rank in ranks]
+        answers = _ask(orders)
+        for answer in answers:
+            assert answer["status"] == 0, answer["output"]
+        first: str = answers[0]["output"]
+        return first
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def losses() -> Callable[[str], list[float]]:
+    """The losses that an example printed."""
+    return lambda output: [float(value) for value in re.findall(r"^step \d+/\d+: loss ([\d.]+)$", output, re.MULTILINE)]

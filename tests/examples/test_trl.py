@@ -1,0 +1,147 @@
+"""TRL: supervised fine-tuning as in the example, and GRPO, which needs one form throughout."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+import aurora_lora
+from aurora_lora.errors import NotCalibratedError
+
+STATIC = {"train_form": "static", "eval_form": "static"}
+
+
+def config(**fields: Any) -> aurora_lora.AuroraConfig:
+    return aurora_lora.AuroraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **fields)
+
+
+def test_sft(run_example: Callable[..., str], common: Any, tmp_path: Path) -> None:
+    output = run_example("trl_sft.py", tmp_path)
+    assert "calibrated 4 layers" in output
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        adapter = PeftModel.from_pretrained(common.tiny_model(), str(tmp_path / "adapter")).eval()(ids).logits
+        lora = PeftModel.from_pretrained(common.tiny_model(), str(tmp_path / "lora")).eval()(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        base = common.tiny_model().eval()(ids).logits
+    assert (adapter - base).abs().max() > 0.1
+    torch.testing.assert_close(lora, adapter, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged, adapter, rtol=1e-4, atol=1e-4)
+
+
+def moved(model: Any) -> Any:
+    """As after some training: B is zero at the start, and all forms are equal then."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "aurora_" in name:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def outputs(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return model.train()(ids).logits, model.eval()(ids).logits
+
+
+def test_static_samples_what_it_trains_and_syncs(common: Any) -> None:
+    """The policy that is trained, the one that samples in eval mode and the merged one are the same function."""
+    model, ids = moved(get_peft_model(common.tiny_model(), config(**STATIC))), torch.arange(40).reshape(2, 20)
+    trained, sampled = outputs(model, ids)
+    torch.testing.assert_close(sampled, trained, rtol=0, atol=0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.merge_adapter()
+    synced, _ = outputs(model, ids)
+    model.unmerge_adapter()
+    torch.testing.assert_close(synced, trained, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("eval_form", ["static", "calibrated"])
+def test_dynamic_does_not(common: Any, eval_form: str) -> None:
+    """Why GRPO needs the static form: after dynamic training, the policy that is synced is another one, or none."""
+    model, ids = (
+        moved(get_peft_model(common.tiny_model(), config(eval_form=eval_form))),
+        torch.arange(40).reshape(2, 20),
+    )
+    if eval_form == "calibrated":
+        with pytest.raises(NotCalibratedError):
+            model.merge_adapter()
+    else:
+        trained, sampled = outputs(model, ids)
+        assert (sampled - trained).abs().max() > 0.1
+
+
+class Sync(TrainerCallback):
+    """What TRL does for vLLM after each step: merge, read the weights, unmerge."""
+
+    def __init__(self) -> None:
+        self.differences: list[float] = []
+
+    def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        ids = torch.arange(40).reshape(2, 20)
+        training = model.training
+        trained, sampled = outputs(model, ids)
+        model.merge_adapter()
+        synced = outputs(model, ids)[1]
+        model.unmerge_adapter()
+        model.train(training)
+        self.differences += [(sampled - trained).abs().max().item(), (synced - trained).abs().max().item()]
+
+
+def test_grpo(common: Any, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    sync = Sync()
+    trainer = trl.GRPOTrainer(
+        model=common.tiny_model(),
+        reward_funcs=lambda completions, **kwargs: [float(len(set(text))) for text in completions],
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=4,
+            num_generations=4,
+            max_completion_length=8,
+            learning_rate=1e-2,
+            beta=0.1,  # the reference policy is the model with its adapter switched off
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": common.sentences("tiny", 8)}),
+        processing_class=common.tiny_tokenizer(),
+        peft_config=config(**STATIC),
+        callbacks=[sync],
+    )
+    trainer.train()
+    trained = [p for name, p in trainer.model.named_parameters() if "aurora_B" in name]
+    assert trained
+    assert all(p.abs().max() > 0 for p in trained)
+    assert len(sync.differences) == 4
+    assert max(sync.differences) < 1e-4
+
+
+@pytest.mark.packaged
+@pytest.mark.slow
+def test_sft_smollm2(run_example: Callable[..., str], tmp_path: Path) -> None:
+    from aurora_lora.tasks import SplitSizes, get_task
+    from aurora_lora.tasks.fetch import OfflineError
+    from aurora_lora.tasks.models import resolve_model
+
+    pytest.importorskip("gguf")
+    try:
+        resolve_model("smollm2-135m")
+        get_task("movie-rating").load(SplitSizes(1, 500, 500), 0)
+    except OfflineError as error:
+        pytest.skip(str(error))
+    output = run_example("trl_sft.py", tmp_path, "--steps", "2", "--batch-size", "4", model="smollm2-135m")
+    assert "calibrated 60 layers" in output
+    assert (tmp_path / "merged" / "model.safetensors").exists()
