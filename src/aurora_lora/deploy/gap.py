@@ -176,8 +176,9 @@ class _LayerSums:
 
     def __init__(self, layer: AuroraLayer, name: str, forms: list[str]) -> None:
         self.layer, self.name = layer, name
-        self.matrices = {form: _wide(layer.get_factors(name, form)[0]) for form in forms}
-        B = _wide(layer.aurora_B[name].detach())
+        factors = {form: layer.get_factors(name, form) for form in forms}
+        self.matrices = {form: _wide(lora_A) for form, (lora_A, _) in factors.items()}
+        B = _wide(factors[forms[0]][1])  # s B: the scale drops out of every ratio
         self.gram = B.T @ B
         self.n = 0
         self.power = 0.0

@@ -110,7 +110,7 @@ def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -
     if anl.is_identity or not is_fast(z, H, spline_weight):
         return adaptive_nonlinear(z, H, spline_weight, anl)
     with torch.autocast(z.device.type, enabled=False):
-        rows: Tensor = _Sigma.apply(z.reshape(-1, z.shape[-1]).T, H, spline_weight, anl)  # type: ignore[no-untyped-call]
+        rows: Tensor = _Sigma.apply(z.reshape(-1, z.shape[-1]).T.contiguous(), H, spline_weight, anl)  # type: ignore[no-untyped-call]
     return rows.T.reshape(z.shape)
 
 

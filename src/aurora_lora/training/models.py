@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -57,6 +58,7 @@ def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) 
             # a pickle can run code; a GGUF file is not one
             use_safetensors=source.gguf_file is None,
             **_gguf(source),
+            **_as_plain_weights(source),
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
@@ -65,6 +67,12 @@ def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) 
 
 def _gguf(source: ResolvedModel) -> dict[str, Any]:
     return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+
+
+def _as_plain_weights(source: ResolvedModel) -> dict[str, Any]:
+    """Newer Transformers mark a model from a GGUF file as quantised, and its Trainer refuses that, unless told so."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if source.gguf_file is None or config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _unusable(model: str, error: Exception) -> UserError:

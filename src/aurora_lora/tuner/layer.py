@@ -150,6 +150,11 @@ class AuroraLayer(AdapterState):
                 f"A base layer quantised by {backend.backend_name} cannot be merged into: load the base model "
                 "unquantised to merge, or serve the adapter beside it with aurora_lora.export_lora(model, folder)."
             )
+        if hasattr(getattr(self.get_base_layer(), "weight", None), "full_tensor"):
+            raise NotImplementedError(
+                "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
+                "merge there (docs/trainers.md)."
+            )
         for adapter_name in adapter_names:
             self.get_factors(adapter_name)
 

@@ -13,6 +13,7 @@ from ..errors import FormError, NotCalibratedError, StaleCalibrationError
 from ..ops import fused
 from ..ops.anl import ANL
 from . import calibration_state
+from .calibration_state import whole
 from .config import FORMS, AuroraConfig
 from .peft_names import BaseTunerLayer, BufferDict, _get_in_out_features, resolve_quantization_backend
 
@@ -221,10 +222,10 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     def static_matrix(self, adapter_name: str) -> Tensor:
         """sigma(A) of Eq. 9, (r, d_in)."""
-        H, spline_weight = self._anl_weights(adapter_name)
-        return fused.sigma_of_columns(
-            self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl
-        )
+        weights = (self.aurora_A[adapter_name], *self._anl_weights(adapter_name))
+        A, H, spline_weight = (None if weight is None else whole(weight) for weight in weights)
+        assert A is not None
+        return fused.sigma_of_columns(A, H, spline_weight, self.aurora_config[adapter_name].anl)
 
     def map_of_form(self, adapter_name: str) -> tuple[Tensor, Tensor | None, Tensor | None, ANL]:
         """The present form as (matrix, H, W_s, sigma): the matrix A with the ANL, or one that needs none (Eq. 9)."""
@@ -255,7 +256,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         form = config.resolved_eval_form if form is None else form
         if form not in FORMS:
             raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
-        A, B = self.aurora_A[adapter_name].detach(), self.aurora_B[adapter_name].detach()
+        A, B = (whole(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
         dtype = torch.promote_types(A.dtype, torch.float32)
         if self.forms_coincide(adapter_name):
             matrix = self.static_matrix(adapter_name).detach()

@@ -1,0 +1,23 @@
+"""Calibration and the gap report on a model that FSDP2 has sharded: the same as unsharded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_calibrate_and_gap_on_a_sharded_model(tmp_path):
+    script, address = str(Path(__file__).with_name("sharded.py")), f"file://{tmp_path}/rendezvous"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", script]
+    ranks = [
+        subprocess.Popen([*command, str(rank), address], stdout=-1, stderr=-1, text=True, env=environment)
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    for rank, (_, errors) in zip(ranks, outputs, strict=True):
+        assert rank.returncode == 0, errors[-3000:]
+    lines = outputs[0][0].splitlines()
+    assert "forms {'calibrated'}" in lines
+    assert any(line.startswith("merge The base weight is sharded") for line in lines)
+    assert lines[-1] == "done"
