@@ -72,14 +72,14 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
 
 def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
     """Check the folder, lock it and write the recipe down."""
-    _check_recipe(folder, recipe)
+    check_recipe(folder, recipe)
     files.check_writable(folder)
     stack.enter_context(storage.lock(folder))
     _prepare(folder, recipe)
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
-    _check_recipe(folder, recipe)
+    check_recipe(folder, recipe)
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS):
         files.clear_leftovers(each)
@@ -87,7 +87,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
         files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
+def check_recipe(folder: Path, recipe: Recipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe."""
     if not (folder / RECIPE).exists():
         for name in (ADAPTER, CHECKPOINTS, "result.json"):
