@@ -56,6 +56,27 @@ def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
     assert f"| LoRA | 0.3K | {lora.params} | Sentiment | 80.0* | {lora.ours:.1f} |" in page
 
 
+def test_averages(recipes: Recipes, tmp_path: Path) -> None:
+    """Over the columns, of the medians over the seeds; only where all columns are there."""
+    rows = [{"name": "LoRA", "recipe": "lora-{column}", "scores": {"sentiment": 80}, "average": 70}]
+    folder = recipes(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
+    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=folder)
+    made = {
+        (recipe, seed): {
+            "metric": {"by_form": {"merged": {"accuracy": 0.5 + 0.1 * seed, "pearson": 0.25}}},
+            "params": {"adapter": 5},
+        }
+        for recipe, seed in todo.jobs
+    }
+    *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
+    assert (average.column, average.paper) == ("Avg.", 70)
+    assert average.ours == pytest.approx((55 + 25) / 2)
+    del made["lora-rating", 0], made["lora-rating", 1]
+    *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
+    assert average.ours is None
+    assert len(compare(todo.suite, todo.cells[:1], todo.seeds, made)) == 1
+
+
 def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
     first = next(iter(todo.jobs.values()))
     assert first.status() == "to do"
@@ -175,7 +196,7 @@ def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp
     args = ("--only", "lora-sentiment", "--seeds", "3")
     done = aurora(*args)
     assert done.exit_code == 0, done.output
-    folder = tmp_path / "runs" / "tiny-packaged"
+    folder = tmp_path / "runs" / "packaged" / "tiny"
     record = json.loads((folder / "table.json").read_text())
     assert record["seeds"] == [3]
     assert record["cells"] == json.loads(aurora(*args, "--json").stdout)["cells"]

@@ -23,7 +23,7 @@ def test_each_run_once(recipes: Recipes, tmp_path: Path) -> None:
     ]
     job = todo.jobs["lora-rating", 1]
     assert (job.recipe.method.name, job.recipe.task.name, job.recipe.seed) == ("lora", "tiny-rating", 1)
-    assert job.folder == tmp_path / "runs" / "lora-rating" / "seed1"
+    assert job.folder == tmp_path / "runs" / "tiny" / "lora-rating" / "seed1"
     assert [key[1] for key in todo.jobs] == [0, 0, 0, 0, 1, 1, 1, 1]  # the first seed's table is whole first
 
 
@@ -103,3 +103,22 @@ def test_the_packages_own_suites_are_whole() -> None:
             suite, folder = load_suite(name, scale)
             for cell in cells(suite):
                 assert (folder / f"{cell.recipe}.yaml").is_file(), cell.recipe
+
+
+def test_a_run_of_another_suite_is_shared(recipes: Recipes, tmp_path: Path) -> None:
+    folder = recipes()
+    other = folder / "other" / "packaged"
+    other.mkdir(parents=True)
+    text = (folder / "tiny" / "packaged" / "suite.yaml").read_text()
+    (other / "suite.yaml").write_text(text.replace("lora-{column}", "tiny/lora-{column}"))
+    for path in (folder / "tiny" / "packaged").glob("aurora-*.yaml"):
+        (other / path.name).write_text(path.read_text())
+    todo = prepare("other", "packaged", tmp_path / "runs", recipes=folder)
+    assert todo.jobs["tiny/lora-rating", 0].folder == tmp_path / "runs" / "tiny" / "lora-rating" / "seed0"
+    assert todo.jobs["aurora-rating", 0].folder == tmp_path / "runs" / "other" / "aurora-rating" / "seed0"
+    assert todo.folder == tmp_path / "runs" / "other"
+
+
+def test_hours_are_the_time_of_training(recipes: Recipes) -> None:
+    suite, _ = load_suite("tiny", "packaged", recipes(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}]))
+    assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5

@@ -31,7 +31,8 @@ def reproduce(
         "packaged"
     ),
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs; runs/SUITE-SCALE.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs, shared by the suites; runs/SCALE."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -47,14 +48,14 @@ def reproduce(
     """Run every experiment of one table or figure of the paper, then print the paper's numbers beside ours.
 
     Finished runs are taken as they are, interrupted ones gone on with, and a run that fails does not stop the others.
-    Writes DIR/table.md and DIR/table.json.
+    Writes DIR/SUITE/table.md and table.json.
     """
     from aurora_lora.experiments.reproduce import prepare
 
     todo = prepare(
         suite,
         scale,
-        output or Path("runs") / f"{suite}-{scale}",
+        output or Path("runs") / scale,
         only=only or (),
         seeds=None if seeds is None else _numbers("--seeds", seeds),
         overrides=overrides or (),

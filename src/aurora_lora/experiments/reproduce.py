@@ -25,6 +25,7 @@ class Reproduction:
     seeds: tuple[int, ...]
     jobs: dict[tuple[str, int], Job]
     folder: Path
+    """Of the table: `output/<suite>`; the runs are below it, or below the suites that share them."""
 
     def results(self) -> dict[tuple[str, int], Result]:
         """The results that there are, by recipe and seed."""
@@ -54,7 +55,7 @@ def prepare(
     Args:
         name: `table1`, `table2`, ...: see `suites`.
         scale: `hub` or `packaged`.
-        output: folder of the runs; one that holds some goes on with them.
+        output: folder of the runs of a scale, shared by the suites; one that holds some goes on with them.
         only: patterns that choose recipes, rows or columns; all by default.
         seeds: instead of the suite's.
         overrides: changes to every recipe, as in `aurora train`.
@@ -69,7 +70,9 @@ def prepare(
     if not wanted:
         raise UserError("--seeds: at least one is needed")
     output = Path(output)
-    return Reproduction(name, scale, suite, chosen, wanted, plan(chosen, wanted, folder, output, overrides), output)
+    return Reproduction(
+        name, scale, suite, chosen, wanted, plan(chosen, wanted, folder, output, overrides), output / name
+    )
 
 
 def run(todo: Reproduction, engine: Engine, report: Callable[[Outcome], Any] = lambda outcome: None) -> Tally:

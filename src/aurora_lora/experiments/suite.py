@@ -31,12 +31,14 @@ from .jobs import Job
 
 SUITE = "suite.yaml"
 SCALES = ("hub", "packaged")
+HOURS = "hours"
 
 
 class Column(Section):
     """A column of scores.
 
-    A run whose task has several test sets gives a column each: `test` names the column's.
+    A run whose task has several test sets gives a column each: `test` names the column's. The metric `hours` is the
+    time of the training.
     """
 
     name: str
@@ -46,13 +48,19 @@ class Column(Section):
     scale: float = 100.0
     """What the metric is multiplied with: the paper prints percent."""
 
+    @property
+    def is_percent(self) -> bool:
+        """Whether it counts in the average."""
+        return self.metric != HOURS
+
 
 class Row(Section):
     """A method. Rows may share recipes: the forms of AuroRA are scored from one training run."""
 
     name: str
     recipe: str
-    """Name of the cell's recipe, without `.yaml`; `{column}` stands for the column's name."""
+    """Name of the cell's recipe, without `.yaml`; `{column}` stands for the column's name. `table2/lora` is one of
+    another suite, at the same scale: the run is shared."""
     form: str = "merged"
     params: str | None = None
     """As the paper prints it."""
@@ -60,6 +68,8 @@ class Row(Section):
     """The paper takes the numbers from earlier work."""
     scores: dict[str, float] = Field(default_factory=dict)
     """The paper's, by column; none for a row that is ours."""
+    average: float | None = None
+    """The paper's average over the columns."""
     note: str | None = None
 
 
@@ -78,6 +88,8 @@ class Suite(Section):
     statistic: Literal["median", "mean"] = "median"
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+    average: str | None = None
+    """Label of a further column with the average over the columns that are percent, if there is one."""
     gpu: str | None = None
     """What the paper ran it on."""
     note: str | None = None
@@ -182,23 +194,24 @@ def plan(
     Args:
         chosen: the cells.
         seeds: of each.
-        recipes: folder of the recipes.
-        output: folder of the runs: `output/<recipe>/seed<N>`.
+        recipes: the suite's folder, `<suite>/<scale>`.
+        output: folder of the runs: `output/<suite>/<recipe>/seed<N>`.
         overrides: changes to every recipe, as in `aurora train`.
 
     Raises:
         UserError: a recipe cannot be read.
     """
-    loaded: dict[str, Recipe] = {}
+    loaded: dict[str, tuple[Recipe, Path]] = {}
     for cell in chosen:
         if cell.recipe not in loaded:
-            loaded[cell.recipe] = load_recipe(recipes / f"{cell.recipe}.yaml", overrides)
+            suite, _, name = cell.recipe.rpartition("/")
+            suite = suite or recipes.parent.name
+            path = recipes.parents[1] / suite / recipes.name / f"{name}.yaml"
+            loaded[cell.recipe] = load_recipe(path, overrides), output / suite / name
     return {
-        (name, seed): Job(
-            f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), output / name / f"seed{seed}"
-        )
+        (name, seed): Job(f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), folder / f"seed{seed}")
         for seed in seeds
-        for name, recipe in loaded.items()
+        for name, (recipe, folder) in loaded.items()
     }
 
 
@@ -208,6 +221,8 @@ def score_of(result: Mapping[str, Any], cell: Cell) -> float | None:
     Raises:
         UserError: the run has no such form, test set or metric.
     """
+    if cell.column.metric == HOURS:
+        return float(result["time"]["train_s"]) / 3600
     metric = result["metric"]
     where = f"the result of {cell.recipe}"
     forms = metric["by_form"] if cell.column.test is None else metric.get("by_test_set", {}).get(cell.column.test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
@@ -89,7 +89,40 @@ def compare(suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], results:
                 missing=len(seeds) - len(scores),
             )
         )
+    if suite.average is not None:
+        found = _with_averages(suite, chosen, found)
     return found
+
+
+def _with_averages(suite: Suite, chosen: Sequence[Cell], found: Sequence[Compared]) -> list[Compared]:
+    """After the cells of each row, their average: over the columns, of the medians or means over the seeds."""
+    assert suite.average is not None
+    percent = sum(column.is_percent for column in suite.columns)
+    rows: dict[tuple[str, str], list[tuple[Cell, Compared]]] = {}
+    for cell, one in zip(chosen, found, strict=True):
+        rows.setdefault((one.group, one.row), []).append((cell, one))
+    result = []
+    for pairs in rows.values():
+        result += [one for _, one in pairs]
+        counted = [one for cell, one in pairs if cell.column.is_percent]
+        if len(counted) < percent:  # not all columns were asked for
+            continue
+        values = [one.ours for one in counted if one.ours is not None]
+        ours = statistics.fmean(values) if len(values) == percent else None
+        result.append(
+            replace(
+                counted[-1],
+                column=suite.average,
+                paper=pairs[0][0].row.average,
+                scores=(),
+                ours=ours,
+                mean=None,
+                median=None,
+                spread=None,
+                missing=0,
+            )
+        )
+    return result
 
 
 def tables(suite: Suite, compared: Sequence[Compared]) -> Iterator[Table]:
@@ -132,7 +165,7 @@ def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
 def _cells(one: Compared, is_new: bool) -> list[str]:
     star = "*" if one.quoted and one.paper is not None else ""
     total = len(one.scores) + one.missing
-    seeds = str(total) if not one.missing else f"{len(one.scores)} of {total}"
+    seeds = "" if not total else str(total) if not one.missing else f"{len(one.scores)} of {total}"
     return [
         one.row if is_new else "",
         one.column,
