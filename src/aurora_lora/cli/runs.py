@@ -25,8 +25,9 @@ def train(
 ) -> None:
     """Fine-tune, choose the best epoch, calibrate, and score every form.
 
-    Writes DIR/adapter/, DIR/result.json and DIR/recipe.yaml. Interrupted at any moment, the same command goes on from
-    the last checkpoint. A finished run is shown again.
+    Writes DIR/adapter/ with its model card, DIR/lora/ (an AuroRA adapter as a plain LoRA), DIR/result.json and
+    DIR/recipe.yaml. Interrupted at any moment, the same command goes on from the last checkpoint. A finished run is
+    shown again.
     """
     from aurora_lora.training.recipe import load_recipe
 
