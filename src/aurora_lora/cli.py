@@ -39,6 +39,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Split = Annotated[
+    str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
 
 
@@ -127,7 +130,7 @@ def evaluate(
     form: Annotated[
         str | None, typer.Option("--form", help="One form only: dynamic, static, calibrated, merged.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    split: Split = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run again."""
@@ -141,11 +144,12 @@ def evaluate(
     finally:
         bar.stop()
     if as_json and _is_main():
-        _print_json({"folder": str(folder), "split": split, "by_form": scores})
+        _print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
     elif _is_main():
         from aurora_lora.training.summary import print_scores
 
-        print_scores(_stdout(), f"{run.task.name}: {split}", run.recipe.method.name, scores, run.deployed_form)
+        title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
+        print_scores(_stdout(), title, run.recipe.method.name, scores, run.deployed_form)
 
 
 @app.command()
@@ -181,7 +185,7 @@ def merge(
 @plain_errors
 def gap(
     folder: RunFolder,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    split: Split = None,
     examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
@@ -201,6 +205,7 @@ def gap(
     target = output or folder
     check_writable(target)
     _progress()
+    split = split or run.test_sets[0]
     with _stderr().status(f"running the forms on the {split} split"):
         found = measure(run, split, examples)
     record = {"run": str(folder), "split": split, **found.to_dict()}

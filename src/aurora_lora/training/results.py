@@ -31,7 +31,9 @@ def build_result(
     recipe: Recipe,
     *,
     metric: str,
-    test: Scores,
+    split: str,
+    examples: Mapping[str, int],
+    test: Mapping[str, Scores],
     validation: Scores,
     selected_by: Mapping[str, Any],
     params: ParameterCounts,
@@ -45,7 +47,9 @@ def build_result(
     Args:
         recipe: what was run.
         metric: name of the task's main metric.
-        test: metrics of each form on the test split.
+        split: whether the scores are those of test or of validation data.
+        examples: how many there are in each split.
+        test: metrics of each form on each test set.
         validation: the same on the validation split.
         selected_by: what chose the best epoch, and which one that is.
         params: parameter counts.
@@ -63,8 +67,10 @@ def build_result(
         "seed": recipe.seed,
         "metric": {
             "name": metric,
-            "split": "test",
-            "by_form": _finite(test),
+            "split": split,
+            "examples": dict(examples),
+            "by_form": _finite(mean_scores(test)),
+            **({"by_test_set": _finite(test)} if len(test) > 1 else {}),
             "validation_by_form": _finite(validation),
             "selected_by": dict(selected_by),
         },
@@ -76,6 +82,15 @@ def build_result(
         "git_commit": git_commit(),
         "device": device(),
         "status": "finished",
+    }
+
+
+def mean_scores(test: Mapping[str, Scores]) -> Scores:
+    """Metrics by form: the mean over the test sets, each counting the same."""
+    sets = list(test.values())
+    return {
+        form: {name: sum(scores[form][name] for scores in sets) / len(sets) for name in metrics}
+        for form, metrics in sets[0].items()
     }
 
 

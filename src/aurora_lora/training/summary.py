@@ -21,7 +21,10 @@ FORM_NAMES = {
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
     "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
+    "matthews": ("Matthews", lambda value: f"{value:.3f}"),
+    "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
     "pearson": ("Pearson", lambda value: f"{value:.3f}"),
+    "spearman": ("Spearman", lambda value: f"{value:.3f}"),
     "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 
@@ -29,11 +32,12 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 def print_run(console: Console, run: Run) -> None:
     """Scores of every form beside the reference, parameter counts, and what was written."""
     result, reference = run.result, run.reference
-    size = result["recipe"]["task"]["test_size"]
     rows = _rows(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     if reference is not None:
         rows += _rows(reference["method"], reference["metric"]["by_form"], None)
-    _print_table(console, f"{result['task']}: {size:,} test examples", rows)
+    _print_table(console, _title(result), rows)
+    if by_test_set := result["metric"].get("by_test_set"):
+        _print_test_sets(console, result, by_test_set)
     console.print(_parameters(result), highlight=False)
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
@@ -43,6 +47,33 @@ def print_run(console: Console, run: Run) -> None:
     )
     for path in written(run):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _title(result: Result) -> str:
+    metric = result["metric"]
+    sets = list(metric.get("by_test_set", {}))
+    if sets:
+        return f"{result['task']}: mean of {len(sets)} test sets"
+    # results of earlier versions have the size in their recipe only
+    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
+    return f"{result['task']}: {size:,} {metric['split']} examples"
+
+
+def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:
+    """The main metric of each form on each test set; a row for each set."""
+    name = result["metric"]["name"]
+    heading, shown = _COLUMNS[name]
+    table = Table(title=heading, title_justify="left")
+    table.add_column("test set")
+    table.add_column("examples", justify="right")
+    forms = list(next(iter(by_test_set.values())))
+    for form in forms:
+        table.add_column(form.replace("merged", result["method"]), justify="right")
+    for test_set, scores in by_test_set.items():
+        values = [scores[form][name] for form in forms]
+        cells = ["not a number" if value is None else shown(value) for value in values]
+        table.add_row(test_set, f"{result['metric']['examples'][test_set]:,}", *cells)
+    console.print(table)
 
 
 def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:
