@@ -215,26 +215,27 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
         scores[form] = {
             name.removeprefix(f"{split}_"): value
             for name, value in metrics.items()
-            if name.removeprefix(f"{split}_") in metric_names(data)
+            if name.removeprefix(f"{split}_") in data.task.metric_names
         }
     return scores
-
-
-def metric_names(data: Data) -> tuple[str, ...]:
-    """The metrics of the task, the main one first."""
-    return ("accuracy", "nll") if data.task.kind == "classification" else ("pearson", "mse")
 
 
 def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     method, options = recipe.method.method, recipe.method.options
     forms, steps = method.forms(options), trainer.state.max_steps
-    epochs = epochs_from_log(trainer.state.log_history, metric_names(data))
+    epochs = epochs_from_log(trainer.state.log_history, data.task.metric_names)
     best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
+    scored = {"validation": score(recipe, trainer, data, "validation", forms)}
+    for name in recipe.task.test_sets or ():
+        if name not in scored:
+            scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
         recipe,
         metric=data.task.metric,
-        validation=score(recipe, trainer, data, "validation", forms),
-        test=score(recipe, trainer, data, "test", forms),
+        split=data.task.reported_split,
+        examples={name: len(split) for name, split in data.splits.items()},
+        validation=scored["validation"],
+        test={name: scored[name] for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": method.deployed_form(options),
