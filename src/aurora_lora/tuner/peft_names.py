@@ -22,7 +22,9 @@ try:
     from peft.utils import (
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         AuxiliaryTrainingWrapper,
+        ModulesToSaveWrapper,
         get_quantization_kwargs,
+        quantization_extra_repr,
         register_peft_method,
         resolve_quantization_backend,
     )
@@ -53,11 +55,13 @@ __all__ = [
     "BaseTuner",
     "BaseTunerLayer",
     "BufferDict",
+    "ModulesToSaveWrapper",
     "QuantizationBackend",
     "_get_in_out_features",
     "check_adapters_to_merge",
     "get_pattern_key",
     "get_quantization_kwargs",
+    "quantization_extra_repr",
     "register_peft_method",
     "resolve_quantization_backend",
     "warn_of_newer_peft",
