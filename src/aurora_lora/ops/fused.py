@@ -89,8 +89,9 @@ def add_update(
         dtype = torch.get_autocast_dtype(device)
         x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
     with torch.autocast(device, enabled=False):
-        out: Tensor = _AddUpdate.apply(result, x, A, B, H, spline_weight, scaling, anl)  # type: ignore[no-untyped-call]
-    return out
+        rows = result.reshape(-1, result.shape[-1])
+        out: Tensor = _AddUpdate.apply(rows, x, A, B, H, spline_weight, scaling, anl)  # type: ignore[no-untyped-call]
+    return out.view(result.shape)
 
 
 def linear(
@@ -117,7 +118,7 @@ def linear(
     if not frozen or not x.dtype == weight.dtype == A.dtype == B.dtype:
         return None
     out: Tensor = _AddUpdate.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl)  # type: ignore[no-untyped-call]
-    return out
+    return out.view(*x.shape[:-1], len(B))
 
 
 def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
@@ -191,7 +192,11 @@ class _Sigma(torch.autograd.Function):
 
 
 class _AddUpdate(torch.autograd.Function):
-    """result + s B sigma(A x), where `result` may also be the (weight, bias) of the frozen layer that it comes from."""
+    """result + s B sigma(A x), (n, d_out), where `result` may also be the (weight, bias) of the frozen base layer.
+
+    It must not return a view: autograd forbids to change one in place that was made in a function like this, and some
+    models (DeBERTa) change the output of a linear layer in place.
+    """
 
     @staticmethod
     def forward(
@@ -213,19 +218,19 @@ class _AddUpdate(torch.autograd.Function):
             out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
             out.addmm_(u.T, B.T, alpha=scaling)
         elif result.dtype == x.dtype:
-            out = torch.addmm(result.reshape(-1, result.shape[-1]), u.T, B.T, alpha=scaling)
+            out = torch.addmm(result, u.T, B.T, alpha=scaling)
         else:
-            out = result.reshape(-1, result.shape[-1]) + (u.T @ (B.T * scaling)).to(result.dtype)
+            out = result + (u.T @ (B.T * scaling)).to(result.dtype)
         ctx.scaling, ctx.anl = scaling, anl
         ctx.save_for_backward(x, A, B, H, W, weight, *kept)
-        return out.view(*x.shape[:-1], len(B))
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         _refuse_double_backward()
         x, A, B, H, W, weight, *kept = ctx.saved_tensors
         for_result, for_x, for_A, for_B = ctx.needs_input_grad[:4]
-        G = grad.reshape(-1, grad.shape[-1]).to(x.dtype)
+        G = grad.to(x.dtype)
         du = torch.addmm(kept[0].T, G, B, beta=0, alpha=ctx.scaling).T
         u, dz, dH, dW = _backward(du, H, W, tuple(kept), ctx.anl)
         dx = dA = dB = None

@@ -198,6 +198,15 @@ def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise UserError(f"'{override}' is not of the form key=value, such as training.epochs=1")
+    set_field(data, key, yaml_text.parse(text, f"'{override}'"))
+
+
+def set_field(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a field of a recipe's plain values, by its dotted name.
+
+    Raises:
+        UserError: what stands before a dot has no fields.
+    """
     *sections, last = key.split(".")
     here = data
     for name in sections:
@@ -207,9 +216,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         elif isinstance(below, str) and name == "method":
             below = here[name] = {"name": below}
         if not isinstance(below, dict):
-            raise UserError(f"'{override}': {name} is {below!r}, which has no fields")
+            raise UserError(f"'{key}': {name} is {below!r}, which has no fields")
         here = below
-    here[last] = yaml_text.parse(text, f"'{override}'")
+    here[last] = value
 
 
 def _lines(error: ValidationError) -> Iterator[str]:

@@ -6,8 +6,8 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from .. import files
 from ..errors import UserError
-from ..methods import ParameterCounts
+from ..methods import MERGED, ParameterCounts
 from .recipe import Recipe
 
 SCHEMA = 1
@@ -25,6 +25,18 @@ RESULT = "result.json"
 Result = dict[str, Any]
 Scores = dict[str, dict[str, float]]
 """Metrics by form."""
+
+_FORM_NAMES = {
+    "dynamic": "trained (dynamic)",
+    "static": "static (the paper's merge)",
+    "calibrated": "calibrated merge",
+}
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
+    "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
+    "pearson": ("Pearson", lambda value: f"{value:.3f}"),
+    "mse": ("mean squared error", lambda value: f"{value:.3f}"),
+}
 
 
 def build_result(
@@ -122,6 +134,37 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
             )
             losses = []
     return _finite(entries)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores for people: a row for each form, which starts with the form's name."""
+
+    metrics: list[str]
+    rows: list[list[str]]
+
+
+def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable:
+    """The scores of a method's forms.
+
+    Args:
+        method: its name, which stands for its only form.
+        scores: as in result.json.
+        deployed: the form to mark as such, if there are several.
+    """
+    metrics = [name for name in _COLUMNS if name in next(iter(scores.values()))]
+    rows = []
+    for form, values in scores.items():
+        name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
+        shown = [
+            "not a number" if values[metric] is None else _COLUMNS[metric][1](values[metric]) for metric in metrics
+        ]
+        rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
+    return ScoreTable([_COLUMNS[metric][0] for metric in metrics], rows)
+
+
+def _shown(metric: str, value: float | None) -> str:
+    return "not a number" if value is None else _COLUMNS[metric][1](value)
 
 
 def versions() -> dict[str, str | None]:
