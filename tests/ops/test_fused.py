@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import adapter, fused
+from aurora_lora.ops import adapter, anl_op, fused
 from aurora_lora.ops.anl import ANL, adaptive_nonlinear, nonlinear_columns
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
 
@@ -326,6 +326,17 @@ def test_calls_and_bytes_of_one_layer():
 
     calibrated = AuroraConfig(target_modules=["0"], calibrated=True, init_weights=False)
     assert measure(calibrated, train=False)[0] <= 5
+
+
+def test_calls_and_bytes_of_one_layer_with_an_operator_for_sigma(monkeypatch):
+    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)  # as on CUDA; the operators have a CPU side
+    lora = measure(LoraConfig(r=8, target_modules=["0"]))
+    for form in ("dynamic", "static"):
+        found = measure(AuroraConfig(target_modules=["0"], train_form=form))
+        assert found[1] <= 14
+        assert found[0] < lora[0]
+        assert found[1] < lora[1]
+        assert found[2] < lora[2]
 
 
 def test_a_merged_layer_makes_the_calls_of_the_base_layer():
