@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..methods import MERGED
+from ..methods import MERGED, UNMERGED
 from .results import Result, Scores
 from .run import ADAPTER, REFERENCE, Run
 
@@ -59,7 +59,7 @@ def written(run: Run) -> list[Path]:
 def _rows(method: str, scores: Scores, deployed: str | None) -> list[tuple[str, dict[str, Any]]]:
     rows = []
     for form, metrics in scores.items():
-        name = method.replace("-", " ") if form == MERGED else FORM_NAMES.get(form, form)
+        name = method.replace("-", " ") if form in (MERGED, UNMERGED) else FORM_NAMES.get(form, form)
         rows.append((f"{name}, deployed" if form == deployed and len(scores) > 1 else name, metrics))
     return rows
 
