@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
+from ..methods.aurora import AuroraMethod
 from .models import load_base_model, load_tokenizer
 from .run import ADAPTER, make_model, make_trainer
 from .trained import TrainedRun
@@ -70,5 +71,5 @@ def export(
 
 
 def _need_aurora(run: TrainedRun) -> None:
-    if run.recipe.method.name != "aurora":
+    if not isinstance(run.recipe.method.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")

@@ -18,7 +18,7 @@ from aurora_lora import calibrate
 from .. import files
 from ..deploy import export_lora
 from ..errors import UserError
-from ..methods import count_parameters
+from ..methods import AuroraMethod, Sample, count_parameters
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .data import Data, load_data
@@ -129,6 +129,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
         return finished, True
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
     checkpoint = trainer.resume()
+    prepare_for(recipe, trainer, data, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.load_weights(trainer.best_checkpoint())
     calibrate_for(recipe, trainer, data)
@@ -162,6 +163,7 @@ def make_trainer(
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
+    callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
     trainer = RecipeTrainer(
         recipe,
         checkpoints,
@@ -192,6 +194,26 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
         return method.load(base, adapter, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:
+    """Let the method decide from training data what is trained, or take that from the checkpoint of a run that goes on.
+
+    Raises:
+        UserError: what the method decided on does not fit the model.
+    """
+    method, options = recipe.method.method, recipe.method.options
+    if checkpoint is None:
+        sample = Sample(
+            batches=lambda share: data.training_batches(share, recipe.training.batch_size),
+            loss=trainer.loss_of,
+            learning_rate=recipe.training.learning_rate,
+            seed=recipe.seed,
+            agree=lambda value: on_main(lambda: value),
+        )
+        method.prepare(trainer.module, options, sample)
+    else:
+        method.restore(trainer.module, checkpoint, options)
 
 
 def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
@@ -255,7 +277,7 @@ def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, res
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
     config: Any = trainer.module.config
     facts = card.Facts(recipe, data.task, result, config.pad_token_id)
-    no_lora = _write_lora(folder / LORA, trainer, facts) if recipe.method.name == "aurora" else None
+    no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method.method, AuroraMethod) else None
     with files.new_folder(folder / ADAPTER) as adapter:
         recipe.method.method.save(trainer.module, adapter)
         data.tokenizer.save_pretrained(str(adapter))

@@ -18,6 +18,7 @@ try:
         BaseTunerLayer,
         _get_in_out_features,
         check_adapters_to_merge,
+        check_target_module_exists,
     )
     from peft.utils import (
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -59,6 +60,7 @@ __all__ = [
     "QuantizationBackend",
     "_get_in_out_features",
     "check_adapters_to_merge",
+    "check_target_module_exists",
     "get_pattern_key",
     "get_quantization_kwargs",
     "quantization_extra_repr",
