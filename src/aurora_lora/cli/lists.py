@@ -11,7 +11,6 @@ from rich.table import Table
 
 from .common import Json, print_json, stdout
 
-
 STUDIES = "studies"
 
 
@@ -31,6 +30,8 @@ def list_command(
         print_json(rows)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for row in rows:
         table.add_row(row["name"], row["description"])
     stdout().print(table if rows else f"no {what} here")
