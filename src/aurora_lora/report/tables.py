@@ -19,6 +19,7 @@ FORM_NAMES = {
     "static": "static (the paper's merge)",
     "calibrated": "calibrated (ours)",
     "merged": "merged",
+    "unmerged": "cannot be merged",
 }
 
 

@@ -11,6 +11,7 @@ from textwrap import indent
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..methods import AuroraMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, resolve_model
 from . import yaml_text
@@ -72,7 +73,8 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     data = ModelCard.load(path).data
     data.base_model = facts.base  # PEFT names the cache folder of a packaged model
     data.tags = sorted({*(tag for tag in data.tags or () if not tag.startswith("base_model:")), *facts.tags})
-    _write(path, data, facts, _aurora(facts, no_lora) if facts.recipe.method.name == "aurora" else _peft(facts))
+    is_aurora = isinstance(facts.recipe.method.method, AuroraMethod)
+    _write(path, data, facts, _aurora(facts, no_lora) if is_aurora else _peft(facts))
 
 
 def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
