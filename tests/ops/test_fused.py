@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import adapter, fused
+from aurora_lora.ops import adapter, anl_op, fused
 from aurora_lora.ops.anl import ANL, adaptive_nonlinear, nonlinear_columns
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
 
@@ -103,6 +103,30 @@ def test_with_the_base_layer_in_it(anl, with_bias):
     assert_same(value_and_gradients(fast, (x, A, B, H, W)), expected, rtol=1e-10, atol=1e-11)
     assert fused.linear(x, weight.requires_grad_(), bias, A, B, H, W, 1.7, anl) is None  # its gradient is not in there
     assert fused.linear(x.float(), weight.detach(), bias, A, B, H, W, 1.7, anl) is None
+
+
+def test_the_output_can_be_changed_in_place():
+    """DeBERTa divides its queries in place, through a view of the output of a linear layer."""
+    anl = ANL("tanh", "channelwise")
+    tensors = make(anl)
+    weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+
+    def halve(result):
+        heads = result.permute(1, 0, 2)
+        heads /= 2
+        return heads
+
+    def added(path):
+        return lambda *tensors: halve(path(*tensors, 1.7, anl))
+
+    def with_base(result, x, *rest):
+        return halve(fused.linear(x, weight, bias, *rest, 1.7, anl))
+
+    def base_and_eager(result, x, *rest):
+        return halve(adapter.add_update(nn.functional.linear(x, weight, bias), x, *rest, 1.7, anl))
+
+    for fast, eager in ((added(fused.add_update), added(adapter.add_update)), (with_base, base_and_eager)):
+        assert_same(value_and_gradients(fast, tensors), value_and_gradients(eager, tensors), rtol=1e-10, atol=1e-11)
 
 
 def test_columns():
@@ -302,6 +326,17 @@ def test_calls_and_bytes_of_one_layer():
 
     calibrated = AuroraConfig(target_modules=["0"], calibrated=True, init_weights=False)
     assert measure(calibrated, train=False)[0] <= 5
+
+
+def test_calls_and_bytes_of_one_layer_with_an_operator_for_sigma(monkeypatch):
+    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)  # as on CUDA; the operators have a CPU side
+    lora = measure(LoraConfig(r=8, target_modules=["0"]))
+    for form in ("dynamic", "static"):
+        found = measure(AuroraConfig(target_modules=["0"], train_form=form))
+        assert found[1] <= 14
+        assert found[0] < lora[0]
+        assert found[1] < lora[1]
+        assert found[2] < lora[2]
 
 
 def test_a_merged_layer_makes_the_calls_of_the_base_layer():

@@ -87,12 +87,12 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
         UserError: sizes that the data cannot give, or data that cannot be fetched.
     """
     task, section = get_task(recipe.task.name), recipe.task
+    assert section.max_length is not None  # filled in by validation
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-    loaded = task.load(sizes, section.split_seed)
+    loaded = task.load_splits(sizes, section.split_seed, section.test_sets)
     max_length = min(section.max_length, tokenizer.model_max_length)
     splits = {}
-    for name in ("train", "validation", "test"):
-        split = loaded[name]
+    for name, split in loaded.items():
         examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
         for example, label in zip(examples, split["label"], strict=True):
             example["labels"] = label

@@ -13,12 +13,12 @@ from .run import ADAPTER, make_model, make_trainer
 from .trained import TrainedRun
 
 
-def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch_size: int = 64) -> MergeGap:
+def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:
     """The merge gap of a run on a split.
 
     Args:
         run: an AuroRA run, trained in the dynamic form.
-        split: `"train"`, `"validation"` or `"test"`.
+        split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: the first so many of the split; all if None.
         batch_size: examples of one forward pass.
 
@@ -27,8 +27,8 @@ def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch
         FormError: the run was trained in the static form, which merges exactly.
     """
     _need_aurora(run)
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"split '{split}' is not one of train, validation, test")
+    split = split or run.test_sets[0]
+    run.check_split(split)
     if examples is not None and examples < 1:
         raise UserError(f"examples must be at least 1, got {examples}")
     with tempfile.TemporaryDirectory() as nowhere:
