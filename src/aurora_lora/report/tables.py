@@ -19,7 +19,6 @@ FORM_NAMES = {
     "static": "static (the paper's merge)",
     "calibrated": "calibrated (ours)",
     "merged": "merged",
-    "unmerged": "cannot be merged",
 }
 
 

@@ -18,7 +18,8 @@ from aurora_lora import calibrate
 from .. import files
 from ..deploy import export_lora
 from ..errors import UserError
-from ..methods import AuroraMethod, Sample, count_parameters
+from ..methods import Sample, count_parameters
+from ..methods.aurora import AuroraMethod
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .data import Data, load_data
