@@ -11,12 +11,12 @@ from textwrap import indent
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..methods import AuroraMethod
+from ..methods import UNMERGED, AuroraMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, resolve_model
 from . import yaml_text
 from .recipe import Recipe
-from .results import Result, score_table
+from .results import Result, score_table, scored_on
 
 CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
@@ -160,13 +160,14 @@ An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it need
 
 
 def _weights(facts: Facts) -> str:
+    mergeable = facts.result["metric"]["selected_by"]["form"] != UNMERGED
+    merge = "    aurora merge RUN --output OUT    # a plain Transformers model\n" if mergeable else ""
     return f"""
 The weights that {facts.recipe.method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
     pip install 'aurora-lora[train]'
-    aurora merge RUN --output OUT    # a plain Transformers model, from the folder of the run
-    aurora predict RUN TEXT...
-"""
+    aurora predict RUN TEXT...       # RUN is the folder of the run
+{merge}"""
 
 
 def _load(facts: Facts, *, packaged: bool) -> str:
@@ -219,7 +220,7 @@ def _record(facts: Facts) -> str:
     return f"""
 ## Scores
 
-{recipe.task.name}, {recipe.task.test_size:,} test examples ({facts.task.source}):
+{scored_on(result)} ({facts.task.source}).
 
 {scores}
 
