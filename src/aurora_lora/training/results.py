@@ -154,6 +154,17 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
     return _finite(entries)  # type: ignore[no-any-return]
 
 
+def scored_on(result: Result) -> str:
+    """The data that the scores of a result come from: `movie-sentiment: 2,000 test examples`."""
+    metric = result["metric"]
+    sets = list(metric.get("by_test_set", {}))
+    if sets:
+        return f"{result['task']}: mean of {len(sets)} test sets"
+    # results of earlier versions have the size in their recipe only
+    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
+    return f"{result['task']}: {size:,} {metric['split']} examples"
+
+
 @dataclass(frozen=True)
 class ScoreTable:
     """Scores for people: a row for each form, which starts with the form's name."""
