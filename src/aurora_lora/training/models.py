@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -51,17 +52,33 @@ def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) 
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
-        loaded: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            source.path,
-            config=config,
-            dtype=torch.float32,
-            # a pickle can run code; a GGUF file is not one
-            use_safetensors=source.gguf_file is None,
-            **_gguf(source),
-            **_as_plain_weights(source),
-        )
+        return _load(AutoModelForSequenceClassification, source, config=config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
+
+
+def load_causal_model(model: str) -> PreTrainedModel:
+    """The pretrained causal language model, in float32.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        return _load(AutoModelForCausalLM, resolve_model(model))
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _unusable(model, error) from error
+
+
+def _load(auto_class: Any, source: ResolvedModel, **options: Any) -> PreTrainedModel:
+    loaded: PreTrainedModel = auto_class.from_pretrained(
+        source.path,
+        dtype=torch.float32,
+        # a pickle can run code; a GGUF file is not one
+        use_safetensors=source.gguf_file is None,
+        **_gguf(source),
+        **_as_plain_weights(source),
+        **options,
+    )
     return loaded
 
 
