@@ -10,6 +10,10 @@ from rich.table import Table
 
 from .common import Json, RunFolder, is_main, print_json, progress_bars, stderr, stdout
 
+Split = Annotated[
+    str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
+]
+
 if TYPE_CHECKING:
     from aurora_lora.training.progress import ProgressBar
 
@@ -64,7 +68,7 @@ def evaluate(
     form: Annotated[
         str | None, typer.Option("--form", help="One form only: dynamic, static, calibrated, merged.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    split: Split = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run again."""
@@ -78,11 +82,12 @@ def evaluate(
     finally:
         bar.stop()
     if as_json and is_main():
-        print_json({"folder": str(folder), "split": split, "by_form": scores})
+        print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
     elif is_main():
         from aurora_lora.training.summary import print_scores
 
-        print_scores(stdout(), f"{run.task.name}: {split}", run.recipe.method.name, scores, run.deployed_form)
+        title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
+        print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
 
 
 def merge(
@@ -114,7 +119,7 @@ def merge(
 
 def gap(
     folder: RunFolder,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    split: Split = None,
     examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
@@ -134,6 +139,7 @@ def gap(
     target = output or folder
     check_writable(target)
     progress_bars()
+    split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
         found = measure(run, split, examples)
     record = {"run": str(folder), "split": split, **found.to_dict()}

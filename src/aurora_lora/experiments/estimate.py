@@ -126,7 +126,7 @@ def _tokens(recipe: Recipe, config: Any) -> int:
     """Of one example: the longest that the recipe allows, or an image's patches."""
     if hasattr(config, "patch_size") and hasattr(config, "image_size"):
         return int((config.image_size // config.patch_size) ** 2 + 1)
-    return recipe.task.max_length
+    return recipe.task.max_length or get_task(recipe.task.name).max_length
 
 
 def describe(todo: Reproduction) -> list[dict[str, Any]]:

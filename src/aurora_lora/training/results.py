@@ -34,7 +34,10 @@ _FORM_NAMES = {
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
     "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
+    "matthews": ("Matthews", lambda value: f"{value:.3f}"),
+    "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
     "pearson": ("Pearson", lambda value: f"{value:.3f}"),
+    "spearman": ("Spearman", lambda value: f"{value:.3f}"),
     "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 
@@ -43,7 +46,9 @@ def build_result(
     recipe: Recipe,
     *,
     metric: str,
-    test: Scores,
+    split: str,
+    examples: Mapping[str, int],
+    test: Mapping[str, Scores],
     validation: Scores,
     selected_by: Mapping[str, Any],
     params: ParameterCounts,
@@ -57,7 +62,9 @@ def build_result(
     Args:
         recipe: what was run.
         metric: name of the task's main metric.
-        test: metrics of each form on the test split.
+        split: whether the scores are those of test or of validation data.
+        examples: how many there are in each split.
+        test: metrics of each form on each test set.
         validation: the same on the validation split.
         selected_by: what chose the best epoch, and which one that is.
         params: parameter counts.
@@ -75,8 +82,10 @@ def build_result(
         "seed": recipe.seed,
         "metric": {
             "name": metric,
-            "split": "test",
-            "by_form": _finite(test),
+            "split": split,
+            "examples": dict(examples),
+            "by_form": _finite(mean_scores(test)),
+            **({"by_test_set": _finite(test)} if len(test) > 1 else {}),
             "validation_by_form": _finite(validation),
             "selected_by": dict(selected_by),
         },
@@ -88,6 +97,15 @@ def build_result(
         "git_commit": git_commit(),
         "device": device(),
         "status": "finished",
+    }
+
+
+def mean_scores(test: Mapping[str, Scores]) -> Scores:
+    """Metrics by form: the mean over the test sets, each counting the same."""
+    sets = list(test.values())
+    return {
+        form: {name: sum(scores[form][name] for scores in sets) / len(sets) for name in metrics}
+        for form, metrics in sets[0].items()
     }
 
 
@@ -156,14 +174,18 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable
     rows = []
     for form, values in scores.items():
         name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
-        shown = [
-            "not a number" if values[metric] is None else _COLUMNS[metric][1](values[metric]) for metric in metrics
-        ]
+        shown = [shown_score(metric, values[metric]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
-    return ScoreTable([_COLUMNS[metric][0] for metric in metrics], rows)
+    return ScoreTable(list(map(heading, metrics)), rows)
 
 
-def _shown(metric: str, value: float | None) -> str:
+def heading(metric: str) -> str:
+    """A metric's name for people."""
+    return _COLUMNS[metric][0]
+
+
+def shown_score(metric: str, value: float | None) -> str:
+    """A metric's value for people."""
     return "not a number" if value is None else _COLUMNS[metric][1](value)
 
 

@@ -18,7 +18,8 @@ from aurora_lora import calibrate
 from .. import files
 from ..deploy import export_lora
 from ..errors import UserError
-from ..methods import count_parameters
+from ..methods import Sample, count_parameters
+from ..methods.aurora import AuroraMethod
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .data import Data, load_data
@@ -129,6 +130,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
         return finished, True
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
     checkpoint = trainer.resume()
+    prepare_for(recipe, trainer, data, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.load_weights(trainer.best_checkpoint())
     calibrate_for(recipe, trainer, data)
@@ -162,6 +164,7 @@ def make_trainer(
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
+    callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
     trainer = RecipeTrainer(
         recipe,
         checkpoints,
@@ -194,6 +197,26 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
         raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
+def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:
+    """Let the method decide from training data what is trained, or take that from the checkpoint of a run that goes on.
+
+    Raises:
+        UserError: what the method decided on does not fit the model.
+    """
+    method, options = recipe.method.method, recipe.method.options
+    if checkpoint is None:
+        sample = Sample(
+            batches=lambda share: data.training_batches(share, recipe.training.batch_size),
+            loss=trainer.loss_of,
+            learning_rate=recipe.training.learning_rate,
+            seed=recipe.seed,
+            agree=lambda value: on_main(lambda: value),
+        )
+        method.prepare(trainer.module, options, sample)
+    else:
+        method.restore(trainer.module, checkpoint, options)
+
+
 def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
     """Calibrate the model as the recipe says, if its method has a calibrated form."""
     if CALIBRATED in recipe.method.method.forms(recipe.method.options):
@@ -215,26 +238,27 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
         scores[form] = {
             name.removeprefix(f"{split}_"): value
             for name, value in metrics.items()
-            if name.removeprefix(f"{split}_") in metric_names(data)
+            if name.removeprefix(f"{split}_") in data.task.metric_names
         }
     return scores
-
-
-def metric_names(data: Data) -> tuple[str, ...]:
-    """The metrics of the task, the main one first."""
-    return ("accuracy", "nll") if data.task.kind == "classification" else ("pearson", "mse")
 
 
 def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     method, options = recipe.method.method, recipe.method.options
     forms, steps = method.forms(options), trainer.state.max_steps
-    epochs = epochs_from_log(trainer.state.log_history, metric_names(data))
+    epochs = epochs_from_log(trainer.state.log_history, data.task.metric_names)
     best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
+    scored = {"validation": score(recipe, trainer, data, "validation", forms)}
+    for name in recipe.task.test_sets or ():
+        if name not in scored:
+            scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
         recipe,
         metric=data.task.metric,
-        validation=score(recipe, trainer, data, "validation", forms),
-        test=score(recipe, trainer, data, "test", forms),
+        split=data.task.reported_split,
+        examples={name: len(split) for name, split in data.splits.items()},
+        validation=scored["validation"],
+        test={name: scored[name] for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": method.deployed_form(options),
@@ -254,7 +278,7 @@ def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, res
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
     config: Any = trainer.module.config
     facts = card.Facts(recipe, data.task, result, config.pad_token_id)
-    no_lora = _write_lora(folder / LORA, trainer, facts) if recipe.method.name == "aurora" else None
+    no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method.method, AuroraMethod) else None
     with files.new_folder(folder / ADAPTER) as adapter:
         recipe.method.method.save(trainer.module, adapter)
         data.tokenizer.save_pretrained(str(adapter))

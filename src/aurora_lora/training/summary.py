@@ -7,18 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .results import RESULT, Result, Scores, ScoreTable, score_table
+from .results import RESULT, Result, Scores, ScoreTable, heading, score_table, shown_score
 from .run import ADAPTER, LORA, RECIPE, REFERENCE, Run
 
 
 def print_run(console: Console, run: Run) -> None:
     """Scores of every form beside the reference, parameter counts, and what was written."""
     result, reference = run.result, run.reference
-    size = result["recipe"]["task"]["test_size"]
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
-    _print_table(console, f"{result['task']}: {size:,} test examples", table)
+    _print_table(console, _title(result), table)
+    if by_test_set := result["metric"].get("by_test_set"):
+        _print_test_sets(console, result, by_test_set)
     console.print(_parameters(result), highlight=False)
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
@@ -28,6 +29,32 @@ def print_run(console: Console, run: Run) -> None:
     )
     for path in written(run):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _title(result: Result) -> str:
+    metric = result["metric"]
+    sets = list(metric.get("by_test_set", {}))
+    if sets:
+        return f"{result['task']}: mean of {len(sets)} test sets"
+    # results of earlier versions have the size in their recipe only
+    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
+    return f"{result['task']}: {size:,} {metric['split']} examples"
+
+
+def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:
+    """The main metric of each form on each test set; a row for each set."""
+    name = result["metric"]["name"]
+    table = Table(title=heading(name), title_justify="left")
+    table.add_column("test set")
+    table.add_column("examples", justify="right")
+    forms = list(next(iter(by_test_set.values())))
+    for form in forms:
+        table.add_column(form.replace("merged", result["method"]), justify="right")
+    for test_set, scores in by_test_set.items():
+        values = [scores[form][name] for form in forms]
+        cells = [shown_score(name, value) for value in values]
+        table.add_row(test_set, f"{result['metric']['examples'][test_set]:,}", *cells)
+    console.print(table)
 
 
 def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:
