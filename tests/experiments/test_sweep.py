@@ -88,6 +88,18 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path) -> None:
     assert "tiny: 2 runs to tune each, 2 seeds" in shown.stdout
 
 
+def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_path: Path) -> None:
+    full = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
+    study = load_study(write(settings=[full, {"name": "lora", "method": "lora"}]))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    tried = [sorted(values["training.learning_rate"] for values, _ in sweep.trials(one)) for one in study.settings]
+    assert tried == [[2e-2, 4e-2], RATES]
+    full["space"]["training.learning_rate"].append(1)
+    with pytest.raises(UserError, match="setting full: space: budget=2 is not allowed: the grid has 3 points"):
+        load_study(write(settings=[full]))
+
+
 def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
     study = load_study(write(tuning={"budget": 3, "space": {"training.learning_rate": [1e-3, 3e-2, 1e-1]}}))
     sweep = Sweep(study, tmp_path / "out", InProcess(fake))

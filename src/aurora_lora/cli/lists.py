@@ -11,12 +11,14 @@ from rich.table import Table
 
 from .common import Json, print_json, stdout
 
+STUDIES = "studies"
+
 
 def list_command(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="tasks, methods, models, recipes or suites.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="tasks, methods, models, recipes, suites or studies.")],
     as_json: Json = False,
 ) -> None:
-    """List the tasks, methods, models, recipes or suites (tables of the paper) that there are."""
+    """List the tasks, methods, models, recipes, suites (tables of the paper) or studies that there are."""
     entries = _LISTS.get(what)
     if entries is None:
         from aurora_lora.errors import UserError
@@ -29,6 +31,8 @@ def list_command(
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     group = None
+    table.add_column(no_wrap=True)
+    table.add_column()
     for row in rows:
         if row.get("group") not in (None, group):
             group = row["group"]
@@ -72,18 +76,25 @@ def _recipes() -> list[dict[str, Any]]:
     """The recipes; each one's opening comment holds its command, then a description."""
     from aurora_lora.experiments.suite import SUITE, recipes_folder
 
-    rows = []
-    for path in map(_from_here, sorted(recipes_folder().rglob("*.yaml"))):
-        if path.name == SUITE:
-            continue
-        comment = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("#"):
-                break
-            comment.append(line.lstrip("# ").rstrip())
-        words = " ".join(line for line in comment[1:] if line)
-        rows.append({"name": str(path), "description": words, "command": comment[0] if comment else ""})
-    return rows
+    folder = recipes_folder()
+    paths = (path for path in sorted(folder.rglob("*.yaml")) if path.name != SUITE and STUDIES not in path.parts)
+    return [_described(path) for path in paths]
+
+
+def _studies() -> list[dict[str, Any]]:
+    from aurora_lora.experiments.suite import recipes_folder
+
+    return [_described(path) for path in sorted((recipes_folder() / STUDIES).glob("*.yaml"))]
+
+
+def _described(path: Path) -> dict[str, Any]:
+    comment = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# ").rstrip())
+    words = " ".join(line for line in comment[1:] if line)
+    return {"name": str(_from_here(path)), "description": words, "command": comment[0] if comment else ""}
 
 
 def _from_here(path: Path) -> Path:
@@ -108,4 +119,5 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "models": _models,
     "recipes": _recipes,
     "suites": _suites,
+    "studies": _studies,
 }

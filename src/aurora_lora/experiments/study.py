@@ -48,6 +48,14 @@ class Range(Section):
 Space = dict[str, Range | tuple[Value, ...]]
 
 
+def check_space(space: Space) -> Space:
+    """Raise a ValueError for a field without values."""
+    for field, values in space.items():
+        if isinstance(values, tuple) and not values:
+            raise ValueError(f"{field}: give at least one value")
+    return space
+
+
 class Tuning(Section):
     """How each setting is tuned: on one seed, by the validation score of the form that it deploys."""
 
@@ -62,20 +70,21 @@ class Tuning(Section):
     @field_validator("space")
     @classmethod
     def _no_empty_list(cls, space: Space) -> Space:
-        for field, values in space.items():
-            if isinstance(values, tuple) and not values:
-                raise ValueError(f"{field}: give at least one value")
-        return space
+        return check_space(space)
 
     @model_validator(mode="after")
     def _grid_fits(self) -> Tuning:
+        self.check_grid(self.space)
+        return self
+
+    def check_grid(self, space: Space) -> None:
+        """Raise a ValueError for a grid that is not as large as the budget."""
         if self.sampler == "grid":
-            if ranges := [field for field, values in self.space.items() if isinstance(values, Range)]:
+            if ranges := [field for field, values in space.items() if isinstance(values, Range)]:
                 raise ValueError(f"{ranges[0]}: a grid needs a list of values, not a range")
-            size = math.prod(len(values) for values in self.space.values() if isinstance(values, tuple))
+            size = math.prod(len(values) for values in space.values() if isinstance(values, tuple))
             if size != self.budget:
                 raise ValueError(f"budget={self.budget} is not allowed: the grid has {size} points")
-        return self
 
 
 class Setting(Section):
@@ -85,6 +94,13 @@ class Setting(Section):
     method: str | dict[str, Any]
     fields: dict[str, Any] = Field(default_factory=dict)
     """Other fields of the recipe that differ from the base, by dotted name."""
+    space: Space | None = None
+    """Instead of the study's: full fine-tuning wants other learning rates than an adapter. The budget is the same."""
+
+    @field_validator("space")
+    @classmethod
+    def _no_empty_list(cls, space: Space | None) -> Space | None:
+        return space if space is None else check_space(space)
 
     @property
     def slug(self) -> str:
@@ -106,7 +122,16 @@ class Study(Section):
         slugs = [setting.slug for setting in self.settings]
         if twice := [setting.name for setting in self.settings if slugs.count(setting.slug) > 1]:
             raise ValueError(f"settings: the names {', '.join(twice)} are not distinct")
+        for setting in self.settings:
+            try:
+                self.tuning.check_grid(self.space(setting))
+            except ValueError as error:
+                raise ValueError(f"setting {setting.name}: space: {error}") from error
         return self
+
+    def space(self, setting: Setting) -> Space:
+        """What is tuned of a setting."""
+        return self.tuning.space if setting.space is None else setting.space
 
     def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
         """The recipe of a run of a setting, with the tuned fields as chosen.
@@ -139,7 +164,7 @@ def load_study(path: Path | str) -> Study:
     for setting in study.settings:
         first = {
             field: values.low if isinstance(values, Range) else values[0]
-            for field, values in study.tuning.space.items()
+            for field, values in study.space(setting).items()
         }
         study.recipe(setting, first, study.tuning.seed)
     return study

@@ -25,7 +25,7 @@ from ..training.results import Result
 from ..training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
-from .study import Range, Setting, Study
+from .study import Range, Setting, Study, Value
 
 JOURNAL, SUMMARY = "journal.log", "study.json"
 _VALUES = "values"
@@ -86,7 +86,12 @@ class Sweep:
             direction="maximize",
             load_if_exists=True,
         )
-        described = {"method": setting.method, "fields": setting.fields, "tuning": tuning.model_dump(mode="json")}
+        space = self.study.space(setting)
+        described = {
+            "method": setting.method,
+            "fields": setting.fields,
+            "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json"),
+        }
         if (before := book.user_attrs.get("setting")) not in (None, described):
             raise UserError(
                 f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
@@ -94,7 +99,7 @@ class Sweep:
             )
         book.set_user_attr("setting", described)
         if tuning.sampler == "grid":
-            names, lists = list(tuning.space), [values for values in tuning.space.values() if isinstance(values, tuple)]
+            names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
             for point in product(*(range(len(values)) for values in lists)):
                 book.enqueue_trial(dict(zip(names, point, strict=True)), skip_if_exists=True)
         return book
@@ -110,14 +115,15 @@ class Sweep:
                     open_settings.remove(setting)
                     continue
                 trial = self.books[setting.name].ask()
-                values = {field: self._suggest(trial, field) for field in self.study.tuning.space}
+                space = self.study.space(setting)
+                values = {field: self._suggest(trial, field, space[field]) for field in space}
                 trial.set_user_attr(_VALUES, values)
                 job = self.job(setting, values, self.study.tuning.seed)
                 asked[job.folder] = setting, trial.number
                 yield job
 
-    def _suggest(self, trial: optuna.Trial, field: str) -> Any:
-        space = self.study.tuning.space[field]
+    @staticmethod
+    def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Value, ...]) -> Any:
         if isinstance(space, Range):
             return trial.suggest_float(field, space.low, space.high, log=space.log)
         # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one

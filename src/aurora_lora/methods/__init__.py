@@ -1,8 +1,8 @@
 """The methods that recipes can name. A new method is one file here and one line in `METHODS`."""
 
 from .adalora import ADALORA
-from .aurora import AURORAS, AuroraMethod
-from .base import MERGED, UNMERGED, Method, ParameterCounts, Sample, count_parameters, unknown
+from .aurora import AURORAS
+from .base import MERGED, Method, ParameterCounts, Sample, count_parameters, unknown
 from .bitfit import BITFIT
 from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
 from .dylora import DYLORA
@@ -59,8 +59,6 @@ def get_method(name: str) -> Method:
 __all__ = [
     "MERGED",
     "METHODS",
-    "UNMERGED",
-    "AuroraMethod",
     "Method",
     "ParameterCounts",
     "Sample",

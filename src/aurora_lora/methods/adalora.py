@@ -36,7 +36,7 @@ class ShareOutRanks(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         tuner = _tuner(kwargs["model"])
         config = tuner.peft_config[tuner.trainable_adapter_name]
-        if config.tinit + config.tfinal >= state.max_steps:
+        if max(config.tinit, 1) + config.tfinal >= state.max_steps:  # one step to see what is important
             raise UserError(
                 f"method.tinit={config.tinit} and method.tfinal={config.tfinal} leave no step of the {state.max_steps} "
                 "in which ranks are shared out: lower them"

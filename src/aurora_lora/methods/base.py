@@ -22,10 +22,7 @@ TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
-"""The one form of every method whose trained and merged model are the same function."""
-
-UNMERGED = "unmerged"
-"""The one form of a method whose trained model cannot be merged into plain weights."""
+"""The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
 
 WEIGHTS_FILE = "trained.safetensors"
 """What a method without a PEFT adapter writes: the weights that were trained, and buffers."""
@@ -107,24 +104,19 @@ class OneForm:
     name: str
     description: str
 
-    @property
-    def form(self) -> str:
-        """The single form's name."""
-        return MERGED
-
     def forms(self, options: Options) -> tuple[str, ...]:
-        return (self.form,)
+        return (MERGED,)
 
     def deployed_form(self, options: Options) -> str:
-        return self.form
+        return MERGED
 
     def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
         self._check_form(form)
         return nullcontext()
 
     def _check_form(self, form: str) -> None:
-        if form != self.form:
-            raise FormError(f"form={form!r}: {self.name} has one form only (allowed: {self.form!r}).")
+        if form != MERGED:
+            raise FormError(f"form={form!r}: {self.name} has one form only (allowed: {MERGED!r}).")
 
     def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
         pass

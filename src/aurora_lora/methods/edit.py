@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import FormError
-from .base import MERGED, UNMERGED, OneForm, Options, TaskType, is_head, load_trained, save_trained
+from .base import OneForm, Options, TaskType, is_head, load_trained, save_trained
 from .edited import AdaptedLinear, Update
 from .options import Table, check
 from .targets import lora_targets, merge_edits, replace, target_paths
@@ -29,10 +29,6 @@ class EditMethod(OneForm, ABC):
 
     table: Table
     refusal: str | None = None
-
-    @property
-    def form(self) -> str:
-        return MERGED if self.refusal is None else UNMERGED
 
     def validate(self, options: Options) -> dict[str, Any]:
         return check(options, self.table)

@@ -15,9 +15,9 @@ def plan_tables(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> Iterator[Tab
     """A table for each model, and the sum of them."""
     for model in dict.fromkeys(row["model"] for row in rows):
         table = Table(title=f"{suite.title}: {model}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        table.add_column("recipe", overflow="fold", min_width=16)
+        table.add_column("recipe", overflow="fold", min_width=24)
         table.add_column("data", overflow="fold")
-        for name in ("params", "head", "memory", "time", "done"):
+        for name in ("params", "memory", "time", "done"):
             table.add_column(name, justify="right")
         of_model = [row for row in rows if row["model"] == model]
         for recipe in dict.fromkeys(row["recipe"] for row in of_model):
@@ -27,7 +27,6 @@ def plan_tables(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> Iterator[Tab
                 recipe,
                 first["data"],
                 f"{first['params']['adapter']:,}",
-                f"{first['params']['head']:,}",
                 f"{first['memory_gb']:.1f} GB",
                 _time(first["hours"]),
                 f"{done}/{len(runs)}",

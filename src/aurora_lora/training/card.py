@@ -11,7 +11,9 @@ from textwrap import indent
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..methods import AuroraMethod
+from ..methods.aurora import AuroraMethod
+from ..methods.edit import EditMethod
+from ..methods.milora import MiLoRAMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, resolve_model
 from . import yaml_text
@@ -78,12 +80,12 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     data = ModelCard.load(path).data
     data.base_model = facts.base  # PEFT names the cache folder of a packaged model
     data.tags = sorted({*(tag for tag in data.tags or () if not tag.startswith("base_model:")), *facts.tags})
-    _write(
-        path,
-        data,
-        facts,
-        _aurora(facts, no_lora) if isinstance(facts.recipe.method.method, AuroraMethod) else _peft(facts),
-    )
+    method = facts.recipe.method.method
+    if isinstance(method, AuroraMethod):
+        text = _aurora(facts, no_lora)
+    else:  # MiLoRA's base weight is made by this package
+        text = _weights(facts) if isinstance(method, MiLoRAMethod) else _peft(facts)
+    _write(path, data, facts, text)
 
 
 def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
@@ -169,13 +171,16 @@ An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it need
 
 
 def _weights(facts: Facts) -> str:
+    method = facts.recipe.method.method
+    refusal = method.refusal if isinstance(method, EditMethod) else None
+    merge = "\n    aurora merge RUN --output OUT    # a plain Transformers model, from the folder of the run"
+    cannot = f"\nThey cannot be merged: {refusal}.\n" if refusal else ""
     return f"""
-The weights that {facts.recipe.method.name} has trained, without the model's others, for the command of `aurora-lora`:
+The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
-    pip install 'aurora-lora[train]'
-    aurora merge RUN --output OUT    # a plain Transformers model, from the folder of the run
+    pip install 'aurora-lora[train]'{"" if refusal else merge}
     aurora predict RUN TEXT...
-"""
+{cannot}"""
 
 
 def _load(facts: Facts, *, packaged: bool) -> str:

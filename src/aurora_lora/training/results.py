@@ -16,7 +16,7 @@ import torch
 
 from .. import files
 from ..errors import UserError
-from ..methods import MERGED, UNMERGED, ParameterCounts
+from ..methods import MERGED, ParameterCounts
 from .recipe import Recipe
 
 SCHEMA = 1
@@ -186,7 +186,7 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable
     metrics = [name for name in _COLUMNS if name in next(iter(scores.values()))]
     rows = []
     for form, values in scores.items():
-        name = method.replace("-", " ") if form in (MERGED, UNMERGED) else _FORM_NAMES.get(form, form)
+        name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
         shown = [shown_score(metric, values[metric]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
     return ScoreTable(list(map(heading, metrics)), rows)

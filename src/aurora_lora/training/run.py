@@ -19,7 +19,8 @@ from aurora_lora import calibrate
 from .. import files
 from ..deploy import export_lora
 from ..errors import UserError
-from ..methods import AuroraMethod, Sample, count_parameters
+from ..methods import Sample, count_parameters
+from ..methods.aurora import AuroraMethod
 from ..tasks import get_task
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
