@@ -71,7 +71,7 @@ def test_what_the_adapters_card_says(run: Run, model: Path) -> None:
     for form, name in (("dynamic", "trained (dynamic)"), ("calibrated", "calibrated merge, deployed")):
         scores = run.result["metric"]["by_form"][form]
         assert f"| {name} | {100 * scores['accuracy']:.1f} | {scores['nll']:.3f} |" in written.text
-    assert "tiny-sentiment: 32 test examples" in written.text
+    assert "tiny-sentiment, 32 test examples" in written.text
     assert f"- PEFT {run.result['versions']['peft']}" in written.text
     assert "learning_rate: 0.02" in written.text
 
