@@ -42,6 +42,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
 
 
+_RESUMES = {
+    "train": ": the same command goes on from the last checkpoint",
+    "bench": ": with --output, the same command goes on where it was",
+}
+
+
 def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Print what a user can put right as one line, without a traceback."""
 
@@ -58,8 +64,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             _complain(MISSING_EXTRA.format(name=error.name.partition(".")[0]))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            resumes = ": the same command goes on from the last checkpoint" if command.__name__ == "train" else ""
-            _complain(f"interrupted{resumes}")
+            _complain(f"interrupted{_RESUMES.get(command.__name__, '')}")
             raise typer.Exit(130) from error
 
     return guarded
@@ -313,7 +318,8 @@ def bench(
 
     wanted = units(workloads or (), compiled)
     names = tuple(VARIANTS) if variants is None else tuple(name.strip() for name in variants.split(","))
-    settings = Settings(rounds, threads or torch.get_num_threads(), device, dtype, names, quick)
+    threads = torch.get_num_threads() if threads is None else threads
+    settings = Settings(rounds, threads, device, dtype, names, quick)
     _progress()
     records, written = [], []
     with rounds_bar(_stderr()) as bar:

@@ -80,6 +80,11 @@ class Settings:
         choose(self.variants)
 
 
+def as_json(settings: Settings) -> dict[str, Any]:
+    """As they stand in a record."""
+    return asdict(settings) | {"variants": list(settings.variants)}
+
+
 @dataclass(frozen=True)
 class Unit:
     """What is measured in one go, and written to one file: a workload, eagerly or compiled."""
@@ -124,7 +129,7 @@ def run_unit(unit: Unit, settings: Settings, progress: Progress) -> Record:
             "schema": SCHEMA,
             "workload": unit.workload,
             "compiled": unit.compiled,
-            "settings": asdict(settings) | {"variants": list(settings.variants)},
+            "settings": as_json(settings),
             **found,
             "environment": {
                 "device": device_name() if settings.device != "cpu" else f"{_processor()}, {os.cpu_count()} cores",
@@ -226,7 +231,7 @@ def finished(unit: Unit, settings: Settings, folder: Path) -> Record | None:
     if not path.exists():
         return None
     record = read_record(path)
-    there, here = record["settings"], asdict(settings) | {"variants": list(settings.variants)}
+    there, here = record["settings"], as_json(settings)
     differing = [name for name in here if there.get(name) != here[name]]
     if differing:
         name = differing[0]
