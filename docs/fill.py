@@ -15,6 +15,7 @@ from aurora_lora.report.tables import (
     insert,
     load_results,
     qlora_table,
+    versions_table,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,8 @@ def main() -> None:
         insert(PAGE, "causal-lm", causal_lm_table(language))
     for distances in read(RESULTS / "qlora", "smollm2.json"):
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
+    for records in read(RESULTS, "versions.json"):
+        insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from aurora_lora.bench.counts import Calls, calls_of, peak_bytes, profiled_calls
 from aurora_lora.bench.measure import Inference, TrainingStep, count_run, count_step
 from aurora_lora.bench.variants import VARIANTS, build
 from aurora_lora.bench.workloads import Case, linear_case
-from aurora_lora.ops import fused
+from aurora_lora.ops import anl_op, fused
 from aurora_lora.ops.anl import ANL
 
 CPU = torch.device("cpu")
@@ -114,6 +114,17 @@ def test_what_training_may_cost(layer: Case) -> None:
     static = step_counts(layer, "aurora-static")
     assert static["calls"]["both"] <= 14 + once_a_step.total()
     assert static["saved_bytes"] <= lora["saved_bytes"]
+
+
+def test_what_training_costs_with_an_operator_for_sigma(layer: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)  # as on CUDA; the operators have a CPU side
+    lora = step_counts(layer, "lora-r8")
+    for name in ("aurora-dynamic", "aurora-static"):
+        found = step_counts(layer, name)
+        assert found["calls"]["both"] <= 14
+        assert found["calls"]["forward"] < lora["calls"]["forward"]
+        assert found["calls"]["both"] < lora["calls"]["both"]
+        assert found["saved_bytes"] < lora["saved_bytes"]
 
 
 def test_what_inference_may_cost(layer: Case) -> None:

@@ -102,6 +102,30 @@ def test_with_the_base_layer_in_it(anl, with_bias):
     assert fused.linear(x.float(), weight.detach(), bias, A, B, H, W, 1.7, anl) is None
 
 
+def test_the_output_can_be_changed_in_place():
+    """DeBERTa divides its queries in place, through a view of the output of a linear layer."""
+    anl = ANL("tanh", "channelwise")
+    tensors = make(anl)
+    weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+
+    def halve(result):
+        heads = result.permute(1, 0, 2)
+        heads /= 2
+        return heads
+
+    def added(path):
+        return lambda *tensors: halve(path(*tensors, 1.7, anl))
+
+    def with_base(result, x, *rest):
+        return halve(fused.linear(x, weight, bias, *rest, 1.7, anl))
+
+    def base_and_eager(result, x, *rest):
+        return halve(adapter.add_update(nn.functional.linear(x, weight, bias), x, *rest, 1.7, anl))
+
+    for fast, eager in ((added(fused.add_update), added(adapter.add_update)), (with_base, base_and_eager)):
+        assert_same(value_and_gradients(fast, tensors), value_and_gradients(eager, tensors), rtol=1e-10, atol=1e-11)
+
+
 def test_columns():
     anl = ANL()
     A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)

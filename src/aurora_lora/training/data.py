@@ -57,11 +57,20 @@ class Data:
 
     def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
-        train, wanted = self.splits["train"], recipe.calibration
-        count = min(wanted.examples, len(train))
-        chosen = [train[index * len(train) // count] for index in range(count)]
+        wanted = recipe.calibration
+        chosen = self._even_sample(min(wanted.examples, len(self.splits["train"])))
         unlabelled = [{name: value for name, value in one.items() if name != "labels"} for one in chosen]
-        return [self.collate(unlabelled[at : at + wanted.batch_size]) for at in range(0, count, wanted.batch_size)]
+        starts = range(0, len(unlabelled), wanted.batch_size)
+        return [self.collate(unlabelled[at : at + wanted.batch_size]) for at in starts]
+
+    def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
+        """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
+        chosen = self._even_sample(max(1, round(share * len(self.splits["train"]))))
+        return [self.collate(chosen[at : at + batch_size]) for at in range(0, len(chosen), batch_size)]
+
+    def _even_sample(self, count: int) -> list[Example]:
+        train = self.splits["train"]
+        return [train[index * len(train) // count] for index in range(count)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int) -> list[Example]:
@@ -78,12 +87,12 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
         UserError: sizes that the data cannot give, or data that cannot be fetched.
     """
     task, section = get_task(recipe.task.name), recipe.task
+    assert section.max_length is not None  # filled in by validation
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-    loaded = task.load(sizes, section.split_seed)
+    loaded = task.load_splits(sizes, section.split_seed, section.test_sets)
     max_length = min(section.max_length, tokenizer.model_max_length)
     splits = {}
-    for name in ("train", "validation", "test"):
-        split = loaded[name]
+    for name, split in loaded.items():
         examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
         for example, label in zip(examples, split["label"], strict=True):
             example["labels"] = label

@@ -22,7 +22,7 @@ from . import yaml_text
 from .data import encode
 from .models import load_base_model, load_tokenizer
 from .recipe import Recipe, validate
-from .results import Result, Scores, read_result
+from .results import Result, Scores, mean_scores, read_result
 from .run import ADAPTER, RECIPE, make_model, make_trainer, score
 
 MERGE_NOTE = "aurora_merge.json"
@@ -52,6 +52,17 @@ class TrainedRun:
         """The task that it was trained on."""
         return get_task(self.recipe.task.name)
 
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """The splits that its result reports."""
+        return self.recipe.task.test_sets or self.task.test_sets
+
+    def check_split(self, split: str) -> None:
+        """Raise a UserError if the run's task has no such split."""
+        names = tuple(dict.fromkeys(("train", "validation", *self.test_sets)))
+        if split not in names:
+            raise UserError(f"split '{split}' is not one of {', '.join(names)}")
+
     def check_form(self, form: str) -> None:
         """Raise a FormError if the run has no such form."""
         if form not in self.forms:
@@ -79,14 +90,14 @@ def load_run(folder: Path | str) -> TrainedRun:
 
 
 def evaluate(
-    run: TrainedRun, forms: Sequence[str], split: str = "test", callbacks: Sequence[TrainerCallback] = ()
+    run: TrainedRun, forms: Sequence[str], split: str | None = None, callbacks: Sequence[TrainerCallback] = ()
 ) -> Scores:
     """Score a finished run again.
 
     Args:
         run: which.
         forms: which forms of it.
-        split: `"train"`, `"validation"` or `"test"`.
+        split: `"train"`, `"validation"` or a test set; None is what the result reports: the mean over its test sets.
         callbacks: further Trainer callbacks, such as a progress bar.
 
     Raises:
@@ -95,11 +106,12 @@ def evaluate(
     """
     for form in forms:
         run.check_form(form)
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"split '{split}' is not one of train, validation, test")
+    if split is not None:
+        run.check_split(split)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
         trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
-        return score(run.recipe, trainer, data, split, forms)
+        splits = run.test_sets if split is None else (split,)
+        return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
 
 
 # ---------------------------------------------------------------- merging

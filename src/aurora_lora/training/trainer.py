@@ -166,6 +166,14 @@ class RecipeTrainer(Trainer):
             )
         return self.optimizer
 
+    def loss_of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a model on a batch, outside the training loop."""
+        inputs = self._prepare_inputs(dict(batch))
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        assert isinstance(loss, Tensor)
+        return loss
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Transformers; a loss that is no longer a number ends the run."""
         if not math.isfinite(logs.get("loss", 0.0)):
@@ -193,9 +201,15 @@ class RecipeTrainer(Trainer):
                 f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
                 f"{self.args.world_size}: go on with as many, or choose another output folder"
             )
+        for callback in self._stateful_callbacks():
+            callback.load_state(last)
         self.clock.seconds = saved["train_s"]
         self.peak_mb = saved["peak_mb"]
         return last
+
+    def _stateful_callbacks(self) -> list[Any]:
+        """The callbacks of the method that keep a state in each checkpoint; see `Method.callbacks`."""
+        return [callback for callback in self.callback_handler.callbacks if hasattr(callback, "save_state")]
 
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best validation score.
@@ -250,6 +264,8 @@ class RecipeTrainer(Trainer):
             "processes": self.args.world_size,
         }
         (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
+        for callback in self._stateful_callbacks():
+            callback.save_state(written)
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all
         storage.write_manifest(written)
         files.publish(written, self.checkpoints / name)
