@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs versions install install-dev clean
+.PHONY: demo test lint bench docs versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 5 minutes)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
 	@echo "make docs   put the tables and figures into docs/"
 	@echo "make versions   run the unit tests with other versions of Python, torch, PEFT and Transformers (hours, 4 GB each)"
 
@@ -42,6 +43,11 @@ docs: $(VENV)/.dev
 # Each Python on the PATH as python3.x, each cell in an environment of its own; goes on where it was interrupted.
 versions: $(VENV)/.dev
 	$(BIN)/python tests/versions.py
+
+# One thread, so that CPU time has no waiting in it. Goes on where it was interrupted.
+bench: $(VENV)/.dev
+	$(BIN)/aurora bench --threads 1 --output results/bench
+	$(BIN)/python docs/fill.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ python docs/fill.py
 import json
 from pathlib import Path
 
+from aurora_lora.report.bench_page import parts
 from aurora_lora.report.figures import calibration_curve, forms_figure, save
 from aurora_lora.report.tables import (
     calibration_table,
@@ -45,6 +46,8 @@ def main() -> None:
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
+    for name, text in parts(RESULTS / "bench", FIGURES).items():
+        insert(ROOT / "docs" / "performance.md", name, text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from aurora_lora.bench import paper
 from aurora_lora.bench.counts import saved_bytes
 from aurora_lora.bench.variants import VARIANTS, build, share
 from aurora_lora.bench.workloads import linear_case
+from aurora_lora.ops import anl_op
 
 LORA8, LORA32, AURORA = paper.METHODS
 
@@ -24,15 +25,20 @@ def test_parameters() -> None:
 
 @pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_kept_in_the_rank_space(variant: str, method: paper.Method, dtype: torch.dtype, width: int) -> None:
+@pytest.mark.parametrize("operator", [False, True])
+def test_kept_in_the_rank_space(
+    variant: str, method: paper.Method, dtype: torch.dtype, width: int, operator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What grows with the tokens, beside x."""
+    if operator:
+        monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)
     sizes = []
     for tokens in (64, 192):
         case = linear_case(tokens, 32, dtype=dtype)
         model = build(VARIANTS[variant], case, training=True).to(dtype)
         x = case.batch(0)["x"]
         sizes.append(saved_bytes(lambda model=model, x=x: model(x), but=[x]))
-    assert (sizes[1] - sizes[0]) / 128 == method.saved_bytes(width)
+    assert (sizes[1] - sizes[0]) / 128 == method.saved_bytes(width, operator=operator)
 
 
 @pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])

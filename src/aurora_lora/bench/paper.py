@@ -1,4 +1,4 @@
-"""What adapters cost on models that are too large to run here: on paper, from shapes.
+"""What adapters cost on models that are too large for a benchmark: on paper, from shapes; sigma is one operator.
 
 Counted for a training step: the linear layers of the base forward, and backward towards its inputs; of an adapter its
 products, forward (A x, B u) and backward (dB, du, dA, dx). Attention scores, norms and the embedding are left out of
@@ -82,16 +82,18 @@ class Method:
         backward = 6 + 4 * r + 4 * K * p + 4 * K + 3
         return r * (forward + backward)
 
-    def saved_bytes(self, width: int) -> int:
+    def saved_bytes(self, width: int, *, operator: bool = True) -> int:
         """Kept in the rank space of one layer for one token, beside x.
 
-        LoRA keeps A x in the numbers of the computation; AuroRA keeps u in those, and two values of the activation, the
-        interval and the place in it in float32 (`ops/fused.py`).
+        LoRA keeps A x, in the numbers of the computation; so does AuroRA where sigma is one operator, as on CUDA.
+        Elsewhere it keeps u in those, and two values of the activation, the interval and the place in it in float32
+        (`ops/fused.py`).
 
         Args:
             width: bytes of a number of the computation.
+            operator: whether sigma is one operator.
         """
-        return self.r * (width + 16) if self.nonlinear else self.r * width
+        return self.r * (width + 16) if self.nonlinear and not operator else self.r * width
 
 
 METHODS = (Method("LoRA r=8", 8, False), Method("LoRA r=32", 32, False), Method("AuroRA r=2", 2, True))
@@ -135,7 +137,7 @@ def costs(calls: dict[str, int]) -> list[dict[str, Any]]:
     """Every method on every model.
 
     Args:
-        calls: of one adapted layer, forward and backward, for `"lora"` and `"aurora"`.
+        calls: of one adapted layer, forward and backward, for `"lora"` and `"aurora"` (sigma as one operator).
     """
     return [
         cost(shapes, method, calls["aurora" if method.nonlinear else "lora"])

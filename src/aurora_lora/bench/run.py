@@ -17,6 +17,7 @@ import torch
 from ..errors import UserError
 from ..files import check_writable, clear_leftovers, write_json
 from ..methods.base import unknown
+from ..ops import anl_op
 from ..training.results import device as device_name
 from ..training.results import git_commit, versions
 from . import paper
@@ -35,8 +36,11 @@ WORKLOADS: dict[str, str] = {
     },
     SCALING: "cost against tokens, width, rank, layers and adapters in a batch; larger models on paper",
 }
+LAYER = (4096, 768)
+"""Tokens and width of the layer that stands for all."""
+
 GRID = tuple((tokens, d) for tokens in (256, 1024, 4096) for d in (384, 768, 1536))
-COMPILED_GRID = ((4096, 768),)
+COMPILED_GRID = (LAYER,)
 QUICK_GRID = ((64, 32),)
 LINEAR_RANKS = (8, 16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,6 +82,11 @@ class Settings:
             raise UserError(f"dtype='{self.dtype}' is not allowed: it must be one of {', '.join(DTYPES)}")
         check_device(self.device)
         choose(self.variants)
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """As they stand in a record."""
+    return asdict(settings) | {"variants": list(settings.variants)}
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def run_unit(unit: Unit, settings: Settings, progress: Progress) -> Record:
             "schema": SCHEMA,
             "workload": unit.workload,
             "compiled": unit.compiled,
-            "settings": asdict(settings) | {"variants": list(settings.variants)},
+            "settings": as_json(settings),
             **found,
             "environment": {
                 "device": device_name() if settings.device != "cpu" else f"{_processor()}, {os.cpu_count()} cores",
@@ -164,7 +173,8 @@ def _compare(unit: Unit, settings: Settings, progress: Progress) -> Record:
         case = make()
         sizes = {**case.sizes, "adapted_layers": case.layers}
         found.append({"sizes": sizes, "variants": measure(case, plan, after)})
-    return {"cases": found}
+    more = {"with_operator": _with_operator(linear_case(*LAYER))} if unit.workload == LINEAR else {}
+    return {"cases": found, **more}
 
 
 def _cases(unit: Unit, settings: Settings) -> Iterator[Callable[[], Case]]:
@@ -185,18 +195,30 @@ def _scaling(settings: Settings, progress: Progress) -> Record:
         measure_axis(axis, settings.rounds, settings.device, DTYPES[settings.dtype], after, quick=settings.quick)
         for axis in AXES
     ]
-    return {"axes": axes, "paper": paper.costs(_calls())}
+    calls = {name: entry["calls"]["both"] for name, entry in _with_operator(linear_case(16, 16)).items()}
+    return {"axes": axes, "paper": paper.costs({"lora": calls["lora-r8"], "aurora": calls["aurora-dynamic"]})}
 
 
-def _calls() -> dict[str, int]:
-    """Calls of one adapted layer, forward and backward; they do not depend on its size."""
-    case = linear_case(16, 16)
+def _with_operator(case: Case) -> dict[str, Any]:
+    """The counts of a training step with sigma as one operator each way, as on CUDA. No times: they are CUDA's."""
     found = {}
-    for name, variant in (("lora", "lora-r8"), ("aurora", "aurora-dynamic")):
-        step = TrainingStep(build(VARIANTS[variant], case, training=True), case)
-        step()  # the spline's table is made once
-        found[name] = count_step(step)["calls"]["both"]
+    with _operators_everywhere():
+        for name in ("lora-r8", "aurora-dynamic", "aurora-static"):
+            step = TrainingStep(build(VARIANTS[name], case, training=True), case)
+            step()  # what is made once
+            found[name] = count_step(step)
     return found
+
+
+@contextmanager
+def _operators_everywhere() -> Iterator[None]:
+    """The operators of `ops/anl_op.py` also where the package would not choose them: they have a side for the CPU."""
+    runs_on = anl_op.runs_on
+    anl_op.runs_on = lambda *_: True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        anl_op.runs_on = runs_on
 
 
 def _processor() -> str:
@@ -226,7 +248,7 @@ def finished(unit: Unit, settings: Settings, folder: Path) -> Record | None:
     if not path.exists():
         return None
     record = read_record(path)
-    there, here = record["settings"], asdict(settings) | {"variants": list(settings.variants)}
+    there, here = record["settings"], as_json(settings)
     differing = [name for name in here if there.get(name) != here[name]]
     if differing:
         name = differing[0]

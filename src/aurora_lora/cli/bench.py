@@ -56,7 +56,8 @@ def bench(
 
     wanted = units(workloads or (), compiled)
     names = tuple(VARIANTS) if variants is None else tuple(name.strip() for name in variants.split(","))
-    settings = Settings(rounds, threads or torch.get_num_threads(), device, dtype, names, quick)
+    threads = torch.get_num_threads() if threads is None else threads
+    settings = Settings(rounds, threads, device, dtype, names, quick)
     progress_bars()
     records, written = [], []
     with rounds_bar(stderr()) as bar:

@@ -188,8 +188,9 @@ def on_paper(record: Record) -> Rows:
     """What adapters cost on larger models, by counting."""
     headers = ["", "trained", "share", "state MB", "flops", "kept MB", "with x", "calls"]
     note = (
-        "q, k, v, up and down adapted, bfloat16. State: weights, gradients and AdamW's moments in float32. Flops: of a "
-        "training step, in the base's. Kept: for the backward pass of 1,000 tokens. Calls: of a step."
+        "q, k, v, up and down adapted, bfloat16, sigma one operator. State: weights, gradients and AdamW's moments, "
+        "float32. Flops: of a training step, in the base's. Kept: for the backward pass of 1,000 tokens, without and "
+        "with x. Calls: of a step."
     )
     found = Rows("On paper: LLaMA3 of 8B and 70B", headers, note=note)
     for entry in record["paper"]:

@@ -47,12 +47,15 @@ def legend_above(figure: Figure, ax: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG; `path` without its ending names both."""
+    """Write a figure as PNG and SVG; `path` without its ending names both. The same figure gives the same files."""
+    import matplotlib
+
     written = []
     for ending in (".png", ".svg"):
         target = path.with_suffix(ending)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(target) as partial:
+        # without a salt the names within an SVG are random
+        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
             figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
         written.append(target)
     return written
