@@ -55,36 +55,46 @@ def test_the_kernels_on_a_gpu(tmp_path):
 @needs_triton
 @pytest.mark.parametrize("target", [("cuda", 80, 32), ("hip", "gfx942", 64)], ids=str)
 def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):
-    """What the interpreter does not see, the types and layouts of the compiled code, without a GPU."""
+    """What the interpreter does not see, the arguments, types and layouts of the compiled code, without a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from aurora_lora.ops import triton_anl
 
+    class Driver:
+        """As much of a device as compiling asks for."""
+
+        def get_current_target(self):
+            return GPUTarget(*target)
+
+        def get_current_device(self):
+            return target
+
+        def get_current_stream(self, device):
+            return 0
+
+    compiled = []
+    run = triton.JITFunction.run
+
+    def compile_only(self, *args, warmup, **kwargs):
+        compiled.append(run(self, *args, warmup=True, **kwargs))
+
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
-    for r, dtype, anl in (
-        (2, torch.bfloat16, ANL()),
-        (3, torch.float64, ANL("sigmoid", "summed", 3, 2, skip=True)),
-        (16, torch.float32, ANL("relu")),
-    ):
-        constants = triton_anl._constants(torch.empty(r, 1, dtype=dtype), anl)
-        options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-        constants["K_PADDED"] = triton.next_power_of_2(anl.n_basis)
-        wide = torch.promote_types(dtype, torch.float32)
-        for kernel in (triton_anl._forward_kernel, triton_anl._backward_kernel):
-            signature = {
-                name: "constexpr"
-                if name in constants
-                else f"*{names[wide if name == 'partial_at' else dtype]}"
-                if name.endswith("_at")
-                else "i32"
-                for name in kernel.arg_names
-            }
-            fixed = {name: value for name, value in constants.items() if name in signature}
-            compiled = triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget(*target), options=options)
-            assert compiled.asm["cubin" if target[0] == "cuda" else "hsaco"]
+    monkeypatch.setattr(triton.JITFunction, "run", compile_only)
+    triton.runtime.driver.set_active(Driver())
+    try:
+        for r, n, dtype, anl in (
+            (2, 4096, torch.bfloat16, ANL()),
+            (3, 1, torch.float64, ANL("sigmoid", "summed", 3, 2, skip=True)),  # a size of 1 is compiled in
+            (16, 33, torch.float32, ANL("relu")),
+        ):
+            du, z, H, W = make(anl, r, n, dtype)
+            triton_anl.forward(z, H, W, anl)
+            triton_anl.backward(du.T.contiguous().T, z, H, W, anl)
+    finally:
+        triton.runtime.driver._active = None
+    assert len(compiled) == 6
+    assert all(kernel.asm["cubin" if target[0] == "cuda" else "hsaco"] for kernel in compiled)
 
 
 # ---------------------------------------------------------------- the operators, in plain torch
@@ -227,28 +237,40 @@ class Graphs:
         return make_boxed_func(graph.forward)
 
 
+def gradients_of_a_step(backend=None, device="cpu"):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model = get_peft_model(model, AuroraConfig(target_modules=["0", "2"], init_weights=False)).to(device).train()
+    run = torch.compile(model, fullgraph=True, backend=backend) if backend else model
+    run(torch.randn(5, 6).to(device)).square().sum().backward()
+    torch._dynamo.reset()
+    return {name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad}
+
+
 @pytest.mark.usefixtures("with_operators")
 def test_a_compiled_step_sees_one_operator_each_way(monkeypatch):
-    def step(backend=None):
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-        model = get_peft_model(model, AuroraConfig(target_modules=["0", "2"], init_weights=False)).train()
-        run = torch.compile(model, fullgraph=True, backend=backend) if backend else model
-        run(torch.randn(5, 6)).square().sum().backward()
-        torch._dynamo.reset()
-        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-
     graphs = Graphs()
-    found, expected = step(graphs), step()
+    torch.testing.assert_close(gradients_of_a_step(graphs), gradients_of_a_step())
     assert graphs.calls == [2, 2]
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name])
     monkeypatch.setenv("AURORA_LORA_EAGER", "1")
     graphs = Graphs()
-    step(graphs)
+    gradients_of_a_step(graphs)
     assert graphs.calls == [0, 0]
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_compiled_and_not(monkeypatch):
+    found = [gradients_of_a_step(backend, "cuda") for backend in ("inductor", None)]
+    graphs = Graphs()
+    found.append(gradients_of_a_step(graphs, "cuda"))
+    assert graphs.calls == [2, 2]
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    expected = gradients_of_a_step()
+    for gradients in found:
+        torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("with_operators")

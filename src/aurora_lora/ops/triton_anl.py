@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -247,9 +248,9 @@ def _backward_kernel(
 # ---------------------------------------------------------------- launches
 
 
-def _constants(z: Tensor, anl: ANL) -> dict[str, Any]:
+@lru_cache(maxsize=64)
+def _constants(r: int, dtype: torch.dtype, anl: ANL) -> dict[str, Any]:
     """What a kernel is compiled for."""
-    r, wide = len(z), z.dtype == torch.float64
     padded = triton.next_power_of_2(r)
     low, high = anl.spline_range
     return {
@@ -263,7 +264,7 @@ def _constants(z: Tensor, anl: ANL) -> dict[str, Any]:
         "ACT": anl.fixed_activation or "none",
         "SPLINE": anl.spline or "none",
         "SKIP": anl.skip,
-        "DTYPE": tl.float64 if wide else tl.float32,
+        "DTYPE": tl.float64 if dtype == torch.float64 else tl.float32,
         **_tile(padded),
         # Triton 3.10 stops fusing products and sums by default; eager CUDA does fuse.
         "enable_fp_fusion": True,
@@ -271,7 +272,7 @@ def _constants(z: Tensor, anl: ANL) -> dict[str, Any]:
 
 
 def _tile(padded: int) -> dict[str, int]:
-    """The shape of a tile and the warps that share it: as compiled for sm_90, no float32 kernel spills."""
+    """The shape of a tile and the warps that share it: compiled for sm_90, the float32 kernels do not spill."""
     block = 64 if padded <= 4 else 32 if padded <= 16 else 16
     return {"BLOCK": block, "num_warps": 4 if padded <= 8 else 8}
 
@@ -296,8 +297,8 @@ def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
     Returns:
         u (r, n), contiguous, in z's dtype.
     """
-    constants = _constants(z, anl)
     r, n = z.shape
+    constants = _constants(r, z.dtype, anl)
     u = z.new_empty(r, n)
     if n:
         grid = (triton.cdiv(n, constants["BLOCK"]),)
@@ -317,8 +318,8 @@ def backward(du: Tensor, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL
         u (r, n) again, for dB; dz (r, n); and the entries of dH and dW_s, (r r + r K,), in at least float32. A part
         that sigma lacks has none.
     """
-    constants = _constants(z, anl)
     r, n = z.shape
+    constants = _constants(r, z.dtype, anl)
     u, dz = z.new_empty(r, n), z.new_empty(r, n)
     entries = sum(weight_sizes(r, anl))
     programs = _programs(n, entries, constants["BLOCK"])
