@@ -71,6 +71,7 @@ def test_what_the_adapters_card_says(run: Run, model: Path) -> None:
     for form, name in (("dynamic", "trained (dynamic)"), ("calibrated", "calibrated merge, deployed")):
         scores = run.result["metric"]["by_form"][form]
         assert f"| {name} | {100 * scores['accuracy']:.1f} | {scores['nll']:.3f} |" in written.text
+    assert "tiny-sentiment, 32 test examples" in written.text
     assert f"- PEFT {run.result['versions']['peft']}" in written.text
     assert "learning_rate: 0.02" in written.text
 
@@ -118,6 +119,14 @@ def test_a_lora_run_is_one_already(write_recipe: WriteRecipe, tmp_path: Path, mo
     assert not (run.folder / "lora").exists()
     assert "import aurora_lora" not in (run.folder / "adapter" / card.CARD).read_text()
     assert run_code(run.folder / "adapter", monkeypatch)["model"].peft_config["default"].r == 2
+
+
+@pytest.mark.parametrize(("name", "merges"), [("moslora", True), ("adapter-h", False)])
+def test_methods_without_a_peft_adapter(write_recipe: WriteRecipe, tmp_path: Path, name: str, merges: bool) -> None:
+    run = train(load_recipe(write_recipe(method=name)), tmp_path / "run")
+    written = ModelCard.load(run.folder / "adapter" / card.CARD)
+    assert written.data.library_name == "aurora-lora"
+    assert ("aurora merge RUN" in written.text) == merges
 
 
 def test_an_adapter_that_cannot_be_exported_is_not_lost(

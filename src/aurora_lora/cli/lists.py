@@ -30,9 +30,13 @@ def list_command(
         print_json(rows)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    group = None
     table.add_column(no_wrap=True)
     table.add_column()
     for row in rows:
+        if row.get("group") not in (None, group):
+            group = row["group"]
+            table.add_row(f"[bold]{group}[/bold]")
         table.add_row(row["name"], row["description"])
     stdout().print(table if rows else f"no {what} here")
 
@@ -40,7 +44,18 @@ def list_command(
 def _tasks() -> list[dict[str, Any]]:
     from aurora_lora.tasks import TASKS
 
-    keys = ("name", "description", "kind", "labels", "metric", "source", "license")
+    keys = (
+        "name",
+        "group",
+        "description",
+        "kind",
+        "labels",
+        "metric",
+        "metric_names",
+        "test_sets",
+        "source",
+        "license",
+    )
     return [{key: getattr(task, key) for key in keys} for task in TASKS.values()]
 
 

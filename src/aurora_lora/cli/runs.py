@@ -215,7 +215,9 @@ def predict(
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for one in answers:
-        if "value" in one:
+        if "answer" in one:
+            table.add_row(one["answer"], "", one["text"])
+        elif "value" in one:
             table.add_row(f"{one['value']:+.2f}", one["text"])
         else:
             table.add_row(one["label"], f"{100 * one['probability']:.1f}%", one["text"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback
 
-TaskType = Literal["SEQ_CLS"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
@@ -187,6 +187,8 @@ class PlainMethod(OneForm):
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name) or self.trains(name))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(f"{self.name} has nothing to train in a {type(model).__name__}: it has no new head")
         return model
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
@@ -207,9 +209,18 @@ class PlainMethod(OneForm):
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """The top-level modules with weights beside the pretrained body: the randomly initialised head."""
+    """The top-level modules with weights beside the pretrained body: the randomly initialised head.
+
+    The output layer of a language model is none: it is as pretrained as the body.
+    """
     body = getattr(model, "base_model_prefix", "")
-    return [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    pretrained = get_output_embeddings()
+    return [
+        name
+        for name, child in model.named_children()
+        if name != body and child is not pretrained and any(True for _ in child.parameters())
+    ]
 
 
 def is_head(model: nn.Module, parameter: str) -> bool:

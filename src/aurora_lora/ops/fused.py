@@ -124,8 +124,8 @@ def linear(
 def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
     """As `adaptive_nonlinear`; the fast path where it serves. z (..., r) -> (..., r).
 
-    While torch.compile traces for CUDA this is the operator: one launch each way, whatever Inductor would have made of
-    the eager formula, where H is a matrix product of its own and dW_s a reduction. Elsewhere Inductor has that formula.
+    While torch.compile traces for CUDA this is the operator. Inductor makes several loops of the eager formula and its
+    derivatives (dH and dW_s are sums over the tokens); on a CPU they are one function, but on a GPU each is a launch.
     """
     if anl.is_identity:
         return z

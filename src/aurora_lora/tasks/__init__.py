@@ -3,6 +3,8 @@
 import difflib
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks.bigbench import BIG_BENCH
+from aurora_lora.tasks.commonsense import COMMONSENSE
 from aurora_lora.tasks.glue import GLUE
 from aurora_lora.tasks.packaged import MOVIE_RATING, MOVIE_SENTIMENT
 from aurora_lora.tasks.task import SplitSizes, Task
@@ -14,7 +16,9 @@ TASKS: dict[str, Task] = {
     for task in (
         MOVIE_SENTIMENT,
         MOVIE_RATING,
+        *BIG_BENCH,
         *GLUE,
+        COMMONSENSE,
     )
 }
 

@@ -55,29 +55,37 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     Args:
         scores: (examples, choices, 2): the log-likelihood of each choice after its prompt, and the same divided by the
-            choice's number of characters; -inf where a question has fewer choices.
+            choice's number of characters; -inf where a question has fewer choices. With a third column, 1 for the
+            choice that the model wrote when it could write freely, else 0.
         labels: (examples,), the index of the right choice.
 
     Returns:
         `accuracy` and `accuracy_norm`: how often the right choice has the largest log-likelihood, whole and per
         character (`acc` and `acc_norm` of lm-evaluation-harness); `nll`: mean negative logarithm of the right choice's
-        probability, were one of the choices given, in nats.
+        probability, were one of the choices given, in nats. With the third column also `accuracy_generated`, and
+        `unanswered`, the share of questions for which it wrote none of the choices.
 
     Raises:
         ValueError: shapes that do not match, no examples, or a label that is no choice.
     """
     values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 3 or values.shape[2] != 2:
-        raise ValueError(f"expected scores (n, choices, 2), got {values.shape}")
+    if values.ndim != 3 or values.shape[2] not in (2, 3):
+        raise ValueError(f"expected scores (n, choices, 2 or 3), got {values.shape}")
     targets = np.asarray(labels).astype(np.int64)
-    there = np.isfinite(values) | np.isnan(values)
+    there = values[:, :, 0] > -np.inf
+    there |= np.isnan(values[:, :, 0])
     # A question's missing choices are no failure of the model: the finite stand-in keeps them out of the warning.
-    whole, per_character = np.moveaxis(np.where(there, values, -1e30), 2, 0)
+    whole, per_character = (np.where(there, values[:, :, column], -1e30) for column in (0, 1))
     found = classification_metrics(whole, targets)
     if not there[np.arange(targets.size), targets].all():
         raise ValueError("a label is no choice of its question")
     right = _largest(per_character) == targets
-    return {"accuracy": found["accuracy"], "accuracy_norm": float(right.mean()), "nll": found["nll"]}
+    metrics = {"accuracy": found["accuracy"], "accuracy_norm": float(right.mean()), "nll": found["nll"]}
+    if values.shape[2] == 3:
+        written = values[:, :, 2]
+        metrics["accuracy_generated"] = float(written[np.arange(targets.size), targets].mean())
+        metrics["unanswered"] = float((written.sum(axis=1) == 0).mean())
+    return metrics
 
 
 def _largest(scores: NDArray[np.float64]) -> NDArray[np.int64]:

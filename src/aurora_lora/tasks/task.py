@@ -73,6 +73,9 @@ class Task:
         test_sets: the splits that are scored in the end. `("validation",)` where the test labels are not public, so
             that the scores are those of the best epoch on validation data.
         load_test: `load_test(name, size, split_seed)` gives a test set that `load` does not give.
+        train_examples: how many the whole training split has, where that is known without loading it.
+        prompt_forms: the forms of the prompt that a recipe can choose from, the default first; where there are several,
+            `load` takes one as `form`.
         never_after: tasks that a model must not have been trained on before it is trained or scored on this one.
     """
 
@@ -84,14 +87,21 @@ class Task:
     text_columns: tuple[str, ...]
     source: str
     license: str
-    load: Callable[[SplitSizes, int], datasets.DatasetDict]
+    load: Callable[..., datasets.DatasetDict]
     group: str = "other"
     also: tuple[str, ...] = ()
     sizes: SplitSizes = SplitSizes(None, 1000, 2000)
     max_length: int = 128
     test_sets: tuple[str, ...] = ("test",)
     load_test: Callable[[str, int | None, int], datasets.Dataset] | None = None
+    train_examples: int | None = None
+    prompt_forms: tuple[str, ...] = ()
     never_after: tuple[str, ...] = ()
+
+    @property
+    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM"]:
+        """PEFT's name for the kind of model that it takes."""
+        return "CAUSAL_LM" if self.kind == "multiple-choice" else "SEQ_CLS"
 
     @property
     def reported_split(self) -> Literal["test", "validation"]:
@@ -100,11 +110,11 @@ class Task:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The keys of `compute_metrics`, the main one first."""
+        """The keys of `compute_metrics`, the main one first; the last two of multiple choice only where asked for."""
         found: dict[str, tuple[str, ...]] = {
             "classification": ("accuracy", "nll"),
             "regression": ("pearson", "mse"),
-            "multiple-choice": ("accuracy", "accuracy_norm", "nll"),
+            "multiple-choice": ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered"),
         }
         return tuple(dict.fromkeys((self.metric, *self.also, *found[self.kind])))
 
@@ -113,7 +123,7 @@ class Task:
 
         Args:
             predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression; or
-                (examples, choices, 2), see `choice_metrics`.
+                (examples, choices, 2 or 3), see `choice_metrics`.
             labels: (examples,).
         """
         if self.kind == "multiple-choice":
@@ -122,15 +132,16 @@ class Task:
         return compute(predictions, labels, also=self.also)
 
     def load_splits(
-        self, sizes: SplitSizes, split_seed: int, test_sets: Sequence[str] | None = None
+        self, sizes: SplitSizes, split_seed: int, test_sets: Sequence[str] | None = None, form: str | None = None
     ) -> datasets.DatasetDict:
-        """`load`, with the test sets asked for (all if None).
+        """`load`, with the test sets (all if None) and the form of the prompt (the first if None) asked for.
 
         Raises:
             UserError: there is no such test set; or as `load`.
         """
         wanted = self.check_test_sets(test_sets)
-        splits = self.load(sizes, split_seed)
+        forms = {"form": form or self.prompt_forms[0]} if len(self.prompt_forms) > 1 else {}
+        splits = self.load(sizes, split_seed, **forms)
         for name in wanted:
             if name not in splits:
                 assert self.load_test is not None

@@ -18,7 +18,7 @@ from ..tasks import Task
 from ..tasks.models import MODELS, resolve_model
 from . import yaml_text
 from .recipe import Recipe
-from .results import Result, score_table
+from .results import Result, examples_scored, score_table
 
 CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
@@ -52,6 +52,11 @@ class Facts:
         """What the hub, or another machine, knows the base model by."""
         name = self.recipe.model
         return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model is a causal language model."""
+        return self.task.task_type == "CAUSAL_LM"
 
     @property
     def tags(self) -> list[str]:
@@ -186,7 +191,9 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base = [], repr(facts.base)
-    arguments: dict[str, object] = {"num_labels": len(facts.task.labels) or 1, "pad_token_id": facts.pad_token_id}
+    auto = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSequenceClassification"
+    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": len(facts.task.labels) or 1}
+    arguments["pad_token_id"] = facts.pad_token_id
     if packaged and (source := MODELS.get(facts.recipe.model)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
         base = f"resolve_model({source.name!r}).path"
@@ -196,10 +203,10 @@ def _load(facts: Facts, *, packaged: bool) -> str:
     lines = [
         *imports,
         "from peft import PeftModel",
-        "from transformers import AutoModelForSequenceClassification",
+        f"from transformers import {auto}",
         "",
         f"base = {base}",
-        f"model = AutoModelForSequenceClassification.from_pretrained(base{given})",
+        f"model = {auto}.from_pretrained(base{given})",
         'model = PeftModel.from_pretrained(model, ".")  # this folder',
     ]
     if facts.task.labels:
@@ -211,7 +218,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 
 
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
-    data.pipeline_tag = "text-classification"
+    data.pipeline_tag = "text-generation" if facts.is_causal else "text-classification"
     recipe = facts.recipe
     title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)
@@ -228,7 +235,7 @@ def _record(facts: Facts) -> str:
     return f"""
 ## Scores
 
-{recipe.task.name}, {recipe.task.test_size:,} test examples ({facts.task.source}):
+{recipe.task.name}, {examples_scored(result)} ({facts.task.source}):
 
 {scores}
 

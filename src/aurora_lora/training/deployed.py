@@ -38,6 +38,8 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
     batches = (
         data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
     )
+    if data.questions is not None:  # the next token of the texts that it is trained on
+        return merge_gap(trainer.module, batches)
     metric = lambda predictions, labels: data.task.compute_metrics(predictions.numpy(), labels.numpy())  # noqa: E731
     return merge_gap(trainer.module, batches, metric=metric)
 

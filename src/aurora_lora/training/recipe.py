@@ -47,6 +47,12 @@ class TaskSection(Section):
     """Tokens; longer texts are cut."""
     test_sets: tuple[str, ...] | None = None
     """Which of the task's test sets to score."""
+    prompt: str | None = None
+    """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text."""
+    scorer: Literal["choices", "generated"] | None = None
+    """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only)."""
+    loss_on: Literal["all", "answer"] | None = None
+    """Multiple choice: train on the whole text or on the answer alone."""
 
     @field_validator("name")
     @classmethod
@@ -67,13 +73,15 @@ class TaskSection(Section):
         task = TASKS.get(data["name"]) if isinstance(data, Mapping) and isinstance(data.get("name"), str) else None
         if task is None:
             return data  # the name is at fault, and is complained about
-        own = {
+        own: dict[str, Any] = {
             "train_size": task.sizes.train,
             "validation_size": task.sizes.validation,
             "test_size": task.sizes.test,
             "max_length": task.max_length,
             "test_sets": task.test_sets,
         }
+        if task.kind == "multiple-choice":
+            own |= {"prompt": task.prompt_forms[0], "scorer": "choices", "loss_on": "all"}
         return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
 
     @model_validator(mode="after")
@@ -85,6 +93,17 @@ class TaskSection(Section):
             task.check_test_sets(self.test_sets)
         except UserError as error:
             raise PydanticCustomError("task", "test_sets: {why}", {"why": str(error)}) from error
+        for name in ("prompt", "scorer", "loss_on"):
+            if getattr(self, name) is not None and task.kind != "multiple-choice":
+                why = f"only tasks of multiple choice have it, {self.name} is one of {task.kind}"
+                raise PydanticCustomError("task", "{name}: {why}", {"name": name, "why": why})
+        if self.prompt is not None and self.prompt not in task.prompt_forms:
+            allowed = ", ".join(map(repr, task.prompt_forms))
+            why = f"{self.prompt!r} is not a form of the prompts of {self.name} (allowed: {allowed})"
+            raise PydanticCustomError("task", "prompt: {why}", {"why": why})
+        if self.scorer == "generated" and self.prompt == "cloze":
+            why = "'generated' needs prompt: instruction, whose answers can be found in a text"
+            raise PydanticCustomError("task", "scorer: {why}", {"why": why})
         if self.test_size is not None and task.reported_split == "validation":
             why = f"the scores of {self.name} are those of its validation split, so give validation_size"
             raise PydanticCustomError("task", "test_size: {why}", {"why": why})
@@ -134,6 +153,8 @@ class TrainingSection(Section):
     """None is `learning_rate`."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Instead of the ratio."""
     gradient_accumulation_steps: Size = 1
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """0 switches clipping off."""

@@ -33,6 +33,9 @@ _FORM_NAMES = {
 }
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
+    "accuracy_norm": ("per character %", lambda value: f"{100 * value:.1f}"),
+    "accuracy_generated": ("written %", lambda value: f"{100 * value:.1f}"),
+    "unanswered": ("unanswered %", lambda value: f"{100 * value:.1f}"),
     "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
     "matthews": ("Matthews", lambda value: f"{value:.3f}"),
     "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
@@ -147,11 +150,21 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
                     "epoch": record["epoch"],
                     "step": record["step"],
                     "train_loss": sum(losses) / len(losses) if losses else None,
-                    "validation": {name: record[f"eval_{name}"] for name in metrics},
+                    "validation": {name: record[f"eval_{name}"] for name in metrics if f"eval_{name}" in record},
                 }
             )
             losses = []
     return _finite(entries)  # type: ignore[no-any-return]
+
+
+def examples_scored(result: Result) -> str:
+    """How many examples the scores of a result are over, and of which split, for people."""
+    metric = result["metric"]
+    if sets := metric.get("by_test_set"):
+        return f"mean of {len(sets)} test sets"
+    # results of earlier versions have the size in their recipe only
+    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
+    return f"{size:,} {metric['split']} examples"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ from ..deploy import export_lora
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
+from ..tasks import get_task
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
+from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
 from .distributed import on_main, state
+from .history import check_history
 from .models import load_base_model, load_tokenizer
 from .recipe import Recipe, validate
 from .results import RESULT, Result, Scores, build_result, epochs_from_log, read_result, write_result
@@ -61,6 +65,7 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
             training diverged.
     """
     folder = Path(output)
+    check_history(recipe)
     state()  # join the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: _open(folder, recipe, stack))
@@ -165,7 +170,10 @@ def make_trainer(
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
-    trainer = RecipeTrainer(
+    kind: Any = RecipeTrainer
+    if data.questions is not None:
+        kind = functools.partial(ChoiceTrainer, questions=data.questions, tokenizer=tokenizer)
+    trainer: RecipeTrainer = kind(
         recipe,
         checkpoints,
         model=model,
@@ -188,7 +196,7 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     if adapter is None:
         try:
-            return method.apply(base, options, "SEQ_CLS")
+            return method.apply(base, options, get_task(recipe.task.name).task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
     try:
@@ -232,6 +240,8 @@ def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
 def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms: Sequence[str]) -> Scores:
     """Metrics of each form on a split."""
     scores = {}
+    if isinstance(trainer, ChoiceTrainer):
+        trainer.generate = recipe.task.scorer == "generated" and split in (recipe.task.test_sets or ())
     for form in forms:
         with recipe.method.method.using(trainer.module, form):
             metrics = trainer.evaluate(data.splits[split], metric_key_prefix=split)
@@ -254,7 +264,7 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
             scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
         recipe,
-        metric=data.task.metric,
+        metric="accuracy_generated" if recipe.task.scorer == "generated" else data.task.metric,
         split=data.task.reported_split,
         examples={name: len(split) for name, split in data.splits.items()},
         validation=scored["validation"],

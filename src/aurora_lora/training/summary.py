@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .results import RESULT, Result, Scores, ScoreTable, heading, score_table, shown_score
+from .results import RESULT, Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
 from .run import ADAPTER, LORA, RECIPE, REFERENCE, Run
 
 
@@ -17,7 +17,7 @@ def print_run(console: Console, run: Run) -> None:
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
-    _print_table(console, _title(result), table)
+    _print_table(console, f"{result['task']}: {examples_scored(result)}", table)
     if by_test_set := result["metric"].get("by_test_set"):
         _print_test_sets(console, result, by_test_set)
     console.print(_parameters(result), highlight=False)
@@ -29,16 +29,6 @@ def print_run(console: Console, run: Run) -> None:
     )
     for path in written(run):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
-
-
-def _title(result: Result) -> str:
-    metric = result["metric"]
-    sets = list(metric.get("by_test_set", {}))
-    if sets:
-        return f"{result['task']}: mean of {len(sets)} test sets"
-    # results of earlier versions have the size in their recipe only
-    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
-    return f"{result['task']}: {size:,} {metric['split']} examples"
 
 
 def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:

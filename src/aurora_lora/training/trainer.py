@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric:
         learning_rate=wanted.learning_rate,
         weight_decay=wanted.weight_decay,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(wanted.warmup_ratio * steps),
+        warmup_steps=math.ceil(wanted.warmup_ratio * steps) if wanted.warmup_steps is None else wanted.warmup_steps,
         max_grad_norm=wanted.max_grad_norm,
         bf16=wanted.precision == "bf16",
         fp16=wanted.precision == "fp16",
@@ -134,11 +135,16 @@ class RecipeTrainer(Trainer):
         callbacks = [self.clock, *kwargs.pop("callbacks", ())]
         if recipe.training.checkpoint_every is not None:
             callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
-        super().__init__(callbacks=callbacks, compute_loss_func=mean_loss, **kwargs)
+        super().__init__(callbacks=callbacks, compute_loss_func=self.loss_function, **kwargs)
         self.remove_callback(PrinterCallback)
         # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
         # gradient accumulation or on N processes. `mean_loss` divides by it instead.
         self.model_accepts_loss_kwargs = False
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        """The loss of a batch from the model's outputs and the labels."""
+        return mean_loss
 
     @property
     def module(self) -> nn.Module:
