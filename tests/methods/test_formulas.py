@@ -142,7 +142,7 @@ def test_adapters_of_a_llama(make_model: Callable[[str], Any], name: str, act: C
 
 
 def test_pfeiffers_place_in_a_bert(make_model: Callable[[str], Any]) -> None:
-    """LN(s + U relu(D LN(s) + d) + u) with the sum s of feed-forward output and residual (AdapterFusion, Figure 5)."""
+    """LN(s + U relu(D LN(s) + d) + u) with the sum s of feed-forward output and residual."""
     method = METHODS["adapter-p"]
     model = method.apply(make_model("bert"), method.validate({"r": 5}), "SEQ_CLS").double()
     place = "bert.encoder.layer.1.output.LayerNorm"

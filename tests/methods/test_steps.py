@@ -101,6 +101,13 @@ def test_adalora_without_a_step_for_its_budget(
         fit(METHODS["adalora"], options, model, steps=10)
 
 
+def test_adalora_with_gradients_that_stay_scaled(make_model: MakeModel) -> None:
+    model, options = applied(make_model, "adalora")
+    args = SimpleNamespace(seed=0, fp16=True, max_grad_norm=0.0)
+    with pytest.raises(UserError, match=r"training\.max_grad_norm=0 does not go with adalora"):
+        METHODS["adalora"].callbacks(options)[0].on_train_begin(args, SimpleNamespace(max_steps=9), None, model=model)
+
+
 @pytest.mark.parametrize("tfinal", [0, 8])
 def test_adalora_with_just_enough_steps(make_model: MakeModel, fit: Callable[..., None], tfinal: int) -> None:
     model, options = applied(make_model, "adalora", tfinal=tfinal, init_r=6, target_r=2)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
+from aurora_lora.training.deployed import export, gap
 from aurora_lora.training.trained import evaluate, merge, predict
 
 Aurora = Callable[..., list[dict[str, Any]]]
@@ -97,6 +98,18 @@ def test_lora_drop_counts_what_is_left(write_recipe: WriteRecipe, tmp_path: Path
     assert run.result["params"]["adapter"] in [4 * 32 * n for n in (1, 2, 3, 4)]
     saved = load_file(run.folder / "adapter" / "trained.safetensors")
     assert run.result["params"]["adapter"] == sum(v.numel() for name, v in saved.items() if name[-2:] in (".A", ".B"))
+
+
+def test_preset_of_aurora(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """It is AuroRA in all respects: three forms, a plain LoRA beside it, a gap and an export."""
+    run = train(load_recipe(write_recipe(method={"name": "aurora-paper-no-l", **TARGETS})), tmp_path / "run")
+    assert list(run.result["metric"]["by_form"]) == ["dynamic", "static", "calibrated"]
+    assert run.result["metric"]["selected_by"]["form"] == "static"
+    assert run.result["recipe"]["method"]["spline"] is None
+    assert (run.folder / "lora" / "adapter_config.json").is_file()
+    trained = load_run(run.folder)
+    assert gap(trained, examples=8).predictions == 8
+    assert export(trained, None, tmp_path / "lora")[1] == "static"
 
 
 def test_adalora_in_too_few_steps(write_recipe: WriteRecipe, tmp_path: Path) -> None:

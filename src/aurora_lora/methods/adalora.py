@@ -41,6 +41,11 @@ class ShareOutRanks(TrainerCallback):
                 f"method.tinit={config.tinit} and method.tfinal={config.tfinal} leave no step of the {state.max_steps} "
                 "in which ranks are shared out: lower them"
             )
+        if getattr(args, "fp16", False) and not args.max_grad_norm:
+            raise UserError(
+                "training.max_grad_norm=0 does not go with adalora and training.precision=fp16: clipping scales the "
+                "gradients back before the penalty's is added"
+            )
         tuner.rankallocator.set_total_step(state.max_steps)
         device = next(tuner.parameters()).device
         for key, value in self._loaded.items():

@@ -47,7 +47,7 @@ def kind_of(path: str, layer: AdaptedLinear) -> Kind:
 def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sample) -> None:
     """Train on a share of the data, see which layers matter, and let the others share one adapter; start anew.
 
-    The importance of a layer is `sum_x |dW x|^2` over the sample, as a share of its kind's total (Eqs. 2 and 3).
+    The importance of a layer is `sum_x |dW x|^2` over the sample, as a share of its kind's total.
     """
     layers = adapted_layers(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
