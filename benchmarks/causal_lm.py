@@ -3,8 +3,8 @@
     python benchmarks/causal_lm.py --output results/causal-lm
     python benchmarks/causal_lm.py --cost --output results/calibration/cost-smollm2.json
 
-AuroRA r = 2 on q, k, v, up and down. One JSON file for each learning rate and seed, written as it is finished; what is
-there is not run again.
+Plain text, and the sequential order of calibration: what `aurora train` has no recipe for. AuroRA r = 2 on q, k, v, up
+and down. One JSON file for each learning rate and seed, written as it is finished; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup, set_seed
+from transformers import get_linear_schedule_with_warmup, set_seed
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.files import write_json
 from aurora_lora.tasks import SplitSizes, get_task
-from aurora_lora.tasks.models import resolve_model
+from aurora_lora.training.models import load_base_model, load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -50,11 +50,9 @@ def batches(tokenizer: Any, texts: list[str], size: int) -> Iterator[dict[str, t
 
 def load(seed: int = 0) -> tuple[Any, Any]:
     """The tokenizer, and the model with a new adapter."""
-    source = resolve_model("smollm2-135m")
-    tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer = load_tokenizer("smollm2-135m")
     tokenizer.padding_side = "right"
-    base = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32)
+    base = load_base_model("smollm2-135m", get_task("siqa"), tokenizer)  # any task of a causal language model
     set_seed(seed)
     return tokenizer, get_peft_model(base, AuroraConfig(target_modules=TARGETS, task_type="CAUSAL_LM"))
 

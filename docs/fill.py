@@ -16,8 +16,10 @@ from aurora_lora.report.tables import (
     insert,
     load_results,
     qlora_table,
+    tasks_table,
     versions_table,
 )
+from aurora_lora.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -42,6 +44,12 @@ def main() -> None:
         insert(PAGE, "cost", cost_table(costs))
     if language := read(RESULTS / "causal-lm", "*.json"):
         insert(PAGE, "causal-lm", causal_lm_table(language))
+    for group in dict.fromkeys(task.group for task in TASKS.values()):
+        insert(
+            ROOT / "docs" / "tasks.md",
+            f"tasks {group}",
+            tasks_table(task for task in TASKS.values() if task.group == group),
+        )
     for distances in read(RESULTS / "qlora", "smollm2.json"):
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
     for records in read(RESULTS, "versions.json"):

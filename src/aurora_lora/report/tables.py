@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_text
+from ..tasks import Task
 
 Result = Mapping[str, Any]
 
@@ -121,6 +122,25 @@ def insert(path: Path, name: str, text: str) -> None:
     if not marks.search(document):
         raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")
     write_text(path, marks.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", document))
+
+
+def tasks_table(tasks: Iterable[Task]) -> str:
+    """What there is to train on: for docs/tasks.md."""
+    lines = ["| task | what is asked | train | scored on | metrics | source |", "|---|---|---|---|---|---|"]
+    for task in tasks:
+        whole = "" if task.train_examples is None else f"{task.train_examples:,}"
+        cells = [f"`{task.name}`", task.description, whole, _scored_on(task), ", ".join(task.metric_names), task.source]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _scored_on(task: Task) -> str:
+    if task.test_sets == ("validation",):
+        return "validation"
+    if task.test_sets == ("test",):
+        held_out = f"test {task.sizes.test:,}" if task.sizes.test else "test"
+        return f"{held_out}; validation {task.sizes.validation:,}" if task.sizes.validation else held_out
+    return ", ".join(task.test_sets)
 
 
 def calibration_table(curve: Mapping[str, Any]) -> str:
