@@ -16,6 +16,8 @@ from aurora_lora.report.tables import (
     load_results,
     qlora_table,
 )
+from aurora_lora.report.theory import sections
+from aurora_lora.report.theory_figures import theory_figures
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -42,6 +44,11 @@ def main() -> None:
         insert(PAGE, "causal-lm", causal_lm_table(language))
     for distances in read(RESULTS / "qlora", "smollm2.json"):
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
+    for record in read(RESULTS / "theory", "theory.json"):
+        for section in sections(record):
+            insert(ROOT / "docs" / "theory.md", section.name, section.markdown())
+        for name, figure in theory_figures(record).items():
+            save(figure, FIGURES / name)
 
 
 if __name__ == "__main__":

@@ -289,6 +289,48 @@ def predict(
     _stdout().print(table)
 
 
+@app.command()
+@plain_errors
+def theory(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where theory.json and the figures go.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Check the paper's two propositions and its Appendix C by computation; about a minute.
+
+    With --output, writes theory.json, and the figures as PNG and SVG.
+    """
+    from rich.progress import Progress
+
+    from aurora_lora.files import check_writable, write_json
+    from aurora_lora.report.figures import save
+    from aurora_lora.report.theory import sections
+    from aurora_lora.report.theory_figures import theory_figures
+    from aurora_lora.theory import run, total_steps
+
+    if output is not None:
+        check_writable(output)
+    console = _stderr()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("searching", total=total_steps())
+        record = run(seed, lambda steps: progress.advance(task, steps))
+    written: list[Path] = []
+    if output is not None:
+        write_json(output / "theory.json", record)
+        written = [output / "theory.json"]
+        for name, figure in theory_figures(record).items():
+            written += save(figure, output / name)
+    if as_json:
+        _print_json({**record, "written": [str(path) for path in written]})
+        return
+    for section in sections(record):
+        _stdout().print(section.title, section.table(), "", highlight=False, markup=False)
+    for path in written:
+        print(f"  {path}")
+
+
 # ---------------------------------------------------------------- what there is
 
 
