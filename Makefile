@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs install install-dev clean
+.PHONY: demo test lint docs versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   put the tables and figures into docs/"
+	@echo "make versions   run the unit tests with other versions of Python, torch, PEFT and Transformers (hours, 4 GB each)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "aurora-lora needs Python 3.11 or newer, $(PYTHON) is %d.%d: name another with PYTHON=python3.x" % v[:2])'
@@ -37,6 +38,10 @@ test: $(VENV)/.dev
 # The tables and figures of docs/, from the results that commands have written to results/.
 docs: $(VENV)/.dev
 	$(BIN)/python docs/fill.py
+
+# Each Python on the PATH as python3.x, each cell in an environment of its own; goes on where it was interrupted.
+versions: $(VENV)/.dev
+	$(BIN)/python tests/versions.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

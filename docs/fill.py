@@ -15,8 +15,9 @@ from aurora_lora.report.tables import (
     insert,
     load_results,
     qlora_table,
+    versions_table,
 )
-from aurora_lora.report.theory import sections
+from aurora_lora.report.theory import theory_tables
 from aurora_lora.report.theory_figures import theory_figures
 
 ROOT = Path(__file__).parent.parent
@@ -45,10 +46,12 @@ def main() -> None:
     for distances in read(RESULTS / "qlora", "smollm2.json"):
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
     for record in read(RESULTS / "theory", "theory.json"):
-        for section in sections(record):
-            insert(ROOT / "docs" / "theory.md", section.name, section.markdown())
+        for name, rows in theory_tables(record).items():
+            insert(ROOT / "docs" / "theory.md", name, f"{rows.title}:\n\n{rows.markdown()}")
         for name, figure in theory_figures(record).items():
             save(figure, FIGURES / name)
+    for records in read(RESULTS, "versions.json"):
+        insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_merge_and_predict(aurora: Invoke, finished: Any, tmp_path: Path) -> Non
     assert 0.5 <= answers[0]["probability"] <= 1
 
 
-@pytest.mark.parametrize("what", ["tasks", "methods", "models", "recipes"])
+@pytest.mark.parametrize("what", ["tasks", "methods", "models", "recipes", "suites", "studies"])
 def test_list(aurora: Invoke, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     rows = json.loads(aurora("list", what, "--json").stdout)
@@ -117,7 +117,14 @@ def test_list(aurora: Invoke, what: str, monkeypatch: pytest.MonkeyPatch) -> Non
     for row in rows:
         assert {"name", "description"} <= row.keys()
         assert row["name"] in shown.stdout
-    names = {"tasks": "movie-sentiment", "methods": "aurora", "models": "minilm-l6", "recipes": "recipes/demo.yaml"}
+    names = {
+        "tasks": "movie-sentiment",
+        "methods": "aurora",
+        "models": "minilm-l6",
+        "recipes": "recipes/demo.yaml",
+        "suites": "table1 --scale hub",
+        "studies": "recipes/studies/movie-sentiment.yaml",
+    }
     assert names[what] in [row["name"] for row in rows]
 
 
@@ -125,6 +132,8 @@ def test_recipes_open_with_their_command(aurora: Invoke, monkeypatch: pytest.Mon
     monkeypatch.chdir(Path(__file__).parent.parent)
     for row in json.loads(aurora("list", "recipes", "--json").stdout):
         assert row["command"].startswith(f"aurora train {row['name']} --output ")
+    for row in json.loads(aurora("list", "studies", "--json").stdout):
+        assert row["command"].startswith(f"aurora sweep {row['name']} --output results/studies/")
 
 
 def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
@@ -236,7 +245,7 @@ def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(run_module, "train", interrupt)
     done = aurora("train", recipe, "-o", tmp_path / "run")
     assert done.exit_code == 130
-    assert done.stderr == "interrupted: the same command goes on from the last checkpoint\n"
+    assert done.stderr == "interrupted: the same command goes on where it was\n"
 
 
 def test_missing_extra(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,3 +30,7 @@ class CheckpointError(AuroraError, RuntimeError):
 
 class UserError(AuroraError):
     """A mistake that the user can correct. The command line prints it as one plain line and exits with code 2."""
+
+
+class RunLockedError(UserError):
+    """Another process is writing into a run's folder."""

@@ -300,6 +300,31 @@ def test_weighted_combination_on_a_bfloat16_model_is_as_exact(make_bert, config)
         torch.testing.assert_close(layer.get_delta_weight("sum"), 0.3 * layer.get_delta_weight("default"))
 
 
+def test_weighted_combination_takes_over_the_modules_that_one_part_has_trained(make_bert, config, logits, train_step):
+    fields = {"task_type": None, "eval_form": "static"}
+    model = get_peft_model(make_bert(), config(**fields, modules_to_save=["classifier"]))
+    train_step(model, n=2)
+    model.add_adapter("b", config(**fields))
+    expected = logits(model)
+    model.add_weighted_adapter(["default", "b"], [1.0, 0.0], "sum")
+    saved = model.base_model.model.classifier.modules_to_save
+    assert list(saved) == ["default", "sum"]
+    assert saved["sum"].weight.data_ptr() != saved["default"].weight.data_ptr()
+    model.set_adapter("sum")
+    torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
+    model.add_adapter("c", config(**fields, modules_to_save=["classifier"]))
+    with pytest.raises(ValueError, match="same module with modules_to_save, but found 1"):
+        model.add_weighted_adapter(["default", "c"], [1.0, 1.0], "refused")
+    assert "refused" not in model.peft_config
+
+
+def test_weighted_combination_refuses_trained_tokens(make_bert, config):
+    tokens = {"trainable_token_indices": {"word_embeddings": [1, 2]}}
+    model = get_peft_model(make_bert(), config(task_type=None, eval_form="static", **tokens))
+    with pytest.raises(ValueError, match="with trainable_token_indices"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+
+
 def test_weighted_combination_refuses_biases(make_bert, config):
     model = get_peft_model(make_bert(), config(task_type=None, eval_form="static", bias="aurora_only"))
     with pytest.raises(ValueError, match="with bias"):

@@ -1,47 +1,20 @@
 """The registry of methods, and what each of them does to a model."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
+from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
 from aurora_lora.methods import METHODS, count_parameters, get_method
 from aurora_lora.methods.base import head_modules, is_head, load_trained, save_trained
+from aurora_lora.methods.targets import edited_modules
 
 OPTIONS = {"aurora": {"target_modules": ["query"]}, "lora": {"target_modules": ["query"], "r": 2}}
 MakeBert = Callable[..., nn.Module]
-
-
-def move(model: nn.Module) -> None:
-    """Change every trained weight a little."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_save_load_and_merge(
-    make_bert: MakeBert, batches: list[dict[str, torch.Tensor]], tmp_path: Path, name: str
-) -> None:
-    """What was saved loads onto the base model as the same function, and so does its merge."""
-    method = METHODS[name]
-    options = method.validate({**OPTIONS.get(name, {}), **({"train_form": "static"} if name == "aurora" else {})})
-    model = method.apply(make_bert(), options, "SEQ_CLS")
-    move(model)
-    method.save(model, tmp_path)
-    loaded = method.load(make_bert(), tmp_path, options)
-    merged = method.merge(method.load(make_bert(), tmp_path, options), method.deployed_form(options))
-    assert not hasattr(merged, "peft_config")
-    with torch.no_grad():
-        expected = model.eval()(**batches[0]).logits
-        assert not torch.allclose(expected, make_bert()(**batches[0]).logits)
-        torch.testing.assert_close(loaded(**batches[0]).logits, expected)
-        torch.testing.assert_close(merged.eval()(**batches[0]).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +53,97 @@ def test_head_of_a_model(make_bert: MakeBert) -> None:
         ("lora", {"lora_alfa": 1}, "lora_alfa: unknown option; did you mean 'lora_alpha'"),
         ("lora", {"r": 0}, "r=0 is not allowed"),
         ("lora", {"lora_dropout": 1.0}, "lora_dropout=1.0 is not allowed"),
+        ("lora", {"target_modules": []}, "target_modules=[] is not allowed: it must be a list of names"),
+        ("dora", {"use_dora": False}, "use_dora: unknown option"),
+        ("pissa", {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: unknown option"),
+        ("milora", {"r": True}, "r=True is not allowed: it must be a whole number of at least 1"),
+        ("moslora", {"mixer_init": "zero"}, "it must be one of 'kaiming', 'orthogonal'"),
+        ("moslora", {"alpha": 0}, "alpha=0 is not allowed: it must be a number above 0"),
+        ("moslora", {"layers_pattern": "layer"}, "layers_pattern needs layers_to_transform"),
+        ("moslora", {"target_modules": ".*query", "layers_to_transform": 1}, "layers_to_transform does not go with"),
+        ("moslora", {"layers_to_transform": [-1]}, "layers_to_transform=[-1] is not allowed"),
+        ("sine-lora", {"frequency": -1}, "frequency=-1 is not allowed: it must be a number above 0"),
+        ("loran", {"amplitude": float("nan")}, "amplitude=nan is not allowed"),
+        ("loda", {"negative_slope": 2}, "negative_slope=2 is not allowed: it must be a number in [0, 1]"),
+        ("dylora", {"eval_rank": 9}, "eval_rank=9 is not allowed: it must be at most r, which is 8"),
+        ("dylora", {"r": 4, "min_rank": 5}, "min_rank=5 is not allowed: it must be at most r, which is 4"),
+        ("dylora", {"frozen": 1}, "frozen=1 is not allowed: it must be one of False, True"),
+        ("adalora", {"target_r": 12}, "target_r=12 is not allowed: it must be below init_r = 12"),
+        ("adalora", {"r": 8}, "r: unknown option (allowed: beta1"),
+        ("adalora", {"beta1": 1}, "beta1=1 is not allowed: it must be a number in (0, 1)"),
+        ("lora-drop", {"threshold": 0}, "threshold=0 is not allowed: it must be a number above 0 and at most 1"),
+        ("fourierft", {"n_frequency": 0.5}, "n_frequency=0.5 is not allowed: it must be a whole number"),
+        ("neat", {"act_fn": "rleu"}, "act_fn='rleu' is not allowed"),
+        ("vera", {"d_initial": 0}, "d_initial=0 is not allowed: it must be a number other than 0"),
+        ("adapter-h", {"activation": "tanh"}, "it must be one of 'gelu', 'relu', 'silu'"),
+        ("adapter-d", {"drop_layers": -1}, "drop_layers=-1 is not allowed: it must be a whole number of at least 0"),
+        ("bitfit", {"r": 1}, "r: unknown option; there are none here"),
         ("full", {"r": 1}, "r: unknown option; there are none here"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         METHODS[name].validate(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("moslora", {"target_modules": ["qury"]}, "target_modules=['qury'] names nothing in BertForSequenceClass"),
+        ("moslora", {"target_modules": ["word_embeddings"]}, "word_embeddings is a Embedding; moslora adapts"),
+        ("milora", {"target_modules": ["word_embeddings"]}, "word_embeddings is a Embedding; milora adapts"),
+        ("milora", {"r": 40}, "r=40 is not allowed: "),
+        ("adapter-d", {"drop_layers": 2}, "drop_layers=2 leaves no adapter"),
+        ("adapter-h", {"target_modules": ["word_embeddings"]}, "word_embeddings is a Embedding; an adapter goes"),
+    ],
+)
+def test_options_that_do_not_fit_the_model(
+    make_bert: MakeBert, name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        METHODS[name].apply(make_bert(), METHODS[name].validate(options), "SEQ_CLS")
+
+
+def test_no_biases(make_model: Callable[[str], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="bitfit trains the biases, and LlamaForSequenceClassification has none"):
+        METHODS["bitfit"].apply(make_model("llama"), {}, "SEQ_CLS")
+
+
+def test_presets_are_the_papers_settings() -> None:
+    for name, preset in {
+        "aurora": AuroraConfig,
+        "aurora-paper": AuroraConfig.paper,
+        "aurora-paper-d": AuroraConfig.paper_dynamic,
+        "aurora-paper-s": AuroraConfig.paper_static,
+    }.items():
+        method, expected = METHODS[name], preset()
+        assert method.make_config().to_dict() == expected.to_dict()
+        recorded = method.validate({})
+        assert AuroraConfig(**recorded).to_dict() == expected.to_dict()
+
+
+def test_option_over_a_preset() -> None:
+    assert METHODS["aurora-paper-no-l"].validate({"r": 4, "fixed_activation": "relu"})["fixed_activation"] == "relu"
+
+
+def test_targets(make_bert: MakeBert) -> None:
+    """The names mean what they mean in PEFT."""
+
+    def adapted(**options: object) -> set[str]:
+        method = METHODS["moslora"]
+        model = method.apply(make_bert(), method.validate(options), "SEQ_CLS")
+        return {path.removeprefix("bert.encoder.") for path, _ in edited_modules(model)}
+
+    queries = {f"layer.{i}.attention.self.query" for i in range(2)}
+    values = {f"layer.{i}.attention.self.value" for i in range(2)}
+    assert adapted() == queries | values  # LoRA's default for BERT
+    assert adapted(target_modules=["query"]) == queries
+    assert adapted(target_modules=r".*\.1\..*query") == {"layer.1.attention.self.query"}
+    assert adapted(target_modules=["query", "value"], exclude_modules=["value"]) == queries
+    assert adapted(target_modules=["query"], layers_to_transform=[1]) == {"layer.1.attention.self.query"}
+    everything = adapted(target_modules="all-linear")
+    assert len(everything) == 2 * 6 + 1  # the pooler is of the body, the classifier is the head
+    assert "classifier" not in everything
 
 
 def test_unknown_method() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.report.figures import calibration_curve, forms_figure, gap_figure, save
-from aurora_lora.report.tables import forms_table, insert, load_results, spread
+from aurora_lora.report.tables import forms_table, insert, load_results, spread, versions_table
 
 
 def result(rate: float, seed: int, static: float, method: str = "aurora") -> dict[str, Any]:
@@ -131,3 +131,28 @@ def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
         forms_figure([static])
     with pytest.raises(UserError, match="cannot be read"):
         insert(folder / "none.md", "forms", "x")
+
+
+def test_versions_table() -> None:
+    old = {"python": "3.11.7", "torch": "2.6.0", "peft": "0.21.0", "transformers": "5.0.0", "numpy": "2.0.0"}
+    nothing: dict[str, Any] = {"skips": {"no trl": 1}, "skipped": 1, "failed": 0, "failures": {}}
+    records = {
+        "oldest": {
+            "versions": old,
+            "passed": 1200,
+            "skipped": 3,
+            "failed": 1,
+            "skips": {"no trl": 1, "torch < 2.7": 2},
+            "failures": {"tests.test_a::test_b": "it broke"},
+        },
+        "newest": {"versions": {**old, "torch": "2.13.0"}, "passed": 1203, **nothing},
+        "missing": {"python": "3.15", "problem": "there is no python3.15 here"},
+    }
+    lines = versions_table(records).splitlines()
+    assert lines[2] == "| 3.11.7 | 2.6.0 | 0.21.0 | 5.0.0 | 2.0.0 | 1,200 | 3 | 1 |"
+    assert lines[4] == "| 3.15 |  |  |  |  | not run: there is no python3.15 here |  |  |"
+    assert lines[6] == "Skipped in all: no trl."
+    assert lines[8:] == [
+        "- Skipped, 2 with oldest: torch < 2.7",
+        "- Failed with oldest: `tests.test_a::test_b`: it broke",
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aurora_lora.report.theory import sections
+from aurora_lora.report.theory import theory_tables
 from aurora_lora.report.theory_figures import (
     circle_figure,
     gradients_figure,
@@ -28,19 +28,15 @@ def record() -> dict[str, Any]:
 
 def table(record: dict[str, Any], name: str) -> dict[str, list[str]]:
     """The cells of a table by its first column."""
-    (found,) = (section for section in sections(record) if section.name == name)
-    return {cells[0]: list(cells[1:]) for cells in found.rows}
+    return {cells[0]: list(cells[1:]) for cells in theory_tables(record)[name].rows}
 
 
-def test_tables_fit_a_terminal_and_a_document(record: dict[str, Any]) -> None:
+def test_tables_fit_a_terminal(record: dict[str, Any]) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    for section in sections(record):
-        assert len(section.title) <= 80
-        assert {len(row) for row in section.rows} == {len(section.columns)}
-        console.print(section.table())
-        lines = section.markdown().splitlines()
-        assert lines[0] == f"{section.title}:"
-        assert len({line.count("|") for line in lines[2:]}) == 1
+    for rows in theory_tables(record).values():
+        assert len(rows.title) <= 80
+        assert {len(row) for row in rows.rows} == {len(rows.headers)}
+        console.print(rows.rich(), markup=False)
     text = console.export_text()
     assert "…" not in text  # nothing was cut off
     assert max(map(len, text.splitlines())) <= 80
@@ -53,7 +49,7 @@ def test_cells_show_the_record(record: dict[str, Any]) -> None:
     record["appendix_c"]["reach"][0]["distance"] = 0.25
     assert table(record, "theory-gradients")["A"][1] == "0.500"
     assert table(record, "theory-gradients")["H"][4:] == ["-", "-"]  # LoRA has none
-    (linear,) = (section for section in sections(record) if section.name == "theory-linear")
+    linear = theory_tables(record)["theory-linear"]
     assert list(linear.rows[0]) == ["truncated SVD", "", "0", "0", "", ""]
     assert list(linear.rows[1][2:4]) == ["0.25", "0"]
     assert table(record, "theory-nonlinear-channelwise")["tanh teacher"][-1] == "12.5"
@@ -62,7 +58,7 @@ def test_cells_show_the_record(record: dict[str, Any]) -> None:
 
 def test_a_search_below_the_bound_would_show(record: dict[str, Any]) -> None:
     record["linear"]["rows"][0]["mean_square"] = [0.9]
-    (linear,) = (section for section in sections(record) if section.name == "theory-linear")
+    linear = theory_tables(record)["theory-linear"]
     assert linear.rows[1][2].startswith("-")
 
 

@@ -3,11 +3,11 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr
-from sklearn.metrics import accuracy_score, log_loss, mean_squared_error
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, mean_squared_error
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import classification_metrics, regression_metrics
+from aurora_lora.tasks.metrics import choice_metrics, classification_metrics, regression_metrics
 
 
 @pytest.mark.parametrize(("examples", "classes"), [(1, 2), (7, 2), (200, 3), (50, 1)])
@@ -93,3 +93,59 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     with pytest.raises(UserError, match=r"pip install 'aurora-lora\[train\]'"):
         classification_metrics([[0.0, 1.0]], [1])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_matthews_and_f1_against_their_formulas(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    logits, labels = rng.normal(size=(80, classes)), rng.integers(classes, size=80)
+    got = classification_metrics(logits, labels, also=("matthews", "f1"))
+    predicted = logits.argmax(1)
+    assert list(got) == ["accuracy", "nll", "matthews", "f1"]
+    assert got["matthews"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    if classes == 2:
+        hits, false, missed = (int(((predicted == p) & (labels == t)).sum()) for p, t in ((1, 1), (1, 0), (0, 1)))
+        rejected = int(((predicted == 0) & (labels == 0)).sum())
+        odds = math.sqrt((hits + false) * (hits + missed) * (rejected + false) * (rejected + missed))
+        assert got["matthews"] == pytest.approx((hits * rejected - false * missed) / odds)
+        assert got["f1"] == pytest.approx(2 * hits / (2 * hits + false + missed)) == f1_score(labels, predicted)
+
+
+def test_matthews_of_a_constant_predictor_is_zero() -> None:
+    for column in (0, 1):
+        got = classification_metrics(np.eye(2)[[column] * 5], [0, 1, 1, 0, 1], also=("matthews", "f1"))
+        assert got["matthews"] == 0
+    with pytest.warns(UserWarning, match="non-finite"):
+        got = classification_metrics([[math.nan, 0.0], [0.0, 1.0]], [1, 1], also=("f1",))
+    assert got["f1"] == pytest.approx(2 / 3)
+
+
+def test_spearman_against_scipy() -> None:
+    rng = np.random.default_rng(1)
+    values, labels = rng.integers(5, size=40).astype(float), rng.normal(size=40)
+    got = regression_metrics(values, labels, also=("spearman",))
+    assert got["spearman"] == pytest.approx(spearmanr(values, labels).statistic, abs=1e-15)
+    assert regression_metrics(values, np.exp(values), also=("spearman",))["spearman"] == pytest.approx(1)
+    with pytest.warns(UserWarning, match="all 3 predictions are 1: no correlation"):
+        assert regression_metrics([1.0] * 3, [0.0, 1.0, 2.0], also=("spearman",))["spearman"] == 0
+
+
+def test_choices() -> None:
+    never = -math.inf
+    scores = [[[-3, -1.5], [-4, -1.0]], [[-2, -2.0], [-1, -0.1]], [[-5, -1], [never, never]]]
+    got = choice_metrics(scores, [0, 0, 0])
+    assert got["accuracy"] == pytest.approx(2 / 3)  # the first is right by the whole likelihood,
+    assert got["accuracy_norm"] == pytest.approx(1 / 3)  # and wrong by the one per character
+    parts = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(1)), 0]
+    assert got["nll"] == pytest.approx(sum(parts) / 3)
+
+
+def test_choices_that_are_not_numbers() -> None:
+    with pytest.warns(UserWarning, match="non-finite"):
+        got = choice_metrics([[[math.nan, math.nan], [-1, -1]], [[-1, -1], [-2, -2]]], [0, 0])
+    assert (got["accuracy"], got["accuracy_norm"]) == (0.5, 0.5)
+    assert math.isnan(got["nll"])
+    with pytest.raises(ValueError, match="a label is no choice of its question"):
+        choice_metrics([[[-1, -1], [-math.inf, -math.inf]]], [1])
+    with pytest.raises(ValueError, match="expected scores"):
+        choice_metrics([[-1, -1]], [1])

@@ -166,7 +166,7 @@ def test_registry() -> None:
         assert bool(task.labels) == (task.kind == "classification")
     with pytest.raises(UserError, match="unknown task 'movie-sentimant': did you mean 'movie-sentiment'"):
         get_task("movie-sentimant")
-    with pytest.raises(UserError, match="unknown task 'xyz': there are movie-sentiment, movie-rating"):
+    with pytest.raises(UserError, match="unknown task 'xyz': there are movie-sentiment, movie-rating, siqa"):
         get_task("xyz")
 
 
@@ -175,6 +175,8 @@ def test_metrics_fit_the_kind() -> None:
     assert set(get_task("movie-rating").compute_metrics(np.arange(2.0), np.array([0.0, 1.0]))) == {"pearson", "mse"}
     for task in TASKS.values():
         predictions, labels = (np.eye(2), [0, 1]) if task.labels else (np.arange(2.0), [0.0, 1.0])
+        if task.kind == "multiple-choice":
+            predictions, labels = -np.ones((2, 2, 2)), [0, 1]
         assert task.metric in task.compute_metrics(predictions, np.array(labels))
 
 

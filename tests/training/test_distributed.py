@@ -85,3 +85,37 @@ def test_error_in_all_processes(aurora: Aurora, write_recipe: Callable[..., Path
     assert [answer["status"] for answer in answers] == [2, 2]
     assert len(answers[0]["stderr"].splitlines()) == 1
     assert answers[1]["stderr"] == ""
+
+
+def test_methods_with_steps_of_their_own(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """Ranks that are shared out, and layers that share an adapter, are the same ones in both processes."""
+    methods: list[dict[str, Any]] = [
+        {"name": "adalora", "init_r": 4, "target_r": 2, "tfinal": 2, "orth_reg_weight": 0.1},
+        {"name": "lora-drop", "r": 4, "threshold": 0.5, "sample_share": 0.5},
+    ]
+    for method in methods:
+        name, saved = method["name"], []
+        # lora-drop's sample comes in batches of the recipe's size: alone, it would take other steps
+        for processes in (1, 2) if name == "adalora" else (2,):
+            training = {"epochs": 1, "batch_size": 16 // processes, "learning_rate": 1e-2, "threads": 1}
+            recipe = write_recipe(
+                model=model_without_dropout,
+                method={**method, "target_modules": ["query", "value"]},
+                training=training,
+            )
+            output = tmp_path / f"{name}-{processes}"
+            if processes == 2:
+                answers = launch(aurora, recipe, output)
+            else:
+                answers = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
+            assert all(answer["status"] == 0 for answer in answers), answers
+            saved.append(load_file(next((output / "adapter").glob("*.safetensors"))))
+        if name == "lora-drop":
+            assert any(key.endswith("is_shared") for key in saved[0])
+            continue
+        one, two = saved
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")

@@ -144,3 +144,26 @@ def test_numbers(text: str, value: Any) -> None:
     parsed = yaml_text.parse(text, "here")
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
+    sst2 = load_recipe(write_recipe(task="sst2"), ["task.train_size=100"]).resolved()["task"]
+    assert (sst2["train_size"], sst2["validation_size"], sst2["test_size"]) == (100, None, None)
+    assert (sst2["max_length"], sst2["test_sets"]) == (128, ["validation"])
+    film = load_recipe(write_recipe(task={"name": "movie-rating", "test_size": 7})).task
+    assert (film.train_size, film.validation_size, film.test_size, film.test_sets) == (None, 1000, 7, ("test",))
+    assert load_recipe(write_recipe(task="mnli")).task.test_sets == ("matched", "mismatched")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"name": "mnli", "test_sets": ["match"]}, "task.test_sets: mnli has no test set 'match' (it has matched, mis"),
+        ({"name": "cola", "test_size": 9}, "task.test_size: the scores of cola are those of its validation split"),
+    ],
+)
+def test_what_does_not_fit_the_task(write_recipe: WriteRecipe, task: dict[str, Any], message: str) -> None:
+    path = write_recipe(task=task)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: {message}")

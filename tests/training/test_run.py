@@ -61,7 +61,7 @@ def test_parameter_counts(run: Run) -> None:
 
 def test_only_what_is_finished_remains(run: Run) -> None:
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"recipe.yaml", "adapter", "result.json", "reference", ".lock"}
+    assert names == {"recipe.yaml", "adapter", "lora", "result.json", "reference", ".lock"}
 
 
 def test_finished_run_is_not_run_again(run: Run, write_recipe: WriteRecipe) -> None:

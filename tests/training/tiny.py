@@ -12,9 +12,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from aurora_lora.tasks import TASKS, SplitSizes, Task
+from aurora_lora.tasks.prompts import alpaca, target, true_false
 
 GOOD, BAD = ("good", "fine", "warm", "funny"), ("bad", "dull", "cold", "slow")
 PLAIN = ("the", "a", "film", "plot", "was", "and", "very", "of", "scene", "actor")
@@ -57,10 +66,44 @@ def _task(name: str, regression: bool) -> Task:
     )
 
 
+def _load_questions(sizes: SplitSizes, seed: int, form: str = "cloze") -> DatasetDict:
+    """Is a text good? In the tiny language of one word for each token."""
+    rng = random.Random(seed)
+    splits = {}
+    for name, size in (("test", sizes.test), ("validation", sizes.validation), ("train", sizes.train or 64)):
+        examples = _examples(size, rng)
+        asked = (lambda text: f"film : {text} , it was", ["fine", "bad"])
+        if form == "instruction":
+            asked = (lambda text: alpaca(true_false(f"{text} ?")), [target("true"), target("false")])
+        columns = {
+            "prompt": [asked[0](text) for text, _ in examples],
+            "choices": [asked[1]] * len(examples),
+            "label": [int(rating < 0) for _, rating in examples],
+        }
+        splits[name] = Dataset.from_dict(columns)
+    return DatasetDict(splits)
+
+
+QUESTIONS = Task(
+    name="tiny-questions",
+    description="A few random words, and what is thought of them.",
+    kind="multiple-choice",
+    labels=(),
+    metric="accuracy",
+    text_columns=("prompt", "choices"),
+    source="made up",
+    license="none",
+    load=_load_questions,
+    max_length=24,
+    prompt_forms=("cloze", "instruction"),
+)
+
+
 def register() -> None:
-    """Add the tasks `tiny-sentiment` and `tiny-rating`."""
+    """Add the tasks `tiny-sentiment`, `tiny-rating` and `tiny-questions`."""
     for name, regression in (("tiny-sentiment", False), ("tiny-rating", True)):
         TASKS[name] = _task(name, regression)
+    TASKS[QUESTIONS.name] = QUESTIONS
 
 
 def save_model(folder: Path, dropout: float = 0.1) -> Path:
@@ -90,6 +133,52 @@ def save_model(folder: Path, dropout: float = 0.1) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_language_model(folder: Path, kind: str = "llama") -> Path:
+    """Write a random causal language model and its word tokenizer, which begins each text with `[CLS]`."""
+    asking = (
+        "it",
+        ":",
+        ",",
+        "?",
+        "the",
+        "correct",
+        "answer",
+        "is",
+        "true",
+        "false",
+        "Answer",
+        "format",
+        "/",
+        "question",
+    )
+    words = list(dict.fromkeys([*SPECIAL, *PLAIN, *GOOD, *BAD, *asking]))
+    ids = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", ids["[CLS]"])])
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
+    tokens = {"bos_token_id": ids["[CLS]"], "eos_token_id": ids["[SEP]"], "pad_token_id": ids["[PAD]"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "gpt2":  # positions of its own, and Conv1D layers
+            gpt2 = GPT2Config(vocab_size=len(words), n_embd=16, n_layer=2, n_head=2, n_positions=128, **tokens)
+            GPT2LMHeadModel(gpt2).save_pretrained(folder)
+        else:
+            llama = LlamaConfig(
+                vocab_size=len(words),
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                initializer_range=0.3,
+                max_position_embeddings=128,
+                **tokens,
+            )
+            LlamaForCausalLM(llama).save_pretrained(folder)
     return folder
 
 

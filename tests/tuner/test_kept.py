@@ -99,6 +99,10 @@ def test_two_merges_round_once(kind):
     assert torch.equal(first.get_base_weight(), second.get_base_weight())
 
 
+def test_the_quantisation_is_named_in_the_repr():
+    assert "quantization_backend=" in repr(adapt("nf4")[1])
+
+
 def test_the_rounding_is_said():
     model, _ = adapt("nf4", eval_form="static")
     with pytest.warns(UserWarning, match=r"that rounding is \d+% to \d+% of the size of the update, over 1 layers"):

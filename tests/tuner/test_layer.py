@@ -253,6 +253,22 @@ def test_set_scale():
     torch.testing.assert_close(model(X) - base, 0.5 * (full - base))
 
 
+def test_scale_and_unscale_the_active_adapters():
+    model, layer = adapt(eval_form="static")
+    model.add_adapter("other", AuroraConfig(target_modules=["lin"], r=4, alpha=12, use_rslora=True))
+    layer.scale_layer(3.0)
+    assert layer.scaling == {"default": 6.0, "other": 6.0}  # alpha / r = 2 times 3; the other, alpha / sqrt(r), is idle
+    layer.scale_layer(0.5)
+    layer.unscale_layer(0.5)
+    assert layer.scaling["default"] == 6.0
+    layer.unscale_layer()
+    assert layer.scaling["default"] == 2.0
+    model.set_adapter("other")
+    layer.scale_layer(2.0)
+    layer.unscale_layer()
+    assert layer.scaling == {"default": 2.0, "other": 6.0}
+
+
 def test_scaling_by_pattern():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

@@ -87,7 +87,7 @@ def test_a_layer_that_mamba_reads_without_calling_is_refused():
     model = nn.Module()
     model.config = type("Config", (), {"model_type": "mamba", "to_dict": lambda self: {"model_type": "mamba"}})()
     model.out_proj = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match=r"'out_proj' of a mamba model is never called"):
+    with pytest.raises(ValueError, match=r"'out_proj' is incompatible with Mamba-based models: a mamba model never"):
         get_peft_model(model, AuroraConfig(target_modules=["out_proj"]))
 
 

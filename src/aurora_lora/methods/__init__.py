@@ -1,20 +1,48 @@
 """The methods that recipes can name. A new method is one file here and one line in `METHODS`."""
 
-from .aurora import AURORA
-from .base import MERGED, Method, ParameterCounts, count_parameters, unknown
+from .adalora import ADALORA
+from .aurora import AURORAS
+from .base import MERGED, Method, ParameterCounts, Sample, count_parameters, unknown
+from .bitfit import BITFIT
+from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
+from .dylora import DYLORA
+from .fourierft import FOURIERFT
 from .full import FULL
 from .linear_probe import LINEAR_PROBE
-from .lora import LORA
+from .loda import LODA
+from .lora import DORA, LORA, PISSA
+from .lora_drop import LORA_DROP
+from .loran import LORAN
+from .milora import MILORA
+from .moslora import MOSLORA
+from .neat import NEAT
+from .sine_lora import SINE_LORA
+from .vera import VERA
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        AURORA,
-        LORA,
-        LINEAR_PROBE,
-        FULL,
-    )
-}
+_ALL: tuple[Method, ...] = (
+    *AURORAS,
+    LORA,
+    DORA,
+    ADALORA,
+    DYLORA,
+    LORA_DROP,
+    PISSA,
+    MILORA,
+    MOSLORA,
+    FOURIERFT,
+    VERA,
+    SINE_LORA,
+    LORAN,
+    LODA,
+    NEAT,
+    ADAPTER_H,
+    ADAPTER_P,
+    ADAPTER_D,
+    BITFIT,
+    LINEAR_PROBE,
+    FULL,
+)
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 def get_method(name: str) -> Method:
@@ -28,4 +56,12 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["MERGED", "METHODS", "Method", "ParameterCounts", "count_parameters", "get_method"]
+__all__ = [
+    "MERGED",
+    "METHODS",
+    "Method",
+    "ParameterCounts",
+    "Sample",
+    "count_parameters",
+    "get_method",
+]

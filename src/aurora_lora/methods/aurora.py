@@ -1,8 +1,8 @@
-"""AuroRA as a method of recipes: its options are the fields of `AuroraConfig`."""
+"""AuroRA as methods of recipes: the options are the fields of `AuroraConfig`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _config(**options: Any) -> Any:
-    from aurora_lora import AuroraConfig
+def _config_maker(preset: Options) -> Callable[..., Any]:
+    def make(**options: Any) -> Any:
+        from aurora_lora import AuroraConfig
 
-    return AuroraConfig(**options)
+        return AuroraConfig(**{**preset, **options})
+
+    return make
 
 
 def _own_fields() -> dict[str, Any]:
@@ -36,8 +39,12 @@ def _option_names() -> Iterable[str]:
     return _own_fields()
 
 
-def _defaults() -> Options:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in _own_fields().items()}
+def _defaults_maker(preset: Options) -> Callable[[], Options]:
+    def make() -> Options:
+        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in _own_fields().items()}
+        return {**defaults, **preset}
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,37 @@ class AuroraMethod(PeftMethod):
         return context
 
 
-AURORA = AuroraMethod(
-    name="aurora",
-    description="AuroRA: W0 x + s B sigma(Ax), calibrated to an ordinary rank-r update for merging",
-    make_config=_config,
-    option_names=_option_names,
-    defaults=_defaults,
+_PAPER = {"train_form": "dynamic", "eval_form": "static", "spline": "summed", "init_weights": "paper"}
+_ABLATIONS: dict[str, tuple[str, Options]] = {
+    # without F, sigma would start at 0 for W_s = 0, and neither B nor W_s would ever get a gradient
+    "no-f": ("without the fixed part F", {"fixed_activation": None, "init_weights": "paper"}),
+    "no-l": ("without the learnable part L", {"spline": None}),
+    "leaky-relu": ("with LeakyReLU for tanh", {"fixed_activation": "leaky_relu"}),
+    "sigmoid": ("with the sigmoid for tanh", {"fixed_activation": "sigmoid"}),
+}
+_PRESETS: dict[str, tuple[str, Options]] = {
+    "aurora": ("W0 x + s B sigma(Ax), merged as calibrated (ours)", {}),
+    "aurora-paper": ("The paper's AuroRA: trained dynamic, merged static", _PAPER),
+    "aurora-paper-d": (
+        "The paper's AuroRA-D: dynamic; cannot be merged",
+        {**_PAPER, "eval_form": "dynamic"},
+    ),
+    "aurora-paper-s": ("The paper's AuroRA-S: static throughout", {**_PAPER, "train_form": "static"}),
+    **{f"aurora-{end}": (f"AuroRA {words}", changes) for end, (words, changes) in _ABLATIONS.items()},
+    **{
+        f"aurora-paper-{end}": (f"The paper's AuroRA {words}", {**_PAPER, **changes})
+        for end, (words, changes) in _ABLATIONS.items()
+    },
+}
+
+AURORAS = tuple(
+    AuroraMethod(
+        name=name,
+        description=description,
+        make_config=_config_maker(preset),
+        option_names=_option_names,
+        defaults=_defaults_maker(preset),
+    )
+    for name, (description, preset) in _PRESETS.items()
 )
+"""AuroRA, its settings in the paper, and the ablations of each (Tables 4 and 5): presets of the same options."""

@@ -6,7 +6,7 @@ Nothing heavy is imported here before a method is used, so that listing the meth
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +15,36 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ..errors import FormError
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, TrainerCallback
 
-TaskType = Literal["SEQ_CLS"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
-"""The one form of every method whose trained and merged model are the same function."""
+"""The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
 
 WEIGHTS_FILE = "trained.safetensors"
 """What a method without a PEFT adapter writes: the weights that were trained, and buffers."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Training data that a method may look at before the training starts.
+
+    Args:
+        batches: gives the batches of an even share (0, 1] of the training split, the same ones at every call.
+        loss: the loss of a model on one of them.
+        learning_rate: the recipe's.
+        seed: the recipe's.
+        agree: gives every process the main one's value of what was computed in each.
+    """
+
+    batches: Callable[[float], list[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+    learning_rate: float
+    seed: int
+    agree: Callable[[Any], Any] = lambda value: value
 
 
 class Method(Protocol):
@@ -49,6 +68,16 @@ class Method(Protocol):
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         """Make a pretrained model trainable by this method. The head is always trained."""
 
+    def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
+        """Decide from training data what is trained: once, before the first step of a new run."""
+
+    def restore(self, model: nn.Module, directory: Path, options: Options) -> None:
+        """Give a model fresh from `apply` what `prepare` decided on, from the weights saved in a checkpoint."""
+
+    def callbacks(self, options: Options) -> Sequence[TrainerCallback]:
+        """What happens at the steps of the training. One that has `save_state(folder)` and `load_state(folder)` keeps
+        its state in each checkpoint."""
+
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
         """A trained model from a pretrained one and what `save` wrote."""
 
@@ -70,7 +99,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class OneForm:
-    """The answers of a method with a single form."""
+    """The answers of a method with a single form, and with nothing to do before the training or at its steps."""
 
     name: str
     description: str
@@ -88,6 +117,15 @@ class OneForm:
     def _check_form(self, form: str) -> None:
         if form != MERGED:
             raise FormError(f"form={form!r}: {self.name} has one form only (allowed: {MERGED!r}).")
+
+    def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
+        pass
+
+    def restore(self, model: nn.Module, directory: Path, options: Options) -> None:
+        pass
+
+    def callbacks(self, options: Options) -> Sequence[TrainerCallback]:
+        return ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +187,8 @@ class PlainMethod(OneForm):
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name) or self.trains(name))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(f"{self.name} has nothing to train in a {type(model).__name__}: it has no new head")
         return model
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
@@ -169,9 +209,18 @@ class PlainMethod(OneForm):
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """The top-level modules with weights beside the pretrained body: the randomly initialised head."""
+    """The top-level modules with weights beside the pretrained body: the randomly initialised head.
+
+    The output layer of a language model is none: it is as pretrained as the body.
+    """
     body = getattr(model, "base_model_prefix", "")
-    return [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    pretrained = get_output_embeddings()
+    return [
+        name
+        for name, child in model.named_children()
+        if name != body and child is not pretrained and any(True for _ in child.parameters())
+    ]
 
 
 def is_head(model: nn.Module, parameter: str) -> bool:

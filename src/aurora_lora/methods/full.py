@@ -4,6 +4,6 @@ from .base import PlainMethod
 
 FULL = PlainMethod(
     name="full",
-    description="Full fine-tuning: every weight of the model",
+    description="Every weight of the model",
     trains=lambda name: True,
 )

@@ -4,6 +4,6 @@ from .base import PlainMethod
 
 LINEAR_PROBE = PlainMethod(
     name="linear-probe",
-    description="The head alone, on the frozen pretrained model: what the features give without fine-tuning",
+    description="The head alone, on the frozen pretrained model",
     trains=lambda name: False,
 )

@@ -1,44 +1,72 @@
-"""LoRA, PEFT's own: the options are the fields of `peft.LoraConfig`."""
+"""LoRA and what `peft.LoraConfig` offers with it: the options are its fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
 from .base import PeftMethod
+from .options import TARGETS, check, dropout, positive, whole
+
+LORA_TABLE = {"r": whole(8), "lora_alpha": positive(8), "lora_dropout": dropout()}
+"""The options that every result records. PEFT checks them when it builds the layers, in words that name no field."""
 
 
-def _config(**options: Any) -> Any:
-    from peft import LoraConfig
-
-    # PEFT checks these when it builds the layers, in words that do not name the field
-    r, alpha, dropout = (options.get(name, default) for name, default in _defaults().items())
-    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        raise ValueError(f"r={r!r} is not allowed: it must be a whole number of at least 1.")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or alpha <= 0:
-        raise ValueError(f"lora_alpha={alpha!r} is not allowed: it must be a number above 0.")
-    if not isinstance(dropout, int | float) or isinstance(dropout, bool) or not 0 <= dropout < 1:
-        raise ValueError(f"lora_dropout={dropout!r} is not allowed: it must be a number in [0, 1).")
-    return LoraConfig(**options)
+def lora_defaults() -> dict[str, Any]:
+    """The defaults of `LORA_TABLE`."""
+    return {name: option.default for name, option in LORA_TABLE.items()}
 
 
-def _option_names() -> Iterable[str]:
-    from peft import LoraConfig
-    from peft.config import PeftConfig
+def lora_config(**fixed: Any) -> Callable[..., Any]:
+    """A maker of `LoraConfig`s with some fields fixed.
 
-    inherited = {field.name for field in fields(PeftConfig)}
-    return [field.name for field in fields(LoraConfig) if field.init and field.name not in inherited]
+    The maker raises ValueError for a value that is not allowed, naming the option.
+    """
+
+    def make(**options: Any) -> Any:
+        from peft import LoraConfig
+
+        checked = {**LORA_TABLE, **TARGETS}
+        check({name: value for name, value in options.items() if name in checked}, checked)
+        return LoraConfig(**options, **fixed)
+
+    return make
 
 
-def _defaults() -> dict[str, Any]:
-    return {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+def lora_option_names(*fixed: str) -> Callable[[], Iterable[str]]:
+    """The fields that `LoraConfig` adds to PEFT's base class, without the fixed ones."""
+
+    def names() -> Iterable[str]:
+        from peft import LoraConfig
+        from peft.config import PeftConfig
+
+        inherited = {field.name for field in fields(PeftConfig)}
+        own = [field.name for field in fields(LoraConfig) if field.init and field.name not in inherited]
+        return [name for name in own if name not in fixed]
+
+    return names
 
 
 LORA = PeftMethod(
     name="lora",
-    description="LoRA: W0 x + s B A x, as PEFT implements it",
-    make_config=_config,
-    option_names=_option_names,
-    defaults=_defaults,
+    description="W0 x + s B A x (PEFT)",
+    make_config=lora_config(),
+    option_names=lora_option_names(),
+    defaults=lora_defaults,
+)
+DORA = PeftMethod(
+    name="dora",
+    description="The rows of W0 + s B A at trained lengths (PEFT)",
+    make_config=lora_config(use_dora=True),
+    option_names=lora_option_names("use_dora"),
+    defaults=lora_defaults,
+)
+# exact singular vectors only: a model is loaded by making them again from W0, and the fast ones are random
+PISSA = PeftMethod(
+    name="pissa",
+    description="LoRA from the largest singular vectors of W0 (PEFT)",
+    make_config=lora_config(init_lora_weights="pissa"),
+    option_names=lora_option_names("init_lora_weights", "use_dora"),
+    defaults=lora_defaults,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +19,7 @@ def add_update(
     spline_weight: Tensor | None,
     scaling: float,
     anl: ANL,
+    sigma: Callable[[Tensor, Tensor | None, Tensor | None, ANL], Tensor] = adaptive_nonlinear,
 ) -> Tensor:
     """result + s B sigma(A x). With the identity for sigma, and sigma(A) or A_cal for A, it is a linear form (Eq. 9).
 
@@ -27,9 +30,10 @@ def add_update(
         B: (d_out, r).
         H, spline_weight, anl: as in `adaptive_nonlinear`.
         scaling: s = alpha / r.
+        sigma: what computes the ANL.
 
     Returns:
         (..., d_out) in the dtype of `result`.
     """
-    z = adaptive_nonlinear(functional.linear(x, A), H, spline_weight, anl)
+    z = sigma(functional.linear(x, A), H, spline_weight, anl)
     return result + functional.linear(z * scaling, B).to(result.dtype)

@@ -68,13 +68,24 @@ def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None
         if anl.fixed_activation is not None:
             assert H is not None
             act = ACTIVATIONS[anl.fixed_activation]
-            parts.append(act(act(x) @ H.to(dtype).T))
+            parts.append(act(_times(act(x), H.to(dtype))))
         if anl.spline is not None:
             assert spline_weight is not None
             W = spline_weight.to(dtype)
             basis = bspline_basis(x, anl.grid_size, anl.order, anl.spline_range)  # (..., r, K)
-            parts.append((basis * W).sum(-1) if anl.spline == "channelwise" else basis.sum(-2) @ W.T)
+            parts.append((basis * W).sum(-1) if anl.spline == "channelwise" else _times(basis.sum(-2), W))
         return sum(parts[1:], parts[0]).to(z.dtype)
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., k) -> x weight^T (..., r).
+
+    To a compiler a matrix product is a call of its own, which splits sigma into pieces; written as products and their
+    sums, it is fused with what is around it. Large ones are left to the libraries.
+    """
+    if torch.compiler.is_compiling() and weight.shape[-1] <= 16:
+        return (x.unsqueeze(-2) * weight).sum(-1)
+    return x @ weight.T
 
 
 def nonlinear_columns(A: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:

@@ -23,7 +23,8 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def _new(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of the common style, in inches, and its panels, row by row."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -31,15 +32,15 @@ def _new(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]
         raise UserError("figures need matplotlib: pip install 'aurora-lora[report]'") from error
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)  # no display, and no global state as with pyplot
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
         ax.set_axisbelow(True)
-    return figure, list(axes)
+    return figure, axes
 
 
-def _legend_above(figure: Figure, ax: Axes) -> None:
+def legend_above(figure: Figure, ax: Axes) -> None:
     """One legend for all panels, where no line can run through it."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=len(labels))
@@ -47,11 +48,14 @@ def _legend_above(figure: Figure, ax: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG; `path` without its ending names both."""
+    import matplotlib
+
     written = []
     for ending in (".png", ".svg"):
         target = path.with_suffix(ending)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(target) as partial:
+        # the salt keeps the ids within a drawing, and so the file, the same from one run to the next
+        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
             figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
         written.append(target)
     return written
@@ -63,7 +67,7 @@ def forms_figure(results: Sequence[Result]) -> Figure:
     forms = {form for runs in groups.values() for run in runs for form in run["metric"]["by_form"]}
     if forms != STYLES.keys():
         raise UserError(f"the forms figure needs runs with the forms {', '.join(STYLES)}")
-    figure, axes = _new(2, 7.2, 2.9)
+    figure, axes = new_figure(2, 7.2, 2.9)
     rates = list(groups)
     places = range(len(rates))
     seeds = max(map(len, groups.values()))
@@ -80,7 +84,7 @@ def forms_figure(results: Sequence[Result]) -> Figure:
         ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
         ax.set_xlabel("learning rate of the adapter")
         ax.set_ylabel(label)
-    _legend_above(figure, axes[0])
+    legend_above(figure, axes[0])
     axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
     axes[1].set_title("lower is better", fontsize=9, loc="left")
     return figure
@@ -98,7 +102,7 @@ def gap_figure(gap: Mapping[str, Any]) -> Figure:
         kinds.setdefault(kind, {}).setdefault(entry["form"], []).append(100 * entry["relative_error"])
     if not kinds:
         raise UserError("the gap figure needs the gap of at least one layer")
-    figure, axes = _new(len(kinds), max(3.6, 2.4 * len(kinds)), 2.7)
+    figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.7)
     top = max(max(values) for forms in kinds.values() for values in forms.values())
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
         for form, values in forms.items():
@@ -108,7 +112,7 @@ def gap_figure(gap: Mapping[str, Any]) -> Figure:
         ax.locator_params(axis="x", integer=True)
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
     axes[0].set_ylabel("error of the adapter's output, %")
-    _legend_above(figure, axes[0])
+    legend_above(figure, axes[0])
     return figure
 
 
@@ -120,7 +124,7 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
             the range.
         trained: the `accuracy` of the trained form.
     """
-    figure, axes = _new(2, 7.2, 2.9)
+    figure, axes = new_figure(2, 7.2, 2.9)
     styles: dict[str, dict[str, Any]] = {
         "parallel": STYLES["calibrated"],
         "sequential": {"color": "#009E73", "marker": "D", "linestyle": ":"},
@@ -145,5 +149,5 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
         ax.set_ylabel(label)
     axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label="trained (dynamic)")
     axes[1].set_yscale("log")
-    _legend_above(figure, axes[0])
+    legend_above(figure, axes[0])
     return figure

@@ -186,3 +186,33 @@ def qlora_table(distances: Mapping[str, Mapping[str, float]]) -> str:
     for name, values in distances.items():
         lines.append(f"| {name} | {max(values['kl'], 0.0):.5f} | {values['largest']:.2g} |")  # rounding may give -1e-8
     return "\n".join(lines)
+
+
+def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the unit tests gave with other versions, and what was skipped in some environments only: `make versions`."""
+    shown = ("python", "torch", "peft", "transformers", "numpy")
+    lines = [
+        "| Python | torch | peft | transformers | NumPy | passed | skipped | failed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records.values():
+        versions = record.get("versions", record)
+        cells = [versions.get(name, "") for name in shown]
+        if "problem" in record:
+            cells += [f"not run: {record['problem']}", "", ""]
+        else:
+            cells += [f"{record[name]:,}" for name in ("passed", "skipped", "failed")]
+        lines.append(f"| {' | '.join(cells)} |")
+    tested = {name: record for name, record in records.items() if "skips" in record}
+    reasons = dict.fromkeys(reason for record in tested.values() for reason in record["skips"])
+    everywhere = [reason for reason in reasons if all(reason in record["skips"] for record in tested.values())]
+    some = [reason for reason in reasons if reason not in everywhere]
+    lines += ["", f"Skipped in all: {'; '.join(everywhere) or 'nothing'}.", *([""] if some else [])]
+    for reason in some:
+        where = [f"{n} with {name}" for name, record in tested.items() if (n := record["skips"].get(reason))]
+        lines.append(f"- Skipped, {'; '.join(where)}: {reason}")
+    failures = {test: why for record in tested.values() for test, why in record["failures"].items()}
+    for test, why in failures.items():
+        where = [name for name, record in tested.items() if test in record["failures"]]
+        lines.append(f"- Failed with {'; '.join(where)}: `{test}`: {why}")
+    return "\n".join(lines)

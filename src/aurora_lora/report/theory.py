@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from .bench_tables import Rows
 
 Record = Mapping[str, Any]
 
@@ -23,146 +21,99 @@ SIGMA_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Section:
-    """One table.
-
-    Args:
-        name: of its place in a document.
-        title: what it shows, with its units.
-        columns: headings; the first column is text, the others numbers.
-        rows: cells.
-    """
-
-    name: str
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """As a Markdown table under its title."""
-        dashes = ["---", *("--:" for _ in self.columns[1:])]
-        lines = [_row(self.columns), f"|{'|'.join(dashes)}|", *map(_row, self.rows)]
-        return "\n".join([f"{self.title}:", "", *lines])
-
-    def table(self) -> Table:
-        """For a terminal of 80 columns."""
-        from rich.table import Table
-
-        table = Table()
-        for column in self.columns:
-            table.add_column(column, justify="left" if column is self.columns[0] else "right", overflow="fold")
-        for cells in self.rows:
-            table.add_row(*cells)
-        return table
+def theory_tables(record: Record) -> dict[str, Rows]:
+    """Every table of a record by the name of its place in a document, in the order of the paper's text."""
+    return {
+        "theory-cases": _cases(record["appendix_c"]),
+        "theory-reach": _reach(record["appendix_c"]),
+        "theory-gradients": _gradients(record["gradients"]),
+        "theory-growth": _growth(record["gradients"]),
+        "theory-linear": _linear(record["linear"]),
+        "theory-slip": _slip(record["linear"]["slip"]),
+        "theory-nonlinear-channelwise": _nonlinear(record["nonlinear"], "channelwise"),
+        "theory-nonlinear-summed": _nonlinear(record["nonlinear"], "summed"),
+    }
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def sections(record: Record) -> Iterator[Section]:
-    """Every table of a record, in the order of the paper's text."""
-    yield from _appendix_c(record["appendix_c"])
-    yield from _gradients(record["gradients"])
-    yield from _linear(record["linear"])
-    yield from _nonlinear(record["nonlinear"])
-
-
-def _appendix_c(found: Record) -> Iterator[Section]:
+def _cases(found: Record) -> Rows:
     draws = sum(row["draws"] for row in found["cases"])
-    yield Section(
-        "theory-cases",
+    table = Rows(
         f"Appendix C, Eq. 11 on {draws:,} random a, b and alpha: largest deviations",
         ("signs", "printed - dW", "printed - dW^T", "2nd singular value", "dW from LoRA's set", "LoRA from dW's set"),
-        [
-            (
-                row["case"],
-                f"{row['as_printed']:.1f}",
-                *(_tiny(row[k]) for k in ("transposed", "second_singular_value", "lora_reaches_it", "it_reaches_lora")),
-            )
-            for row in found["cases"]
-        ],
     )
-    yield Section(
-        "theory-reach",
+    for row in found["cases"]:
+        zeros = ("transposed", "second_singular_value", "lora_reaches_it", "it_reaches_lora")
+        table.rows.append((row["case"], f"{row['as_printed']:.1f}", *(_tiny(row[name]) for name in zeros)))
+    return table
+
+
+def _reach(found: Record) -> Rows:
+    return Rows(
         "The nearest B sigma(A) of rank 1 to [[1, -1], [1, -1]] / 2",
         ("sigma", "distance found"),
         [(SIGMA_NAMES[row["sigma"]], f"{row['distance']:.4f}") for row in found["reach"]],
     )
 
 
-def _gradients(found: Record) -> Iterator[Section]:
-    columns = [f"{row['sigma']}, {how}" for row in found["rows"] for how in ("random", "attacked")]
-    yield Section(
-        "theory-gradients",
+def _gradients(found: Record) -> Rows:
+    both = [(row, how) for row in found["rows"] for how in ("random", "attacked")]
+    table = Rows(
         f"Proposition 2.2: largest |gradient| / bound, {found['draws']:,} random layers and attacked",
-        ("gradient of", *columns),
-        [
-            (
-                GRADIENT_NAMES[name],
-                *(
-                    f"{row[how][name]:.3f}" if row["attacked"][name] > 0 else "-"
-                    for row in found["rows"]
-                    for how in ("random", "attacked")
-                ),
-            )
-            for name in GRADIENT_NAMES
-        ],
+        ("gradient of", *(f"{row['sigma']}, {how}" for row, how in both)),
     )
-    yield Section(
-        "theory-growth",
+    for key, name in GRADIENT_NAMES.items():
+        cells = [f"{row[how][key]:.3f}" if row["attacked"][key] > 0 else "-" for row, how in both]
+        table.rows.append((name, *cells))
+    return table
+
+
+def _growth(found: Record) -> Rows:
+    return Rows(
         "Largest gradient of A of 100 random layers, B times a factor",
         ("factor", "AuroRA", "LoRA"),
         [(f"{row['scale']:g}", f"{row['AuroRA']:.3g}", f"{row['LoRA']:.3g}") for row in found["growth"]],
     )
 
 
-def _linear(found: Record) -> Iterator[Section]:
-    by_sigma = {(row["activation"], row["spline"], row["skip"]): row for row in found["rows"]}
-    rows: list[Sequence[str]] = [
-        ("truncated SVD", "", _excess(found["svd"]["mean_square"]), _excess(found["svd"]["supremum"]), "", "")
-    ]
-    for activation, spline in dict.fromkeys((a, s) for a, s, _ in by_sigma):
-        cells = []
-        for skip in (False, True):
-            row = by_sigma.get((activation, spline, skip))
-            cells += [_excess(min(row[key])) if row else "-" for key in ("mean_square", "supremum")]
-        rows.append((SIGMA_NAMES[activation], spline or "none", *cells))
+def _linear(found: Record) -> Rows:
     starts = len(found["rows"][0]["mean_square"])
-    yield Section(
-        "theory-linear",
+    table = Rows(
         f"Proposition 2.1, linear M: least error found of {starts} searches, above the bound by",
         ("activation", "spline", "mean square", "supremum", "mean square, skip", "supremum, skip"),
-        rows,
     )
-    slip = found["slip"]
-    yield Section(
-        "theory-slip",
+    keys = ("mean_square", "supremum")
+    table.rows.append(("truncated SVD", "", *(_excess(found["svd"][key]) for key in keys), "", ""))
+    by_sigma = {(row["activation"], row["spline"], row["skip"]): row for row in found["rows"]}
+    for activation, spline in dict.fromkeys((a, s) for a, s, _ in by_sigma):
+        both = [by_sigma.get((activation, spline, skip)) for skip in (False, True)]
+        cells = [_excess(min(row[key])) if row else "-" for row in both for key in keys]
+        table.rows.append((SIGMA_NAMES[activation], spline or "none", *cells))
+    return table
+
+
+def _slip(found: Record) -> Rows:
+    return Rows(
         "Two inputs x, x' with |x| = |x'| = 1 and A x = A x'",
         ("", "distance"),
         [
-            ("A x and A x'", _tiny(slip["difference_of_z"])),
-            ("B sigma(A x) and B sigma(A x')", _tiny(slip["difference_of_outputs"])),
-            ("M x and M x'", f"{slip['difference_of_targets']:.3f}"),
+            ("A x and A x'", _tiny(found["difference_of_z"])),
+            ("B sigma(A x) and B sigma(A x')", _tiny(found["difference_of_outputs"])),
+            ("M x and M x'", f"{found['difference_of_targets']:.3f}"),
         ],
     )
 
 
-def _nonlinear(found: Record) -> Iterator[Section]:
+def _nonlinear(found: Record, spline: str) -> Rows:
     r = found["rank"]
-    for spline in ("channelwise", "summed"):
-        rows = []
-        for row in found["rows"]:
-            forms = [row[spline][form] for form in ("dynamic", "calibrated", "static")]
-            shares = [row["floor"], row[f"linear_{r}"], row[f"linear_{2 * r}"], *forms]
-            rows.append((row["target"], *(f"{100 * share:.1f}" for share in shares)))
-        yield Section(
-            f"theory-nonlinear-{spline}",
-            f"Nonlinear targets, r = {r}, {spline} spline: % of E|f|^2 unexplained, held out",
-            ("target", "floor", f"LoRA r={r}", f"LoRA r={2 * r}", "trained", "calibrated", "static"),
-            rows,
-        )
+    table = Rows(
+        f"Nonlinear targets, r = {r}, {spline} spline: % of E|f|^2 unexplained, held out",
+        ("target", "floor", f"LoRA r={r}", f"LoRA r={2 * r}", "trained", "calibrated", "static"),
+    )
+    for row in found["rows"]:
+        forms = [row[spline][form] for form in ("dynamic", "calibrated", "static")]
+        shares = [row["floor"], row[f"linear_{r}"], row[f"linear_{2 * r}"], *forms]
+        table.rows.append((row["target"], *(f"{100 * share:.1f}" for share in shares)))
+    return table
 
 
 def _tiny(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .figures import STYLES, _new
+from .figures import STYLES, new_figure
 from .theory import GRADIENT_NAMES, SIGMA_NAMES
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def theory_figures(record: Record) -> dict[str, Figure]:
 def circle_figure(record: Record) -> Figure:
     """Appendix C: the directions of sigma(A) for A on the unit circle, a panel for each sigma."""
     images = record["appendix_c"]["circle"]
-    figure, axes = _new(len(images), 1.75 * len(images), 2.0)
+    figure, axes = new_figure(len(images), 1.75 * len(images), 2.0)
     for ax, (name, points) in zip(axes, images.items(), strict=True):
         ax.plot(*zip(*images["LoRA"], strict=True), color="#BBBBBB", linewidth=0.8)
         ax.plot(*zip(*points, strict=True), color="#0072B2", marker=".", markersize=3, linewidth=1)
@@ -46,7 +46,7 @@ def circle_figure(record: Record) -> Figure:
 
 def gradients_figure(record: Record) -> Figure:
     """Proposition 2.2: how near each gradient comes to its bound, random (hollow) and attacked (filled)."""
-    figure, (ax,) = _new(1, 6.0, 2.8)
+    figure, (ax,) = new_figure(1, 6.0, 2.8)
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     for i, row in enumerate(record["gradients"]["rows"]):
@@ -77,7 +77,7 @@ def gradients_figure(record: Record) -> Figure:
 def linear_figure(record: Record) -> Figure:
     """Proposition 2.1 on a linear target: every search over its bound, by sigma; hollow without skip."""
     found = record["linear"]
-    figure, axes = _new(2, 7.2, 3.0)
+    figure, axes = new_figure(2, 7.2, 3.0)
     activations = list(dict.fromkeys(row["activation"] for row in found["rows"]))
     for ax, key, label in (
         (axes[0], "mean_square", "mean square error / bound"),
@@ -113,7 +113,7 @@ def nonlinear_figure(record: Record) -> Figure:
     """Nonlinear targets: what is left unexplained, by target, and along the gain of the first."""
     found = record["nonlinear"]
     r = found["rank"]
-    figure, axes = _new(2, 7.2, 3.2)
+    figure, axes = new_figure(2, 7.2, 3.2)
     bars: dict[str, tuple[Callable[[Record], float], dict[str, Any]]] = {
         f"best linear, rank {r}": (lambda row: row[f"linear_{r}"], {"color": "#D55E00", "hatch": "//"}),
         f"AuroRA, rank {r}, calibrated merge": (lambda row: row["channelwise"]["calibrated"], {"color": "#BBBBBB"}),

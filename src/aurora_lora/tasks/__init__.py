@@ -3,14 +3,23 @@
 import difflib
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks.bigbench import BIG_BENCH
+from aurora_lora.tasks.commonsense import COMMONSENSE
+from aurora_lora.tasks.glue import GLUE
 from aurora_lora.tasks.packaged import MOVIE_RATING, MOVIE_SENTIMENT
 from aurora_lora.tasks.task import SplitSizes, Task
 
 __all__ = ["TASKS", "SplitSizes", "Task", "get_task"]
 
 TASKS: dict[str, Task] = {
-    MOVIE_SENTIMENT.name: MOVIE_SENTIMENT,
-    MOVIE_RATING.name: MOVIE_RATING,
+    task.name: task
+    for task in (
+        MOVIE_SENTIMENT,
+        MOVIE_RATING,
+        *BIG_BENCH,
+        *GLUE,
+        COMMONSENSE,
+    )
 }
 
 

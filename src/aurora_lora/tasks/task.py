@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import classification_metrics, regression_metrics
+from aurora_lora.tasks.metrics import choice_metrics, classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
+
+Kind = Literal["classification", "regression", "multiple-choice"]
 
 
 @dataclass(frozen=True)
@@ -20,22 +22,32 @@ class SplitSizes:
 
     Args:
         train: number of training examples; `None` takes all that validation and test leave.
-        validation: number of validation examples.
-        test: number of test examples.
+        validation: number of validation examples; `None` takes the whole split, where the data comes with one.
+        test: number of test examples (of each test set); `None` as for validation.
 
     Raises:
         UserError: a size below 1.
     """
 
     train: int | None
-    validation: int
-    test: int
+    validation: int | None
+    test: int | None
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UserError(f"the {name} size must be at least 1, got {size}")
+
+    def held_out(self) -> tuple[int, int]:
+        """The sizes of validation and test, of data that comes in one piece.
+
+        Raises:
+            UserError: one of them is not given.
+        """
+        if self.validation is None or self.test is None:
+            raise UserError("this data has no splits of its own: the validation and the test size must be given")
+        return self.validation, self.test
 
 
 @dataclass(frozen=True)
@@ -45,31 +57,104 @@ class Task:
     Args:
         name: the name on the command line and in `TASKS`.
         description: one line for `aurora list tasks`.
-        kind: `"classification"` (integer labels) or `"regression"` (float labels).
-        labels: the class names in label order; empty for regression.
+        kind: `"classification"` (integer labels), `"regression"` (float labels), or `"multiple-choice"`: a causal
+            language model is trained to answer a prompt, and judged by which choice it finds most likely.
+        labels: the class names in label order; empty for the other kinds.
         metric: the key of `compute_metrics` that is reported and selected by; higher is better.
-        text_columns: the columns that go to the tokenizer, one sentence or a pair.
+        text_columns: the columns that go to the tokenizer, one sentence or a pair. A multiple-choice task has
+            `prompt`, `choices` (a list of strings) and `label` (the index of the right one).
         source: where the data comes from.
         license: the licence of the data.
-        load: `load(sizes, split_seed)` gives a `datasets.DatasetDict` with `train`, `validation` and `test`.
+        load: `load(sizes, split_seed)` gives a `datasets.DatasetDict` with `train`, `validation` and the test sets.
+        group: heading in lists.
+        also: further metrics of the kind: `"matthews"`, `"f1"`, `"spearman"`.
+        sizes: what a recipe gets that gives no sizes.
+        max_length: what a recipe gets that gives no length.
+        test_sets: the splits that are scored in the end. `("validation",)` where the test labels are not public, so
+            that the scores are those of the best epoch on validation data.
+        load_test: `load_test(name, size, split_seed)` gives a test set that `load` does not give.
+        train_examples: how many the whole training split has, where that is known without loading it.
+        prompt_forms: the forms of the prompt that a recipe can choose from, the default first; where there are several,
+            `load` takes one as `form`.
+        never_after: tasks that a model must not have been trained on before it is trained or scored on this one.
     """
 
     name: str
     description: str
-    kind: Literal["classification", "regression"]
+    kind: Kind
     labels: tuple[str, ...]
     metric: str
     text_columns: tuple[str, ...]
     source: str
     license: str
-    load: Callable[[SplitSizes, int], datasets.DatasetDict]
+    load: Callable[..., datasets.DatasetDict]
+    group: str = "other"
+    also: tuple[str, ...] = ()
+    sizes: SplitSizes = SplitSizes(None, 1000, 2000)
+    max_length: int = 128
+    test_sets: tuple[str, ...] = ("test",)
+    load_test: Callable[[str, int | None, int], datasets.Dataset] | None = None
+    train_examples: int | None = None
+    prompt_forms: tuple[str, ...] = ()
+    never_after: tuple[str, ...] = ()
+
+    @property
+    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM"]:
+        """PEFT's name for the kind of model that it takes."""
+        return "CAUSAL_LM" if self.kind == "multiple-choice" else "SEQ_CLS"
+
+    @property
+    def reported_split(self) -> Literal["test", "validation"]:
+        """What the scores of a result are scores of."""
+        return "test" if "test" in self.test_sets or self.load_test is not None else "validation"
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The keys of `compute_metrics`, the main one first; the last two of multiple choice only where asked for."""
+        found: dict[str, tuple[str, ...]] = {
+            "classification": ("accuracy", "nll"),
+            "regression": ("pearson", "mse"),
+            "multiple-choice": ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered"),
+        }
+        return tuple(dict.fromkeys((self.metric, *self.also, *found[self.kind])))
 
     def compute_metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metrics of this task's kind.
 
         Args:
-            predictions: logits (examples, classes), or predicted values (examples,) or (examples, 1) for regression.
+            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression; or
+                (examples, choices, 2 or 3), see `choice_metrics`.
             labels: (examples,).
         """
+        if self.kind == "multiple-choice":
+            return choice_metrics(predictions, labels)
         compute = classification_metrics if self.kind == "classification" else regression_metrics
-        return compute(predictions, labels)
+        return compute(predictions, labels, also=self.also)
+
+    def load_splits(
+        self, sizes: SplitSizes, split_seed: int, test_sets: Sequence[str] | None = None, form: str | None = None
+    ) -> datasets.DatasetDict:
+        """`load`, with the test sets (all if None) and the form of the prompt (the first if None) asked for.
+
+        Raises:
+            UserError: there is no such test set; or as `load`.
+        """
+        wanted = self.check_test_sets(test_sets)
+        forms = {"form": form or self.prompt_forms[0]} if len(self.prompt_forms) > 1 else {}
+        splits = self.load(sizes, split_seed, **forms)
+        for name in wanted:
+            if name not in splits:
+                assert self.load_test is not None
+                splits[name] = self.load_test(name, sizes.test, split_seed)
+        return splits
+
+    def check_test_sets(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        """The test sets of these names, all if None.
+
+        Raises:
+            UserError: one of them is not a test set of this task.
+        """
+        for name in names or ():
+            if name not in self.test_sets:
+                raise UserError(f"{self.name} has no test set {name!r} (it has {', '.join(self.test_sets)})")
+        return tuple(names) if names else self.test_sets

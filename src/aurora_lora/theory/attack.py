@@ -21,9 +21,7 @@ def random_ratios(anl: ANL, draws: int, seed: int) -> Ratios:
         return _named(_ratios(free, anl).amax(0))
 
 
-def attacked_ratios(
-    anl: ANL, starts: int, steps: int, seed: int, advance: Callable[[int], None] = lambda steps: None
-) -> Ratios:
+def attacked_ratios(anl: ANL, starts: int, steps: int, seed: int, advance: Callable[[], None] = lambda: None) -> Ratios:
     """The largest |gradient| / bound found by gradient ascent on weights, input and target.
 
     Args:
@@ -31,7 +29,7 @@ def attacked_ratios(
         starts: random starting points for each of the five gradients; each climbs the ratio of its own.
         steps: steps of Adam.
         seed: of the starting points.
-        advance: is told how many steps were done, now and then.
+        advance: is called after each step.
     """
     free = _draw(starts * len(GRADIENTS), anl, torch.Generator().manual_seed(seed))
     aim = torch.arange(len(GRADIENTS)).repeat_interleave(starts).unsqueeze(1)
@@ -47,7 +45,7 @@ def attacked_ratios(
         (-ratios.gather(1, aim).clamp_min(1e-30).log().sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        advance(1)
+        advance()
     return _named(best)
 
 

@@ -20,7 +20,7 @@ from .search import fit, fit_best, fit_supremum
 from .targets import RANK, SINGULAR_VALUES, SIZE, Target, gain_target, linear_matrix, nonlinear_targets
 
 Record = dict[str, Any]
-Advance = Callable[[int], None]
+Advance = Callable[[], None]
 
 SIGMAS = {"AuroRA": ANL(), "AuroRA, summed": ANL(spline="summed"), "LoRA": ANL(None, None, skip=True)}
 """What is attacked in the check of Proposition 2.2."""
@@ -46,12 +46,12 @@ def total_steps() -> int:
     return fits + len(SIGMAS) * ATTACK_STEPS // 10
 
 
-def run(seed: int = 0, advance: Advance = lambda steps: None) -> Record:
+def run(seed: int = 0, advance: Advance = lambda: None) -> Record:
     """Appendix C, Proposition 2.2 and Proposition 2.1, in this order; about a minute on one core.
 
     Args:
         seed: of all that is drawn.
-        advance: is called with 1, `total_steps()` times.
+        advance: is called `total_steps()` times.
     """
     with _one_thread():
         return {
@@ -85,7 +85,7 @@ def linear(seed: int, advance: Advance) -> Record:
         found = []
         for start in LINEAR_SEEDS:
             found.append(fit(x, f, RANK, anl, start))
-            advance(1)
+            advance()
         suprema = [fit_supremum(adapter, M, anl, seed)[1] for adapter, _ in found]
         rows.append(
             {
@@ -178,7 +178,7 @@ def _centred(target: Target, x: Tensor, held_out: Tensor) -> tuple[Tensor, Tenso
 def _every(n: int, advance: Advance) -> Advance:
     """Passes on every n-th call."""
     calls = itertools.count(1)
-    return lambda steps: advance(1) if next(calls) % n == 0 else None
+    return lambda: advance() if next(calls) % n == 0 else None
 
 
 @contextmanager

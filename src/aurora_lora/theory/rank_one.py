@@ -93,7 +93,7 @@ def check_reach(seeds: int) -> list[dict[str, Any]]:
     identity = torch.eye(2, dtype=torch.float64)
     rows = []
     for name, anl in REACHES.items():
-        _, error = fit_best(identity, target.T, 1, anl, range(seeds), lambda done: None)
+        _, error = fit_best(identity, target.T, 1, anl, range(seeds), lambda: None)
         rows.append({"sigma": name, "distance": (2 * error) ** 0.5})  # a sum over two columns, not a mean
     return rows
 

@@ -41,14 +41,14 @@ def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None, iterations: in
 
 
 def fit_best(
-    x: Tensor, f: Tensor, r: int, anl: ANL, seeds: Iterable[int | None], advance: Callable[[int], None]
+    x: Tensor, f: Tensor, r: int, anl: ANL, seeds: Iterable[int | None], advance: Callable[[], None]
 ) -> tuple[Adapter, float]:
     """The best of several `fit`s; tells `advance` of each."""
     best = None
     for seed in seeds:
         found = fit(x, f, r, anl, seed)
         best = found if best is None or found[1] < best[1] else best
-        advance(1)
+        advance()
     assert best is not None
     return best
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..tasks import SplitSizes, Task, get_task
+from .choices import Questions, TrainingText, encode_questions
 from .recipe import Recipe
 
 Example = dict[str, Any]
@@ -48,20 +49,32 @@ class Pad:
 
 @dataclass(frozen=True)
 class Data:
-    """The encoded splits of a recipe."""
+    """The encoded splits of a recipe.
+
+    `collate` makes what the model is trained and calibrated on; `questions`, for multiple choice, what it is scored on.
+    """
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
     splits: dict[str, Encoded]
-    collate: Pad
+    collate: Pad | TrainingText
+    questions: Questions | None = None
 
     def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
-        train, wanted = self.splits["train"], recipe.calibration
-        count = min(wanted.examples, len(train))
-        chosen = [train[index * len(train) // count] for index in range(count)]
-        unlabelled = [{name: value for name, value in one.items() if name != "labels"} for one in chosen]
-        return [self.collate(unlabelled[at : at + wanted.batch_size]) for at in range(0, count, wanted.batch_size)]
+        wanted = recipe.calibration
+        chosen = self._even_sample(min(wanted.examples, len(self.splits["train"])))
+        batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
+        return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+
+    def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
+        """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
+        chosen = self._even_sample(max(1, round(share * len(self.splits["train"]))))
+        return [self.collate(chosen[at : at + batch_size]) for at in range(0, len(chosen), batch_size)]
+
+    def _even_sample(self, count: int) -> list[Example]:
+        train = self.splits["train"]
+        return [train[index * len(train) // count] for index in range(count)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int) -> list[Example]:
@@ -78,12 +91,14 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
         UserError: sizes that the data cannot give, or data that cannot be fetched.
     """
     task, section = get_task(recipe.task.name), recipe.task
+    assert section.max_length is not None  # filled in by validation
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-    loaded = task.load(sizes, section.split_seed)
+    loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    if task.kind == "multiple-choice":
+        return _load_questions(task, recipe, tokenizer, loaded)
     max_length = min(section.max_length, tokenizer.model_max_length)
     splits = {}
-    for name in ("train", "validation", "test"):
-        split = loaded[name]
+    for name, split in loaded.items():
         examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
         for example, label in zip(examples, split["label"], strict=True):
             example["labels"] = label
@@ -91,3 +106,18 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
             examples.sort(key=lambda example: len(example["input_ids"]))
         splits[name] = Encoded(examples)
     return Data(task, tokenizer, splits, Pad(tokenizer, task.kind))
+
+
+def _load_questions(task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, loaded: Any) -> Data:
+    section = recipe.task
+    assert section.max_length is not None  # filled in by validation
+    assert section.loss_on is not None
+    splits = {}
+    for name, split in loaded.items():
+        examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
+        if name != "train":
+            examples.sort(key=lambda example: len(example["prompt"]))
+        splits[name] = Encoded(examples)
+    max_choices = max(len(one["choices"]) for split in splits.values() for one in split.examples)
+    collate = TrainingText(tokenizer, min(section.max_length, tokenizer.model_max_length), section.loss_on)
+    return Data(task, tokenizer, splits, collate, Questions(tokenizer, max_choices))

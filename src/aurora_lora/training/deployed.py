@@ -7,17 +7,18 @@ from pathlib import Path
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
+from ..methods.aurora import AuroraMethod
 from .models import load_base_model, load_tokenizer
 from .run import ADAPTER, make_model, make_trainer
 from .trained import TrainedRun
 
 
-def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch_size: int = 64) -> MergeGap:
+def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:
     """The merge gap of a run on a split.
 
     Args:
         run: an AuroRA run, trained in the dynamic form.
-        split: `"train"`, `"validation"` or `"test"`.
+        split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: the first so many of the split; all if None.
         batch_size: examples of one forward pass.
 
@@ -26,8 +27,8 @@ def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch
         FormError: the run was trained in the static form, which merges exactly.
     """
     _need_aurora(run)
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"split '{split}' is not one of train, validation, test")
+    split = split or run.test_sets[0]
+    run.check_split(split)
     if examples is not None and examples < 1:
         raise UserError(f"examples must be at least 1, got {examples}")
     with tempfile.TemporaryDirectory() as nowhere:
@@ -37,6 +38,8 @@ def gap(run: TrainedRun, split: str = "test", examples: int | None = None, batch
     batches = (
         data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
     )
+    if data.questions is not None:  # the next token of the texts that it is trained on
+        return merge_gap(trainer.module, batches)
     metric = lambda predictions, labels: data.task.compute_metrics(predictions.numpy(), labels.numpy())  # noqa: E731
     return merge_gap(trainer.module, batches, metric=metric)
 
@@ -70,5 +73,5 @@ def export(
 
 
 def _need_aurora(run: TrainedRun) -> None:
-    if run.recipe.method.name != "aurora":
+    if not isinstance(run.recipe.method.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -36,7 +37,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The pretrained model with a new head for the task, in float32.
+    """The pretrained model in float32, with a new head for the task; for multiple choice the language model as it is.
 
     Raises:
         UserError: it cannot be loaded.
@@ -45,23 +46,42 @@ def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) 
     labels = dict(enumerate(task.labels or (task.name,)))
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source))
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        if task.kind == "multiple-choice":
+            return _pretrained(AutoModelForCausalLM, source, config)
         config.num_labels = len(labels)
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
-        if config.pad_token_id is None:
-            config.pad_token_id = tokenizer.pad_token_id
-        loaded: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            source.path,
-            config=config,
-            dtype=torch.float32,
-            # a pickle can run code; a GGUF file is not one
-            use_safetensors=source.gguf_file is None,
-            **_gguf(source),
-            **_as_plain_weights(source),
-        )
+        return _pretrained(AutoModelForSequenceClassification, source, config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
+
+
+def load_causal_model(model: str) -> PreTrainedModel:
+    """The pretrained causal language model, in float32.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    source = resolve_model(model)
+    try:
+        return _pretrained(AutoModelForCausalLM, source, AutoConfig.from_pretrained(source.path, **_gguf(source)))
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _unusable(model, error) from error
+
+
+def _pretrained(kind: Any, source: ResolvedModel, config: Any) -> PreTrainedModel:
+    loaded: PreTrainedModel = kind.from_pretrained(
+        source.path,
+        config=config,
+        dtype=torch.float32,
+        # a pickle can run code; a GGUF file is not one
+        use_safetensors=source.gguf_file is None,
+        **_gguf(source),
+        **_as_plain_weights(source),
+    )
     return loaded
 
 

@@ -6,6 +6,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -114,17 +116,35 @@ class ProgressBar(TrainerCallback):
 
     def _start(self) -> None:
         if self.progress is None:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-                disable=not self.console.is_terminal,
-            )
+            self.progress = _bar(self.console)
             self.progress.start()
+
+
+@contextmanager
+def rounds_bar(console: Console) -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Bars for rounds of anything: `start(title, total)` gives what to call after each round."""
+    with _bar(console) as progress:
+
+        def start(title: str, total: int) -> Callable[[], None]:
+            for earlier in progress.task_ids:
+                progress.remove_task(earlier)
+            task = progress.add_task(title, total=total, note="rounds")
+            return lambda: progress.advance(task)
+
+        yield start
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def quiet_libraries() -> None:

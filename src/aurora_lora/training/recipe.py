@@ -38,11 +38,21 @@ class TaskSection(Section):
     name: str
     train_size: Size | None = None
     """None is all that is left after validation and test."""
-    validation_size: Size = 1000
-    test_size: Size = 2000
+    validation_size: Size | None = None
+    """None is the task's own choice, as for the fields below; where the data comes with splits, the whole split."""
+    test_size: Size | None = None
+    """Of each test set."""
     split_seed: int = 0
-    max_length: Size = 128
+    max_length: Size | None = None
     """Tokens; longer texts are cut."""
+    test_sets: tuple[str, ...] | None = None
+    """Which of the task's test sets to score."""
+    prompt: str | None = None
+    """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text."""
+    scorer: Literal["choices", "generated"] | None = None
+    """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only)."""
+    loss_on: Literal["all", "answer"] | None = None
+    """Multiple choice: train on the whole text or on the answer alone."""
 
     @field_validator("name")
     @classmethod
@@ -52,6 +62,52 @@ class TaskSection(Section):
         if name not in TASKS:
             raise PydanticCustomError("plain", "{why}", {"why": unknown("task", TASKS, name)})
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        from ..tasks import TASKS
+
+        if isinstance(data, str):
+            data = {"name": data}
+        task = TASKS.get(data["name"]) if isinstance(data, Mapping) and isinstance(data.get("name"), str) else None
+        if task is None:
+            return data  # the name is at fault, and is complained about
+        own: dict[str, Any] = {
+            "train_size": task.sizes.train,
+            "validation_size": task.sizes.validation,
+            "test_size": task.sizes.test,
+            "max_length": task.max_length,
+            "test_sets": task.test_sets,
+        }
+        if task.kind == "multiple-choice":
+            own |= {"prompt": task.prompt_forms[0], "scorer": "choices", "loss_on": "all"}
+        return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> TaskSection:
+        from ..tasks import get_task
+
+        task = get_task(self.name)
+        try:
+            task.check_test_sets(self.test_sets)
+        except UserError as error:
+            raise PydanticCustomError("task", "test_sets: {why}", {"why": str(error)}) from error
+        for name in ("prompt", "scorer", "loss_on"):
+            if getattr(self, name) is not None and task.kind != "multiple-choice":
+                why = f"only tasks of multiple choice have it, {self.name} is one of {task.kind}"
+                raise PydanticCustomError("task", "{name}: {why}", {"name": name, "why": why})
+        if self.prompt is not None and self.prompt not in task.prompt_forms:
+            allowed = ", ".join(map(repr, task.prompt_forms))
+            why = f"{self.prompt!r} is not a form of the prompts of {self.name} (allowed: {allowed})"
+            raise PydanticCustomError("task", "prompt: {why}", {"why": why})
+        if self.scorer == "generated" and self.prompt == "cloze":
+            why = "'generated' needs prompt: instruction, whose answers can be found in a text"
+            raise PydanticCustomError("task", "scorer: {why}", {"why": why})
+        if self.test_size is not None and task.reported_split == "validation":
+            why = f"the scores of {self.name} are those of its validation split, so give validation_size"
+            raise PydanticCustomError("task", "test_size: {why}", {"why": why})
+        return self
 
 
 class MethodSection(BaseModel):
@@ -97,6 +153,8 @@ class TrainingSection(Section):
     """None is `learning_rate`."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Instead of the ratio."""
     gradient_accumulation_steps: Size = 1
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """0 switches clipping off."""
@@ -198,18 +256,27 @@ def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise UserError(f"'{override}' is not of the form key=value, such as training.epochs=1")
+    set_field(data, key, yaml_text.parse(text, f"'{override}'"))
+
+
+def set_field(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a field of a recipe's plain values, by its dotted name.
+
+    Raises:
+        UserError: what stands before a dot has no fields.
+    """
     *sections, last = key.split(".")
     here = data
     for name in sections:
         below = here.get(name)
         if below is None:
             below = here[name] = {}
-        elif isinstance(below, str) and name == "method":
+        elif isinstance(below, str) and name in ("method", "task"):
             below = here[name] = {"name": below}
         if not isinstance(below, dict):
-            raise UserError(f"'{override}': {name} is {below!r}, which has no fields")
+            raise UserError(f"'{key}': {name} is {below!r}, which has no fields")
         here = below
-    here[last] = yaml_text.parse(text, f"'{override}'")
+    here[last] = value
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
@@ -221,7 +288,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
         problems.setdefault(".".join(path), []).append(detail)
     for field, details in problems.items():
         what = _what(details[0])
-        if details[0]["type"] == "method" and re.match(r"\w+[=:]", what):
+        if details[0]["type"] == "task" or (details[0]["type"] == "method" and re.match(r"\w+[=:]", what)):
             yield f"{field}.{what}"  # the message starts with the option's name
         else:
             yield " or ".join([f"{field}: {what}", *(_allowed(detail) for detail in details[1:])])
@@ -236,7 +303,7 @@ def _what(detail: ErrorDetails) -> str:
         return unknown("field", section.model_fields, str(detail["loc"][-1]))
     if detail["type"] == "missing":
         return "this field must be given"
-    if detail["type"] == "method":
+    if detail["type"] in ("method", "task"):
         return detail["msg"]
     if detail["type"] == "plain":
         return f"{value!r} is an {detail['msg']}"

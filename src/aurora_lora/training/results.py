@@ -6,8 +6,8 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from .. import files
 from ..errors import UserError
-from ..methods import ParameterCounts
+from ..methods import MERGED, ParameterCounts
 from .recipe import Recipe
 
 SCHEMA = 1
@@ -26,12 +26,32 @@ Result = dict[str, Any]
 Scores = dict[str, dict[str, float]]
 """Metrics by form."""
 
+_FORM_NAMES = {
+    "dynamic": "trained (dynamic)",
+    "static": "static (the paper's merge)",
+    "calibrated": "calibrated merge",
+}
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
+    "accuracy_norm": ("per character %", lambda value: f"{100 * value:.1f}"),
+    "accuracy_generated": ("written %", lambda value: f"{100 * value:.1f}"),
+    "unanswered": ("unanswered %", lambda value: f"{100 * value:.1f}"),
+    "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
+    "matthews": ("Matthews", lambda value: f"{value:.3f}"),
+    "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
+    "pearson": ("Pearson", lambda value: f"{value:.3f}"),
+    "spearman": ("Spearman", lambda value: f"{value:.3f}"),
+    "mse": ("mean squared error", lambda value: f"{value:.3f}"),
+}
+
 
 def build_result(
     recipe: Recipe,
     *,
     metric: str,
-    test: Scores,
+    split: str,
+    examples: Mapping[str, int],
+    test: Mapping[str, Scores],
     validation: Scores,
     selected_by: Mapping[str, Any],
     params: ParameterCounts,
@@ -45,7 +65,9 @@ def build_result(
     Args:
         recipe: what was run.
         metric: name of the task's main metric.
-        test: metrics of each form on the test split.
+        split: whether the scores are those of test or of validation data.
+        examples: how many there are in each split.
+        test: metrics of each form on each test set.
         validation: the same on the validation split.
         selected_by: what chose the best epoch, and which one that is.
         params: parameter counts.
@@ -63,8 +85,10 @@ def build_result(
         "seed": recipe.seed,
         "metric": {
             "name": metric,
-            "split": "test",
-            "by_form": _finite(test),
+            "split": split,
+            "examples": dict(examples),
+            "by_form": _finite(mean_scores(test)),
+            **({"by_test_set": _finite(test)} if len(test) > 1 else {}),
             "validation_by_form": _finite(validation),
             "selected_by": dict(selected_by),
         },
@@ -76,6 +100,15 @@ def build_result(
         "git_commit": git_commit(),
         "device": device(),
         "status": "finished",
+    }
+
+
+def mean_scores(test: Mapping[str, Scores]) -> Scores:
+    """Metrics by form: the mean over the test sets, each counting the same."""
+    sets = list(test.values())
+    return {
+        form: {name: sum(scores[form][name] for scores in sets) / len(sets) for name in metrics}
+        for form, metrics in sets[0].items()
     }
 
 
@@ -117,11 +150,56 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
                     "epoch": record["epoch"],
                     "step": record["step"],
                     "train_loss": sum(losses) / len(losses) if losses else None,
-                    "validation": {name: record[f"eval_{name}"] for name in metrics},
+                    "validation": {name: record[f"eval_{name}"] for name in metrics if f"eval_{name}" in record},
                 }
             )
             losses = []
     return _finite(entries)  # type: ignore[no-any-return]
+
+
+def examples_scored(result: Result) -> str:
+    """How many examples the scores of a result are over, and of which split, for people."""
+    metric = result["metric"]
+    if sets := metric.get("by_test_set"):
+        return f"mean of {len(sets)} test sets"
+    # results of earlier versions have the size in their recipe only
+    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
+    return f"{size:,} {metric['split']} examples"
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores for people: a row for each form, which starts with the form's name."""
+
+    metrics: list[str]
+    rows: list[list[str]]
+
+
+def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable:
+    """The scores of a method's forms.
+
+    Args:
+        method: its name, which stands for its only form.
+        scores: as in result.json.
+        deployed: the form to mark as such, if there are several.
+    """
+    metrics = [name for name in _COLUMNS if name in next(iter(scores.values()))]
+    rows = []
+    for form, values in scores.items():
+        name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
+        shown = [shown_score(metric, values[metric]) for metric in metrics]
+        rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
+    return ScoreTable(list(map(heading, metrics)), rows)
+
+
+def heading(metric: str) -> str:
+    """A metric's name for people."""
+    return _COLUMNS[metric][0]
+
+
+def shown_score(metric: str, value: float | None) -> str:
+    """A metric's value for people."""
+    return "not a number" if value is None else _COLUMNS[metric][1](value)
 
 
 def versions() -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,23 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from aurora_lora import calibrate
 
 from .. import files
+from ..deploy import export_lora
 from ..errors import UserError
-from ..methods import count_parameters
-from . import storage, yaml_text
+from ..methods import Sample, count_parameters
+from ..methods.aurora import AuroraMethod
+from ..tasks import get_task
+from . import card, storage, yaml_text
 from .callback import CalibrationCallback
+from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
 from .distributed import on_main, state
+from .history import check_history
 from .models import load_base_model, load_tokenizer
 from .recipe import Recipe, validate
-from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
+from .results import RESULT, Result, Scores, build_result, epochs_from_log, read_result, write_result
 from .trainer import RecipeTrainer, training_arguments
 
-RECIPE, ADAPTER, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "checkpoints", "reference"
+RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 CALIBRATED = "calibrated"
 
 
@@ -45,8 +51,9 @@ class Run:
 def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[TrainerCallback]] = tuple) -> Run:
     """Fine-tune, choose the best epoch, calibrate, score every form; go on with an interrupted run.
 
-    Writes `recipe.yaml`, `adapter/` and `result.json` into `output`, and the run of the recipe's reference into
-    `output/reference`. A finished run is read, not run again.
+    Writes `recipe.yaml`, `adapter/` with its model card, and `result.json` into `output`; for AuroRA also `lora/`, the
+    deployed form as a plain LoRA; and the run of the recipe's reference into `output/reference`. A finished run is
+    read, not run again.
 
     Args:
         recipe: what to do.
@@ -58,6 +65,7 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
             training diverged.
     """
     folder = Path(output)
+    check_history(recipe)
     state()  # join the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: _open(folder, recipe, stack))
@@ -72,14 +80,14 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
 
 def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
     """Check the folder, lock it and write the recipe down."""
-    _check_recipe(folder, recipe)
+    check_recipe(folder, recipe)
     files.check_writable(folder)
     stack.enter_context(storage.lock(folder))
     _prepare(folder, recipe)
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
-    _check_recipe(folder, recipe)
+    check_recipe(folder, recipe)
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS):
         files.clear_leftovers(each)
@@ -87,10 +95,10 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
         files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
+def check_recipe(folder: Path, recipe: Recipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe."""
     if not (folder / RECIPE).exists():
-        for name in (ADAPTER, CHECKPOINTS, "result.json"):
+        for name in (ADAPTER, LORA, CHECKPOINTS, RESULT):
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
         return
@@ -127,6 +135,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
         return finished, True
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
     checkpoint = trainer.resume()
+    prepare_for(recipe, trainer, data, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.load_weights(trainer.best_checkpoint())
     calibrate_for(recipe, trainer, data)
@@ -160,7 +169,11 @@ def make_trainer(
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
-    trainer = RecipeTrainer(
+    callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
+    kind: Any = RecipeTrainer
+    if data.questions is not None:
+        kind = functools.partial(ChoiceTrainer, questions=data.questions, tokenizer=tokenizer)
+    trainer: RecipeTrainer = kind(
         recipe,
         checkpoints,
         model=model,
@@ -183,13 +196,33 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     if adapter is None:
         try:
-            return method.apply(base, options, "SEQ_CLS")
+            return method.apply(base, options, get_task(recipe.task.name).task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
     try:
         return method.load(base, adapter, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:
+    """Let the method decide from training data what is trained, or take that from the checkpoint of a run that goes on.
+
+    Raises:
+        UserError: what the method decided on does not fit the model.
+    """
+    method, options = recipe.method.method, recipe.method.options
+    if checkpoint is None:
+        sample = Sample(
+            batches=lambda share: data.training_batches(share, recipe.training.batch_size),
+            loss=trainer.loss_of,
+            learning_rate=recipe.training.learning_rate,
+            seed=recipe.seed,
+            agree=lambda value: on_main(lambda: value),
+        )
+        method.prepare(trainer.module, options, sample)
+    else:
+        method.restore(trainer.module, checkpoint, options)
 
 
 def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
@@ -207,32 +240,35 @@ def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
 def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms: Sequence[str]) -> Scores:
     """Metrics of each form on a split."""
     scores = {}
+    if isinstance(trainer, ChoiceTrainer):
+        trainer.generate = recipe.task.scorer == "generated" and split in (recipe.task.test_sets or ())
     for form in forms:
         with recipe.method.method.using(trainer.module, form):
             metrics = trainer.evaluate(data.splits[split], metric_key_prefix=split)
         scores[form] = {
             name.removeprefix(f"{split}_"): value
             for name, value in metrics.items()
-            if name.removeprefix(f"{split}_") in metric_names(data)
+            if name.removeprefix(f"{split}_") in data.task.metric_names
         }
     return scores
-
-
-def metric_names(data: Data) -> tuple[str, ...]:
-    """The metrics of the task, the main one first."""
-    return ("accuracy", "nll") if data.task.kind == "classification" else ("pearson", "mse")
 
 
 def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     method, options = recipe.method.method, recipe.method.options
     forms, steps = method.forms(options), trainer.state.max_steps
-    epochs = epochs_from_log(trainer.state.log_history, metric_names(data))
+    epochs = epochs_from_log(trainer.state.log_history, data.task.metric_names)
     best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
+    scored = {"validation": score(recipe, trainer, data, "validation", forms)}
+    for name in recipe.task.test_sets or ():
+        if name not in scored:
+            scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
         recipe,
-        metric=data.task.metric,
-        validation=score(recipe, trainer, data, "validation", forms),
-        test=score(recipe, trainer, data, "test", forms),
+        metric="accuracy_generated" if recipe.task.scorer == "generated" else data.task.metric,
+        split=data.task.reported_split,
+        examples={name: len(split) for name, split in data.splits.items()},
+        validation=scored["validation"],
+        test={name: scored[name] for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": method.deployed_form(options),
@@ -249,9 +285,31 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
 
 
 def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
-    """The adapter, then the result, then away with the checkpoints: each step leaves the run whole."""
+    """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
+    config: Any = trainer.module.config
+    facts = card.Facts(recipe, data.task, result, config.pad_token_id)
+    no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method.method, AuroraMethod) else None
     with files.new_folder(folder / ADAPTER) as adapter:
         recipe.method.method.save(trainer.module, adapter)
         data.tokenizer.save_pretrained(str(adapter))
+        card.write_adapter_card(adapter, facts, no_lora)
     write_result(folder, result)
     files.remove(folder / CHECKPOINTS)
+
+
+def _write_lora(folder: Path, trainer: RecipeTrainer, facts: card.Facts) -> str | None:
+    """The plain LoRA beside an AuroRA adapter: what people without this package can load.
+
+    Returns:
+        Why there is none; None if there is one.
+    """
+    form = facts.result["metric"]["selected_by"]["form"]
+    if form == "dynamic":
+        return "`eval()` computes the dynamic form, which is no linear map"
+    try:
+        with files.new_folder(folder) as partial:
+            export_lora(trainer.module, partial, form)
+            card.write_lora_card(partial, facts, form)
+    except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
+        return " ".join(str(error).split()).rstrip(".")
+    return None

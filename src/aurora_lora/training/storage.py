@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import RunLockedError
 from ..files import plain_write_errors
 
 MANIFEST = "manifest.json"
@@ -26,7 +26,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder; the system lets go of it when the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it.
+        RunLockedError: another process holds it.
     """
     try:
         import fcntl
@@ -40,11 +40,22 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(f"{folder}: another aurora train is writing there") from error
+                raise RunLockedError(f"{folder}: another aurora train is writing there") from error
             # some network file systems have no locks: go on without
         yield
     finally:
         os.close(handle)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except RunLockedError:
+        return True
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ..methods import MERGED
-from .results import Result, Scores
-from .run import ADAPTER, REFERENCE, Run
-
-FORM_NAMES = {
-    "dynamic": "trained (dynamic)",
-    "static": "static (the paper's merge)",
-    "calibrated": "calibrated merge",
-}
-_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
-    "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
-    "pearson": ("Pearson", lambda value: f"{value:.3f}"),
-    "mse": ("mean squared error", lambda value: f"{value:.3f}"),
-}
+from .results import RESULT, Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
+from .run import ADAPTER, LORA, RECIPE, REFERENCE, Run
 
 
 def print_run(console: Console, run: Run) -> None:
     """Scores of every form beside the reference, parameter counts, and what was written."""
     result, reference = run.result, run.reference
-    size = result["recipe"]["task"]["test_size"]
-    rows = _rows(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
+    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     if reference is not None:
-        rows += _rows(reference["method"], reference["metric"]["by_form"], None)
-    _print_table(console, f"{result['task']}: {size:,} test examples", rows)
+        table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
+    _print_table(console, f"{result['task']}: {examples_scored(result)}", table)
+    if by_test_set := result["metric"].get("by_test_set"):
+        _print_test_sets(console, result, by_test_set)
     console.print(_parameters(result), highlight=False)
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
@@ -45,37 +31,43 @@ def print_run(console: Console, run: Run) -> None:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
+def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:
+    """The main metric of each form on each test set; a row for each set."""
+    name = result["metric"]["name"]
+    table = Table(title=heading(name), title_justify="left")
+    table.add_column("test set")
+    table.add_column("examples", justify="right")
+    forms = list(next(iter(by_test_set.values())))
+    for form in forms:
+        table.add_column(form.replace("merged", result["method"]), justify="right")
+    for test_set, scores in by_test_set.items():
+        values = [scores[form][name] for form in forms]
+        cells = [shown_score(name, value) for value in values]
+        table.add_row(test_set, f"{result['metric']['examples'][test_set]:,}", *cells)
+    console.print(table)
+
+
 def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:
     """The table alone, for `aurora evaluate`."""
-    _print_table(console, title, _rows(method, scores, deployed))
+    _print_table(console, title, score_table(method, scores, deployed))
 
 
 def written(run: Run) -> list[Path]:
     """What a run leaves behind."""
-    paths = [run.folder / name for name in ("recipe.yaml", ADAPTER, "result.json")]
-    return [*paths, run.folder / REFERENCE] if run.reference is not None else paths
+    paths = [run.folder / name for name in (RECIPE, ADAPTER, LORA, RESULT)]
+    if run.reference is not None:
+        paths.append(run.folder / REFERENCE)
+    return [path for path in paths if path.exists()]  # not every adapter has a plain LoRA beside it
 
 
-def _rows(method: str, scores: Scores, deployed: str | None) -> list[tuple[str, dict[str, Any]]]:
-    rows = []
-    for form, metrics in scores.items():
-        name = method.replace("-", " ") if form == MERGED else FORM_NAMES.get(form, form)
-        rows.append((f"{name}, deployed" if form == deployed and len(scores) > 1 else name, metrics))
-    return rows
-
-
-def _print_table(console: Console, title: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    metrics = [name for name in _COLUMNS if name in rows[0][1]]
-    table = Table(title=title, title_justify="left")
-    table.add_column("form")
-    for metric in metrics:
-        table.add_column(_COLUMNS[metric][0], justify="right")
-    for name, values in rows:
-        shown = (
-            "not a number" if values[metric] is None else _COLUMNS[metric][1](values[metric]) for metric in metrics
-        )
-        table.add_row(name, *shown, style="bold" if name.endswith("deployed") else None)
-    console.print(table)
+def _print_table(console: Console, title: str, table: ScoreTable) -> None:
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("form")
+    for metric in table.metrics:
+        shown.add_column(metric, justify="right")
+    for name, *values in table.rows:
+        shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
+    console.print(shown)
 
 
 def _parameters(result: Result) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +11,28 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 
 from .. import files
 from .._version import __version__
 from ..errors import FormError, UserError
 from ..tasks import Task, get_task
+from ..tasks.prompts import alpaca
 from . import yaml_text
+from .choices import write_answers
 from .data import encode
+from .history import MERGE_NOTE, merge_note, trained_on
 from .models import load_base_model, load_tokenizer
 from .recipe import Recipe, validate
-from .results import Result, Scores, read_result
+from .results import Result, Scores, mean_scores, read_result
 from .run import ADAPTER, RECIPE, make_model, make_trainer, score
-
-MERGE_NOTE = "aurora_merge.json"
-"""In a merged model: what it was merged from, and the sizes of its files."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,17 @@ class TrainedRun:
     def task(self) -> Task:
         """The task that it was trained on."""
         return get_task(self.recipe.task.name)
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """The splits that its result reports."""
+        return self.recipe.task.test_sets or self.task.test_sets
+
+    def check_split(self, split: str) -> None:
+        """Raise a UserError if the run's task has no such split."""
+        names = tuple(dict.fromkeys(("train", "validation", *self.test_sets)))
+        if split not in names:
+            raise UserError(f"split '{split}' is not one of {', '.join(names)}")
 
     def check_form(self, form: str) -> None:
         """Raise a FormError if the run has no such form."""
@@ -79,14 +96,14 @@ def load_run(folder: Path | str) -> TrainedRun:
 
 
 def evaluate(
-    run: TrainedRun, forms: Sequence[str], split: str = "test", callbacks: Sequence[TrainerCallback] = ()
+    run: TrainedRun, forms: Sequence[str], split: str | None = None, callbacks: Sequence[TrainerCallback] = ()
 ) -> Scores:
     """Score a finished run again.
 
     Args:
         run: which.
         forms: which forms of it.
-        split: `"train"`, `"validation"` or `"test"`.
+        split: `"train"`, `"validation"` or a test set; None is what the result reports: the mean over its test sets.
         callbacks: further Trainer callbacks, such as a progress bar.
 
     Raises:
@@ -95,11 +112,12 @@ def evaluate(
     """
     for form in forms:
         run.check_form(form)
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"split '{split}' is not one of train, validation, test")
+    if split is not None:
+        run.check_split(split)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
         trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
-        return score(run.recipe, trainer, data, split, forms)
+        splits = run.test_sets if split is None else (split,)
+        return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
 
 
 # ---------------------------------------------------------------- merging
@@ -131,7 +149,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
     form, output = form or run.deployed_form, Path(output)
     run.check_form(form)
     source = {"adapter": _digest(run.folder / ADAPTER), "form": form, "version": __version__}
-    note = _merge_note(output)
+    note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (overwrite and note):
@@ -145,7 +163,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(str(folder))
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-        files.write_json(folder / MERGE_NOTE, {"source": source, "files": sizes})
+        files.write_json(folder / MERGE_NOTE, {"source": source, "trained_on": trained_on(run.recipe), "files": sizes})
     return Merged(output, form, False)
 
 
@@ -156,14 +174,6 @@ def _digest(folder: Path) -> str:
         if path.suffix in (".safetensors", ".json"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _merge_note(folder: Path) -> dict[str, Any] | None:
-    try:
-        note = json.loads((folder / MERGE_NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return note if isinstance(note, dict) and {"source", "files"} <= note.keys() else None
 
 
 def _complete(folder: Path, files: dict[str, int]) -> bool:
@@ -177,13 +187,14 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
     """What a model says about texts.
 
     Args:
-        folder: a finished run (its deployed form is used), or any sequence classifier that plain Transformers can load,
-            such as the output of `merge`.
+        folder: a finished run (its deployed form is used), or any sequence classifier or causal language model that
+            plain Transformers can load, such as the output of `merge`.
         texts: the texts.
         batch_size: texts of one forward pass.
 
     Returns:
-        For each text: `text`, `label` and `probability`, or `text` and `value` for a regression.
+        For each text: `text`, `label` and `probability`; `text` and `value` for a regression; `text` and `answer` for a
+        language model, which is given the text as an instruction.
 
     Raises:
         UserError: the folder holds neither.
@@ -194,6 +205,10 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
     answers: list[dict[str, Any]] = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
+        if model.get_output_embeddings() is not None:  # type: ignore[operator]
+            written = write_answers(model, tokenizer, [alpaca(text) for text in batch])
+            answers += [{"text": text, "answer": answer} for text, answer in zip(batch, written, strict=True)]
+            continue
         padded = tokenizer.pad(encode(tokenizer, [batch], max_length), return_tensors="pt")
         with torch.no_grad():
             logits = model(**{name: value.to(device) for name, value in padded.items()}).logits.float()
@@ -217,7 +232,10 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBa
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+        names = AutoConfig.from_pretrained(folder).architectures or []
+        causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+        kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        model = kind.from_pretrained(folder, use_safetensors=True)
         return model.eval(), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric:
         learning_rate=wanted.learning_rate,
         weight_decay=wanted.weight_decay,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(wanted.warmup_ratio * steps),
+        warmup_steps=math.ceil(wanted.warmup_ratio * steps) if wanted.warmup_steps is None else wanted.warmup_steps,
         max_grad_norm=wanted.max_grad_norm,
         bf16=wanted.precision == "bf16",
         fp16=wanted.precision == "fp16",
@@ -134,11 +135,16 @@ class RecipeTrainer(Trainer):
         callbacks = [self.clock, *kwargs.pop("callbacks", ())]
         if recipe.training.checkpoint_every is not None:
             callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
-        super().__init__(callbacks=callbacks, compute_loss_func=mean_loss, **kwargs)
+        super().__init__(callbacks=callbacks, compute_loss_func=self.loss_function, **kwargs)
         self.remove_callback(PrinterCallback)
         # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
         # gradient accumulation or on N processes. `mean_loss` divides by it instead.
         self.model_accepts_loss_kwargs = False
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        """The loss of a batch from the model's outputs and the labels."""
+        return mean_loss
 
     @property
     def module(self) -> nn.Module:
@@ -165,6 +171,14 @@ class RecipeTrainer(Trainer):
                 **options,
             )
         return self.optimizer
+
+    def loss_of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a model on a batch, outside the training loop."""
+        inputs = self._prepare_inputs(dict(batch))
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        assert isinstance(loss, Tensor)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Transformers; a loss that is no longer a number ends the run."""
@@ -193,9 +207,15 @@ class RecipeTrainer(Trainer):
                 f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
                 f"{self.args.world_size}: go on with as many, or choose another output folder"
             )
+        for callback in self._stateful_callbacks():
+            callback.load_state(last)
         self.clock.seconds = saved["train_s"]
         self.peak_mb = saved["peak_mb"]
         return last
+
+    def _stateful_callbacks(self) -> list[Any]:
+        """The callbacks of the method that keep a state in each checkpoint; see `Method.callbacks`."""
+        return [callback for callback in self.callback_handler.callbacks if hasattr(callback, "save_state")]
 
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best validation score.
@@ -250,6 +270,8 @@ class RecipeTrainer(Trainer):
             "processes": self.args.world_size,
         }
         (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
+        for callback in self._stateful_callbacks():
+            callback.save_state(written)
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all
         storage.write_manifest(written)
         files.publish(written, self.checkpoints / name)

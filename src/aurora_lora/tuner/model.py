@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
+from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
@@ -126,8 +126,9 @@ class AuroraModel(BaseTuner):
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         if model_type in MAMBA and target_name in BYPASSED_IN_MAMBA:
             raise ValueError(
-                f"Target module {target_name!r} of a {model_type} model is never called, its weight is read by a fused "
-                "kernel: an adapter there would do nothing. Leave it out of target_modules."
+                f"Target module {target_name!r} is incompatible with Mamba-based models: a {model_type} model never "
+                "calls it, its weight is read by a fused kernel, and an adapter there would do nothing. Leave it out "
+                "of target_modules."
             )
 
     # ---------------------------------------------------------------- forward
@@ -230,6 +231,8 @@ class AuroraModel(BaseTuner):
         **plain LoRA** (`fixed_activation=None, spline=None, skip=True`), exact by concatenation, of the summed rank. It
         does not follow its parts when these are trained further.
 
+        Modules that one of the adapters trains whole (`modules_to_save`) become the new adapter's too, as they are.
+
         Args:
             adapters: names of adapters of this model.
             weights: one for each; may be negative.
@@ -237,21 +240,11 @@ class AuroraModel(BaseTuner):
             combination_type: only `"cat"`: it is exact, and PEFT's other ways are approximations of it.
 
         Raises:
-            ValueError: an unknown or repeated adapter name, another combination type, or lengths that differ.
+            ValueError: as `check_combination`, or two of the adapters train the same module whole.
             FormError, NotCalibratedError, StaleCalibrationError: an adapter has no linear form at present.
         """
-        if combination_type != "cat":
-            raise ValueError(f"combination_type={combination_type!r} is not allowed: AuroRA adapters combine by 'cat'.")
-        if len(adapters) != len(weights) or not adapters:
-            raise ValueError(f"adapters and weights must be of one length, not {len(adapters)} and {len(weights)}.")
-        for name in adapters:
-            if name not in self.peft_config:
-                raise ValueError(f"Adapter {name!r} does not exist (there are: {', '.join(self.peft_config)}).")
-        if adapter_name in self.peft_config:
-            raise ValueError(f"Adapter {adapter_name!r} exists already.")
-        for field, none in (("modules_to_save", None), ("bias", "none")):
-            if any(getattr(self.peft_config[name], field) not in (none, []) for name in adapters):
-                raise ValueError(f"add_weighted_adapter cannot combine adapters with {field}.")
+        check_combination(self.peft_config, adapters, weights, adapter_name, combination_type)
+        owners = saved_modules(self.model, adapters)
         parts = {
             path: [
                 (weight, *layer.get_factors(name))
@@ -269,6 +262,7 @@ class AuroraModel(BaseTuner):
             spline=None,
             skip=True,
             target_modules=list(parts),
+            modules_to_save=list(owners) or None,
             task_type=self.peft_config[adapters[0]].task_type,
             base_model_name_or_path=self.peft_config[adapters[0]].base_model_name_or_path,
             inference_mode=True,
@@ -277,16 +271,8 @@ class AuroraModel(BaseTuner):
         self._cast_adapter_dtype(adapter_name)  # in float32 also on a bfloat16 model, as its parts are
         for path, layer in aurora_layers(self.model):
             if path in parts:
-                A, B = layer.aurora_A[adapter_name], layer.aurora_B[adapter_name]
-                with torch.no_grad():
-                    A.zero_()
-                    B.zero_()
-                    start = 0
-                    for weight, lora_A, lora_B in parts[path]:
-                        end = start + len(lora_A)
-                        A[start:end] = lora_A
-                        B[:, start:end] = weight * lora_B
-                        start = end
+                concatenate(layer, adapter_name, parts[path])
+        copy_saved_modules(self.model, owners, adapter_name)
 
     # ---------------------------------------------------------------- loading
 

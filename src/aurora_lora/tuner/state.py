@@ -15,7 +15,13 @@ from ..ops.anl import ANL
 from . import calibration_state
 from .calibration_state import whole
 from .config import FORMS, AuroraConfig
-from .peft_names import BaseTunerLayer, BufferDict, _get_in_out_features, resolve_quantization_backend
+from .peft_names import (
+    BaseTunerLayer,
+    BufferDict,
+    _get_in_out_features,
+    quantization_extra_repr,
+    resolve_quantization_backend,
+)
 
 _WAYS_OUT = (
     "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
@@ -289,9 +295,27 @@ class AdapterState(nn.Module, BaseTunerLayer):
             config = self.aurora_config[adapter_name]
             self.scaling[adapter_name] = scale * config.scaling(self.r[adapter_name], self.alpha[adapter_name])
 
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scaling of the active adapters; diffusers calls it."""
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.scaling:
+                self.scaling[adapter_name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scaling of the active adapters, or set it back to the configured one."""
+        for adapter_name in self.active_adapters:
+            if scale is None:
+                self.set_scale(adapter_name, 1.0)
+            elif adapter_name in self.scaling:
+                self.scaling[adapter_name] /= scale
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Every mergeable form is a LoRA; `get_delta_weight` refuses the one that is not."""
         return True
+
+    def extra_repr(self) -> str:
+        """Names the quantisation of the base layer, as PEFT's layers do."""
+        return quantization_extra_repr(self)
 
 
 def _recheck_calibration(module: AdapterState, _incompatible_keys: Any) -> None:

@@ -1,0 +1,38 @@
+"""The command `aurora`: parses, calls, prints. A user's mistake is one plain line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from aurora_lora._version import __version__
+from aurora_lora.cli.common import plain_errors
+
+# isort: split
+import typer
+
+from aurora_lora.cli import bench, experiments, lists, runs, theory
+
+app = typer.Typer(
+    help="AuroRA: fine-tune with a nonlinear low-rank adapter, calibrate it, merge it, use it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (*runs.COMMANDS, *experiments.COMMANDS, bench.bench, theory.theory):
+    app.command()(plain_errors(command))
+app.command(name="list")(plain_errors(lists.list_command))
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"aurora-lora {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point of the command `aurora`."""
+    app()

@@ -1,0 +1,86 @@
+"""What the commands share: errors as one plain line, consoles, JSON, progress."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+from aurora_lora.errors import AuroraError
+
+MISSING_EXTRA = "aurora needs the Python package '{name}': pip install 'aurora-lora[train]'"
+
+try:
+    import typer
+    from rich.console import Console
+except ModuleNotFoundError as error:
+    print(MISSING_EXTRA.format(name=error.name), file=sys.stderr)
+    raise SystemExit(2) from None
+
+if TYPE_CHECKING:
+    from aurora_lora.training.progress import ProgressBar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WIDTH = 80
+RESUMABLE = ("train", "reproduce", "sweep", "bench")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
+
+
+def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print what a user can put right as one line, without a traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except AuroraError as error:
+            complain(str(error))
+            raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("aurora_lora"):
+                raise
+            complain(MISSING_EXTRA.format(name=error.name.partition(".")[0]))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            resumes = ": the same command goes on where it was" if command.__name__ in RESUMABLE else ""
+            complain(f"interrupted{resumes}")
+            raise typer.Exit(130) from error
+
+    return guarded
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints; there are others under `accelerate launch`."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"))
+
+
+def stdout() -> Console:
+    return Console(width=WIDTH)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, quiet=not is_main())
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def complain(text: str) -> None:
+    if is_main():
+        print(text, file=sys.stderr)
+
+
+def progress_bars() -> Callable[[str], ProgressBar]:
+    """Silence the libraries; gives a maker of progress bars."""
+    from aurora_lora.training.progress import ProgressBar, quiet_libraries
+
+    quiet_libraries()
+    return functools.partial(ProgressBar, stderr())

@@ -1,0 +1,184 @@
+"""Commands on many runs: reproduce, sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aurora_lora.errors import UserError
+
+from .common import Json, print_json, stderr, stdout
+
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
+]
+LauncherOption = Annotated[str, typer.Option("--launcher", help="local, accelerate or slurm.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Of the cluster, as in submitit: slurm_partition=gpu."),
+]
+
+
+def reproduce(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="table1, table2, ...: a table or figure of the paper.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to every recipe, such as training.epochs=1."),
+    ] = None,
+    scale: Annotated[str, typer.Option("--scale", help="hub: the paper's models and data; packaged: small ones.")] = (
+        "packaged"
+    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs, shared by the suites; runs/SCALE."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PATTERN", help="Only these recipes, rows or columns; may be repeated."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0,1,...", help="Instead of the suite's.")] = None,
+    jobs: Jobs = None,
+    launcher: LauncherOption = "local",
+    settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run every experiment of one table or figure of the paper, then print the paper's numbers beside ours.
+
+    Finished runs are taken as they are, interrupted ones gone on with, and a run that fails does not stop the others.
+    Writes DIR/SUITE/table.md and table.json.
+    """
+    from aurora_lora.experiments.reproduce import prepare
+
+    todo = prepare(
+        suite,
+        scale,
+        output or Path("runs") / scale,
+        only=only or (),
+        seeds=None if seeds is None else _numbers("--seeds", seeds),
+        overrides=overrides or (),
+    )
+    if dry_run:
+        from aurora_lora.experiments.estimate import describe
+        from aurora_lora.report.plan import plan_tables
+
+        rows = describe(todo)
+        if as_json:
+            print_json(rows)
+            return
+        for table in plan_tables(todo.suite, rows):
+            stdout().print(table)
+        return
+    from aurora_lora.experiments.engines import make_engine
+    from aurora_lora.experiments.progress import Overall
+    from aurora_lora.experiments.reproduce import run
+    from aurora_lora.files import write_json, write_text
+    from aurora_lora.report.paper import compare, markdown, tables
+
+    engine = make_engine(launcher, jobs, _pairs(settings))
+    with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), sum(job.work for job in todo.jobs.values())) as bar:
+        tally = run(todo, engine, bar)
+    compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
+    records = [one.to_dict() for one in compared]
+    write_json(todo.folder / "table.json", {"suite": suite, "scale": scale, "seeds": todo.seeds, "cells": records})
+    write_text(todo.folder / "table.md", f"# {todo.suite.title}\n\n{markdown(todo.suite, compared)}\n")
+    failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
+    if as_json:
+        print_json({"cells": records, "failed": failed})
+    else:
+        stdout().print(todo.suite.title, highlight=False)
+        for table in tables(todo.suite, compared):
+            stdout().print(table)
+        if any(one.quoted for one in compared):
+            print("* The paper takes these numbers from earlier work.")
+        print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
+    _stop_if_failed(failed)
+
+
+def sweep(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to compare, and the budget.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the study.")] = ...,  # type: ignore[assignment]
+    jobs: Jobs = None,
+    launcher: LauncherOption = "local",
+    settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tune every setting at the same budget on validation data; run what was chosen over the seeds on test data.
+
+    Several processes may be started on the same folder: they share the work. Writes DIR/study.json.
+    """
+    from aurora_lora.experiments.engines import make_engine
+    from aurora_lora.experiments.progress import Overall
+    from aurora_lora.experiments.study import load_study
+    from aurora_lora.experiments.sweep import Sweep
+    from aurora_lora.report.study import study_tables
+
+    plan = load_study(study)
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    engine = make_engine(launcher, jobs, _pairs(settings))
+    failed: list[dict[str, Any]] = []
+    tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
+    with Overall(stderr(), plan.name, tuned + final, tuned + final) as bar:
+
+        def report(stage: str, outcome: Any) -> None:
+            bar(outcome)
+            if stage == "seeds" and outcome.error is not None:
+                failed.append({"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)})
+
+        runs = Sweep(plan, output, engine, report)
+        runs.tune()
+        runs.run_seeds()
+        summary = runs.summary()
+    if as_json:
+        print_json({**summary, "failed": failed})
+    else:
+        for table in study_tables(summary):
+            stdout().print(table)
+        print(f"wrote {output / 'study.json'}")
+    _stop_if_failed(failed)
+
+
+def _print_plan(plan: Any, as_json: bool) -> None:
+    rows = [
+        {"setting": setting.name, "tuning_runs": plan.tuning.budget, "final_runs": len(plan.seeds)}
+        for setting in plan.settings
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['setting']}: {row['tuning_runs']} runs to tune, {row['final_runs']} runs of what is chosen")
+    print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all, at most")
+
+
+def _stop_if_failed(failed: list[dict[str, Any]]) -> None:
+    if failed:
+        for one in failed:
+            stderr().print(f"failed: {one['run']}: {one['error']}", highlight=False, markup=False, soft_wrap=True)
+        stderr().print(f"{len(failed)} failed; the same command tries them again", highlight=False)
+        raise typer.Exit(1)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option}: '{text}' is not a list of whole numbers, such as 0,1,2") from error
+
+
+def _pairs(settings: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set: '{setting}' is not of the form key=value")
+        pairs[key] = value
+    return pairs
+
+
+COMMANDS = (reproduce, sweep)

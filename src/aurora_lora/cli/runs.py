@@ -1,0 +1,227 @@
+"""Commands on one run: train, evaluate, gap, merge, export, report, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from .common import Json, RunFolder, is_main, print_json, progress_bars, stderr, stdout
+
+Split = Annotated[
+    str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
+]
+
+if TYPE_CHECKING:
+    from aurora_lora.training.progress import ProgressBar
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train; see `aurora list recipes`.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as training.epochs=1."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run.")] = ...,  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """Fine-tune, choose the best epoch, calibrate, and score every form.
+
+    Writes DIR/adapter/ with its model card, DIR/lora/ (an AuroRA adapter as a plain LoRA), DIR/result.json and
+    DIR/recipe.yaml. Interrupted at any moment, the same command goes on from the last checkpoint. A finished run is
+    shown again.
+    """
+    from aurora_lora.training.recipe import load_recipe
+
+    plan = load_recipe(recipe, overrides or ())
+    progress = progress_bars()
+    from aurora_lora.training.run import train as run_recipe
+    from aurora_lora.training.summary import print_run, written
+
+    names = iter((plan.method.name, plan.reference.method.name if plan.reference else ""))
+    bars: list[ProgressBar] = []
+
+    def callbacks() -> list[ProgressBar]:
+        bars.append(progress(next(names)))
+        return bars[-1:]
+
+    try:
+        run = run_recipe(plan, output, callbacks)
+    finally:
+        for bar in bars:
+            bar.stop()
+    if not is_main():
+        return
+    if as_json:
+        paths = [str(path) for path in written(run)]
+        print_json({"result": run.result, "reference": run.reference, "written": paths})
+        return
+    if run.was_finished:
+        stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
+    print_run(stdout(), run)
+
+
+def evaluate(
+    folder: RunFolder,
+    form: Annotated[
+        str | None, typer.Option("--form", help="One form only: dynamic, static, calibrated, merged.")
+    ] = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run again."""
+    from aurora_lora.training.trained import evaluate as score
+    from aurora_lora.training.trained import load_run
+
+    run = load_run(folder)
+    bar = progress_bars()("scoring")
+    try:
+        scores = score(run, run.forms if form is None else (form,), split, [bar])
+    finally:
+        bar.stop()
+    if as_json and is_main():
+        print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
+    elif is_main():
+        from aurora_lora.training.summary import print_scores
+
+        title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
+        print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
+
+
+def merge(
+    folder: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the model.")] = ...,  # type: ignore[assignment]
+    form: Annotated[
+        str | None, typer.Option("--form", help="Which form to merge; the one that the run deploys by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a stand-alone model that loads with plain Transformers.
+
+    OUT must be new or empty, or hold this very merge, which is then left as it is.
+    """
+    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.trained import merge as merge_run
+
+    run = load_run(folder)
+    progress_bars()
+    merged = merge_run(run, form, output, overwrite=overwrite)
+    if as_json:
+        print_json({"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there})
+    elif merged.was_there:
+        print(f"{merged.folder} already holds this merge ({merged.form} form)")
+    else:
+        print(f"wrote {merged.folder}: a plain Transformers model, {merged.form} form")
+
+
+def gap(
+    folder: RunFolder,
+    split: Split = None,
+    examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How far each mergeable form is from the trained one, by layer and end to end.
+
+    Writes gap.json, gap.png and gap.svg.
+    """
+    from aurora_lora.files import check_writable, write_json
+    from aurora_lora.report.figures import gap_figure, save
+    from aurora_lora.training.deployed import gap as measure
+    from aurora_lora.training.trained import load_run
+
+    run = load_run(folder)
+    target = output or folder
+    check_writable(target)
+    progress_bars()
+    split = split or run.test_sets[0]
+    with stderr().status(f"running the forms on the {split} split"):
+        found = measure(run, split, examples)
+    record = {"run": str(folder), "split": split, **found.to_dict()}
+    write_json(target / "gap.json", record)
+    written = [target / "gap.json", *save(gap_figure(record), target / "gap")]
+    if as_json:
+        print_json({**record, "written": [str(path) for path in written]})
+        return
+    for table in found.tables():
+        stdout().print(table)
+    stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+
+
+def export(
+    folder: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the LoRA.")] = ...,  # type: ignore[assignment]
+    form: Annotated[
+        str | None, typer.Option("--form", help="Which form to export; the one that the run deploys by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package."""
+    from aurora_lora.training.deployed import export as export_run
+    from aurora_lora.training.trained import load_run
+
+    run = load_run(folder)
+    progress_bars()
+    written, used = export_run(run, form, output, dtype=dtype, overwrite=overwrite)
+    if as_json:
+        print_json({"folder": str(written), "form": used, "dtype": dtype})
+    else:
+        print(f"wrote {written}: a plain LoRA adapter, {used} form, {dtype}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, or folders of them.")],
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="FILE.md", help="A document with marks for the tables.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
+    ] = None,
+) -> None:
+    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure."""
+    from aurora_lora.report.figures import forms_figure, save
+    from aurora_lora.report.tables import forms_table, insert, load_results
+
+    results = load_results(runs)
+    table = forms_table(results)
+    if into is None:
+        print(table)
+    else:
+        insert(into, "forms", table)
+        print(f"wrote the table into {into}")
+    if output is not None:
+        print("wrote " + ", ".join(map(str, save(forms_figure(results), output / "forms"))))
+
+
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge.")],
+    as_json: Json = False,
+) -> None:
+    """Label texts, with the probability of each label."""
+    from aurora_lora.training.trained import predict as answer
+
+    progress_bars()
+    answers = answer(folder, texts)
+    if as_json:
+        print_json(answers)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for one in answers:
+        if "answer" in one:
+            table.add_row(one["answer"], "", one["text"])
+        elif "value" in one:
+            table.add_row(f"{one['value']:+.2f}", one["text"])
+        else:
+            table.add_row(one["label"], f"{100 * one['probability']:.1f}%", one["text"])
+    stdout().print(table)
+
+
+COMMANDS = (train, evaluate, merge, gap, export, report, predict)

@@ -1,0 +1,55 @@
+"""The shapes of the paper's models, so that a plan needs no download.
+
+From each model's published config.json. A model that is not here is looked up through Transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from ..errors import UserError
+from ..tasks.models import resolve_model
+
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_VIT = {"image_size": 224, "patch_size": 16}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "FacebookAI/roberta-base": ("roberta", _ROBERTA),
+    "FacebookAI/roberta-large": ("roberta", {**_ROBERTA, **_LARGE}),
+    "meta-llama/Meta-Llama-3-8B": (
+        "llama",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+        },
+    ),
+    "google/vit-base-patch16-224-in21k": ("vit", _VIT),
+    "google/vit-large-patch16-224-in21k": ("vit", {**_VIT, **_LARGE}),
+}
+"""Model type and the fields that differ from its defaults, by hub id."""
+
+
+def architecture(model: str) -> PretrainedConfig:
+    """The configuration of a model.
+
+    Raises:
+        UserError: it is not known here and cannot be loaded.
+    """
+    if model in ARCHITECTURES:
+        kind, fields = ARCHITECTURES[model]
+        return AutoConfig.for_model(kind, **fields)
+    source = resolve_model(model)
+    more = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **more)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model: '{model}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    return config

@@ -1,0 +1,162 @@
+"""What a run will need: parameters counted on a model without weights, memory and time estimated from its shapes.
+
+The parameters are exact. Memory and time are estimates, within about a factor of two, by these rules:
+
+- weights: 4 bytes a parameter in fp32; in bf16 and fp16, 2 for the frozen ones;
+- of each trained parameter: its gradient and AdamW's two moments, 4 bytes each;
+- activations: 34 numbers a token, layer and hidden unit (Korthikanti et al. 2022, without the attention matrix, which
+  fused attention does not keep), and the logits of a causal model in float32, twice;
+- time: 2 floating-point operations a parameter and token forward, 2 backward through a frozen model, 4 through a
+  trained one, at 35 % of what the GPU can do at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..methods import ParameterCounts, count_parameters, get_method
+from ..tasks import get_task
+from ..training.recipe import Recipe
+from .architectures import architecture
+from .reproduce import Reproduction
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+ACTIVATIONS = 34
+"""Numbers kept for the backward pass, for each token, layer and hidden unit."""
+UTILISATION = 0.35
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What its data sheet says: memory in GB, dense TFLOP/s in float32 and in 16 bits."""
+
+    memory_gb: float
+    fp32: float
+    half: float
+
+
+GPUS = {
+    "RTX 4090": Gpu(24, 82.6, 165.2),
+    "L20": Gpu(48, 59.8, 119.5),
+    "A100": Gpu(80, 19.5, 312),
+    "H100": Gpu(80, 66.9, 989),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one run needs.
+
+    Args:
+        params: trained outside and inside the head, and all.
+        memory_gb: at the peak of training.
+        hours: of training on one GPU; None where the number of examples is not known.
+    """
+
+    params: ParameterCounts
+    memory_gb: float
+    hours: float | None
+
+
+def estimate(recipe: Recipe, gpu: Gpu) -> Estimate:
+    """What a recipe needs on a GPU.
+
+    Raises:
+        UserError: its model is not known, or its method does not fit the model.
+    """
+    params = trained_parameters(recipe)
+    config, training = architecture(recipe.model), recipe.training
+    text = config.get_text_config()
+    tokens = training.batch_size * _tokens(recipe, config)
+    trained, width = params.adapter + params.head, BYTES[training.precision]
+    weights = 4 * trained + width * (params.total - trained)
+    activations = ACTIVATIONS * tokens * text.num_hidden_layers * text.hidden_size * width
+    logits = 8 * tokens * text.vocab_size if get_method_task(recipe) == "CAUSAL_LM" else 0
+    memory = weights + 12 * trained + activations + logits
+    speed = 1e12 * UTILISATION * (gpu.fp32 if training.precision == "fp32" else gpu.half)
+    examples = recipe.task.train_size or getattr(get_task(recipe.task.name), "train_examples", None)
+    operations = (2 + (4 if trained > params.total / 2 else 2)) * params.total * _tokens(recipe, config)
+    hours = None if examples is None else operations * examples * training.epochs / speed / 3600
+    return Estimate(params, memory / 1e9, hours)
+
+
+def trained_parameters(recipe: Recipe) -> ParameterCounts:
+    """The parameters that the recipe trains, counted on the meta device: no weights are loaded.
+
+    Raises:
+        UserError: the model is not known, or the method does not fit it.
+    """
+    options = json.dumps(recipe.method.options, sort_keys=True)
+    task = get_task(recipe.task.name)
+    return _count(recipe.model, recipe.method.name, options, get_method_task(recipe), max(1, len(task.labels)))
+
+
+@lru_cache(maxsize=256)
+def _count(model: str, method: str, options: str, task_type: str, labels: int) -> ParameterCounts:
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    classes = {
+        "SEQ_CLS": AutoModelForSequenceClassification,
+        "CAUSAL_LM": AutoModelForCausalLM,
+        "IMAGE_CLS": AutoModelForImageClassification,
+    }
+    config = architecture(model)
+    config.num_labels = labels
+    with torch.device("meta"):
+        base = classes[task_type].from_config(config)  # type: ignore[no-untyped-call]
+        try:
+            return count_parameters(get_method(method).apply(base, json.loads(options), task_type))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"method: {' '.join(str(error).split())}") from error
+
+
+def get_method_task(recipe: Recipe) -> str:
+    """What kind of model the recipe's task wants."""
+    return str(getattr(get_task(recipe.task.name), "task_type", "SEQ_CLS"))
+
+
+def _tokens(recipe: Recipe, config: Any) -> int:
+    """Of one example: the longest that the recipe allows, or an image's patches."""
+    if hasattr(config, "patch_size") and hasattr(config, "image_size"):
+        return int((config.image_size // config.patch_size) ** 2 + 1)
+    return recipe.task.max_length or get_task(recipe.task.name).max_length
+
+
+def describe(todo: Reproduction) -> list[dict[str, Any]]:
+    """One row for each run of a suite: what it is, what it needs, and whether it is done.
+
+    Raises:
+        UserError: a recipe's model or method cannot be had.
+    """
+    gpu = GPUS.get(todo.suite.gpu or "", GPUS["RTX 4090"])
+    rows = []
+    for (name, seed), job in todo.jobs.items():
+        needs = estimate(job.recipe, gpu)
+        rows.append(
+            {
+                "recipe": name,
+                "seed": seed,
+                "model": job.recipe.model,
+                "data": job.recipe.task.name,
+                "method": job.recipe.method.name,
+                "params": asdict(needs.params),
+                "memory_gb": float(f"{needs.memory_gb:.3g}"),
+                "hours": None if needs.hours is None else float(f"{needs.hours:.3g}"),
+                "gpu": todo.suite.gpu or "RTX 4090",
+                "status": job.status(),
+                "folder": str(job.folder),
+            }
+        )
+    return rows
+
+
+def total_hours(rows: list[Mapping[str, Any]]) -> float:
+    """Of the runs that are not finished."""
+    return sum(row["hours"] or 0.0 for row in rows if row["status"] != "finished")

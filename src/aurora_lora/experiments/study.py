@@ -1,0 +1,184 @@
+"""A study: settings to compare at the same tuning budget, in one YAML file.
+
+name: movie-sentiment
+base:                               # a recipe without its method
+  model: minilm-l6
+  task: {name: movie-sentiment, train_size: 3000}
+tuning:
+  budget: 4                         # runs for each setting
+  sampler: grid                     # grid, random or tpe (Optuna's)
+  space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
+seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
+settings:
+  - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ..errors import UserError
+from ..training import yaml_text
+from ..training.recipe import Recipe, Section, set_field, validate
+
+Value = str | int | float | bool
+
+
+class Range(Section):
+    """A range to draw from, on a linear or logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low={self.low}, high={self.high}: low must be below high, and above 0 with log")
+        return self
+
+
+Space = dict[str, Range | tuple[Value, ...]]
+
+
+def check_space(space: Space) -> Space:
+    """Raise a ValueError for a field without values."""
+    for field, values in space.items():
+        if isinstance(values, tuple) and not values:
+            raise ValueError(f"{field}: give at least one value")
+    return space
+
+
+class Tuning(Section):
+    """How each setting is tuned: on one seed, by the validation score of the form that it deploys."""
+
+    budget: Annotated[int, Field(gt=0)]
+    """Runs for each setting."""
+    space: Space
+    """Dotted fields of the recipe, each with its values or a range."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the runs, and of the sampler."""
+
+    @field_validator("space")
+    @classmethod
+    def _no_empty_list(cls, space: Space) -> Space:
+        return check_space(space)
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> Tuning:
+        self.check_grid(self.space)
+        return self
+
+    def check_grid(self, space: Space) -> None:
+        """Raise a ValueError for a grid that is not as large as the budget."""
+        if self.sampler == "grid":
+            if ranges := [field for field, values in space.items() if isinstance(values, Range)]:
+                raise ValueError(f"{ranges[0]}: a grid needs a list of values, not a range")
+            size = math.prod(len(values) for values in space.values() if isinstance(values, tuple))
+            if size != self.budget:
+                raise ValueError(f"budget={self.budget} is not allowed: the grid has {size} points")
+
+
+class Setting(Section):
+    """One of the things compared."""
+
+    name: Annotated[str, Field(min_length=1)]
+    method: str | dict[str, Any]
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Other fields of the recipe that differ from the base, by dotted name."""
+    space: Space | None = None
+    """Instead of the study's: full fine-tuning wants other learning rates than an adapter. The budget is the same."""
+
+    @field_validator("space")
+    @classmethod
+    def _no_empty_list(cls, space: Space | None) -> Space | None:
+        return space if space is None else check_space(space)
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return re.sub(r"[^a-z0-9.=]+", "-", self.name.casefold()).strip("-.") or "setting"
+
+
+class Study(Section):
+    """The whole file."""
+
+    name: Annotated[str, Field(min_length=1)]
+    base: dict[str, Any]
+    tuning: Tuning
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Study:
+        slugs = [setting.slug for setting in self.settings]
+        if twice := [setting.name for setting in self.settings if slugs.count(setting.slug) > 1]:
+            raise ValueError(f"settings: the names {', '.join(twice)} are not distinct")
+        for setting in self.settings:
+            try:
+                self.tuning.check_grid(self.space(setting))
+            except ValueError as error:
+                raise ValueError(f"setting {setting.name}: space: {error}") from error
+        return self
+
+    def space(self, setting: Setting) -> Space:
+        """What is tuned of a setting."""
+        return self.tuning.space if setting.space is None else setting.space
+
+    def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
+        """The recipe of a run of a setting, with the tuned fields as chosen.
+
+        Raises:
+            UserError: a field that a recipe does not have, or a value that is not allowed.
+        """
+        values: dict[str, Any] = copy.deepcopy({"name": self.name, **self.base})
+        values["method"] = copy.deepcopy(setting.method)
+        for field, value in {**setting.fields, **chosen}.items():
+            set_field(values, field, value)
+        values["seed"] = seed
+        return validate(values, f"{self.name}, setting {setting.name}")
+
+
+def load_study(path: Path | str) -> Study:
+    """Read and validate a study, and the recipe of every setting of it.
+
+    Raises:
+        UserError: the file cannot be read, or a value is wrong; one line for each mistake.
+    """
+    path = Path(path)
+    data = yaml_text.read(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
+    try:
+        study = Study.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in _lines(error))) from error
+    for setting in study.settings:
+        first = {
+            field: values.low if isinstance(values, Range) else values[0]
+            for field, values in study.space(setting).items()
+        }
+        study.recipe(setting, first, study.tuning.seed)
+    return study
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors(include_url=False):
+        where = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] in ("missing", "value_error"):
+            lines.append(f"{where}: {message}" if where else message)
+        elif detail["type"] == "extra_forbidden":
+            lines.append(f"{where}: there is no such field")
+        else:
+            lines.append(f"{where}: {detail['input']!r} is not allowed: {message}")
+    return lines

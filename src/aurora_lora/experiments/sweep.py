@@ -1,0 +1,257 @@
+"""`aurora sweep`: tune every setting at the same budget on validation data, then run what was chosen over the seeds.
+
+Optuna proposes and keeps the books, in a journal file that several processes may share. Runs are kept by what they
+are, `runs/<setting>/<values>/seed<N>`: whatever was killed goes on where it was, and the tuned run of a seed is also
+its final one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from .. import files
+from ..errors import UserError
+from ..training.results import Result
+from ..training.storage import is_locked
+from .engines import PATIENCE, Engine, outcomes
+from .jobs import Job, Outcome
+from .study import Range, Setting, Study, Value
+
+JOURNAL, SUMMARY = "journal.log", "study.json"
+_VALUES = "values"
+"""Attribute of a trial: the values of the tuned fields, as the study file writes them."""
+_AGAIN = "again"
+"""Attribute of a trial: the number of the lost one whose values it has."""
+
+Report = Callable[[str, Outcome], Any]
+
+
+class Sweep:
+    """A study in its folder.
+
+    Args:
+        study: what to compare.
+        output: the folder; several processes may work in it.
+        engine: where the runs are done.
+        report: called with the stage (`tuning` or `seeds`) and each outcome as it comes.
+    """
+
+    def __init__(
+        self, study: Study, output: Path | str, engine: Engine, report: Report = lambda stage, outcome: None
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study, self.folder, self.engine, self.report = study, Path(output), engine, report
+        files.check_writable(self.folder)
+        storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
+        self.books = {setting.name: self._open(setting, storage) for setting in study.settings}
+
+    # ---------------------------------------------------------------- tuning
+
+    def tune(self) -> None:
+        """Spend the budget of every setting. Trials of processes that died are gone on with."""
+        while True:
+            asked: dict[Path, tuple[Setting, int]] = {}
+            for outcome in outcomes(self._ask(asked), self.engine):
+                setting, number = asked[outcome.job.folder]
+                self._tell(setting, number, outcome)
+                self.report("tuning", outcome)
+            if not any(self._running(setting) for setting in self.study.settings):
+                return
+            time.sleep(PATIENCE)  # another process is at the last ones
+            for setting in self.study.settings:
+                self._reclaim(setting)
+
+    def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
+        """The setting's book. A grid is enqueued whole, so that processes share it without asking twice."""
+        tuning = self.study.tuning
+        sampler: optuna.samplers.BaseSampler
+        if tuning.sampler == "tpe":
+            sampler = optuna.samplers.TPESampler(seed=tuning.seed, constant_liar=True)
+        else:
+            sampler = optuna.samplers.RandomSampler(seed=tuning.seed)
+        book = optuna.create_study(
+            study_name=f"{self.study.name}/{setting.slug}",
+            storage=storage,
+            sampler=sampler,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        space = self.study.space(setting)
+        described = {
+            "method": setting.method,
+            "fields": setting.fields,
+            "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json"),
+        }
+        if (before := book.user_attrs.get("setting")) not in (None, described):
+            raise UserError(
+                f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
+                "choose another output folder"
+            )
+        book.set_user_attr("setting", described)
+        if tuning.sampler == "grid":
+            names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
+            for point in product(*(range(len(values)) for values in lists)):
+                book.enqueue_trial(dict(zip(names, point, strict=True)), skip_if_exists=True)
+        return book
+
+    def _ask(self, asked: dict[Path, tuple[Setting, int]]) -> Iterator[Job]:
+        """The next trial of each setting in turn, until all budgets are spent."""
+        for setting in self.study.settings:
+            self._reclaim(setting)
+        open_settings = list(self.study.settings)
+        while open_settings:
+            for setting in list(open_settings):
+                if self._spent(setting) >= self.study.tuning.budget:
+                    open_settings.remove(setting)
+                    continue
+                trial = self.books[setting.name].ask()
+                space = self.study.space(setting)
+                values = {field: self._suggest(trial, field, space[field]) for field in space}
+                trial.set_user_attr(_VALUES, values)
+                job = self.job(setting, values, self.study.tuning.seed)
+                asked[job.folder] = setting, trial.number
+                yield job
+
+    @staticmethod
+    def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Value, ...]) -> Any:
+        if isinstance(space, Range):
+            return trial.suggest_float(field, space.low, space.high, log=space.log)
+        # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
+        return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
+
+    def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
+        value = None if outcome.result is None else outcome.result["metric"]["selected_by"]["value"]
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        self.books[setting.name].tell(number, value, state=state, skip_if_finished=True)
+
+    def _reclaim(self, setting: Setting) -> None:
+        """Trials whose process died: told if their run was finished, else proposed again with the same values."""
+        book = self.books[setting.name]
+        for trial in book.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            values = trial.user_attrs.get(_VALUES)
+            if values is None:
+                job = None
+            else:
+                job = self.job(setting, values, self.study.tuning.seed)
+                if is_locked(job.folder):
+                    continue
+            result = None if job is None else job.result()
+            if job is not None and result is not None:
+                self._tell(setting, trial.number, Outcome(job, result))
+                continue
+            book.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            proposed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            book.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
+
+    def _spent(self, setting: Setting) -> int:
+        """Trials asked for; one that was proposed again counts once."""
+        trials = self.books[setting.name].get_trials(deepcopy=False)
+        again = sum(_AGAIN in trial.user_attrs for trial in trials)
+        return sum(trial.state != TrialState.WAITING for trial in trials) - again
+
+    def _running(self, setting: Setting) -> list[FrozenTrial]:
+        return self.books[setting.name].get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    # ---------------------------------------------------------------- seeds
+
+    def run_seeds(self) -> None:
+        """Run what was chosen over the seeds.
+
+        Raises:
+            UserError: none of a setting's trials gave a score.
+        """
+        jobs = [
+            self.job(setting, self.chosen(setting)[0], seed)
+            for seed in self.study.seeds
+            for setting in self.study.settings
+        ]
+        for outcome in outcomes(jobs, self.engine):
+            self.report("seeds", outcome)
+
+    def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
+        """A run of a setting."""
+        point = ",".join(
+            f"{field.rpartition('.')[2]}={value:g}"
+            if isinstance(value, float)
+            else f"{field.rpartition('.')[2]}={value}"
+            for field, value in values.items()
+        )
+        recipe = self.study.recipe(setting, values, seed)
+        folder = self.folder / "runs" / setting.slug / (point.replace("/", "-") or "as-given") / f"seed{seed}"
+        return Job(f"{setting.name}, {point}, seed {seed}", recipe, folder)
+
+    def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
+        """The tuned values of a setting with their validation scores, best first; None where the run failed."""
+        trials = self.books[setting.name].get_trials(deepcopy=False)
+        lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
+        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
+        found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
+        return sorted(found, key=lambda one: (one[1] is None, -(one[1] or 0.0)))
+
+    def chosen(self, setting: Setting) -> tuple[dict[str, Any], float]:
+        """The values with the best validation score.
+
+        Raises:
+            UserError: no trial gave a score.
+        """
+        values, score = next(iter(self.trials(setting)), ({}, None))
+        if score is None:
+            raise UserError(
+                f"setting {setting.name}: none of its runs gave a validation score; their logs are in "
+                f"{self.folder / 'runs' / setting.slug}"
+            )
+        return values, score
+
+    # ---------------------------------------------------------------- what came out
+
+    def summary(self) -> dict[str, Any]:
+        """The budget, what was tried and chosen, and the chosen runs' test scores: also written to `study.json`."""
+        summary = {
+            "study": self.study.model_dump(mode="json"),
+            "settings": [self._describe(setting) for setting in self.study.settings],
+        }
+        files.write_json(self.folder / SUMMARY, summary)
+        return summary
+
+    def _describe(self, setting: Setting) -> dict[str, Any]:
+        values, score = self.chosen(setting)
+        results = {
+            seed: result
+            for seed in self.study.seeds
+            if (result := self.job(setting, values, seed).result()) is not None
+        }
+        return {
+            "name": setting.name,
+            "chosen": values,
+            "validation": score,
+            "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
+            "seeds": list(results),
+            "by_form": _by_form(list(results.values())),
+            "params": next((result["params"] for result in results.values()), None),
+            "train_s": [result["time"]["train_s"] for result in results.values()],
+        }
+
+
+def _by_form(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each form and metric: the scores seed by seed, their mean, and their standard deviation."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for form in results[0]["metric"]["by_form"] if results else ():
+        for metric in results[0]["metric"]["by_form"][form]:
+            scores = [result["metric"]["by_form"][form][metric] for result in results]
+            numbers = [score for score in scores if score is not None]
+            table.setdefault(form, {})[metric] = {
+                "scores": scores,
+                "mean": statistics.fmean(numbers) if numbers else None,
+                "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
+            }
+    return table

@@ -1,0 +1,150 @@
+"""AdaLoRA (Zhang et al., ICLR 2023), PEFT's own, with what PEFT leaves to the training loop: sharing out the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..errors import UserError
+from .base import Options, PeftMethod
+from .options import TARGETS, dropout, number, peft_method, positive, whole
+
+STATE_FILE = "adalora.safetensors"
+UNKNOWN_STEPS = 10**9
+"""PEFT wants the number of training steps in the configuration; the callback sets it when the training starts."""
+
+
+class ShareOutRanks(TrainerCallback):
+    """Adds the orthogonality penalty's gradient before each optimizer step, and masks ranks after it.
+
+    PEFT's own `update_and_allocate` is not called: it writes the ranks into the configuration, and a checkpoint is then
+    saved with fewer of them than a resumed run starts from. Here the masked ranks are zeros in E, so that the saved
+    adapter has all `init_r` of them and computes the same.
+    """
+
+    def __init__(self) -> None:
+        self.pattern: dict[str, list[bool]] | None = None
+        self._loaded: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tuner = _tuner(kwargs["model"])
+        config = tuner.peft_config[tuner.trainable_adapter_name]
+        if max(config.tinit, 1) + config.tfinal >= state.max_steps:  # one step to see what is important
+            raise UserError(
+                f"method.tinit={config.tinit} and method.tfinal={config.tfinal} leave no step of the {state.max_steps} "
+                "in which ranks are shared out: lower them"
+            )
+        tuner.rankallocator.set_total_step(state.max_steps)
+        device = next(tuner.parameters()).device
+        for key, value in self._loaded.items():
+            kind, _, name = key.partition(":")
+            if kind == "pattern":
+                self.pattern = {**(self.pattern or {}), name: value.tolist()}
+            else:
+                getattr(tuner.rankallocator, kind)[name] = value.to(device)
+                tuner.rankallocator.ipt.setdefault(name, torch.zeros_like(value, device=device))
+        self._allocator = tuner.rankallocator
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tuner = _tuner(kwargs["model"])
+        weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
+        trained = [
+            (name, parameter)
+            for name, parameter in tuner.named_parameters()
+            if (".lora_A." in name or ".lora_B." in name) and parameter.requires_grad
+        ]
+        if weight == 0 or not trained:
+            return
+        parameters = [parameter for _, parameter in trained]
+        # not backward(): that would call the hooks by which distributed training sums gradients
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(weight * orthogonality(trained), parameters), strict=True
+        ):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tuner, step = _tuner(kwargs["model"]), state.global_step + 1
+        allocator, config = tuner.rankallocator, tuner.peft_config[tuner.trainable_adapter_name]
+        last = config.total_step - config.tfinal
+        if step <= last:
+            _, pattern = allocator.update_and_allocate(tuner.model, step, force_mask=step == last)
+            self.pattern = pattern or self.pattern
+        else:
+            allocator.mask_using_rank_pattern(tuner.model, self.pattern)
+
+    def save_state(self, folder: Path) -> None:
+        """Write the running importances and the present ranks."""
+        state = {f"pattern:{name}": torch.tensor(kept) for name, kept in (self.pattern or {}).items()}
+        for kind in ("exp_avg_ipt", "exp_avg_unc"):
+            state |= {f"{kind}:{name}": value for name, value in getattr(self._allocator, kind).items()}
+        save_file({name: value.contiguous().cpu() for name, value in state.items()}, str(folder / STATE_FILE))
+
+    def load_state(self, folder: Path) -> None:
+        """Read what `save_state` wrote; it is used when the training begins."""
+        self._loaded = load_file(str(folder / STATE_FILE))
+
+
+def orthogonality(named: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """The mean over the matrices of `|Q Q^T - I|` and `|P^T P - I|` (Frobenius), as PEFT adds it to a loss."""
+    norms = []
+    for name, matrix in named:
+        gram = matrix @ matrix.T if ".lora_A." in name else matrix.T @ matrix
+        norms.append(torch.linalg.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
+    return torch.stack(norms).mean()
+
+
+def _tuner(model: nn.Module) -> Any:
+    """PEFT's AdaLoraModel, inside the wrappers of PEFT and of distributed training."""
+    while not hasattr(model, "rankallocator"):
+        model = model.module if hasattr(model, "module") else model.base_model  # type: ignore[assignment]
+    return model
+
+
+@dataclass(frozen=True)
+class AdaLoRAMethod(PeftMethod):
+    """The ranks are shared out by a callback."""
+
+    def validate(self, options: Options) -> dict[str, Any]:
+        checked = super().validate(options)
+        if checked["target_r"] >= checked["init_r"]:
+            raise ValueError(
+                f"target_r={checked['target_r']} is not allowed: it must be below init_r = {checked['init_r']}, "
+                "which the ranks start from."
+            )
+        return checked
+
+    def callbacks(self, options: Options) -> Sequence[TrainerCallback]:
+        return (ShareOutRanks(),)
+
+
+def _rate(default: float) -> Any:
+    return number(default, "in (0, 1)", lambda value: 0 < value < 1)
+
+
+ADALORA = peft_method(
+    name="adalora",
+    description="LoRA, ranks shared out while training (PEFT)",
+    config="AdaLoraConfig",
+    table={
+        "target_r": whole(8),
+        "init_r": whole(12),
+        "tinit": whole(0, least=0),
+        "tfinal": whole(0, least=0),
+        "deltaT": whole(1),
+        "beta1": _rate(0.85),
+        "beta2": _rate(0.85),
+        "orth_reg_weight": number(0.5, "of at least 0", lambda value: value >= 0),
+        "lora_alpha": positive(8),
+        "lora_dropout": dropout(),
+        **TARGETS,
+    },
+    kind=AdaLoRAMethod,
+    total_step=UNKNOWN_STEPS,
+)

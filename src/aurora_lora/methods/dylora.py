@@ -1,0 +1,81 @@
+"""DyLoRA (Valipour et al., "DyLoRA: Parameter-Efficient Tuning ...", EACL 2023)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import TrainerCallback
+
+from .base import Options
+from .edit import UpdateMethod
+from .edited import AdaptedLinear, Update
+from .options import LOW_RANK, one_of, optional_whole, whole
+from .targets import edited_modules
+
+
+class DyLoRA(Update):
+    """`dW = (alpha / b) B[:, :b] A[:b]`, with a rank b drawn for each training step and a fixed one in evaluation."""
+
+    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+        super().__init__(base_layer, options)
+        self.eval_rank: int = options["eval_rank"] or self.r
+        self.frozen: bool = options["frozen"]
+        self.training_rank = self.r
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return linear(x, self.delta_weight())
+        b = self.training_rank
+        A, B = self.A[:b], self.B[:, :b]
+        if self.frozen:  # only the last row of A and the last column of B learn
+            A = torch.cat([A[:-1].detach(), A[-1:]])
+            B = torch.cat([B[:, :-1].detach(), B[:, -1:]], dim=1)
+        return (self.alpha / b) * linear(linear(self.dropout(x), A), B)
+
+    def delta_weight(self) -> Tensor:
+        b = self.eval_rank
+        return (self.alpha / b) * (self.B[:, :b] @ self.A[:b])
+
+
+class DrawRank(TrainerCallback):
+    """Draws the rank of each step, the same in all layers and processes, from the seed and the step's number alone."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.ranks = range(options["min_rank"], options["r"] + 1)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        rank = random.Random(f"{args.seed}:{state.global_step}").choice(self.ranks)
+        for _, module in edited_modules(kwargs["model"]):
+            if isinstance(module, AdaptedLinear) and isinstance(module.update, DyLoRA):
+                module.update.training_rank = rank
+
+
+@dataclass(frozen=True)
+class DyLoRAMethod(UpdateMethod):
+    """The ranks that it is trained at and evaluated in must be among 1 to r."""
+
+    def validate(self, options: Options) -> dict[str, Any]:
+        checked = super().validate(options)
+        for name in ("min_rank", "eval_rank"):
+            if checked[name] is not None and checked[name] > checked["r"]:
+                raise ValueError(
+                    f"{name}={checked[name]} is not allowed: it must be at most r, which is {checked['r']}."
+                )
+        return checked
+
+    def callbacks(self, options: Options) -> Sequence[TrainerCallback]:
+        return (DrawRank(self.validate(options)),)
+
+
+DYLORA = DyLoRAMethod(
+    name="dylora",
+    description="LoRA at a random rank each step, to be cut to any",
+    update=DyLoRA,
+    table={**LOW_RANK, "min_rank": whole(1), "eval_rank": optional_whole(), "frozen": one_of(False, True)},
+)

@@ -1,0 +1,90 @@
+"""Methods that replace modules of the model by edited ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import FormError
+from .base import OneForm, Options, TaskType, is_head, load_trained, save_trained
+from .edited import AdaptedLinear, Update
+from .options import Table, check
+from .targets import lora_targets, merge_edits, replace, target_paths
+
+
+@dataclass(frozen=True)
+class EditMethod(OneForm, ABC):
+    """A method that freezes the body and adds something to some of its modules.
+
+    Args:
+        table: the options.
+        refusal: why the trained model cannot be merged; None if it can, exactly.
+    """
+
+    table: Table
+    refusal: str | None = None
+
+    def validate(self, options: Options) -> dict[str, Any]:
+        return check(options, self.table)
+
+    def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_head(model, name))
+        self.edit(model, self.validate(options))
+        return model
+
+    @abstractmethod
+    def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
+        """Replace the targets in a frozen model by edited modules.
+
+        Raises:
+            ValueError: the targets are not in the model, or of a kind that cannot be edited.
+        """
+
+    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
+        edited = self.apply(model, options, "SEQ_CLS")
+        self.restore(edited, directory, options)
+        load_trained(edited, directory)
+        edited.train(False)
+        return edited
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        save_trained(model, directory)
+
+    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        self._check_form(form)
+        if self.refusal is not None:
+            raise FormError(f"{self.name} cannot be merged: {self.refusal}.")
+        merge_edits(model)
+        return model  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateMethod(EditMethod):
+    """A method that adds an update to the output of linear layers, by default those that LoRA adapts.
+
+    Args:
+        update: the class of the update.
+    """
+
+    update: Callable[[nn.Linear, dict[str, Any]], Update]
+
+    def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
+        paths = target_paths(model, options, lora_targets(model))
+        for path in paths:
+            module = model.get_submodule(path)
+            if not isinstance(module, nn.Linear):
+                raise ValueError(
+                    f"target_modules: {path} is a {type(module).__name__}; {self.name} adapts torch.nn.Linear."
+                )
+        for path in paths:
+            replace(model, path, self._adapted, options)
+
+    def _adapted(self, layer: Any, options: dict[str, Any]) -> nn.Module:
+        return AdaptedLinear(layer, self.update(layer, options))

@@ -1,0 +1,45 @@
+"""LoDA (Liu et al., "LoDA: Low-Dimensional Adaptation of Large Language Models", NeurIPS 2023 workshop)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, linear
+
+from ..errors import FormError
+from .edit import UpdateMethod
+from .edited import Update
+from .options import LOW_RANK, number
+
+
+class LoDA(Update):
+    """`s B f(A x)` with the nonlinear map of the low dimension `f(z) = act(M2 act(M1 z))`, act = LeakyReLU.
+
+    M1 and M2 are (r, r) and start at the identity: f then starts near it, and with slope 1 it is LoRA.
+    """
+
+    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+        super().__init__(base_layer, options)
+        self.slope: float = options["negative_slope"]
+        self.M1 = nn.Parameter(torch.eye(self.r, dtype=self.A.dtype, device=self.A.device))
+        self.M2 = nn.Parameter(torch.eye(self.r, dtype=self.A.dtype, device=self.A.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = linear(self.dropout(x), self.A)  # (..., r)
+        z = leaky_relu(linear(z, self.M1), self.slope)
+        z = leaky_relu(linear(z, self.M2), self.slope)
+        return self.scaling * linear(z, self.B)
+
+    def delta_weight(self) -> Tensor:
+        raise FormError("LoDA's update is not linear in the layer's input: there is no dW.")
+
+
+LODA = UpdateMethod(
+    name="loda",
+    description="W0 x + s B f(A x); cannot be merged",
+    update=LoDA,
+    table={**LOW_RANK, "negative_slope": number(0.8, "in [0, 1]", lambda value: 0 <= value <= 1)},
+    refusal="its update s B f(A x) is not linear in the layer's input",
+)

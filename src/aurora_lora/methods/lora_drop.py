@@ -1,0 +1,161 @@
+"""LoRA-drop (Zhou et al., "LoRA-drop: Efficient LoRA Parameter Pruning based on Output Evaluation", COLING 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..errors import UserError
+from .base import WEIGHTS_FILE, Options, Sample
+from .edit import UpdateMethod
+from .edited import AdaptedLinear, Update
+from .options import LOW_RANK, number, whole
+from .targets import edited_modules
+
+
+class LoRADrop(Update):
+    """`dW = s B A`, in the layer itself or shared by the layers that were found unimportant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaling * linear(linear(self.dropout(x), self.A), self.B)
+
+    def delta_weight(self) -> Tensor:
+        return self.scaling * (self.B @ self.A)
+
+
+Kind = tuple[str, int, int]
+
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """The adapted layers by path."""
+    return {path: module for path, module in edited_modules(model) if isinstance(module, AdaptedLinear)}
+
+
+def kind_of(path: str, layer: AdaptedLinear) -> Kind:
+    """Layers of one name and shape: they are compared with each other, and can share."""
+    return path.rsplit(".", 1)[-1], layer.base_layer.in_features, layer.base_layer.out_features
+
+
+def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sample) -> None:
+    """Train on a share of the data, see which layers matter, and let the others share one adapter; start anew.
+
+    The importance of a layer is `sum_x |dW x|^2` over the sample, as a share of its kind's total (Eqs. 2 and 3).
+    """
+    layers = adapted_layers(model)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    was_training = model.training
+    devices = sorted({p.device.index or 0 for p in trained.values() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(sample.seed)
+        batches = sample.batches(options["sample_share"])
+        optimizer = torch.optim.AdamW(trained.values(), lr=sample.learning_rate, weight_decay=0.0)
+        model.train()
+        for _ in range(options["sample_epochs"]):
+            for batch in batches:
+                torch.autograd.backward(sample.loss(model, batch))
+                optimizer.step()
+                optimizer.zero_grad()
+        model.eval()
+        found = update_norms(model, layers, batches, sample)
+    dropped = sample.agree(unimportant(found, {p: kind_of(p, one) for p, one in layers.items()}, options["threshold"]))
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(start[name])
+    model.train(was_training)
+    share(layers, dropped)
+
+
+def update_norms(
+    model: nn.Module, layers: Mapping[str, AdaptedLinear], batches: list[Any], sample: Sample
+) -> dict[str, float]:
+    """`sum_x |dW x|^2` for each layer over the batches, all positions counted.
+
+    Raises:
+        UserError: one is not finite.
+    """
+    sums = dict.fromkeys(layers, 0.0)
+    hooks = []
+    for path, layer in layers.items():
+
+        def add(module: nn.Module, args: Any, output: Tensor, path: str = path) -> None:
+            sums[path] += output.double().square().sum().item()
+
+        hooks.append(layer.in_use.register_forward_hook(add))
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                sample.loss(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(map(math.isfinite, sums.values())):
+        raise UserError("lora-drop: the training on sample data diverged; lower training.learning_rate")
+    return sums
+
+
+def unimportant(norms: Mapping[str, float], kinds: Mapping[str, Kind], threshold: float) -> list[str]:
+    """The layers to drop: of each kind, those left when the most important ones make up `threshold` of the total."""
+    dropped = []
+    for kind in dict.fromkeys(kinds.values()):
+        members = sorted((path for path in norms if kinds[path] == kind), key=lambda path: -norms[path])
+        total, so_far = sum(norms[path] for path in members), 0.0
+        for path in members:
+            if total > 0 and so_far >= threshold * total:
+                dropped.append(path)
+            so_far += norms[path]
+    return dropped
+
+
+def share(layers: Mapping[str, AdaptedLinear], dropped: list[str]) -> None:
+    """Let the dropped layers of each kind use one adapter: that of the first of them, marked with a buffer."""
+    leaders: dict[Kind, Update] = {}
+    for path, layer in layers.items():
+        if path in dropped and layer.update is not None:
+            leader = leaders.setdefault(kind_of(path, layer), layer.update)
+            if leader is layer.update:
+                leader.register_buffer("is_shared", torch.ones((), dtype=torch.bool, device=leader.A.device))
+            else:
+                layer.share(leader)
+
+
+def dropped_in(state: Mapping[str, Any], layers: Mapping[str, AdaptedLinear]) -> list[str]:
+    """The layers that had been dropped in a saved model: those without an own adapter, and those that share theirs."""
+    return [p for p in layers if f"{p}.update.A" not in state or f"{p}.update.is_shared" in state]
+
+
+@dataclass(frozen=True)
+class LoRADropMethod(UpdateMethod):
+    """The layers are chosen before the training, and known from the saved weights afterwards."""
+
+    def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
+        choose_and_share(model, self.validate(options), sample)
+
+    def restore(self, model: nn.Module, directory: Path, options: Options) -> None:
+        with safe_open(str(directory / WEIGHTS_FILE), "pt") as saved:
+            names = dict.fromkeys(saved.keys())
+        layers = adapted_layers(model)
+        share(layers, dropped_in(names, layers))
+
+
+_SHARE = "above 0 and at most 1"
+
+LORA_DROP = LoRADropMethod(
+    name="lora-drop",
+    description="LoRA, shared by the layers where it does little",
+    update=LoRADrop,
+    table={
+        **LOW_RANK,
+        "threshold": number(0.9, _SHARE, lambda value: 0 < value <= 1),
+        "sample_share": number(0.1, _SHARE, lambda value: 0 < value <= 1),
+        "sample_epochs": whole(3),
+    },
+)

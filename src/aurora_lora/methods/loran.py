@@ -1,0 +1,40 @@
+"""LoRAN (Li, Song and Hou, "LoRAN: Improved Low-Rank Adaptation by a Non-Linear Transformation", EMNLP 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .edit import UpdateMethod
+from .edited import WeightUpdate
+from .options import LOW_RANK, number, positive
+
+
+class LoRAN(WeightUpdate):
+    """`dW = s sinter(B A)` with `sinter(u) = u + a u sin(w u)`, entry by entry."""
+
+    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+        super().__init__(base_layer, options)
+        self.amplitude: float = options["amplitude"]
+        self.frequency: float = options["frequency"]
+
+    def delta_weight(self) -> Tensor:
+        return self.scaling * sinter(self.B @ self.A, self.amplitude, self.frequency)
+
+
+def sinter(u: Tensor, amplitude: float, frequency: float) -> Tensor:
+    """`u + a u sin(w u)`, of u's shape."""
+    return u + amplitude * u * (frequency * u).sin()
+
+
+LORAN = UpdateMethod(
+    name="loran",
+    description="dW = s sinter(B A), sinter(u) = u + a u sin(w u)",
+    update=LoRAN,
+    table={
+        **LOW_RANK,
+        "amplitude": number(5e-5, "of at least 0", lambda value: value >= 0),
+        "frequency": positive(1e4),
+    },
+)

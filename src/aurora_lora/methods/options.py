@@ -1,0 +1,136 @@
+"""The options of a method as a table: what each may be, its default, and an error that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Options, PeftMethod, check_names
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its default, the values that are allowed, and these in words ("it must be ...")."""
+
+    default: Any
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+Table = Mapping[str, Option]
+
+
+def whole(default: int, least: int = 1) -> Option:
+    """A whole number of at least `least`."""
+    accepts = lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least  # noqa: E731
+    return Option(default, f"a whole number of at least {least}", accepts)
+
+
+def optional_whole(least: int = 1) -> Option:
+    """A whole number of at least `least`, or None, which is the default."""
+    number = whole(least, least)
+    return Option(None, f"{number.allowed}, or null", lambda value: value is None or number.accepts(value))
+
+
+def number(default: float, words: str, accepts: Callable[[float], bool]) -> Option:
+    """A finite number with a further condition, `words` such as "above 0"."""
+
+    def is_allowed(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number and accepts(value)
+
+    return Option(default, f"a number {words}", is_allowed)
+
+
+def positive(default: float) -> Option:
+    """A finite number above 0."""
+    return number(default, "above 0", lambda value: value > 0)
+
+
+def dropout(default: float = 0.0) -> Option:
+    """A probability below 1."""
+    return number(default, "in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(default: Any, *others: Any) -> Option:
+    """One of a few values."""
+    values = (default, *others)
+    words = f"one of {', '.join(map(repr, values))}"
+    return Option(default, words, lambda value: any(type(value) is type(one) and value == one for one in values))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list | tuple | set) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_indices(value: Any) -> bool:
+    return _is_index(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_is_index, value)))
+
+
+def _or_none(words: str, accepts: Callable[[Any], bool]) -> Option:
+    return Option(None, f"{words}, or null", lambda value: value is None or accepts(value))
+
+
+_NAMES = "a list of names of modules, or a regular expression"
+
+TARGETS: Table = {
+    "target_modules": _or_none(_NAMES, lambda value: (isinstance(value, str) and bool(value)) or _is_names(value)),
+    "exclude_modules": _or_none(_NAMES, lambda value: (isinstance(value, str) and bool(value)) or _is_names(value)),
+    "layers_to_transform": _or_none("a layer's number or a list of them", _is_indices),
+    "layers_pattern": _or_none(
+        "the name of the list of layers", lambda value: (isinstance(value, str) and bool(value)) or _is_names(value)
+    ),
+}
+"""Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
+
+LOW_RANK: Table = {"r": whole(8), "alpha": positive(8), "dropout": dropout(), **TARGETS}
+"""Rank, scaling alpha / r, and dropout on x, as in LoRA."""
+
+
+def check(options: Options, table: Table) -> dict[str, Any]:
+    """The options with the table's defaults filled in.
+
+    Raises:
+        ValueError: an unknown option or a value that is not allowed; the message names the option.
+    """
+    check_names(options, table)
+    for name, value in options.items():
+        if not table[name].accepts(value):
+            raise ValueError(f"{name}={value!r} is not allowed: it must be {table[name].allowed}.")
+    checked = {**{name: option.default for name, option in table.items()}, **options}
+    if checked.get("layers_pattern") is not None and checked.get("layers_to_transform") is None:
+        raise ValueError("layers_pattern needs layers_to_transform: it says in which list of layers these are.")
+    if isinstance(checked.get("target_modules"), str) and checked.get("layers_to_transform") is not None:
+        raise ValueError("layers_to_transform does not go with target_modules as a regular expression.")
+    return checked
+
+
+def peft_method(
+    name: str, description: str, config: str, table: Table, kind: type[PeftMethod] = PeftMethod, **fixed: Any
+) -> PeftMethod:
+    """A method of PEFT whose options are a table.
+
+    Args:
+        name: as in `Method`.
+        description: as in `Method`.
+        config: the name of PEFT's configuration class.
+        table: the options; one that is None is left to PEFT.
+        kind: the class of the method.
+        fixed: fields of the configuration that are no options.
+    """
+
+    def make_config(**options: Any) -> Any:
+        import peft
+
+        check({option: value for option, value in options.items() if option in table}, table)
+        given = {option: value for option, value in options.items() if value is not None}
+        return getattr(peft, config)(**given, **fixed)
+
+    defaults = {option: value.default for option, value in table.items()}
+    return kind(name, description, make_config, lambda: table, lambda: defaults)

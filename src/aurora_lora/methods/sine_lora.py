@@ -1,0 +1,32 @@
+"""SineLoRA (Ji et al., "Efficient Learning with Sine-Activated Low-Rank Matrices", ICLR 2025)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from .edit import UpdateMethod
+from .edited import WeightUpdate
+from .options import LOW_RANK, positive
+
+
+class SineLoRA(WeightUpdate):
+    """`dW = s sin(w B A) / sqrt(d_in)`: the sine, entry by entry, lifts the rank above r."""
+
+    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+        super().__init__(base_layer, options)
+        self.frequency: float = options["frequency"]
+
+    def delta_weight(self) -> Tensor:
+        d_in = self.A.shape[1]
+        return (self.scaling / math.sqrt(d_in)) * (self.frequency * (self.B @ self.A)).sin()
+
+
+SINE_LORA = UpdateMethod(
+    name="sine-lora",
+    description="dW = s sin(w B A) / sqrt(d_in)",
+    update=SineLoRA,
+    table={**LOW_RANK, "frequency": positive(200.0)},
+)

@@ -1,0 +1,90 @@
+"""Finding the modules that a method edits, by names as in PEFT, and replacing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, check_target_module_exists
+from .base import head_modules
+from .edited import Edited
+
+ALL_LINEAR = "all-linear"
+
+
+def lora_targets(model: nn.Module) -> list[str] | None:
+    """The modules that PEFT's LoRA adapts in such a model, or None if it does not know the architecture."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    return None if names is None else list(names)
+
+
+def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str] | str | None) -> list[str]:
+    """The paths of the modules that the options name, in the model's order; never modules of the head.
+
+    Args:
+        model: a plain model.
+        options: `target_modules` and the others of `TARGETS`.
+        default: what `target_modules=None` stands for in this model.
+
+    Raises:
+        ValueError: no default for this model, or nothing in it has such a name.
+    """
+    chosen = options["target_modules"] if options["target_modules"] is not None else default
+    heads = head_modules(model)
+    if chosen is None:
+        raise ValueError(
+            f"target_modules must be given: there is no default for {type(model).__name__}. Its linear layers are "
+            f"named {', '.join(sorted(_linear_names(model)))}."
+        )
+    if chosen == ALL_LINEAR:
+        linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+        chosen = [path for path in linear if path.split(".", 1)[0] not in heads]
+    config = SimpleNamespace(
+        target_modules=chosen,
+        target_parameters=None,
+        modules_to_save=heads,
+        exclude_modules=options["exclude_modules"],
+        layers_to_transform=options["layers_to_transform"],
+        layers_pattern=options["layers_pattern"],
+    )
+    # PEFT's answer for an excluded module is an object that is false
+    paths = [path for path, _ in model.named_modules() if path and check_target_module_exists(config, path)]
+    if not paths:
+        raise ValueError(
+            f"target_modules={chosen!r} names nothing in {type(model).__name__} that is left to adapt. Its linear "
+            f"layers are named {', '.join(sorted(_linear_names(model)))}."
+        )
+    return paths
+
+
+def _linear_names(model: nn.Module) -> set[str]:
+    return {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def replace(model: nn.Module, path: str, make: Callable[..., nn.Module], *args: Any) -> None:
+    """Put `make(module, *args)` in place of the module at `path`."""
+    parent_path, _, name = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    setattr(parent, name, make(parent.get_submodule(name), *args))
+
+
+def edited_modules(model: nn.Module) -> Iterator[tuple[str, Edited]]:
+    """The edited modules of a model, with their paths."""
+    for path, module in model.named_modules():
+        if isinstance(module, Edited):
+            yield path, module
+
+
+def merge_edits(model: nn.Module) -> None:
+    """Replace every edited module by a plain one that computes the same.
+
+    Raises:
+        FormError: an edited module cannot be merged; the model is then left partly merged, and of no further use.
+    """
+    for path, module in list(edited_modules(model)):
+        plain = module.merged()
+        replace(model, path, lambda _, plain=plain: plain)

@@ -1,0 +1,140 @@
+"""sigma and its derivatives in the rank space, on (r, n), in few aten calls.
+
+L is a piecewise polynomial: the row of its interval is looked up, and two Horner schemes side by side give the basis
+and its derivative. Kept for the backward pass are a = act(z), b = act(H a), the interval and the place in it, all
+(r, n). The basis, K times as much, is computed again.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .anl import ACTIVATIONS, ANL, LEAKY_RELU_SLOPE
+from .spline import piecewise_polynomials
+
+
+@lru_cache(maxsize=64)
+def _table(anl: ANL, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(boundaries, rows): for each interval, the coefficients of the K basis functions, and its middle."""
+    with torch.inference_mode(False):
+        boundaries, middles, coefficients = piecewise_polynomials(anl.grid_size, anl.order, anl.spline_range)
+        rows = torch.cat([coefficients.flatten(1), middles[:, None]], 1)
+        return boundaries.to(device, dtype), rows.to(device, dtype)
+
+
+def _look_up(interval: Tensor, rows: Tensor, anl: ANL) -> tuple[list[Tensor], Tensor]:
+    """The coefficients (r, n, K) of each power in the intervals (r, n), and their middles (r, n)."""
+    found = rows.index_select(0, interval.reshape(-1)).view(*interval.shape, -1)
+    K = anl.n_basis
+    return [found[..., j * K : (j + 1) * K] for j in range(anl.order + 1)], found[..., -1]
+
+
+def _basis(z: Tensor, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:
+    """B(z) (r, n, K), the intervals (r, n), and how far z is from their middles (r, n)."""
+    boundaries, rows = _table(anl, z.dtype, z.device)
+    interval = torch.bucketize(z, boundaries, right=True, out_int32=True)
+    (*lower, value), middles = _look_up(interval, rows, anl)
+    place = z - middles
+    for c in reversed(lower):
+        value = torch.addcmul(c, value, place.unsqueeze(-1))
+    return value, interval, place
+
+
+def _basis_and_derivative(interval: Tensor, place: Tensor, anl: ANL) -> tuple[Tensor, Tensor]:
+    """B(z) and B'(z), (r, n, K) each, by Horner's scheme for both."""
+    _, rows = _table(anl, place.dtype, place.device)
+    (*lower, value), _ = _look_up(interval, rows, anl)
+    derivative = None
+    for c in reversed(lower):
+        derivative = value if derivative is None else torch.addcmul(value, derivative, place.unsqueeze(-1))
+        value = torch.addcmul(c, value, place.unsqueeze(-1))
+    return value, torch.zeros_like(value) if derivative is None else derivative
+
+
+def _activation_backward(name: str, grad: Tensor, output: Tensor) -> Tensor:
+    """grad * act'(.), from act's value."""
+    aten = torch.ops.aten
+    if name == "tanh":
+        found = aten.tanh_backward(grad, output)
+    elif name == "sigmoid":
+        found = aten.sigmoid_backward(grad, output)
+    elif name == "relu":
+        found = aten.threshold_backward(grad, output, 0)
+    else:
+        found = aten.leaky_relu_backward(grad, output, LEAKY_RELU_SLOPE, True)
+    return found  # type: ignore[no-any-return]
+
+
+def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """u = sigma(z) (r, n) in z's dtype, and what the backward pass wants: a, b, the intervals and the place in them."""
+    dtype = z.dtype
+    z, H, W = wide(z).contiguous(), _wide_or_none(H), _wide_or_none(W)
+    a = b = interval = place = None
+    u = z if anl.skip else None
+    if anl.fixed_activation is not None:
+        assert H is not None
+        act = ACTIVATIONS[anl.fixed_activation]
+        a = act(z)
+        b = act(H @ a)
+        u = b if u is None else u + b
+    if anl.spline is not None:
+        assert W is not None
+        basis, interval, place = _basis(z, anl)
+        if anl.spline == "channelwise":  # for each channel (n, K) @ (K, 1)
+            columns = W.unsqueeze(-1)
+            u = torch.bmm(basis, columns).squeeze(-1) if u is None else _baddbmm(u, basis, columns)
+        else:
+            summed = basis.sum(0)  # (n, K)
+            u = W @ summed.T if u is None else torch.addmm(u, W, summed.T)
+    assert u is not None
+    return u.to(dtype), (a, b, interval, place)
+
+
+def _baddbmm(u: Tensor, basis: Tensor, columns: Tensor) -> Tensor:
+    return torch.baddbmm(u.unsqueeze(-1), basis, columns).squeeze(-1)
+
+
+def backward(
+    du: Tensor, H: Tensor | None, W: Tensor | None, kept: tuple[Tensor | None, ...], anl: ANL
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dz (r, n) in du's dtype, dH (r, r) and dW_s (r, K) in at least float32."""
+    dtype = du.dtype
+    du, H, W = wide(du), _wide_or_none(H), _wide_or_none(W)
+    a, b, interval, place = kept
+    dz = du if anl.skip else None
+    dH = dW = None
+    if anl.fixed_activation is not None:
+        assert H is not None
+        assert a is not None
+        assert b is not None
+        dp = _activation_backward(anl.fixed_activation, du, b)
+        dH = dp @ a.T
+        through = _activation_backward(anl.fixed_activation, H.T @ dp, a)
+        dz = through if dz is None else dz + through
+    if anl.spline is not None:
+        assert W is not None
+        assert interval is not None
+        assert place is not None
+        basis, derivative = _basis_and_derivative(interval, place, anl)
+        if anl.spline == "channelwise":
+            dW = torch.bmm(du.unsqueeze(1), basis).squeeze(1)  # (1, n) @ (n, K)
+            slope = torch.bmm(derivative, W.unsqueeze(-1)).squeeze(-1)
+            dz = du * slope if dz is None else torch.addcmul(dz, du, slope)
+        else:
+            dW = du @ basis.sum(0)
+            through = (derivative * (du.T @ W)).sum(-1)
+            dz = through if dz is None else dz + through
+    assert dz is not None
+    return dz.to(dtype), dH, dW
+
+
+def wide(t: Tensor) -> Tensor:
+    """In at least float32: r is tiny, and the spline of a rounded argument would be the larger error."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def _wide_or_none(t: Tensor | None) -> Tensor | None:
+    return None if t is None else wide(t)

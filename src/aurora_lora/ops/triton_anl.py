@@ -1,0 +1,338 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, valid-type, index"
+"""The ANL in one kernel launch forward and one backward, in Triton: the same sums as `anl.adaptive_nonlinear`.
+
+Importing this file needs Triton; nothing else in the package does, and `anl_op` imports it at the first launch.
+
+A program has a tile (R, BLOCK) of the rank space (r, n) in registers, R being r padded to a power of two: whole
+columns, so that H mixes them on the spot. The basis functions are taken one after the other in closed form (`spline`),
+so any K and any order are served, and nothing of the size K n exists. Backward computes everything again from z. What
+is summed over the columns, dH and dW_s, leaves each program as a partial sum of its own: no atomics, so that two runs
+agree bit for bit.
+
+bfloat16 and float16 are computed in float32, float64 in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .anl import ANL, LEAKY_RELU_SLOPE
+from .anl_op import weight_sizes
+
+_SLOPE = tl.constexpr(LEAKY_RELU_SLOPE)
+
+
+# ---------------------------------------------------------------- pieces of the kernels
+
+
+@triton.jit
+def _tanh(x):
+    # 1 - 2 / (exp(2 x) + 1) loses its digits near 0; there Lambert's continued fraction, cut after the 13, is exact.
+    y = x * x
+    near = x * (135135.0 + y * (17325.0 + y * (378.0 + y))) / (135135.0 + y * (62370.0 + y * (3150.0 + y * 28.0)))
+    far = 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+    return tl.where(tl.abs(x) < 0.4, near, far)
+
+
+@triton.jit
+def _act(x, NAME: tl.constexpr):
+    """Eq. 6's activation. Each comparison is such that a NaN stays one."""
+    if NAME == "tanh":
+        return _tanh(x)
+    elif NAME == "sigmoid":
+        return 1.0 / (1.0 + tl.exp(-x))
+    elif NAME == "relu":
+        return tl.where(x <= 0.0, 0.0, x)
+    else:
+        return tl.where(x <= 0.0, x * _SLOPE, x)
+
+
+@triton.jit
+def _act_backward(grad, value, NAME: tl.constexpr):
+    """grad * act'(.), from act's value."""
+    if NAME == "tanh":
+        return grad * (1.0 - value * value)
+    elif NAME == "sigmoid":
+        return grad * value * (1.0 - value)
+    elif NAME == "relu":
+        return tl.where(value <= 0.0, 0.0, grad)
+    else:
+        return tl.where(value <= 0.0, grad * _SLOPE, grad)
+
+
+@triton.jit
+def _matmul(a, b, DTYPE: tl.constexpr):
+    """a (R, R) @ b (R, BLOCK). Tensor cores want 16 rows; fewer are summed in registers."""
+    if a.shape[0] >= 16:
+        return tl.dot(a, b, input_precision="ieee", out_dtype=DTYPE)
+    else:
+        return tl.sum(a[:, :, None] * b[None, :, :], 1)
+
+
+@triton.jit
+def _outer(a, b, DTYPE: tl.constexpr):
+    """a (R, BLOCK) @ b^T (BLOCK, R)."""
+    if a.shape[0] >= 16:
+        return tl.dot(a, tl.trans(b), input_precision="ieee", out_dtype=DTYPE)
+    else:
+        return tl.sum(a[:, None, :] * b[None, :, :], 2)
+
+
+@triton.jit
+def _truncated_powers(distance, ORDER: tl.constexpr, POWER: tl.constexpr, FACTORIAL: tl.constexpr):
+    """1/POWER! sum_j (-1)^j C(ORDER + 1, j) ((ORDER + 1)/2 - j - distance)_+^POWER, as `spline._truncated_powers`."""
+    total = tl.zeros_like(distance)
+    binomial = 1.0
+    for j in tl.static_range((ORDER + 2) // 2):
+        left = (ORDER + 1) * 0.5 - j - distance
+        power = tl.full(distance.shape, 1.0, distance.dtype)
+        for _ in tl.static_range(POWER):
+            power *= left
+        total += tl.where(left <= 0.0, 0.0, binomial * power)
+        binomial = -binomial * (ORDER - j + 1) / (j + 1)
+    return total / FACTORIAL
+
+
+@triton.jit
+def _basis(u, ORDER: tl.constexpr, FACTORIAL: tl.constexpr):
+    """beta_ORDER(u)."""
+    if ORDER == 0:
+        return tl.where((u < -0.5) | (u >= 0.5), 0.0, u * 0.0 + 1.0)
+    else:
+        return _truncated_powers(tl.abs(u), ORDER, ORDER, FACTORIAL)
+
+
+@triton.jit
+def _basis_derivative(u, ORDER: tl.constexpr, FACTORIAL: tl.constexpr):
+    """d beta_ORDER / du."""
+    if ORDER == 0:
+        return tl.zeros_like(u)
+    else:
+        falling = _truncated_powers(tl.abs(u), ORDER, ORDER - 1, FACTORIAL / ORDER)
+        return tl.where(u > 0.0, -falling, tl.where(u < 0.0, falling, u * 0.0))
+
+
+@triton.jit
+def _at(rows, columns, stride_row, stride_column):
+    """Offsets of a tile; in 64 bits, since r n may pass 2^31."""
+    return rows.to(tl.int64)[:, None] * stride_row + columns.to(tl.int64)[None, :] * stride_column
+
+
+# ---------------------------------------------------------------- the kernels
+
+
+@triton.jit
+def _forward_kernel(
+    z_at,
+    H_at,
+    W_at,
+    u_at,
+    n,
+    z_row,
+    z_column,
+    r: tl.constexpr,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    ORDER: tl.constexpr,
+    FACTORIAL: tl.constexpr,
+    LOW: tl.constexpr,
+    STEP: tl.constexpr,
+    ACT: tl.constexpr,
+    SPLINE: tl.constexpr,
+    SKIP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.arange(0, R)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < r)[:, None] & (columns < n)[None, :]
+    z = tl.load(z_at + _at(rows, columns, z_row, z_column), mask=inside, other=0.0).to(DTYPE)
+    u = z if SKIP else tl.zeros_like(z)
+    if ACT != "none":
+        square = (rows < r)[:, None] & (rows < r)[None, :]
+        H = tl.load(H_at + rows[:, None] * r + rows[None, :], mask=square, other=0.0).to(DTYPE)
+        u += _act(_matmul(H, _act(z, ACT), DTYPE), ACT)
+    if SPLINE != "none":
+        position = (z - LOW) / STEP + (ORDER - 1) * 0.5
+        for k in range(K):
+            weight = tl.load(W_at + rows * K + k, mask=rows < r, other=0.0).to(DTYPE)
+            value = _basis(position - k, ORDER, FACTORIAL)
+            if SPLINE == "summed":
+                value = tl.sum(tl.where(inside, value, 0.0), 0)[None, :]
+            u += weight[:, None] * value
+    tl.store(u_at + _at(rows, columns, n, 1), u.to(u_at.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    du_at,
+    z_at,
+    H_at,
+    W_at,
+    u_at,
+    dz_at,
+    partial_at,
+    n,
+    du_row,
+    du_column,
+    z_row,
+    z_column,
+    r: tl.constexpr,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    ORDER: tl.constexpr,
+    FACTORIAL: tl.constexpr,
+    LOW: tl.constexpr,
+    STEP: tl.constexpr,
+    ACT: tl.constexpr,
+    SPLINE: tl.constexpr,
+    SKIP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """partial (programs, [r r] + [r K]): dH and dW_s, summed over the columns that a program has seen."""
+    rows = tl.arange(0, R)
+    functions = tl.arange(0, K_PADDED)
+    square = (rows < r)[:, None] & (rows < r)[None, :]
+    dH = tl.zeros((R, R), DTYPE)
+    dW = tl.zeros((R, K_PADDED), DTYPE)
+    for start in range(tl.program_id(0) * BLOCK, n, tl.num_programs(0) * BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = (rows < r)[:, None] & (columns < n)[None, :]
+        z = tl.load(z_at + _at(rows, columns, z_row, z_column), mask=inside, other=0.0).to(DTYPE)
+        du = tl.load(du_at + _at(rows, columns, du_row, du_column), mask=inside, other=0.0).to(DTYPE)
+        u = z if SKIP else tl.zeros_like(z)
+        dz = du if SKIP else tl.zeros_like(du)
+        if ACT != "none":
+            H = tl.load(H_at + rows[:, None] * r + rows[None, :], mask=square, other=0.0).to(DTYPE)
+            a = _act(z, ACT)
+            b = _act(_matmul(H, a, DTYPE), ACT)
+            dp = _act_backward(du, b, ACT)
+            u += b
+            dz += _act_backward(_matmul(tl.trans(H), dp, DTYPE), a, ACT)
+            dH += _outer(dp, a, DTYPE)
+        if SPLINE != "none":
+            position = (z - LOW) / STEP + (ORDER - 1) * 0.5
+            for k in range(K):
+                weight = tl.load(W_at + rows * K + k, mask=rows < r, other=0.0).to(DTYPE)
+                value = _basis(position - k, ORDER, FACTORIAL)
+                slope = _basis_derivative(position - k, ORDER, FACTORIAL) / STEP
+                if SPLINE == "summed":
+                    value = tl.sum(tl.where(inside, value, 0.0), 0)[None, :]
+                    dz += slope * tl.sum(weight[:, None] * du, 0)[None, :]
+                else:
+                    dz += slope * weight[:, None] * du
+                u += weight[:, None] * value
+                dW += tl.where((functions == k)[None, :], tl.sum(du * value, 1)[:, None], 0.0)
+        tl.store(u_at + _at(rows, columns, n, 1), u.to(u_at.dtype.element_ty), mask=inside)
+        tl.store(dz_at + _at(rows, columns, n, 1), dz.to(dz_at.dtype.element_ty), mask=inside)
+    mixer: tl.constexpr = r * r if ACT != "none" else 0
+    entries: tl.constexpr = mixer + (r * K if SPLINE != "none" else 0)
+    to = partial_at + tl.program_id(0) * entries
+    if ACT != "none":
+        tl.store(to + rows[:, None] * r + rows[None, :], dH, mask=square)
+    if SPLINE != "none":
+        real = (rows < r)[:, None] & (functions < K)[None, :]
+        tl.store(to + mixer + rows[:, None] * K + functions[None, :], dW, mask=real)
+
+
+# ---------------------------------------------------------------- launches
+
+
+def _constants(z: Tensor, anl: ANL) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    r, wide = len(z), z.dtype == torch.float64
+    padded = triton.next_power_of_2(r)
+    low, high = anl.spline_range
+    return {
+        "r": r,
+        "R": padded,
+        "K": anl.n_basis,
+        "ORDER": anl.order,
+        "FACTORIAL": float(math.factorial(anl.order)),
+        "LOW": float(low),
+        "STEP": (high - low) / anl.grid_size,
+        "ACT": anl.fixed_activation or "none",
+        "SPLINE": anl.spline or "none",
+        "SKIP": anl.skip,
+        "DTYPE": tl.float64 if wide else tl.float32,
+        **_tile(padded),
+        # Triton 3.10 stops fusing products and sums by default; eager CUDA does fuse.
+        "enable_fp_fusion": True,
+    }
+
+
+def _tile(padded: int) -> dict[str, int]:
+    """The shape of a tile and the warps that share it: as compiled for sm_90, no float32 kernel spills."""
+    block = 64 if padded <= 4 else 32 if padded <= 16 else 16
+    return {"BLOCK": block, "num_warps": 4 if padded <= 8 else 8}
+
+
+def _programs(n: int, entries: int, block: int) -> int:
+    """How many share the n columns in the backward pass. Their partial sums are bounded: 4 MB at r = 64 and K = 8."""
+    return min(-(-n // block), max(64, min(1024, 2**20 // max(1, entries))))
+
+
+def _on(z: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be z's."""
+    return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
+
+
+def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
+    """sigma of each column.
+
+    Args:
+        z: (r, n), r <= 64, of any strides.
+        H, W, anl: as in `adaptive_nonlinear`.
+
+    Returns:
+        u (r, n), contiguous, in z's dtype.
+    """
+    constants = _constants(z, anl)
+    r, n = z.shape
+    u = z.new_empty(r, n)
+    if n:
+        grid = (triton.cdiv(n, constants["BLOCK"]),)
+        with _on(z):
+            _forward_kernel[grid](z, _rows(H, z), _rows(W, z), u, n, *z.stride(), **constants)
+    return u
+
+
+def backward(du: Tensor, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of `forward`, from z alone.
+
+    Args:
+        du: (r, n), of any strides.
+        z, H, W, anl: as in `forward`.
+
+    Returns:
+        u (r, n) again, for dB; dz (r, n); and the entries of dH and dW_s, (r r + r K,), in at least float32. A part
+        that sigma lacks has none.
+    """
+    constants = _constants(z, anl)
+    r, n = z.shape
+    u, dz = z.new_empty(r, n), z.new_empty(r, n)
+    entries = sum(weight_sizes(r, anl))
+    programs = _programs(n, entries, constants["BLOCK"])
+    partial = z.new_empty(programs, entries, dtype=torch.promote_types(z.dtype, torch.float32))
+    if n:
+        strides = (*du.stride(), *z.stride())
+        padded = triton.next_power_of_2(anl.n_basis)
+        with _on(z):
+            _backward_kernel[(programs,)](
+                du, z, _rows(H, z), _rows(W, z), u, dz, partial, n, *strides, K_PADDED=padded, **constants
+            )
+    return u, dz, partial.sum(0)
+
+
+def _rows(weight: Tensor | None, instead: Tensor) -> Tensor:
+    """A weight without gaps; for one that there is not, any tensor: the kernel never looks."""
+    return instead if weight is None else weight.contiguous()

@@ -1,0 +1,243 @@
+"""Multiple-choice questions of BIG-bench, from its package on the Python package index.
+
+BIG-bench asks that its data stay out of training corpora: it is for evaluation and small adapters here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import prompts
+from aurora_lora.tasks._extra import train_extra
+from aurora_lora.tasks.fetch import Archive, fetch
+from aurora_lora.tasks.packaged import normalise
+from aurora_lora.tasks.task import SplitSizes, Task
+
+if TYPE_CHECKING:
+    import datasets
+
+FOLDERS = {
+    "siqa": "social_iqa",
+    "wikihow-goal": "goal_step_wikihow/goal_inference",
+    "strategyqa": "strategyqa",
+    "winowhy": "winowhy",
+}
+QUESTIONS = Archive(
+    requirement="bigbench==1.0.0",
+    kind="sdist",
+    sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    members={
+        f"bigbench-1.0.0/bigbench/benchmark_tasks/{folder}/task.json": f"{name}.json"
+        for name, folder in FOLDERS.items()
+    },
+    description="four sets of questions of BIG-bench",
+    megabytes=358,
+    license="Apache-2.0",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its choices and which one is right.
+
+    Args:
+        group: questions of one group (on the same sentence) go to the same split.
+    """
+
+    text: str
+    choices: tuple[str, ...]
+    label: int
+    group: str
+
+
+def read_questions(path: Path, group: Callable[[str], str]) -> list[Question]:
+    """Reads a `task.json`, each question once; one that stands there with two answers is left out.
+
+    Args:
+        path: the file; its `examples` have `input` and `target_scores`, 1 for the right choice and 0 for the others.
+        group: gives the part of an input that must not stand in two splits.
+
+    Raises:
+        UserError: the file does not have this form.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["examples"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no task.json of BIG-bench: {error}") from error
+    found: dict[tuple[str, frozenset[str]], Question] = {}
+    contradicted = set()
+    for number, row in enumerate(rows):
+        try:
+            text, scores = row["input"].strip(), dict(row["target_scores"])
+            choices = tuple(choice.strip() for choice in scores)
+            (label,) = (index for index, value in enumerate(scores.values()) if value == 1)
+            well_formed = len(choices) > 1 and all(choices) and bool(text) and set(scores.values()) == {0, 1}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            well_formed = False
+        if not well_formed:
+            raise UserError(
+                f"{path}, example {number}: expected an input and choices, one of them right; got {row!r:.80}"
+            )
+        question = Question(text, choices, label, normalise(group(text)))
+        key = (text, frozenset(choices))
+        known = found.setdefault(key, question)
+        if known.choices[known.label] != choices[label]:
+            contradicted.add(key)
+    if not found.keys() - contradicted:
+        raise UserError(f"{path} holds no questions")
+    return [question for key, question in found.items() if key not in contradicted]
+
+
+def split_questions(questions: Sequence[Question], sizes: SplitSizes, split_seed: int) -> dict[str, list[Question]]:
+    """Train, validation and test: no group in two of them.
+
+    The seed alone fixes one order of the groups (by a hash) and of the questions in each. Test is the head of that
+    order, validation follows, train is taken from the tail; what a cut leaves of a group is left out.
+
+    Raises:
+        UserError: more questions asked for than there are.
+    """
+
+    def place(question: Question) -> tuple[bytes, bytes]:
+        group, whole = question.group, f"{question.text}\n{question.choices}"
+        return tuple(hashlib.sha256(f"{split_seed}\n{part}".encode()).digest() for part in (group, whole))  # type: ignore[return-value]
+
+    order = sorted(questions, key=place)
+    validation_size, test_size = sizes.held_out()
+    test, rest = _cut(order, test_size)
+    validation, rest = _cut(rest, validation_size)
+    if len(validation) < validation_size or not rest:
+        raise UserError(
+            f"test={test_size} and validation={validation_size} leave nothing to train on: there are {len(order):,} "
+            "questions"
+        )
+    if sizes.train is not None and sizes.train > len(rest):
+        raise UserError(
+            f"train={sizes.train} is more than the {len(rest):,} questions that are left with "
+            f"validation={validation_size} and test={test_size}"
+        )
+    return {"train": rest[::-1][: sizes.train], "validation": validation, "test": test}
+
+
+def _cut(order: list[Question], size: int) -> tuple[list[Question], list[Question]]:
+    """The first `size`, and those that follow without the rest of the last group."""
+    head, tail = order[:size], order[size:]
+    return head, [one for one in tail if one.group != head[-1].group]
+
+
+# ---------------------------------------------------------------- prompts
+
+Form = Callable[[Question], tuple[str, list[str]]]
+"""The prompt and the choices of a question."""
+
+
+def _numbered(question: Question) -> tuple[str, list[str]]:
+    """LLM-Adapters' form for questions with answers."""
+    keys = [f"answer{n}" for n in range(1, len(question.choices) + 1)]
+    return prompts.alpaca(prompts.answers(question.text, question.choices)), [prompts.target(key) for key in keys]
+
+
+def _true_false(before: str, question: Question) -> tuple[str, list[str]]:
+    """LLM-Adapters' form for yes or no; the first choice is true."""
+    yes, no = (choice.casefold() for choice in question.choices)
+    if (yes, no) not in (("yes", "no"), ("correct", "incorrect")):
+        raise UserError(f"unexpected choices {question.choices} of {question.text[:60]!r}")
+    return prompts.alpaca(prompts.true_false(before + question.text)), [
+        prompts.target(key) for key in ("true", "false")
+    ]
+
+
+def _cloze(before: str, after: str, question: Question) -> tuple[str, list[str]]:
+    """lm-evaluation-harness' form: the choice itself goes on with the text."""
+    return before + question.text + after, [f" {choice}" for choice in question.choices]
+
+
+FORMS: dict[str, dict[str, Form]] = {
+    "siqa": {"cloze": functools.partial(_cloze, "Question: ", "\nAnswer:"), "instruction": _numbered},
+    "wikihow-goal": {"cloze": functools.partial(_cloze, "", ""), "instruction": _numbered},
+    "strategyqa": {
+        "cloze": functools.partial(_cloze, "Question: ", "\nAnswer:"),
+        "instruction": functools.partial(_true_false, ""),
+    },
+    "winowhy": {
+        "cloze": functools.partial(_cloze, "", " The above reasoning is"),
+        "instruction": functools.partial(_true_false, "is this reasoning correct? "),
+    },
+}
+
+
+def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> datasets.DatasetDict:
+    """In memory: nothing is written to the cache of `datasets`."""
+    with train_extra():
+        from datasets import Dataset, DatasetDict
+    make = FORMS[name][form]
+    splits = split_questions(read_questions(fetch(QUESTIONS) / f"{name}.json", GROUPS[name]), sizes, split_seed)
+    loaded = {}
+    for split, questions in splits.items():
+        made: list[Any] = [make(question) for question in questions]
+        columns = {
+            "prompt": [prompt for prompt, _ in made],
+            "choices": [choices for _, choices in made],
+            "label": [question.label for question in questions],
+        }
+        loaded[split] = Dataset.from_dict(columns)
+    return DatasetDict(loaded)
+
+
+def _whole(text: str) -> str:
+    return text
+
+
+def _situation(text: str) -> str:
+    """Of a SIQA input, what comes before the question."""
+    found = re.fullmatch(r"(.*[.!?\"'])\s+\S[^.!?]*\?", text, re.DOTALL)
+    return found[1] if found else text
+
+
+def _winograd_sentence(text: str) -> str:
+    """Of a WinoWhy input, the sentence that several reasons are given for."""
+    return re.split(r" The '[^']*' refers? to ", text)[0]
+
+
+GROUPS: dict[str, Callable[[str], str]] = {
+    "siqa": _situation,
+    "wikihow-goal": _whole,
+    "strategyqa": _whole,
+    "winowhy": _winograd_sentence,
+}
+
+
+def _task(name: str, description: str, never_after: tuple[str, ...] = ()) -> Task:
+    return Task(
+        name=name,
+        description=description,
+        kind="multiple-choice",
+        labels=(),
+        metric="accuracy",
+        text_columns=("prompt", "choices"),
+        source=f"BIG-bench (Srivastava et al., 2022), {FOLDERS[name]}, from the package bigbench 1.0.0",
+        license="Apache-2.0",
+        load=functools.partial(_load, name),
+        group="packaged",
+        sizes=SplitSizes(None, 200, 500),
+        max_length=256,
+        prompt_forms=("cloze", "instruction"),
+        never_after=never_after,
+    )
+
+
+BIG_BENCH = (
+    # The paper's own test questions: a model that has learned them must not be tested on the hub's SIQA.
+    _task("siqa", "What would a person feel, want or do? (SIQA's test questions)", never_after=("commonsense",)),
+    _task("wikihow-goal", "Which goal does a step belong to?"),
+    _task("strategyqa", "Yes or no, where the steps of reasoning are left to the reader"),
+    _task("winowhy", "Is the reason given for what a pronoun refers to correct?"),
+)

@@ -1,0 +1,218 @@
+"""Commonsense reasoning (the paper's Tables 2, 7 and 9, Figure 5): one training set and eight test sets of the hub.
+
+Training is on `zwhe99/commonsense_170k`, LLM-Adapters' mixture; its instructions are used as they are. The test sets
+get the same form here, by `prompts`. Where a test split has no public labels, the validation split is the test set, as
+in LLM-Adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import prompts
+from aurora_lora.tasks._extra import train_extra
+from aurora_lora.tasks.hub import HubData, seeded_order, subset
+from aurora_lora.tasks.task import SplitSizes, Task
+
+if TYPE_CHECKING:
+    import datasets
+
+Row = Mapping[str, Any]
+Question = tuple[str, Sequence[str], str | None]
+"""Instruction, keys, and the key of the right answer (None: the row has no label that counts)."""
+
+CONVERTED = "refs/convert/parquet"
+"""Where the hub keeps the Parquet files of data sets that are scripts."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """One test set.
+
+    Args:
+        data: where it is.
+        split: which split of it.
+        columns: the columns that `question` reads.
+        question: makes a question of a row.
+        size: how many questions the paper's source tests on.
+    """
+
+    data: HubData
+    split: str
+    columns: tuple[str, ...]
+    question: Callable[[Row], Question]
+    size: int
+
+    __test__ = False  # not for pytest
+
+
+def _keys(word: str, choices: Sequence[str]) -> list[str]:
+    return [f"{word}{n}" for n in range(1, len(choices) + 1)]
+
+
+def _numbered(word: str, choices: Sequence[str], index: int) -> tuple[list[str], str | None]:
+    keys = _keys(word, choices)
+    return keys, keys[index] if 0 <= index < len(keys) else None
+
+
+def _boolq(row: Row) -> Question:
+    answer = row["answer"]
+    return prompts.true_false(row["question"]), ("true", "false"), None if answer is None else str(bool(answer)).lower()
+
+
+def _piqa(row: Row) -> Question:
+    choices = (row["sol1"], row["sol2"])
+    return prompts.solutions(row["goal"], choices), *_numbered("solution", choices, _index(row["label"]))
+
+
+def _siqa(row: Row) -> Question:
+    choices = (row["answerA"], row["answerB"], row["answerC"])
+    question = f"{row['context']} {row['question']}"
+    return prompts.answers(question, choices), *_numbered("answer", choices, _index(row["label"]) - 1)
+
+
+def _hellaswag(row: Row) -> Question:
+    choices = row["endings"]
+    instruction = prompts.endings(row["activity_label"], row["ctx"], choices)
+    return instruction, *_numbered("ending", choices, _index(row["label"]))
+
+
+def _winogrande(row: Row) -> Question:
+    choices = (row["option1"], row["option2"])
+    return prompts.options(row["sentence"], choices), *_numbered("option", choices, _index(row["answer"]) - 1)
+
+
+def _arc(row: Row) -> Question:
+    return _lettered(row["question"], row)
+
+
+def _obqa(row: Row) -> Question:
+    return _lettered(row["question_stem"], row)
+
+
+def _lettered(question: str, row: Row) -> Question:
+    """ARC labels its choices A to E in most rows and 1 to 5 in others; the answer is one of the row's own labels."""
+    choices, labels = row["choices"]["text"], row["choices"]["label"]
+    index = labels.index(row["answerKey"]) if row["answerKey"] in labels else -1
+    return prompts.answers(question, choices), *_numbered("answer", choices, index)
+
+
+def _index(label: Any) -> int:
+    """A label as a number: the hub has numbers, `"1"` and `"1\\n"`; an empty one, as in test splits, is none."""
+    text = str(label).strip()
+    return int(text) if text.isdecimal() else -1
+
+
+_ARC = ("question", "choices", "answerKey")
+TEST_SETS: dict[str, TestSet] = {
+    "boolq": TestSet(HubData("google/boolq"), "validation", ("question", "answer"), _boolq, 3270),
+    "piqa": TestSet(
+        HubData("ybisk/piqa", None, CONVERTED, {"validation": "plain_text/validation/*.parquet"}),
+        "validation",
+        ("goal", "sol1", "sol2", "label"),
+        _piqa,
+        1838,  # the paper prints 1,830
+    ),
+    "siqa": TestSet(
+        HubData("allenai/social_i_qa", None, CONVERTED, {"validation": "default/validation/*.parquet"}),
+        "validation",
+        ("context", "question", "answerA", "answerB", "answerC", "label"),
+        _siqa,
+        1954,
+    ),
+    "hellaswag": TestSet(
+        HubData("Rowan/hellaswag"), "validation", ("activity_label", "ctx", "endings", "label"), _hellaswag, 10042
+    ),
+    "winogrande": TestSet(
+        HubData("allenai/winogrande", "winogrande_xl"),
+        "validation",
+        ("sentence", "option1", "option2", "answer"),
+        _winogrande,
+        1267,
+    ),
+    "arc-e": TestSet(HubData("allenai/ai2_arc", "ARC-Easy"), "test", _ARC, _arc, 2376),
+    "arc-c": TestSet(HubData("allenai/ai2_arc", "ARC-Challenge"), "test", _ARC, _arc, 1172),
+    "obqa": TestSet(
+        HubData("allenai/openbookqa", "main"), "test", ("question_stem", "choices", "answerKey"), _obqa, 500
+    ),
+}
+
+TRAINING = HubData("zwhe99/commonsense_170k")
+
+
+def _load_test(name: str, size: int | None, split_seed: int) -> datasets.Dataset:
+    test_set = TEST_SETS[name]
+    what = f"{test_set.data.repo}, {test_set.split}"
+    rows = subset(test_set.data.load(test_set.split, test_set.columns), size, split_seed, f"task.test_size of {name}")
+    examples = []
+    for number, row in enumerate(rows):
+        instruction, keys, right = test_set.question(row)
+        if right is None:
+            raise UserError(f"{what}, row {number}: there is no label, or one that names no choice")
+        examples.append(_example(prompts.alpaca(instruction), [prompts.target(key) for key in keys], keys.index(right)))
+    return _dataset(examples)
+
+
+def _load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
+    """Training data, with a validation part held out of it as in LLM-Adapters; here by the seed."""
+    with train_extra():
+        from datasets import DatasetDict
+    rows = TRAINING.load("train", ("instruction", "input", "output", "answer"))
+    examples = [_training_example(row, f"{TRAINING.repo}, train, row {n}") for n, row in enumerate(rows)]
+    order = seeded_order(len(examples), split_seed)
+    # A question whose choices cannot be told can be trained on, but not be scored.
+    scorable = [index for index in order if len(examples[index]["choices"]) > 1]
+    wanted = sizes.validation or 0
+    if wanted >= len(scorable):
+        raise UserError(f"task.validation_size={wanted} leaves nothing to train on: there are {len(examples):,} rows")
+    validation, held_out = scorable[:wanted], set(scorable[:wanted])
+    train = [index for index in order[::-1] if index not in held_out]
+    if sizes.train is not None and sizes.train > len(train):
+        raise UserError(f"task.train_size={sizes.train:,} is more than the {len(train):,} examples that are left")
+    chosen = {"train": train[: sizes.train], "validation": validation}
+    return DatasetDict({name: _dataset([examples[index] for index in part]) for name, part in chosen.items()})
+
+
+def _training_example(row: Row, what: str) -> dict[str, Any]:
+    if not row["instruction"] or not row["output"]:
+        raise UserError(f"{what}: an empty instruction or output")
+    prompt = prompts.alpaca(row["instruction"], row["input"] or "")
+    keys = prompts.answer_format(row["instruction"])
+    choices = [prompts.target(key) for key in keys]
+    if row["output"] in choices:
+        return _example(prompt, choices, choices.index(row["output"]))
+    return _example(prompt, [row["output"]], 0)
+
+
+def _example(prompt: str, choices: Sequence[str], label: int) -> dict[str, Any]:
+    return {"prompt": prompt, "choices": list(choices), "label": label}
+
+
+def _dataset(examples: list[dict[str, Any]]) -> datasets.Dataset:
+    with train_extra():
+        from datasets import Dataset
+    return Dataset.from_dict({name: [one[name] for one in examples] for name in ("prompt", "choices", "label")})
+
+
+COMMONSENSE = Task(
+    name="commonsense",
+    description="Commonsense170K, tested on BoolQ, PIQA, SIQA, HellaSwag, WinoGrande, ARC-e, ARC-c and OBQA",
+    kind="multiple-choice",
+    labels=(),
+    metric="accuracy",
+    text_columns=("prompt", "choices"),
+    source=f"hub {TRAINING.repo} and {', '.join(dict.fromkeys(one.data.repo for one in TEST_SETS.values()))}",
+    license="that of each of its sources",
+    load=_load,
+    group="commonsense",
+    sizes=SplitSizes(None, 120, None),  # 120: LLM-Adapters
+    max_length=256,
+    test_sets=tuple(TEST_SETS),
+    load_test=_load_test,
+    train_examples=170_420,
+    prompt_forms=("instruction",),
+    never_after=("siqa",),
+)

@@ -1,0 +1,99 @@
+"""Data sets of the Hugging Face hub, through `datasets`, or from a copy of them on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks._extra import train_extra
+
+if TYPE_CHECKING:
+    import datasets
+
+COPIES = "AURORA_LORA_DATA"
+"""Environment variable: a folder with copies of data sets, each in a folder that is called like it, `owner/name`."""
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the hub.
+
+    Where `AURORA_LORA_DATA` names a folder that holds `owner/name`, that copy is read instead, in the same way:
+    `hf download --repo-type dataset owner/name --local-dir FOLDER/owner/name` (with `--revision` where there is one).
+
+    Args:
+        repo: `owner/name`.
+        config: name of the configuration.
+        revision: where the hub keeps the Parquet files, for a data set that is a script: scripts are not run.
+        files: pattern of the files of each split, with a revision.
+    """
+
+    repo: str
+    config: str | None = None
+    revision: str | None = None
+    files: Mapping[str, str] | None = None
+
+    def load(self, split: str, columns: Sequence[str]) -> datasets.Dataset:
+        """One split.
+
+        Raises:
+            UserError: it cannot be had, or lacks a column.
+        """
+        with train_extra():
+            import datasets
+        copy = self.copy()
+        # In a copy the revision is the one that was copied.
+        where = {} if copy is not None or self.revision is None else {"revision": self.revision}
+        files = {} if self.files is None else {"data_files": {split: self.files[split]}}
+        try:
+            loaded = datasets.load_dataset(str(copy or self.repo), self.config, split=split, **files, **where)
+        except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
+            raise UserError(self._failure(copy, split, error)) from error
+        missing = [column for column in columns if column not in loaded.column_names]
+        if missing:
+            raise UserError(
+                f"{copy or self.repo}, {split}: there is no column {missing[0]!r} (it has "
+                f"{', '.join(loaded.column_names)})"
+            )
+        return loaded
+
+    def copy(self) -> Path | None:
+        """The folder of its copy on this machine, if there is one."""
+        folder = os.environ.get(COPIES)
+        if not folder:
+            return None
+        path = Path(folder).expanduser() / self.repo
+        return path if path.is_dir() else None
+
+    def _failure(self, copy: Path | None, split: str, error: Exception) -> str:
+        what = self.repo if self.config is None else f"{self.repo} ({self.config})"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if copy is not None:
+            return f"{copy}: the {split} split cannot be loaded: {reason}"
+        return (
+            f"the {split} split of {what} cannot be loaded from the Hugging Face hub: {reason}; "
+            f"{COPIES}=FOLDER names a folder with copies of data sets, this one in FOLDER/{self.repo}"
+        )
+
+
+def subset(data: datasets.Dataset, size: int | None, split_seed: int, what: str) -> datasets.Dataset:
+    """`size` examples in an order that the seed alone fixes, or all as they come; a smaller subset begins a larger one.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if size is None:
+        return data
+    if size > len(data):
+        raise UserError(f"{what}: {size:,} examples are more than the {len(data):,} that there are")
+    return data.select(seeded_order(len(data), split_seed)[:size])
+
+
+def seeded_order(count: int, seed: int) -> list[int]:
+    """0 to count - 1 in an order that no library's generator can change: by a hash."""
+    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}\n{index}".encode()).digest())

@@ -1,0 +1,127 @@
+"""The prompts of LLM-Adapters (Hu et al., 2023), which the paper's commonsense experiments follow, and their answers.
+
+A question is an instruction that ends with its answer format; the target is "the correct answer is X". Both stand in
+the Alpaca wrapper, which ends with "### Response:".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+RESPONSE = "### Response:"
+
+_FAMILIES = (
+    ("true", "false"),
+    *(
+        tuple(f"{word}{n}" for n in range(1, count + 1))
+        for word, count in (("solution", 2), ("answer", 5), ("ending", 4), ("option", 2))
+    ),
+)
+_FORMAT = re.compile(r"Answer format: ([a-z]+\d?(?:/[a-z]+\d?)+)\s*$")
+
+
+def alpaca(instruction: str, context: str = "") -> str:
+    """The Alpaca wrapper around an instruction, up to where the answer begins."""
+    if context:
+        return (
+            "Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n"
+            f"### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n{RESPONSE}\n"
+        )
+    return (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{instruction}\n\n{RESPONSE}\n"
+    )
+
+
+def target(key: str) -> str:
+    """What the model is trained to answer; `key` is as in the answer format."""
+    return f"the correct answer is {key}"
+
+
+# ---------------------------------------------------------------- instructions
+
+
+def true_false(question: str) -> str:
+    """BoolQ."""
+    return f"Please answer the following question with true or false, question: {question}\n\nAnswer format: true/false"
+
+
+def solutions(goal: str, choices: Sequence[str]) -> str:
+    """PIQA: each solution is a paragraph."""
+    listed = "\n\n".join(f"Solution{n}: {choice}" for n, choice in enumerate(choices, 1))
+    return f"Please choose the correct solution to the question: {goal}\n\n{listed}\n\n{_format('solution', choices)}"
+
+
+def answers(question: str, choices: Sequence[str]) -> str:
+    """SIQA, ARC, OBQA: the answers are on one line."""
+    return (
+        f"Please choose the correct answer to the question: {question}\n\n"
+        f"{_listed('Answer', choices)}\n\n{_format('answer', choices)}"
+    )
+
+
+def endings(activity: str, context: str, choices: Sequence[str]) -> str:
+    """HellaSwag."""
+    return (
+        f"Please choose the correct ending to complete the given sentence: {activity}: {context}\n\n"
+        f"{_listed('Ending', choices)}\n\n{_format('ending', choices)}"
+    )
+
+
+def options(sentence: str, choices: Sequence[str]) -> str:
+    """WinoGrande; the sentence has a blank, "_". The answer format is on the line of the options."""
+    return (
+        "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        f"{sentence}\n\n{_listed('Option', choices)} {_format('option', choices)}"
+    )
+
+
+def _listed(word: str, choices: Sequence[str]) -> str:
+    return " ".join(f"{word}{n}: {choice}" for n, choice in enumerate(choices, 1))
+
+
+def _format(word: str, choices: Sequence[str]) -> str:
+    return "Answer format: " + "/".join(f"{word}{n}" for n in range(1, len(choices) + 1))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def answer_format(instruction: str) -> tuple[str, ...]:
+    """The keys that an instruction allows, such as `("answer1", "answer2")`; empty if it names none."""
+    found = _FORMAT.search(instruction)
+    return tuple(found[1].split("/")) if found else ()
+
+
+def parse_answer(text: str, key: str) -> str | None:
+    """The answer in what a model wrote: the first word of the family of `key` after the first "### Response:".
+
+    As in LLM-Adapters, upper case is not an answer, a second "### Response:" ends the answer, and no answer is wrong.
+    Unlike there, `answer10` is not taken for `answer1`.
+
+    Args:
+        text: what the model wrote. Without a "### Response:" there is no answer in it.
+        key: one of the keys that the question allows: `answer2` looks for `answer1` to `answer5`.
+
+    Returns:
+        The key that was found, or None.
+
+    Raises:
+        ValueError: `key` belongs to no family.
+    """
+    family = next((family for family in _FAMILIES if key in family), None)
+    if family is None:
+        raise ValueError(f"key={key!r} is no answer of any format")
+    parts = text.split(RESPONSE)
+    if len(parts) < 2:
+        return None
+    found = re.search(rf"({'|'.join(family)})(?!\d)", parts[1])
+    return found[1] if found else None
+
+
+def key_of(choice: str) -> str | None:
+    """The key in a target, None for a choice that is no target."""
+    prefix = target("")
+    return choice.removeprefix(prefix) if choice.startswith(prefix) else None

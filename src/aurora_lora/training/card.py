@@ -1,0 +1,261 @@
+"""The model cards of a run: the `README.md` that tells what an adapter needs, how to load it and what it scores.
+
+PEFT writes a card with every adapter, an empty form under the right front matter. Here the form is filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import indent
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..methods.aurora import AuroraMethod
+from ..methods.edit import EditMethod
+from ..methods.milora import MiLoRAMethod
+from ..tasks import Task
+from ..tasks.models import MODELS, resolve_model
+from . import yaml_text
+from .recipe import Recipe
+from .results import Result, examples_scored, score_table
+
+CARD = "README.md"
+PEFT = "https://github.com/huggingface/peft"
+PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
+
+_FORMS = {
+    "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
+    "static": "the static form, `B sigma(A) x`",
+    "dynamic": "the dynamic form, `B sigma(A x)`, as it was trained",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the cards of a run are written from.
+
+    Args:
+        recipe: the run's.
+        task: the recipe's.
+        result: what result.json will hold.
+        pad_token_id: the model's; models without one of their own need the run's to judge several texts at once.
+    """
+
+    recipe: Recipe
+    task: Task
+    result: Result
+    pad_token_id: int | None
+
+    @property
+    def base(self) -> str:
+        """What the hub, or another machine, knows the base model by."""
+        name = self.recipe.model
+        return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model is a causal language model."""
+        return self.task.task_type == "CAUSAL_LM"
+
+    @property
+    def tags(self) -> list[str]:
+        """Of an adapter, as PEFT has them, and what made it."""
+        return [f"base_model:adapter:{self.base}", "aurora-lora"]
+
+
+def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
+    """Write the card of the folder that a method has saved its adapter in.
+
+    Args:
+        folder: that folder, with the card that PEFT wrote, if PEFT did.
+        facts: of the run.
+        no_lora: for AuroRA, why there is no plain LoRA beside the adapter; None if there is one.
+    """
+    path = folder / CARD
+    if not path.exists():
+        data = ModelCardData(base_model=facts.base, library_name="aurora-lora", tags=["aurora-lora"])
+        _write(path, data, facts, _weights(facts))
+        return
+    data = ModelCard.load(path).data
+    data.base_model = facts.base  # PEFT names the cache folder of a packaged model
+    data.tags = sorted({*(tag for tag in data.tags or () if not tag.startswith("base_model:")), *facts.tags})
+    method = facts.recipe.method.method
+    if isinstance(method, AuroraMethod):
+        text = _aurora(facts, no_lora)
+    else:  # MiLoRA's base weight is made by this package
+        text = _weights(facts) if isinstance(method, MiLoRAMethod) else _peft(facts)
+    _write(path, data, facts, text)
+
+
+def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
+    """Write the card of the plain LoRA beside an AuroRA adapter.
+
+    Args:
+        folder: of the LoRA.
+        facts: of the run.
+        form: the form that was exported.
+    """
+    data = ModelCardData(base_model=facts.base, library_name="peft", tags=sorted({"lora", "transformers", *facts.tags}))
+    text = f"""
+A plain LoRA adapter for [PEFT]({PEFT}) and all that reads PEFT's LoRA; it needs no package beside PEFT.
+
+It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {_FORMS[form]}.
+
+## Load it
+
+{_python(_load(facts, packaged=False))}
+
+`model.merge_and_unload()` gives a plain Transformers model.
+"""
+    _write(folder / CARD, data, facts, text)
+
+
+# ---------------------------------------------------------------- what differs from method to method
+
+
+def _aurora(facts: Facts, no_lora: str | None) -> str:
+    form, forms = facts.result["metric"]["selected_by"]["form"], facts.result["metric"]["by_form"]
+    beside = (
+        "The folder `lora` beside this one holds the same adapter as a plain LoRA: it needs PEFT only."
+        if no_lora is None
+        else f"There is no plain LoRA beside this folder: {no_lora}."
+    )
+    if form == "dynamic":
+        other = "calibrated" if "calibrated" in forms else "static"
+        deploy = f'aurora_lora.set_form(model, "{other}")  # the dynamic form is no weight update\n'
+        what = f"It can be neither merged nor exported; the {other} form can"
+    else:
+        other, deploy, what = form, "", "A merge and an export produce the same"
+    load = "import aurora_lora  # registers AuroRA with PEFT\n" + _load(facts, packaged=True)
+    deploy += (
+        'aurora_lora.export_lora(model, "lora")  # a plain LoRA: PEFT, vLLM and others\n'
+        "merged = model.merge_and_unload()  # a plain Transformers model"
+    )
+    return f"""
+An AuroRA adapter ("{PAPER}") for [PEFT]({PEFT}): `h = W0 x + s B sigma(A x)`.
+
+PEFT alone cannot load it (`KeyError: 'AURORA'`). Install
+
+    pip install aurora-lora
+
+and import `aurora_lora` before `PeftModel.from_pretrained`. {beside}
+
+## Load it
+
+{_python(load)}
+
+`model.eval()` computes {_FORMS[form]}. {what}.
+
+## Merge, export
+
+{_python(deploy)}
+
+or, from the folder of the run,
+
+    aurora merge RUN --form {other} --output OUT
+    aurora export RUN --form {other} --output OUT
+"""
+
+
+def _peft(facts: Facts) -> str:
+    return f"""
+An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it needs no package beside PEFT.
+
+## Load it
+
+{_python(_load(facts, packaged=False))}
+
+`model.merge_and_unload()` gives a plain Transformers model.
+"""
+
+
+def _weights(facts: Facts) -> str:
+    method = facts.recipe.method.method
+    refusal = method.refusal if isinstance(method, EditMethod) else None
+    merge = "\n    aurora merge RUN --output OUT    # a plain Transformers model, from the folder of the run"
+    cannot = f"\nThey cannot be merged: {refusal}.\n" if refusal else ""
+    return f"""
+The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
+
+    pip install 'aurora-lora[train]'{"" if refusal else merge}
+    aurora predict RUN TEXT...
+{cannot}"""
+
+
+def _load(facts: Facts, *, packaged: bool) -> str:
+    """Python that loads the adapter on its base model.
+
+    Args:
+        facts: of the run.
+        packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
+    """
+    imports, base = [], repr(facts.base)
+    auto = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSequenceClassification"
+    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": len(facts.task.labels) or 1}
+    arguments["pad_token_id"] = facts.pad_token_id
+    if packaged and (source := MODELS.get(facts.recipe.model)):
+        imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
+        base = f"resolve_model({source.name!r}).path"
+        if source.gguf_file is not None:
+            arguments["gguf_file"] = source.gguf_file
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    lines = [
+        *imports,
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        "",
+        f"base = {base}",
+        f"model = {auto}.from_pretrained(base{given})",
+        'model = PeftModel.from_pretrained(model, ".")  # this folder',
+    ]
+    if facts.task.labels:
+        lines.append(f"labels = {facts.task.labels!r}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- what all cards have
+
+
+def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
+    data.pipeline_tag = "text-generation" if facts.is_causal else "text-classification"
+    recipe = facts.recipe
+    title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)
+
+
+def _record(facts: Facts) -> str:
+    """What came out, and of what."""
+    recipe, result = facts.recipe, facts.result
+    chosen, params = result["metric"]["selected_by"], result["params"]
+    table = score_table(result["method"], result["metric"]["by_form"], chosen["form"])
+    rows = [["form", *table.metrics], ["---", *("---:" for _ in table.metrics)], *table.rows]
+    scores = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    versions = "\n".join(f"- {_NAMES.get(name, name)} {found}" for name, found in result["versions"].items() if found)
+    return f"""
+## Scores
+
+{recipe.task.name}, {examples_scored(result)} ({facts.task.source}):
+
+{scores}
+
+Epoch {chosen["epoch"]:g} of {recipe.training.epochs}, the best by {chosen["name"]} on the validation split.
+Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} in the head, of {params["total"]:,}.
+
+## Training
+
+`aurora train recipe.yaml --output RUN`, where recipe.yaml is
+
+{indent(yaml_text.dump(recipe.resolved()).rstrip(), "    ")}
+
+### Framework versions
+
+{versions}
+"""
+
+
+_NAMES = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch", "python": "Python"}
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}\n```"

@@ -1,0 +1,70 @@
+"""`RecipeTrainer` for multiple choice: trained as a language model, evaluated by the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .choices import Questions, choice_scores, generated_choices, next_token_loss
+from .recipe import Recipe
+from .trainer import RecipeTrainer
+
+
+class ChoiceTrainer(RecipeTrainer):
+    """The trainer of `aurora train` for a causal language model.
+
+    Args:
+        recipe, checkpoints, kwargs: as in `RecipeTrainer`; the data collator is the one for training.
+        questions: the collator for evaluation.
+        tokenizer: reads what the model writes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        checkpoints: Path,
+        *,
+        questions: Questions,
+        tokenizer: PreTrainedTokenizerBase,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(recipe, checkpoints, **kwargs)
+        self.questions = questions
+        self.tokenizer = tokenizer
+        self.generate = False
+        """Whether evaluations also let the model write its answer, which takes many times as long."""
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        return next_token_loss
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
+        for_training, self.data_collator = self.data_collator, self.questions
+        try:
+            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = for_training
+        return loader
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Scores of the choices, (batch, choices, 2 or 3), see `choice_metrics`; no loss."""
+        batch = self._prepare_inputs(inputs)
+        most = self.questions.max_choices
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = choice_scores(model, batch, most)
+            if self.generate:
+                written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.tokenizer)
+                scores = torch.cat((scores, written), dim=-1)
+        return None, scores, batch["labels"]

@@ -1,0 +1,237 @@
+"""A causal language model on multiple-choice questions: from texts to tokens, and from tokens to scores."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..tasks.prompts import RESPONSE, key_of, parse_answer
+
+Example = dict[str, Any]
+IGNORED = -100
+"""The label of a position without a target."""
+
+BEAMS, NEW_TOKENS = 4, 32
+"""LLM-Adapters' generation."""
+
+
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], choices: Sequence[Sequence[str]], labels: Sequence[int]
+) -> list[Example]:
+    """Token ids of questions.
+
+    Prompt and choice are put through the tokenizer one by one, so that a choice has the same tokens whether it is
+    trained on, scored or generated.
+
+    Raises:
+        UserError: a choice without tokens, which would be certain whatever the model.
+    """
+    flat = [choice for some in choices for choice in some]
+    choice_ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+    examples: list[Example] = []
+    for ids, some, label in zip(_encode_prompts(tokenizer, prompts), choices, labels, strict=True):
+        tokens = [next(choice_ids) for _ in some]
+        if not ids or not all(tokens):
+            raise UserError(f"a prompt or a choice is empty: {prompts[len(examples)][-60:]!r}, {list(some)}")
+        lengths = [len(choice) for choice in some]
+        keys = [key_of(choice) for choice in some]
+        examples.append({"prompt": ids, "choices": tokens, "lengths": lengths, "keys": keys, "label": label})
+    return examples
+
+
+def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that are to be gone on with."""
+    # Some tokenizers end each text.
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in tokenizer(list(prompts))["input_ids"]]
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Collates questions into texts to train on: prompt, right choice, end of text; (batch, longest), padded right.
+
+    `labels` are the token ids themselves (the model's loss shifts them), -100 where nothing is to be learned.
+
+    Args:
+        padding: the tokenizer.
+        max_length: tokens; of longer texts the prompt is cut at its beginning, so that no answer is lost.
+        loss_on: `"all"`, prompt and answer, or `"answer"`.
+    """
+
+    padding: PreTrainedTokenizerBase
+    max_length: int
+    loss_on: Literal["all", "answer"]
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        texts = [self._text(example) for example in examples]
+        return {
+            "input_ids": _pad([ids for ids, _ in texts], self.padding.pad_token_id),
+            "attention_mask": _pad([[1] * len(ids) for ids, _ in texts], 0),
+            # The first token is predicted from nothing: it has no loss.
+            "labels": _pad([[IGNORED, *targets[1:]] for _, targets in texts], IGNORED),
+        }
+
+    def _text(self, example: Example) -> tuple[list[int], list[int]]:
+        answer = [*example["choices"][example["label"]], self.padding.eos_token_id]
+        prompt = cut_left(example["prompt"], self.max_length - len(answer), self.padding.bos_token_id)
+        silent = [IGNORED] * len(prompt) if self.loss_on == "answer" else prompt
+        return prompt + answer, silent + answer
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Collates questions for scoring: prompts (batch, tokens), padded left, and all choices (m, tokens), padded right.
+
+    Args:
+        padding: the tokenizer.
+        max_choices: the most choices of any question of the task.
+    """
+
+    padding: PreTrainedTokenizerBase
+    max_choices: int
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        pad, limit = self.padding.pad_token_id, self.padding.model_max_length
+        longest = [max(map(len, one["choices"])) for one in examples]
+        prompts = [
+            cut_left(one["prompt"], limit - length, self.padding.bos_token_id)
+            for one, length in zip(examples, longest, strict=True)
+        ]
+        choices = [ids for one in examples for ids in one["choices"]]
+        places = [(row, column) for row, one in enumerate(examples) for column in range(len(one["choices"]))]
+        return {
+            "labels": torch.tensor([one["label"] for one in examples]),
+            "prompt_ids": _pad(prompts, pad, left=True),
+            "prompt_mask": _pad([[1] * len(ids) for ids in prompts], 0, left=True),
+            "choice_ids": _pad(choices, pad),
+            "choice_mask": _pad([[1] * len(ids) for ids in choices], 0),
+            "places": torch.tensor(places),  # (m, 2): the question of each choice, and its number there
+            "lengths": torch.tensor([length for one in examples for length in one["lengths"]]),
+            "keys": [one["keys"] for one in examples],
+        }
+
+
+def cut_left(ids: list[int], length: int, bos: int | None) -> list[int]:
+    """The last `length` tokens, with the beginning-of-text token kept.
+
+    Raises:
+        UserError: no room at all.
+    """
+    if len(ids) <= length:
+        return ids
+    if length < 2:
+        raise UserError("task.max_length leaves no room for a prompt beside its answer")
+    return [ids[0], *ids[1 - length :]] if ids[0] == bos else ids[-length:]
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> Tensor:
+    longest = max(map(len, rows))
+    fill = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)])
+
+
+# ---------------------------------------------------------------- loss and scores
+
+
+def next_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of each next token, over all tokens of a step that have a label.
+
+    Args:
+        outputs: the model's, with logits (batch, tokens, vocabulary).
+        labels: (batch, tokens), -100 where there is none.
+        num_items_in_batch: tokens with a label in the whole step, over accumulated batches and all processes.
+    """
+    logits, targets = outputs["logits"][:, :-1], labels[:, 1:].reshape(-1)
+    total = cross_entropy(logits.float().reshape(targets.numel(), -1), targets, ignore_index=IGNORED, reduction="sum")
+    return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
+    """The log-likelihood of each choice after its prompt.
+
+    The prompt is run once: its keys and values serve all of its choices.
+
+    Args:
+        model: a causal language model, in eval mode.
+        batch: from `Questions`.
+        max_choices: columns of the result.
+
+    Returns:
+        (batch, max_choices, 2): the sum over the choice's tokens, and the same per character; -inf for no choice.
+    """
+    prompt, mask, choices = batch["prompt_ids"], batch["prompt_mask"], batch["choice_ids"]
+    accepted = inspect.signature(_base(model).forward).parameters
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    kept = {"position_ids": positions} if "position_ids" in accepted else {}
+    output = model(input_ids=prompt, attention_mask=mask, use_cache=True, **kept, **last)
+    rows, columns = batch["places"].unbind(1)
+    cache = output.past_key_values
+    cache.batch_select_indices(rows)
+    if kept:
+        ahead = torch.arange(1, choices.shape[1] + 1, device=choices.device)
+        kept = {"position_ids": positions[rows, -1:] + ahead}
+    whole_mask = torch.cat((mask[rows], batch["choice_mask"]), dim=1)
+    further = model(input_ids=choices, attention_mask=whole_mask, past_key_values=cache, use_cache=True, **kept)
+    # Position t predicts token t + 1; the first token of a choice comes from the prompt's last position.
+    logits = torch.cat((output.logits[rows, -1:], further.logits[:, :-1]), dim=1).float()  # (m, tokens, vocabulary)
+    nll = cross_entropy(logits.flatten(0, 1), choices.flatten(), reduction="none").view_as(choices)
+    total = -(nll * batch["choice_mask"]).sum(1)
+    scores: Tensor = total.new_full((len(prompt), max_choices, 2), -torch.inf)
+    scores[rows, columns] = torch.stack((total, total / batch["lengths"]), dim=1)
+    return scores
+
+
+def generated_choices(
+    model: nn.Module, batch: Mapping[str, Any], max_choices: int, tokenizer: PreTrainedTokenizerBase
+) -> Tensor:
+    """What the model answers when it may write freely.
+
+    Returns:
+        (batch, max_choices, 1): 1 for the choice whose key is the answer found in the text, else 0.
+    """
+    texts = _write(model, tokenizer, batch["prompt_ids"], batch["prompt_mask"])
+    chosen = torch.zeros(len(texts), max_choices, 1, device=batch["prompt_ids"].device)
+    for row, (text, keys) in enumerate(zip(texts, batch["keys"], strict=True)):
+        answer = parse_answer(RESPONSE + text, keys[0])
+        if answer in keys:
+            chosen[row, keys.index(answer)] = 1
+    return chosen
+
+
+def write_answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
+    """What a causal language model writes after each prompt, as in `generated_choices`."""
+    device = next(model.parameters()).device
+    ids = _encode_prompts(tokenizer, prompts)
+    mask = _pad([[1] * len(row) for row in ids], 0, left=True)
+    return _write(model, tokenizer, _pad(ids, tokenizer.pad_token_id, left=True).to(device), mask.to(device))
+
+
+def _write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor) -> list[str]:
+    """LLM-Adapters' generation: 4 beams, at most 32 new tokens. The prompts are padded left."""
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        num_beams=BEAMS,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    generate: Any = model.generate
+    with torch.no_grad():
+        written = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+    return [str(text).strip() for text in texts]
+
+
+def _base(model: nn.Module) -> nn.Module:
+    get_base_model = getattr(model, "get_base_model", None)
+    base: nn.Module = model if get_base_model is None else get_base_model()
+    return base

@@ -1,0 +1,40 @@
+"""What a local model has been trained on before: a model that has learned a test's questions must not be tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..tasks import TASKS
+from .recipe import Recipe
+
+MERGE_NOTE = "aurora_merge.json"
+"""In a merged model: what it was merged from, what it was trained on, and the sizes of its files."""
+
+
+def merge_note(folder: Path) -> dict[str, Any] | None:
+    """The note that `aurora merge` left in a folder, if it did."""
+    try:
+        note = json.loads((folder / MERGE_NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and {"source", "files"} <= note.keys() else None
+
+
+def trained_on(recipe: Recipe) -> list[str]:
+    """The tasks that a model trained by a recipe has seen, those of its base model first."""
+    earlier = (merge_note(Path(recipe.model)) or {}).get("trained_on", [])
+    return list(dict.fromkeys([*earlier, recipe.task.name]))
+
+
+def check_history(recipe: Recipe) -> None:
+    """Raise a UserError if the recipe's model was trained on a task that the recipe's must not be mixed with."""
+    *earlier, task = trained_on(recipe)
+    for before in earlier:
+        if before in TASKS[task].never_after:
+            raise UserError(
+                f"model: {recipe.model} was trained on {before}, which holds questions that {task} trains on or tests "
+                "with: its scores would mean nothing; start from another model"
+            )

@@ -1,0 +1,88 @@
+"""Adding adapters up to one: `add_weighted_adapter`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from peft.config import PeftConfig
+from torch import Tensor, nn
+
+from .layer import AuroraLayer
+from .peft_names import ModulesToSaveWrapper
+
+
+def check_combination(
+    configs: Mapping[str, PeftConfig],
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str,
+) -> None:
+    """Refuse what cannot be combined.
+
+    Raises:
+        ValueError: an unknown or repeated adapter name, another combination type than "cat", lengths that differ, or
+            adapters with trained biases or tokens.
+    """
+    if combination_type != "cat":
+        raise ValueError(f"combination_type={combination_type!r} is not allowed: AuroRA adapters combine by 'cat'.")
+    if len(adapters) != len(weights) or not adapters:
+        raise ValueError(f"adapters and weights must be of one length, not {len(adapters)} and {len(weights)}.")
+    for name in adapters:
+        if name not in configs:
+            raise ValueError(f"Adapter {name!r} does not exist (there are: {', '.join(configs)}).")
+    if adapter_name in configs:
+        raise ValueError(f"Adapter {adapter_name!r} exists already.")
+    for field, none in (("bias", ("none",)), ("trainable_token_indices", (None, [], {}))):
+        if any(getattr(configs[name], field) not in none for name in adapters):
+            raise ValueError(f"add_weighted_adapter cannot combine adapters with {field}.")
+
+
+def saved_modules(model: nn.Module, adapters: Sequence[str]) -> dict[str, str]:
+    """The modules that the adapters train whole (`modules_to_save`), each with the one adapter that does.
+
+    Raises:
+        ValueError: two of the adapters train the same module; such weights are no updates that could be added.
+    """
+    found: dict[str, str] = {}
+    shared = 0
+    for path, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            owners = [name for name in dict.fromkeys(adapters) if name in module.modules_to_save]
+            shared += len(owners) > 1
+            if owners:
+                found[path] = owners[0]
+    if shared:
+        raise ValueError(
+            "Cannot add weighted adapters if they target the same module with modules_to_save, but found "
+            f"{shared} such instance(s)."
+        )
+    return found
+
+
+def copy_saved_modules(model: nn.Module, owners: Mapping[str, str], adapter_name: str) -> None:
+    """Give the new adapter the trained modules of its parts."""
+    for path, owner in owners.items():
+        saved: nn.ModuleDict = model.get_submodule(path).modules_to_save  # type: ignore[assignment]
+        saved[adapter_name].load_state_dict(saved[owner].state_dict())
+
+
+@torch.no_grad()
+def concatenate(layer: AuroraLayer, adapter_name: str, parts: Sequence[tuple[float, Tensor, Tensor]]) -> None:
+    """Fill A (r, d_in) and B (d_out, r) of a plain LoRA with those of its parts, one below or beside the other.
+
+    Args:
+        layer: where the adapter is; its rank r is at least that of all parts together.
+        adapter_name: the plain LoRA.
+        parts: (weight, lora_A, lora_B) of each.
+    """
+    A, B = layer.aurora_A[adapter_name], layer.aurora_B[adapter_name]
+    A.zero_()
+    B.zero_()
+    start = 0
+    for weight, lora_A, lora_B in parts:
+        end = start + len(lora_A)
+        A[start:end] = lora_A
+        B[:, start:end] = weight * lora_B
+        start = end

@@ -1,0 +1,224 @@
+"""Whole reproductions on a tiny suite: runs, failures, what is taken from before, and the table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.experiments import suite as suite_module
+from aurora_lora.experiments.engines import InProcess, make_engine, outcomes
+from aurora_lora.experiments.jobs import Job, Outcome, run_job
+from aurora_lora.experiments.reproduce import Reproduction, prepare, run
+from aurora_lora.report.paper import compare, markdown, tables
+from aurora_lora.training import storage, yaml_text
+
+Recipes = Callable[..., Path]
+
+
+@pytest.fixture
+def todo(recipes: Recipes, tmp_path: Path) -> Reproduction:
+    return prepare("tiny", "packaged", tmp_path / "runs", recipes=recipes(), only=["sentiment"])
+
+
+def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
+    seen: list[Outcome] = []
+    tally = run(todo, make_engine("local", 1), seen.append)
+    assert len(tally.finished) == len(seen) == 4
+    assert not tally.failed
+    compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
+    lora, static, calibrated = compared
+    for one in compared:
+        scores = [
+            100 * todo.jobs[one.recipe, seed].result()["metric"]["by_form"][one.form]["accuracy"] for seed in (0, 1)
+        ]
+        assert one.scores == tuple(scores)
+        assert one.ours == one.median == one.mean == sum(scores) / 2
+        assert one.missing == 0
+        assert one.spread == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert (lora.paper, lora.quoted, lora.paper_params) == (80, True, "0.3K")
+    assert lora.difference == pytest.approx(lora.ours - 80)
+    assert (calibrated.paper, calibrated.difference) == (None, None)
+    assert static.params == todo.jobs["aurora-sentiment", 0].result()["params"]["adapter"]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in tables(todo.suite, compared):
+        console.print(table)
+    text = console.export_text()
+    assert "80.0*" in text
+    assert f"{lora.difference:+.1f}" in text
+    assert max(map(len, text.splitlines())) <= 80
+    page = markdown(todo.suite, compared)
+    assert f"| LoRA | 0.3K | {lora.params} | Sentiment | 80.0* | {lora.ours:.1f} |" in page
+
+
+def test_averages(recipes: Recipes, tmp_path: Path) -> None:
+    """Over the columns, of the medians over the seeds; only where all columns are there."""
+    rows = [{"name": "LoRA", "recipe": "lora-{column}", "scores": {"sentiment": 80}, "average": 70}]
+    folder = recipes(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
+    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=folder)
+    made = {
+        (recipe, seed): {
+            "metric": {"by_form": {"merged": {"accuracy": 0.5 + 0.1 * seed, "pearson": 0.25}}},
+            "params": {"adapter": 5},
+        }
+        for recipe, seed in todo.jobs
+    }
+    *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
+    assert (average.column, average.paper) == ("Avg.", 70)
+    assert average.ours == pytest.approx((55 + 25) / 2)
+    del made["lora-rating", 0], made["lora-rating", 1]
+    *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
+    assert average.ours is None
+    assert len(compare(todo.suite, todo.cells[:1], todo.seeds, made)) == 1
+
+
+def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(iter(todo.jobs.values()))
+    assert first.status() == "to do"
+    assert run_job(first).result is not None
+    assert first.status() == "finished"
+    ran: list[str] = []
+
+    def note(job: Job) -> Outcome:
+        ran.append(job.name)
+        return Outcome(job, error="not run in this test")
+
+    tally = run(todo, InProcess(note))
+    assert first.name not in ran
+    assert len(ran) == 3
+    assert [one.job.name for one in tally.finished] == [first.name]
+    compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
+    assert [one.missing for one in compared] == [1 if one.scores else 2 for one in compared]
+
+
+def test_a_failure_does_not_stop_the_others(todo: Reproduction) -> None:
+    bad = todo.jobs["lora-sentiment", 0]
+    bad.folder.mkdir(parents=True)
+    broken = bad.recipe.model_copy(update={"model": str(bad.folder)})  # a folder without a model
+    todo.jobs["lora-sentiment", 0] = Job(bad.name, broken, bad.folder)
+    tally = run(todo, make_engine("local", None))
+    assert [one.job.name for one in tally.failed] == [bad.name]
+    assert tally.failed[0].error.startswith(f"model: '{bad.folder}' cannot be loaded")
+    assert "Traceback" in (bad.folder / "log.txt").read_text()
+    assert len(tally.finished) == 3
+
+
+def test_another_recipes_run_is_an_error_not_a_result(todo: Reproduction) -> None:
+    job = todo.jobs["lora-sentiment", 0]
+    assert run_job(job).result is not None
+    other = Job(job.name, job.recipe.model_copy(update={"seed": 7}), job.folder)
+    with pytest.raises(UserError, match=r"holds the run of another recipe; they differ in seed"):
+        other.result()
+    (outcome,) = outcomes([other], InProcess(run_job))
+    assert "another recipe" in outcome.error
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aurora_lora.experiments.engines.PATIENCE", 0.01)
+    job, other = list(todo.jobs.values())[:2]
+    job.folder.mkdir(parents=True)
+    order: list[str] = []
+    lock = storage.lock(job.folder)
+    lock.__enter__()
+
+    def count(one: Job) -> Outcome:
+        order.append(one.name)
+        if order.count(job.name) == 3:
+            lock.__exit__(None, None, None)
+        return run_job(one)
+
+    assert all(outcome.result is not None for outcome in outcomes([job, other], InProcess(count)))
+    assert order == [job.name, other.name, job.name, job.name]
+
+
+def test_workers(todo: Reproduction) -> None:
+    """A worker process does not know the tiny tasks: its error comes back."""
+    (outcome,) = outcomes(list(todo.jobs.values())[:1], make_engine("local", 2))
+    assert "tiny-sentiment" in outcome.error
+
+
+def test_cluster(todo: Reproduction, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    engine = make_engine("slurm", None, {"cluster": "debug", "logs": str(tmp_path / "logs"), "timeout_min": "5"})
+    (outcome,) = outcomes(list(todo.jobs.values())[:1], engine)
+    assert outcome.result["status"] == "finished"
+    with pytest.raises(UserError, match="--launcher slurm: there is no Slurm here"):
+        make_engine("slurm", 4)
+    with pytest.raises(UserError, match="--set: "):
+        make_engine("slurm", 4, {"cluster": "local", "no_such_parameter": "1"})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "options", "message"),
+    [
+        ("lokal", None, {}, "--launcher: 'lokal' is an unknown launcher; did you mean 'local'?"),
+        ("local", 0, {}, "--jobs: 0 is not allowed: it must be at least 1"),
+        ("local", 1, {"a": "b"}, "--set is for --launcher slurm, not for local"),
+        ("accelerate", 2, {}, "--jobs: with --launcher accelerate, one run at a time has all the devices (allowed: 1)"),
+    ],
+)
+def test_engine_errors(launcher: str, jobs: int | None, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_engine(launcher, jobs, options)
+    assert str(error.value) == message
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def aurora(recipes: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    folder = recipes()
+    monkeypatch.setattr(suite_module, "recipes_folder", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: CliRunner().invoke(cli.app, ["reproduce", "tiny", *map(str, args)])
+
+
+def test_dry_run(aurora: Callable[..., Any], tmp_path: Path) -> None:
+    done = aurora("--dry-run")
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for text in ("aurora-sentiment", "lora-rating", "0/2", "8 runs, 8 of them to do"):
+        assert text in done.stdout
+    rows = json.loads(aurora("--dry-run", "--json").stdout)
+    assert len(rows) == 8
+    assert {row["params"]["adapter"] for row in rows if row["method"] == "lora"} == {2 * 2 * 2 * (16 + 16)}
+    assert all(row["memory_gb"] > 0 and row["status"] == "to do" for row in rows)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp_path: Path) -> None:
+    args = ("--only", "lora-sentiment", "--seeds", "3")
+    done = aurora(*args)
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "runs" / "packaged" / "tiny"
+    record = json.loads((folder / "table.json").read_text())
+    assert record["seeds"] == [3]
+    assert record["cells"] == json.loads(aurora(*args, "--json").stdout)["cells"]
+    assert (folder / "table.md").read_text().startswith("# A tiny table\n\n### Tiny\n")
+    assert "lora-sentiment, seed 3: validation accuracy" in done.stderr
+    assert "* The paper takes these numbers from earlier work." in done.stdout
+
+
+def test_a_failed_run_is_exit_code_1(aurora: Callable[..., Any]) -> None:
+    done = aurora("--only", "lora-sentiment", "--seeds", "0,1", "training.precision=fp16")
+    assert done.exit_code == 1
+    assert "2 failed; the same command tries them again" in done.stderr
+    assert "0 of 2" in done.stdout
+
+
+def test_wrong_arguments_are_exit_code_2(aurora: Callable[..., Any]) -> None:
+    assert aurora("--seeds", "one").stderr == "--seeds: 'one' is not a list of whole numbers, such as 0,1,2\n"
+    done = aurora("--set", "x")
+    assert (done.exit_code, done.stderr) == (2, "--set: 'x' is not of the form key=value\n")
+
+
+def test_yaml_of_recipes_is_read_back(todo: Reproduction) -> None:
+    job = next(iter(todo.jobs.values()))
+    assert run_job(job).result is not None
+    assert yaml_text.read(job.folder / "recipe.yaml") == job.recipe.resolved()

@@ -1,0 +1,159 @@
+"""What holds for every method of METHODS, on a BERT and on a Llama."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from aurora_lora import calibrate
+from aurora_lora.errors import FormError
+from aurora_lora.methods import MERGED, METHODS, count_parameters
+from aurora_lora.methods.base import is_head
+
+FAMILIES = ("bert", "llama")
+TARGETS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
+SMALL: dict[str, dict[str, Any]] = {
+    "adalora": {"init_r": 4, "target_r": 2},
+    "fourierft": {"n_frequency": 60, "scaling": 10.0},
+    "sine-lora": {"r": 4, "frequency": 20.0},
+    "vera": {"r": 32},
+    "adapter-h": {"r": 8},
+    "adapter-p": {"r": 8},
+    "adapter-d": {"r": 8, "drop_layers": 1},
+    "lora-drop": {"r": 4, "sample_share": 1.0},
+}
+RATES = {"full": 1e-3}
+"""Learning rates other than 2e-2."""
+OWN_TARGETS = ("adapter-h", "adapter-p", "adapter-d", "bitfit", "linear-probe", "full")
+CASES = [
+    (name, family)
+    for name in METHODS
+    for family in FAMILIES
+    # the presets of AuroRA are one code, and BitFit is refused where there are no biases
+    if family == "bert" or not (name.startswith("aurora-") or name == "bitfit")
+]
+UNMERGEABLE = ("loda", "adapter-h", "adapter-p", "adapter-d")
+
+MakeModel = Callable[[str], Any]
+Batches = list[dict[str, torch.Tensor]]
+
+
+def options_for(name: str, family: str) -> dict[str, Any]:
+    """Small options, validated."""
+    given = dict(SMALL.get(name, {}))
+    if name not in OWN_TARGETS:
+        given["target_modules"] = TARGETS[family]
+    if name.startswith("aurora"):
+        given["r"] = 4
+    return METHODS[name].validate(given)
+
+
+def applied(make_model: MakeModel, name: str, family: str) -> tuple[nn.Module, dict[str, Any]]:
+    options = options_for(name, family)
+    return METHODS[name].apply(make_model(family), options, "SEQ_CLS"), options
+
+
+def shake(model: nn.Module) -> None:
+    """Change every trained weight a little."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def outputs(model: nn.Module, batches: Batches) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model.eval()(**batch).logits for batch in batches])
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_head_and_nothing_else_of_the_base(make_model: MakeModel, name: str, family: str) -> None:
+    """The head is trained; unless the method says so, no weight of the pretrained body is."""
+    base = {parameter_name for parameter_name, _ in make_model(family).named_parameters()}
+    model, _ = applied(make_model, name, family)
+    assert any(p.requires_grad and is_head(model, n) for n, p in model.named_parameters())
+    if name not in ("full", "bitfit", "adapter-h"):
+        trained = {n for n, p in model.named_parameters() if p.requires_grad and not is_head(model, n)}
+        assert not trained & base
+        assert not any("base_layer" in n for n in trained)
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_starts_as_the_pretrained_model(make_model: MakeModel, batches: Batches, name: str, family: str) -> None:
+    """Bottleneck adapters start near it, all the others at it, but for FourierFT, whose coefficients are N(0, 1)."""
+    if name == "fourierft":
+        pytest.skip("FourierFT starts with a random update, as in its paper")
+    model, _ = applied(make_model, name, family)
+    near = name.startswith("adapter-")
+    torch.testing.assert_close(
+        outputs(model, batches),
+        outputs(make_model(family), batches),
+        rtol=5e-2 if near else 1e-4,
+        atol=5e-2 if near else 1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "linear-probe"])
+def test_learns(make_model: MakeModel, fit: Callable[..., None], loss: Callable[[nn.Module], float], name: str) -> None:
+    """With the head frozen, the body's part alone makes the loss on 16 examples fall by a third (trained form)."""
+    model, options = applied(make_model, name, "bert")
+    before = loss(model)
+    fit(METHODS[name], options, model, steps=30, lr=RATES.get(name, 2e-2))
+    with METHODS[name].using(model, METHODS[name].forms(options)[0]):
+        assert loss(model) < 0.67 * before
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_save_load_and_merge(make_model: MakeModel, batches: Batches, tmp_path: Path, name: str, family: str) -> None:
+    """What was saved loads onto the base model as the same function, and so does its merge, in float64."""
+    model, options = applied(make_model, name, family)
+    method = METHODS[name]
+    shake(model)
+    if "calibrated" in method.forms(options):
+        calibrate(model, batches)
+    method.save(model, tmp_path)
+    with method.using(model, method.deployed_form(options)):
+        expected = outputs(model, batches)
+    assert not torch.allclose(expected, outputs(make_model(family), batches))
+    loaded = method.load(make_model(family), tmp_path, options)
+    torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-4, atol=1e-5)
+    loaded = method.load(make_model(family), tmp_path, options).double()
+    form = method.deployed_form(options)
+    if name in UNMERGEABLE:
+        with pytest.raises(FormError, match=f"{name} cannot be merged: "):
+            method.merge(loaded, form)
+        return
+    if form == "dynamic":
+        with pytest.raises(FormError, match="cannot be merged"):
+            method.merge(loaded, form)
+        return
+    with method.using(loaded, form):
+        expected = outputs(loaded, batches)
+    merged = method.merge(loaded, form)
+    assert not hasattr(merged, "peft_config")
+    assert {n for n, _ in merged.named_parameters()} == {n for n, _ in make_model(family).named_parameters()}
+    torch.testing.assert_close(outputs(merged, batches), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_add_up(make_model: MakeModel, name: str) -> None:
+    model, _ = applied(make_model, name, "bert")
+    counts = count_parameters(model)
+    assert counts.head == 2 * 16 + 2
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts.adapter + counts.head == trained
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_forms(name: str) -> None:
+    method = METHODS[name]
+    options = method.validate({})
+    if not name.startswith("aurora"):
+        assert method.forms(options) == (MERGED,)
+    assert method.deployed_form(options) in method.forms(options)
+    # what a run's recipe.yaml holds is read again as it is
+    assert method.validate(options) == options

@@ -1,0 +1,226 @@
+"""What methods do before the training and at its steps: AdaLoRA's ranks, DyLoRA's ranks, LoRA-drop's layers."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from aurora_lora.errors import UserError
+from aurora_lora.methods import METHODS, Sample, count_parameters
+from aurora_lora.methods.adalora import orthogonality
+from aurora_lora.methods.dylora import DrawRank
+from aurora_lora.methods.lora_drop import adapted_layers, dropped_in, kind_of, share, unimportant, update_norms
+
+MakeModel = Callable[[str], Any]
+ARGS = SimpleNamespace(seed=0)
+
+
+def applied(make_model: MakeModel, name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    checked = METHODS[name].validate({"target_modules": ["query", "value"], **options})
+    return METHODS[name].apply(make_model("bert"), checked, "SEQ_CLS"), checked
+
+
+# ---------------------------------------------------------------- AdaLoRA
+
+
+def kept_ranks(model: nn.Module) -> list[int]:
+    return [int((p != 0).sum()) for name, p in model.named_parameters() if ".lora_E." in name]
+
+
+def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., None]) -> None:
+    """6 matrices of rank 6 share 6 x 2 ranks in the end, and keep them through the last steps."""
+    model, options = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=4)
+    fit(METHODS["adalora"], options, model, steps=16)
+    ranks = kept_ranks(model)
+    assert sum(ranks) == 6 * 2
+    assert max(ranks) > min(ranks)  # shared out by importance, not evenly
+    assert model.peft_config["default"].total_step == 16
+    assert model.peft_config["default"].rank_pattern is None
+
+
+def test_adalora_keeps_all_ranks_before_tinit(make_model: MakeModel, fit: Callable[..., None]) -> None:
+    model, options = applied(make_model, "adalora", init_r=6, target_r=2, tinit=8, tfinal=0)
+    callback = METHODS["adalora"].callbacks(options)[0]
+    state = SimpleNamespace(global_step=0, max_steps=9)
+    callback.on_train_begin(ARGS, state, None, model=model)
+    for step in range(9):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.grad = torch.randn_like(p) if p.requires_grad else None
+                if p.requires_grad:
+                    p.add_(torch.randn_like(p))
+        state.global_step = step
+        callback.on_optimizer_step(ARGS, state, None, model=model)
+        assert sum(kept_ranks(model)) == (36 if step < 8 else 12)
+
+
+def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
+    """The gradient that the callback adds is that of what PEFT adds to a model's own loss."""
+    model, options = applied(make_model, "adalora", init_r=6, target_r=2)
+    batch = {"input_ids": torch.arange(8).view(2, 4), "labels": torch.tensor([0, 1])}
+    trained = [(n, p) for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n]
+    own = model(**batch).loss - model.base_model.model(**batch).loss  # the penalty alone
+    torch.testing.assert_close(own, 0.5 * orthogonality(trained), rtol=1e-4, atol=1e-6)
+    expected = torch.autograd.grad(0.5 * orthogonality(trained), [p for _, p in trained])
+    for _, p in trained:
+        p.grad = torch.ones_like(p)
+    METHODS["adalora"].callbacks(options)[0].on_pre_optimizer_step(ARGS, None, None, model=model)
+    for (_, p), gradient in zip(trained, expected, strict=True):
+        torch.testing.assert_close(p.grad, 1 + gradient)
+
+
+def test_adalora_state(make_model: MakeModel, fit: Callable[..., None], tmp_path: Path) -> None:
+    """The importances and the ranks come back from a checkpoint."""
+    model, options = applied(make_model, "adalora", init_r=6, target_r=2, tfinal=3)
+    callback = METHODS["adalora"].callbacks(options)[0]
+    fit(SimpleNamespace(prepare=lambda *_: None, callbacks=lambda _: (callback,)), options, model, steps=6)
+    callback.save_state(tmp_path)
+    again, _ = applied(make_model, "adalora", init_r=6, target_r=2, tfinal=3)
+    restored = METHODS["adalora"].callbacks(options)[0]
+    restored.load_state(tmp_path)
+    restored.on_train_begin(ARGS, SimpleNamespace(max_steps=6), None, model=again)
+    assert restored.pattern == callback.pattern
+    for kind in ("exp_avg_ipt", "exp_avg_unc"):
+        there, here = (getattr(m.base_model.rankallocator, kind) for m in (model, again))
+        assert there.keys() == here.keys()
+        assert all(torch.equal(there[name], here[name]) for name in there)
+
+
+@pytest.mark.parametrize(("tinit", "tfinal"), [(5, 5), (0, 9)])
+def test_adalora_without_a_step_for_its_budget(
+    make_model: MakeModel, fit: Callable[..., None], tinit: int, tfinal: int
+) -> None:
+    model, options = applied(make_model, "adalora", tinit=tinit, tfinal=tfinal)
+    message = f"method.tinit={tinit} and method.tfinal={tfinal} leave no step of the 10"
+    with pytest.raises(UserError, match=re.escape(message)):
+        fit(METHODS["adalora"], options, model, steps=10)
+
+
+@pytest.mark.parametrize("tfinal", [0, 8])
+def test_adalora_with_just_enough_steps(make_model: MakeModel, fit: Callable[..., None], tfinal: int) -> None:
+    model, options = applied(make_model, "adalora", tfinal=tfinal, init_r=6, target_r=2)
+    fit(METHODS["adalora"], options, model, steps=2 + tfinal)
+    assert sum(kept_ranks(model)) == 6 * 2
+
+
+# ---------------------------------------------------------------- DyLoRA
+
+
+def draws(callback: DrawRank, model: nn.Module, steps: range) -> list[int]:
+    found = []
+    for step in steps:
+        callback.on_step_begin(ARGS, SimpleNamespace(global_step=step), None, model=model)
+        (rank,) = {layer.update.training_rank for layer in adapted_layers(model).values()}
+        found.append(rank)
+    return found
+
+
+def test_dylora_draws_each_rank(make_model: MakeModel) -> None:
+    model, options = applied(make_model, "dylora", r=5, min_rank=2)
+    callback = METHODS["dylora"].callbacks(options)[0]
+    ranks = draws(callback, model, range(400))
+    assert set(ranks) == {2, 3, 4, 5}
+    assert min(ranks.count(rank) for rank in (2, 3, 4, 5)) > 70  # 100 expected of each
+    # a run that goes on draws what it would have drawn
+    assert draws(METHODS["dylora"].callbacks(options)[0], model, range(200, 220)) == ranks[200:220]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_dylora_trains_the_drawn_ranks(make_model: MakeModel, frozen: bool) -> None:
+    model, _ = applied(make_model, "dylora", r=4, alpha=8, frozen=frozen)
+    update = next(iter(adapted_layers(model).values())).update
+    nn.init.normal_(update.B)
+    update.train()
+    update.training_rank = 3
+    x = torch.randn(5, 16)
+    out = update(x)
+    torch.testing.assert_close(out, 8 / 3 * x @ update.A[:3].T @ update.B[:, :3].T)
+    out.sum().backward()
+    moved = [2] if frozen else [0, 1, 2]
+    assert update.A.grad.abs().sum(1).nonzero().flatten().tolist() == moved
+    assert update.B.grad.abs().sum(0).nonzero().flatten().tolist() == moved
+
+
+# ---------------------------------------------------------------- LoRA-drop
+
+
+def test_which_layers_are_unimportant() -> None:
+    """Of each kind, the most important until they make up the threshold, with the one that reaches it."""
+    kind = {"a": ("q", 1, 1), "b": ("q", 1, 1), "c": ("q", 1, 1), "d": ("v", 1, 1), "e": ("v", 1, 1)}
+    norms = {"a": 1.0, "b": 6.0, "c": 3.0, "d": 100.0, "e": 900.0}
+    assert unimportant(norms, kind, 0.9) == ["a", "d"]
+    assert unimportant(norms, kind, 0.5) == ["c", "a", "d"]
+    assert unimportant(norms, kind, 1.0) == []
+    assert unimportant(dict.fromkeys(kind, 0.0), kind, 0.9) == []  # nothing was learned: nothing can be told
+
+
+def test_norms_of_updates(make_model: MakeModel, sample: Sample) -> None:
+    """sum over positions of |s B A x|^2, with the inputs that reach the layer."""
+    model, _ = applied(make_model, "lora-drop", r=4, alpha=12)
+    layers = adapted_layers(model)
+    inputs = {}
+    for path, layer in layers.items():
+        nn.init.normal_(layer.update.B, std=0.1)
+        layer.register_forward_pre_hook(lambda _, args, path=path: inputs.__setitem__(path, args[0]))
+    found = update_norms(model.eval(), layers, sample.batches(1.0), sample)
+    for path, layer in layers.items():
+        delta = 3.0 * layer.update.B @ layer.update.A
+        assert found[path] == pytest.approx((inputs[path] @ delta.T).square().sum().item(), rel=1e-4)
+
+
+def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
+    method = METHODS["lora-drop"]
+    model, options = applied(make_model, "lora-drop", r=4, threshold=0.5)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    method.prepare(model, options, sample)
+    layers = adapted_layers(model)
+    dropped = [path for path in layers if layers[path].update is None or hasattr(layers[path].update, "is_shared")]
+    assert 0 < len(dropped) < len(layers)
+    for kind in {kind_of(path, layer) for path, layer in layers.items()}:
+        users = [layers[path].in_use for path in dropped if kind_of(path, layers[path]) == kind]
+        assert len({id(update) for update in users}) <= 1
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start.get(name, torch.tensor(True)))
+    # one adapter for those that were dropped, of each kind
+    own = len(layers) - len(dropped) + len({kind_of(path, layers[path]) for path in dropped})
+    assert count_parameters(model).adapter == own * 4 * (16 + 16)
+    # the layers are known again from the weights
+    method.save(model, tmp_path)
+    loaded = method.load(make_model("bert"), tmp_path, options)
+    assert {p for p, one in adapted_layers(loaded).items() if one.update is None} == {
+        p for p, one in layers.items() if one.update is None
+    }
+
+
+def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample: Sample) -> None:
+    model, _ = applied(make_model, "lora-drop", r=4)
+    layers = adapted_layers(model)
+    values = [path for path in layers if path.endswith("value")]
+    share(layers, values)
+    assert dropped_in(model.state_dict(), layers) == values
+    gradients = []
+    for chosen in (values, values[:1], values[1:]):
+        model.zero_grad()
+        leader = layers[values[0]].in_use
+        hooks = []
+        for path in set(values) - set(chosen):  # cut these layers off
+            hooks.append(layers[path].register_forward_hook(lambda layer, args, out: layer.base_layer(*args)))
+        torch.manual_seed(0)
+        sample.loss(model, sample.batches(1.0)[0]).backward()
+        for hook in hooks:
+            hook.remove()
+        gradients.append(leader.B.grad.clone())
+    # B = 0: the layers do not see each other, so that the gradients add up
+    torch.testing.assert_close(gradients[0], gradients[1] + gradients[2], rtol=1e-4, atol=1e-6)
+
+
+def test_lora_drop_that_diverges(make_model: MakeModel, sample: Sample) -> None:
+    model, options = applied(make_model, "lora-drop", r=4, sample_epochs=5)
+    wild = Sample(sample.batches, sample.loss, learning_rate=1e30, seed=0)
+    with pytest.raises(UserError, match=r"diverged; lower training\.learning_rate"):
+        METHODS["lora-drop"].prepare(model, options, wild)

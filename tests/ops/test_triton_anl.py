@@ -1,0 +1,258 @@
+"""The ANL as one operator each way: the Triton kernels, and how the fast path and torch.compile come to use them."""
+
+import ast
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from peft import get_peft_model
+from torch import nn
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aurora_lora import AuroraConfig
+from aurora_lora.ops import adapter, anl_op, fused
+from aurora_lora.ops.anl import ANL, adaptive_nonlinear
+
+CHECKS = Path(__file__).with_name("triton_checks.py")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+PARTS = [
+    ANL(act, spline, skip=skip)
+    for act, spline, skip in itertools.product(("tanh", "leaky_relu", None), ("channelwise", "summed", None), (0, 1))
+    if act or spline
+]
+
+
+def run_checks(cache, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--noconftest", "-x", "-q", str(CHECKS)],
+        env={**inherited, "TRITON_CACHE_DIR": str(cache), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_triton
+def test_the_kernels_in_tritons_interpreter(tmp_path):
+    run_checks(tmp_path, TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_kernels_on_a_gpu(tmp_path):
+    run_checks(tmp_path)
+
+
+@needs_triton
+@pytest.mark.parametrize("target", [("cuda", 80, 32), ("hip", "gfx942", 64)], ids=str)
+def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):
+    """What the interpreter does not see, the types and layouts of the compiled code, without a GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from aurora_lora.ops import triton_anl
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
+    for r, dtype, anl in (
+        (2, torch.bfloat16, ANL()),
+        (3, torch.float64, ANL("sigmoid", "summed", 3, 2, skip=True)),
+        (16, torch.float32, ANL("relu")),
+    ):
+        constants = triton_anl._constants(torch.empty(r, 1, dtype=dtype), anl)
+        options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+        constants["K_PADDED"] = triton.next_power_of_2(anl.n_basis)
+        wide = torch.promote_types(dtype, torch.float32)
+        for kernel in (triton_anl._forward_kernel, triton_anl._backward_kernel):
+            signature = {
+                name: "constexpr"
+                if name in constants
+                else f"*{names[wide if name == 'partial_at' else dtype]}"
+                if name.endswith("_at")
+                else "i32"
+                for name in kernel.arg_names
+            }
+            fixed = {name: value for name, value in constants.items() if name in signature}
+            compiled = triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget(*target), options=options)
+            assert compiled.asm["cubin" if target[0] == "cuda" else "hsaco"]
+
+
+# ---------------------------------------------------------------- the operators, in plain torch
+
+
+def make(anl, r=3, n=6, dtype=torch.float64):
+    """du, z, H, W_s."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((r, n), (r, n), (r, r) if anl.fixed_activation else None, (r, anl.n_basis) if anl.spline else None)
+    return [None if s is None else torch.randn(s, dtype=dtype, generator=generator) for s in sizes]
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_the_operators_are_the_eager_formula(anl):
+    du, *tensors = make(anl)
+    leaves = [t for t in tensors if t is not None]
+    for t in leaves:
+        t.requires_grad_()
+    expected = adaptive_nonlinear(tensors[0].T, *tensors[1:], anl).T
+    found = anl_op.forward(*tensors, anl)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(torch.autograd.grad(found, leaves, du), torch.autograd.grad(expected, leaves, du), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("anl", [ANL(), ANL(None, "summed", skip=True), ANL("relu", None)], ids=str)
+def test_opcheck(anl, dtype):
+    du, *tensors = make(anl, dtype=dtype)
+    flat = anl_op._flat(anl)
+    torch.library.opcheck(anl_op.anl_backward, (du, *tensors, *flat))
+    leaves = [None if t is None else t.requires_grad_() for t in tensors]
+    torch.library.opcheck(anl_op.anl_forward, (*leaves, *flat))
+
+
+# ---------------------------------------------------------------- where they are used
+
+
+@pytest.fixture
+def with_operators(monkeypatch):
+    """As if the CPU were a device that Triton compiles for."""
+    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the calls of our operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += function.namespace == "aurora_lora"
+        return function(*args, **(kwargs or {}))
+
+
+def calls_of_sigma(r=2, anl=None, **where):
+    anl = anl or ANL()
+    z, H, W = torch.randn(4, r, **where), torch.randn(r, r, **where), torch.randn(r, anl.n_basis, **where)
+    with Operators() as seen:
+        fused.sigma(z, H, W, anl)
+    return seen.calls
+
+
+def test_the_cpu_never_uses_them():
+    assert calls_of_sigma() == 0
+
+
+@pytest.mark.usefixtures("with_operators")
+def test_they_are_used_where_triton_compiles(monkeypatch):
+    assert calls_of_sigma() == 1
+    assert calls_of_sigma(r=64) == 1
+    assert calls_of_sigma(r=65) == 0  # more than the registers hold
+    assert calls_of_sigma(r=64, anl=ANL(grid_size=100)) == 0
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    assert calls_of_sigma() == 0
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "expected"), [(True, (9, 0), True), (True, (6, 1), False), (False, (9, 0), False)]
+)
+def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expected):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    anl_op.runs_on.cache_clear()
+    assert anl_op.runs_on("cuda", 0) == expected
+    assert not anl_op.runs_on("cpu", None)
+    anl_op.runs_on.cache_clear()
+
+
+def test_the_package_imports_without_triton():
+    """Triton is imported in one file, and that file only by functions."""
+    source = Path(fused.__file__).parents[1]
+    for path in source.rglob("*.py"):
+        at_import = {
+            f"{getattr(node, 'module', None) or ''}.{alias.name}"
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        assert path.name == "triton_anl.py" or not any("triton" in name for name in at_import), path
+
+
+@pytest.mark.usefixtures("with_operators")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_the_adapter_path_with_operators(anl, dtype):
+    def random(*shape):
+        return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+    torch.manual_seed(0)
+    result, x, A, B = random(2, 3, 7), random(2, 3, 5), random(3, 5), random(7, 3)
+    H = random(3, 3) if anl.fixed_activation else None
+    W = random(3, anl.n_basis) if anl.spline else None
+    tensors = (result, x, A, B, H, W)
+    leaves = [t for t in tensors if t is not None]
+    cotangent = torch.randn(2, 3, 7).to(dtype)
+    with Operators() as seen:
+        found = fused.add_update(*tensors, 1.7, anl)
+        gradients = torch.autograd.grad(found, leaves, cotangent)
+    assert seen.calls == 2
+    expected = adapter.add_update(*tensors, 1.7, anl)
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-2
+    for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, leaves, cotangent)), strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+class Graphs:
+    """A backend of torch.compile that counts our operators in the forward and the backward graph."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, graph, inputs):
+        return aot_module_simplified(graph, inputs, fw_compiler=self._count, bw_compiler=self._count)
+
+    def _count(self, graph, inputs):
+        self.calls.append(sum("aurora_lora" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+
+@pytest.mark.usefixtures("with_operators")
+def test_a_compiled_step_sees_one_operator_each_way(monkeypatch):
+    def step(backend=None):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        model = get_peft_model(model, AuroraConfig(target_modules=["0", "2"], init_weights=False)).train()
+        run = torch.compile(model, fullgraph=True, backend=backend) if backend else model
+        run(torch.randn(5, 6)).square().sum().backward()
+        torch._dynamo.reset()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    graphs = Graphs()
+    found, expected = step(graphs), step()
+    assert graphs.calls == [2, 2]
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name])
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    graphs = Graphs()
+    step(graphs)
+    assert graphs.calls == [0, 0]
+
+
+@pytest.mark.usefixtures("with_operators")
+def test_an_exported_program_runs_without_the_package():
+    layer = get_peft_model(nn.Sequential(nn.Linear(6, 6)), AuroraConfig(target_modules=["0"], eval_form="dynamic"))
+    program = torch.export.export(layer.eval(), (torch.randn(2, 6),))
+    assert "aurora_lora" not in str(program.graph)

@@ -1,0 +1,116 @@
+"""The prompts, character by character, and the parser on what models write."""
+
+import pytest
+
+from aurora_lora.tasks import prompts
+from aurora_lora.tasks.prompts import answer_format, key_of, parse_answer, target
+
+# Of LLM-Adapters' data, as people quote them with its evaluation: the forms of every family.
+FORMS = [
+    (
+        prompts.true_false("is ice lighter than water"),
+        "Please answer the following question with true or false, question: is ice lighter than water\n\n"
+        "Answer format: true/false",
+    ),
+    (
+        prompts.solutions("How do I dry wet shoes?", ["Fill them with newspaper.", "Fill them with water."]),
+        "Please choose the correct solution to the question: How do I dry wet shoes?\n\n"
+        "Solution1: Fill them with newspaper.\n\nSolution2: Fill them with water.\n\n"
+        "Answer format: solution1/solution2",
+    ),
+    (
+        prompts.answers("Sam fell. What next?", ["fly", "get up", "eat"]),
+        "Please choose the correct answer to the question: Sam fell. What next?\n\n"
+        "Answer1: fly Answer2: get up Answer3: eat\n\nAnswer format: answer1/answer2/answer3",
+    ),
+    (
+        prompts.endings("Roof repair", "A man is on a roof. he", ["sings.", "works.", "swims.", "flies."]),
+        "Please choose the correct ending to complete the given sentence: Roof repair: A man is on a roof. he\n\n"
+        "Ending1: sings. Ending2: works. Ending3: swims. Ending4: flies.\n\n"
+        "Answer format: ending1/ending2/ending3/ending4",
+    ),
+    (
+        prompts.options("Ann thanked Eve because _ had helped.", ["Ann", "Eve"]),
+        "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        "Ann thanked Eve because _ had helped.\n\nOption1: Ann Option2: Eve Answer format: option1/option2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("made", "expected"), FORMS)
+def test_instructions(made: str, expected: str) -> None:
+    assert made == expected
+    keys = answer_format(made)
+    assert len(keys) >= 2
+    assert all(parse_answer(f"### Response:\n{target(key)}", keys[0]) == key for key in keys)
+
+
+def test_wrapper() -> None:
+    assert prompts.alpaca("Do it.") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nDo it.\n\n### Response:\n"
+    )
+    assert prompts.alpaca("Do it.", "With this.") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nDo it.\n\n### Input:\nWith this.\n\n### Response:\n"
+    )
+    assert target("answer2") == "the correct answer is answer2"
+    assert (key_of("the correct answer is true"), key_of(" Find somewhere to go")) == ("true", None)
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "found"),
+    [
+        ("the correct answer is answer3", "answer1", "answer3"),
+        ("  \n answer2\n", "answer1", "answer2"),
+        ("", "answer1", None),
+        ("   ", "true", None),
+        ("answer2, or perhaps answer1", "answer1", "answer2"),  # the first counts
+        ("not answer4 but answer1", "answer1", "answer4"),
+        ("Answer1", "answer1", None),  # as in LLM-Adapters, case matters
+        ("TRUE", "true", None),
+        ("True or false", "true", "false"),
+        ("answer10", "answer1", None),  # not answer1
+        ("answer10 answer3", "answer1", "answer3"),
+        ("answer6", "answer1", None),
+        ("answer", "answer1", None),
+        ("answer 1", "answer1", None),
+        ("the correct answer is solution2", "answer1", None),  # another family
+        ("solution3 solution1", "solution2", "solution1"),
+        ("ending4", "ending1", "ending4"),
+        ("ending5", "ending1", None),
+        ("option2option1", "option1", "option2"),
+        ("the correct answer is answer2</s>", "answer1", "answer2"),
+        ("I do not know.\n### Response:\nanswer1", "answer1", None),  # a second response is no part of the first
+        ("answer1\n### Instruction:\nanswer2", "answer3", "answer1"),
+        ("it is untrue", "true", "true"),  # a word is not looked for, as in LLM-Adapters
+        ("the correct answer is answer٣", "answer1", None),
+    ],
+)
+def test_awkward_answers(written: str, key: str, found: str | None) -> None:
+    assert parse_answer(f"### Response:{written}", key) == found
+
+
+def test_what_stands_before_the_response_is_not_an_answer() -> None:
+    prompt = prompts.alpaca(prompts.answers("Which?", ["a", "b"]))
+    assert "answer1" in prompt
+    assert parse_answer(prompt, "answer1") is None
+    assert parse_answer(prompt + "the correct answer is answer2", "answer1") == "answer2"
+    assert parse_answer("the correct answer is answer2", "answer1") is None
+    with pytest.raises(ValueError, match="key='answer9' is no answer of any format"):
+        parse_answer("### Response: answer9", "answer9")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "keys"),
+    [
+        ("Q\n\nAnswer format: true/false", ("true", "false")),
+        ("Q\n\nAnswer format: answer1/answer2/answer3\n", ("answer1", "answer2", "answer3")),
+        ("Answer format: a/b is asked for. Why?", ()),
+        ("Name a bird.", ()),
+        ("", ()),
+    ],
+)
+def test_answer_format(instruction: str, keys: tuple[str, ...]) -> None:
+    assert answer_format(instruction) == keys

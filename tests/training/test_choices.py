@@ -1,0 +1,221 @@
+"""Multiple choice: tokens, scores against a plain computation, and whole runs of a tiny language model."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_recipe, load_run, train
+from aurora_lora.training.choices import Questions, TrainingText, choice_scores, cut_left, encode_questions
+from aurora_lora.training.deployed import gap
+from aurora_lora.training.run import make_trainer
+from aurora_lora.training.trained import evaluate, merge, predict
+
+WriteRecipe = Callable[..., Path]
+TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}
+METHOD = {"name": "aurora", "target_modules": ["q_proj", "v_proj", "down_proj"]}
+PROMPTS = ["the film was very", "film", "the plot of the scene was dull and slow , it was"]
+CHOICES = [["good", "very bad and slow"], ["fine", "bad", "dull film"], ["warm", "cold"]]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def language_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tiny.save_language_model(tmp_path_factory.mktemp(request.param), request.param)
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_language_model(tmp_path_factory.mktemp("lm"))
+
+
+def test_scores_against_one_text_at_a_time(language_model: Any) -> None:
+    """No padding, no cache: the sum of log-probabilities of a choice's tokens."""
+    model, tokenizer = language_model
+    questions = encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1])
+    batch = Questions(tokenizer, max_choices=4)(questions)
+    with torch.no_grad():
+        scores = choice_scores(model, batch, 4)
+        assert scores.shape == (3, 4, 2)
+        for row, (prompt, choices) in enumerate(zip(PROMPTS, CHOICES, strict=True)):
+            for column, choice in enumerate(choices):
+                before = tokenizer(prompt)["input_ids"]
+                ids = torch.tensor([before + tokenizer(choice, add_special_tokens=False)["input_ids"]])
+                logp = model(input_ids=ids).logits[0].log_softmax(-1)
+                total = sum(logp[at - 1, ids[0, at]] for at in range(len(before), ids.shape[1]))
+                assert scores[row, column, 0] == pytest.approx(total.item(), abs=1e-4)
+                assert scores[row, column, 1] == pytest.approx(total.item() / len(choice), abs=1e-5)
+            assert torch.isneginf(scores[row, len(choices) :]).all()
+
+
+def test_training_text(language_model: Any) -> None:
+    _, tokenizer = language_model
+    questions = encode_questions(tokenizer, PROMPTS, CHOICES, [1, 0, 1])
+    batch = TrainingText(tokenizer, 64, "all")(questions)
+    triples = zip(PROMPTS, CHOICES, [1, 0, 1], strict=True)
+    whole = [f"[CLS] {prompt} {choices[label]} [SEP]" for prompt, choices, label in triples]
+    for row, text in enumerate(whole):
+        length = int(batch["attention_mask"][row].sum())
+        assert tokenizer.decode(batch["input_ids"][row, :length]) == text
+        assert batch["labels"][row, 0] == -100
+        assert batch["labels"][row, 1:length].tolist() == batch["input_ids"][row, 1:length].tolist()
+        assert (batch["labels"][row, length:] == -100).all()
+    answers = TrainingText(tokenizer, 64, "answer")(questions)
+    kept = [row[row != -100] for row in answers["labels"]]
+    assert [tokenizer.decode(row) for row in kept] == ["very bad and slow [SEP]", "fine [SEP]", "cold [SEP]"]
+
+
+def test_long_texts_lose_the_beginning_of_their_prompt(language_model: Any) -> None:
+    _, tokenizer = language_model
+    (question,) = encode_questions(tokenizer, PROMPTS[2:], CHOICES[2:], [1])
+    batch = TrainingText(tokenizer, 6, "all")([question])
+    assert tokenizer.decode(batch["input_ids"][0]) == "[CLS] , it was cold [SEP]"
+    assert cut_left([1, 2, 3, 4], 3, None) == [2, 3, 4]
+    with pytest.raises(UserError, match=r"task\.max_length leaves no room"):
+        TrainingText(tokenizer, 3, "all")([question])
+
+
+def test_empty_choices_are_refused(language_model: Any) -> None:
+    _, tokenizer = language_model
+    with pytest.raises(UserError, match="a prompt or a choice is empty"):
+        encode_questions(tokenizer, ["the film"], [["good", " "]], [0])
+
+
+def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(model=lm, task=TASK, method=METHOD))
+    run = train(recipe, tmp_path / "run")
+    result = json.loads((run.folder / "result.json").read_text())
+    assert list(result["metric"]["by_form"]) == ["dynamic", "static", "calibrated"]
+    for scores in result["metric"]["by_form"].values():
+        assert set(scores) == {"accuracy", "accuracy_norm", "nll"}
+    assert result["epochs"][-1]["train_loss"] < 0.9 * result["epochs"][0]["train_loss"]
+    assert result["params"]["head"] == 0  # the output layer is as pretrained as the body
+    assert result["metric"]["selected_by"]["value"] == pytest.approx(
+        result["metric"]["validation_by_form"]["calibrated"]["accuracy"]
+    )
+    again = load_run(run.folder)
+    assert evaluate(again, again.forms) == result["metric"]["by_form"]
+
+    merged = merge(again, "calibrated", tmp_path / "merged").folder
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(merged).eval(), AutoTokenizer.from_pretrained(merged)
+    lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lm), run.folder / "lora").eval()
+    trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
+    assert data.questions is not None
+    batch = data.questions(data.splits["test"].examples[:8])
+    with torch.no_grad(), recipe.method.method.using(trainer.module, "calibrated"):
+        expected = choice_scores(trainer.module.eval(), batch, 2)
+        for model in (plain, lora):
+            torch.testing.assert_close(choice_scores(model, batch, 2), expected, rtol=0, atol=1e-4)
+    assert tokenizer.eos_token == "[SEP]"
+    texts = ["film : a dull plot , it was", "film"]
+    assert predict(merged, texts) == predict(run.folder, texts)
+    assert set(predict(merged, texts)[0]) == {"text", "answer"}
+
+    measured = gap(again, examples=8)
+    assert [entry.form for entry in measured.end_to_end] == ["dynamic", "static", "calibrated"]
+    assert all({"nll", "accuracy"} <= entry.metric.keys() for entry in measured.end_to_end)
+
+
+class Stop(TrainerCallback):
+    """A user's Ctrl-C in the second epoch."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 11:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    task = {**TASK, "train_size": 60}
+    recipe = load_recipe(write_recipe(model=lm, task=task, method={"name": "lora", "r": 2, "lora_dropout": 0.2}))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "stopped", lambda: [Stop()])
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-8").is_dir()
+    one, other = train(recipe, tmp_path / "stopped"), train(recipe, tmp_path / "whole")
+    weights = [(run.folder / "adapter/adapter_model.safetensors").read_bytes() for run in (one, other)]
+    assert weights[0] == weights[1]
+    assert one.result["metric"] == other.result["metric"]
+
+
+def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    task = {**TASK, "prompt": "instruction", "scorer": "generated", "loss_on": "answer", "max_length": 100}
+    run = train(load_recipe(write_recipe(model=lm, task=task, method="full")), tmp_path / "run")
+    metric = run.result["metric"]
+    assert metric["name"] == "accuracy_generated"
+    assert metric["selected_by"]["name"] == "accuracy"
+    assert set(metric["by_form"]["merged"]) == {"accuracy", "accuracy_norm", "accuracy_generated", "unanswered", "nll"}
+    assert metric["by_form"]["merged"]["unanswered"] < 0.5  # it has learned the form
+    assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll"}
+    assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
+
+
+def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method: linear-probe has nothing to train in a LlamaForCausalLM"):
+        train(load_recipe(write_recipe(model=lm, task=TASK, method="linear-probe")), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            {"name": "siqa", "prompt": "chat"},
+            "task.prompt: 'chat' is not a form of the prompts of siqa (allow",
+        ),
+        ({"name": "siqa", "scorer": "generated"}, "task.scorer: 'generated' needs prompt: instruction"),
+        (
+            {"name": "cola", "loss_on": "answer"},
+            "task.loss_on: only tasks of multiple choice have it, cola is one of ",
+        ),
+        ({"name": "siqa", "scorer": "all"}, "task.scorer: 'all' is not allowed: it must be 'choices' or 'generated'"),
+        (
+            {"name": "commonsense", "test_sets": ["siqa", "x"]},
+            "task.test_sets: commonsense has no test set 'x' (it",
+        ),
+        (
+            {"name": "siqa", "test_sets": ["hellaswag"]},
+            "task.test_sets: siqa has no test set 'hellaswag' (it has",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit(write_recipe: WriteRecipe, task: dict[str, Any], message: str) -> None:
+    path = write_recipe(task=task)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None:
+    siqa = load_recipe(write_recipe(task="siqa")).task
+    assert (siqa.prompt, siqa.scorer, siqa.loss_on, siqa.max_length) == ("cloze", "choices", "all", 256)
+    commonsense = load_recipe(write_recipe(task="commonsense")).task
+    assert (commonsense.prompt, commonsense.validation_size, len(commonsense.test_sets or ())) == (
+        "instruction",
+        120,
+        8,
+    )
+    film = load_recipe(write_recipe(task="movie-rating")).task
+    assert (film.prompt, film.scorer, film.loss_on) == (None, None, None)
+
+
+@pytest.mark.parametrize(("before", "after"), [("siqa", "commonsense"), ("commonsense", "siqa")])
+def test_the_papers_test_questions_are_never_mixed(
+    write_recipe: WriteRecipe, tmp_path: Path, before: str, after: str
+) -> None:
+    """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with."""
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    note = {"source": {}, "files": {}, "trained_on": ["movie-sentiment", before]}
+    (merged / "aurora_merge.json").write_text(json.dumps(note))
+    with pytest.raises(UserError, match=f"was trained on {before}, which holds questions that {after} trains on or"):
+        train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

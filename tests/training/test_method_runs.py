@@ -1,0 +1,105 @@
+"""Whole runs of the methods with hooks or module edits: scored again, merged or refused, resumed after a kill."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from aurora_lora.errors import FormError, UserError
+from aurora_lora.training import load_recipe, load_run, train, yaml_text
+from aurora_lora.training.trained import evaluate, merge, predict
+
+Aurora = Callable[..., list[dict[str, Any]]]
+WriteRecipe = Callable[..., Path]
+TARGETS = {"target_modules": ["query", "value"]}
+METHODS: list[dict[str, Any]] = [
+    {"name": "adalora", "init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 4, **TARGETS},
+    {"name": "dylora", "r": 4, "eval_rank": 2, **TARGETS},
+    {"name": "lora-drop", "r": 4, "threshold": 0.6, "sample_share": 0.5, **TARGETS},
+    {"name": "milora", "r": 4, **TARGETS},
+    {"name": "pissa", "r": 4, **TARGETS},
+    {"name": "bitfit"},
+    {"name": "loda", "r": 4, **TARGETS},
+    {"name": "adapter-h", "r": 4},
+]
+IDS = [method["name"] for method in METHODS]
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Everything that was trained, as bytes."""
+    return {
+        f"{path.name}:{name}": value.numpy().tobytes()
+        for path in sorted((folder / "adapter").glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_run(write_recipe: WriteRecipe, tmp_path: Path, method: dict[str, Any]) -> None:
+    run = train(load_recipe(write_recipe(method=method)), tmp_path / "run")
+    again = load_run(run.folder)
+    assert run.result["method"] == method["name"]
+    assert run.result["params"]["adapter"] > 0
+    assert evaluate(again, ["merged"]) == run.result["metric"]["by_form"]
+    card = (run.folder / "adapter" / "README.md").read_text()
+    if method["name"] in ("loda", "adapter-h"):
+        with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
+            merge(again, None, tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+        assert "They cannot be merged: " in card
+        return
+    merged = merge(again, None, tmp_path / "merged")
+    answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
+    for one, other in zip(*answers, strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+    # plain PEFT can load what is PEFT's, and only that
+    assert ("it needs no package beside PEFT" in card) == (method["name"] in ("adalora", "pissa"))
+
+
+def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle: the weights are those of an uninterrupted run, to the last bit."""
+    training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}
+    orders: dict[str, dict[str, Any]] = {}
+    for method in METHODS[:4]:
+        method = {**method, "tfinal": 2} if method["name"] == "adalora" else method
+        path = tmp_path / f"{method['name']}.yaml"
+        path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
+        orders[method["name"]] = {"args": ["train", str(path), "-o"]}
+
+    def run(kind: str, kill_at: dict[str, int]) -> dict[str, dict[str, Any]]:
+        folders = {name: tmp_path / f"{name}-{kind}" for name in orders}
+        given = [{"args": [*orders[name]["args"], str(f)], "folder": str(f)} for name, f in folders.items()]
+        for name, order in zip(orders, given, strict=True):
+            order |= {"kill_at": kill_at[name]} if kill_at else {}
+        return dict(zip(orders, aurora(*given), strict=True))
+
+    whole = run("whole", {})
+    assert all(answer["status"] == 0 for answer in whole.values()), whole
+    killed = run("broken", {name: int(0.6 * answer["events"]) for name, answer in whole.items()})
+    assert all(answer["status"] == -9 for answer in killed.values())
+    assert all(list((tmp_path / f"{name}-broken" / "checkpoints").glob("checkpoint-*")) for name in orders)
+    done = run("broken", {})
+    assert all(answer["status"] == 0 for answer in done.values()), done
+    for name in orders:
+        one, other = (tmp_path / f"{name}-{kind}" for kind in ("whole", "broken"))
+        assert weights(one) == weights(other), name
+        scores = [json.loads((folder / "result.json").read_text())["metric"] for folder in (one, other)]
+        assert scores[0] == scores[1]
+
+
+def test_lora_drop_counts_what_is_left(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = train(load_recipe(write_recipe(method=METHODS[2])), tmp_path / "run")
+    # r (d_in + d_out) for each of 4 layers at most, of which some have no own adapter
+    assert run.result["params"]["adapter"] in [4 * 32 * n for n in (1, 2, 3, 4)]
+    saved = load_file(run.folder / "adapter" / "trained.safetensors")
+    assert run.result["params"]["adapter"] == sum(v.numel() for name, v in saved.items() if name[-2:] in (".A", ".B"))
+
+
+def test_adalora_in_too_few_steps(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(method={"name": "adalora", "tinit": 20, "tfinal": 4, **TARGETS}))
+    with pytest.raises(UserError, match=r"method\.tinit=20 and method\.tfinal=4 leave no step of the 24"):
+        train(recipe, tmp_path / "run")
