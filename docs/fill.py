@@ -19,6 +19,8 @@ from aurora_lora.report.tables import (
     tasks_table,
     versions_table,
 )
+from aurora_lora.report.theory import theory_tables
+from aurora_lora.report.theory_figures import theory_figures
 from aurora_lora.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,11 @@ def main() -> None:
         )
     for distances in read(RESULTS / "qlora", "smollm2.json"):
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
+    for record in read(RESULTS / "theory", "theory.json"):
+        for name, rows in theory_tables(record).items():
+            insert(ROOT / "docs" / "theory.md", name, f"{rows.title}:\n\n{rows.markdown()}")
+        for name, figure in theory_figures(record).items():
+            save(figure, FIGURES / name)
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
     for name, text in parts(RESULTS / "bench", FIGURES).items():

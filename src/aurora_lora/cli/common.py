@@ -28,7 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WIDTH = 80
-RESUMABLE = ("train", "reproduce", "sweep", "bench", "theory")
+RESUMABLE = ("train", "reproduce", "sweep", "bench")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
 

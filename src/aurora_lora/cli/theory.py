@@ -1,0 +1,48 @@
+"""`aurora theory`: the paper's propositions and its Appendix C, checked by computation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Json, print_json, progress_bars, stderr, stdout
+
+
+def theory(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where theory.json and the figures go.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Check the paper's two propositions and its Appendix C by computation; about a minute.
+
+    With --output, writes theory.json, and the figures as PNG and SVG.
+    """
+    from aurora_lora.files import check_writable, write_json
+    from aurora_lora.report.figures import save
+    from aurora_lora.report.theory import theory_tables
+    from aurora_lora.report.theory_figures import theory_figures
+    from aurora_lora.theory import run, total_steps
+    from aurora_lora.training.progress import rounds_bar
+
+    if output is not None:
+        check_writable(output)
+    progress_bars()
+    with rounds_bar(stderr()) as bar:
+        record = run(seed, bar("searching", total_steps()))
+    written: list[Path] = []
+    if output is not None:
+        write_json(output / "theory.json", record)
+        written = [output / "theory.json"]
+        for name, figure in theory_figures(record).items():
+            written += save(figure, output / name)
+    if as_json:
+        print_json({**record, "written": [str(path) for path in written]})
+        return
+    for rows in theory_tables(record).values():
+        stdout().print(rows.rich(), markup=False)
+    if written:
+        stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
