@@ -225,4 +225,296 @@ def _note(short: str) -> list[str]:
     return [NOTES[short]] if short in NOTES else []
 
 
-SUITES = (table1,)
+# ---------------------------------------------------------------- Tables 2 and 7, Figure 5
+
+LLAMA = "meta-llama/Meta-Llama-3-8B"
+FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+COMMONSENSE = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-e", "arc-c", "obqa")
+COMMONSENSE_LABELS = ("BoolQ", "PIQA", "SIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA")
+# the paper's Table 12; texts are cut at 256 tokens and the loss is on all of them, as in LLM-Adapters
+TABLE_12 = {"epochs": 3, "batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 100, "precision": "bf16"}
+TABLE_12_WORDS = "The paper's settings (Table 12)"
+PARAMETERS_KNOWN = (
+    "The source's schedule is not known here: it is that of the paper's Table 12; rank and targets give the parameters "
+    "that the paper prints."
+)
+TABLE_2_METHODS: dict[str, tuple[str, Recipe]] = {
+    "lora": ("LoRA", {"name": "lora", "r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "target_modules": FIVE}),
+    "pissa": ("PiSSA", {"name": "pissa", "r": 32, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": SEVEN}),
+    "milora": ("MiLoRA", {"name": "milora", "r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "target_modules": FIVE}),
+    "aurora-paper": ("AuroRA", {"name": "aurora-paper", "dropout": 0.05, "target_modules": FIVE}),
+}
+TABLE_2_SCORES = """
+    lora          70.8 85.2 79.9 91.7 84.3 84.2 71.2 79.0  80.8  56.6M
+    pissa         67.1 81.1 77.2 83.6 78.9 77.7 63.2 74.6  75.4  83.8M
+    milora        68.8 86.7 77.2 92.9 85.6 86.8 75.5 81.8  81.9  56.6M
+    aurora-paper  72.5 87.4 79.0 94.2 83.0 89.3 78.8 84.8  83.6  3.5M
+"""
+# the paper's hours stand before the scores
+TABLE_7_SCORES = """
+    lora            15.05  70.8 85.2 79.9 91.7 84.3 84.2 71.2 79.0  80.8  56.6M
+    aurora-paper-s  15.18  71.4 86.9 78.1 93.5 81.7 88.5 78.1 83.9  82.8  3.5M
+    aurora-paper-d  15.60  72.6 87.5 79.2 94.3 83.0 89.5 78.9 85.0  83.8  3.5M
+    aurora-paper    15.28  72.5 87.4 79.0 94.2 83.0 89.3 78.8 84.8  83.6  3.5M
+"""
+FIGURE_5_RANKS = (2, 4, 8, 16)
+FIGURE_5 = ("hellaswag", "winogrande", "arc-e", "arc-c")
+
+
+def commonsense_columns(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A column for each test set, by the generated answer."""
+    labels = dict(zip(COMMONSENSE, COMMONSENSE_LABELS, strict=True))
+    return [{"name": name, "label": labels[name], "metric": "accuracy_generated", "test": name} for name in names]
+
+
+def commonsense_recipe(method: Recipe, test_sets: tuple[str, ...] = COMMONSENSE) -> Recipe:
+    """Fine-tuning LLaMA3-8B on Commonsense170K."""
+    task = {"name": "commonsense", "scorer": "generated", "max_length": 256, "test_sets": list(test_sets)}
+    return {"model": LLAMA, "task": task, "method": copy.deepcopy(method), "training": dict(TABLE_12)}
+
+
+def table2() -> Made:
+    """Commonsense reasoning with LLaMA3-8B."""
+    recipes, rows = {}, []
+    for short, (*numbers, average), params in printed(TABLE_2_SCORES):
+        row, method = TABLE_2_METHODS[short]
+        ours = short == "aurora-paper"
+        source = f"{TABLE_12_WORDS}." if ours else PARAMETERS_KNOWN
+        recipes[short] = (commonsense_recipe(method), [f"Table 2: {row}, LLaMA3-8B, all eight test sets.", source])
+        rows.append(
+            {
+                "name": row,
+                "recipe": short,
+                "form": "static" if ours else "merged",
+                "params": params,
+                "quoted": not ours,
+                "scores": dict(zip(COMMONSENSE, numbers, strict=True)),
+                "average": average,
+            }
+        )
+    recipes["aurora"] = (
+        commonsense_recipe({"name": "aurora", "dropout": 0.05, "target_modules": FIVE}),
+        ["Beside Table 2: AuroRA, LLaMA3-8B, all eight test sets.", OURS],
+    )
+    suite = {
+        "title": "Table 2: commonsense reasoning with LLaMA3-8B",
+        "seeds": [0],
+        "statistic": "mean",
+        "gpu": "L20",
+        "average": "Avg.",
+        "columns": commonsense_columns(COMMONSENSE),
+        "groups": [{"name": "LLaMA3-8B", "rows": [*rows, *_our_rows("aurora-paper", "aurora")]}],
+    }
+    return Made("table2", "hub", suite, recipes)
+
+
+def table7() -> Made:
+    """The three settings of AuroRA, and their time. Two of them are two forms of one training run."""
+    recipes, rows = {}, []
+    forms = {"aurora-paper": "static", "aurora-paper-d": "dynamic", "aurora-paper-s": "static"}
+    names = {"lora": "LoRA", "aurora-paper": "AuroRA", "aurora-paper-d": "AuroRA-D", "aurora-paper-s": "AuroRA-S"}
+    for short, (hours, *numbers, average), params in printed(TABLE_7_SCORES):
+        rows.append(
+            {
+                "name": names[short],
+                "recipe": short if short == "aurora-paper-s" else f"table2/{short.removesuffix('-d')}",
+                "form": forms.get(short, "merged"),
+                "params": params,
+                "quoted": short == "lora",
+                "scores": {"hours": hours, **dict(zip(COMMONSENSE, numbers, strict=True))},
+                "average": average,
+            }
+        )
+    recipes["aurora-paper-s"] = (
+        commonsense_recipe({"name": "aurora-paper-s", "dropout": 0.05, "target_modules": FIVE}),
+        ["Table 7: AuroRA-S, LLaMA3-8B, all eight test sets.", f"{TABLE_12_WORDS}, static throughout."],
+    )
+    suite = {
+        "title": "Table 7: settings of AuroRA with LLaMA3-8B",
+        "seeds": [0],
+        "statistic": "mean",
+        "gpu": "L20",
+        "average": "Avg.",
+        "note": "The paper's hours are of training and inference; ours are of training.",
+        "columns": [
+            {"name": "hours", "label": "hours", "metric": "hours", "scale": 1},
+            *commonsense_columns(COMMONSENSE),
+        ],
+        "groups": [{"name": "LLaMA3-8B", "rows": rows}],
+    }
+    return Made("table7", "hub", suite, recipes)
+
+
+def figure5() -> Made:
+    """Score against rank. The paper prints no numbers."""
+    recipes, rows = {}, []
+    methods = {
+        "lora": ("LoRA", lambda r: {"name": "lora", "r": r, "lora_alpha": 2 * r, "lora_dropout": 0.05}),
+        "moslora": ("MoSLoRA", lambda r: {"name": "moslora", "r": r, "alpha": 2 * r, "dropout": 0.05}),
+        "aurora-paper": ("AuroRA", lambda r: {"name": "aurora-paper", "r": r, "alpha": 2 * r, "dropout": 0.05}),
+    }
+    for short, (title, method) in methods.items():
+        for r in FIGURE_5_RANKS:
+            name = f"{short}-r{r}"
+            words = [f"Figure 5: {title} of rank {r}, LLaMA3-8B, four test sets.", f"{TABLE_12_WORDS}, alpha / r = 2."]
+            recipes[name] = (commonsense_recipe({**method(r), "target_modules": FIVE}, FIGURE_5), words)
+            rows.append(
+                {"name": f"{title} r={r}", "recipe": name, "form": "static" if short == "aurora-paper" else "merged"}
+            )
+    rows += [
+        {"name": f"AuroRA, calibrated r={r}", "recipe": f"aurora-paper-r{r}", "form": "calibrated"}
+        for r in FIGURE_5_RANKS
+    ]
+    suite = {
+        "title": "Figure 5: commonsense reasoning against rank, LLaMA3-8B",
+        "seeds": [0],
+        "statistic": "mean",
+        "gpu": "L20",
+        "average": "Avg.",
+        "columns": commonsense_columns(FIGURE_5),
+        "groups": [{"name": "LLaMA3-8B", "rows": rows}],
+    }
+    return Made("figure5", "hub", suite, recipes)
+
+
+# ---------------------------------------------------------------- the same on small models and data
+
+SMALL_TEXT = {
+    "movie-sentiment": {"name": "movie-sentiment", "train_size": 1500, "max_length": 48},
+    "movie-rating": {"name": "movie-rating", "train_size": 1500, "max_length": 48},
+}
+SMALL_TEXT_TRAINING = {"epochs": 3, "batch_size": 32, "eval_batch_size": 128, "max_grad_norm": 0.0}
+SMALL_NOTE = "The method and the code of the paper's cell, on other models and data: the numbers are not comparable."
+SMALL_CHOICES = ("siqa", "wikihow-goal", "strategyqa", "winowhy")
+SMALL_CHOICES_TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 10}
+
+
+def table1_packaged() -> Made:
+    """Table 1's rows with MiniLM-L6 on rated film-review sentences."""
+    rates = {"full": 5e-5, "fourierft": 5e-2, "bitfit": 5e-3}
+    recipes, rows = {}, []
+    for short, (title, method, _, _) in TABLE_1_METHODS.items():
+        method = copy.deepcopy(method)
+        if short not in ("full", "bitfit", "adapter-d", "adapter-h", "adapter-p"):
+            method.update(copy.deepcopy(TARGETS))
+        if short.startswith("adapter"):
+            method["r"] = 16
+        for task in SMALL_TEXT:
+            training = {**SMALL_TEXT_TRAINING, "learning_rate": rates.get(short, 5e-3)}
+            recipe = {"model": "minilm-l6", "task": SMALL_TEXT[task], "method": method, "training": training}
+            recipes[f"{short}-{task}"] = (copy.deepcopy(recipe), [f"Table 1, packaged: {title} on {task}.", SMALL_NOTE])
+        form = "static" if short == "aurora-paper" else "unmerged" if short.startswith("adapter") else "merged"
+        rows.append({"name": title, "recipe": f"{short}-{{column}}", "form": form})
+    for task in SMALL_TEXT:
+        recipe = {
+            "model": "minilm-l6",
+            "task": SMALL_TEXT[task],
+            "method": {"name": "aurora", **TARGETS},
+            "training": {**SMALL_TEXT_TRAINING, "learning_rate": 5e-3},
+        }
+        recipes[f"aurora-{task}"] = (copy.deepcopy(recipe), [f"Beside Table 1, packaged: AuroRA on {task}.", OURS])
+    suite = {
+        "title": "Table 1, packaged: film-review sentences with MiniLM-L6",
+        "seeds": [0, 1, 2, 3, 4],
+        "statistic": "median",
+        "average": "Avg.",
+        "note": SMALL_NOTE,
+        "columns": [
+            {"name": "movie-sentiment", "label": "sentiment", "metric": "accuracy"},
+            {"name": "movie-rating", "label": "rating", "metric": "pearson"},
+        ],
+        "groups": [{"name": "MiniLM-L6", "rows": [*rows, *_our_rows("aurora-paper-{column}", "aurora-{column}")]}],
+    }
+    return Made("table1", "packaged", suite, recipes)
+
+
+def small_choices(method: Recipe, task: str) -> Recipe:
+    """SmolLM2-135M on a packaged multiple-choice task."""
+    section = {"name": task, "train_size": 600, "validation_size": 150, "test_size": 300, "max_length": 128}
+    training = dict(SMALL_CHOICES_TRAINING)
+    return {"model": "smollm2-135m", "task": section, "method": copy.deepcopy(method), "training": training}
+
+
+def _small_rows(methods: dict[str, tuple[str, Recipe]], what: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    recipes, rows = {}, []
+    for short, (title, method) in methods.items():
+        for task in SMALL_CHOICES:
+            words = [f"{what}, packaged: {title} on {task}, SmolLM2-135M.", SMALL_NOTE]
+            recipes[f"{short}-{task}"] = (small_choices(method, task), words)
+        form = "static" if short.startswith("aurora-paper") else "merged"
+        rows.append({"name": title, "recipe": f"{short}-{{column}}", "form": form})
+    return recipes, rows
+
+
+def _small_suite(name: str, title: str, recipes: dict[str, Any], rows: list[dict[str, Any]]) -> Made:
+    suite = {
+        "title": title,
+        "seeds": [0, 1, 2],
+        "statistic": "mean",
+        "average": "Avg.",
+        "note": SMALL_NOTE,
+        "columns": [{"name": task, "label": task, "metric": "accuracy"} for task in SMALL_CHOICES],
+        "groups": [{"name": "SmolLM2-135M", "rows": rows}],
+    }
+    return Made(name, "packaged", suite, recipes)
+
+
+def table2_packaged() -> Made:
+    """Table 2's rows with SmolLM2-135M."""
+    methods = copy.deepcopy(TABLE_2_METHODS)
+    for _, method in methods.values():
+        if "r" in method:
+            method.update(r=8, lora_alpha=8 if method["name"] == "pissa" else 16)
+    recipes, rows = _small_rows(methods, "Table 2")
+    for task in SMALL_CHOICES:
+        ours = {"name": "aurora", "dropout": 0.05, "target_modules": FIVE}
+        words = [f"Beside Table 2, packaged: AuroRA on {task}, SmolLM2-135M.", OURS]
+        recipes[f"aurora-{task}"] = (small_choices(ours, task), words)
+    rows += _our_rows("aurora-paper-{column}", "aurora-{column}")
+    return _small_suite("table2", "Table 2, packaged: multiple choice with SmolLM2-135M", recipes, rows)
+
+
+def table7_packaged() -> Made:
+    """Table 7's settings with SmolLM2-135M."""
+    recipes = {}
+    for task in SMALL_CHOICES:
+        method = {"name": "aurora-paper-s", "dropout": 0.05, "target_modules": FIVE}
+        words = [f"Table 7, packaged: AuroRA-S on {task}, SmolLM2-135M.", SMALL_NOTE]
+        recipes[f"aurora-paper-s-{task}"] = (small_choices(method, task), words)
+    rows = [
+        {"name": "LoRA", "recipe": "table2/lora-{column}"},
+        {"name": "AuroRA-S", "recipe": "aurora-paper-s-{column}", "form": "static"},
+        {"name": "AuroRA-D", "recipe": "table2/aurora-paper-{column}", "form": "dynamic"},
+        {"name": "AuroRA", "recipe": "table2/aurora-paper-{column}", "form": "static"},
+        {"name": "AuroRA, calibrated", "recipe": "table2/aurora-paper-{column}", "form": "calibrated"},
+    ]
+    return _small_suite("table7", "Table 7, packaged: settings of AuroRA with SmolLM2-135M", recipes, rows)
+
+
+def figure5_packaged() -> Made:
+    """Score against rank with SmolLM2-135M."""
+    methods: dict[str, tuple[str, Recipe]] = {}
+    for r in FIGURE_5_RANKS:
+        common = {"r": r, "target_modules": FIVE}
+        methods[f"lora-r{r}"] = (f"LoRA r={r}", {"name": "lora", "lora_alpha": 2 * r, **common})
+        methods[f"moslora-r{r}"] = (f"MoSLoRA r={r}", {"name": "moslora", "alpha": 2 * r, **common})
+        methods[f"aurora-paper-r{r}"] = (f"AuroRA r={r}", {"name": "aurora-paper", "alpha": 2 * r, **common})
+    recipes, rows = _small_rows(methods, "Figure 5")
+    rows += [
+        {"name": f"AuroRA, calibrated r={r}", "recipe": f"aurora-paper-r{r}-{{column}}", "form": "calibrated"}
+        for r in FIGURE_5_RANKS
+    ]
+    return _small_suite("figure5", "Figure 5, packaged: multiple choice against rank", recipes, rows)
+
+
+SUITES = (
+    table1,
+    table2,
+    table7,
+    figure5,
+    table1_packaged,
+    table2_packaged,
+    table7_packaged,
+    figure5_packaged,
+)
