@@ -59,6 +59,11 @@ class Facts:
         return self.task.task_type == "CAUSAL_LM"
 
     @property
+    def labels(self) -> list[str]:
+        """The class names."""
+        return list(self.result.get("labels", self.task.labels))
+
+    @property
     def tags(self) -> list[str]:
         """Of an adapter, as PEFT has them, and what made it."""
         return [f"base_model:adapter:{self.base}", "aurora-lora"]
@@ -179,7 +184,7 @@ def _weights(facts: Facts) -> str:
 The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
     pip install 'aurora-lora[train]'{"" if refusal else merge}
-    aurora predict RUN TEXT...
+    aurora predict RUN {"IMAGE..." if facts.task.is_of_images else "TEXT..."}
 {cannot}"""
 
 
@@ -191,9 +196,12 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base = [], repr(facts.base)
-    auto = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSequenceClassification"
-    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": len(facts.task.labels) or 1}
-    arguments["pad_token_id"] = facts.pad_token_id
+    auto = f"AutoModelFor{_AUTO[facts.task.task_type]}"
+    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": facts.task.num_labels}
+    if facts.task.is_of_images:
+        arguments["ignore_mismatched_sizes"] = True  # of the head, which the adapter brings
+    else:
+        arguments["pad_token_id"] = facts.pad_token_id
     if packaged and (source := MODELS.get(facts.recipe.model)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
         base = f"resolve_model({source.name!r}).path"
@@ -209,8 +217,8 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         f"model = {auto}.from_pretrained(base{given})",
         'model = PeftModel.from_pretrained(model, ".")  # this folder',
     ]
-    if facts.task.labels:
-        lines.append(f"labels = {facts.task.labels!r}")
+    if facts.labels:
+        lines.append(f"labels = {tuple(facts.labels)!r}")
     return "\n".join(lines)
 
 
@@ -218,7 +226,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 
 
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
-    data.pipeline_tag = "text-generation" if facts.is_causal else "text-classification"
+    data.pipeline_tag = _PIPELINES[facts.task.task_type]
     recipe = facts.recipe
     title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)
@@ -254,6 +262,8 @@ Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} 
 """
 
 
+_AUTO = {"CAUSAL_LM": "CausalLM", "SEQ_CLS": "SequenceClassification", "IMAGE_CLS": "ImageClassification"}
+_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "IMAGE_CLS": "image-classification"}
 _NAMES = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch", "python": "Python"}
 
 
