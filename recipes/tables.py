@@ -404,7 +404,7 @@ def table1_packaged() -> Made:
             training = {**SMALL_TEXT_TRAINING, "learning_rate": rates.get(short, 5e-3)}
             recipe = {"model": "minilm-l6", "task": SMALL_TEXT[task], "method": method, "training": training}
             recipes[f"{short}-{task}"] = (copy.deepcopy(recipe), [f"Table 1, packaged: {title} on {task}.", SMALL_NOTE])
-        form = "static" if short == "aurora-paper" else "unmerged" if short.startswith("adapter") else "merged"
+        form = "static" if short == "aurora-paper" else "merged"
         rows.append({"name": title, "recipe": f"{short}-{{column}}", "form": form})
     for task in SMALL_TEXT:
         recipe = {

@@ -75,7 +75,7 @@ def reproduce(
     from aurora_lora.experiments.progress import Overall
     from aurora_lora.experiments.reproduce import run
     from aurora_lora.files import write_json, write_text
-    from aurora_lora.report.paper import compare, markdown, tables
+    from aurora_lora.report.paper import compare, markdown, notes, tables
 
     engine = make_engine(launcher, jobs, _pairs(settings))
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), sum(job.work for job in todo.jobs.values())) as bar:
@@ -83,7 +83,7 @@ def reproduce(
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     records = [one.to_dict() for one in compared]
     write_json(todo.folder / "table.json", {"suite": suite, "scale": scale, "seeds": todo.seeds, "cells": records})
-    write_text(todo.folder / "table.md", f"# {todo.suite.title}\n\n{markdown(todo.suite, compared)}\n")
+    write_text(todo.folder / "table.md", markdown(todo.suite, compared))
     failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
     if as_json:
         print_json({"cells": records, "failed": failed})
@@ -91,8 +91,8 @@ def reproduce(
         stdout().print(todo.suite.title, highlight=False)
         for table in tables(todo.suite, compared):
             stdout().print(table)
-        if any(one.quoted for one in compared):
-            print("* The paper takes these numbers from earlier work.")
+        for line in notes(todo.suite, compared):
+            print(line)
         print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
     _stop_if_failed(failed)
 

@@ -70,7 +70,6 @@ class Row(Section):
     """The paper's, by column; none for a row that is ours."""
     average: float | None = None
     """The paper's average over the columns."""
-    note: str | None = None
 
 
 class Group(Section):
@@ -93,6 +92,7 @@ class Suite(Section):
     gpu: str | None = None
     """What the paper ran it on."""
     note: str | None = None
+    """Printed below the table."""
 
     @model_validator(mode="after")
     def _known_columns(self) -> Suite:

@@ -149,10 +149,10 @@ def tables(suite: Suite, compared: Sequence[Compared]) -> Iterator[Table]:
 
 
 def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
-    """The same as Markdown, with the parameters."""
-    lines = []
+    """The same as a Markdown page, with the parameters."""
+    lines = [f"# {suite.title}", ""]
     for group in dict.fromkeys(one.group for one in compared):
-        lines += [f"### {group}", ""]
+        lines += [f"## {group}", ""]
         lines += [
             f"| method | params, paper | params, ours | data | paper | ours, {suite.statistic} | difference "
             "| std. dev. | seeds |",
@@ -163,9 +163,16 @@ def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
             params = "" if one.params is None else f"{one.params:,}"
             lines.append(f"| {' | '.join([name, one.paper_params or '', params, data, *numbers])} |")
         lines.append("")
-    if any(one.quoted for one in compared):
-        lines.append("\\* The paper takes these numbers from earlier work.")
-    return "\n".join(lines).strip()
+    for note in notes(suite, compared):
+        lines += [note.replace("*", "\\*"), ""]
+    return "\n".join(lines).strip() + "\n"
+
+
+def notes(suite: Suite, compared: Sequence[Compared]) -> list[str]:
+    """What a reader of the table must know."""
+    star = "* The paper takes these numbers from earlier work."
+    found = [star] if any(one.quoted and one.paper is not None for one in compared) else []
+    return found if suite.note is None else [*found, suite.note]
 
 
 def _cells(one: Compared, is_new: bool) -> list[str]:

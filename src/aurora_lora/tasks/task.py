@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import choice_metrics, classification_metrics, regression_metrics
+from aurora_lora.tasks.metrics import captured_metrics, choice_metrics, classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-Kind = Literal["classification", "regression", "multiple-choice"]
+Kind = Literal["classification", "regression", "multiple-choice", "distillation"]
+TASK_TYPES: dict[Kind, Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"]] = {
+    "classification": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "multiple-choice": "CAUSAL_LM",
+    "distillation": "FEATURE_EXTRACTION",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Task:
         name: the name on the command line and in `TASKS`.
         description: one line for `aurora list tasks`.
         kind: `"classification"` (integer labels), `"regression"` (float labels), or `"multiple-choice"`: a causal
-            language model is trained to answer a prompt, and judged by which choice it finds most likely.
+            language model is trained to answer a prompt, and judged by which choice it finds most likely. A task of the
+            first two becomes `"distillation"` when a recipe gives it a teacher.
         labels: the class names in label order; empty for the other kinds.
         metric: the key of `compute_metrics` that is reported and selected by; higher is better.
         text_columns: the columns that go to the tokenizer, one sentence or a pair. A multiple-choice task has
@@ -99,9 +106,13 @@ class Task:
     never_after: tuple[str, ...] = ()
 
     @property
-    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM"]:
+    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"]:
         """PEFT's name for the kind of model that it takes."""
-        return "CAUSAL_LM" if self.kind == "multiple-choice" else "SEQ_CLS"
+        return TASK_TYPES[self.kind]
+
+    def distilled(self) -> Task:
+        """The same texts, with a teacher's hidden states to learn in place of the labels."""
+        return replace(self, kind="distillation", labels=(), metric="captured", also=())
 
     @property
     def reported_split(self) -> Literal["test", "validation"]:
@@ -115,6 +126,7 @@ class Task:
             "classification": ("accuracy", "nll"),
             "regression": ("pearson", "mse"),
             "multiple-choice": ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered"),
+            "distillation": ("captured",),
         }
         return tuple(dict.fromkeys((self.metric, *self.also, *found[self.kind])))
 
@@ -122,10 +134,12 @@ class Task:
         """The metrics of this task's kind.
 
         Args:
-            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression; or
-                (examples, choices, 2 or 3), see `choice_metrics`.
+            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression;
+                (examples, choices, 2 or 3), see `choice_metrics`; or (examples, 2), see `captured_metrics`.
             labels: (examples,).
         """
+        if self.kind == "distillation":
+            return captured_metrics(predictions)
         if self.kind == "multiple-choice":
             return choice_metrics(predictions, labels)
         compute = classification_metrics if self.kind == "classification" else regression_metrics

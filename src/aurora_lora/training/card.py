@@ -24,6 +24,16 @@ CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
 
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "CAUSAL_LM": "text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
 _FORMS = {
     "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
     "static": "the static form, `B sigma(A) x`",
@@ -52,11 +62,6 @@ class Facts:
         """What the hub, or another machine, knows the base model by."""
         name = self.recipe.model
         return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether the model is a causal language model."""
-        return self.task.task_type == "CAUSAL_LM"
 
     @property
     def tags(self) -> list[str]:
@@ -191,8 +196,9 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base = [], repr(facts.base)
-    auto = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSequenceClassification"
-    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": len(facts.task.labels) or 1}
+    auto = _AUTO[facts.task.task_type]
+    has_head = facts.task.task_type == "SEQ_CLS"
+    arguments: dict[str, object] = {"num_labels": len(facts.task.labels) or 1} if has_head else {}
     arguments["pad_token_id"] = facts.pad_token_id
     if packaged and (source := MODELS.get(facts.recipe.model)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
@@ -218,7 +224,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 
 
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
-    data.pipeline_tag = "text-generation" if facts.is_causal else "text-classification"
+    data.pipeline_tag = _PIPELINES[facts.task.task_type]
     recipe = facts.recipe
     title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)

@@ -8,9 +8,10 @@ from pathlib import Path
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
 from ..methods.aurora import AuroraMethod
+from .finished import TrainedRun
 from .models import load_base_model, load_tokenizer
-from .run import ADAPTER, make_model, make_trainer
-from .trained import TrainedRun
+from .run import make_model, make_trainer
+from .storage import ADAPTER
 
 
 def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -37,7 +38,9 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The pretrained model in float32, with a new head for the task; for multiple choice the language model as it is.
+    """The pretrained model in float32, with a new head for the task.
+
+    For multiple choice the language model as it is; for distillation the body without a head.
 
     Raises:
         UserError: it cannot be loaded.
@@ -50,6 +53,8 @@ def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) 
             config.pad_token_id = tokenizer.pad_token_id
         if task.kind == "multiple-choice":
             return _pretrained(AutoModelForCausalLM, source, config)
+        if task.kind == "distillation":
+            return _pretrained(AutoModel, source, config)
         config.num_labels = len(labels)
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}

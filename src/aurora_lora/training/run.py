@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from aurora_lora import calibrate
 
@@ -21,19 +21,20 @@ from ..deploy import export_lora
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
-from ..tasks import get_task
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
+from .distillation import DistillationTrainer, teach
 from .distributed import on_main, state
+from .finished import load_run
 from .history import check_history
 from .models import load_base_model, load_tokenizer
 from .recipe import Recipe, validate
 from .results import RESULT, Result, Scores, build_result, epochs_from_log, read_result, write_result
+from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE
 from .trainer import RecipeTrainer, training_arguments
 
-RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 CALIBRATED = "calibrated"
 
 
@@ -162,6 +163,9 @@ def make_trainer(
         torch.set_num_threads(recipe.training.threads)
     tokenizer = load_tokenizer(recipe.model)
     data = load_data(recipe, tokenizer)
+    if recipe.task.teacher is not None:
+        body = load_base_model(recipe.model, data.task, tokenizer)
+        data = teach(data, body, _teacher(recipe, tokenizer), recipe.training.eval_batch_size)
     args = training_arguments(recipe, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     model = make_model(recipe, load_base_model(recipe.model, data.task, tokenizer), adapter)
@@ -171,7 +175,9 @@ def make_trainer(
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
     kind: Any = RecipeTrainer
-    if data.questions is not None:
+    if recipe.task.teacher is not None:
+        kind = DistillationTrainer
+    elif data.questions is not None:
         kind = functools.partial(ChoiceTrainer, questions=data.questions, tokenizer=tokenizer)
     trainer: RecipeTrainer = kind(
         recipe,
@@ -196,13 +202,29 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     if adapter is None:
         try:
-            return method.apply(base, options, get_task(recipe.task.name).task_type)
+            return method.apply(base, options, recipe.task.definition.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
     try:
         return method.load(base, adapter, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+    """The model whose hidden states the recipe learns, in the form that it deploys.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or it is one of another model.
+    """
+    assert recipe.task.teacher is not None
+    try:
+        run = load_run(recipe.task.teacher)
+    except UserError as error:
+        raise UserError(f"task.teacher: {error}") from error
+    if run.recipe.model != recipe.model:
+        raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
+    return make_model(run.recipe, load_base_model(recipe.model, run.task, tokenizer), run.folder / ADAPTER)
 
 
 def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:

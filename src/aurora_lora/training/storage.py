@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import RunLockedError
 from ..files import plain_write_errors
 
+RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
