@@ -1,10 +1,12 @@
 """A recipe: everything that decides a training run, in one YAML file, validated once.
 
-name: demo
-model: minilm-l6                 # a packaged model, a hub id or a local folder
-task: {name: movie-sentiment, train_size: 3000}
-method: {name: aurora, r: 2, target_modules: [query, value]}
-training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+    name: demo
+    model: minilm-l6                 # a packaged model, a hub id or a local folder
+    task: {name: movie-sentiment, train_size: 3000}
+    method: {name: aurora, r: 2, target_modules: [query, value]}
+    training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+
+What is left out has a default.
 """
 
 from __future__ import annotations
