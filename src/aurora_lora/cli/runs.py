@@ -72,8 +72,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a finished run again."""
+    from aurora_lora.training.finished import load_run
     from aurora_lora.training.trained import evaluate as score
-    from aurora_lora.training.trained import load_run
 
     run = load_run(folder)
     bar = progress_bars()("scoring")
@@ -103,7 +103,7 @@ def merge(
 
     OUT must be new or empty, or hold this very merge, which is then left as it is.
     """
-    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.finished import load_run
     from aurora_lora.training.trained import merge as merge_run
 
     run = load_run(folder)
@@ -133,7 +133,7 @@ def gap(
     from aurora_lora.files import check_writable, write_json
     from aurora_lora.report.figures import gap_figure, save
     from aurora_lora.training.deployed import gap as measure
-    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.finished import load_run
 
     run = load_run(folder)
     target = output or folder
@@ -165,7 +165,7 @@ def export(
 ) -> None:
     """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package."""
     from aurora_lora.training.deployed import export as export_run
-    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.finished import load_run
 
     run = load_run(folder)
     progress_bars()

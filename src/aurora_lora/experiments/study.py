@@ -1,16 +1,18 @@
 """A study: settings to compare at the same tuning budget, in one YAML file.
 
-name: movie-sentiment
-base:                               # a recipe without its method
-  model: minilm-l6
-  task: {name: movie-sentiment, train_size: 3000}
-tuning:
-  budget: 4                         # runs for each setting
-  sampler: grid                     # grid, random or tpe (Optuna's)
-  space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
-seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
-settings:
-  - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+    name: movie-sentiment
+    base:                               # a recipe without its method
+      model: minilm-l6
+      task: {name: movie-sentiment, train_size: 3000}
+    tuning:
+      budget: 4                         # runs for each setting
+      sampler: grid                     # grid, random or tpe (Optuna's)
+      space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
+    seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
+    settings:
+      - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+
+What is left out has a default.
 """
 
 from __future__ import annotations

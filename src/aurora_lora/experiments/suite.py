@@ -2,14 +2,14 @@
 
 `recipes/<suite>/<scale>/suite.yaml`, with one recipe a cell beside it:
 
-title: "Table 1: GLUE with RoBERTa"
-seeds: [0, 11111, 22222, 33333, 44444]
-statistic: median
-columns: [{name: sst2, label: SST-2, metric: accuracy}, ...]
-groups:
-  - name: RoBERTa-Base
-    rows:
-      - {name: LoRA, recipe: "base-lora-{column}", form: merged, params: 0.3M, quoted: true, scores: {sst2: 95.1, ...}}
+    title: "Table 1: GLUE with RoBERTa"
+    seeds: [0, 11111, 22222, 33333, 44444]
+    statistic: median
+    columns: [{name: sst2, label: SST-2, metric: accuracy}, ...]
+    groups:
+      - name: RoBERTa-Base
+        rows:
+          - {name: LoRA, recipe: "base-lora-{column}", form: merged, params: 0.3M, quoted: true, scores: {sst2: 95.1}}
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "IMAGE_CLS"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
@@ -212,9 +212,11 @@ class PlainMethod(OneForm):
 def head_modules(model: nn.Module) -> list[str]:
     """The top-level modules with weights beside the pretrained body: the randomly initialised head.
 
-    The output layer of a language model is none: it is as pretrained as the body.
+    The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body.
     """
     body = getattr(model, "base_model_prefix", "")
+    if body and not hasattr(model, body):
+        return []
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
     pretrained = get_output_embeddings()
     return [

@@ -21,14 +21,20 @@ class Compared:
     """One number of the paper beside ours.
 
     Args:
-        group, row, column: where it stands.
+        group: the group of rows in which it stands.
+        row: its row.
+        column: its column.
+        recipe: the name of its recipe.
+        form: the form that is compared.
         paper: the paper's number, if it has one.
         quoted: the paper took it from earlier work.
         scores: ours, seed by seed.
         ours: their median or mean, as the suite says; None without a score.
-        mean, median: both, whichever the suite asks for.
+        mean: the mean, whichever the suite asks for.
+        median: the median, likewise.
         spread: their standard deviation; None below two scores.
-        params: trained parameters outside the head; `paper_params` is what the paper prints.
+        params: trained parameters outside the head.
+        paper_params: what the paper prints for them.
         missing: seeds that have no result, or one that is not a number.
     """
 

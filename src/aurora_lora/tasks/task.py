@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import choice_metrics, classification_metrics, regression_metrics
+from aurora_lora.tasks.metrics import captured_metrics, choice_metrics, classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-Kind = Literal["classification", "regression", "multiple-choice", "image-classification"]
+Kind = Literal["classification", "regression", "multiple-choice", "distillation", "image-classification"]
+TASK_TYPES: dict[Kind, Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]] = {
+    "classification": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "multiple-choice": "CAUSAL_LM",
+    "distillation": "FEATURE_EXTRACTION",
+    "image-classification": "IMAGE_CLS",
+}
 Augment = Literal["crop-flip", "shift-flip", "shift", "none"]
 """What is done to training images: a random part is taken, or the image is shifted by up to an eighth; half of them are
 mirrored."""
@@ -62,7 +69,8 @@ class Task:
         description: one line for `aurora list tasks`.
         kind: `"classification"` (integer labels), `"regression"` (float labels), `"multiple-choice"`: a causal
             language model is trained to answer a prompt, and judged by which choice it finds most likely; or
-            `"image-classification"` (integer labels).
+            `"image-classification"` (integer labels). A task of the first two becomes `"distillation"` when a recipe
+            gives it a teacher.
         labels: the class names in label order; empty for the other kinds, and where they come with the data.
         metric: the key of `compute_metrics` that is reported and selected by; higher is better.
         text_columns: the columns that go to the tokenizer, one sentence or a pair. A multiple-choice task has
@@ -109,11 +117,13 @@ class Task:
     augment: Augment = "crop-flip"
 
     @property
-    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM", "IMAGE_CLS"]:
-        """The kind of model that it takes, as PEFT calls it (PEFT has no name for image classifiers)."""
-        if self.kind == "image-classification":
-            return "IMAGE_CLS"
-        return "CAUSAL_LM" if self.kind == "multiple-choice" else "SEQ_CLS"
+    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]:
+        """PEFT's name for the kind of model that it takes; image classifiers have none there."""
+        return TASK_TYPES[self.kind]
+
+    def distilled(self) -> Task:
+        """The same texts, with a teacher's hidden states to learn in place of the labels."""
+        return replace(self, kind="distillation", labels=(), metric="captured", also=())
 
     @property
     def num_labels(self) -> int:
@@ -138,6 +148,7 @@ class Task:
             "regression": ("pearson", "mse"),
             "multiple-choice": ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered"),
             "image-classification": ("accuracy", "nll"),
+            "distillation": ("captured",),
         }
         return tuple(dict.fromkeys((self.metric, *self.also, *found[self.kind])))
 
@@ -145,10 +156,12 @@ class Task:
         """The metrics of this task's kind.
 
         Args:
-            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression; or
-                (examples, choices, 2 or 3), see `choice_metrics`.
+            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression;
+                (examples, choices, 2 or 3), see `choice_metrics`; or (examples, 2), see `captured_metrics`.
             labels: (examples,).
         """
+        if self.kind == "distillation":
+            return captured_metrics(predictions)
         if self.kind == "multiple-choice":
             return choice_metrics(predictions, labels)
         compute = regression_metrics if self.kind == "regression" else classification_metrics

@@ -24,6 +24,18 @@ CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
 
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+    "IMAGE_CLS": "AutoModelForImageClassification",
+}
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "CAUSAL_LM": "text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+    "IMAGE_CLS": "image-classification",
+}
 _FORMS = {
     "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
     "static": "the static form, `B sigma(A) x`",
@@ -52,11 +64,6 @@ class Facts:
         """What the hub, or another machine, knows the base model by."""
         name = self.recipe.model
         return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether the model is a causal language model."""
-        return self.task.task_type == "CAUSAL_LM"
 
     @property
     def labels(self) -> list[str]:
@@ -196,8 +203,9 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base = [], repr(facts.base)
-    auto = f"AutoModelFor{_AUTO[facts.task.task_type]}"
-    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": facts.task.num_labels}
+    auto = _AUTO[facts.task.task_type]
+    has_head = facts.task.task_type in ("SEQ_CLS", "IMAGE_CLS")
+    arguments: dict[str, object] = {"num_labels": facts.task.num_labels} if has_head else {}
     if facts.task.is_of_images:
         arguments["ignore_mismatched_sizes"] = True  # of the head, which the adapter brings
     else:
@@ -262,8 +270,6 @@ Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} 
 """
 
 
-_AUTO = {"CAUSAL_LM": "CausalLM", "SEQ_CLS": "SequenceClassification", "IMAGE_CLS": "ImageClassification"}
-_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "IMAGE_CLS": "image-classification"}
 _NAMES = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch", "python": "Python"}
 
 

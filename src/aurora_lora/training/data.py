@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..tasks import SplitSizes, Task, get_task
+from ..tasks import SplitSizes, Task
 from ..tasks.vision import class_names
 from .choices import Questions, TrainingText, encode_questions
 from .images import Images, Stack, plain_transform, training_transform
@@ -19,6 +19,8 @@ from .models import Processor
 from .recipe import Recipe
 
 Example = dict[str, Any]
+TARGETS = ("labels", "base_distance")
+"""What a batch holds beside the model's inputs."""
 
 
 class Encoded(Dataset[Example]):
@@ -42,12 +44,15 @@ class Pad:
     kind: str
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
+        inputs = [{name: value for name, value in example.items() if name not in TARGETS} for example in examples]
         batch = dict(self.padding.pad(inputs, return_tensors="pt"))
         if "labels" in examples[0]:
             dtype = torch.long if self.kind == "classification" else torch.float32
             batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=dtype)
         return batch
+
+
+Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Data:
     task: Task
     processor: Processor
     splits: dict[str, Encoded | Images]
-    collate: Pad | TrainingText | Stack
+    collate: Collate
     questions: Questions | None = None
     labels: tuple[str, ...] = ()
     unchanged: Images | None = None
@@ -83,7 +88,7 @@ class Data:
         wanted = recipe.calibration
         chosen = self._even_sample(min(wanted.examples, len(self.splits["train"])))
         batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
-        return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+        return [{name: value for name, value in batch.items() if name not in TARGETS} for batch in batches]
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
@@ -108,7 +113,7 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     Raises:
         UserError: sizes that the data cannot give, or data that cannot be fetched.
     """
-    task, section = get_task(recipe.task.name), recipe.task
+    task, section = recipe.task.definition, recipe.task
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
     if task.is_of_images:

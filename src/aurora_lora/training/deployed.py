@@ -8,8 +8,9 @@ from pathlib import Path
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
 from ..methods.aurora import AuroraMethod
-from .run import ADAPTER, make_trainer
-from .trained import TrainedRun
+from .finished import TrainedRun
+from .run import load_trained_model, make_trainer
+from .storage import ADAPTER
 
 
 def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:
@@ -60,7 +61,7 @@ def export(
     run.check_form(form)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")
-    model, _ = run.load_model()
+    model, _ = load_trained_model(run)
     try:
         export_lora(model, output, form, dtype=dtype)
     except FormError:

@@ -10,6 +10,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -70,7 +71,9 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(model: str, task: Task, processor: Processor, names: Sequence[str] = ()) -> PreTrainedModel:
-    """The pretrained model in float32, with a new head for the task; for multiple choice the language model as it is.
+    """The pretrained model in float32, with a new head for the task.
+
+    For multiple choice the language model as it is; for distillation the body without a head.
 
     Args:
         model: a packaged model, a local folder or a hub model.
@@ -89,6 +92,8 @@ def load_base_model(model: str, task: Task, processor: Processor, names: Sequenc
             config.pad_token_id = processor.pad_token_id
         if task.kind == "multiple-choice":
             return _pretrained(AutoModelForCausalLM, source, config)
+        if task.kind == "distillation":
+            return _pretrained(AutoModel, source, config)
         config.num_labels = len(labels)
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}

@@ -1,10 +1,12 @@
 """A recipe: everything that decides a training run, in one YAML file, validated once.
 
-name: demo
-model: minilm-l6                 # a packaged model, a hub id or a local folder
-task: {name: movie-sentiment, train_size: 3000}
-method: {name: aurora, r: 2, target_modules: [query, value]}
-training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+    name: demo
+    model: minilm-l6                 # a packaged model, a hub id or a local folder
+    task: {name: movie-sentiment, train_size: 3000}
+    method: {name: aurora, r: 2, target_modules: [query, value]}
+    training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+
+What is left out has a default.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -22,6 +24,9 @@ from ..methods import Method, get_method
 from ..methods.base import unknown
 from ..tasks.task import Augment
 from . import yaml_text
+
+if TYPE_CHECKING:
+    from ..tasks import Task
 
 Size = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -56,6 +61,17 @@ class TaskSection(Section):
     """Multiple choice: train on the whole text or on the answer alone."""
     augment: Augment | None = None
     """Images: what is done to those that are trained on."""
+    teacher: str | None = None
+    """Folder of a finished run of the same model: learn its last hidden states in place of the labels. The score is the
+    share of its effect that is captured, on held-out texts. Classification and regression only."""
+
+    @property
+    def definition(self) -> Task:
+        """The task of this name, as this section uses it."""
+        from ..tasks import get_task
+
+        task = get_task(self.name)
+        return task if self.teacher is None else task.distilled()
 
     @field_validator("name")
     @classmethod
@@ -105,6 +121,9 @@ class TaskSection(Section):
             if getattr(self, name) is not None and not fits:
                 why = f"only tasks {kind} have it, {self.name} is one of {task.kind}"
                 raise PydanticCustomError("task", "{name}: {why}", {"name": name, "why": why})
+        if self.teacher is not None and task.task_type != "SEQ_CLS":
+            why = f"only tasks of classification and regression have one, {self.name} is one of {task.kind}"
+            raise PydanticCustomError("task", "teacher: {why}", {"why": why})
         if self.prompt is not None and self.prompt not in task.prompt_forms:
             allowed = ", ".join(map(repr, task.prompt_forms))
             why = f"{self.prompt!r} is not a form of the prompts of {self.name} (allowed: {allowed})"

@@ -41,6 +41,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
     "pearson": ("Pearson", lambda value: f"{value:.3f}"),
     "spearman": ("Spearman", lambda value: f"{value:.3f}"),
+    "captured": ("captured %", lambda value: f"{100 * value:.1f}"),
     "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 

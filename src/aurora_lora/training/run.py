@@ -22,22 +22,21 @@ from ..deploy import export_lora
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
-from ..tasks import get_task
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
+from .distillation import DistillationTrainer, teach
 from .distributed import on_main, state
+from .finished import TrainedRun, load_run
 from .history import check_history
 from .images import EpochOfImages, Images
-from .models import load_base_model, load_processor
+from .models import Processor, load_base_model, load_processor
 from .recipe import Recipe, validate
 from .results import RESULT, Result, Scores, build_result, epochs_from_log, read_result, write_result
+from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS
 from .trainer import RecipeTrainer, training_arguments
 
-RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
-SPLITS = "splits.json"
-"""Which rows of the data each split holds, of tasks whose rows are known."""
 CALIBRATED = "calibrated"
 
 
@@ -187,8 +186,11 @@ def make_trainer(
     """
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
-    processor = load_processor(recipe.model, get_task(recipe.task.name))
+    processor = load_processor(recipe.model, recipe.task.definition)
     data = load_data(recipe, processor)
+    if recipe.task.teacher is not None:
+        body = load_base_model(recipe.model, data.task, processor)
+        data = teach(data, body, _teacher(recipe, processor), recipe.training.eval_batch_size)
     args = training_arguments(recipe, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     model = make_model(recipe, load_base_model(recipe.model, data.task, processor, data.labels), adapter)
@@ -200,7 +202,9 @@ def make_trainer(
     if isinstance(images := data.splits["train"], Images):
         callbacks = [EpochOfImages(images), *callbacks]
     kind: Any = RecipeTrainer
-    if data.questions is not None:
+    if recipe.task.teacher is not None:
+        kind = DistillationTrainer
+    elif data.questions is not None:
         kind = functools.partial(ChoiceTrainer, questions=data.questions)
     trainer: RecipeTrainer = kind(
         recipe,
@@ -225,13 +229,40 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     if adapter is None:
         try:
-            return method.apply(base, options, get_task(recipe.task.name).task_type)
+            return method.apply(base, options, recipe.task.definition.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
     try:
         return method.load(base, adapter, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:
+    """The model of a finished run, and its tokenizer or image processor.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    processor = load_processor(str(run.folder / ADAPTER), run.task)
+    base = load_base_model(run.recipe.model, run.task, processor, run.labels)
+    return make_model(run.recipe, base, run.folder / ADAPTER), processor
+
+
+def _teacher(recipe: Recipe, processor: Processor) -> nn.Module:
+    """The model whose hidden states the recipe learns, in the form that it deploys.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or it is one of another model.
+    """
+    assert recipe.task.teacher is not None
+    try:
+        run = load_run(recipe.task.teacher)
+    except UserError as error:
+        raise UserError(f"task.teacher: {error}") from error
+    if run.recipe.model != recipe.model:
+        raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
+    return make_model(run.recipe, load_base_model(recipe.model, run.task, processor), run.folder / ADAPTER)
 
 
 def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:

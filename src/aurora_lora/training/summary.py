@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .results import RESULT, Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
-from .run import ADAPTER, LORA, RECIPE, REFERENCE, SPLITS, Run
+from .run import Run
+from .storage import ADAPTER, LORA, RECIPE, REFERENCE, SPLITS
 
 
 def print_run(console: Console, run: Run) -> None:

@@ -23,89 +23,17 @@ from transformers import (
 
 from .. import files
 from .._version import __version__
-from ..errors import FormError, UserError
-from ..tasks import Task, get_task
+from ..errors import UserError
 from ..tasks.prompts import alpaca
-from . import yaml_text
 from .choices import write_answers
 from .data import encode
+from .finished import TrainedRun, load_run
 from .history import MERGE_NOTE, merge_note, trained_on
 from .images import Stack, plain_transform, read_image
-from .models import Processor, load_base_model, load_image_processor, load_processor
-from .recipe import Recipe, validate
-from .results import Result, Scores, mean_scores, read_result
-from .run import ADAPTER, RECIPE, SPLITS, keep_splits, make_model, make_trainer, score
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished run: its recipe and its result."""
-
-    folder: Path
-    recipe: Recipe
-    result: Result
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """The forms that the run can be evaluated in."""
-        return self.recipe.method.method.forms(self.recipe.method.options)
-
-    @property
-    def deployed_form(self) -> str:
-        """The form that is deployed unless another is asked for."""
-        return self.recipe.method.method.deployed_form(self.recipe.method.options)
-
-    @property
-    def task(self) -> Task:
-        """The task that it was trained on."""
-        return get_task(self.recipe.task.name)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The class names, in label order."""
-        return tuple(self.result.get("labels", self.task.labels))
-
-    def load_model(self) -> tuple[nn.Module, Processor]:
-        """The trained model, and its tokenizer or image processor."""
-        processor = load_processor(str(self.folder / ADAPTER), self.task)
-        base = load_base_model(self.recipe.model, self.task, processor, self.labels)
-        return make_model(self.recipe, base, self.folder / ADAPTER), processor
-
-    @property
-    def test_sets(self) -> tuple[str, ...]:
-        """The splits that its result reports."""
-        return self.recipe.task.test_sets or self.task.test_sets
-
-    def check_split(self, split: str) -> None:
-        """Raise a UserError if the run's task has no such split."""
-        names = tuple(dict.fromkeys(("train", "validation", *self.test_sets)))
-        if split not in names:
-            raise UserError(f"split '{split}' is not one of {', '.join(names)}")
-
-    def check_form(self, form: str) -> None:
-        """Raise a FormError if the run has no such form."""
-        if form not in self.forms:
-            raise FormError(
-                f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
-                f"(allowed: {', '.join(map(repr, self.forms))})"
-            )
-
-
-def load_run(folder: Path | str) -> TrainedRun:
-    """A finished run.
-
-    Raises:
-        UserError: the folder holds none.
-    """
-    folder = Path(folder)
-    if not (folder / RECIPE).is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}")
-    result = read_result(folder)
-    if result is None or not (folder / ADAPTER).is_dir():
-        raise UserError(
-            f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
-        )
-    return TrainedRun(folder, validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE)), result)
+from .models import Processor, load_image_processor
+from .results import Scores, mean_scores
+from .run import keep_splits, load_trained_model, make_trainer, score
+from .storage import ADAPTER, RECIPE, SPLITS
 
 
 def evaluate(
@@ -171,7 +99,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         hint = "--overwrite replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise UserError(f"{output} already holds {what}: {hint}")
-    model, processor = run.load_model()
+    model, processor = load_trained_model(run)
     plain = run.recipe.method.method.merge(model, form)
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
@@ -248,7 +176,10 @@ def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
 
 def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
     if (folder / RECIPE).is_file():
-        model, processor = load_run(folder).load_model()
+        run = load_run(folder)
+        if run.task.kind == "distillation":
+            raise UserError(f"the run in {folder} has learned hidden states: it has nothing to say about a text")
+        model, processor = load_trained_model(run)
         return model.eval(), processor
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
