@@ -202,10 +202,10 @@ def report(
 
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge; for images, the files.")],
     as_json: Json = False,
 ) -> None:
-    """Label texts, with the probability of each label."""
+    """Label texts or image files, with the probability of each label."""
     from aurora_lora.training.trained import predict as answer
 
     progress_bars()

@@ -108,7 +108,7 @@ def trained_parameters(recipe: Recipe) -> ParameterCounts:
     """
     options = json.dumps(recipe.method.options, sort_keys=True)
     task = recipe.task.definition
-    return _count(recipe.model, recipe.method.name, options, task.task_type, max(1, len(task.labels)))
+    return _count(recipe.model, recipe.method.name, options, task.task_type, task.num_labels)
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
@@ -151,7 +151,8 @@ class PeftMethod(OneForm):
         from peft import get_peft_model
 
         heads = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
-        config = self.make_config(**{**options, "modules_to_save": heads}, task_type=task_type)
+        known = None if task_type == "IMAGE_CLS" else task_type  # PEFT has no wrapper for image classifiers
+        config = self.make_config(**{**options, "modules_to_save": heads}, task_type=known)
         try:
             peft_model: nn.Module = get_peft_model(model, config)
         except NotImplementedError as error:  # a kind of module that PEFT's method does not adapt

@@ -28,11 +28,13 @@ _AUTO = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "CAUSAL_LM": "AutoModelForCausalLM",
     "FEATURE_EXTRACTION": "AutoModel",
+    "IMAGE_CLS": "AutoModelForImageClassification",
 }
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "CAUSAL_LM": "text-generation",
     "FEATURE_EXTRACTION": "feature-extraction",
+    "IMAGE_CLS": "image-classification",
 }
 _FORMS = {
     "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
@@ -62,6 +64,11 @@ class Facts:
         """What the hub, or another machine, knows the base model by."""
         name = self.recipe.model
         return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names."""
+        return list(self.result.get("labels", self.task.labels))
 
     @property
     def tags(self) -> list[str]:
@@ -184,7 +191,7 @@ def _weights(facts: Facts) -> str:
 The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
     pip install 'aurora-lora[train]'{"" if refusal else merge}
-    aurora predict RUN TEXT...
+    aurora predict RUN {"IMAGE..." if facts.task.is_of_images else "TEXT..."}
 {cannot}"""
 
 
@@ -197,9 +204,12 @@ def _load(facts: Facts, *, packaged: bool) -> str:
     """
     imports, base = [], repr(facts.base)
     auto = _AUTO[facts.task.task_type]
-    has_head = facts.task.task_type == "SEQ_CLS"
-    arguments: dict[str, object] = {"num_labels": len(facts.task.labels) or 1} if has_head else {}
-    arguments["pad_token_id"] = facts.pad_token_id
+    has_head = facts.task.task_type in ("SEQ_CLS", "IMAGE_CLS")
+    arguments: dict[str, object] = {"num_labels": facts.task.num_labels} if has_head else {}
+    if facts.task.is_of_images:
+        arguments["ignore_mismatched_sizes"] = True  # of the head, which the adapter brings
+    else:
+        arguments["pad_token_id"] = facts.pad_token_id
     if packaged and (source := MODELS.get(facts.recipe.model)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
         base = f"resolve_model({source.name!r}).path"
@@ -215,8 +225,8 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         f"model = {auto}.from_pretrained(base{given})",
         'model = PeftModel.from_pretrained(model, ".")  # this folder',
     ]
-    if facts.task.labels:
-        lines.append(f"labels = {facts.task.labels!r}")
+    if facts.labels:
+        lines.append(f"labels = {tuple(facts.labels)!r}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Data, Encoded, Example, Pad
+from .images import Images
 from .trainer import RecipeTrainer
 
 IGNORED = -100.0
@@ -49,8 +50,9 @@ def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> D
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
     base, teacher = base.to(device).eval(), teacher.to(device).eval()
-    splits = {}
+    splits: dict[str, Encoded | Images] = {}
     for name, split in data.splits.items():
+        assert isinstance(split, Encoded)
         inputs = [{key: value for key, value in one.items() if key != "labels"} for one in split.examples]
         taught = []
         for start in range(0, len(inputs), batch_size):

@@ -37,6 +37,11 @@ class TrainedRun:
         return self.recipe.task.definition
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in label order."""
+        return tuple(self.result.get("labels", self.task.labels))
+
+    @property
     def test_sets(self) -> tuple[str, ...]:
         """The splits that its result reports."""
         return self.recipe.task.test_sets or self.task.test_sets

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -28,10 +29,11 @@ from .choices import write_answers
 from .data import encode
 from .finished import TrainedRun, load_run
 from .history import MERGE_NOTE, merge_note, trained_on
-from .models import load_base_model, load_tokenizer
+from .images import Stack, plain_transform, read_image
+from .models import Processor, load_image_processor
 from .results import Scores, mean_scores
-from .run import make_model, make_trainer, score
-from .storage import ADAPTER, RECIPE
+from .run import keep_splits, load_trained_model, make_trainer, score
+from .storage import ADAPTER, RECIPE, SPLITS
 
 
 def evaluate(
@@ -55,6 +57,8 @@ def evaluate(
         run.check_split(split)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
         trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
+        if (run.folder / SPLITS).exists():
+            keep_splits(run.folder, data)
         splits = run.test_sets if split is None else (split,)
         return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
 
@@ -95,12 +99,11 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         hint = "--overwrite replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise UserError(f"{output} already holds {what}: {hint}")
-    tokenizer = load_tokenizer(str(run.folder / ADAPTER))
-    model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
+    model, processor = load_trained_model(run)
     plain = run.recipe.method.method.merge(model, form)
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
-        tokenizer.save_pretrained(str(folder))
+        processor.save_pretrained(str(folder))
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         files.write_json(folder / MERGE_NOTE, {"source": source, "trained_on": trained_on(run.recipe), "files": sizes})
     return Merged(output, form, False)
@@ -123,12 +126,12 @@ def _complete(folder: Path, files: dict[str, int]) -> bool:
 
 
 def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
-    """What a model says about texts.
+    """What a model says about texts, or about images.
 
     Args:
-        folder: a finished run (its deployed form is used), or any sequence classifier or causal language model that
-            plain Transformers can load, such as the output of `merge`.
-        texts: the texts.
+        folder: a finished run (its deployed form is used), or any sequence or image classifier or causal language model
+            that plain Transformers can load, such as the output of `merge`.
+        texts: the texts; the paths of the files for an image classifier.
         batch_size: texts of one forward pass.
 
     Returns:
@@ -136,23 +139,32 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         language model, which is given the text as an instruction.
 
     Raises:
-        UserError: the folder holds neither.
+        UserError: the folder holds neither, or an image cannot be read.
     """
-    model, tokenizer = _load_for_prediction(Path(folder))
-    device = next(model.parameters()).device
-    max_length = min(tokenizer.model_max_length, 512)
+    model, processor = _load_for_prediction(Path(folder))
     answers: list[dict[str, Any]] = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         if model.get_output_embeddings() is not None:  # type: ignore[operator]
+            tokenizer = cast(PreTrainedTokenizerBase, processor)
             written = write_answers(model, tokenizer, [alpaca(text) for text in batch])
             answers += [{"text": text, "answer": answer} for text, answer in zip(batch, written, strict=True)]
             continue
-        padded = tokenizer.pad(encode(tokenizer, [batch], max_length), return_tensors="pt")
+        inputs = _inputs(processor, batch)
+        device = next(model.parameters()).device
         with torch.no_grad():
-            logits = model(**{name: value.to(device) for name, value in padded.items()}).logits.float()
+            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
         answers += [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
     return answers
+
+
+def _inputs(processor: Processor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """A batch of texts, or of images by their paths, for a classifier."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        max_length = min(processor.model_max_length, 512)
+        return dict(processor.pad(encode(processor, [texts], max_length), return_tensors="pt"))
+    transform = plain_transform(processor)
+    return Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
 
 
 def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
@@ -162,21 +174,26 @@ def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
     return {"text": text, "label": config.id2label[int(index)], "probability": probability.item()}
 
 
-def _load_for_prediction(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
     if (folder / RECIPE).is_file():
         run = load_run(folder)
         if run.task.kind == "distillation":
             raise UserError(f"the run in {folder} has learned hidden states: it has nothing to say about a text")
-        tokenizer = load_tokenizer(str(folder / ADAPTER))
-        base = load_base_model(run.recipe.model, run.task, tokenizer)
-        return make_model(run.recipe, base, folder / ADAPTER).eval(), tokenizer
+        model, processor = load_trained_model(run)
+        return model.eval(), processor
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
         names = AutoConfig.from_pretrained(folder).architectures or []
+        if any(name.endswith("ForImageClassification") for name in names):
+            return _pretrained(AutoModelForImageClassification, folder), load_image_processor(str(folder))
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-        kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        model = kind.from_pretrained(folder, use_safetensors=True)
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
+        kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        return _pretrained(kind, folder), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _pretrained(kind: Any, folder: Path) -> nn.Module:
+    model: nn.Module = kind.from_pretrained(folder, use_safetensors=True)
+    return model.eval()
