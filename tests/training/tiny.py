@@ -174,8 +174,14 @@ def save_model(folder: Path, dropout: float = 0.1) -> Path:
     return folder
 
 
-def save_language_model(folder: Path, kind: str = "llama") -> Path:
-    """Write a random causal language model and its word tokenizer, which begins each text with `[CLS]`."""
+def save_language_model(folder: Path, kind: str = "llama", *, tied: bool | None = None) -> Path:
+    """Write a random causal language model and its word tokenizer, which begins each text with `[CLS]`.
+
+    Args:
+        folder: a new or empty one.
+        kind: "llama" or "gpt2".
+        tied: whether the output layer has the weight of the embeddings; None is the architecture's default.
+    """
     asking = (
         "it",
         ":",
@@ -200,6 +206,8 @@ def save_language_model(folder: Path, kind: str = "llama") -> Path:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
     tokens = {"bos_token_id": ids["[CLS]"], "eos_token_id": ids["[SEP]"], "pad_token_id": ids["[PAD]"]}
+    if tied is not None:
+        tokens["tie_word_embeddings"] = tied
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "gpt2":  # positions of its own, and Conv1D layers

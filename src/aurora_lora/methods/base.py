@@ -153,7 +153,10 @@ class PeftMethod(OneForm):
         heads = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
         known = None if task_type == "IMAGE_CLS" else task_type  # PEFT has no wrapper for image classifiers
         config = self.make_config(**{**options, "modules_to_save": heads}, task_type=known)
-        peft_model: nn.Module = get_peft_model(model, config)
+        try:
+            peft_model: nn.Module = get_peft_model(model, config)
+        except NotImplementedError as error:  # a kind of module that PEFT's method does not adapt
+            raise ValueError(f"{self.name}: {error}") from error
         return peft_model
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
@@ -166,6 +169,9 @@ class PeftMethod(OneForm):
         model.save_pretrained(directory)  # type: ignore[operator]
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        from .linear import untie_adapted
+
+        untie_adapted(model)
         with self.using(model, form):
             merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
         return merged
@@ -261,11 +267,16 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
 
 
 def save_trained(model: nn.Module, directory: Path) -> None:
-    """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model."""
+    """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model.
+
+    A weight that several modules have (tied embeddings) is written once.
+    """
     from safetensors.torch import save_file
 
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in frozen}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = model.state_dict()
+    state = {name: value.contiguous() for name, value in state.items() if name in trained or name not in parameters}
     save_file(state, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
