@@ -1,4 +1,4 @@
-"""Tables 3, 4 and 5: each cell of the paper has a recipe, with the settings and the parameters that the paper prints."""
+"""Tables 3, 4 and 5: each cell of the paper has a recipe, with the settings and parameters that the paper prints."""
 
 from pathlib import Path
 
