@@ -45,9 +45,10 @@ class AuroraConfig(PeftConfig):
         spline_order: polynomial degree of the B-splines.
         spline_range: the interval of the grid.
         skip: `sigma(z) = z + F(z) + L(z)`; starts as plain LoRA. Not in the paper.
-        init_weights: `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H
-            Xavier-normal, `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is
-            not a no-op. `True` is `"identity"`.
+        init_weights: `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H Xavier-normal,
+            `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is not a no-op.
+            `True` is `"identity"`. Where the spline is all of sigma, `"identity"` starts with `L(z) = z` on
+            `spline_range`, or, summed, with a random W_s as `"paper"`.
         use_rslora: scale by `alpha / sqrt(r)` instead.
         calibrated: whether the adapter carries calibrated matrices. Set by `calibrate`, not by hand.
         target_modules: names, or a regular expression, of the modules to adapt;
