@@ -14,7 +14,7 @@ pytest.importorskip("torchvision")
 
 import tiny
 from PIL import Image as Pillow
-from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback, ViTImageProcessor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -255,24 +255,13 @@ def test_splits_are_written_down_and_kept(vit: Path, tmp_path: Path) -> None:
         evaluate(load_run(run.folder), ["static"])
 
 
-class Stop(TrainerCallback):
-    """Ends a run after a step, as a kill would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("step", [6, 10])  # of 6 an epoch; the last checkpoint is then that of step 4, or of step 8
 def test_an_interrupted_run_ends_with_the_same_weights(vit: Path, tmp_path: Path, step: int) -> None:
     training = {**tiny.image_recipe(vit)["training"], "checkpoint_every": 4}  # type: ignore[dict-item]
     wanted = recipe(vit, training=training, task={"name": "tiny-images", "train_size": 96, "augment": "crop-flip"})
     whole = train(wanted, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(wanted, tmp_path / "run", lambda: [Stop(step)])
+        train(wanted, tmp_path / "run", lambda: [tiny.Stop(step)])
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{4 if step == 6 else 8}").is_dir()
     run = train(wanted, tmp_path / "run")
     one, other = (load_file(str(each.folder / "adapter" / "adapter_model.safetensors")) for each in (whole, run))

@@ -5,6 +5,7 @@ Imported by tests and by the processes that they start and kill.
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    TrainerCallback,
     ViTConfig,
     ViTModel,
 )
@@ -246,6 +248,17 @@ def save_vit(folder: Path) -> Path:
         torch.manual_seed(0)
         ViTModel(ViTConfig(**VIT, initializer_range=0.2), add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+class Stop(TrainerCallback):
+    """Ends a run after a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 QUERY_VALUE = ["query", "value", "q_proj", "v_proj"]

@@ -9,7 +9,7 @@ import typer
 
 from aurora_lora.errors import UserError
 
-from .common import Json, print_json, stderr, stdout
+from .common import Json, make_models, print_json, stderr, stdout
 
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
@@ -78,6 +78,7 @@ def reproduce(
     from aurora_lora.report.paper import compare, markdown, notes, tables
 
     engine = make_engine(launcher, jobs, _pairs(settings))
+    make_models([job.recipe.model for job in todo.jobs.values() if job.status() != "finished"])
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), sum(job.work for job in todo.jobs.values())) as bar:
         tally = run(todo, engine, bar)
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
@@ -121,6 +122,7 @@ def sweep(
         _print_plan(plan, as_json)
         return
     engine = make_engine(launcher, jobs, _pairs(settings))
+    make_models([str(plan.base.get("model"))])
     failed: list[dict[str, Any]] = []
     tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
     with Overall(stderr(), plan.name, tuned + final, tuned + final) as bar:

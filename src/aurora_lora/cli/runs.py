@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from .common import Json, RunFolder, is_main, print_json, progress_bars, stderr, stdout
+from .common import Json, RunFolder, is_main, make_models, print_json, progress_bars, stderr, stdout
 
 Split = Annotated[
     str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
@@ -37,6 +38,7 @@ def train(
 
     plan = load_recipe(recipe, overrides or ())
     progress = progress_bars()
+    make_models([plan.model])
     from aurora_lora.training.run import train as run_recipe
     from aurora_lora.training.summary import print_run, written
 
@@ -61,6 +63,35 @@ def train(
     if run.was_finished:
         stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
     print_run(stdout(), run)
+
+
+def pretrain(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Such as vit-fashion-mnist; see `aurora list models`.")],
+    as_json: Json = False,
+) -> None:
+    """Train a small model that no package has, once, into the cache.
+
+    `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command goes on from the last
+    checkpoint.
+    """
+    from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
+    from aurora_lora.training.pretrain import pretrain as make
+
+    bar = progress_bars()(name)
+    try:
+        folder = make(name, lambda: [bar])
+    finally:
+        bar.stop()
+    result = json.loads((folder / RESULT_OF_PRETRAINING).read_text(encoding="utf-8"))
+    if as_json:
+        print_json({"folder": str(folder), "result": result})
+        return
+    from aurora_lora.training.results import examples_scored, heading, shown_score
+
+    scores = result["metric"]["by_form"]["merged"]
+    shown = ", ".join(f"{heading(metric)} {shown_score(metric, value)}" for metric, value in scores.items())
+    print(f"{name} on {result['task']}, {examples_scored(result)}: {shown}")
+    print(f"wrote {folder}")
 
 
 def evaluate(
@@ -224,4 +255,4 @@ def predict(
     stdout().print(table)
 
 
-COMMANDS = (train, evaluate, merge, gap, export, report, predict)
+COMMANDS = (train, pretrain, evaluate, merge, gap, export, report, predict)

@@ -15,7 +15,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.edit import EditMethod
 from ..methods.milora import MiLoRAMethod
 from ..tasks import Task
-from ..tasks.models import MODELS, resolve_model
+from ..tasks.models import MODELS, ModelSource, PretrainedHere, resolve_model
 from . import yaml_text
 from .recipe import Recipe
 from .results import Result, examples_scored, score_table
@@ -210,10 +210,11 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         arguments["ignore_mismatched_sizes"] = True  # of the head, which the adapter brings
     else:
         arguments["pad_token_id"] = facts.pad_token_id
-    if packaged and (source := MODELS.get(facts.recipe.model)):
+    source = MODELS.get(facts.recipe.model)
+    if source is not None and (packaged or isinstance(source, PretrainedHere)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
         base = f"resolve_model({source.name!r}).path"
-        if source.gguf_file is not None:
+        if isinstance(source, ModelSource) and source.gguf_file is not None:
             arguments["gguf_file"] = source.gguf_file
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     lines = [
