@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aurora_lora.report.bench_page import parts
 from aurora_lora.report.figures import calibration_curve, forms_figure, save
+from aurora_lora.report.study import study_page
 from aurora_lora.report.tables import (
     calibration_table,
     causal_lm_table,
@@ -61,6 +62,8 @@ def main() -> None:
             save(figure, FIGURES / name)
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
+    for summary in read(RESULTS / "studies", "*/study.json"):
+        insert(ROOT / "docs" / "results.md", summary["study"]["name"], study_page(summary))
     for name, text in parts(RESULTS / "bench", FIGURES).items():
         insert(ROOT / "docs" / "performance.md", name, text)
 

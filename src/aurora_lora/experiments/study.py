@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import UserError
+from ..methods.base import unknown
 from ..training import yaml_text
 from ..training.recipe import Recipe, Section, set_field, validate
 
@@ -110,6 +111,26 @@ class Setting(Section):
         return re.sub(r"[^a-z0-9.=]+", "-", self.name.casefold()).strip("-.") or "setting"
 
 
+class Side(Section):
+    """What is compared: a setting, in one of its forms (the deployed one by default)."""
+
+    setting: str
+    form: str | None = None
+
+
+class Question(Section):
+    """A question that the study answers by a difference: the first less the second, paired by seed."""
+
+    ask: Annotated[str, Field(min_length=1)]
+    first: Side
+    second: Side
+
+    @field_validator("first", "second", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"setting": value} if isinstance(value, str) else value
+
+
 class Study(Section):
     """The whole file."""
 
@@ -118,6 +139,15 @@ class Study(Section):
     tuning: Tuning
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
+    questions: tuple[Question, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_settings(self) -> Study:
+        names = {setting.name for setting in self.settings}
+        for side in (side for question in self.questions for side in (question.first, question.second)):
+            if side.setting not in names:
+                raise ValueError(f"questions: '{side.setting}' is an {unknown('setting', names, side.setting)}")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Study:
