@@ -215,12 +215,23 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="One page of any runs: scores, figures, times.")
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
 ) -> None:
-    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure."""
+    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind."""
     from aurora_lora.report.figures import forms_figure, save
     from aurora_lora.report.tables import forms_table, insert, load_results
 
     results = load_results(runs)
+    if html is not None:
+        from aurora_lora.report.page import write_page
+
+        write_page(results, html, title)
+        print(f"wrote {html}")
+        if into is None and output is None:
+            return
     table = forms_table(results)
     if into is None:
         print(table)

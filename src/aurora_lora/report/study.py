@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from .groups import interval
 
 PERCENT = ("accuracy", "captured", "f1", "matthews", "pearson", "spearman")
 """Metrics that are printed times 100."""
@@ -97,7 +98,7 @@ def answers(summary: Mapping[str, Any]) -> list[Answer]:
         paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if paired:
             names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
-            mean, (low, high) = statistics.fmean(paired), _interval(paired)
+            mean, (low, high) = statistics.fmean(paired), interval(paired)
             found.append(Answer(question["ask"], names[0], names[1], metric, mean, low, high, len(paired)))
     return found
 
@@ -105,17 +106,6 @@ def answers(summary: Mapping[str, Any]) -> list[Answer]:
 def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -> dict[int, float]:
     scores = setting["by_form"].get(form, {}).get(metric, {}).get("scores", ())
     return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
-
-
-def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Student's 95% interval of the mean."""
-    if len(values) < 2:
-        return None, None
-    from scipy.stats import t
-
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * error
-    return mean - half, mean + half
 
 
 def study_page(summary: Mapping[str, Any]) -> str:
