@@ -87,6 +87,18 @@ def test_a_new_adapter_is_a_no_op(init, skip):
         assert W.std() > 0.03
 
 
+@pytest.mark.parametrize("fields", [{"fixed_activation": None}, {"spline": None}, {"spline": "summed"}, {"skip": True}])
+@pytest.mark.parametrize("init", ["identity", "paper"])
+def test_every_part_trains_from_the_start(init, fields):
+    model, _ = adapt(init_weights=init, **fields)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # B = 0 holds the others' gradients back in the first step
+        optimizer.zero_grad()
+        model.train()(X).square().sum().backward()
+        optimizer.step()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+
+
 def test_dropout_is_on_x_and_only_in_training():
     model, layer = adapt(dropout=0.5)
     assert not torch.equal(model.train()(X), model(X))

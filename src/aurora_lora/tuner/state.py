@@ -131,7 +131,9 @@ class AdapterState(nn.Module, BaseTunerLayer):
                 nn.init.eye_(H)
         if adapter_name in self.aurora_spline_weight:
             spline_weight = self.aurora_spline_weight[adapter_name]
-            if random_anl:
+            # without F and skip, sigma would be 0 for W_s = 0, and with B = 0 nothing would ever get a gradient
+            only_spline = adapter_name not in self.aurora_H and not self.aurora_config[adapter_name].skip
+            if random_anl or only_spline:
                 nn.init.uniform_(spline_weight, -0.1, 0.1)
             else:
                 nn.init.zeros_(spline_weight)
