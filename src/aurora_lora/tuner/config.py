@@ -47,7 +47,7 @@ class AuroraConfig(PeftConfig):
         skip (`bool`): `sigma(z) = z + F(z) + L(z)`; starts as plain LoRA. Not in the paper.
         init_weights (`str` or `bool`): `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H
             Xavier-normal, `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is
-            not a no-op. `True` is `"identity"`. Without F and `skip`, W_s is random in all: sigma = 0 would never train.
+            not a no-op. `True` is `"identity"`. Without F and `skip`, W_s is always random: sigma = 0 never trains.
         use_rslora (`bool`): scale by `alpha / sqrt(r)` instead.
         calibrated (`bool`): whether the adapter carries calibrated matrices. Set by `calibrate`, not by hand.
         target_modules (`list[str]` or `str`, *optional*): names, or a regular expression, of the modules to adapt;
