@@ -17,6 +17,7 @@ from aurora_lora.report.tables import (
     insert,
     load_results,
     qlora_table,
+    reproduced_table,
     tasks_table,
     versions_table,
 )
@@ -64,6 +65,8 @@ def main() -> None:
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
     for summary in read(RESULTS / "studies", "*/study.json"):
         insert(ROOT / "docs" / "results.md", summary["study"]["name"], study_page(summary))
+    for record in read(RESULTS / "reproduce", "*.json"):
+        insert(ROOT / "docs" / "results.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
     for name, text in parts(RESULTS / "bench", FIGURES).items():
         insert(ROOT / "docs" / "performance.md", name, text)
 
