@@ -246,6 +246,7 @@ class _Counter:
         return aot_eager(graph, inputs)
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.parametrize(
     "fields",
     [
