@@ -307,6 +307,10 @@ def test_meta_device():
     with torch.device("meta"):
         model = get_peft_model(llama(), AuroraConfig(target_modules="all-linear"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
+    try:
+        llama().to("meta")(input_ids=IDS.to("meta"))
+    except RuntimeError as error:  # Transformers 5.0 asks torch 2.6 for the autocast of meta tensors
+        pytest.skip(f"the model without an adapter does not run on the meta device either: {error}")
     assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
 
 
