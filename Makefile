@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test conformance lint bench docs versions install install-dev clean
+.PHONY: demo test conformance lint bench docs site versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
 	@echo "make docs   put the tables and figures into docs/"
+	@echo "make site   docs/ as a site, in build/site"
 	@echo "make versions   run the unit tests with other versions of Python, torch, PEFT and Transformers (hours, 4 GB each)"
 
 $(BIN)/python:
@@ -44,6 +45,11 @@ conformance: $(VENV)/.dev
 # The tables and figures of docs/, from the results that commands have written to results/.
 docs: $(VENV)/.dev
 	$(BIN)/python docs/fill.py
+
+# Any warning is an error: a page that is not in the navigation, a link to nowhere, a docstring that names no parameter.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html; with search: python3 -m http.server -d build/site"
 
 # Each Python on the PATH as python3.x, each cell in an environment of its own; goes on where it was interrupted.
 versions: $(VENV)/.dev

@@ -9,6 +9,7 @@ from pathlib import Path
 from aurora_lora.report.bench_page import parts
 from aurora_lora.report.conformance import conformance_tables
 from aurora_lora.report.figures import calibration_curve, forms_figure, save
+from aurora_lora.report.study import study_page
 from aurora_lora.report.tables import (
     calibration_table,
     causal_lm_table,
@@ -17,6 +18,7 @@ from aurora_lora.report.tables import (
     insert,
     load_results,
     qlora_table,
+    reproduced_table,
     tasks_table,
     versions_table,
 )
@@ -65,6 +67,10 @@ def main() -> None:
     for record in read(RESULTS, "conformance.json"):
         for name, text in conformance_tables(record).items():
             insert(ROOT / "docs" / "conformance.md", name, text)
+    for summary in read(RESULTS / "studies", "*/study.json"):
+        insert(ROOT / "docs" / "results.md", summary["study"]["name"], study_page(summary))
+    for record in read(RESULTS / "reproduce", "*.json"):
+        insert(ROOT / "docs" / "results.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
     for name, text in parts(RESULTS / "bench", FIGURES).items():
         insert(ROOT / "docs" / "performance.md", name, text)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tables
+import vision
 
 from aurora_lora.training import yaml_text
 
@@ -30,7 +31,7 @@ def text_of_recipe(suite: str, scale: str, name: str, recipe: dict[str, Any], wo
 
 def every_file() -> Iterator[tuple[Path, str]]:
     """Each file and what is to be in it."""
-    for make in tables.SUITES:
+    for make in (*tables.SUITES, *vision.SUITES):
         made = make()
         folder = HERE / made.name / made.scale
         head = f"# aurora reproduce {made.name} --scale {made.scale}\n"

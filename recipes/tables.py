@@ -172,7 +172,7 @@ def table1() -> Made:
             recipe, _ = glue_recipe(size, task, {"name": "aurora"}, "paper", None)
             words = [f"Beside Table 1: AuroRA on {GLUE_LABELS[GLUE.index(task)]}, RoBERTa {size}.", OURS]
             recipes[f"{size}-aurora-{task}"] = ({"model": model, **recipe}, words)
-        made += _our_rows(f"{size}-aurora-paper-{{column}}", f"{size}-aurora-{{column}}")
+        made += our_rows(f"{size}-aurora-paper-{{column}}", f"{size}-aurora-{{column}}")
         groups.append({"name": f"RoBERTa-{size.capitalize()}", "rows": made})
     columns = [
         {"name": task, "label": label, "metric": GLUE_METRICS.get(task, "accuracy")}
@@ -212,7 +212,7 @@ def glue_recipe(size: str, task: str, method: Recipe, schedule: str, rate: float
     return {"task": {"name": task, "max_length": length}, "method": method, "training": training}, source
 
 
-def _our_rows(paper: str, ours: str) -> list[dict[str, Any]]:
+def our_rows(paper: str, ours: str) -> list[dict[str, Any]]:
     """Beside the paper's merge: the trained form and the calibrated merge of the same runs, and our own setting."""
     return [
         {"name": "AuroRA, unmerged", "recipe": paper, "form": "dynamic"},
@@ -304,7 +304,7 @@ def table2() -> Made:
         "gpu": "L20",
         "average": "Avg.",
         "columns": commonsense_columns(COMMONSENSE),
-        "groups": [{"name": "LLaMA3-8B", "rows": [*rows, *_our_rows("aurora-paper", "aurora")]}],
+        "groups": [{"name": "LLaMA3-8B", "rows": [*rows, *our_rows("aurora-paper", "aurora")]}],
     }
     return Made("table2", "hub", suite, recipes)
 
@@ -404,7 +404,7 @@ def table1_packaged() -> Made:
             training = {**SMALL_TEXT_TRAINING, "learning_rate": rates.get(short, 5e-3)}
             recipe = {"model": "minilm-l6", "task": SMALL_TEXT[task], "method": method, "training": training}
             recipes[f"{short}-{task}"] = (copy.deepcopy(recipe), [f"Table 1, packaged: {title} on {task}.", SMALL_NOTE])
-        form = "static" if short == "aurora-paper" else "unmerged" if short.startswith("adapter") else "merged"
+        form = "static" if short == "aurora-paper" else "merged"
         rows.append({"name": title, "recipe": f"{short}-{{column}}", "form": form})
     for task in SMALL_TEXT:
         recipe = {
@@ -424,7 +424,7 @@ def table1_packaged() -> Made:
             {"name": "movie-sentiment", "label": "sentiment", "metric": "accuracy"},
             {"name": "movie-rating", "label": "rating", "metric": "pearson"},
         ],
-        "groups": [{"name": "MiniLM-L6", "rows": [*rows, *_our_rows("aurora-paper-{column}", "aurora-{column}")]}],
+        "groups": [{"name": "MiniLM-L6", "rows": [*rows, *our_rows("aurora-paper-{column}", "aurora-{column}")]}],
     }
     return Made("table1", "packaged", suite, recipes)
 
@@ -471,7 +471,7 @@ def table2_packaged() -> Made:
         ours = {"name": "aurora", "dropout": 0.05, "target_modules": FIVE}
         words = [f"Beside Table 2, packaged: AuroRA on {task}, SmolLM2-135M.", OURS]
         recipes[f"aurora-{task}"] = (small_choices(ours, task), words)
-    rows += _our_rows("aurora-paper-{column}", "aurora-{column}")
+    rows += our_rows("aurora-paper-{column}", "aurora-{column}")
     return _small_suite("table2", "Table 2, packaged: multiple choice with SmolLM2-135M", recipes, rows)
 
 

@@ -56,6 +56,7 @@ def recipes(tmp_path: Path, base: dict[str, Any]) -> Callable[..., Path]:
             "title": "A tiny table",
             "seeds": [0, 1],
             "statistic": "median",
+            "note": "Tiny data.",
             "columns": [
                 {"name": "sentiment", "label": "Sentiment", "metric": "accuracy"},
                 {"name": "rating", "label": "Rating", "metric": "pearson"},

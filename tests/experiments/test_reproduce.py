@@ -15,7 +15,7 @@ from aurora_lora.experiments import suite as suite_module
 from aurora_lora.experiments.engines import InProcess, make_engine, outcomes
 from aurora_lora.experiments.jobs import Job, Outcome, run_job
 from aurora_lora.experiments.reproduce import Reproduction, prepare, run
-from aurora_lora.report.paper import compare, markdown, tables
+from aurora_lora.report.paper import compare, markdown, notes, tables
 from aurora_lora.training import storage, yaml_text
 
 Recipes = Callable[..., Path]
@@ -54,6 +54,8 @@ def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
     assert max(map(len, text.splitlines())) <= 80
     page = markdown(todo.suite, compared)
     assert f"| LoRA | 0.3K | {lora.params} | Sentiment | 80.0* | {lora.ours:.1f} |" in page
+    assert page.splitlines()[-3:] == ["\\* The paper takes these numbers from earlier work.", "", "Tiny data."]
+    assert notes(todo.suite, [calibrated]) == ["Tiny data."]
 
 
 def test_averages(recipes: Recipes, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp
     record = json.loads((folder / "table.json").read_text())
     assert record["seeds"] == [3]
     assert record["cells"] == json.loads(aurora(*args, "--json").stdout)["cells"]
-    assert (folder / "table.md").read_text().startswith("# A tiny table\n\n### Tiny\n")
+    assert (folder / "table.md").read_text().startswith("# A tiny table\n\n## Tiny\n")
     assert "lora-sentiment, seed 3: validation accuracy" in done.stderr
     assert "* The paper takes these numbers from earlier work." in done.stdout
 

@@ -1,5 +1,7 @@
 """Suites: what cells there are, which runs they need, and the number of a cell in a result."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.experiments.reproduce import prepare
-from aurora_lora.experiments.suite import cells, load_suite, score_of, suites
+from aurora_lora.experiments.suite import cells, load_suite, recipes_folder, score_of, suites
+from aurora_lora.methods import METHODS
 
 Recipes = Callable[..., Path]
 
@@ -97,12 +100,25 @@ def test_score_of(recipes: Recipes) -> None:
         score_of(result, several)
 
 
-def test_the_packages_own_suites_are_whole() -> None:
-    for name, scales in suites().items():
-        for scale in scales:
-            suite, folder = load_suite(name, scale)
-            for cell in cells(suite):
-                assert (folder / f"{cell.recipe}.yaml").is_file(), cell.recipe
+OWN = [(name, scale) for name, scales in suites().items() for scale in scales]
+
+
+@pytest.mark.parametrize(("name", "scale"), OWN)
+def test_the_packages_own_suites_are_whole(name: str, scale: str, tmp_path: Path) -> None:
+    """Every cell's recipe can be read, and its run will have the cell's form and test set."""
+    todo = prepare(name, scale, tmp_path)
+    for cell in todo.cells:
+        recipe = todo.jobs[cell.recipe, todo.seeds[0]].recipe
+        method = METHODS[recipe.method.name]
+        assert cell.row.form in method.forms(recipe.method.options), cell.recipe
+        if cell.column.test is not None:
+            assert cell.column.test in (recipe.task.test_sets or ()), cell.recipe
+
+
+def test_the_recipes_are_as_their_script_writes_them() -> None:
+    script = recipes_folder() / "make.py"
+    checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=120)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_a_run_of_another_suite_is_shared(recipes: Recipes, tmp_path: Path) -> None:

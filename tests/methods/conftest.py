@@ -1,4 +1,4 @@
-"""Tiny models of both families, and a training loop that does what a method asks for."""
+"""Tiny classifiers and language models, and a training loop that does what a method asks for."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,9 +11,14 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from aurora_lora.methods import Method, Sample
@@ -37,29 +42,65 @@ def _bert() -> PreTrainedModel:
     return BertForSequenceClassification(config)
 
 
+LLAMA: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+
+
 def _llama() -> PreTrainedModel:
-    config = LlamaConfig(
+    return LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=2))
+
+
+def _llama_lm() -> PreTrainedModel:
+    """Its output layer has the weight of the embeddings."""
+    return LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True))
+
+
+def _qwen2() -> PreTrainedModel:
+    """Biases in q, k and v; an output layer of its own."""
+    return Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=False))
+
+
+def _gpt2() -> PreTrainedModel:
+    """Linear layers that are Conv1D, with biases; tied embeddings."""
+    config = GPT2Config(
         vocab_size=100,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
+        n_embd=16,
+        n_layer=3,
+        n_head=2,
+        n_inner=24,
+        n_positions=32,
         initializer_range=0.3,
-        num_labels=2,
-        pad_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
-    return LlamaForSequenceClassification(config)
+    return GPT2LMHeadModel(config)
+
+
+FAMILIES = {"bert": _bert, "llama": _llama, "llama-lm": _llama_lm, "qwen2": _qwen2, "gpt2": _gpt2}
 
 
 @pytest.fixture
 def make_model() -> Callable[[str], PreTrainedModel]:
-    """The same classifier at every call, of the family "bert" or "llama", in eval mode, without dropout."""
+    """The same model at every call, of one of `FAMILIES`, in eval mode, without dropout.
+
+    "bert" and "llama" are classifiers, the others causal language models.
+    """
 
     def make(family: str) -> PreTrainedModel:
         torch.manual_seed(0)
-        model = _bert() if family == "bert" else _llama()
+        model = FAMILIES[family]()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):  # they start at 0, where an error in them would not be seen
@@ -78,9 +119,10 @@ def labelled(batches: list[Batch]) -> Batch:
 
 
 def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy."""
+    """Cross-entropy; for a language model, of token 0 or 1 after the text."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return cross_entropy(model(**inputs).logits, batch["labels"])
+    logits = model(**inputs).logits
+    return cross_entropy(logits if logits.dim() == 2 else logits[:, -1], batch["labels"])
 
 
 @pytest.fixture

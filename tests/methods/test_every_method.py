@@ -1,4 +1,4 @@
-"""What holds for every method of METHODS, on a BERT and on a Llama."""
+"""What holds for every method of METHODS, on classifiers (BERT, Llama) and language models (GPT-2, Llama, Qwen2)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,10 @@ from torch import nn
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError
 from aurora_lora.methods import MERGED, METHODS, count_parameters
-from aurora_lora.methods.base import is_head
+from aurora_lora.methods.base import TaskType, is_head
 
-FAMILIES = ("bert", "llama")
-TARGETS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
+CLASSIFIERS, LANGUAGE_MODELS = ("bert", "llama"), ("llama-lm", "qwen2", "gpt2")
+TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "c_fc"]}
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2},
     "fourierft": {"n_frequency": 60, "scaling": 10.0},
@@ -28,12 +28,18 @@ SMALL: dict[str, dict[str, Any]] = {
 RATES = {"full": 1e-3}
 """Learning rates other than 2e-2."""
 OWN_TARGETS = ("adapter-h", "adapter-p", "adapter-d", "bitfit", "linear-probe", "full")
+REFUSED = {
+    *(("linear-probe", family) for family in LANGUAGE_MODELS),  # no head
+    ("bitfit", "llama"),  # no biases
+    ("bitfit", "llama-lm"),
+    ("neat", "gpt2"),  # PEFT's does not adapt Conv1D
+}
 CASES = [
     (name, family)
     for name in METHODS
-    for family in FAMILIES
-    # the presets of AuroRA are one code, and BitFit is refused where there are no biases
-    if family == "bert" or not (name.startswith("aurora-") or name == "bitfit")
+    for family in (*CLASSIFIERS, *LANGUAGE_MODELS)
+    # the presets of AuroRA are one code
+    if (name, family) not in REFUSED and (family == "bert" or not name.startswith("aurora-"))
 ]
 UNMERGEABLE = ("loda", "adapter-h", "adapter-p", "adapter-d")
 
@@ -45,7 +51,7 @@ def options_for(name: str, family: str) -> dict[str, Any]:
     """Small options, validated."""
     given = dict(SMALL.get(name, {}))
     if name not in OWN_TARGETS:
-        given["target_modules"] = TARGETS[family]
+        given["target_modules"] = TARGETS.get(family, ["q_proj", "v_proj"])
     if name.startswith("aurora"):
         given["r"] = 4
     return METHODS[name].validate(given)
@@ -53,7 +59,11 @@ def options_for(name: str, family: str) -> dict[str, Any]:
 
 def applied(make_model: MakeModel, name: str, family: str) -> tuple[nn.Module, dict[str, Any]]:
     options = options_for(name, family)
-    return METHODS[name].apply(make_model(family), options, "SEQ_CLS"), options
+    return METHODS[name].apply(make_model(family), options, task_type(family)), options
+
+
+def task_type(family: str) -> TaskType:
+    return "SEQ_CLS" if family in CLASSIFIERS else "CAUSAL_LM"
 
 
 def shake(model: nn.Module) -> None:
@@ -67,15 +77,20 @@ def shake(model: nn.Module) -> None:
 
 def outputs(model: nn.Module, batches: Batches) -> torch.Tensor:
     with torch.no_grad():
-        return torch.cat([model.eval()(**batch).logits for batch in batches])
+        logits = [model.eval()(**batch).logits for batch in batches]
+    return torch.cat([one.flatten(0, -2) for one in logits])
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_head_and_nothing_else_of_the_base(make_model: MakeModel, name: str, family: str) -> None:
-    """The head is trained; unless the method says so, no weight of the pretrained body is."""
+    """The head is trained; unless the method says so, no weight of the pretrained body is.
+
+    A language model's output layer is of the body.
+    """
     base = {parameter_name for parameter_name, _ in make_model(family).named_parameters()}
     model, _ = applied(make_model, name, family)
-    assert any(p.requires_grad and is_head(model, n) for n, p in model.named_parameters())
+    heads = [n for n, p in model.named_parameters() if p.requires_grad and is_head(model, n)]
+    assert bool(heads) == (family in CLASSIFIERS)
     if name not in ("full", "bitfit", "adapter-h"):
         trained = {n for n, p in model.named_parameters() if p.requires_grad and not is_head(model, n)}
         assert not trained & base
@@ -97,10 +112,14 @@ def test_starts_as_the_pretrained_model(make_model: MakeModel, batches: Batches,
     )
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "linear-probe"])
-def test_learns(make_model: MakeModel, fit: Callable[..., None], loss: Callable[[nn.Module], float], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "family"), [(name, family) for name, family in CASES if name != "linear-probe" and family != "llama"]
+)
+def test_learns(
+    make_model: MakeModel, fit: Callable[..., None], loss: Callable[[nn.Module], float], name: str, family: str
+) -> None:
     """With the head frozen, the body's part alone makes the loss on 16 examples fall by a third (trained form)."""
-    model, options = applied(make_model, name, "bert")
+    model, options = applied(make_model, name, family)
     before = loss(model)
     fit(METHODS[name], options, model, steps=30, lr=RATES.get(name, 2e-2))
     with METHODS[name].using(model, METHODS[name].forms(options)[0]):

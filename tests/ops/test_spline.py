@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
-from aurora_lora.ops import bspline_basis, bspline_basis_derivative
+from aurora_lora.ops import bspline_basis, bspline_basis_derivative, identity_weights
 
 GRIDS = [(5, (-1.0, 1.0)), (1, (-1.0, 1.0)), (10, (-4.0, 4.0)), (7, (0.25, 3.0))]
 
@@ -66,3 +66,14 @@ def test_default_is_the_cubic_with_eight_functions_and_support_2_2():
     basis = bspline_basis(z)
     assert basis.shape == (5, 8)
     assert (basis.abs().sum(-1) > 0).tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize(("grid_size", "spline_range"), GRIDS)
+def test_the_spline_that_is_the_identity(grid_size, order, spline_range):
+    low, high = spline_range
+    z = torch.from_numpy(np.random.default_rng(0).uniform(low, high, size=200))
+    step = (high - low) / grid_size
+    expected = z if order else low + step * (((z - low) / step).floor() + 0.5)
+    weights = identity_weights(grid_size, order, spline_range).double()
+    torch.testing.assert_close(bspline_basis(z, grid_size, order, spline_range) @ weights, expected, rtol=0, atol=2e-6)

@@ -248,6 +248,7 @@ def gradients_of_a_step(backend=None, device="cpu"):
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.usefixtures("with_operators")
 def test_a_compiled_step_sees_one_operator_each_way(monkeypatch):
     graphs = Graphs()
@@ -273,6 +274,7 @@ def test_a_step_on_a_gpu_compiled_and_not(monkeypatch):
         torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.usefixtures("with_operators")
 def test_an_exported_program_runs_without_the_package():
     layer = get_peft_model(nn.Sequential(nn.Linear(6, 6)), AuroraConfig(target_modules=["0"], eval_form="dynamic"))

@@ -8,7 +8,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.report.figures import calibration_curve, forms_figure, gap_figure, save
-from aurora_lora.report.tables import forms_table, insert, load_results, spread, versions_table
+from aurora_lora.report.tables import forms_table, insert, load_results, reproduced_table, spread, versions_table
 
 
 def result(rate: float, seed: int, static: float, method: str = "aurora") -> dict[str, Any]:
@@ -156,3 +156,23 @@ def test_versions_table() -> None:
         "- Skipped, 2 with oldest: torch < 2.7",
         "- Failed with oldest: `tests.test_a::test_b`: it broke",
     ]
+
+
+def test_reproduced_table() -> None:
+    def cell(row: str, column: str, scores: list[float], ours: float | None, spread: float | None = None) -> dict:
+        return {
+            "group": "ViT", "row": row, "column": column, "scores": scores, "ours": ours, "spread": spread,
+            "missing": 2 - len(scores), "params": None if ours is None else 1536,
+        }  # fmt: skip
+
+    cells = [
+        cell("LoRA", "digits", [96.0, 98.0], 97.0, 1.41),
+        cell("LoRA", "CIFAR10", [40.0], 40.0),
+        {**cell("LoRA", "Avg.", [], 68.5), "missing": 0},
+        cell("AuroRA", "digits", [], None),
+    ]
+    lines = reproduced_table({"seeds": [0, 1], "statistic": "mean", "cells": cells}).splitlines()
+    assert lines[0] == "| method | trained parameters | digits | CIFAR10 | Avg. |"
+    assert lines[2] == "| LoRA | 1,536 | 97.0 ± 1.4 | 40.0 (1 of 2 seeds) | 68.5 |"
+    assert lines[3] == "| AuroRA |  |  |  |  |"
+    assert lines[-1].startswith("Mean ± standard deviation over 2 seeds")

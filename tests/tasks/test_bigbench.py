@@ -183,7 +183,7 @@ def test_duplicates(tmp_path: Path) -> None:
 @pytest.mark.packaged
 def test_the_real_questions() -> None:
     try:
-        folder = fetch(bigbench.QUESTIONS)
+        folder = fetch(bigbench.BIGBENCH)
     except OfflineError as error:
         pytest.skip(str(error))
     counts = {"siqa": 1_954, "wikihow-goal": 1_703, "strategyqa": 2_290, "winowhy": 2_865}

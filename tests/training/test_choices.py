@@ -207,15 +207,18 @@ def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None
     assert (film.prompt, film.scorer, film.loss_on) == (None, None, None)
 
 
-@pytest.mark.parametrize(("before", "after"), [("siqa", "commonsense"), ("commonsense", "siqa")])
-def test_the_papers_test_questions_are_never_mixed(
+@pytest.mark.parametrize(
+    ("before", "after"), [("siqa", "commonsense"), ("commonsense", "siqa"), ("cifar10-10k", "cifar10")]
+)
+def test_the_papers_test_data_are_never_mixed(
     write_recipe: WriteRecipe, tmp_path: Path, before: str, after: str
 ) -> None:
-    """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with."""
+    """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with; and
+    so for CIFAR-10's images."""
     merged = tmp_path / "merged"
     merged.mkdir()
     note = {"source": {}, "files": {}, "trained_on": ["movie-sentiment", before]}
     (merged / "aurora_merge.json").write_text(json.dumps(note))
-    with pytest.raises(UserError, match=f"was trained on {before}, which holds questions that {after} trains on or"):
+    with pytest.raises(UserError, match=f"was trained on {before}, which holds examples that {after} trains on or"):
         train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
@@ -28,6 +29,19 @@ METHODS: list[dict[str, Any]] = [
     {"name": "adapter-h", "r": 4},
 ]
 IDS = [method["name"] for method in METHODS]
+QUESTIONS = {"name": "tiny-questions", "train_size": 48, "validation_size": 16, "test_size": 16}
+Q_V = {"target_modules": ["q_proj", "v_proj"]}
+OF_LANGUAGE_MODELS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"name": "adalora", "init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 4, **Q_V}),
+    ("gpt2", {"name": "lora-drop", "r": 4, "threshold": 0.6, "sample_share": 0.5}),
+    ("gpt2", {"name": "dylora", "r": 4}),
+    ("gpt2", {"name": "milora", "r": 4}),
+    ("llama", {"name": "fourierft", "n_frequency": 60, "scaling": 10.0}),
+    ("llama", {"name": "neat", "r": 4}),
+    ("gpt2", {"name": "bitfit"}),
+    ("gpt2", {"name": "loda", "r": 4}),
+    ("llama", {"name": "adapter-p", "r": 4}),
+]
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -59,6 +73,25 @@ def test_run(write_recipe: WriteRecipe, tmp_path: Path, method: dict[str, Any]) 
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
     # plain PEFT can load what is PEFT's, and only that
     assert ("it needs no package beside PEFT" in card) == (method["name"] in ("adalora", "pissa"))
+
+
+@pytest.mark.parametrize(("kind", "method"), OF_LANGUAGE_MODELS, ids=[m["name"] for _, m in OF_LANGUAGE_MODELS])
+def test_run_of_a_language_model(write_recipe: WriteRecipe, tmp_path: Path, kind: str, method: dict[str, Any]) -> None:
+    lm = tiny.save_language_model(tmp_path / "lm", kind, tied=True)
+    run = train(load_recipe(write_recipe(model=lm, task=QUESTIONS, method=method)), tmp_path / "run")
+    again = load_run(run.folder)
+    assert run.result["params"]["adapter"] > 0
+    assert run.result["params"]["head"] == 0
+    assert run.result["epochs"][-1]["train_loss"] < run.result["epochs"][0]["train_loss"]
+    assert evaluate(again, ["merged"]) == run.result["metric"]["by_form"]
+    if method["name"] in ("loda", "adapter-p"):
+        with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
+            merge(again, None, tmp_path / "merged")
+        return
+    merged = merge(again, None, tmp_path / "merged").folder
+    config = AutoModelForCausalLM.from_pretrained(merged).config
+    assert config.tie_word_embeddings
+    assert predict(merged, ["the film was good"]) == predict(run.folder, ["the film was good"])
 
 
 def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_mistakes(write_recipe: WriteRecipe, override: str, message: str) -> Non
     [
         ("training.epochs", "'training.epochs' is not of the form key=value"),
         ("=1", "'=1' is not of the form key=value"),
-        ("seed.a=1", "'seed.a=1': seed is 3, which has no fields"),
+        ("seed.a=1", "'seed.a': seed is 3, which has no fields"),
         ("seed=[1", "'seed=[1', line 1: "),
     ],
 )

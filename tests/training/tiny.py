@@ -5,9 +5,11 @@ Imported by tests and by the processes that they start and kill.
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -20,10 +22,15 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    TrainerCallback,
+    ViTConfig,
+    ViTModel,
 )
 
 from aurora_lora.tasks import TASKS, SplitSizes, Task
+from aurora_lora.tasks.packaged_images import png
 from aurora_lora.tasks.prompts import alpaca, target, true_false
+from aurora_lora.tasks.vision import split_images, with_rows
 
 GOOD, BAD = ("good", "fine", "warm", "funny"), ("bad", "dull", "cold", "slow")
 PLAIN = ("the", "a", "film", "plot", "was", "and", "very", "of", "scene", "actor")
@@ -99,11 +106,42 @@ QUESTIONS = Task(
 )
 
 
+def _load_images(sizes: SplitSizes, seed: int) -> DatasetDict:
+    """Noise with a tinge of red, green or blue; the class names come with the data."""
+    rng = np.random.default_rng(0)
+    labels = [row % 3 for row in range(240)]
+    images = rng.integers(0, 120, (240, 10, 8, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, label] += 60
+    features = Features({"image": Image(), "label": ClassLabel(names=["red", "green", "blue"])})
+    columns = {"image": [{"bytes": png(image), "path": None} for image in images], "label": labels}
+    return split_images(
+        {"train": with_rows(Dataset.from_dict(columns, features=features, split="train"))}, sizes, seed, "tiny-images"
+    )
+
+
+IMAGES = Task(
+    name="tiny-images",
+    description="Which colour is the noise?",
+    kind="image-classification",
+    labels=(),
+    metric="accuracy",
+    text_columns=(),
+    source="made up",
+    license="none",
+    load=_load_images,
+    sizes=SplitSizes(None, 30, 30),
+    classes=3,
+    augment="shift",
+)
+
+
 def register() -> None:
-    """Add the tasks `tiny-sentiment`, `tiny-rating` and `tiny-questions`."""
+    """Add the tasks `tiny-sentiment`, `tiny-rating`, `tiny-questions` and `tiny-images`."""
     for name, regression in (("tiny-sentiment", False), ("tiny-rating", True)):
         TASKS[name] = _task(name, regression)
     TASKS[QUESTIONS.name] = QUESTIONS
+    TASKS[IMAGES.name] = IMAGES
 
 
 def save_model(folder: Path, dropout: float = 0.1) -> Path:
@@ -136,8 +174,14 @@ def save_model(folder: Path, dropout: float = 0.1) -> Path:
     return folder
 
 
-def save_language_model(folder: Path, kind: str = "llama") -> Path:
-    """Write a random causal language model and its word tokenizer, which begins each text with `[CLS]`."""
+def save_language_model(folder: Path, kind: str = "llama", *, tied: bool | None = None) -> Path:
+    """Write a random causal language model and its word tokenizer, which begins each text with `[CLS]`.
+
+    Args:
+        folder: a new or empty one.
+        kind: "llama" or "gpt2".
+        tied: whether the output layer has the weight of the embeddings; None is the architecture's default.
+    """
     asking = (
         "it",
         ":",
@@ -162,6 +206,8 @@ def save_language_model(folder: Path, kind: str = "llama") -> Path:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
     tokens = {"bos_token_id": ids["[CLS]"], "eos_token_id": ids["[SEP]"], "pad_token_id": ids["[PAD]"]}
+    if tied is not None:
+        tokens["tie_word_embeddings"] = tied
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "gpt2":  # positions of its own, and Conv1D layers
@@ -180,6 +226,53 @@ def save_language_model(folder: Path, kind: str = "llama") -> Path:
             )
             LlamaForCausalLM(llama).save_pretrained(folder)
     return folder
+
+
+VIT = {
+    "image_size": 8,
+    "patch_size": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+def save_vit(folder: Path) -> Path:
+    """Write a random ViT for images of 8 by 8 pixels, and its image processor."""
+    from transformers import ViTImageProcessor
+
+    mean = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+    ViTImageProcessor(size={"height": 8, "width": 8}, **mean).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTModel(ViTConfig(**VIT, initializer_range=0.2), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+class Stop(TrainerCallback):
+    """Ends a run after a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+QUERY_VALUE = ["query", "value", "q_proj", "v_proj"]
+"""The names of query and value in a ViT, of older and newer Transformers."""
+
+
+def image_recipe(model: Path, **changes: object) -> dict[str, object]:
+    """The values of a recipe on images that trains in about a second."""
+    values: dict[str, object] = {
+        "task": {"name": "tiny-images", "train_size": 96},
+        "method": {"name": "aurora", "target_modules": QUERY_VALUE},
+        "training": {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1},
+    }
+    return recipe(model, **{**values, **changes})
 
 
 def recipe(model: Path, **changes: object) -> dict[str, object]:

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -28,7 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WIDTH = 80
-RESUMABLE = ("train", "reproduce", "sweep", "bench")
+RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
 
@@ -84,3 +84,26 @@ def progress_bars() -> Callable[[str], ProgressBar]:
 
     quiet_libraries()
     return functools.partial(ProgressBar, stderr())
+
+
+def make_models(names: Sequence[str]) -> None:
+    """Pretrain those of the models that are pretrained here and have not been yet."""
+    from aurora_lora.tasks.models import MODELS, PretrainedHere
+
+    missing = [name for name in names if isinstance(made := MODELS.get(name), PretrainedHere) and not made.is_there]
+    if not missing or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return  # under `accelerate launch`, the error of the model that is not there names the command
+    from aurora_lora.training.pretrain import ensure
+
+    progress = progress_bars()
+    bars: list[ProgressBar] = []
+
+    def callbacks(name: str) -> Callable[[], list[ProgressBar]]:
+        bars.append(progress(f"pretraining {name}"))
+        return lambda: bars[-1:]
+
+    try:
+        ensure(missing, callbacks)
+    finally:
+        for bar in bars:
+            bar.stop()

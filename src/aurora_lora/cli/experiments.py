@@ -9,7 +9,7 @@ import typer
 
 from aurora_lora.errors import UserError
 
-from .common import Json, print_json, stderr, stdout
+from .common import Json, make_models, print_json, stderr, stdout
 
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
@@ -75,15 +75,17 @@ def reproduce(
     from aurora_lora.experiments.progress import Overall
     from aurora_lora.experiments.reproduce import run
     from aurora_lora.files import write_json, write_text
-    from aurora_lora.report.paper import compare, markdown, tables
+    from aurora_lora.report.paper import compare, markdown, notes, tables
 
     engine = make_engine(launcher, jobs, _pairs(settings))
+    make_models([job.recipe.model for job in todo.jobs.values() if job.status() != "finished"])
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), sum(job.work for job in todo.jobs.values())) as bar:
         tally = run(todo, engine, bar)
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     records = [one.to_dict() for one in compared]
-    write_json(todo.folder / "table.json", {"suite": suite, "scale": scale, "seeds": todo.seeds, "cells": records})
-    write_text(todo.folder / "table.md", f"# {todo.suite.title}\n\n{markdown(todo.suite, compared)}\n")
+    record = {"suite": suite, "scale": scale, "seeds": todo.seeds, "statistic": todo.suite.statistic, "cells": records}
+    write_json(todo.folder / "table.json", record)
+    write_text(todo.folder / "table.md", markdown(todo.suite, compared))
     failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
     if as_json:
         print_json({"cells": records, "failed": failed})
@@ -91,8 +93,8 @@ def reproduce(
         stdout().print(todo.suite.title, highlight=False)
         for table in tables(todo.suite, compared):
             stdout().print(table)
-        if any(one.quoted for one in compared):
-            print("* The paper takes these numbers from earlier work.")
+        for line in notes(todo.suite, compared):
+            print(line)
         print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
     _stop_if_failed(failed)
 
@@ -121,6 +123,7 @@ def sweep(
         _print_plan(plan, as_json)
         return
     engine = make_engine(launcher, jobs, _pairs(settings))
+    make_models([str(plan.base.get("model"))])
     failed: list[dict[str, Any]] = []
     tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
     with Overall(stderr(), plan.name, tuned + final, tuned + final) as bar:

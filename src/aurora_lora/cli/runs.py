@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from .common import Json, RunFolder, is_main, print_json, progress_bars, stderr, stdout
+from .common import Json, RunFolder, is_main, make_models, print_json, progress_bars, stderr, stdout
 
 Split = Annotated[
     str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
@@ -37,6 +38,7 @@ def train(
 
     plan = load_recipe(recipe, overrides or ())
     progress = progress_bars()
+    make_models([plan.model])
     from aurora_lora.training.run import train as run_recipe
     from aurora_lora.training.summary import print_run, written
 
@@ -63,6 +65,35 @@ def train(
     print_run(stdout(), run)
 
 
+def pretrain(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Such as vit-fashion-mnist; see `aurora list models`.")],
+    as_json: Json = False,
+) -> None:
+    """Train a small model that no package has, once, into the cache.
+
+    `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command goes on from the last
+    checkpoint.
+    """
+    from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
+    from aurora_lora.training.pretrain import pretrain as make
+
+    bar = progress_bars()(name)
+    try:
+        folder = make(name, lambda: [bar])
+    finally:
+        bar.stop()
+    result = json.loads((folder / RESULT_OF_PRETRAINING).read_text(encoding="utf-8"))
+    if as_json:
+        print_json({"folder": str(folder), "result": result})
+        return
+    from aurora_lora.training.results import examples_scored, heading, shown_score
+
+    scores = result["metric"]["by_form"]["merged"]
+    shown = ", ".join(f"{heading(metric)} {shown_score(metric, value)}" for metric, value in scores.items())
+    print(f"{name} on {result['task']}, {examples_scored(result)}: {shown}")
+    print(f"wrote {folder}")
+
+
 def evaluate(
     folder: RunFolder,
     form: Annotated[
@@ -72,8 +103,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a finished run again."""
+    from aurora_lora.training.finished import load_run
     from aurora_lora.training.trained import evaluate as score
-    from aurora_lora.training.trained import load_run
 
     run = load_run(folder)
     bar = progress_bars()("scoring")
@@ -103,7 +134,7 @@ def merge(
 
     OUT must be new or empty, or hold this very merge, which is then left as it is.
     """
-    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.finished import load_run
     from aurora_lora.training.trained import merge as merge_run
 
     run = load_run(folder)
@@ -133,7 +164,7 @@ def gap(
     from aurora_lora.files import check_writable, write_json
     from aurora_lora.report.figures import gap_figure, save
     from aurora_lora.training.deployed import gap as measure
-    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.finished import load_run
 
     run = load_run(folder)
     target = output or folder
@@ -165,7 +196,7 @@ def export(
 ) -> None:
     """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package."""
     from aurora_lora.training.deployed import export as export_run
-    from aurora_lora.training.trained import load_run
+    from aurora_lora.training.finished import load_run
 
     run = load_run(folder)
     progress_bars()
@@ -184,12 +215,23 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="One page of any runs: scores, figures, times.")
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
 ) -> None:
-    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure."""
+    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind."""
     from aurora_lora.report.figures import forms_figure, save
     from aurora_lora.report.tables import forms_table, insert, load_results
 
     results = load_results(runs)
+    if html is not None:
+        from aurora_lora.report.page import write_page
+
+        write_page(results, html, title)
+        print(f"wrote {html}")
+        if into is None and output is None:
+            return
     table = forms_table(results)
     if into is None:
         print(table)
@@ -202,10 +244,10 @@ def report(
 
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge; for images, the files.")],
     as_json: Json = False,
 ) -> None:
-    """Label texts, with the probability of each label."""
+    """Label texts or image files, with the probability of each label."""
     from aurora_lora.training.trained import predict as answer
 
     progress_bars()
@@ -224,4 +266,4 @@ def predict(
     stdout().print(table)
 
 
-COMMANDS = (train, evaluate, merge, gap, export, report, predict)
+COMMANDS = (train, pretrain, evaluate, merge, gap, export, report, predict)

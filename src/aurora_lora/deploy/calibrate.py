@@ -98,7 +98,9 @@ def calibrate(
             if None. Layers are worked through in groups that fit, with a pass over the batches for each.
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
             time and memory, and is needed only by models that do so in some passes and not in others.
-        tokenizer, text_columns, batch_size: how to read a `datasets.Dataset`.
+        tokenizer: turns the texts of a `datasets.Dataset` into tokens.
+        text_columns: the columns of the dataset with the texts.
+        batch_size: examples of the dataset in a batch.
 
     Returns:
         A report with the explained share of each layer.

@@ -90,10 +90,13 @@ def merge_gap(
 
     Args:
         model: a model with active AuroRA adapters trained in the dynamic form, not merged.
-        batches, tokenizer, text_columns, batch_size: as in `calibrate`. Where a batch has `labels`, the metric of each
-            form is reported: mean negative log-likelihood and accuracy (of the next token, for a causal language
-            model), or the mean squared error of a regression.
+        batches: as in `calibrate`. Where a batch has `labels`, the metric of each form is reported: mean negative
+            log-likelihood and accuracy (of the next token, for a causal language model), or the mean squared error of
+            a regression.
         metric: computes other figures from the (predictions, labels) of all batches, which are then kept in memory.
+        tokenizer: as in `calibrate`.
+        text_columns: as in `calibrate`.
+        batch_size: as in `calibrate`.
 
     Raises:
         CalibrationError: no batches, a merged adapter, or adapters that are switched off.

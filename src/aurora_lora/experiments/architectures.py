@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import UserError
-from ..tasks.models import resolve_model
+from ..tasks.models import MODELS, PretrainedHere, resolve_model
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 _VIT = {"image_size": 224, "patch_size": 16}
@@ -46,6 +46,8 @@ def architecture(model: str) -> PretrainedConfig:
     if model in ARCHITECTURES:
         kind, fields = ARCHITECTURES[model]
         return AutoConfig.for_model(kind, **fields)
+    if isinstance(here := MODELS.get(model), PretrainedHere):
+        return AutoConfig.for_model("vit", **here.vit)
     source = resolve_model(model)
     more = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:

@@ -22,7 +22,6 @@ import torch
 
 from ..errors import UserError
 from ..methods import ParameterCounts, count_parameters, get_method
-from ..tasks import get_task
 from ..training.recipe import Recipe
 from .architectures import architecture
 from .reproduce import Reproduction
@@ -90,10 +89,10 @@ def estimate(recipe: Recipe, gpu: Gpu) -> Estimate:
     trained, width = params.adapter + params.head, BYTES[training.precision]
     weights = 4 * trained + width * (params.total - trained)
     activations = ACTIVATIONS * tokens * text.num_hidden_layers * text.hidden_size * width
-    logits = 8 * tokens * text.vocab_size if get_task(recipe.task.name).task_type == "CAUSAL_LM" else 0
+    logits = 8 * tokens * text.vocab_size if recipe.task.definition.task_type == "CAUSAL_LM" else 0
     memory = weights + 12 * trained + activations + logits
     speed = 1e12 * UTILISATION * (gpu.fp32 if training.precision == "fp32" else gpu.half)
-    task = get_task(recipe.task.name)
+    task = recipe.task.definition
     examples = recipe.task.train_size or task.train_examples
     length = min(_tokens(recipe, config), TYPICAL_TOKENS.get(task.name, _tokens(recipe, config)))
     operations = (2 + (4 if trained > params.total / 2 else 2)) * params.total * length
@@ -108,17 +107,23 @@ def trained_parameters(recipe: Recipe) -> ParameterCounts:
         UserError: the model is not known, or the method does not fit it.
     """
     options = json.dumps(recipe.method.options, sort_keys=True)
-    task = get_task(recipe.task.name)
-    return _count(recipe.model, recipe.method.name, options, task.task_type, max(1, len(task.labels)))
+    task = recipe.task.definition
+    return _count(recipe.model, recipe.method.name, options, task.task_type, task.num_labels)
 
 
 @lru_cache(maxsize=256)
 def _count(model: str, method: str, options: str, task_type: str, labels: int) -> ParameterCounts:
-    from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+    )
 
     classes = {
         "SEQ_CLS": AutoModelForSequenceClassification,
         "CAUSAL_LM": AutoModelForCausalLM,
+        "FEATURE_EXTRACTION": AutoModel,
         "IMAGE_CLS": AutoModelForImageClassification,
     }
     config = architecture(model)
@@ -135,7 +140,7 @@ def _tokens(recipe: Recipe, config: Any) -> int:
     """Of one example: the longest that the recipe allows, or an image's patches."""
     if hasattr(config, "patch_size") and hasattr(config, "image_size"):
         return int((config.image_size // config.patch_size) ** 2 + 1)
-    return recipe.task.max_length or get_task(recipe.task.name).max_length
+    return recipe.task.max_length or recipe.task.definition.max_length
 
 
 def describe(todo: Reproduction) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from ..errors import AuroraError, RunLockedError, UserError
 from ..training import yaml_text
 from ..training.recipe import Recipe
 from ..training.results import Result, read_result
-from ..training.run import RECIPE, check_recipe
+from ..training.run import check_recipe
+from ..training.storage import RECIPE
 
 LOG = "log.txt"
 

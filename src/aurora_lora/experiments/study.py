@@ -1,16 +1,18 @@
 """A study: settings to compare at the same tuning budget, in one YAML file.
 
-name: movie-sentiment
-base:                               # a recipe without its method
-  model: minilm-l6
-  task: {name: movie-sentiment, train_size: 3000}
-tuning:
-  budget: 4                         # runs for each setting
-  sampler: grid                     # grid, random or tpe (Optuna's)
-  space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
-seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
-settings:
-  - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+    name: movie-sentiment
+    base:                               # a recipe without its method
+      model: minilm-l6
+      task: {name: movie-sentiment, train_size: 3000}
+    tuning:
+      budget: 4                         # runs for each setting
+      sampler: grid                     # grid, random or tpe (Optuna's)
+      space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
+    seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
+    settings:
+      - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+
+What is left out has a default.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import UserError
+from ..methods.base import unknown
 from ..training import yaml_text
 from ..training.recipe import Recipe, Section, set_field, validate
 
@@ -108,6 +111,26 @@ class Setting(Section):
         return re.sub(r"[^a-z0-9.=]+", "-", self.name.casefold()).strip("-.") or "setting"
 
 
+class Side(Section):
+    """What is compared: a setting, in one of its forms (the deployed one by default)."""
+
+    setting: str
+    form: str | None = None
+
+
+class Question(Section):
+    """A question that the study answers by a difference: the first less the second, paired by seed."""
+
+    ask: Annotated[str, Field(min_length=1)]
+    first: Side
+    second: Side
+
+    @field_validator("first", "second", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"setting": value} if isinstance(value, str) else value
+
+
 class Study(Section):
     """The whole file."""
 
@@ -116,6 +139,15 @@ class Study(Section):
     tuning: Tuning
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
+    questions: tuple[Question, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_settings(self) -> Study:
+        names = {setting.name for setting in self.settings}
+        for side in (side for question in self.questions for side in (question.first, question.second)):
+            if side.setting not in names:
+                raise ValueError(f"questions: '{side.setting}' is an {unknown('setting', names, side.setting)}")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Study:

@@ -2,14 +2,14 @@
 
 `recipes/<suite>/<scale>/suite.yaml`, with one recipe a cell beside it:
 
-title: "Table 1: GLUE with RoBERTa"
-seeds: [0, 11111, 22222, 33333, 44444]
-statistic: median
-columns: [{name: sst2, label: SST-2, metric: accuracy}, ...]
-groups:
-  - name: RoBERTa-Base
-    rows:
-      - {name: LoRA, recipe: "base-lora-{column}", form: merged, params: 0.3M, quoted: true, scores: {sst2: 95.1, ...}}
+    title: "Table 1: GLUE with RoBERTa"
+    seeds: [0, 11111, 22222, 33333, 44444]
+    statistic: median
+    columns: [{name: sst2, label: SST-2, metric: accuracy}, ...]
+    groups:
+      - name: RoBERTa-Base
+        rows:
+          - {name: LoRA, recipe: "base-lora-{column}", form: merged, params: 0.3M, quoted: true, scores: {sst2: 95.1}}
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ class Row(Section):
     """The paper's, by column; none for a row that is ours."""
     average: float | None = None
     """The paper's average over the columns."""
-    note: str | None = None
 
 
 class Group(Section):
@@ -93,6 +92,7 @@ class Suite(Section):
     gpu: str | None = None
     """What the paper ran it on."""
     note: str | None = None
+    """Printed below the table."""
 
     @model_validator(mode="after")
     def _known_columns(self) -> Suite:

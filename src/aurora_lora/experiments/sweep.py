@@ -234,6 +234,8 @@ class Sweep:
             "name": setting.name,
             "chosen": values,
             "validation": score,
+            "deployed": next((result["metric"]["selected_by"]["form"] for result in results.values()), None),
+            "metric": next((result["metric"]["name"] for result in results.values()), None),
             "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
             "seeds": list(results),
             "by_form": _by_form(list(results.values())),

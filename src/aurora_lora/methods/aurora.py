@@ -68,8 +68,7 @@ class AuroraMethod(PeftMethod):
 
 _PAPER = {"train_form": "dynamic", "eval_form": "static", "spline": "summed", "init_weights": "paper"}
 _ABLATIONS: dict[str, tuple[str, Options]] = {
-    # without F, sigma would start at 0 for W_s = 0, and neither B nor W_s would ever get a gradient
-    "no-f": ("without the fixed part F", {"fixed_activation": None, "init_weights": "paper"}),
+    "no-f": ("without the fixed part F", {"fixed_activation": None}),
     "no-l": ("without the learnable part L", {"spline": None}),
     "leaky-relu": ("with LeakyReLU for tanh", {"fixed_activation": "leaky_relu"}),
     "sigmoid": ("with the sigmoid for tanh", {"fixed_activation": "sigmoid"}),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
@@ -151,8 +151,12 @@ class PeftMethod(OneForm):
         from peft import get_peft_model
 
         heads = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
-        config = self.make_config(**{**options, "modules_to_save": heads}, task_type=task_type)
-        peft_model: nn.Module = get_peft_model(model, config)
+        known = None if task_type == "IMAGE_CLS" else task_type  # PEFT has no wrapper for image classifiers
+        config = self.make_config(**{**options, "modules_to_save": heads}, task_type=known)
+        try:
+            peft_model: nn.Module = get_peft_model(model, config)
+        except NotImplementedError as error:  # a kind of module that PEFT's method does not adapt
+            raise ValueError(f"{self.name}: {error}") from error
         return peft_model
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
@@ -165,6 +169,9 @@ class PeftMethod(OneForm):
         model.save_pretrained(directory)  # type: ignore[operator]
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        from .linear import untie_adapted
+
+        untie_adapted(model)
         with self.using(model, form):
             merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
         return merged
@@ -211,9 +218,11 @@ class PlainMethod(OneForm):
 def head_modules(model: nn.Module) -> list[str]:
     """The top-level modules with weights beside the pretrained body: the randomly initialised head.
 
-    The output layer of a language model is none: it is as pretrained as the body.
+    The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body.
     """
     body = getattr(model, "base_model_prefix", "")
+    if body and not hasattr(model, body):
+        return []
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
     pretrained = get_output_embeddings()
     return [
@@ -258,11 +267,16 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
 
 
 def save_trained(model: nn.Module, directory: Path) -> None:
-    """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model."""
+    """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model.
+
+    A weight that several modules have (tied embeddings) is written once.
+    """
     from safetensors.torch import save_file
 
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in frozen}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = model.state_dict()
+    state = {name: value.contiguous() for name, value in state.items() if name in trained or name not in parameters}
     save_file(state, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
 
 

@@ -18,9 +18,7 @@ class BitFitMethod(PlainMethod):
 
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         if not any(self.trains(name) and not is_head(model, name) for name, _ in model.named_parameters()):
-            raise ValueError(
-                f"bitfit trains the biases, and {type(model).__name__} has none: use linear-probe or another method."
-            )
+            raise ValueError(f"bitfit trains the biases, and {type(model).__name__} has none: use another method.")
         return super().apply(model, options, task_type)
 
 

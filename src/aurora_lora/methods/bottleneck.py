@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from .edit import EditMethod
 from .edited import Edited
+from .linear import Linear, features, is_linear
 from .options import TARGETS, Table, one_of, whole
 from .targets import replace, target_paths
 
@@ -44,11 +45,11 @@ class Bottleneck(nn.Module):
 class AfterLinear(Edited):
     """`y + up(act(down(y)))` with the output y of a linear layer, before the block's residual is added."""
 
-    base_layer: nn.Linear
+    base_layer: Linear
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__(base_layer)
-        self.adapter = Bottleneck(base_layer.out_features, base_layer.weight, options)
+        self.adapter = Bottleneck(features(base_layer)[0], base_layer.weight, options)
         self.train(base_layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,12 +73,14 @@ class AroundNorm(Edited):
 
 HOULSBY_PLACES = (
     r".*\.layer\.\d+\.(attention\.output|output)\.dense",  # BERT, RoBERTa
-    r".*layers\.\d+\.(self_attn\.o_proj|mlp\.down_proj)",  # Llama
+    r".*layers\.\d+\.(self_attn\.o_proj|mlp\.down_proj)",  # Llama, Qwen
+    r".*\.h\.\d+\.(attn|mlp)\.c_proj",  # GPT-2
     r".*layers\.\d+\.(attention\.o_proj|mlp\.fc2)",  # ViT
 )
 PFEIFFER_PLACES = (
     r".*\.layer\.\d+\.output\.LayerNorm",
     r".*layers\.\d+\.mlp\.(down_proj|fc2)",
+    r".*\.h\.\d+\.mlp\.c_proj",
     r".*\.layer\.\d+\.output\.dense",
 )
 
@@ -94,16 +97,16 @@ def insert(model: nn.Module, options: dict[str, Any], places: tuple[str, ...], d
         raise ValueError(f"drop_layers={drop_layers} leaves no adapter: all targets are in the first layers.")
     for path in kept:
         module = model.get_submodule(path)
-        if not isinstance(module, nn.Linear | nn.LayerNorm):
+        if not is_linear(module) and not isinstance(module, nn.LayerNorm):
             raise ValueError(
-                f"target_modules: {path} is a {type(module).__name__}; an adapter goes after a torch.nn.Linear or "
-                "around a torch.nn.LayerNorm."
+                f"target_modules: {path} is a {type(module).__name__}; an adapter goes after a torch.nn.Linear or a "
+                "Conv1D of transformers, or around a torch.nn.LayerNorm."
             )
         replace(model, path, _with_adapter, options)
 
 
 def _with_adapter(module: nn.Module, options: dict[str, Any]) -> Edited:
-    return AfterLinear(module, options) if isinstance(module, nn.Linear) else AroundNorm(module, options)  # type: ignore[arg-type]
+    return AfterLinear(module, options) if is_linear(module) else AroundNorm(module, options)  # type: ignore[arg-type]
 
 
 def known_place(model: nn.Module, places: tuple[str, ...]) -> str | None:
@@ -115,7 +118,7 @@ def known_place(model: nn.Module, places: tuple[str, ...]) -> str | None:
 def train_norms(model: nn.Module) -> None:
     """Train the normalisations of the layers too, as Houlsby et al. do."""
     for path, module in model.named_modules():
-        if "norm" in type(module).__name__.lower() and re.search(r"layers?\.\d+\.", path):
+        if "norm" in type(module).__name__.lower() and re.search(r"(layers?|\.h)\.\d+\.", path):
             module.requires_grad_(True)
 
 

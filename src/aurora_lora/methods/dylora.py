@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers import TrainerCallback
 
 from .base import Options
 from .edit import UpdateMethod
 from .edited import AdaptedLinear, Update
+from .linear import Linear
 from .options import LOW_RANK, one_of, optional_whole, whole
 from .targets import edited_modules
 
@@ -22,7 +23,7 @@ from .targets import edited_modules
 class DyLoRA(Update):
     """`dW = (alpha / b) B[:, :b] A[:b]`, with a rank b drawn for each training step and a fixed one in evaluation."""
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__(base_layer, options)
         self.eval_rank: int = options["eval_rank"] or self.r
         self.frozen: bool = options["frozen"]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..errors import FormError
 from .base import OneForm, Options, TaskType, is_head, load_trained, save_trained
 from .edited import AdaptedLinear, Update
+from .linear import Linear, is_linear, untie_adapted
 from .options import Table, check
 from .targets import lora_targets, merge_edits, replace, target_paths
 
@@ -61,6 +62,7 @@ class EditMethod(OneForm, ABC):
         self._check_form(form)
         if self.refusal is not None:
             raise FormError(f"{self.name} cannot be merged: {self.refusal}.")
+        untie_adapted(model)
         merge_edits(model)
         return model  # type: ignore[return-value]
 
@@ -73,15 +75,16 @@ class UpdateMethod(EditMethod):
         update: the class of the update.
     """
 
-    update: Callable[[nn.Linear, dict[str, Any]], Update]
+    update: Callable[[Linear, dict[str, Any]], Update]
 
     def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
         paths = target_paths(model, options, lora_targets(model))
         for path in paths:
             module = model.get_submodule(path)
-            if not isinstance(module, nn.Linear):
+            if not is_linear(module):
                 raise ValueError(
-                    f"target_modules: {path} is a {type(module).__name__}; {self.name} adapts torch.nn.Linear."
+                    f"target_modules: {path} is a {type(module).__name__}; {self.name} adapts torch.nn.Linear and "
+                    "transformers' Conv1D."
                 )
         for path in paths:
             replace(model, path, self._adapted, options)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import FormError
+from .linear import Linear, features, is_plain_linear, matrix
 
 
 class Edited(nn.Module):
@@ -33,9 +34,9 @@ class Edited(nn.Module):
 class AdaptedLinear(Edited):
     """`W0 x + b + s f(x)` for a linear layer, a method's update f and its scaling."""
 
-    base_layer: nn.Linear
+    base_layer: Linear
 
-    def __init__(self, base_layer: nn.Module, update: Update) -> None:
+    def __init__(self, base_layer: Linear, update: Update) -> None:
         super().__init__(base_layer)
         self.update: Update | None = update
         self._shared: tuple[Update, ...] = ()
@@ -57,17 +58,17 @@ class AdaptedLinear(Edited):
         added: Tensor = update(x.to(update.A.dtype))
         return result + added.to(result.dtype)
 
-    def merged(self) -> nn.Linear:
+    def merged(self) -> Linear:
         """The linear layer with `W0 + dW`, summed in at least float32 and rounded once.
 
         Raises:
             FormError: the update is not linear in x, or the base weight is quantised.
         """
-        weight = self.base_layer.weight
-        if not weight.is_floating_point() or type(self.base_layer) is not nn.Linear:
+        if not is_plain_linear(self.base_layer):
             raise FormError(
                 f"A {type(self.base_layer).__name__} cannot be merged into: load the base model unquantised to merge."
             )
+        weight = matrix(self.base_layer)
         with torch.no_grad():
             delta = self.in_use.delta_weight()
             total = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
@@ -87,15 +88,16 @@ class Update(nn.Module):
         options: `r`, `alpha`, `dropout`, and the method's own.
     """
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__()
         weight = base_layer.weight
+        d_out, d_in = features(base_layer)
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         self.r: int = options["r"]
         self.alpha: float = options["alpha"]
         self.dropout = nn.Dropout(options["dropout"])
-        self.A = nn.Parameter(torch.empty(self.r, base_layer.in_features, dtype=dtype, device=weight.device))
-        self.B = nn.Parameter(torch.zeros(base_layer.out_features, self.r, dtype=dtype, device=weight.device))
+        self.A = nn.Parameter(torch.empty(self.r, d_in, dtype=dtype, device=weight.device))
+        self.B = nn.Parameter(torch.zeros(d_out, self.r, dtype=dtype, device=weight.device))
         kaiming(self.A)
 
     @property

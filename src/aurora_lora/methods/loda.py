@@ -11,6 +11,7 @@ from torch.nn.functional import leaky_relu, linear
 from ..errors import FormError
 from .edit import UpdateMethod
 from .edited import Update
+from .linear import Linear
 from .options import LOW_RANK, number
 
 
@@ -20,7 +21,7 @@ class LoDA(Update):
     M1 and M2 are (r, r) and start at the identity: f then starts near it, and with slope 1 it is LoRA.
     """
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__(base_layer, options)
         self.slope: float = options["negative_slope"]
         self.M1 = nn.Parameter(torch.eye(self.r, dtype=self.A.dtype, device=self.A.device))

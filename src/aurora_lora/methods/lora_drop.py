@@ -17,6 +17,7 @@ from ..errors import UserError
 from .base import WEIGHTS_FILE, Options, Sample
 from .edit import UpdateMethod
 from .edited import AdaptedLinear, Update
+from .linear import features
 from .options import LOW_RANK, number, whole
 from .targets import edited_modules
 
@@ -41,7 +42,7 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 def kind_of(path: str, layer: AdaptedLinear) -> Kind:
     """Layers of one name and shape: they are compared with each other, and can share."""
-    return path.rsplit(".", 1)[-1], layer.base_layer.in_features, layer.base_layer.out_features
+    return path.rsplit(".", 1)[-1], *features(layer.base_layer)
 
 
 def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sample) -> None:

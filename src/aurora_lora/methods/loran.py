@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .edit import UpdateMethod
 from .edited import WeightUpdate
+from .linear import Linear
 from .options import LOW_RANK, number, positive
 
 
 class LoRAN(WeightUpdate):
     """`dW = s sinter(B A)` with `sinter(u) = u + a u sin(w u)`, entry by entry."""
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__(base_layer, options)
         self.amplitude: float = options["amplitude"]
         self.frequency: float = options["frequency"]

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
 from .base import Options, PeftMethod, TaskType
+from .linear import is_plain_linear, matrix
 from .lora import LORA_TABLE
 from .options import TARGETS, peft_method
 
@@ -30,18 +31,21 @@ def start_from_minor_components(model: nn.Module, adapter: str = "default") -> N
             layer: Any = module
             base = layer.get_base_layer()
             r, s = layer.r[adapter], layer.scaling[adapter]
-            if type(base) is not nn.Linear or not base.weight.is_floating_point():
-                raise ValueError(f"target_modules: {path} is a {type(base).__name__}; milora adapts torch.nn.Linear.")
+            if not is_plain_linear(base):
+                raise ValueError(
+                    f"target_modules: {path} is a {type(base).__name__}; milora adapts torch.nn.Linear and "
+                    "transformers' Conv1D, in floating point."
+                )
             if r > min(base.weight.shape):
                 raise ValueError(f"r={r} is not allowed: {path} has no more than {min(base.weight.shape)} components.")
             with torch.no_grad():
-                weight = base.weight.to(torch.promote_types(base.weight.dtype, torch.float32))
+                weight = matrix(base).to(torch.promote_types(base.weight.dtype, torch.float32))
                 U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
                 root = (S[-r:] / s).sqrt()
                 B, A = U[:, -r:] * root, root[:, None] * Vh[-r:]
                 layer.lora_A[adapter].weight.copy_(A)
                 layer.lora_B[adapter].weight.copy_(B)
-                base.weight.copy_(weight - s * (B @ A))
+                matrix(base).copy_(weight - s * (B @ A))
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
@@ -69,7 +73,8 @@ class MiLoRAMethod(PeftMethod):
         return peft_model
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
-        peft_model = self.apply(model, options, "SEQ_CLS")
+        task_type: Any = PeftConfig.from_pretrained(str(directory)).task_type
+        peft_model = self.apply(model, options, task_type)
         load_weights(peft_model, directory)
         peft_model.train(False)
         return peft_model

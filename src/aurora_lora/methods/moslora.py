@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 
 from .edit import UpdateMethod
 from .edited import Update, kaiming
+from .linear import Linear
 from .options import LOW_RANK, one_of
 
 
@@ -19,7 +20,7 @@ class MoSLoRA(Update):
     The mixer starts Kaiming-uniform (sqrt 5) or orthogonal: the paper reports both, its code uses the first.
     """
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__(base_layer, options)
         self.mixer = nn.Parameter(torch.empty(self.r, self.r, dtype=self.A.dtype, device=self.A.device))
         if options["mixer_init"] == "orthogonal":

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .edit import UpdateMethod
 from .edited import WeightUpdate
+from .linear import Linear
 from .options import LOW_RANK, positive
 
 
 class SineLoRA(WeightUpdate):
     """`dW = s sin(w B A) / sqrt(d_in)`: the sine, entry by entry, lifts the rank above r."""
 
-    def __init__(self, base_layer: nn.Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
         super().__init__(base_layer, options)
         self.frequency: float = options["frequency"]
 

@@ -11,6 +11,7 @@ from torch import nn
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, check_target_module_exists
 from .base import head_modules
 from .edited import Edited
+from .linear import is_linear
 
 ALL_LINEAR = "all-linear"
 
@@ -41,7 +42,8 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
             f"named {', '.join(sorted(_linear_names(model)))}."
         )
     if chosen == ALL_LINEAR:
-        linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+        output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+        linear = [path for path, module in model.named_modules() if is_linear(module) and module is not output]
         chosen = [path for path in linear if path.split(".", 1)[0] not in heads]
     config = SimpleNamespace(
         target_modules=chosen,
@@ -62,7 +64,7 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
 
 
 def _linear_names(model: nn.Module) -> set[str]:
-    return {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if is_linear(module)}
 
 
 def replace(model: nn.Module, path: str, make: Callable[..., nn.Module], *args: Any) -> None:

@@ -48,6 +48,15 @@ def bspline_basis(
     return _truncated_powers(u.abs(), order, power=order)
 
 
+def identity_weights(grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """The weights w (K,) with `sum_k w_k B_k(z) = z` on `spline_range`: the centres c_k of the basis functions.
+
+    Splines of order 0 are constant on each interval: there the sum is the interval's middle.
+    """
+    lo, hi = spline_range
+    return lo + (hi - lo) / grid_size * (torch.arange(grid_size + order) - (order - 1) / 2)
+
+
 def bspline_basis_derivative(
     z: Tensor, grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Tensor:

@@ -21,14 +21,20 @@ class Compared:
     """One number of the paper beside ours.
 
     Args:
-        group, row, column: where it stands.
+        group: the group of rows in which it stands.
+        row: its row.
+        column: its column.
+        recipe: the name of its recipe.
+        form: the form that is compared.
         paper: the paper's number, if it has one.
         quoted: the paper took it from earlier work.
         scores: ours, seed by seed.
         ours: their median or mean, as the suite says; None without a score.
-        mean, median: both, whichever the suite asks for.
+        mean: the mean, whichever the suite asks for.
+        median: the median, likewise.
         spread: their standard deviation; None below two scores.
-        params: trained parameters outside the head; `paper_params` is what the paper prints.
+        params: trained parameters outside the head.
+        paper_params: what the paper prints for them.
         missing: seeds that have no result, or one that is not a number.
     """
 
@@ -143,10 +149,10 @@ def tables(suite: Suite, compared: Sequence[Compared]) -> Iterator[Table]:
 
 
 def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
-    """The same as Markdown, with the parameters."""
-    lines = []
+    """The same as a Markdown page, with the parameters."""
+    lines = [f"# {suite.title}", ""]
     for group in dict.fromkeys(one.group for one in compared):
-        lines += [f"### {group}", ""]
+        lines += [f"## {group}", ""]
         lines += [
             f"| method | params, paper | params, ours | data | paper | ours, {suite.statistic} | difference "
             "| std. dev. | seeds |",
@@ -157,9 +163,16 @@ def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
             params = "" if one.params is None else f"{one.params:,}"
             lines.append(f"| {' | '.join([name, one.paper_params or '', params, data, *numbers])} |")
         lines.append("")
-    if any(one.quoted for one in compared):
-        lines.append("\\* The paper takes these numbers from earlier work.")
-    return "\n".join(lines).strip()
+    for note in notes(suite, compared):
+        lines += [note.replace("*", "\\*"), ""]
+    return "\n".join(lines).strip() + "\n"
+
+
+def notes(suite: Suite, compared: Sequence[Compared]) -> list[str]:
+    """What a reader of the table must know."""
+    star = "* The paper takes these numbers from earlier work."
+    found = [star] if any(one.quoted and one.paper is not None for one in compared) else []
+    return found if suite.note is None else [*found, suite.note]
 
 
 def _cells(one: Compared, is_new: bool) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-PERCENT = ("accuracy", "f1", "matthews", "pearson", "spearman")
+from .groups import interval
+
+PERCENT = ("accuracy", "captured", "f1", "matthews", "pearson", "spearman")
 """Metrics that are printed times 100."""
 
 
@@ -40,6 +44,93 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
                 *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
             )
     yield table
+    if answered := answers(summary):
+        table = Table(title="first less second", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        for name, justify in (("question", "left"), ("difference", "right"), ("95% interval", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for one in answered:
+            table.add_row(one.ask, *one.cells())
+        yield table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question of a study, answered: the first's score less the second's, paired by seed.
+
+    Args:
+        ask: the question.
+        first, second: setting and form.
+        metric: of the scores.
+        difference: mean over the seeds.
+        low, high: its 95% interval, of Student's t over the paired differences; None below two seeds.
+        seeds: how many both have.
+    """
+
+    ask: str
+    first: str
+    second: str
+    metric: str
+    difference: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    def cells(self) -> tuple[str, str]:
+        """Difference and interval for people."""
+        scale, digits = (100, 1) if self.metric in PERCENT else (1, 3)
+        difference = f"{scale * self.difference:+.{digits}f}"
+        if self.low is None or self.high is None:
+            return difference, "one seed"
+        return difference, f"{scale * self.low:+.{digits}f} to {scale * self.high:+.{digits}f}"
+
+
+def answers(summary: Mapping[str, Any]) -> list[Answer]:
+    """The study's questions, in their order; those whose scores are missing are left out."""
+    settings = {setting["name"]: setting for setting in summary["settings"]}
+    found = []
+    for question in summary["study"].get("questions", ()):
+        first, second = (
+            (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
+            for side in (question["first"], question["second"])
+        )
+        metric = first[0]["metric"]
+        ours, theirs = _by_seed(*first, metric), _by_seed(*second, metric)
+        paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if paired:
+            names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
+            mean, (low, high) = statistics.fmean(paired), interval(paired)
+            found.append(Answer(question["ask"], names[0], names[1], metric, mean, low, high, len(paired)))
+    return found
+
+
+def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -> dict[int, float]:
+    scores = setting["by_form"].get(form, {}).get(metric, {}).get("scores", ())
+    return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
+
+
+def study_page(summary: Mapping[str, Any]) -> str:
+    """The study as Markdown: the answers, then every setting in every form."""
+    metrics, lines = _metrics(summary), []
+    if answered := answers(summary):
+        lines += ["| question | first | second | difference | 95% interval |", "|---|---|---|--:|--:|"]
+        for one in answered:
+            lines.append(f"| {one.ask} | {one.first} | {one.second} | {' | '.join(one.cells())} |")
+        lines.append("")
+    heads = [f"{metric} %" if metric in PERCENT else metric for metric in metrics]
+    lines += [
+        f"| setting | params | chosen | form | {' | '.join(heads)} | seeds | training s |",
+        f"|---|--:|---|---|{'--:|' * (len(heads) + 2)}",
+    ]
+    for setting in summary["settings"]:
+        chosen = ", ".join(f"{name.rpartition('.')[2]} {_plain(value)}" for name, value in setting["chosen"].items())
+        chosen = chosen.replace("learning_rate", "lr")
+        params = f"{setting['params']['adapter']:,}" if setting["params"] else ""
+        seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
+        for form, scores in setting["by_form"].items():
+            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
+            cells = [setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:

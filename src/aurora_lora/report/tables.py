@@ -143,6 +143,34 @@ def _scored_on(task: Task) -> str:
     return ", ".join(task.test_sets)
 
 
+def reproduced_table(record: Mapping[str, Any]) -> str:
+    """A suite's scores, a row for each method: the `table.json` of `aurora reproduce`, for docs/results.md."""
+    cells = record["cells"]
+    columns = list(dict.fromkeys(cell["column"] for cell in cells))
+    lines = [f"| method | trained parameters | {' | '.join(columns)} |", f"|---|---:|{'---:|' * len(columns)}"]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in cells:
+        rows.setdefault((cell["group"], cell["row"]), {})[cell["column"]] = cell
+    seeds = len(record["seeds"])
+    for (_, name), found in rows.items():
+        params = next(iter(found.values()))["params"]
+        shown = [
+            "" if params is None else f"{params:,}",
+            *(_reproduced(found.get(column), seeds) for column in columns),
+        ]
+        lines.append(f"| {' | '.join([name, *shown])} |")
+    what = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
+    return "\n".join([*lines, "", f"{what}; the head is not among the parameters."])
+
+
+def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:
+    if cell is None or cell["ours"] is None:
+        return ""
+    spread = "" if cell["spread"] is None else f" ± {cell['spread']:.1f}"
+    missing = f" ({len(cell['scores'])} of {seeds} seeds)" if cell["missing"] else ""
+    return f"{cell['ours']:.1f}{spread}{missing}"
+
+
 def calibration_table(curve: Mapping[str, Any]) -> str:
     """Calibration inputs against what the calibrated form gives, both orders: `benchmarks/calibration.py curve`."""
     runs, records = curve["runs"], curve["records"]

@@ -7,7 +7,9 @@ from aurora_lora.tasks.bigbench import BIG_BENCH
 from aurora_lora.tasks.commonsense import COMMONSENSE
 from aurora_lora.tasks.glue import GLUE
 from aurora_lora.tasks.packaged import MOVIE_RATING, MOVIE_SENTIMENT
+from aurora_lora.tasks.packaged_images import PACKAGED_IMAGES
 from aurora_lora.tasks.task import SplitSizes, Task
+from aurora_lora.tasks.vision import VISION
 
 __all__ = ["TASKS", "SplitSizes", "Task", "get_task"]
 
@@ -19,6 +21,8 @@ TASKS: dict[str, Task] = {
         *BIG_BENCH,
         *GLUE,
         COMMONSENSE,
+        *VISION,
+        *PACKAGED_IMAGES,
     )
 }
 

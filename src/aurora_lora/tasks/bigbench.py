@@ -30,15 +30,18 @@ FOLDERS = {
     "strategyqa": "strategyqa",
     "winowhy": "winowhy",
 }
-QUESTIONS = Archive(
+CIFAR10_FILE = "cifar10.json"
+# One archive for all, so that the large download is needed once.
+BIGBENCH = Archive(
     requirement="bigbench==1.0.0",
     kind="sdist",
     sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
     members={
         f"bigbench-1.0.0/bigbench/benchmark_tasks/{folder}/task.json": f"{name}.json"
         for name, folder in FOLDERS.items()
-    },
-    description="four sets of questions of BIG-bench",
+    }
+    | {"bigbench-1.0.0/bigbench/benchmark_tasks/cifar10_classification/base64/task.json": CIFAR10_FILE},
+    description="four sets of questions of BIG-bench, and CIFAR-10's test images",
     megabytes=358,
     license="Apache-2.0",
 )
@@ -179,7 +182,7 @@ def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") ->
     with train_extra():
         from datasets import Dataset, DatasetDict
     make = FORMS[name][form]
-    splits = split_questions(read_questions(fetch(QUESTIONS) / f"{name}.json", GROUPS[name]), sizes, split_seed)
+    splits = split_questions(read_questions(fetch(BIGBENCH) / f"{name}.json", GROUPS[name]), sizes, split_seed)
     loaded = {}
     for split, questions in splits.items():
         made: list[Any] = [make(question) for question in questions]

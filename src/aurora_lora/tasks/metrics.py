@@ -138,3 +138,25 @@ def _warn_if_not_finite(values: NDArray[np.float64], what: str) -> bool:
     if not finite.all():
         warnings.warn(f"non-finite {what} in {(~finite).sum()} of {finite.size} rows", stacklevel=3)
     return bool(finite.all())
+
+
+def captured_metrics(distances: ArrayLike) -> dict[str, float]:
+    """What share of a teacher's effect a model has captured: `1 - sum |h - h_teacher|^2 / sum |h_base - h_teacher|^2`.
+
+    Args:
+        distances: (examples, 2): the squared distances of the last hidden states of the model, and of the base model,
+            to the teacher's, summed over tokens and channels.
+
+    Returns:
+        `captured`: 1 for the teacher itself, 0 for the base model, below 0 for a model that is farther off than that.
+
+    Raises:
+        ValueError: another shape, no examples, or a teacher that is the base model.
+    """
+    found = np.asarray(distances, dtype=np.float64)
+    if found.ndim != 2 or found.shape[1] != 2 or not len(found):
+        raise ValueError(f"expected distances (n, 2), n > 0; got {found.shape}")
+    error, effect = found.sum(axis=0)
+    if effect == 0:
+        raise ValueError("the teacher's hidden states are those of the base model: it has no effect to capture")
+    return {"captured": float(1 - error / effect)}

@@ -1,12 +1,15 @@
-"""Models by name: the packaged ones, which need no hub, and everything that Transformers can load."""
+"""Models by name: those that need no hub, packaged or pretrained here, and everything that Transformers can load."""
 
 import difflib
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.fetch import Archive, fetch
+from aurora_lora.tasks.fetch import Archive, cache_dir, fetch
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,51 @@ class ModelSource:
     hub_id: str
     archive: Archive
     gguf_file: str | None = None
+
+
+@dataclass(frozen=True)
+class PretrainedHere:
+    """A small vision transformer that `aurora pretrain NAME` trains from random weights, once, into the cache.
+
+    Args:
+        name: the name on the command line and in `MODELS`.
+        description: one line for `aurora list models`.
+        params: number of parameters of the body.
+        vit: the fields of `ViTConfig`.
+        mean: of the pixels, for each channel, from 0 to 1.
+        std: their standard deviation.
+        task: the recipe's section of that name.
+        training: the recipe's section of that name.
+        minutes: how long it takes, roughly, on two cores.
+    """
+
+    name: str
+    description: str
+    params: int
+    vit: Mapping[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    task: Mapping[str, Any]
+    training: Mapping[str, Any]
+    minutes: int
+    license: str = "Apache-2.0"
+    architecture: Literal["image"] = "image"
+
+    @property
+    def hub_id(self) -> str:
+        """It is on no hub."""
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept: another one for other settings."""
+        settings = json.dumps([self.vit, self.mean, self.std, self.task, self.training], sort_keys=True, default=dict)
+        return cache_dir() / f"{self.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has been trained."""
+        return (self.folder / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -94,20 +142,57 @@ SMOLLM2_135M = ModelSource(
     gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
 )
 
-MODELS: dict[str, ModelSource] = {source.name: source for source in (MINILM_L6, SMOLLM2_135M)}
+VIT_FASHION = PretrainedHere(
+    name="vit-fashion-mnist",
+    description="a 4-layer ViT for images of 28 by 28 pixels, pretrained here on Fashion-MNIST",
+    params=463_488,
+    vit={
+        "image_size": 28,
+        "patch_size": 7,
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "intermediate_size": 384,
+    },
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    task={"name": "fashion-mnist"},
+    training={
+        "epochs": 6,
+        "batch_size": 128,
+        "eval_batch_size": 500,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "warmup_ratio": 0.05,
+        "checkpoint_every": 100,
+    },
+    minutes=20,
+)
+
+MODELS: dict[str, ModelSource | PretrainedHere] = {
+    source.name: source for source in (MINILM_L6, SMOLLM2_135M, VIT_FASHION)
+}
 
 
 def resolve_model(name: str) -> ResolvedModel:
     """What to hand to `from_pretrained` for a model name.
 
-    A name in `MODELS` is fetched, or found in the cache. Anything else is a local folder or a hub id and passes
+    A packaged model is fetched, or found in the cache. Anything else is a local folder or a hub id and passes
     through; a folder that is called like a packaged model is reached as `./name`.
 
     Raises:
-        UserError: the name is no folder and no `owner/model`, and looks like a packaged name with a typo; or the
-            fetch failed.
+        UserError: the name is no folder and no `owner/model`, and looks like a packaged name with a typo; the fetch
+            failed; or a model that is pretrained here has not been yet.
     """
-    if source := MODELS.get(name):
+    source = MODELS.get(name)
+    if isinstance(source, PretrainedHere):
+        if not source.is_there:
+            raise UserError(
+                f"{name} is not in the cache folder {cache_dir()}: `aurora pretrain {name}` makes it, once, in about "
+                f"{source.minutes} minutes on two cores"
+            )
+        return ResolvedModel(str(source.folder))
+    if source is not None:
         return ResolvedModel(str(fetch(source.archive)), source.gguf_file)
     path = Path(name).expanduser()
     if path.exists():

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import choice_metrics, classification_metrics, regression_metrics
+from aurora_lora.tasks.metrics import captured_metrics, choice_metrics, classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-Kind = Literal["classification", "regression", "multiple-choice"]
+Kind = Literal["classification", "regression", "multiple-choice", "distillation", "image-classification"]
+TASK_TYPES: dict[Kind, Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]] = {
+    "classification": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "multiple-choice": "CAUSAL_LM",
+    "distillation": "FEATURE_EXTRACTION",
+    "image-classification": "IMAGE_CLS",
+}
+Augment = Literal["crop-flip", "shift-flip", "shift", "none"]
+"""What is done to training images: a random part is taken, or the image is shifted by up to an eighth; half of them are
+mirrored."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,19 @@ class Task:
     Args:
         name: the name on the command line and in `TASKS`.
         description: one line for `aurora list tasks`.
-        kind: `"classification"` (integer labels), `"regression"` (float labels), or `"multiple-choice"`: a causal
-            language model is trained to answer a prompt, and judged by which choice it finds most likely.
-        labels: the class names in label order; empty for the other kinds.
+        kind: `"classification"` (integer labels), `"regression"` (float labels), `"multiple-choice"`: a causal
+            language model is trained to answer a prompt, and judged by which choice it finds most likely; or
+            `"image-classification"` (integer labels). A task of the first two becomes `"distillation"` when a recipe
+            gives it a teacher.
+        labels: the class names in label order; empty for the other kinds, and where they come with the data.
         metric: the key of `compute_metrics` that is reported and selected by; higher is better.
         text_columns: the columns that go to the tokenizer, one sentence or a pair. A multiple-choice task has
-            `prompt`, `choices` (a list of strings) and `label` (the index of the right one).
+            `prompt`, `choices` (a list of strings) and `label` (the index of the right one). Empty for images, which
+            are in the column `image`.
         source: where the data comes from.
         license: the licence of the data.
-        load: `load(sizes, split_seed)` gives a `datasets.DatasetDict` with `train`, `validation` and the test sets.
+        load: `load(sizes, split_seed)` gives a `datasets.DatasetDict` with `train`, `validation` and the test sets. A
+            column `row`, where there is one, says which row of the source split (`Dataset.split`) an example is.
         group: heading in lists.
         also: further metrics of the kind: `"matthews"`, `"f1"`, `"spearman"`.
         sizes: what a recipe gets that gives no sizes.
@@ -77,6 +91,8 @@ class Task:
         prompt_forms: the forms of the prompt that a recipe can choose from, the default first; where there are several,
             `load` takes one as `form`.
         never_after: tasks that a model must not have been trained on before it is trained or scored on this one.
+        classes: how many classes there are, where their names come with the data.
+        augment: what a recipe gets that does not say what is done to training images.
     """
 
     name: str
@@ -97,11 +113,27 @@ class Task:
     train_examples: int | None = None
     prompt_forms: tuple[str, ...] = ()
     never_after: tuple[str, ...] = ()
+    classes: int | None = None
+    augment: Augment = "crop-flip"
 
     @property
-    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM"]:
-        """PEFT's name for the kind of model that it takes."""
-        return "CAUSAL_LM" if self.kind == "multiple-choice" else "SEQ_CLS"
+    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]:
+        """PEFT's name for the kind of model that it takes; image classifiers have none there."""
+        return TASK_TYPES[self.kind]
+
+    def distilled(self) -> Task:
+        """The same texts, with a teacher's hidden states to learn in place of the labels."""
+        return replace(self, kind="distillation", labels=(), metric="captured", also=())
+
+    @property
+    def num_labels(self) -> int:
+        """The outputs of the model's head."""
+        return len(self.labels) or self.classes or 1
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether its examples are images, not texts."""
+        return self.kind == "image-classification"
 
     @property
     def reported_split(self) -> Literal["test", "validation"]:
@@ -115,6 +147,8 @@ class Task:
             "classification": ("accuracy", "nll"),
             "regression": ("pearson", "mse"),
             "multiple-choice": ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered"),
+            "image-classification": ("accuracy", "nll"),
+            "distillation": ("captured",),
         }
         return tuple(dict.fromkeys((self.metric, *self.also, *found[self.kind])))
 
@@ -122,13 +156,15 @@ class Task:
         """The metrics of this task's kind.
 
         Args:
-            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression; or
-                (examples, choices, 2 or 3), see `choice_metrics`.
+            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression;
+                (examples, choices, 2 or 3), see `choice_metrics`; or (examples, 2), see `captured_metrics`.
             labels: (examples,).
         """
+        if self.kind == "distillation":
+            return captured_metrics(predictions)
         if self.kind == "multiple-choice":
             return choice_metrics(predictions, labels)
-        compute = classification_metrics if self.kind == "classification" else regression_metrics
+        compute = regression_metrics if self.kind == "regression" else classification_metrics
         return compute(predictions, labels, also=self.also)
 
     def load_splits(

@@ -33,7 +33,7 @@ SLOPES = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0, "leaky_relu": 1.0}
 class Layer(NamedTuple):
     """The weights of one adapted layer, in float64.
 
-    Args:
+    Attributes:
         W0: (d_out, d_in), frozen.
         A: (r, d_in).
         B: (d_out, r).

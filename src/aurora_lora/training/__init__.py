@@ -10,9 +10,9 @@ _HOMES = {
     "CalibrationCallback": "callback",
     "Recipe": "recipe",
     "Run": "run",
-    "TrainedRun": "trained",
+    "TrainedRun": "finished",
     "load_recipe": "recipe",
-    "load_run": "trained",
+    "load_run": "finished",
     "read_result": "results",
     "train": "run",
 }

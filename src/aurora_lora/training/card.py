@@ -15,7 +15,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.edit import EditMethod
 from ..methods.milora import MiLoRAMethod
 from ..tasks import Task
-from ..tasks.models import MODELS, resolve_model
+from ..tasks.models import MODELS, ModelSource, PretrainedHere, resolve_model
 from . import yaml_text
 from .recipe import Recipe
 from .results import Result, examples_scored, score_table
@@ -24,6 +24,18 @@ CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
 
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+    "IMAGE_CLS": "AutoModelForImageClassification",
+}
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "CAUSAL_LM": "text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+    "IMAGE_CLS": "image-classification",
+}
 _FORMS = {
     "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
     "static": "the static form, `B sigma(A) x`",
@@ -54,9 +66,9 @@ class Facts:
         return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
 
     @property
-    def is_causal(self) -> bool:
-        """Whether the model is a causal language model."""
-        return self.task.task_type == "CAUSAL_LM"
+    def labels(self) -> list[str]:
+        """The class names."""
+        return list(self.result.get("labels", self.task.labels))
 
     @property
     def tags(self) -> list[str]:
@@ -179,7 +191,7 @@ def _weights(facts: Facts) -> str:
 The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
     pip install 'aurora-lora[train]'{"" if refusal else merge}
-    aurora predict RUN TEXT...
+    aurora predict RUN {"IMAGE..." if facts.task.is_of_images else "TEXT..."}
 {cannot}"""
 
 
@@ -191,13 +203,18 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base = [], repr(facts.base)
-    auto = "AutoModelForCausalLM" if facts.is_causal else "AutoModelForSequenceClassification"
-    arguments: dict[str, object] = {} if facts.is_causal else {"num_labels": len(facts.task.labels) or 1}
-    arguments["pad_token_id"] = facts.pad_token_id
-    if packaged and (source := MODELS.get(facts.recipe.model)):
+    auto = _AUTO[facts.task.task_type]
+    has_head = facts.task.task_type in ("SEQ_CLS", "IMAGE_CLS")
+    arguments: dict[str, object] = {"num_labels": facts.task.num_labels} if has_head else {}
+    if facts.task.is_of_images:
+        arguments["ignore_mismatched_sizes"] = True  # of the head, which the adapter brings
+    else:
+        arguments["pad_token_id"] = facts.pad_token_id
+    source = MODELS.get(facts.recipe.model)
+    if source is not None and (packaged or isinstance(source, PretrainedHere)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
         base = f"resolve_model({source.name!r}).path"
-        if source.gguf_file is not None:
+        if isinstance(source, ModelSource) and source.gguf_file is not None:
             arguments["gguf_file"] = source.gguf_file
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     lines = [
@@ -209,8 +226,8 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         f"model = {auto}.from_pretrained(base{given})",
         'model = PeftModel.from_pretrained(model, ".")  # this folder',
     ]
-    if facts.task.labels:
-        lines.append(f"labels = {facts.task.labels!r}")
+    if facts.labels:
+        lines.append(f"labels = {tuple(facts.labels)!r}")
     return "\n".join(lines)
 
 
@@ -218,7 +235,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 
 
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
-    data.pipeline_tag = "text-generation" if facts.is_causal else "text-classification"
+    data.pipeline_tag = _PIPELINES[facts.task.task_type]
     recipe = facts.recipe
     title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerBase
 
 from .choices import Questions, choice_scores, generated_choices, next_token_loss
 from .recipe import Recipe
@@ -22,7 +21,6 @@ class ChoiceTrainer(RecipeTrainer):
     Args:
         recipe, checkpoints, kwargs: as in `RecipeTrainer`; the data collator is the one for training.
         questions: the collator for evaluation.
-        tokenizer: reads what the model writes.
     """
 
     def __init__(
@@ -31,12 +29,10 @@ class ChoiceTrainer(RecipeTrainer):
         checkpoints: Path,
         *,
         questions: Questions,
-        tokenizer: PreTrainedTokenizerBase,
         **kwargs: Any,
     ) -> None:
         super().__init__(recipe, checkpoints, **kwargs)
         self.questions = questions
-        self.tokenizer = tokenizer
         self.generate = False
         """Whether evaluations also let the model write its answer, which takes many times as long."""
 
@@ -65,6 +61,6 @@ class ChoiceTrainer(RecipeTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = choice_scores(model, batch, most)
             if self.generate:
-                written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.tokenizer)
+                written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.questions.padding)
                 scores = torch.cat((scores, written), dim=-1)
         return None, scores, batch["labels"]

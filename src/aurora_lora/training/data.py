@@ -1,21 +1,26 @@
-"""From a task's splits to batches of tokens."""
+"""From a task's splits to batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..tasks import SplitSizes, Task, get_task
+from ..tasks import SplitSizes, Task
+from ..tasks.vision import class_names
 from .choices import Questions, TrainingText, encode_questions
+from .images import Images, Stack, plain_transform, training_transform
+from .models import Processor
 from .recipe import Recipe
 
 Example = dict[str, Any]
+TARGETS = ("labels", "base_distance")
+"""What a batch holds beside the model's inputs."""
 
 
 class Encoded(Dataset[Example]):
@@ -39,7 +44,7 @@ class Pad:
     kind: str
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
+        inputs = [{name: value for name, value in example.items() if name not in TARGETS} for example in examples]
         batch = dict(self.padding.pad(inputs, return_tensors="pt"))
         if "labels" in examples[0]:
             dtype = torch.long if self.kind == "classification" else torch.float32
@@ -47,25 +52,43 @@ class Pad:
         return batch
 
 
+Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
+
+
 @dataclass(frozen=True)
 class Data:
     """The encoded splits of a recipe.
 
-    `collate` makes what the model is trained and calibrated on; `questions`, for multiple choice, what it is scored on.
+    Args:
+        task: the recipe's.
+        processor: the tokenizer or image processor of the model.
+        splits: as they are trained and scored on.
+        collate: makes what the model is trained and calibrated on.
+        questions: for multiple choice, makes what it is scored on.
+        labels: the class names, in label order; the task's own where they do not come with the data.
+        unchanged: the training split without random changes, where it has some.
+        rows: of each split, which rows of which source split it holds; None where that is not known.
     """
 
     task: Task
-    tokenizer: PreTrainedTokenizerBase
-    splits: dict[str, Encoded]
-    collate: Pad | TrainingText
+    processor: Processor
+    splits: dict[str, Encoded | Images]
+    collate: Collate
     questions: Questions | None = None
+    labels: tuple[str, ...] = ()
+    unchanged: Images | None = None
+    rows: dict[str, dict[str, Any]] | None = None
+
+    def fixed(self, split: str) -> Encoded | Images:
+        """A split for everything but training: its examples are the same at every call."""
+        return self.unchanged if split == "train" and self.unchanged is not None else self.splits[split]
 
     def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
         wanted = recipe.calibration
         chosen = self._even_sample(min(wanted.examples, len(self.splits["train"])))
         batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
-        return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+        return [{name: value for name, value in batch.items() if name not in TARGETS} for batch in batches]
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
@@ -73,7 +96,7 @@ class Data:
         return [self.collate(chosen[at : at + batch_size]) for at in range(0, len(chosen), batch_size)]
 
     def _even_sample(self, count: int) -> list[Example]:
-        train = self.splits["train"]
+        train = self.fixed("train")
         return [train[index * len(train) // count] for index in range(count)]
 
 
@@ -84,20 +107,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]],
     return [{name: encoded[name][index] for name in names} for index in range(len(columns[0]))]
 
 
-def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """Load and encode all three splits of the recipe's task.
+def load_data(recipe: Recipe, processor: Processor) -> Data:
+    """Load and encode all splits of the recipe's task.
 
     Raises:
         UserError: sizes that the data cannot give, or data that cannot be fetched.
     """
-    task, section = get_task(recipe.task.name), recipe.task
-    assert section.max_length is not None  # filled in by validation
+    task, section = recipe.task.definition, recipe.task
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    if task.is_of_images:
+        return _load_images(task, recipe, processor, loaded)
+    tokenizer = cast(PreTrainedTokenizerBase, processor)
     if task.kind == "multiple-choice":
         return _load_questions(task, recipe, tokenizer, loaded)
+    assert section.max_length is not None  # filled in by validation
     max_length = min(section.max_length, tokenizer.model_max_length)
-    splits = {}
+    splits: dict[str, Encoded | Images] = {}
     for name, split in loaded.items():
         examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
         for example, label in zip(examples, split["label"], strict=True):
@@ -105,19 +131,32 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Data:
         if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
             examples.sort(key=lambda example: len(example["input_ids"]))
         splits[name] = Encoded(examples)
-    return Data(task, tokenizer, splits, Pad(tokenizer, task.kind))
+    return Data(task, tokenizer, splits, Pad(tokenizer, task.kind), labels=task.labels)
+
+
+def _load_images(task: Task, recipe: Recipe, processor: Any, loaded: Any) -> Data:
+    assert recipe.task.augment is not None  # filled in by validation
+    plain = plain_transform(processor)
+    splits: dict[str, Encoded | Images] = {name: Images(split, plain) for name, split in loaded.items()}
+    splits["train"] = Images(loaded["train"], training_transform(processor, recipe.task.augment), recipe.seed)
+    labels = class_names(loaded["train"]) or task.labels or tuple(map(str, range(task.num_labels)))
+    rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in loaded.items()}
+    unchanged = Images(loaded["train"], plain)
+    return Data(task, processor, splits, Stack(), labels=labels, unchanged=unchanged, rows=rows)
 
 
 def _load_questions(task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, loaded: Any) -> Data:
     section = recipe.task
     assert section.max_length is not None  # filled in by validation
     assert section.loss_on is not None
-    splits = {}
+    splits: dict[str, Encoded | Images] = {}
+    encoded: list[Example] = []
     for name, split in loaded.items():
         examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
         if name != "train":
             examples.sort(key=lambda example: len(example["prompt"]))
         splits[name] = Encoded(examples)
-    max_choices = max(len(one["choices"]) for split in splits.values() for one in split.examples)
+        encoded += examples
+    max_choices = max(len(one["choices"]) for one in encoded)
     collate = TrainingText(tokenizer, min(section.max_length, tokenizer.model_max_length), section.loss_on)
-    return Data(task, tokenizer, splits, collate, Questions(tokenizer, max_choices))
+    return Data(task, tokenizer, splits, collate, Questions(tokenizer, max_choices), task.labels)

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
 from ..methods.aurora import AuroraMethod
-from .models import load_base_model, load_tokenizer
-from .run import ADAPTER, make_model, make_trainer
-from .trained import TrainedRun
+from .finished import TrainedRun
+from .run import load_trained_model, make_trainer
+from .storage import ADAPTER
 
 
 def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:
@@ -33,7 +33,7 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
         raise UserError(f"examples must be at least 1, got {examples}")
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe, Path(nowhere), (), run.folder / ADAPTER)
-    rows = data.splits[split]
+    rows = data.fixed(split)
     n = len(rows) if examples is None else min(examples, len(rows))
     batches = (
         data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
@@ -61,8 +61,7 @@ def export(
     run.check_form(form)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")
-    tokenizer = load_tokenizer(str(run.folder / ADAPTER))
-    model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
+    model, _ = load_trained_model(run)
     try:
         export_lora(model, output, form, dtype=dtype)
     except FormError:

@@ -35,6 +35,6 @@ def check_history(recipe: Recipe) -> None:
     for before in earlier:
         if before in TASKS[task].never_after:
             raise UserError(
-                f"model: {recipe.model} was trained on {before}, which holds questions that {task} trains on or tests "
+                f"model: {recipe.model} was trained on {before}, which holds examples that {task} trains on or tests "
                 "with: its scores would mean nothing; start from another model"
             )

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ..errors import UserError
 from ..tasks import Task
+from ..tasks._extra import vision_extra
 from ..tasks.models import ResolvedModel, resolve_model
+
+Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
+"""What makes a model's inputs: its `save_pretrained` writes it beside the model."""
+
+
+def load_processor(model: str, task: Task) -> Processor:
+    """The tokenizer or image processor of a model, as the task needs it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return load_image_processor(model) if task.is_of_images else load_tokenizer(model)
+
+
+def load_image_processor(model: str) -> BaseImageProcessor:
+    """The image processor of a local folder or a hub model: the size and the normalisation of its images.
+
+    Raises:
+        UserError: it cannot be loaded, or torchvision is missing.
+    """
+    with vision_extra():
+        import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
+    source = resolve_model(model)
+    try:
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source.path)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, ImportError) as error:
+        raise _unusable(model, error) from error
+    return processor
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -36,24 +70,37 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(model: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The pretrained model in float32, with a new head for the task; for multiple choice the language model as it is.
+def load_base_model(model: str, task: Task, processor: Processor, names: Sequence[str] = ()) -> PreTrainedModel:
+    """The pretrained model in float32, with a new head for the task.
+
+    For multiple choice the language model as it is; for distillation the body without a head.
+
+    Args:
+        model: a packaged model, a local folder or a hub model.
+        task: what for.
+        processor: the model's tokenizer or image processor.
+        names: the class names, where they come with the data and not with the task.
 
     Raises:
         UserError: it cannot be loaded.
     """
     source = resolve_model(model)
-    labels = dict(enumerate(task.labels or (task.name,)))
+    labels = dict(enumerate(names or task.labels or (task.name,)))
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source))
-        if config.pad_token_id is None:
-            config.pad_token_id = tokenizer.pad_token_id
+        if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
+            config.pad_token_id = processor.pad_token_id
         if task.kind == "multiple-choice":
             return _pretrained(AutoModelForCausalLM, source, config)
+        if task.kind == "distillation":
+            return _pretrained(AutoModel, source, config)
         config.num_labels = len(labels)
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+        if task.is_of_images:
+            # the head of a model that was trained on other classes is replaced
+            return _pretrained(AutoModelForImageClassification, source, config, ignore_mismatched_sizes=True)
         return _pretrained(AutoModelForSequenceClassification, source, config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
@@ -72,7 +119,7 @@ def load_causal_model(model: str) -> PreTrainedModel:
         raise _unusable(model, error) from error
 
 
-def _pretrained(kind: Any, source: ResolvedModel, config: Any) -> PreTrainedModel:
+def _pretrained(kind: Any, source: ResolvedModel, config: Any, **more: Any) -> PreTrainedModel:
     loaded: PreTrainedModel = kind.from_pretrained(
         source.path,
         config=config,
@@ -81,6 +128,7 @@ def _pretrained(kind: Any, source: ResolvedModel, config: Any) -> PreTrainedMode
         use_safetensors=source.gguf_file is None,
         **_gguf(source),
         **_as_plain_weights(source),
+        **more,
     )
     return loaded
 

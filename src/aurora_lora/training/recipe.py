@@ -1,10 +1,12 @@
 """A recipe: everything that decides a training run, in one YAML file, validated once.
 
-name: demo
-model: minilm-l6                 # a packaged model, a hub id or a local folder
-task: {name: movie-sentiment, train_size: 3000}
-method: {name: aurora, r: 2, target_modules: [query, value]}
-training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+    name: demo
+    model: minilm-l6                 # a packaged model, a hub id or a local folder
+    task: {name: movie-sentiment, train_size: 3000}
+    method: {name: aurora, r: 2, target_modules: [query, value]}
+    training: {epochs: 3, batch_size: 32, learning_rate: 5e-3}
+
+What is left out has a default.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -20,7 +22,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from ..errors import UserError
 from ..methods import Method, get_method
 from ..methods.base import unknown
+from ..tasks.task import Augment
 from . import yaml_text
+
+if TYPE_CHECKING:
+    from ..tasks import Task
 
 Size = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,7 +50,7 @@ class TaskSection(Section):
     """Of each test set."""
     split_seed: int = 0
     max_length: Size | None = None
-    """Tokens; longer texts are cut."""
+    """Tokens; longer texts are cut. Not for images."""
     test_sets: tuple[str, ...] | None = None
     """Which of the task's test sets to score."""
     prompt: str | None = None
@@ -53,6 +59,19 @@ class TaskSection(Section):
     """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only)."""
     loss_on: Literal["all", "answer"] | None = None
     """Multiple choice: train on the whole text or on the answer alone."""
+    augment: Augment | None = None
+    """Images: what is done to those that are trained on."""
+    teacher: str | None = None
+    """Folder of a finished run of the same model: learn its last hidden states in place of the labels. The score is the
+    share of its effect that is captured, on held-out texts. Classification and regression only."""
+
+    @property
+    def definition(self) -> Task:
+        """The task of this name, as this section uses it."""
+        from ..tasks import get_task
+
+        task = get_task(self.name)
+        return task if self.teacher is None else task.distilled()
 
     @field_validator("name")
     @classmethod
@@ -77,9 +96,9 @@ class TaskSection(Section):
             "train_size": task.sizes.train,
             "validation_size": task.sizes.validation,
             "test_size": task.sizes.test,
-            "max_length": task.max_length,
             "test_sets": task.test_sets,
         }
+        own |= {"augment": task.augment} if task.is_of_images else {"max_length": task.max_length}
         if task.kind == "multiple-choice":
             own |= {"prompt": task.prompt_forms[0], "scorer": "choices", "loss_on": "all"}
         return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
@@ -93,10 +112,18 @@ class TaskSection(Section):
             task.check_test_sets(self.test_sets)
         except UserError as error:
             raise PydanticCustomError("task", "test_sets: {why}", {"why": str(error)}) from error
-        for name in ("prompt", "scorer", "loss_on"):
-            if getattr(self, name) is not None and task.kind != "multiple-choice":
-                why = f"only tasks of multiple choice have it, {self.name} is one of {task.kind}"
+        of_choices, of_images = task.kind == "multiple-choice", task.is_of_images
+        for name, fits, kind in (
+            *((name, of_choices, "of multiple choice") for name in ("prompt", "scorer", "loss_on")),
+            ("augment", of_images, "with images"),
+            ("max_length", not of_images, "with texts"),
+        ):
+            if getattr(self, name) is not None and not fits:
+                why = f"only tasks {kind} have it, {self.name} is one of {task.kind}"
                 raise PydanticCustomError("task", "{name}: {why}", {"name": name, "why": why})
+        if self.teacher is not None and task.task_type != "SEQ_CLS":
+            why = f"only tasks of classification and regression have one, {self.name} is one of {task.kind}"
+            raise PydanticCustomError("task", "teacher: {why}", {"why": why})
         if self.prompt is not None and self.prompt not in task.prompt_forms:
             allowed = ", ".join(map(repr, task.prompt_forms))
             why = f"{self.prompt!r} is not a form of the prompts of {self.name} (allowed: {allowed})"
@@ -165,6 +192,8 @@ class TrainingSection(Section):
     """Steps between further checkpoints, for long epochs."""
     threads: Size | None = None
     """CPU threads; None leaves the choice to PyTorch."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read and transform images beside the training; 0 is none."""
 
 
 class CalibrationSection(Section):

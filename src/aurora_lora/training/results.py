@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +41,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
     "pearson": ("Pearson", lambda value: f"{value:.3f}"),
     "spearman": ("Spearman", lambda value: f"{value:.3f}"),
+    "captured": ("captured %", lambda value: f"{100 * value:.1f}"),
     "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 
@@ -59,6 +60,7 @@ def build_result(
     trained_examples: int,
     peak_mb: float,
     epochs: list[dict[str, Any]],
+    labels: Sequence[str] = (),
 ) -> Result:
     """The contents of result.json.
 
@@ -75,6 +77,7 @@ def build_result(
         trained_examples: examples seen in them.
         peak_mb: largest memory in use.
         epochs: one entry for each evaluation during training.
+        labels: the class names, in label order, where they come with the data.
     """
     return {
         "schema": SCHEMA,
@@ -92,6 +95,7 @@ def build_result(
             "validation_by_form": _finite(validation),
             "selected_by": dict(selected_by),
         },
+        **({"labels": list(labels)} if labels else {}),
         "params": asdict(params),
         "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
         "memory": {"peak_mb": round(peak_mb, 1)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,21 @@ from ..deploy import export_lora
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
-from ..tasks import get_task
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
+from .distillation import DistillationTrainer, teach
 from .distributed import on_main, state
+from .finished import TrainedRun, load_run
 from .history import check_history
-from .models import load_base_model, load_tokenizer
+from .images import EpochOfImages, Images
+from .models import Processor, load_base_model, load_processor
 from .recipe import Recipe, validate
 from .results import RESULT, Result, Scores, build_result, epochs_from_log, read_result, write_result
+from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS
 from .trainer import RecipeTrainer, training_arguments
 
-RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 CALIBRATED = "calibrated"
 
 
@@ -51,9 +54,9 @@ class Run:
 def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[TrainerCallback]] = tuple) -> Run:
     """Fine-tune, choose the best epoch, calibrate, score every form; go on with an interrupted run.
 
-    Writes `recipe.yaml`, `adapter/` with its model card, and `result.json` into `output`; for AuroRA also `lora/`, the
-    deployed form as a plain LoRA; and the run of the recipe's reference into `output/reference`. A finished run is
-    read, not run again.
+    Writes `recipe.yaml`, `adapter/` with its model card, and `result.json` into `output`; for images also
+    `splits.json`, which one went where; for AuroRA also `lora/`, the deployed form as a plain LoRA; and the run of the
+    recipe's reference into `output/reference`. A finished run is read, not run again.
 
     Args:
         recipe: what to do.
@@ -134,6 +137,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
         on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
         return finished, True
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
+    on_main(lambda: keep_splits(folder, data))
     checkpoint = trainer.resume()
     prepare_for(recipe, trainer, data, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -142,6 +146,28 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     result = _result(recipe, trainer, data)
     on_main(lambda: _write(recipe, folder, trainer, data, result))
     return result, False
+
+
+def keep_splits(folder: Path, data: Data) -> None:
+    """Write down which rows each split holds, or see that they are those that were written down.
+
+    Raises:
+        UserError: they are others: the data, or the way it is split, has changed.
+    """
+    if data.rows is None:
+        return
+    path = folder / SPLITS
+    if not path.exists():
+        lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
+        files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    for name, rows in data.rows.items():
+        if stored.get(name) != rows:
+            raise UserError(f"{path}: the {name} split is no longer the one that this run began with")
 
 
 def make_trainer(
@@ -160,19 +186,26 @@ def make_trainer(
     """
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
-    tokenizer = load_tokenizer(recipe.model)
-    data = load_data(recipe, tokenizer)
+    processor = load_processor(recipe.model, recipe.task.definition)
+    data = load_data(recipe, processor)
+    if recipe.task.teacher is not None:
+        body = load_base_model(recipe.model, data.task, processor)
+        data = teach(data, body, _teacher(recipe, processor), recipe.training.eval_batch_size)
     args = training_arguments(recipe, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
-    model = make_model(recipe, load_base_model(recipe.model, data.task, tokenizer), adapter)
+    model = make_model(recipe, load_base_model(recipe.model, data.task, processor, data.labels), adapter)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
+    if isinstance(images := data.splits["train"], Images):
+        callbacks = [EpochOfImages(images), *callbacks]
     kind: Any = RecipeTrainer
-    if data.questions is not None:
-        kind = functools.partial(ChoiceTrainer, questions=data.questions, tokenizer=tokenizer)
+    if recipe.task.teacher is not None:
+        kind = DistillationTrainer
+    elif data.questions is not None:
+        kind = functools.partial(ChoiceTrainer, questions=data.questions)
     trainer: RecipeTrainer = kind(
         recipe,
         checkpoints,
@@ -196,13 +229,40 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     if adapter is None:
         try:
-            return method.apply(base, options, get_task(recipe.task.name).task_type)
+            return method.apply(base, options, recipe.task.definition.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
     try:
         return method.load(base, adapter, options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:
+    """The model of a finished run, and its tokenizer or image processor.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    processor = load_processor(str(run.folder / ADAPTER), run.task)
+    base = load_base_model(run.recipe.model, run.task, processor, run.labels)
+    return make_model(run.recipe, base, run.folder / ADAPTER), processor
+
+
+def _teacher(recipe: Recipe, processor: Processor) -> nn.Module:
+    """The model whose hidden states the recipe learns, in the form that it deploys.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or it is one of another model.
+    """
+    assert recipe.task.teacher is not None
+    try:
+        run = load_run(recipe.task.teacher)
+    except UserError as error:
+        raise UserError(f"task.teacher: {error}") from error
+    if run.recipe.model != recipe.model:
+        raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
+    return make_model(run.recipe, load_base_model(recipe.model, run.task, processor), run.folder / ADAPTER)
 
 
 def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:
@@ -244,7 +304,7 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
         trainer.generate = recipe.task.scorer == "generated" and split in (recipe.task.test_sets or ())
     for form in forms:
         with recipe.method.method.using(trainer.module, form):
-            metrics = trainer.evaluate(data.splits[split], metric_key_prefix=split)
+            metrics = trainer.evaluate(data.fixed(split), metric_key_prefix=split)
         scores[form] = {
             name.removeprefix(f"{split}_"): value
             for name, value in metrics.items()
@@ -281,17 +341,17 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         trained_examples=round(len(data.splits["train"]) * trainer.state.epoch) if steps else 0,
         peak_mb=trainer.measure_memory(),
         epochs=epochs,
+        labels=() if data.task.labels else data.labels,
     )
 
 
 def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
-    config: Any = trainer.module.config
-    facts = card.Facts(recipe, data.task, result, config.pad_token_id)
+    facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
     no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method.method, AuroraMethod) else None
     with files.new_folder(folder / ADAPTER) as adapter:
         recipe.method.method.save(trainer.module, adapter)
-        data.tokenizer.save_pretrained(str(adapter))
+        data.processor.save_pretrained(str(adapter))
         card.write_adapter_card(adapter, facts, no_lora)
     write_result(folder, result)
     files.remove(folder / CHECKPOINTS)

@@ -17,6 +17,9 @@ from pathlib import Path
 from ..errors import RunLockedError
 from ..files import plain_write_errors
 
+RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
+SPLITS = "splits.json"
+"""Which rows of the data each split holds, of tasks whose rows are known."""
 MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

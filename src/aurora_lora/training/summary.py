@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .results import RESULT, Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
-from .run import ADAPTER, LORA, RECIPE, REFERENCE, Run
+from .run import Run
+from .storage import ADAPTER, LORA, RECIPE, REFERENCE, SPLITS
 
 
 def print_run(console: Console, run: Run) -> None:
@@ -54,7 +55,7 @@ def print_scores(console: Console, title: str, method: str, scores: Scores, depl
 
 def written(run: Run) -> list[Path]:
     """What a run leaves behind."""
-    paths = [run.folder / name for name in (RECIPE, ADAPTER, LORA, RESULT)]
+    paths = [run.folder / name for name in (RECIPE, SPLITS, ADAPTER, LORA, RESULT)]
     if run.reference is not None:
         paths.append(run.folder / REFERENCE)
     return [path for path in paths if path.exists()]  # not every adapter has a plain LoRA beside it

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -22,77 +23,17 @@ from transformers import (
 
 from .. import files
 from .._version import __version__
-from ..errors import FormError, UserError
-from ..tasks import Task, get_task
+from ..errors import UserError
 from ..tasks.prompts import alpaca
-from . import yaml_text
 from .choices import write_answers
 from .data import encode
+from .finished import TrainedRun, load_run
 from .history import MERGE_NOTE, merge_note, trained_on
-from .models import load_base_model, load_tokenizer
-from .recipe import Recipe, validate
-from .results import Result, Scores, mean_scores, read_result
-from .run import ADAPTER, RECIPE, make_model, make_trainer, score
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished run: its recipe and its result."""
-
-    folder: Path
-    recipe: Recipe
-    result: Result
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """The forms that the run can be evaluated in."""
-        return self.recipe.method.method.forms(self.recipe.method.options)
-
-    @property
-    def deployed_form(self) -> str:
-        """The form that is deployed unless another is asked for."""
-        return self.recipe.method.method.deployed_form(self.recipe.method.options)
-
-    @property
-    def task(self) -> Task:
-        """The task that it was trained on."""
-        return get_task(self.recipe.task.name)
-
-    @property
-    def test_sets(self) -> tuple[str, ...]:
-        """The splits that its result reports."""
-        return self.recipe.task.test_sets or self.task.test_sets
-
-    def check_split(self, split: str) -> None:
-        """Raise a UserError if the run's task has no such split."""
-        names = tuple(dict.fromkeys(("train", "validation", *self.test_sets)))
-        if split not in names:
-            raise UserError(f"split '{split}' is not one of {', '.join(names)}")
-
-    def check_form(self, form: str) -> None:
-        """Raise a FormError if the run has no such form."""
-        if form not in self.forms:
-            raise FormError(
-                f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
-                f"(allowed: {', '.join(map(repr, self.forms))})"
-            )
-
-
-def load_run(folder: Path | str) -> TrainedRun:
-    """A finished run.
-
-    Raises:
-        UserError: the folder holds none.
-    """
-    folder = Path(folder)
-    if not (folder / RECIPE).is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}")
-    result = read_result(folder)
-    if result is None or not (folder / ADAPTER).is_dir():
-        raise UserError(
-            f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
-        )
-    return TrainedRun(folder, validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE)), result)
+from .images import Stack, plain_transform, read_image
+from .models import Processor, load_image_processor
+from .results import Scores, mean_scores
+from .run import keep_splits, load_trained_model, make_trainer, score
+from .storage import ADAPTER, RECIPE, SPLITS
 
 
 def evaluate(
@@ -116,6 +57,8 @@ def evaluate(
         run.check_split(split)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
         trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
+        if (run.folder / SPLITS).exists():
+            keep_splits(run.folder, data)
         splits = run.test_sets if split is None else (split,)
         return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
 
@@ -156,12 +99,11 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         hint = "--overwrite replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise UserError(f"{output} already holds {what}: {hint}")
-    tokenizer = load_tokenizer(str(run.folder / ADAPTER))
-    model = make_model(run.recipe, load_base_model(run.recipe.model, run.task, tokenizer), run.folder / ADAPTER)
+    model, processor = load_trained_model(run)
     plain = run.recipe.method.method.merge(model, form)
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
-        tokenizer.save_pretrained(str(folder))
+        processor.save_pretrained(str(folder))
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         files.write_json(folder / MERGE_NOTE, {"source": source, "trained_on": trained_on(run.recipe), "files": sizes})
     return Merged(output, form, False)
@@ -184,12 +126,12 @@ def _complete(folder: Path, files: dict[str, int]) -> bool:
 
 
 def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
-    """What a model says about texts.
+    """What a model says about texts, or about images.
 
     Args:
-        folder: a finished run (its deployed form is used), or any sequence classifier or causal language model that
-            plain Transformers can load, such as the output of `merge`.
-        texts: the texts.
+        folder: a finished run (its deployed form is used), or any sequence or image classifier or causal language model
+            that plain Transformers can load, such as the output of `merge`.
+        texts: the texts; the paths of the files for an image classifier.
         batch_size: texts of one forward pass.
 
     Returns:
@@ -197,23 +139,32 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         language model, which is given the text as an instruction.
 
     Raises:
-        UserError: the folder holds neither.
+        UserError: the folder holds neither, or an image cannot be read.
     """
-    model, tokenizer = _load_for_prediction(Path(folder))
-    device = next(model.parameters()).device
-    max_length = min(tokenizer.model_max_length, 512)
+    model, processor = _load_for_prediction(Path(folder))
     answers: list[dict[str, Any]] = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         if model.get_output_embeddings() is not None:  # type: ignore[operator]
+            tokenizer = cast(PreTrainedTokenizerBase, processor)
             written = write_answers(model, tokenizer, [alpaca(text) for text in batch])
             answers += [{"text": text, "answer": answer} for text, answer in zip(batch, written, strict=True)]
             continue
-        padded = tokenizer.pad(encode(tokenizer, [batch], max_length), return_tensors="pt")
+        inputs = _inputs(processor, batch)
+        device = next(model.parameters()).device
         with torch.no_grad():
-            logits = model(**{name: value.to(device) for name, value in padded.items()}).logits.float()
+            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
         answers += [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
     return answers
+
+
+def _inputs(processor: Processor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """A batch of texts, or of images by their paths, for a classifier."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        max_length = min(processor.model_max_length, 512)
+        return dict(processor.pad(encode(processor, [texts], max_length), return_tensors="pt"))
+    transform = plain_transform(processor)
+    return Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
 
 
 def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
@@ -223,19 +174,26 @@ def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
     return {"text": text, "label": config.id2label[int(index)], "probability": probability.item()}
 
 
-def _load_for_prediction(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
     if (folder / RECIPE).is_file():
         run = load_run(folder)
-        tokenizer = load_tokenizer(str(folder / ADAPTER))
-        base = load_base_model(run.recipe.model, run.task, tokenizer)
-        return make_model(run.recipe, base, folder / ADAPTER).eval(), tokenizer
+        if run.task.kind == "distillation":
+            raise UserError(f"the run in {folder} has learned hidden states: it has nothing to say about a text")
+        model, processor = load_trained_model(run)
+        return model.eval(), processor
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
         names = AutoConfig.from_pretrained(folder).architectures or []
+        if any(name.endswith("ForImageClassification") for name in names):
+            return _pretrained(AutoModelForImageClassification, folder), load_image_processor(str(folder))
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-        kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        model = kind.from_pretrained(folder, use_safetensors=True)
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
+        kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        return _pretrained(kind, folder), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _pretrained(kind: Any, folder: Path) -> nn.Module:
+    model: nn.Module = kind.from_pretrained(folder, use_safetensors=True)
+    return model.eval()

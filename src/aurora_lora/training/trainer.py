@@ -66,6 +66,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric:
         data_seed=recipe.seed,
         use_cpu=not has_accelerator,
         dataloader_pin_memory=has_accelerator,
+        dataloader_num_workers=wanted.workers,
         remove_unused_columns=False,
         label_names=["labels"],
         log_level_replica="passive",

@@ -28,44 +28,45 @@ class AuroraConfig(PeftConfig):
     Fields that PEFT's LoRA has too mean what they mean there.
 
     Args:
-        r (`int`): rank. The paper's default is 2.
-        alpha (`float`): the update is scaled by `alpha / r`.
-        dropout (`float`): dropout probability on x before A.
-        train_form (`str`): what `model.train()` computes: `"dynamic"`, `B sigma(A x)` (Eq. 4), or `"static"`,
+        r: rank. The paper's default is 2.
+        alpha: the update is scaled by `alpha / r`.
+        dropout: dropout probability on x before A.
+        train_form: what `model.train()` computes: `"dynamic"`, `B sigma(A x)` (Eq. 4), or `"static"`,
             `B sigma(A) x` (Eq. 3, the paper's AuroRA-S).
-        eval_form (`str`, *optional*): what `model.eval()` computes and what merge and export produce: `"calibrated"`,
+        eval_form: what `model.eval()` computes and what merge and export produce: `"calibrated"`,
             `B A_cal x` with the best linear stand-in that `calibrate` finds; `"static"`, the paper's merge (Eq. 9); or
             `"dynamic"`, which cannot be merged. `None` is calibrated after dynamic training and static after static
             training. Until `calibrate` has run, the calibrated form computes the dynamic one and refuses to merge.
-        fixed_activation (`str`, *optional*): the activation of Eq. 6: `"tanh"`, `"leaky_relu"`, `"sigmoid"`, `"relu"`.
+        fixed_activation: the activation of Eq. 6: `"tanh"`, `"leaky_relu"`, `"sigmoid"`, `"relu"`.
             `None` leaves F out.
-        spline (`str`, *optional*): how Eq. 7 is read: `"channelwise"` or `"summed"`. `None` leaves L out. With
+        spline: how Eq. 7 is read: `"channelwise"` or `"summed"`. `None` leaves L out. With
             `fixed_activation=None` as well, `skip` must be `True`: sigma is then the identity, the adapter plain LoRA.
-        spline_grid_size (`int`): grid intervals on `spline_range`.
-        spline_order (`int`): polynomial degree of the B-splines.
-        spline_range (`tuple[float, float]`): the interval of the grid.
-        skip (`bool`): `sigma(z) = z + F(z) + L(z)`; starts as plain LoRA. Not in the paper.
-        init_weights (`str` or `bool`): `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H
-            Xavier-normal, `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is
-            not a no-op. `True` is `"identity"`. Without F and `skip`, W_s is always random: sigma = 0 never trains.
-        use_rslora (`bool`): scale by `alpha / sqrt(r)` instead.
-        calibrated (`bool`): whether the adapter carries calibrated matrices. Set by `calibrate`, not by hand.
-        target_modules (`list[str]` or `str`, *optional*): names, or a regular expression, of the modules to adapt;
+        spline_grid_size: grid intervals on `spline_range`.
+        spline_order: polynomial degree of the B-splines.
+        spline_range: the interval of the grid.
+        skip: `sigma(z) = z + F(z) + L(z)`; starts as plain LoRA. Not in the paper.
+        init_weights: `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H Xavier-normal,
+            `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is not a no-op.
+            `True` is `"identity"`. Where the spline is all of sigma, `"identity"` starts with `L(z) = z` on
+            `spline_range`, or, summed, with a random W_s as `"paper"`.
+        use_rslora: scale by `alpha / sqrt(r)` instead.
+        calibrated: whether the adapter carries calibrated matrices. Set by `calibrate`, not by hand.
+        target_modules: names, or a regular expression, of the modules to adapt;
             `"all-linear"` for every linear layer but the output. `None` takes PEFT's LoRA defaults for the
             architecture.
-        exclude_modules (`list[str]` or `str`, *optional*): modules to leave out.
-        modules_to_save (`list[str]`, *optional*): further modules that are trained whole and saved with the adapter.
-        layers_to_transform (`list[int]` or `int`, *optional*): the layer indices to adapt.
-        layers_pattern (`list[str]` or `str`, *optional*): the name of the list of layers, used with
+        exclude_modules: modules to leave out.
+        modules_to_save: further modules that are trained whole and saved with the adapter.
+        layers_to_transform: the layer indices to adapt.
+        layers_pattern: the name of the list of layers, used with
             `layers_to_transform`.
-        rank_pattern (`dict`): rank for module names or regular expressions that differ from `r`.
-        alpha_pattern (`dict`): the same for `alpha`.
-        trainable_token_indices (`list[int]` or `dict[str, list[int]]`, *optional*): the tokens whose embedding vectors
+        rank_pattern: rank for module names or regular expressions that differ from `r`.
+        alpha_pattern: the same for `alpha`.
+        trainable_token_indices: the tokens whose embedding vectors
             are trained too (of the input embedding, or by the name of the embedding), as in LoRA.
-        target_parameters (`list[str]`, *optional*): refused: AuroRA adapts modules, not the bare parameters of
+        target_parameters: refused: AuroRA adapts modules, not the bare parameters of
             mixture-of-experts layers.
-        bias (`str`): `"none"`, `"all"` or `"aurora_only"`: which biases are trained.
-        fan_in_fan_out (`bool`): whether the layers store their weight as (d_in, d_out), as GPT-2's Conv1D does.
+        bias: `"none"`, `"all"` or `"aurora_only"`: which biases are trained.
+        fan_in_fan_out: whether the layers store their weight as (d_in, d_out), as GPT-2's Conv1D does.
 
     Raises:
         ValueError: for a value that is not allowed; the message names the field, the value and what is allowed.

@@ -48,9 +48,9 @@ class AuroraModel(BaseTuner):
     """The AuroRA tuner that `get_peft_model` makes from an `AuroraConfig`.
 
     Args:
-        model (`torch.nn.Module`): the model to adapt.
-        config (`AuroraConfig`): the adapter's settings.
-        adapter_name (`str`): the adapter's name, "default" unless told otherwise.
+        model (torch.nn.Module): the model to adapt.
+        config (AuroraConfig): the adapter's settings.
+        adapter_name (str): the adapter's name, "default" unless told otherwise.
     """
 
     prefix: str = PREFIX

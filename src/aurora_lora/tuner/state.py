@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
-from ..ops import fused
+from ..ops import fused, identity_weights
 from ..ops.anl import ANL
 from . import calibration_state
 from .calibration_state import whole
@@ -131,10 +131,14 @@ class AdapterState(nn.Module, BaseTunerLayer):
                 nn.init.eye_(H)
         if adapter_name in self.aurora_spline_weight:
             spline_weight = self.aurora_spline_weight[adapter_name]
-            # without F and skip, sigma would be 0 for W_s = 0, and with B = 0 nothing would ever get a gradient
-            only_spline = adapter_name not in self.aurora_H and not self.aurora_config[adapter_name].skip
-            if random_anl or only_spline:
+            anl = self.aurora_config[adapter_name].anl
+            # W_s = 0 with neither F nor skip would be sigma = 0, where no weight ever gets a gradient
+            spline_alone = anl.fixed_activation is None and not anl.skip
+            if random_anl or (spline_alone and anl.spline == "summed"):  # sums over channels are never the identity
                 nn.init.uniform_(spline_weight, -0.1, 0.1)
+            elif spline_alone:
+                with torch.no_grad():
+                    spline_weight.copy_(identity_weights(anl.grid_size, anl.order, anl.spline_range))
             else:
                 nn.init.zeros_(spline_weight)
 

@@ -1,0 +1,112 @@
+"""Learning a teacher's hidden states, to measure what share of full fine-tuning's effect a method can capture.
+
+Accuracy saturates; this does not. On held-out texts, 0 is the base model and 1 the teacher; see `captured_metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import Data, Encoded, Example, Pad
+from .images import Images
+from .trainer import RecipeTrainer
+
+IGNORED = -100.0
+"""The target of padding."""
+
+
+@dataclass(frozen=True)
+class PadStates:
+    """Collates examples with `labels`, the teacher's hidden states (tokens, channels), into labels (batch, longest,
+    channels), and their `base_distance` into (batch,)."""
+
+    pad: Pad
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = self.pad([{name: value for name, value in one.items() if name != "labels"} for one in examples])
+        states = torch.cat([one["labels"] for one in examples])
+        labels = states.new_full((*batch["input_ids"].shape, states.shape[-1]), IGNORED)
+        labels[batch["attention_mask"].bool()] = states
+        batch["labels"] = labels
+        batch["base_distance"] = torch.tensor([one["base_distance"] for one in examples])
+        return batch
+
+
+def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> Data:
+    """Put the teacher's hidden states in place of the labels.
+
+    Args:
+        data: of a task of classification or regression.
+        base: the pretrained body.
+        teacher: a model on that body, with or without a head.
+        batch_size: texts of one forward pass.
+    """
+    assert isinstance(data.collate, Pad)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator or torch.device("cpu")
+    base, teacher = base.to(device).eval(), teacher.to(device).eval()
+    splits: dict[str, Encoded | Images] = {}
+    for name, split in data.splits.items():
+        assert isinstance(split, Encoded)
+        inputs = [{key: value for key, value in one.items() if key != "labels"} for one in split.examples]
+        taught = []
+        for start in range(0, len(inputs), batch_size):
+            some = inputs[start : start + batch_size]
+            batch = {key: value.to(device) for key, value in data.collate(some).items()}
+            own, wanted = _last_states(base, batch), _last_states(teacher, batch)
+            for one, mask, before, after in zip(some, batch["attention_mask"].bool(), own, wanted, strict=True):
+                distance = (before[mask] - after[mask]).square().sum().item()
+                taught.append({**one, "labels": after[mask].cpu(), "base_distance": distance})
+        splits[name] = Encoded(taught)
+    return replace(data, splits=splits, collate=PadStates(data.collate))
+
+
+def _last_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        states: Tensor = model(**batch, output_hidden_states=True).hidden_states[-1]
+    return states.float()
+
+
+class DistillationTrainer(RecipeTrainer):
+    """`RecipeTrainer` for hidden states: mean squared error over tokens and channels, scored by distances."""
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        return states_loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = {name: value for name, value in inputs.items() if name != "base_distance"}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The squared distances of the model and of the base model to the teacher, (batch, 2); no loss."""
+        batch = self._prepare_inputs(dict(inputs))
+        labels, base_distance = batch.pop("labels"), batch.pop("base_distance")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            states = model(**batch)["last_hidden_state"].float()
+        distance = torch.where(labels == IGNORED, 0.0, states - labels).square().sum(dim=(1, 2))
+        return None, torch.stack((distance, base_distance), dim=-1), base_distance
+
+
+def states_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Mean squared error of the last hidden states.
+
+    Args:
+        outputs: the model's, with last_hidden_state (batch, tokens, channels).
+        labels: the teacher's, of the same shape; `IGNORED` for padding.
+        num_items_in_batch: numbers compared in the whole step, over accumulated batches and all processes.
+    """
+    counted = labels != IGNORED
+    total = torch.where(counted, outputs["last_hidden_state"].float() - labels, 0.0).square().sum()
+    return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)

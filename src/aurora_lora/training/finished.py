@@ -1,0 +1,78 @@
+"""A finished run: its recipe, its result, and what it can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import FormError, UserError
+from ..tasks import Task
+from . import yaml_text
+from .recipe import Recipe, validate
+from .results import Result, read_result
+from .storage import ADAPTER, RECIPE
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its recipe and its result."""
+
+    folder: Path
+    recipe: Recipe
+    result: Result
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that the run can be evaluated in."""
+        return self.recipe.method.method.forms(self.recipe.method.options)
+
+    @property
+    def deployed_form(self) -> str:
+        """The form that is deployed unless another is asked for."""
+        return self.recipe.method.method.deployed_form(self.recipe.method.options)
+
+    @property
+    def task(self) -> Task:
+        """The task that it was trained on."""
+        return self.recipe.task.definition
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in label order."""
+        return tuple(self.result.get("labels", self.task.labels))
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """The splits that its result reports."""
+        return self.recipe.task.test_sets or self.task.test_sets
+
+    def check_split(self, split: str) -> None:
+        """Raise a UserError if the run's task has no such split."""
+        names = tuple(dict.fromkeys(("train", "validation", *self.test_sets)))
+        if split not in names:
+            raise UserError(f"split '{split}' is not one of {', '.join(names)}")
+
+    def check_form(self, form: str) -> None:
+        """Raise a FormError if the run has no such form."""
+        if form not in self.forms:
+            raise FormError(
+                f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
+                f"(allowed: {', '.join(map(repr, self.forms))})"
+            )
+
+
+def load_run(folder: Path | str) -> TrainedRun:
+    """A finished run.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}")
+    result = read_result(folder)
+    if result is None or not (folder / ADAPTER).is_dir():
+        raise UserError(
+            f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
+        )
+    return TrainedRun(folder, validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE)), result)

@@ -1,0 +1,170 @@
+"""Causal language models: no new head, tied embeddings, Conv1D, and where adapters go in decoder layers."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModelForCausalLM
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from aurora_lora.methods import METHODS, count_parameters
+from aurora_lora.methods.base import head_modules
+from aurora_lora.methods.bottleneck import Bottleneck
+from aurora_lora.methods.linear import untie_adapted
+from aurora_lora.methods.targets import edited_modules
+
+MakeModel = Callable[[str], Any]
+Batches = list[dict[str, torch.Tensor]]
+TIED = ("llama-lm", "gpt2")
+
+
+def apply(make_model: MakeModel, name: str, family: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    checked = METHODS[name].validate(options)
+    return METHODS[name].apply(make_model(family), checked, "CAUSAL_LM"), checked
+
+
+def outputs(model: nn.Module, batches: Batches) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**batches[0]).logits
+
+
+@pytest.mark.parametrize("family", ["llama-lm", "qwen2", "gpt2"])
+def test_no_new_head(make_model: MakeModel, family: str) -> None:
+    model = make_model(family)
+    assert head_modules(model) == []
+    everything = sum(p.numel() for p in model.parameters())
+    counts = count_parameters(METHODS["full"].apply(model, {}, "CAUSAL_LM"))
+    assert (counts.adapter, counts.head, counts.total) == (everything, 0, everything)
+    assert model.get_output_embeddings().weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "message"),
+    [
+        ("linear-probe", "llama-lm", "linear-probe has nothing to train in a LlamaForCausalLM: it has no new head"),
+        ("linear-probe", "gpt2", "linear-probe has nothing to train in a GPT2LMHeadModel"),
+        ("bitfit", "llama-lm", "bitfit trains the biases, and LlamaForCausalLM has none"),
+        ("neat", "gpt2", "neat: PEANuT does not support target modules of type"),
+    ],
+)
+def test_refused(make_model: MakeModel, name: str, family: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        apply(make_model, name, family)
+
+
+def test_bitfit_trains_qwens_biases(make_model: MakeModel) -> None:
+    model, _ = apply(make_model, "bitfit", "qwen2")
+    trained = {name.split("layers.")[1].partition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"self_attn.{kind}_proj.bias" for kind in "qkv"}
+
+
+@pytest.mark.parametrize("family", TIED)
+@pytest.mark.parametrize("name", ["moslora", "adapter-p", "full"])
+def test_only_what_was_trained_is_saved(make_model: MakeModel, tmp_path: Path, name: str, family: str) -> None:
+    """The output layer shares the embeddings' weight: written once if trained, not at all if not."""
+    model, _ = apply(make_model, name, family)
+    METHODS[name].save(model, tmp_path)
+    saved = load_file(tmp_path / "trained.safetensors")
+    assert saved.keys() - dict(model.named_buffers()).keys() == {
+        name for name, p in model.named_parameters() if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("family", TIED)
+@pytest.mark.parametrize("name", ["lora", "dora", "moslora", "sine-lora", "aurora-paper-s"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+def test_adapted_output_layer_comes_apart_from_the_embeddings(
+    make_model: MakeModel, batches: Batches, tmp_path: Path, name: str, family: str
+) -> None:
+    """A merge into it leaves the embeddings as they were, also after saving and loading."""
+    model, _ = apply(make_model, name, family, target_modules=["lm_head"])
+    base = make_model(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    expected = outputs(model, batches)
+    merged = METHODS[name].merge(model, METHODS[name].deployed_form(METHODS[name].validate({})))
+    assert torch.equal(merged.get_input_embeddings().weight, base.get_input_embeddings().weight)
+    torch.testing.assert_close(outputs(merged, batches), expected, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_adapted_stays_tied(make_model: MakeModel) -> None:
+    model, _ = apply(make_model, "moslora", "llama-lm")
+    untie_adapted(model)
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(("family", "kinds"), [("llama-lm", 7), ("qwen2", 7), ("gpt2", 4)])
+def test_all_linear_layers_but_the_output(make_model: MakeModel, family: str, kinds: int) -> None:
+    model, _ = apply(make_model, "moslora", family, target_modules="all-linear")
+    adapted = [path for path, _ in edited_modules(model)]
+    assert len(adapted) == 3 * kinds
+    assert not any("lm_head" in path for path in adapted)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "places"),
+    [
+        ("adapter-h", "llama-lm", {"self_attn.o_proj", "mlp.down_proj"}),
+        ("adapter-h", "qwen2", {"self_attn.o_proj", "mlp.down_proj"}),
+        ("adapter-h", "gpt2", {"attn.c_proj", "mlp.c_proj"}),
+        ("adapter-p", "llama-lm", {"mlp.down_proj"}),
+        ("adapter-p", "qwen2", {"mlp.down_proj"}),
+        ("adapter-p", "gpt2", {"mlp.c_proj"}),
+        ("adapter-d", "llama-lm", {"mlp.down_proj"}),
+        ("adapter-d", "gpt2", {"mlp.c_proj"}),
+    ],
+)
+def test_places_of_adapters(make_model: MakeModel, name: str, family: str, places: set[str]) -> None:
+    """Adapter-D's first layer has none; each is as wide as the residual stream."""
+    options = {"r": 4, "drop_layers": 1} if name == "adapter-d" else {"r": 4}
+    model, _ = apply(make_model, name, family, **options)
+    found = {path: m for path, m in model.named_modules() if isinstance(m, Bottleneck)}
+    layers = {re.search(r"\.(\d+)\.(.+)\.adapter", path).groups() for path in found}
+    assert layers == {(str(i), place) for i in range(name == "adapter-d", 3) for place in places}
+    assert all(
+        adapter.down.weight.shape == (4, 16) and adapter.up.weight.shape == (16, 4) for adapter in found.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "norms"),
+    [("gpt2", {"ln_1", "ln_2"}), ("llama-lm", {"input_layernorm", "post_attention_layernorm"})],
+)
+def test_houlsby_trains_the_norms_of_the_layers(make_model: MakeModel, family: str, norms: set[str]) -> None:
+    model, _ = apply(make_model, "adapter-h", family, r=4)
+    trained = {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad and ".adapter." not in n}
+    assert trained == norms
+
+
+def test_loaded_milora_can_write(make_model: MakeModel, tmp_path: Path) -> None:
+    model, options = apply(make_model, "milora", "gpt2", r=4)
+    METHODS["milora"].save(model, tmp_path)
+    loaded = METHODS["milora"].load(make_model("gpt2"), tmp_path, options)
+    assert isinstance(loaded, PeftModelForCausalLM)
+    ids = torch.tensor([[5, 6, 7]])
+    kwargs = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "pad_token_id": 0, "do_sample": False}
+    assert torch.equal(loaded.generate(input_ids=ids, **kwargs), make_model("gpt2").generate(input_ids=ids, **kwargs))
+
+
+@pytest.mark.parametrize(("name", "part"), [("milora", slice(-4, None)), ("pissa", slice(0, 4))])
+def test_singular_vectors_of_a_conv1d(make_model: MakeModel, name: str, part: slice) -> None:
+    """Conv1D has W^T: `s B A` is made of the singular components of W all the same."""
+    model, _ = apply(make_model, name, "gpt2", r=4, target_modules=["c_attn"])
+    W = make_model("gpt2").transformer.h[1].attn.c_attn.weight.T
+    layer = model.base_model.model.transformer.h[1].attn.c_attn
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    expected = U[:, part] * S[part] @ Vh[part]
+    found = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,63 @@
+"""A study's answers and tables on known scores."""
+
+from typing import Any
+
+import pytest
+from scipy.stats import ttest_rel
+
+from aurora_lora.report.study import answers, study_page, study_tables
+
+FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
+
+
+def setting(name: str, by_form: dict[str, list[float | None]], deployed: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "chosen": {"training.learning_rate": 0.005},
+        "validation": 0.8,
+        "deployed": deployed,
+        "metric": "accuracy",
+        "trials": [],
+        "seeds": [0, 1, 2],
+        "by_form": {
+            form: {"accuracy": {"scores": scores, "mean": 0.8, "std": 0.01}} for form, scores in by_form.items()
+        },
+        "params": {"adapter": 1234, "head": 2, "total": 9},
+        "train_s": [10.0, 11.0, 12.0],
+    }
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    side = {"setting": "AuroRA", "form": None}
+    questions = [
+        {"ask": "Better", "first": side, "second": {"setting": "LoRA", "form": None}},
+        {"ask": "Static", "first": {"setting": "AuroRA", "form": "static"}, "second": side},
+        {"ask": "No such form", "first": {"setting": "LoRA", "form": "static"}, "second": side},
+    ]
+    return {
+        "study": {"name": "s", "tuning": {"budget": 4}, "seeds": [0, 1, 2], "questions": questions},
+        "settings": [
+            setting("LoRA", {"merged": SECOND}, "merged"),
+            setting("AuroRA", {"static": [None, 0.7, None], "calibrated": FIRST}, "calibrated"),
+        ],
+    }
+
+
+def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
+    better, static = answers(summary)
+    interval = ttest_rel(FIRST, SECOND).confidence_interval()
+    assert (better.first, better.second) == ("AuroRA, calibrated", "LoRA, merged")
+    assert better.difference == pytest.approx(0.02)
+    assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
+    assert better.seeds == 3
+    assert (static.difference, static.low, static.seeds) == (pytest.approx(0.7 - 0.84), None, 1)
+    assert static.cells() == ("-14.0", "one seed")
+
+
+def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
+    page = study_page(summary)
+    assert "| Better | AuroRA, calibrated | LoRA, merged | +2.0 |" in page
+    assert "| AuroRA | 1,234 | lr 0.005 | calibrated | 80.0 ± 1.0 | 3 | 11 |" in page
+    scores, differences = study_tables(summary)
+    assert (scores.row_count, differences.row_count) == (3, 2)

@@ -1,0 +1,166 @@
+"""The loaders of the eight image data sets on copies in the hub's own form; how they are split."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import datasets
+import hub_copy
+import image_copy
+import numpy as np
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import TASKS, SplitSizes, get_task
+from aurora_lora.tasks.vision import VISION, class_names, split_images, with_rows
+
+REPOS = {repo["repo"]: repo for repo in hub_copy.read("vision.json")["repos"]}
+ALL = SplitSizes(None, None, None)
+# the paper's Table 10: classes, train, validation, test; and what the hub has: train, validation, test
+TABLE_10 = {
+    "oxford-pets": (37, 3_312, 368, 3_669, (3_680, 0, 3_669)),
+    "stanford-cars": (196, 7_329, 815, 8_041, (8_144, 0, 8_041)),
+    "cifar10": (10, 45_000, 5_000, 10_000, (50_000, 0, 10_000)),
+    "dtd": (47, 4_060, 452, 1_128, (5_640, 0, 0)),
+    "eurosat": (10, 16_200, 5_400, 5_400, (16_200, 5_400, 5_400)),
+    "fgvc": (100, 3_000, 334, 3_333, (3_334, 0, 3_333)),
+    "resisc45": (45, 18_900, 6_300, 6_300, (18_900, 6_300, 6_300)),
+    "cifar100": (100, 45_000, 5_000, 10_000, (50_000, 0, 10_000)),
+}
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`copies(repo, ...)` makes these, and no others, what the loaders find."""
+    calls = itertools.count()
+
+    def make(*repos: dict[str, Any]) -> None:
+        folder = tmp_path / str(next(calls))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        monkeypatch.setenv("AURORA_LORA_DATA", str(folder))
+        for repo in repos:
+            image_copy.write(repo, folder)
+
+    return make
+
+
+def repos_of(task: str) -> list[dict[str, Any]]:
+    source = get_task(task).source.rsplit("hub ", 1)[1]
+    return [REPOS[name] for name in source.split(" and ")]
+
+
+@pytest.mark.parametrize("task", VISION, ids=lambda task: task.name)
+def test_each_data_set(task: Any, copies: Any) -> None:
+    repos = repos_of(task.name)
+    copies(*repos)
+    data = task.load_splits(ALL, 0)
+    there = {split: count for repo in repos for split, count in repo["splits"].items()}
+    assert sum(map(len, data.values())) == sum(there.values())
+    assert class_names(data["train"]) == tuple(image_copy.names(repos[0]))
+    assert task.num_labels == len(class_names(data["train"]))
+    seen: set[tuple[str, int]] = set()
+    for name, split in data.items():
+        assert split.column_names == ["image", "label", "row"]
+        assert str(split.split) == (name if name in there else "train")
+        for example in split:
+            # every image is the one of its row, whatever its mode
+            grey = np.asarray(example["image"].convert("RGB"))
+            if task.name == "dtd":  # files are read in the order of their names: the row is not the file's number
+                assert abs(int(grey.mean()) // 4 % 47 - example["label"]) <= 1
+            else:
+                assert np.abs(grey.astype(int) - image_copy.colour(example["row"])).max() <= 2
+                assert example["label"] == example["row"] % task.num_labels
+            key = (str(split.split), example["row"])
+            assert key not in seen
+            seen.add(key)
+
+
+@pytest.mark.parametrize("task", VISION, ids=lambda task: task.name)
+def test_sizes_are_those_of_table_10(task: Any) -> None:
+    classes, train, validation, test, there = TABLE_10[task.name]
+    names = ("train", "validation", "test")
+    pieces = {
+        name: with_rows(datasets.Dataset.from_dict({"label": [0] * count}, split=name))
+        for name, count in zip(names, there, strict=True)
+        if count
+    }
+    data = split_images(pieces, task.sizes, 0, task.name)
+    assert tuple(len(data[name]) for name in names) == (train, validation, test)
+    assert (task.num_labels, task.train_examples) == (classes, train)
+    for name in names:
+        if name in pieces and name != "train":
+            assert data[name]["row"][:] == list(range(len(pieces[name])))
+    held_out = [set(data[name]["row"][:]) for name in names if name == "train" or name not in pieces]
+    assert sum(map(len, held_out)) == len(set.union(*held_out)) == there[0]
+
+
+def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
+    whole = {"train": with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split="train"))}
+
+    def rows(seed: int, *sizes: int | None) -> dict[str, list[int]]:
+        return {name: split["row"][:] for name, split in split_images(whole, SplitSizes(*sizes), seed, "x").items()}
+
+    assert rows(3, None, 5, 10) == rows(3, None, 5, 10)
+    assert rows(3, None, 5, 10)["validation"] != rows(4, None, 5, 10)["validation"]
+    few, more = rows(3, 10, 5, 10), rows(3, 20, 5, 10)
+    assert more["train"][:10] == few["train"]
+    assert more["validation"] == few["validation"]
+    assert [len(part) for part in rows(0, None, None, None).values()] == [36, 4, 10]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((60, None, None), "task.train_size of x: 60 images are more than the 36 that there are"),
+        ((None, 60, None), "task.validation_size of x: 60 images are more than the 39 that there are"),
+        ((None, None, 50), "task.test_size of x: 50 images are more than the 49 that there are"),
+    ],
+)
+def test_sizes_that_the_data_cannot_give(sizes: Any, message: str) -> None:
+    whole = {"train": with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split="train"))}
+    with pytest.raises(UserError) as error:
+        split_images(whole, SplitSizes(*sizes), 0, "x")
+    assert str(error.value) == message
+
+
+def test_a_split_of_its_own_can_be_taken_in_part(copies: Any) -> None:
+    copies(*repos_of("eurosat"))
+    data = get_task("eurosat").load_splits(SplitSizes(6, 2, 3), 1)
+    assert data.num_rows == {"train": 6, "validation": 2, "test": 3}
+    with pytest.raises(UserError, match=r"task\.test_size of eurosat: 9 images are more than the 5 that there are"):
+        get_task("eurosat").load_splits(SplitSizes(None, None, 9), 1)
+
+
+def test_odd_copies(copies: Any) -> None:
+    (pets,) = repos_of("oxford-pets")
+    copies({**pets, "classes": 36})
+    with pytest.raises(UserError, match=r"oxford-iiit-pet, train: there are 36 classes, expected 37"):
+        get_task("oxford-pets").load_splits(ALL, 0)
+    plain = datasets.Value("int64")  # as a converted file may have it
+    copies({**pets, "label": plain})
+    assert get_task("oxford-pets").load_splits(ALL, 0)["test"]["label"][:] == [0, 1, 2, 3, 4]
+
+    def unlabelled(repo: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        made = image_copy.rows(repo, count)
+        made[2]["label"] = -1
+        return made
+
+    copies({**pets, "label": plain, "rows": unlabelled})
+    with pytest.raises(UserError, match="train, row 2: label -1 is not one of 0 to 36"):
+        get_task("oxford-pets").load_splits(ALL, 0)
+    train, test = repos_of("cifar10")
+    copies(train, {**test, "classes": test["classes"][::-1]})
+    with pytest.raises(UserError, match=r"the classes of train and test differ \('airplane' and 'truck'\)"):
+        get_task("cifar10").load_splits(ALL, 0)
+
+
+def test_what_cannot_be_had(copies: Any) -> None:
+    copies(repos_of("fgvc")[0])
+    with pytest.raises(UserError, match="the test split of Multimodal-Fatima/FGVC_Aircraft_test cannot be loaded"):
+        get_task("fgvc").load_splits(ALL, 0)
+
+
+def test_the_packaged_images_are_the_hubs_test_images() -> None:
+    assert TASKS["cifar10"].never_after == ("cifar10-10k",)
+    assert {task.group for task in VISION} == {"images"}
+    assert all(task.task_type == "IMAGE_CLS" and task.metric_names == ("accuracy", "nll") for task in VISION)

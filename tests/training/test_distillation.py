@@ -1,0 +1,105 @@
+"""Learning a teacher's hidden states: the score against a plain computation, and what a run of it can be asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import get_task
+from aurora_lora.training import Run, load_recipe, load_run, train
+from aurora_lora.training.distillation import states_loss
+from aurora_lora.training.trained import evaluate, merge, predict
+
+WriteRecipe = Callable[..., Path]
+TASK = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}
+
+
+@pytest.fixture(scope="module")
+def teacher(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A classifier of the tiny model, all of it trained."""
+    import tiny
+
+    from aurora_lora.training import yaml_text
+
+    folder = tmp_path_factory.mktemp("teacher")
+    (folder / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(model, method="full")))
+    return train(load_recipe(folder / "recipe.yaml"), folder / "run")
+
+
+def states(model: Any, tokenizer: Any, texts: list[str]) -> list[torch.Tensor]:
+    """The last hidden states of each text (tokens, channels), one text at a time."""
+    with torch.no_grad():
+        found = [model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True) for text in texts]
+    return [one.hidden_states[-1][0] for one in found]
+
+
+@pytest.mark.parametrize("method", ["aurora", "lora", "full"])
+def test_the_score_is_the_share_of_the_teachers_effect(
+    write_recipe: WriteRecipe, teacher: Run, model: Path, tmp_path: Path, method: str
+) -> None:
+    options: dict[str, Any] = {"name": method}
+    if method != "full":
+        options["target_modules"] = ["query", "value"]
+    path = write_recipe(task={**TASK, "teacher": str(teacher.folder)}, method=options)
+    run = train(load_recipe(path), tmp_path / "run")
+    found = run.result["metric"]
+    deployed = found["selected_by"]["form"]
+    assert found["name"] == found["selected_by"]["name"] == "captured"
+    assert set(found["by_form"]) >= {deployed}
+    assert run.result["params"]["head"] == 0
+
+    merged = merge(load_run(run.folder), deployed, tmp_path / "merged")
+    trained = merge(load_run(teacher.folder), None, tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(merged.folder)
+    splits = get_task("tiny-sentiment").load_splits(load_sizes(), 0)
+    texts = list(splits["test"]["text"])
+    student = states(AutoModel.from_pretrained(merged.folder).eval(), tokenizer, texts)
+    wanted = states(AutoModelForSequenceClassification.from_pretrained(trained.folder).eval(), tokenizer, texts)
+    base = states(AutoModel.from_pretrained(model).eval(), tokenizer, texts)
+    error = sum((one - other).square().sum() for one, other in zip(student, wanted, strict=True))
+    effect = sum((one - other).square().sum() for one, other in zip(base, wanted, strict=True))
+    assert found["by_form"][deployed]["captured"] == pytest.approx(1 - (error / effect).item(), abs=1e-4)
+    assert found["by_form"][deployed]["captured"] > 0.02
+    again = evaluate(load_run(run.folder), [deployed])
+    assert again[deployed]["captured"] == pytest.approx(found["by_form"][deployed]["captured"], abs=1e-6)
+    card = (run.folder / "adapter" / "README.md").read_text()
+    assert "pipeline_tag: feature-extraction" in card
+    with pytest.raises(UserError, match="has learned hidden states: it has nothing to say about a text"):
+        predict(run.folder, ["good"])
+
+
+def load_sizes() -> Any:
+    from aurora_lora.tasks import SplitSizes
+
+    return SplitSizes(64, 32, 32)
+
+
+def test_the_loss_is_the_mean_over_what_is_no_padding() -> None:
+    torch.manual_seed(0)
+    found, wanted = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    labels = wanted.clone()
+    labels[1, 2] = -100
+    expected = np.concatenate(
+        [(found - wanted)[0].reshape(-1).square().numpy(), (found - wanted)[1, :2].reshape(-1).square().numpy()]
+    )
+    loss = states_loss({"last_hidden_state": found.requires_grad_()}, labels)
+    assert loss.item() == pytest.approx(expected.mean(), rel=1e-6)
+    loss.backward()
+    assert not found.grad[1, 2].any()
+    assert states_loss({"last_hidden_state": found}, labels, 10).item() == pytest.approx(expected.sum() / 10, rel=1e-6)
+
+
+def test_mistakes(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, model_without_dropout: Path) -> None:
+    task = {**TASK, "teacher": str(tmp_path / "none")}
+    with pytest.raises(UserError, match=r"task\.teacher: .*none is not the folder of a run"):
+        train(load_recipe(write_recipe(task=task)), tmp_path / "run")
+    other = write_recipe(task={**TASK, "teacher": str(teacher.folder)}, model=model_without_dropout)
+    with pytest.raises(UserError, match=r"task\.teacher: .* is a run of .*, not of "):
+        train(load_recipe(other), tmp_path / "other")
+    with pytest.raises(UserError, match=r"task\.teacher: only tasks of classification and regression have one"):
+        load_recipe(write_recipe(task={"name": "tiny-questions", "teacher": "x"}))
