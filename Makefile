@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench docs site versions install install-dev clean
+.PHONY: demo test conformance lint bench docs site versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 5 minutes)"
 	@echo "make test   run the tests"
+	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
 	@echo "make docs   put the tables and figures into docs/"
@@ -36,6 +37,10 @@ demo: $(VENV)/.train
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Fetches PEFT's tests from the package index, once, into .conformance/.
+conformance: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -W ignore -m conformance
 
 # The tables and figures of docs/, from the results that commands have written to results/.
 docs: $(VENV)/.dev

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from aurora_lora.report.bench_page import parts
+from aurora_lora.report.conformance import conformance_tables
 from aurora_lora.report.figures import calibration_curve, forms_figure, save
 from aurora_lora.report.study import study_page
 from aurora_lora.report.tables import (
@@ -63,6 +64,9 @@ def main() -> None:
             save(figure, FIGURES / name)
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
+    for record in read(RESULTS, "conformance.json"):
+        for name, text in conformance_tables(record).items():
+            insert(ROOT / "docs" / "conformance.md", name, text)
     for summary in read(RESULTS / "studies", "*/study.json"):
         insert(ROOT / "docs" / "results.md", summary["study"]["name"], study_page(summary))
     for record in read(RESULTS / "reproduce", "*.json"):

@@ -33,7 +33,7 @@ from aurora_lora.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "versions.json"
-TOOLS = ("hypothesis", "pytest", "pytest-timeout")
+TOOLS = ("hypothesis", "pytest", "pytest-timeout", "setuptools")  # Triton 3.2 builds with setuptools
 # The rooms that other versions could break. The tests of memory, of killed runs and of several processes are left out:
 # they take minutes, and depend on the machine rather than on a version.
 TESTS = (

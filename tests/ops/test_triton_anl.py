@@ -42,6 +42,10 @@ def run_checks(cache, **environment):
 
 @needs_triton
 def test_the_kernels_in_tritons_interpreter(tmp_path):
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        pytest.skip("the interpreter of Triton 3.2 and older fails with NumPy 2")
     run_checks(tmp_path, TRITON_INTERPRET="1")
 
 
@@ -91,6 +95,10 @@ def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):
             du, z, H, W = make(anl, r, n, dtype)
             triton_anl.forward(z, H, W, anl)
             triton_anl.backward(du.T.contiguous().T, z, H, W, anl)
+    except Exception as error:
+        if "linker" in str(error) and target[0] == "hip":
+            pytest.skip(f"Triton {triton.__version__} comes without AMD's linker")
+        raise
     finally:
         triton.runtime.driver._active = None
     assert len(compiled) == 6
@@ -248,6 +256,7 @@ def gradients_of_a_step(backend=None, device="cpu"):
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.usefixtures("with_operators")
 def test_a_compiled_step_sees_one_operator_each_way(monkeypatch):
     graphs = Graphs()
@@ -273,6 +282,7 @@ def test_a_step_on_a_gpu_compiled_and_not(monkeypatch):
         torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.usefixtures("with_operators")
 def test_an_exported_program_runs_without_the_package():
     layer = get_peft_model(nn.Sequential(nn.Linear(6, 6)), AuroraConfig(target_modules=["0"], eval_form="dynamic"))

@@ -246,6 +246,7 @@ class _Counter:
         return aot_eager(graph, inputs)
 
 
+@pytest.mark.compiles_peft
 @pytest.mark.parametrize(
     "fields",
     [
@@ -283,13 +284,21 @@ def test_compile_is_one_graph_without_recompiles(fields):
 # ---------------------------------------------------------------- where the weights are
 
 
+def assert_same_weights(one, other):
+    """Bit for bit. Outputs may differ in the last bit: products depend on where in memory a loaded weight lies."""
+    weights, others = one.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
 def test_low_cpu_mem_usage(tmp_path):
     model = adapt()
     calibrate(model, [IDS])
     expected = logits(model)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama(), tmp_path, low_cpu_mem_usage=True)
-    assert torch.equal(logits(loaded), expected)
+    assert_same_weights(loaded, model)
+    torch.testing.assert_close(logits(loaded), expected)
     empty = get_peft_model(llama(), AuroraConfig(target_modules=ATTENTION), low_cpu_mem_usage=True)
     assert {p.device.type for name, p in empty.named_parameters() if "aurora_" in name} == {"meta"}
 
@@ -298,6 +307,10 @@ def test_meta_device():
     with torch.device("meta"):
         model = get_peft_model(llama(), AuroraConfig(target_modules="all-linear"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
+    try:
+        llama().to("meta")(input_ids=IDS.to("meta"))
+    except RuntimeError as error:  # Transformers 5.0 asks torch 2.6 for the autocast of meta tensors
+        pytest.skip(f"the model without an adapter does not run on the meta device either: {error}")
     assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
 
 
@@ -340,7 +353,7 @@ def test_add_adapter_and_load_adapter_of_transformers(tmp_path):
 
     loaded = llama()
     loaded.load_adapter(tmp_path / "adapter")
-    assert torch.equal(logits(loaded), expected)
+    torch.testing.assert_close(logits(loaded), expected)
     assert {layer.form("default") for _, layer in aurora_layers(loaded)} == {"calibrated"}
     torch.testing.assert_close(logits(PeftModel.from_pretrained(llama(), tmp_path / "adapter")), expected)
     plain = llama()
@@ -350,7 +363,7 @@ def test_add_adapter_and_load_adapter_of_transformers(tmp_path):
     loaded.disable_adapters()
     assert torch.equal(logits(loaded), logits(llama()))
     loaded.enable_adapters()
-    assert torch.equal(logits(loaded), expected)
+    torch.testing.assert_close(logits(loaded), expected)
 
 
 def test_from_pretrained_of_an_adapter_folder(tmp_path):

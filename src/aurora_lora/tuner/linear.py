@@ -60,5 +60,12 @@ class AuroraLinear(AuroraLayer):
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether something wants to see that this module is called."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or torch.nn.modules.module._has_any_global_hook()
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    every = torch.nn.modules.module  # the hooks on all modules
+    common = (
+        every._global_forward_hooks,
+        every._global_forward_pre_hooks,
+        every._global_backward_hooks,
+        every._global_backward_pre_hooks,
+    )
+    return any(own) or any(common) or "forward" in vars(module)

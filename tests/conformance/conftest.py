@@ -1,0 +1,6 @@
+"""Makes the package importable by its own tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -1,0 +1,85 @@
+"""The parts of the conformance run that need no tests of PEFT's."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from peft import IA3Config
+
+from aurora_lora import AuroraConfig
+from conformance import __main__ as runner
+from conformance import suite
+from conformance.rows import CUSTOM, CUSTOM_DYNAMIC, Rows
+from conformance.stand_in import LoraConfig, UntranslatableError, translate
+
+
+def test_lora_arguments_make_an_aurora_config() -> None:
+    config = LoraConfig(lora_alpha=32, lora_dropout=0.1, init_lora_weights=False, bias="lora_only", target_modules="a")
+    assert type(config) is AuroraConfig
+    assert isinstance(config, LoraConfig)
+    assert (config.r, config.alpha, config.dropout, config.init_weights) == (8, 32, 0.1, False)
+    assert (config.bias, config.train_form, config.target_modules) == ("aurora_only", "static", "a")
+
+
+def test_options_of_lora_alone_are_named() -> None:
+    assert translate(use_dora=False, init_lora_weights=True) == {
+        "r": 8,
+        "alpha": 8,
+        "train_form": "static",
+        "init_weights": True,
+    }
+    for kwargs in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"target_parameters": ["a"]}):
+        with pytest.raises(UntranslatableError, match=next(iter(kwargs))):
+            translate(**kwargs)
+    with pytest.raises(TypeError, match="'typo'"):
+        translate(typo=1)
+
+
+def test_in_a_test_such_an_option_is_a_skip() -> None:
+    with pytest.raises(pytest.skip.Exception, match="use_dora"):
+        LoraConfig(use_dora=True)
+
+
+def test_rows_are_those_of_lora_in_each_form() -> None:
+    rows = Rows()
+    peft = [
+        ("1", "MLP", LoraConfig, {"lora_alpha": 4}),
+        ("2", "MLP", LoraConfig, {"use_dora": True}),
+        ("3", "MLP", IA3Config, {}),
+    ]
+    made = rows.custom(peft)
+    assert [name for name, *_ in made[:3]] == ["1 static", "1 calibrated", f"{CUSTOM[0][0]} static"]
+    assert len(made) == 2 + 2 * len(CUSTOM) + len(CUSTOM_DYNAMIC)
+    assert rows.left_out == {"use_dora": 1}
+    assert [LoraConfig(**kwargs).resolved_eval_form for *_, kwargs in made[:2]] == ["static", "calibrated"]
+    assert "alpha" not in peft[0][3]
+
+
+@pytest.mark.parametrize(
+    ("passed", "failed", "good"), [(1000, 0, True), (999, 0, False), (5000, 1, False), (0, 0, False)]
+)
+def test_a_run_needs_enough_tests_and_no_failure(passed: int, failed: int, good: bool) -> None:
+    records = {"a": runner.empty(passed=passed), "b": runner.empty(failed=failed)}
+    assert runner.passes(records, runner.LEAST_PASSED) is good
+
+
+def test_only_tests_are_unpacked(tmp_path: Path) -> None:
+    archive = tmp_path / "peft-1.tar.gz"
+    names = ("peft-1/tests/test_a.py", "peft-1/tests/testing_common.py", "peft-1/setup.py", "peft-1/tests/../../x.py")
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    suite.unpack(archive, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "__init__.py",
+        "test_a.py",
+        "testing_common.py",
+    ]
+    assert not (tmp_path / "x.py").exists()
+
+
+def test_a_source_distribution_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(suite.SuiteError, match=r"peft 0\.0\.1.* cannot be downloaded"):
+        suite.download("0.0.1", tmp_path)
