@@ -234,7 +234,8 @@ SMALL_TASKS = {
     "digits": {"name": "digits"},
     "cifar10-10k": {"name": "cifar10-10k", "train_size": 2000, "validation_size": 500},
 }
-SMALL_TRAINING = {"epochs": 10, "batch_size": 32, "eval_batch_size": 500, "warmup_ratio": 0.06}
+SMALL_EPOCHS = {"digits": 10, "cifar10-10k": 6}
+SMALL_TRAINING = {"batch_size": 32, "eval_batch_size": 500, "warmup_ratio": 0.06}
 # learning rate, of the head: chosen on validation data of seed 0
 SMALL_RATES = {
     "full": (1e-3, 1e-3),
@@ -251,7 +252,7 @@ def small_recipe(short: str, task: str) -> Recipe:
     method |= {"r": 8, "lora_alpha": 16} if short == "lora" else {}
     method |= {"n_frequency": 1000} if short == "fourierft" else {}
     rate, head_rate = SMALL_RATES["aurora" if short.startswith("aurora") else short]
-    training = {**SMALL_TRAINING, "learning_rate": rate, "head_learning_rate": head_rate}
+    training = {"epochs": SMALL_EPOCHS[task], **SMALL_TRAINING, "learning_rate": rate, "head_learning_rate": head_rate}
     return {"model": SMALL, "task": dict(SMALL_TASKS[task]), "method": method, "training": training}
 
 

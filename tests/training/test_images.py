@@ -315,3 +315,23 @@ def test_a_text_model_is_no_image_model(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "bert")
     with pytest.raises(UserError, match=r"model: '.*bert' cannot be loaded"):
         train(recipe(model), tmp_path / "run")
+
+
+def test_the_other_commands(vit: Path, tmp_path: Path) -> None:
+    run = train(recipe(vit), tmp_path / "run")
+    scores = run.result["metric"]["by_form"]
+
+    def aurora(*args: object) -> Any:
+        done = CliRunner().invoke(cli.app, [*map(str, args), "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    gap = aurora("gap", run.folder, "-o", tmp_path / "gap")
+    assert {one["form"] for one in gap["end_to_end"]} == set(scores)
+    for one in gap["end_to_end"]:
+        assert one["metric"] == pytest.approx(scores[one["form"]], abs=1e-6)
+    assert aurora("evaluate", run.folder, "--form", "static")["by_form"] == {"static": scores["static"]}
+    for split in ("train", "validation"):
+        assert 0 <= aurora("evaluate", run.folder, "--split", split)["by_form"]["static"]["accuracy"] <= 1
+    assert aurora("export", run.folder, "-o", tmp_path / "lora")["form"] == "calibrated"
+    assert load_file(str(tmp_path / "lora" / "adapter_model.safetensors"))
