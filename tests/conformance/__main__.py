@@ -45,6 +45,14 @@ FILES: Mapping[str, Sequence[str]] = {
     "test_feature_extraction_models": (),
     "test_seq_classifier": (),
     "test_quantization": ("bitsandbytes", "torchao"),
+    "test_stablediffusion": ("diffusers",),
+    "test_initialization": ("attrs",),
+    "test_low_level_api": ("diffusers",),
+    "test_vision_models": ("torchvision",),
+    "test_tuners_utils": ("parameterized",),
+    "test_trainable_tokens": (),
+    "test_other": (),
+    "test_token_classification_qa": (),
 }
 SHOWN = ("peft", "torch", "transformers", "diffusers", "bitsandbytes", "torchao")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedModel
 
 REVISION = "0" * 40
-VERSION = "1"
+VERSION = "4"
 """Of the models below: the folder is made anew when it changes."""
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -105,6 +105,36 @@ SIZES = {
         "pos_att_type": ["c2p", "p2c"],
     },
     "DebertaV2": SIZES["Bert"],
+    "Bloom": {"vocab_size": 1000, "hidden_size": 32, "n_layer": 5, "n_head": 4},
+    "GPTNeoX": SIZES["Bert"],
+    "FalconMamba": {"vocab_size": 1000, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+    "NemotronH": {
+        **SIZES["Mistral"],
+        "layers_block_type": ["mamba", "attention"],
+        "num_hidden_layers": 2,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+    },
+    "CLIPText": {
+        "vocab_size": 1000,
+        "hidden_size": 32,
+        "projection_dim": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 77,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "ResNet": {
+        "num_channels": 3,
+        "embedding_size": 10,
+        "hidden_sizes": [10, 20, 30, 40],
+        "depths": [1, 1, 2, 1],
+        "num_labels": 3,
+    },
 }
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 
@@ -123,11 +153,17 @@ MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "gpt2": ("GPT2", "GPT2LMHeadModel", {}),
     "peft-internal-testing/tiny-random-GPTJForCausalLM": ("GPTJ", "GPTJForCausalLM", {}),
     "trl-internal-testing/tiny-random-LlamaForCausalLM": ("Llama", "LlamaForCausalLM", {}),
+    "peft-internal-testing/tiny-random-LlamaForCausalLM": ("Llama", "LlamaForCausalLM", {}),
+    "peft-internal-testing/tiny-random-BloomForCausalLM": ("Bloom", "BloomForCausalLM", {}),
+    "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": ("GPTNeoX", "GPTNeoXForCausalLM", {}),
     "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": ("Llama", "LlamaForSequenceClassification", {}),
     "hf-internal-testing/tiny-random-MistralForCausalLM": ("Mistral", "MistralForCausalLM", {}),
     "peft-internal-testing/tiny-dummy-qwen2": ("Qwen2", "Qwen2ForCausalLM", {}),
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": ("Gemma3", "Gemma3ForCausalLM", {}),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": ("T5", "T5ForConditionalGeneration", {}),
+    "peft-internal-testing/tiny-random-T5ForConditionalGeneration": ("T5", "T5ForConditionalGeneration", {}),
+    "peft-internal-testing/tiny-random-t5": ("T5", "T5ForConditionalGeneration", {}),
+    "google/flan-t5-small": ("T5", "T5ForConditionalGeneration", {}),
     "peft-internal-testing/tiny-random-BartForConditionalGeneration": ("Bart", "BartForConditionalGeneration", {}),
     "peft-internal-testing/tiny-random-BertModel": ("Bert", "BertModel", {}),
     "bert-base-uncased": ("Bert", "BertForSequenceClassification", {}),
@@ -140,6 +176,10 @@ MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     ),
     "peft-internal-testing/tiny-random-DebertaModel": ("Deberta", "DebertaModel", {}),
     "peft-internal-testing/tiny-random-DebertaV2Model": ("DebertaV2", "DebertaV2Model", {}),
+    "tiiuae/falcon-mamba-tiny-dev": ("FalconMamba", "FalconMambaForCausalLM", {}),
+    "trl-internal-testing/tiny-NemotronHForCausalLM-nano": ("NemotronH", "NemotronHForCausalLM", {}),
+    "peft-internal-testing/tiny-clip-text-2": ("CLIPText", "CLIPTextModelWithProjection", {}),
+    "peft-internal-testing/tiny-random-ResNetForImageClassification": ("ResNet", "ResNetForImageClassification", {}),
 }
 
 
@@ -148,21 +188,73 @@ def fill(home: Path) -> None:
     mark = home / "version"
     if mark.exists() and mark.read_text() == VERSION:
         return
+    transformers.utils.logging.disable_progress_bar()
     shutil.rmtree(home, ignore_errors=True)
     for name, (architecture, model_class, changes) in MODELS.items():
-        config_class = getattr(transformers, CONFIGS.get(architecture, f"{architecture}Config"))
-        config = config_class(**{**SIZES[architecture], **changes})
-        make: Callable[[Any], PreTrainedModel] = getattr(transformers, model_class)
-        torch.manual_seed(0)
-        make(config).save_pretrained(snapshot(home, name))
+        make(architecture, model_class, changes).save_pretrained(snapshot(home, name))
+    image_processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=1.0)
+    image_processor.save_pretrained(snapshot(home, "peft-internal-testing/tiny-random-ResNetForImageClassification"))
+    tokenizer().save_pretrained(snapshot(home, "trl-internal-testing/tiny-random-LlamaForCausalLM"))
+    stable_diffusion().save_pretrained(snapshot(home, "hf-internal-testing/tiny-sd-pipe"))
     mark.write_text(VERSION)
 
 
+def make(architecture: str, model_class: str, changes: Mapping[str, Any]) -> PreTrainedModel:
+    """A random model, the same one each time."""
+    config = getattr(transformers, CONFIGS.get(architecture, f"{architecture}Config"))
+    torch.manual_seed(0)
+    model: PreTrainedModel = getattr(transformers, model_class)(config(**{**SIZES[architecture], **changes}))
+    return model
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerBase:
+    """One that knows digits."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = WordLevel({str(i): i for i in range(10)}, unk_token="0")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="0", pad_token="0")
+
+
+def stable_diffusion() -> Any:
+    """A Stable Diffusion pipeline of tiny random models, for images of 16 by 16 pixels."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    unet = UNet2DConditionModel(
+        **blocks,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+    )
+    vae = AutoencoderKL(
+        **blocks,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    characters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", *characters])}
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=make("CLIPText", "CLIPTextModel", {}),
+        tokenizer=transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77),
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def snapshot(home: Path, name: str) -> Path:
-    """A new folder for the files of a model, which the hub's client finds under its name."""
+    """The folder for the files of a model, which the hub's client finds under its name."""
     root = home / "hub" / f"models--{name.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text(REVISION)
     folder = root / "snapshots" / REVISION
-    folder.mkdir(parents=True)
+    for each in (root / "refs", folder):
+        each.mkdir(parents=True, exist_ok=True)
+    (root / "refs" / "main").write_text(REVISION)
     return folder

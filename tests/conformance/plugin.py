@@ -21,6 +21,7 @@ import peft
 import pytest
 import torch
 from peft.config import PeftConfigMixin
+from PIL import Image
 
 from aurora_lora import AuroraConfig
 from aurora_lora.tuner import AuroraConv2d, AuroraEmbedding, AuroraLayer, AuroraLinear
@@ -72,22 +73,32 @@ def pytest_configure(config: pytest.Config) -> None:
         utils = importlib.import_module(f"{PACKAGE}.testing_utils")
         # the models are in a folder of ours: the hub is never asked, not even once
         utils.hub_online_once = contextlib.nullcontext  # type: ignore[attr-defined]
+        utils.load_cat_image = random_image  # type: ignore[attr-defined]
         common = importlib.import_module(f"{PACKAGE}.testing_common")
     do_not_skip(common)
+    AuroraConfig.lora_alpha = property(lambda config: config.alpha)  # type: ignore[attr-defined]
+
+
+def random_image() -> Image.Image:
+    """In place of a picture from the hub."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
 @contextlib.contextmanager
 def aurora_as_lora() -> Iterator[None]:
     """While this is entered, importing LoRA from PEFT gives AuroRA."""
-    lora = importlib.import_module("peft.tuners.lora")
+    lora, layer = (importlib.import_module(name) for name in ("peft.tuners.lora", "peft.tuners.lora.layer"))
     stand_in.LoraConfig.collecting = True
     with (
         mock.patch.object(peft, "LoraConfig", stand_in.LoraConfig),
         mock.patch.object(lora, "LoraConfig", stand_in.LoraConfig),
         mock.patch.object(lora, "LoraLayer", AuroraLayer),
+        mock.patch.object(layer, "LoraLayer", AuroraLayer),
     ):
-        yield
-    stand_in.LoraConfig.collecting = False
+        try:
+            yield
+        finally:
+            stand_in.LoraConfig.collecting = False
 
 
 def do_not_skip(module: ModuleType) -> None:
@@ -100,13 +111,18 @@ def do_not_skip(module: ModuleType) -> None:
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     """Import a test module with AuroRA where LoRA was, and give its tests our rows, before pytest reads them."""
     if isinstance(collector, pytest.Module):
-        with aurora_as_lora():
-            module = collector.obj
-        do_not_skip(module)
-        put_rows(collector.path.stem, module)
-        if hasattr(module, "lora"):
-            module.lora = LayersOfLora
+        # what cannot be imported is reported when pytest itself tries
+        with contextlib.suppress(pytest.Collector.CollectError), aurora_as_lora():
+            prepare(collector.path.stem, collector.obj)
     return (yield)
+
+
+def prepare(name: str, module: ModuleType) -> None:
+    """Put AuroRA into an imported test module."""
+    do_not_skip(module)
+    put_rows(name, module)
+    if hasattr(module, "lora"):
+        module.lora = LayersOfLora
 
 
 def put_rows(name: str, module: ModuleType) -> None:
@@ -120,6 +136,10 @@ def put_rows(name: str, module: ModuleType) -> None:
         module.TestRequiresGrad.check_requires_grad = check_requires_grad(module.TestRequiresGrad.check_requires_grad)
     elif name == "test_quantization":
         module.TEST_CASES[:] = rows.quantized()
+    elif name == "test_vision_models":
+        module.CONFIGS.update(rows.vision(module.CONFIGS.pop("lora")))
+    elif name == "test_stablediffusion":
+        module.DIFFUSERS_CONFIGS[:] = rows.diffusers(module.DIFFUSERS_CONFIGS)
     elif hasattr(module, "ALL_CONFIGS"):
         module.ALL_CONFIGS[:] = rows.transformers(module.ALL_CONFIGS)
     for option, n in rows.left_out.items():
@@ -149,8 +169,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             dropped.append(item)
             continue
         kept.append(item)
-        if why := expected.failure(item):
-            item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+        if rule := expected.failure(item):
+            item.add_marker(pytest.mark.xfail(reason=rule.reason, raises=rule.raises, strict=True))
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
 

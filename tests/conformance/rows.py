@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aurora_lora import AuroraConfig
@@ -114,6 +115,19 @@ class Rows:
         pairs = [row for row in peft if all(isinstance(config, AuroraConfig) for config in row[1:])]
         fields = {**FORMS["calibrated"], "target_modules": ["lin0"], "init_lora_weights": False}
         return [*pairs, ("calibrated", LoraConfig(**fields), LoraConfig(**{**fields, "r": 16}))]
+
+    def vision(self, peft: AuroraConfig) -> dict[str, AuroraConfig]:
+        """Configs by name, from PEFT's one for LoRA."""
+        return {form: replace(peft, **fields) for form, fields in FORMS.items()}
+
+    def diffusers(self, peft: Sequence[Any]) -> list[Any]:
+        """(class, {part of the pipeline: arguments})."""
+        return [
+            (cls, {part: {**kwargs, **fields} for part, kwargs in parts.items()})
+            for cls, parts in peft
+            if cls is LoraConfig
+            for fields in FORMS.values()
+        ]
 
     def quantized(self) -> list[Any]:
         """(class, arguments) of test_quantization, which has no rows for LoRA."""

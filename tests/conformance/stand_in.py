@@ -65,6 +65,9 @@ class _Meta(type):
     def __repr__(cls) -> str:
         return "LoraConfig"
 
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(AuroraConfig, name)
+
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, AuroraConfig)
 

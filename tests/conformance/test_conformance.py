@@ -3,6 +3,8 @@
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from peft import IA3Config
@@ -10,6 +12,7 @@ from peft import IA3Config
 from aurora_lora import AuroraConfig
 from conformance import __main__ as runner
 from conformance import suite
+from conformance.expected import Rule, form
 from conformance.rows import CUSTOM, CUSTOM_DYNAMIC, Rows
 from conformance.stand_in import LoraConfig, UntranslatableError, translate
 
@@ -62,6 +65,29 @@ def test_rows_are_those_of_lora_in_each_form() -> None:
 def test_a_run_needs_enough_tests_and_no_failure(passed: int, failed: int, good: bool) -> None:
     records = {"a": runner.empty(passed=passed), "b": runner.empty(failed=failed)}
     assert runner.passes(records, runner.LEAST_PASSED) is good
+
+
+def test_rules_choose_tests_by_name_and_form() -> None:
+    def item(name: str, **settings: Any) -> Any:
+        return SimpleNamespace(nodeid=name, callspec=SimpleNamespace(params={"config_kwargs": settings}))
+
+    rule = Rule(r"test_merge\[", "why", form="calibrated")
+    calibrated = {"train_form": "dynamic", "eval_form": "calibrated"}
+    assert rule.holds(item("f::test_merge[a]", **calibrated))
+    assert not rule.holds(item("f::test_merge_more[a]", **calibrated))
+    assert not rule.holds(item("f::test_merge[a]"))
+    assert form(item("")) == "static"
+    assert (
+        form(SimpleNamespace(callspec=SimpleNamespace(params={"config": AuroraConfig(eval_form="dynamic")})))
+        == "dynamic"
+    )
+
+
+def test_a_file_whose_packages_are_missing_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "FILES", {"test_a": ("no-such-package",)})
+    record = runner.run("test_a", tmp_path, tmp_path, None)
+    assert record["not_run"] == "needs no-such-package"
+    assert runner.passes({"test_a": record}, 0)
 
 
 def test_only_tests_are_unpacked(tmp_path: Path) -> None:
