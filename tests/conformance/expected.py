@@ -106,11 +106,11 @@ FAILURES: Sequence[Rule] = (
     ),
     Rule(r"test_decoder_models.*test_merge_layers_fp16", EMPTY, form="calibrated", raises=NotCalibratedError),
     Rule(r"test_merge_layers_nan", STALE, form="calibrated", raises=StaleCalibrationError),
+    # an embedding alone has one form, which is never calibrated
     Rule(
-        r"test_disable_adapters_with_merging.*-EmbConv1D-",
+        r"test_disable_adapters_with_merging\[(Embedding \+ transformers Conv1D 2 |embedding, rank 3)",
         RANDOM,
         form="calibrated",
-        raises=(AssertionError, StaleCalibrationError),
     ),
     Rule(r"test_disable_adapters_with_merging", STALE, form="calibrated", raises=StaleCalibrationError),
     Rule(r"test_disable_adapters\[", RANDOM, form="calibrated"),
