@@ -214,6 +214,11 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
         ({"settings": [{"name": "a", "method": "lorra"}]}, "setting a: method.name: 'lorra' is an unknown"),
         ({"tuning": {"budget": 1, "space": {"training.learning_rat": [1]}}}, "did you mean 'learning_rate'"),
         ({"seeds": []}, "seeds: "),
+        ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
+        (
+            {"questions": [{"ask": "a", "first": {"setting": "LoRA r=2", "form": "static"}, "second": "AuroRA"}]},
+            "questions: LoRA r=2 has no form 'static' (it has merged)",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_studies(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:

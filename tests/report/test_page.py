@@ -75,6 +75,8 @@ def test_figures(results: list[dict[str, Any]]) -> None:
     drawn = {bars.get_label(): [tuple(point) for point in bars.lines[0].get_xydata()] for bars in ax.containers}
     assert drawn["lora"] == [pytest.approx((5000, 81)), pytest.approx((5000, 71))]
     assert drawn["aurora"] == [pytest.approx((1250, 82))]
+    probe = groups([result("linear-probe", 1e-3, 0, 0, {"merged": 0.6}), *results])
+    assert score_figure(next(iter(probe.values())), "accuracy").axes[0].get_xscale() == "symlog"
     curves = curves_figure(found, "accuracy")
     assert curves is not None
     first = curves.axes[0].lines[0]

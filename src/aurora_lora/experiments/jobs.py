@@ -14,8 +14,7 @@ from ..errors import AuroraError, RunLockedError, UserError
 from ..training import yaml_text
 from ..training.recipe import Recipe
 from ..training.results import Result, read_result
-from ..training.run import check_recipe
-from ..training.storage import RECIPE
+from ..training.storage import RECIPE, check_recipe
 
 LOG = "log.txt"
 

@@ -193,12 +193,18 @@ def load_study(path: Path | str) -> Study:
         study = Study.model_validate(data)
     except ValidationError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in _lines(error))) from error
+    recipes = {}
     for setting in study.settings:
         first = {
             field: values.low if isinstance(values, Range) else values[0]
             for field, values in study.space(setting).items()
         }
-        study.recipe(setting, first, study.tuning.seed)
+        recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
+    for side in (side for question in study.questions for side in (question.first, question.second)):
+        method = recipes[side.setting].method
+        forms = method.method.forms(method.options)
+        if side.form is not None and side.form not in forms:
+            raise UserError(f"{path}: questions: {side.setting} has no form '{side.form}' (it has {', '.join(forms)})")
     return study
 
 

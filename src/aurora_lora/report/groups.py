@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..training.storage import flatten
 from .tables import Result
 
 
@@ -67,12 +68,12 @@ def groups(results: Iterable[Result]) -> dict[tuple[str, str], list[Group]]:
 
 def labels(results: Sequence[Result]) -> list[str]:
     """The method of each, and the fields of its recipe in which runs of that method differ."""
-    flat = [_flatten({k: v for k, v in r["recipe"].items() if k in ("method", "training", "task")}) for r in results]
+    flat = [flatten({k: v for k, v in r["recipe"].items() if k in ("method", "training", "task")}) for r in results]
     names = []
     for result, own in zip(results, flat, strict=True):
         others = [other for r, other in zip(results, flat, strict=True) if r["method"] == result["method"]]
         differing = [key for key, value in own.items() if any(other.get(key) != value for other in others)]
-        given = ", ".join(f"{key.rpartition('.')[2]} {_plain(own[key])}" for key in differing)
+        given = ", ".join(f"{key.rpartition('.')[2]} {plain(own[key])}" for key in differing)
         names.append(f"{result['method']}: {given}" if given else str(result["method"]))
     return names
 
@@ -88,11 +89,6 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean - half, mean + half
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    return {key: item for name, inner in value.items() for key, item in _flatten(inner, f"{prefix}{name}.").items()}
-
-
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A recipe's value for people."""
     return f"{value:g}" if isinstance(value, float) else str(value)

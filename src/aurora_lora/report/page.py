@@ -144,13 +144,17 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
         by_method.setdefault(str(group.runs[0]["method"]), []).append(group)
     for (method, several), style in zip(by_method.items(), cycle(LINES), strict=False):
         several = sorted(several, key=lambda group: group.params)
-        points = [(max(g.params, 1), g.scores(g.deployed, metric)) for g in several]
+        points = [(g.params, g.scores(g.deployed, metric)) for g in several]
         points = [(params, values) for params, values in points if values]
         means = [scale * statistics.fmean(values) for _, values in points]
         bars = [scale * half(values) for _, values in points]
         look = {**style, "linestyle": "none"}
         ax.errorbar([params for params, _ in points], means, yerr=bars, label=method, capsize=2.5, **look)
-    ax.set_xscale("log")
+    counts = [group.params for group in found]
+    if min(counts) > 0:
+        ax.set_xscale("log")
+    else:  # a linear probe has none
+        ax.set_xscale("symlog", linthresh=min((count for count in counts if count), default=1))
     ax.set_xlabel("trained parameters outside the head")
     ax.set_ylabel(f"{metric}, %" if metric in PERCENT else metric)
     _legend(figure, ax)

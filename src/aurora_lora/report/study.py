@@ -10,9 +10,19 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .groups import interval
+from .groups import interval, plain
 
-PERCENT = ("accuracy", "captured", "f1", "matthews", "pearson", "spearman")
+PERCENT = (
+    "accuracy",
+    "accuracy_norm",
+    "accuracy_generated",
+    "unanswered",
+    "captured",
+    "f1",
+    "matthews",
+    "pearson",
+    "spearman",
+)
 """Metrics that are printed times 100."""
 
 
@@ -33,7 +43,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     for metric in metrics:
         table.add_column(f"{metric} %" if metric in PERCENT else metric, justify="right")
     for setting in summary["settings"]:
-        chosen = ", ".join(f"{name.rpartition('.')[2]} {_plain(value)}" for name, value in setting["chosen"].items())
+        chosen = ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in setting["chosen"].items())
         for index, (form, scores) in enumerate(setting["by_form"].items()):
             first = index == 0
             table.add_row(
@@ -122,7 +132,7 @@ def study_page(summary: Mapping[str, Any]) -> str:
         f"|---|--:|---|---|{'--:|' * (len(heads) + 2)}",
     ]
     for setting in summary["settings"]:
-        chosen = ", ".join(f"{name.rpartition('.')[2]} {_plain(value)}" for name, value in setting["chosen"].items())
+        chosen = ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in setting["chosen"].items())
         chosen = chosen.replace("learning_rate", "lr")
         params = f"{setting['params']['adapter']:,}" if setting["params"] else ""
         seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
@@ -145,7 +155,3 @@ def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
 def _metrics(summary: Mapping[str, Any]) -> list[str]:
     found = [name for s in summary["settings"] for scores in s["by_form"].values() for name in scores]
     return list(dict.fromkeys(found))
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,9 +18,8 @@ from ..tasks._extra import vision_extra
 from ..tasks.models import MODELS, PretrainedHere
 from .finished import load_run
 from .recipe import Recipe, validate
-from .results import RESULT
 from .run import load_trained_model, train
-from .storage import RECIPE
+from .storage import RECIPE, RESULT
 
 RESULT_OF_PRETRAINING = f"pretraining-{RESULT}"
 Callbacks = Callable[[], Sequence[TrainerCallback]]

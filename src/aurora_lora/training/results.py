@@ -18,9 +18,9 @@ from .. import files
 from ..errors import UserError
 from ..methods import MERGED, ParameterCounts
 from .recipe import Recipe
+from .storage import RESULT
 
 SCHEMA = 1
-RESULT = "result.json"
 
 Result = dict[str, Any]
 Scores = dict[str, dict[str, float]]

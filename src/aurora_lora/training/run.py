@@ -32,8 +32,8 @@ from .finished import TrainedRun, load_run
 from .history import check_history
 from .images import EpochOfImages, Images
 from .models import Processor, load_base_model, load_processor
-from .recipe import Recipe, validate
-from .results import RESULT, Result, Scores, build_result, epochs_from_log, read_result, write_result
+from .recipe import Recipe
+from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
 from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS
 from .trainer import RecipeTrainer, training_arguments
 
@@ -83,52 +83,19 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
 
 def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
     """Check the folder, lock it and write the recipe down."""
-    check_recipe(folder, recipe)
+    storage.check_recipe(folder, recipe)
     files.check_writable(folder)
     stack.enter_context(storage.lock(folder))
     _prepare(folder, recipe)
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:
-    check_recipe(folder, recipe)
+    storage.check_recipe(folder, recipe)
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS):
         files.clear_leftovers(each)
     if not (folder / RECIPE).exists():
         files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
-
-
-def check_recipe(folder: Path, recipe: Recipe) -> None:
-    """Raise a UserError if the folder holds the run of another recipe."""
-    if not (folder / RECIPE).exists():
-        for name in (ADAPTER, LORA, CHECKPOINTS, RESULT):
-            if (folder / name).exists():
-                raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
-        return
-    # validated, so that a field which a later version adds counts as its default
-    stored = validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE))
-    there, here = flatten(stored.resolved()), flatten(recipe.resolved())
-    missing = "not given"
-    differing = [
-        f"{field} (there {there.get(field, missing)!r}, here {here.get(field, missing)!r})"
-        for field in sorted({*there, *here})
-        if there.get(field, missing) != here.get(field, missing)
-    ]
-    if differing:
-        raise UserError(
-            f"{folder} holds the run of another recipe; they differ in {', '.join(differing)}: "
-            "choose another output folder"
-        )
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(flatten(item, f"{prefix}{key}."))
-    return flat or {prefix.rstrip("."): {}}
 
 
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:

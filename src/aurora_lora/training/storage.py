@@ -1,4 +1,4 @@
-"""A run's folder: its lock, and its checkpoints, which are whole or absent.
+"""A run's folder: its lock, its recipe, and its checkpoints, which are whole or absent.
 
 A folder called `checkpoint-N` or `adapter`, or a file called `result.json`, is written through `aurora_lora.files`,
 and so is whole, whatever moment a run was killed at.
@@ -13,11 +13,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..errors import RunLockedError
+from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
+from . import yaml_text
+from .recipe import Recipe, validate
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
+RESULT = "result.json"
 SPLITS = "splits.json"
 """Which rows of the data each split holds, of tasks whose rows are known."""
 MANIFEST = "manifest.json"
@@ -91,3 +95,39 @@ def whole_checkpoints(folder: Path) -> dict[int, Path]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise a UserError if the folder holds the run of another recipe."""
+    if not (folder / RECIPE).exists():
+        for name in (ADAPTER, LORA, CHECKPOINTS, RESULT):
+            if (folder / name).exists():
+                raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
+        return
+    # validated, so that a field which a later version adds counts as its default
+    stored = validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE))
+    there, here = flatten(stored.resolved()), flatten(recipe.resolved())
+    missing = "not given"
+    differing = [
+        f"{field} (there {there.get(field, missing)!r}, here {here.get(field, missing)!r})"
+        for field in sorted({*there, *here})
+        if there.get(field, missing) != here.get(field, missing)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds the run of another recipe; they differ in {', '.join(differing)}: "
+            "choose another output folder"
+        )
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}{key}."))
+    return flat or {prefix.rstrip("."): {}}

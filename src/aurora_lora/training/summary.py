@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .results import RESULT, Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
+from .results import Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
 from .run import Run
-from .storage import ADAPTER, LORA, RECIPE, REFERENCE, SPLITS
+from .storage import ADAPTER, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
 
 def print_run(console: Console, run: Run) -> None:
