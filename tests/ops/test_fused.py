@@ -245,6 +245,21 @@ def test_a_hook_on_the_base_layer_is_called():
     torch.testing.assert_close(model(x), layer.adapter_output("default", x))
 
 
+@pytest.mark.parametrize(
+    "register", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_a_hook_on_all_modules_sees_the_base_layer(register):
+    """Profilers and FLOP counters register such ones."""
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
+    base_layer, seen = model.base_model.model[0].base_layer, []
+    handle = getattr(nn.modules.module, f"register_module_{register}")(lambda module, *_: seen.append(module))
+    try:
+        model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    finally:
+        handle.remove()
+    assert seen.count(base_layer) == 1
+
+
 def test_a_trained_base_has_its_gradient():
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], bias="all"))
     model(torch.randn(2, 4)).sum().backward()
