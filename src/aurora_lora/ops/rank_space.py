@@ -1,8 +1,9 @@
 """sigma and its derivatives in the rank space, on (r, n), in few aten calls.
 
-L is a piecewise polynomial: the row of its interval is looked up, and two Horner schemes side by side give the basis
-and its derivative. Kept for the backward pass are a = act(z), b = act(H a), the interval and the place in it, all
-(r, n). The basis, K times as much, is computed again.
+L is a piecewise polynomial: the coefficients of its interval are looked up, and two Horner schemes side by side give
+the basis and its derivative. Kept for the backward pass are a = act(z), b = act(H a), the interval and the place in it,
+all (r, n). The basis, K times as much, is computed again. It is (K, r, n): each step is then one pass over memory in
+order.
 """
 
 from __future__ import annotations
@@ -18,39 +19,39 @@ from .spline import piecewise_polynomials
 
 @lru_cache(maxsize=64)
 def _table(anl: ANL, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(boundaries, rows): for each interval, the coefficients of the K basis functions, and its middle."""
+    """(boundaries, columns): for each interval, the coefficients of the K basis functions, and its middle."""
     with torch.inference_mode(False):
         boundaries, middles, coefficients = piecewise_polynomials(anl.grid_size, anl.order, anl.spline_range)
-        rows = torch.cat([coefficients.flatten(1), middles[:, None]], 1)
-        return boundaries.to(device, dtype), rows.to(device, dtype)
+        columns = torch.cat([coefficients.flatten(1), middles[:, None]], 1).T.contiguous()
+        return boundaries.to(device, dtype), columns.to(device, dtype)
 
 
-def _look_up(interval: Tensor, rows: Tensor, anl: ANL) -> tuple[list[Tensor], Tensor]:
-    """The coefficients (r, n, K) of each power in the intervals (r, n), and their middles (r, n)."""
-    found = rows.index_select(0, interval.reshape(-1)).view(*interval.shape, -1)
+def _look_up(interval: Tensor, columns: Tensor, anl: ANL) -> tuple[list[Tensor], Tensor]:
+    """The coefficients (K, r, n) of each power in the intervals (r, n), and their middles (r, n)."""
+    found = columns.index_select(1, interval.reshape(-1)).view(-1, *interval.shape)
     K = anl.n_basis
-    return [found[..., j * K : (j + 1) * K] for j in range(anl.order + 1)], found[..., -1]
+    return [found[j * K : (j + 1) * K] for j in range(anl.order + 1)], found[-1]
 
 
 def _basis(z: Tensor, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:
-    """B(z) (r, n, K), the intervals (r, n), and how far z is from their middles (r, n)."""
-    boundaries, rows = _table(anl, z.dtype, z.device)
+    """B(z) (K, r, n), the intervals (r, n), and how far z is from their middles (r, n)."""
+    boundaries, columns = _table(anl, z.dtype, z.device)
     interval = torch.bucketize(z, boundaries, right=True, out_int32=True)
-    (*lower, value), middles = _look_up(interval, rows, anl)
+    (*lower, value), middles = _look_up(interval, columns, anl)
     place = z - middles
     for c in reversed(lower):
-        value = torch.addcmul(c, value, place.unsqueeze(-1))
+        value = torch.addcmul(c, value, place)
     return value, interval, place
 
 
 def _basis_and_derivative(interval: Tensor, place: Tensor, anl: ANL) -> tuple[Tensor, Tensor]:
-    """B(z) and B'(z), (r, n, K) each, by Horner's scheme for both."""
-    _, rows = _table(anl, place.dtype, place.device)
-    (*lower, value), _ = _look_up(interval, rows, anl)
+    """B(z) and B'(z), (K, r, n) each, by Horner's scheme for both."""
+    _, columns = _table(anl, place.dtype, place.device)
+    (*lower, value), _ = _look_up(interval, columns, anl)
     derivative = None
     for c in reversed(lower):
-        derivative = value if derivative is None else torch.addcmul(value, derivative, place.unsqueeze(-1))
-        value = torch.addcmul(c, value, place.unsqueeze(-1))
+        derivative = value if derivative is None else torch.addcmul(value, derivative, place)
+        value = torch.addcmul(c, value, place)
     return value, torch.zeros_like(value) if derivative is None else derivative
 
 
@@ -83,18 +84,18 @@ def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Te
     if anl.spline is not None:
         assert W is not None
         basis, interval, place = _basis(z, anl)
-        if anl.spline == "channelwise":  # for each channel (n, K) @ (K, 1)
-            columns = W.unsqueeze(-1)
-            u = torch.bmm(basis, columns).squeeze(-1) if u is None else _baddbmm(u, basis, columns)
+        if anl.spline == "channelwise":  # for each channel (1, K) @ (K, n)
+            rows, by_channel = W.unsqueeze(1), basis.transpose(0, 1)
+            u = torch.bmm(rows, by_channel).squeeze(1) if u is None else _baddbmm(u, rows, by_channel)
         else:
-            summed = basis.sum(0)  # (n, K)
-            u = W @ summed.T if u is None else torch.addmm(u, W, summed.T)
+            summed = basis.sum(1)  # (K, n)
+            u = W @ summed if u is None else torch.addmm(u, W, summed)
     assert u is not None
     return u.to(dtype), (a, b, interval, place)
 
 
-def _baddbmm(u: Tensor, basis: Tensor, columns: Tensor) -> Tensor:
-    return torch.baddbmm(u.unsqueeze(-1), basis, columns).squeeze(-1)
+def _baddbmm(u: Tensor, rows: Tensor, by_channel: Tensor) -> Tensor:
+    return torch.baddbmm(u.unsqueeze(1), rows, by_channel).squeeze(1)
 
 
 def backward(
@@ -120,12 +121,12 @@ def backward(
         assert place is not None
         basis, derivative = _basis_and_derivative(interval, place, anl)
         if anl.spline == "channelwise":
-            dW = torch.bmm(du.unsqueeze(1), basis).squeeze(1)  # (1, n) @ (n, K)
-            slope = torch.bmm(derivative, W.unsqueeze(-1)).squeeze(-1)
+            dW = torch.bmm(basis.transpose(0, 1), du.unsqueeze(-1)).squeeze(-1)  # (K, n) @ (n, 1)
+            slope = torch.bmm(W.unsqueeze(1), derivative.transpose(0, 1)).squeeze(1)
             dz = du * slope if dz is None else torch.addcmul(dz, du, slope)
         else:
-            dW = du @ basis.sum(0)
-            through = (derivative * (du.T @ W)).sum(-1)
+            dW = du @ basis.sum(1).T
+            through = (derivative * (W.T @ du).unsqueeze(1)).sum(0)
             dz = through if dz is None else dz + through
     assert dz is not None
     return dz.to(dtype), dH, dW
