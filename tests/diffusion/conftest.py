@@ -78,7 +78,7 @@ def train(
         orders = []
         for folder, changes, strike in wanted:
             recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-            recipe.write_text(yaml_text.dump(tiny.recipe(changes.get("model", model), images, **changes)))
+            recipe.write_text(yaml_text.dump(tiny.recipe(model, images, **changes)))
             orders.append({"args": ["train", str(recipe), "--output", str(folder)], "folder": str(folder), **strike})
         return aurora(*orders)
 

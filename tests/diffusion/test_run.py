@@ -1,4 +1,4 @@
-"""Whole runs on a tiny pipeline: what they write, that they learn, that they survive a kill, that diffusers loads them."""
+"""Whole runs on a tiny pipeline: what they write, that they learn and survive a kill, that diffusers loads them."""
 
 import json
 import os
@@ -104,13 +104,19 @@ def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_step(runs: dic
 def test_images_change_with_training_and_prompts_have_their_own_noise(runs: dict[str, Any]) -> None:
     images = runs["aurora"] / "images"
     start, end = (pixels(images / name / "00-0.png") for name in ("step-000000", "step-000004"))
-    assert 0 < np.abs(start - end).mean()
+    assert np.abs(start - end).mean() > 0
     assert np.abs(start - pixels(images / "step-000000" / "01-0.png")).mean() > 1
 
 
 def test_the_loss_falls(train: Train, tmp_path: Path) -> None:
     changes = {
-        "training": {"steps": 40, "gradient_accumulation_steps": 1, "batch_size": 4, "learning_rate": 5e-2, "threads": 1},
+        "training": {
+            "steps": 30,
+            "gradient_accumulation_steps": 1,
+            "batch_size": 4,
+            "learning_rate": 5e-2,
+            "threads": 1,
+        },
         "validation": {"prompts": [], "every": 1000, "noise_samples": 24},
         "method": {"name": "aurora", "r": 4, "alpha": 16},
     }
@@ -130,41 +136,38 @@ def test_killed_anywhere_it_ends_with_the_same_weights_and_images(
 ) -> None:
     """kill -9 just before a write, rename or deletion: among the class images, validations, checkpoints, at the end."""
     expected, events = contents(runs["aurora"]), runs["answer"]["events"]
-    folders = [tmp_path / f"run{index}" for index in range(3)]
-    for part in (8, 5):  # each run is killed twice
-        strikes = [{"kill_at": max(2, events * (1 + 2 * index) // part)} for index in range(3)]
-        answers = train(*((folder, WHOLE, strike) for folder, strike in zip(folders, strikes, strict=True)))
-        assert [answer["status"] for answer in answers].count(-9) >= 2
-    for folder, answer in zip(folders, train(*((folder, WHOLE, {}) for folder in folders)), strict=True):
-        assert answer["status"] == 0, answer["stderr"]
-        found = contents(folder)
-        assert set(found) == set(expected)
-        assert [name for name in found if found[name] != expected[name]] == []
-        theirs, ours = result_of(runs["aurora"]), result_of(folder)
-        assert (ours["metric"], ours["epochs"]) == (theirs["metric"], theirs["epochs"])
-        assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".trash")]
+    folder = tmp_path / "run"
+    for at in (events // 9, events // 3, events // 4, events // 5):  # counted from where it goes on
+        (answer,) = train((folder, WHOLE, {"kill_at": at}))
+        assert answer["status"] == -9
+    (answer,) = train((folder, WHOLE, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    found = contents(folder)
+    assert set(found) == set(expected)
+    assert [name for name in found if found[name] != expected[name]] == []
+    theirs, ours = result_of(runs["aurora"]), result_of(folder)
+    assert (ours["metric"], ours["epochs"]) == (theirs["metric"], theirs["epochs"])
+    assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".trash")]
 
 
-@pytest.mark.parametrize("name", ["aurora", "lora"])
 def test_stock_diffusers_loads_the_lora_with_equal_output(
-    name: str, runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
+    runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
 ) -> None:
     from aurora_lora.diffusion.draws import generator
 
-    folder = runs[name]
-    form = "calibrated" if name == "aurora" else "merged"
+    forms = {"aurora": "calibrated", "lora": "merged"}
     seed = generator("image", seed_of("generated", 0, 1, 0)).initial_seed()
-    out = tmp_path / "image.npy"
-    command = [sys.executable, str(Path(__file__).with_name("stock.py")), str(model), str(folder / "lora")]
-    command += [PROMPTS[1], str(seed), "2", "5.0", str(tiny.SIDE), str(out)]
+    command = [sys.executable, str(Path(__file__).with_name("stock.py")), str(model), str(tmp_path), PROMPTS[1]]
+    command += [str(seed), "2", "5.0", str(tiny.SIDE), *(str(runs[name] / "lora") for name in forms)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    stock = np.load(out) * 255
-    ours = pixels(folder / "images" / f"form-{form}" / "01-0.png")
-    assert np.abs(stock - ours).max() < 1
-    # and not because the adapter does nothing
-    assert np.abs(ours - pixels(folder / "images" / "step-000000" / "01-0.png")).max() > 2
+    for index, (name, form) in enumerate(forms.items()):
+        stock = np.load(tmp_path / f"{index}.npy") * 255
+        ours = pixels(runs[name] / "images" / f"form-{form}" / "01-0.png")
+        assert np.abs(stock - ours).max() < 1
+        # and not because the adapter does nothing
+        assert np.abs(ours - pixels(runs[name] / "images" / "step-000000" / "01-0.png")).max() > 2
 
 
 def test_a_finished_run_is_shown_again(train: Train, runs: dict[str, Any]) -> None:
@@ -191,16 +194,43 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     assert [answer["status"] for answer in answers] == [0, 2, 0]
     assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
     assert "prompt (there 'a photo of a dog', here 'a photo of a cat')" in answers[1]["stderr"]
-    weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (runs["aurora"], tmp_path / "shared", tmp_path / "without")]
+    folders = (runs["aurora"], tmp_path / "shared", tmp_path / "without")
+    weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert not all(weights[0][key].equal(weights[2][key]) for key in weights[0])
 
 
 def test_other_methods(train: Train, tmp_path: Path) -> None:
     quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
-    names = ("bitfit", "dora", "moslora", "aurora-paper")
+    names = ("bitfit", "moslora", "aurora-paper")
     answers = train(*((tmp_path / name, {**quick, "method": name}, {}) for name in names))
     for name, answer in zip(names, answers, strict=True):
         assert answer["status"] == 0, answer["stderr"]
         assert (tmp_path / name / "lora").exists() == (name == "aurora-paper")
         assert result_of(tmp_path / name)["params"]["adapter"] > 0
+
+
+def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:
+    """A model that predicts v, in bf16, with what else there is to choose."""
+    changes = {
+        "model": str(tiny.save_pipeline(tmp_path / "model", "v_prediction")),
+        "task": {"crop": "center", "flip": True},
+        "training": {
+            "steps": 2,
+            "precision": "bf16",
+            "snr_gamma": 5.0,
+            "schedule": "cosine",
+            "warmup_steps": 1,
+            "gradient_checkpointing": False,
+            "max_grad_norm": 0,
+            "threads": 1,
+        },
+        "validation": {"prompts": [], "inference_steps": 1, "guidance_scale": 1.0},
+    }
+    (answer,) = train((tmp_path / "run", changes, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    trained = [value for name, value in weights.items() if name.endswith(("aurora_A", "aurora_B", "aurora_H"))]
+    assert len(trained) == 3 * 32
+    assert {str(value.dtype) for value in trained} == {"torch.float32"}
+    assert all(value.isfinite().all() for value in trained)

@@ -96,11 +96,11 @@ def save_images(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-def recipe(model: Path, images: Path, **changes: Any) -> dict[str, Any]:
+def recipe(pipeline: Path, images: Path, **changes: Any) -> dict[str, Any]:
     """A recipe of a run of a few seconds."""
     made: dict[str, Any] = {
         "name": "tiny",
-        "model": str(model),
+        "model": str(pipeline),
         "task": {"name": "dreambooth", "images": str(images), "prompt": "a photo of a [V] dog", "resolution": SIDE},
         "method": {"name": "aurora"},
         "training": {"steps": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "precision": "fp32"},

@@ -1,6 +1,7 @@
 """How alike generated images are to the subject, and to their prompts (DreamBooth, Ruiz et al. 2023, section 4.2).
 
-    CLIP-I, DINO = mean over generated g and real s of cos(f(g), f(s));   CLIP-T = mean over g of cos(f(g), t(prompt of g))
+    CLIP-I, DINO = mean over generated g and real s of cos(f(g), f(s))
+    CLIP-T = mean over generated g of cos(f(g), t(prompt of g))
 
 with the image and text embeddings of CLIP, and the class token of DINO's last layer.
 """

@@ -1,4 +1,4 @@
-"""The training loop: Accelerate for devices and precision, checkpoints whole or absent, the same weights after a kill."""
+"""The training loop: Accelerate for devices and precision, whole checkpoints, the same weights after a kill."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Loop:
     def samples_per_step(self) -> int:
         """Images of the subject in one step, over all processes."""
         wanted = self.recipe.training
-        return wanted.batch_size * wanted.gradient_accumulation_steps * self.accelerator.num_processes
+        return wanted.batch_size * wanted.gradient_accumulation_steps * self.progress.processes
 
     def _step(self, step: int) -> float:
         """One step of the optimizer; the mean loss of its samples."""
@@ -225,7 +225,9 @@ class Loop:
         with files.new_folder(path) as partial:
             save_trained(self.module, partial)
             optimizer = self.optimizer.state_dict()["state"]
-            tensors = {f"{i}.{name}": torch.as_tensor(v) for i, values in optimizer.items() for name, v in values.items()}
+            tensors = {
+                f"{i}.{name}": torch.as_tensor(v) for i, values in optimizer.items() for name, v in values.items()
+            }
             save_file(tensors, partial / OPTIMIZER)
             files.write_json(partial / STATE, asdict(self.progress))
             storage.write_manifest(partial)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the U-Net is to predict: the noise e, or v = sqrt(a) e - sqrt(1 - a) x, by the scheduler's prediction type."""
+    """What the U-Net is to predict: the noise e, or v = sqrt(a) e - sqrt(1 - a) x, as the scheduler says."""
     if scheduler.config.prediction_type == "v_prediction":
         velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
         return velocity
@@ -26,7 +26,7 @@ def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
 
     snr = a / (1 - a), where a is the timestep's cumulative product of alphas.
     """
-    a = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].double()
+    a: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].double()
     snr = a / (1 - a)
     over = snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr
     return (snr.clamp(max=gamma) / over).to(torch.float32)

@@ -82,7 +82,7 @@ class Diffusion:
 
     @torch.no_grad()
     def latents(self, pixels: Tensor, draw: torch.Generator | None = None) -> Tensor:
-        """Images (batch, 3, side, side) from -1 to 1 as latents, drawn from the encoder's distribution, or its modes."""
+        """Images (batch, 3, side, side) from -1 to 1 as latents: drawn from the encoder's distribution, or its mode."""
         vae = self.pipe.vae
         overflows = vae.dtype == torch.float16 and vae.config.force_upcast  # as SDXL's own does
         if overflows:
@@ -95,7 +95,7 @@ class Diffusion:
         return latents
 
     def inputs(self, noisy: Tensor, timesteps: Tensor, prompts: Sequence[Prompt], time_ids: Tensor) -> dict[str, Any]:
-        """The U-Net's arguments: noisy latents, timesteps (batch,), a prompt for each, and sizes and crops (batch, 6)."""
+        """The U-Net's arguments: noisy latents, timesteps (batch,), a prompt for each, sizes and crops (batch, 6)."""
         dtype = self.pipe.unet.dtype
         on = {"device": self.device, "dtype": dtype}
         return {
@@ -145,7 +145,7 @@ def load_diffusion(recipe: SubjectRecipe, prompts: Iterable[str], device: torch.
     if recipe.vae is not None:
         try:
             more["vae"] = AutoencoderKL.from_pretrained(recipe.vae, **kept)
-        except (OSError, ValueError, EnvironmentError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"vae: {recipe.vae!r} cannot be loaded: {_reason(error)}") from error
     try:
         pipe = StableDiffusionXLPipeline.from_pretrained(recipe.model, variant=recipe.variant, **kept, **more)

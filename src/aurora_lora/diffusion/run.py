@@ -253,7 +253,9 @@ class _Training:
     def _write(self, result: Result, deployed: str) -> None:
         """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
         if no_lora(self.method, deployed) is None:
-            with contextlib.suppress(ValueError):  # a layer that a LoRA file cannot hold: the adapter is not lost for that
+            with contextlib.suppress(
+                ValueError
+            ):  # a layer that a LoRA file cannot hold: the adapter is not lost for that
                 write_lora(self.model, self.folder / LORA, self.method, deployed)
         with files.new_folder(self.folder / ADAPTER) as adapter:
             self.method.save(self.model, adapter)

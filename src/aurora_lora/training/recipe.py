@@ -80,8 +80,6 @@ class TaskSection(Section):
     def _known(cls, name: str) -> str:
         from ..tasks import TASKS
 
-        if name == DREAMBOOTH.name:
-            raise PydanticCustomError("task", "name: {why}", {"why": f"{name!r} is only for `aurora train`"})
         if name not in TASKS:
             raise PydanticCustomError("plain", "{why}", {"why": unknown("task", TASKS, name)})
         return name
@@ -305,6 +303,8 @@ def validate(data: Any, source: str) -> Recipe:
     Raises:
         UserError: one line for each mistake, with the dotted field, the value and what is allowed.
     """
+    if task_name(data) == DREAMBOOTH.name:
+        raise UserError(f"{source}: task.name: '{DREAMBOOTH.name}' is only for `aurora train` and `aurora reproduce`")
     return validate_as(Recipe, data, source)
 
 
