@@ -12,7 +12,7 @@ from ..files import write_json, write_text
 from ..methods.base import unknown
 from .figures import save
 from .run_figures import curves_figure, rank_figure, score_figure
-from .sections import Section
+from .sections import Section, slug
 from .times import time_table
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ class Made:
     figure: Figure
     of: str = ""
     record: Mapping[str, Any] | None = None
+
+    @property
+    def slug(self) -> str:
+        """`of` as a file name."""
+        return slug(self.of)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def write_figures(sections: Sequence[Section], folder: Path, only: Sequence[str]
                 left_out.append(f"{section.title}: no {kind.name}: {made}")
                 continue
             for one in made:
-                path = place / (f"{kind.name}-{_slug(one.of)}" if one.of else kind.name)
+                path = place / "-".join(filter(None, (kind.name, one.slug)))
                 written += save(one.figure, path)
                 if one.record is not None:
                     write_json(path.with_suffix(".json"), one.record)
@@ -134,7 +139,3 @@ def write_figures(sections: Sequence[Section], folder: Path, only: Sequence[str]
             write_text(place / "times.md", time_table(section.groups) + "\n")
             written.append(place / "times.md")
     return written, left_out
-
-
-def _slug(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in ".=" else "-" for letter in text.casefold()).strip("-")

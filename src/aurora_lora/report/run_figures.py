@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 LINES = ("-", "--", "-.", ":")
 MOST_CURVES = len(COLOURS)
-WIDTH = 4.6
+WIDTH = 4.2
 """Inches: a page on a phone shrinks it little."""
 
 
@@ -42,7 +42,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     A method at several ranks is one line; bars are 95% intervals over the seeds.
     """
     by_line = chosen(found)
-    figure, ax = _panel(len(by_line))
+    figure, (ax,) = _panels(_names(by_line), 3.0)
     places = _side_by_side([(line, group.params) for line, several in by_line.items() for group in several])
     for place, (line, several) in enumerate(by_line.items()):
         points = [(places[line, group.params], group.scores(group.deployed, metric)) for group in several]
@@ -69,7 +69,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     }
     if not by_line:
         raise UserError("score against rank needs runs of one method at two ranks at least")
-    figure, ax = _panel(len(by_line))
+    figure, (ax,) = _panels(_names(by_line), 3.0)
     for place, (line, several) in enumerate(by_line.items()):
         several = sorted(several, key=lambda group: group.rank or 0)
         beside = 2 ** (0.03 * (place - (len(by_line) - 1) / 2))  # bars do not hide each other
@@ -98,8 +98,9 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
         raise UserError("learning curves need results with epochs; a study.json without its runs has none")
     curves.sort(key=lambda group: -group.validation)
     scale = 100 if metric in PERCENT else 1
-    figure, axes = new_figure(1, WIDTH, 4.4 + 0.16 * ((min(len(curves), MOST_CURVES) + 1) // 2), rows=2)
-    for place, group in enumerate(curves[:MOST_CURVES]):
+    names = [group.with_form(group.label) for group in curves[:MOST_CURVES]]
+    figure, axes = _panels(names, 4.8, rows=2)
+    for place, (name, group) in enumerate(zip(names, curves, strict=False)):
         for ax, values, factor in (
             (axes[0], lambda entry: entry.get("train_loss"), 1),
             (axes[1], lambda entry: entry["validation"].get(metric), scale),
@@ -107,7 +108,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
             points = _curve(group, values)
             epochs = list(points)
             means = [factor * statistics.fmean(points[epoch]) for epoch in epochs]
-            ax.plot(epochs, means, label=group.with_form(group.label), markersize=4, linewidth=1.2, **style(place))
+            ax.plot(epochs, means, label=name, markersize=4, linewidth=1.2, **style(place))
             if len(group.runs) > 1:
                 low, high = ([factor * f(points[epoch]) for epoch in epochs] for f in (min, max))
                 ax.fill_between(epochs, low, high, color=style(place)["color"], alpha=0.12, linewidth=0)
@@ -134,19 +135,31 @@ def _curve(group: Group, value: Any) -> dict[float, list[float]]:
     return dict(sorted(points.items()))
 
 
-def _panel(series: int) -> tuple[Figure, Axes]:
-    figure, (ax,) = new_figure(1, WIDTH, 3.0 + 0.16 * ((series + 1) // 2))
-    return figure, ax
+def _names(by_line: Mapping[str, Sequence[Group]]) -> list[str]:
+    return [several[0].with_form(line) for line, several in by_line.items()]
+
+
+def _panels(names: Sequence[str], height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Panels of a height in inches all together, and room for a legend of these names."""
+    columns = _columns(names)
+    return new_figure(1, WIDTH, height + 0.17 * -(-len(names) // columns), rows=rows)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Two if they fit into the width."""
+    half = (len(names) + 1) // 2
+    longest = [max(map(len, column), default=0) for column in (names[:half], names[half:])]
+    return 2 if 0.058 * sum(longest) + 0.95 < WIDTH else 1  # inches of a letter, and of what stands before the names
 
 
 def _side_by_side(counts: Sequence[tuple[str, int]]) -> dict[tuple[str, int], float]:
-    """Where to draw each: settings within 5% of each other in size are set side by side, over a fifth of a decade."""
+    """Where to draw each: settings within 5% of each other in size are set side by side, over a third of a decade."""
     places: dict[tuple[str, int], float] = {}
     together: list[tuple[str, int]] = []
     for one in [*sorted(counts, key=lambda one: one[1]), None]:
         if one is None or (together and one[1] > 1.05 * together[-1][1]):
             for place, key in enumerate(together):
-                places[key] = key[1] * 10 ** (min(0.025, 0.2 / len(together)) * (place - (len(together) - 1) / 2))
+                places[key] = key[1] * 10 ** (min(0.025, 0.33 / len(together)) * (place - (len(together) - 1) / 2))
             together = []
         if one is not None:
             together.append(one)
@@ -182,4 +195,13 @@ def _axis(metric: str) -> str:
 
 def _legend(figure: Figure, ax: Axes) -> None:
     handles, names = ax.get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=7.5, loc="outside lower left", ncols=2, handlelength=2.6)
+    figure.legend(
+        handles,
+        names,
+        frameon=False,
+        fontsize=8,
+        loc="outside lower left",
+        ncols=_columns(names),
+        handlelength=2.4,
+        columnspacing=1.0,
+    )

@@ -37,12 +37,17 @@ class Section:
     @property
     def slug(self) -> str:
         """The title as a file name."""
-        return re.sub(r"[^a-z0-9.=]+", "-", self.title.casefold()).strip("-.") or "runs"
+        return slug(self.title) or "runs"
 
     @property
     def results(self) -> list[Result]:
         """Of all runs."""
         return [run for group in self.groups for run in group.runs]
+
+
+def slug(text: str) -> str:
+    """A name as a file name."""
+    return re.sub(r"[^a-z0-9.=]+", "-", text.casefold()).strip("-.")
 
 
 def load_sections(paths: Iterable[Path | str]) -> list[Section]:
