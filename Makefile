@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST_JOBS ?= 2
 
 .PHONY: demo test conformance lint bench docs site versions install install-dev clean
 .DEFAULT_GOAL := help
@@ -35,8 +36,9 @@ install-dev: $(VENV)/.dev
 demo: $(VENV)/.train
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
 
+# TEST_JOBS processes of one thread each, a file of tests at a time.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 # Fetches PEFT's tests from the package index, once, into .conformance/.
 conformance: $(VENV)/.dev

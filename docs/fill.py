@@ -6,9 +6,12 @@ python docs/fill.py
 import json
 from pathlib import Path
 
+from aurora_lora.errors import UserError
 from aurora_lora.report.bench_page import parts
+from aurora_lora.report.catalogue import figures_of
 from aurora_lora.report.conformance import conformance_tables
 from aurora_lora.report.figures import calibration_curve, forms_figure, save
+from aurora_lora.report.sections import Section, load_sections
 from aurora_lora.report.study import study_page
 from aurora_lora.report.tables import (
     calibration_table,
@@ -32,6 +35,17 @@ PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures",
 
 def read(folder: Path, pattern: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+
+
+def figures(section: Section) -> list[str]:
+    """The figures of a study, written into docs/figures, as Markdown."""
+    shown = []
+    for kind, made in figures_of(section):
+        for one in [] if isinstance(made, UserError) else made:
+            name = "-".join(filter(None, ("study", section.slug, kind.name, one.slug)))
+            save(one.figure, FIGURES / name)
+            shown.append(f"![{kind.title}](figures/{name}.svg)\n\n{kind.title}. {kind.note}")
+    return shown
 
 
 def main() -> None:
@@ -67,8 +81,10 @@ def main() -> None:
     for record in read(RESULTS, "conformance.json"):
         for name, text in conformance_tables(record).items():
             insert(ROOT / "docs" / "conformance.md", name, text)
-    for summary in read(RESULTS / "studies", "*/study.json"):
-        insert(ROOT / "docs" / "results.md", summary["study"]["name"], study_page(summary))
+    for section in load_sections(sorted((RESULTS / "studies").glob("*/study.json"))):
+        assert section.study is not None
+        shown = [study_page(section.study), *figures(section)]
+        insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
     for record in read(RESULTS / "reproduce", "*.json"):
         insert(ROOT / "docs" / "results.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
     for name, text in parts(RESULTS / "bench", FIGURES).items():

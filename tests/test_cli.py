@@ -164,6 +164,15 @@ def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     assert aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--json").exit_code == 0
 
 
+def test_report_figures_and_page(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    folder, _ = finished
+    done = aurora("report", folder, "--figures", tmp_path / "figures", "--html", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"scores.svg", "curves.png", "times.md"}
+    assert "no ranks: score against rank needs runs of one method at two ranks at least" in done.stdout
+    assert "Learning curves" in (tmp_path / "page.html").read_text()
+
+
 def test_report(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     folder, _ = finished
     page = tmp_path / "page.md"
@@ -204,6 +213,12 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["export", "RUN", "-o", "lora", "--form", "dynamic"], "dynamic"),
         (["export", "RUN", "-o", "RUN/adapter", "--overwrite", "--form", "merged"], "form='merged' is not one of"),
         (["report", "none"], "none holds no result.json"),
+        (
+            ["report", "RUN", "--figures", "figures", "--only", "ranks"],
+            "score against rank needs runs of one method at",
+        ),
+        (["report", "RUN", "--figures", "figures", "--only", "curve"], "did you mean 'curves'?"),
+        (["report", "RUN", "--only", "curves"], "--only goes with --figures DIR"),
         (["predict", "none", "text"], "none is neither the folder of a run"),
         (["list", "task"], "did you mean 'tasks'?"),
     ],

@@ -118,7 +118,7 @@ def summary(record: dict[str, Any] | None) -> str:
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
     """The record of a cell: what was installed and what the tests gave, or the problem that prevented it."""
-    interpreter = shutil.which(f"python{cell.python}")
+    interpreter = find(f"python{cell.python}")
     if interpreter is None:
         return {"python": cell.python, "problem": f"there is no python{cell.python} here"}
     python = folder / "bin" / "python"
@@ -130,6 +130,15 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     except subprocess.SubprocessError as error:
         return {"python": cell.python, "problem": why(error)}
     return test(python)
+
+
+def find(name: str) -> str | None:
+    """The first program of that name on the PATH that runs: a version manager's shim may only say that it has none."""
+    for folder in os.get_exec_path():
+        program = shutil.which(name, path=folder)
+        if program and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return program
+    return None
 
 
 def requirements(cell: Cell) -> list[str]:

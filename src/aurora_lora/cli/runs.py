@@ -1,4 +1,4 @@
-"""Commands on one run: train, evaluate, gap, merge, export, report, predict."""
+"""Commands on runs: train, evaluate, gap, merge, export, report, predict."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+
+from aurora_lora.errors import UserError
 
 from .common import Json, RunFolder, is_main, make_models, print_json, progress_bars, stderr, stdout
 
@@ -239,7 +241,9 @@ def export(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, or folders of them.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, studies, or folders of them.")
+    ],
     into: Annotated[
         Path | None, typer.Option("--into", metavar="FILE.md", help="A document with marks for the tables.")
     ] = None,
@@ -250,19 +254,28 @@ def report(
         Path | None, typer.Option("--html", metavar="FILE.html", help="One page of any runs: scores, figures, times.")
     ] = None,
     title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="The page's figures as PNG and SVG, its times.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="FIGURE", help="scores, ranks or curves; may be repeated. All that apply."),
+    ] = None,
 ) -> None:
-    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind."""
+    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind.
+
+    A page, and figures, take studies as well: of these, the chosen runs are shown.
+    """
+    if html is not None or figures is not None:
+        _page_and_figures(runs, html, title, figures, only or [])
+        if into is None and output is None:
+            return
+    elif only:
+        raise UserError("--only goes with --figures DIR")
     from aurora_lora.report.figures import forms_figure, save
     from aurora_lora.report.tables import forms_table, insert, load_results
 
     results = load_results(runs)
-    if html is not None:
-        from aurora_lora.report.page import write_page
-
-        write_page(results, html, title)
-        print(f"wrote {html}")
-        if into is None and output is None:
-            return
     table = forms_table(results)
     if into is None:
         print(table)
@@ -271,6 +284,22 @@ def report(
         print(f"wrote the table into {into}")
     if output is not None:
         print("wrote " + ", ".join(map(str, save(forms_figure(results), output / "forms"))))
+
+
+def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:
+    from aurora_lora.report.catalogue import write_figures
+    from aurora_lora.report.page import write_page
+    from aurora_lora.report.sections import load_sections
+
+    sections = load_sections(runs)
+    if html is not None:
+        write_page(sections, html, title)
+        print(f"wrote {html}")
+    if figures is not None:
+        written, left_out = write_figures(sections, figures, only)
+        print("wrote " + ", ".join(map(str, written)))
+        for line in left_out:
+            print(line)
 
 
 def predict(

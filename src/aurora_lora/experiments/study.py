@@ -31,6 +31,9 @@ from ..methods.base import unknown
 from ..training import yaml_text
 from ..training.recipe import Recipe, Section, set_field, validate
 
+SUMMARY = "study.json"
+"""In the folder of a study, when it is done: what was tried and chosen, and how that scored."""
+
 Value = str | int | float | bool
 
 
@@ -165,6 +168,10 @@ class Study(Section):
         """What is tuned of a setting."""
         return self.tuning.space if setting.space is None else setting.space
 
+    def run_folder(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Path:
+        """Where a run of a setting lies in the folder of the study."""
+        return Path("runs") / setting.slug / (point(values).replace("/", "-") or "as-given") / f"seed{seed}"
+
     def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
         """The recipe of a run of a setting, with the tuned fields as chosen.
 
@@ -177,6 +184,14 @@ class Study(Section):
             set_field(values, field, value)
         values["seed"] = seed
         return validate(values, f"{self.name}, setting {setting.name}")
+
+
+def point(values: Mapping[str, Any]) -> str:
+    """Tuned values in one word: `learning_rate=0.005`."""
+    shown = {field.rpartition(".")[2]: value for field, value in values.items()}
+    return ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
+    )
 
 
 def load_study(path: Path | str) -> Study:

@@ -25,9 +25,9 @@ from ..training.results import Result
 from ..training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
-from .study import Range, Setting, Study, Value
+from .study import SUMMARY, Range, Setting, Study, Value, point
 
-JOURNAL, SUMMARY = "journal.log", "study.json"
+JOURNAL = "journal.log"
 _VALUES = "values"
 """Attribute of a trial: the values of the tuned fields, as the study file writes them."""
 _AGAIN = "again"
@@ -100,8 +100,8 @@ class Sweep:
         book.set_user_attr("setting", described)
         if tuning.sampler == "grid":
             names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
-            for point in product(*(range(len(values)) for values in lists)):
-                book.enqueue_trial(dict(zip(names, point, strict=True)), skip_if_exists=True)
+            for places in product(*(range(len(values)) for values in lists)):
+                book.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
         return book
 
     def _ask(self, asked: dict[Path, tuple[Setting, int]]) -> Iterator[Job]:
@@ -180,15 +180,9 @@ class Sweep:
 
     def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
         """A run of a setting."""
-        point = ",".join(
-            f"{field.rpartition('.')[2]}={value:g}"
-            if isinstance(value, float)
-            else f"{field.rpartition('.')[2]}={value}"
-            for field, value in values.items()
-        )
         recipe = self.study.recipe(setting, values, seed)
-        folder = self.folder / "runs" / setting.slug / (point.replace("/", "-") or "as-given") / f"seed{seed}"
-        return Job(f"{setting.name}, {point}, seed {seed}", recipe, folder)
+        folder = self.folder / self.study.run_folder(setting, values, seed)
+        return Job(f"{setting.name}, {point(values)}, seed {seed}", recipe, folder)
 
     def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
         """The tuned values of a setting with their validation scores, best first; None where the run failed."""

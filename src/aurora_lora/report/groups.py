@@ -1,16 +1,22 @@
-"""Runs that belong together: those of one setting, which differ in their seed alone."""
+"""Runs that belong together: those of one setting, which differ in their seed alone, and settings at several ranks."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..training.storage import flatten
 from .tables import Result
+
+OF_RANK = ("r", "alpha", "lora_alpha")
+"""Options that change with the rank: settings that differ in these alone are one line of a figure."""
+NO_SAY = ("save_updates",)
+"""Fields of `training` that have no say in what comes out."""
 
 
 @dataclass
@@ -20,10 +26,25 @@ class Group:
     Args:
         label: what tells it from the others of its model and task.
         runs: results, by seed.
+        line: what it has in common with the same method at other ranks.
+        folders: of the runs; None where there is only a result.
     """
 
     label: str
     runs: list[Result] = field(default_factory=list)
+    line: str = ""
+    folders: list[Path | None] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return str(self.runs[0]["method"])
+
+    @property
+    def rank(self) -> int | None:
+        """r; None for a method without."""
+        rank = self.runs[0]["recipe"]["method"].get("r")
+        return rank if isinstance(rank, int) else None
 
     @property
     def forms(self) -> list[str]:
@@ -45,37 +66,81 @@ class Group:
         """Trained, outside the head."""
         return int(self.runs[0]["params"]["adapter"])
 
+    @property
+    def validation(self) -> float:
+        """The mean score that the runs were selected by; minus infinity where none is a number."""
+        found = [run["metric"]["selected_by"].get("value") for run in self.runs]
+        return statistics.fmean(numbers) if (numbers := [v for v in found if v is not None]) else -math.inf
+
     def scores(self, form: str, metric: str) -> list[float]:
         """Seed by seed; those that are numbers."""
         found = [run["metric"]["by_form"].get(form, {}).get(metric) for run in self.runs]
         return [value for value in found if value is not None]
 
+    def with_form(self, label: str) -> str:
+        """A label with the form that is deployed, where there are several."""
+        return f"{label} ({self.deployed})" if len(self.forms) > 1 else label
 
-def groups(results: Iterable[Result]) -> dict[tuple[str, str], list[Group]]:
-    """By task and model, then by setting, in the order in which they come."""
-    settings: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    for result in results:
-        recipe = {key: value for key, value in result["recipe"].items() if key not in ("seed", "name", "reference")}
-        key = json.dumps(recipe, sort_keys=True)
-        settings.setdefault((result["task"], result["model"]), {}).setdefault(key, []).append(result)
+
+def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> dict[tuple[str, str], list[Group]]:
+    """By task and model, then by setting, in the order in which they come.
+
+    Args:
+        results: of finished runs.
+        folders: those of the runs; none if empty.
+    """
+    settings: dict[tuple[str, str], dict[str, list[tuple[Result, Path | None]]]] = {}
+    for result, folder in zip(results, folders or [None] * len(results), strict=True):
+        key = json.dumps(_setting(result["recipe"]), sort_keys=True)
+        settings.setdefault((result["task"], result["model"]), {}).setdefault(key, []).append((result, folder))
     found = {}
     for where, by_setting in settings.items():
-        several = [sorted(runs, key=lambda run: int(run["seed"])) for runs in by_setting.values()]
-        names = labels([runs[0] for runs in several])
-        found[where] = [Group(name, runs) for name, runs in zip(names, several, strict=True)]
+        several = [sorted(runs, key=lambda run: int(run[0]["seed"])) for runs in by_setting.values()]
+        firsts = [runs[0][0] for runs in several]
+        found[where] = [
+            Group(name, [result for result, _ in runs], line, [folder for _, folder in runs])
+            for name, line, runs in zip(labels(firsts), lines(firsts), several, strict=True)
+        ]
     return found
+
+
+def _setting(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in recipe.items() if key not in ("seed", "name", "reference")}
+    training = {key: value for key, value in recipe.get("training", {}).items() if key not in NO_SAY}
+    return {**kept, "training": training}
 
 
 def labels(results: Sequence[Result]) -> list[str]:
     """The method of each, and the fields of its recipe in which runs of that method differ."""
-    flat = [flatten({k: v for k, v in r["recipe"].items() if k in ("method", "training", "task")}) for r in results]
+    sections = ("method", "training", "task")
+    return _named(results, [flatten({k: _setting(r["recipe"]).get(k, {}) for k in sections}) for r in results])
+
+
+def lines(results: Sequence[Result]) -> list[str]:
+    """The method of each, and those of its options in which runs of that method differ, those of the rank left out."""
+    return _named(results, [{k: v for k, v in r["recipe"]["method"].items() if k not in OF_RANK} for r in results])
+
+
+def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> list[str]:
     names = []
-    for result, own in zip(results, flat, strict=True):
-        others = [other for r, other in zip(results, flat, strict=True) if r["method"] == result["method"]]
+    for result, own in zip(results, fields, strict=True):
+        others = [other for r, other in zip(results, fields, strict=True) if r["method"] == result["method"]]
         differing = [key for key, value in own.items() if any(other.get(key) != value for other in others)]
         given = ", ".join(f"{key.rpartition('.')[2]} {plain(own[key])}" for key in differing)
         names.append(f"{result['method']}: {given}" if given else str(result["method"]))
     return names
+
+
+def chosen(found: Iterable[Group]) -> dict[str, list[Group]]:
+    """By line, smallest first: of the settings of one method and rank (other learning rates, say), the best one on
+    validation data."""
+    best: dict[str, dict[int | None, Group]] = {}
+    for group in found:
+        at_rank = best.setdefault(group.line or group.label, {})
+        other = at_rank.get(group.rank)
+        if other is None or group.validation > other.validation:
+            at_rank[group.rank] = group
+    return {line: sorted(by_rank.values(), key=lambda group: group.params) for line, by_rank in best.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -87,6 +152,12 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = float(t.ppf(0.975, len(values) - 1)) * error
     return mean - half, mean + half
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the interval; 0 for one value."""
+    low, high = interval(values)
+    return 0.0 if low is None or high is None else (high - low) / 2
 
 
 def plain(value: Any) -> str:

@@ -29,10 +29,15 @@ def load_results(paths: Iterable[Path | str]) -> list[Result]:
     Raises:
         UserError: a path with no result in or below it, or one that is not a result.
     """
+    return [result for _, result in find_results(paths)]
+
+
+def find_results(paths: Iterable[Path | str]) -> list[tuple[Path, Result]]:
+    """As `load_results`, each with its file."""
     results = []
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        found = [result for file in files if (result := _read(file, must_be=path.is_file())) is not None]
+        found = [(file, result) for file in files if (result := _read(file, must_be=path.is_file())) is not None]
         if not found:
             raise UserError(f"{path} holds no result.json of a finished run")
         results += found

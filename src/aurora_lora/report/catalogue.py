@@ -1,0 +1,141 @@
+"""The figures of a report, each with what it needs of the runs: those that apply are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..files import write_json, write_text
+from ..methods.base import unknown
+from .figures import save
+from .run_figures import curves_figure, rank_figure, score_figure
+from .sections import Section, slug
+from .times import time_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Made:
+    """A figure.
+
+    Args:
+        figure: with matplotlib.
+        of: the setting that it is about; empty for all of a section.
+        record: what it was drawn from, where that is not in the results.
+    """
+
+    figure: Figure
+    of: str = ""
+    record: Mapping[str, Any] | None = None
+
+    @property
+    def slug(self) -> str:
+        """`of` as a file name."""
+        return slug(self.of)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure.
+
+    Args:
+        name: of its files, and on the command line.
+        title: above it.
+        note: below it.
+        make: gives the figures of a section; raises UserError where the runs lack what they need.
+    """
+
+    name: str
+    title: str
+    note: str
+    make: Callable[[Section], Iterable[Made]]
+
+
+def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], list[Made]]:
+    return lambda section: [Made(draw(section.groups, section.groups[0].metric))]
+
+
+BEST = "Of settings that differ in their training alone, the best one on validation data."
+KINDS = (
+    Kind(
+        "scores",
+        "Score against trained parameters",
+        f"Bars: 95% interval of the mean over the seeds. Settings of the same size stand side by side. {BEST}",
+        _whole(score_figure),
+    ),
+    Kind(
+        "ranks",
+        "Score against rank",
+        f"Bars: 95% interval of the mean over the seeds. {BEST}",
+        _whole(rank_figure),
+    ),
+    Kind(
+        "curves",
+        "Learning curves",
+        "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
+        _whole(curves_figure),
+    ),
+)
+
+
+def figures_of(section: Section, kinds: Iterable[Kind] = KINDS) -> Iterator[tuple[Kind, list[Made] | UserError]]:
+    """Each kind with its figures, or with why there are none."""
+    for kind in kinds:
+        try:
+            yield kind, list(kind.make(section))
+        except UserError as error:
+            yield kind, error
+
+
+def choose(names: Sequence[str]) -> list[Kind]:
+    """Kinds by name; all for no name.
+
+    Raises:
+        UserError: there is no such figure.
+    """
+    known = {kind.name: kind for kind in KINDS}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only: '{name}' is an {unknown('figure', known, name)}")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(KINDS)
+
+
+def write_figures(sections: Sequence[Section], folder: Path, only: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
+    """Write the figures of a report as PNG and SVG, and a table of times.
+
+    Args:
+        sections: of the report. Where there are several, each has a folder of its own.
+        folder: where to.
+        only: names of kinds; each must then apply to every section.
+
+    Returns:
+        The files, and for each kind that does not apply a line that says why.
+
+    Raises:
+        UserError: an unknown kind, one of `only` that does not apply, or nothing to draw.
+    """
+    written, left_out, kinds = [], [], choose(only)
+    for section in sections:
+        place = folder / section.slug if len(sections) > 1 else folder
+        for kind, made in figures_of(section, kinds):
+            if isinstance(made, UserError):
+                if only:
+                    raise UserError(f"{section.title}: {made}") from made
+                left_out.append(f"{section.title}: no {kind.name}: {made}")
+                continue
+            for one in made:
+                path = place / "-".join(filter(None, (kind.name, one.slug)))
+                written += save(one.figure, path)
+                if one.record is not None:
+                    write_json(path.with_suffix(".json"), one.record)
+                    written.append(path.with_suffix(".json"))
+        if not only:
+            place.mkdir(parents=True, exist_ok=True)
+            write_text(place / "times.md", time_table(section.groups) + "\n")
+            written.append(place / "times.md")
+    return written, left_out

@@ -1,0 +1,46 @@
+"""Which runs belong together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scipy.stats import t
+
+from aurora_lora.report.groups import chosen, groups, interval, labels
+
+
+def test_groups(results: list[dict[str, Any]]) -> None:
+    (found,) = groups(results).values()
+    assert [group.label for group in found] == ["lora: learning_rate 0.001", "lora: learning_rate 0.002", "aurora"]
+    assert [run["seed"] for run in found[0].runs] == [0, 1, 2]
+    assert found[0].scores("merged", "accuracy") == pytest.approx([0.8, 0.81, 0.82])
+    assert labels(results[:1]) == ["lora"]
+
+
+def test_interval() -> None:
+    values = [0.80, 0.81, 0.82]
+    low, high = t.interval(0.95, 2, loc=0.81, scale=0.01 / 3**0.5)
+    assert interval(values) == pytest.approx((low, high))
+    assert interval([1.0]) == (None, None)
+
+
+def test_saving_updates_makes_no_other_setting(make_result: Callable[..., Any]) -> None:
+    saved = make_result("lora", 1e-3, 1, 5000, {"merged": 0.8})
+    saved["recipe"]["training"]["save_updates"] = True
+    (found,) = groups([make_result("lora", 1e-3, 0, 5000, {"merged": 0.8}), saved]).values()
+    assert [group.label for group in found] == ["lora"]
+
+
+def test_a_line_is_a_method_over_its_ranks_at_the_best_learning_rate(make_result: Callable[..., Any]) -> None:
+    made = []
+    for r in (8, 2):
+        for rate in (2e-3, 1e-3):  # the second is better on validation data
+            made.append(make_result("lora", rate, 0, 100 * r, {"merged": 0.9}, r=r, lora_alpha=2 * r))
+            made.append(make_result("aurora", rate, 0, 100 * r, {"calibrated": 0.9}, r=r, alpha=2 * r, skip=r == 2))
+    (found,) = groups(made).values()
+    by_line = chosen(found)
+    assert list(by_line) == ["lora", "aurora: skip False", "aurora: skip True"]
+    assert [(group.rank, group.runs[0]["recipe"]["training"]["learning_rate"]) for group in by_line["lora"]] == [
+        (2, 1e-3),
+        (8, 1e-3),
+    ]
