@@ -14,6 +14,7 @@ from .figures import save
 from .run_figures import curves_figure, rank_figure, score_figure
 from .sections import Section, slug
 from .times import time_table
+from .updates import trajectories, trajectories_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +61,11 @@ def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], 
     return lambda section: [Made(draw(section.groups, section.groups[0].metric))]
 
 
+def _ways(section: Section) -> list[Made]:
+    record = trajectories(section.groups)
+    return [Made(trajectories_figure(record), record=record)]
+
+
 BEST = "Of settings that differ in their training alone, the best one on validation data."
 KINDS = (
     Kind(
@@ -79,6 +85,13 @@ KINDS = (
         "Learning curves",
         "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
         _whole(curves_figure),
+    ),
+    Kind(
+        "updates",
+        "The way of the weight updates",
+        "Principal components of the updates of all runs, at the start (ring) and after each epoch, the last one "
+        "numbered. Of AuroRA, the form is named.",
+        _ways,
     ),
 )
 
