@@ -4,9 +4,10 @@ Forking the test process itself would not do: PyTorch's threads do not survive a
 orders, each a JSON object with `args` for `aurora`, the run's `folder`, and, if wanted, `env`, `kill_after` (seconds),
 `kill_at`, `interrupt_at` (numbers of the child's writing operations in that folder: it is killed -9 or interrupted just
 before) and `file_limit` (bytes). They run at the same time; the answers give `status`, negative for a signal, the
-number of `events` (writing operations), `stdout` and `stderr`.
+number of `events` (writing operations), `stdout` and `stderr`. Arguments of the script are further modules to import.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -77,6 +78,8 @@ def serve() -> None:
     torch.set_num_threads(1)
     tiny.register()
     quiet_libraries()
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     print("ready", flush=True)
     for line in sys.stdin:
         orders = json.loads(line)

@@ -43,6 +43,7 @@ def list_command(
 
 def _tasks() -> list[dict[str, Any]]:
     from aurora_lora.tasks import TASKS
+    from aurora_lora.tasks.dreambooth import DREAMBOOTH
 
     keys = (
         "name",
@@ -56,7 +57,7 @@ def _tasks() -> list[dict[str, Any]]:
         "source",
         "license",
     )
-    return [{key: getattr(task, key) for key in keys} for task in TASKS.values()]
+    return [{key: getattr(task, key) for key in keys} for task in (*TASKS.values(), DREAMBOOTH)]
 
 
 def _methods() -> list[dict[str, Any]]:

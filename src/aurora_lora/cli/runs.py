@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -33,12 +33,17 @@ def train(
     """Fine-tune, choose the best epoch, calibrate, and score every form.
 
     Writes DIR/adapter/ with its model card, DIR/lora/ (an AuroRA adapter as a plain LoRA), DIR/result.json and
-    DIR/recipe.yaml. Interrupted at any moment, the same command goes on from the last checkpoint. A finished run is
-    shown again.
+    DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command goes on
+    from the last checkpoint. A finished run is shown again.
     """
-    from aurora_lora.training.recipe import load_recipe
+    from aurora_lora.tasks.dreambooth import DREAMBOOTH
+    from aurora_lora.training.recipe import read_values, task_name, validate
 
-    plan = load_recipe(recipe, overrides or ())
+    values = read_values(recipe, overrides or ())
+    if task_name(values) == DREAMBOOTH.name:
+        _train_subject(values, str(recipe), output, as_json)
+        return
+    plan = validate(values, str(recipe))
     progress = progress_bars()
     make_models([plan.model])
     from aurora_lora.training.run import train as run_recipe
@@ -65,6 +70,32 @@ def train(
     if run.was_finished:
         stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
     print_run(stdout(), run)
+
+
+def _train_subject(values: Any, source: str, output: Path, as_json: bool) -> None:
+    """`aurora train` for subject-driven generation."""
+    from aurora_lora.diffusion.progress import Bars, quiet
+    from aurora_lora.diffusion.recipe import SubjectRecipe
+    from aurora_lora.training.recipe import validate_as
+
+    plan = validate_as(SubjectRecipe, values, source)
+    quiet()
+    from aurora_lora.diffusion.run import train_subject
+    from aurora_lora.diffusion.summary import print_subject_run, written
+
+    bars = Bars(stderr())
+    try:
+        run = train_subject(plan, output, bars)
+    finally:
+        bars.stop()
+    if not is_main():
+        return
+    if as_json:
+        print_json({"result": run.result, "reference": None, "written": [str(path) for path in written(run)]})
+        return
+    if run.was_finished:
+        stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
+    print_subject_run(stdout(), run)
 
 
 def pretrain(

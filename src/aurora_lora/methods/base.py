@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback
 
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS", "TEXT_TO_IMAGE"]
 Options = Mapping[str, Any]
 
 MERGED = "merged"
@@ -151,7 +151,8 @@ class PeftMethod(OneForm):
         from peft import get_peft_model
 
         heads = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
-        known = None if task_type == "IMAGE_CLS" else task_type  # PEFT has no wrapper for image classifiers
+        # PEFT has no wrapper for models of images
+        known = None if task_type in ("IMAGE_CLS", "TEXT_TO_IMAGE") else task_type
         config = self.make_config(**{**options, "modules_to_save": heads}, task_type=known)
         try:
             peft_model: nn.Module = get_peft_model(model, config)
@@ -218,10 +219,11 @@ class PlainMethod(OneForm):
 def head_modules(model: nn.Module) -> list[str]:
     """The top-level modules with weights beside the pretrained body: the randomly initialised head.
 
-    The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body.
+    The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body,
+    and so is a model of diffusers, which has no name for its body.
     """
-    body = getattr(model, "base_model_prefix", "")
-    if body and not hasattr(model, body):
+    body = getattr(model, "base_model_prefix", None)
+    if body is None or (body and not hasattr(model, body)):
         return []
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
     pretrained = get_output_embeddings()

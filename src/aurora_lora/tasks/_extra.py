@@ -20,6 +20,11 @@ def vision_extra() -> AbstractContextManager[None]:
     return _extra("vision")
 
 
+def diffusion_extra() -> AbstractContextManager[None]:
+    """The same for the `[diffusion]` extra: diffusers, torchvision and Pillow."""
+    return _extra("diffusion")
+
+
 @contextmanager
 def _extra(name: str) -> Iterator[None]:
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import FormError, UserError
 from ..tasks import Task
+from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
-from .recipe import Recipe, validate
+from .recipe import Recipe, task_name, validate
 from .results import Result, read_result
 from .storage import ADAPTER, RECIPE
 
@@ -75,4 +76,10 @@ def load_run(folder: Path | str) -> TrainedRun:
         raise UserError(
             f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
         )
-    return TrainedRun(folder, validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE)), result)
+    values = yaml_text.read(folder / RECIPE)
+    if task_name(values) == DREAMBOOTH.name:
+        raise UserError(
+            f"{folder} is a run of {DREAMBOOTH.name}: its adapter, LoRA, images and scores are in the folder, and "
+            "`aurora export` writes another form"
+        )
+    return TrainedRun(folder, validate(values, str(folder / RECIPE)), result)

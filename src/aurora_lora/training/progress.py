@@ -116,14 +116,14 @@ class ProgressBar(TrainerCallback):
 
     def _start(self) -> None:
         if self.progress is None:
-            self.progress = _bar(self.console)
+            self.progress = bar(self.console)
             self.progress.start()
 
 
 @contextmanager
 def rounds_bar(console: Console) -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """Bars for rounds of anything: `start(title, total)` gives what to call after each round."""
-    with _bar(console) as progress:
+    with bar(console) as progress:
 
         def start(title: str, total: int) -> Callable[[], None]:
             for earlier in progress.task_ids:
@@ -134,7 +134,8 @@ def rounds_bar(console: Console) -> Iterator[Callable[[str, int], Callable[[], N
         yield start
 
 
-def _bar(console: Console) -> Progress:
+def bar(console: Console) -> Progress:
+    """A progress bar with a field `note`; nothing is drawn where the console is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from ..errors import UserError
 from ..methods import Method, get_method
 from ..methods.base import unknown
+from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.task import Augment
 from . import yaml_text
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..tasks import Task
 
 Size = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -215,7 +217,25 @@ class ReferenceSection(Section):
     head_learning_rate: Rate | None = None
 
 
-class Recipe(Section):
+class RunRecipe(Section):
+    """What a recipe of any kind has."""
+
+    if TYPE_CHECKING:  # each kind has its own, in its own order
+        name: str
+        model: str
+        task: Any
+        method: MethodSection
+        seed: int
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values, every default filled in: what result.json and recipe.yaml hold."""
+        return self.model_dump(mode="json")
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
+
+
+class Recipe(RunRecipe):
     """A whole run. See the module's docstring for the file."""
 
     name: str
@@ -225,11 +245,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     calibration: CalibrationSection = CalibrationSection()
     reference: ReferenceSection | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain values, every default filled in: what result.json and recipe.yaml hold."""
-        return self.model_dump(mode="json")
+    seed: Seed = 0
 
     def reference_recipe(self) -> Recipe | None:
         """The run of the reference as a recipe of its own."""
@@ -262,11 +278,25 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file cannot be read, or a value is wrong; one line for each mistake.
     """
-    path = Path(path)
+    return validate(read_values(Path(path), overrides), str(path))
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> Any:
+    """The plain values of a recipe's file, changed as the overrides say, not validated yet.
+
+    Raises:
+        UserError: the file cannot be read, or an override is wrong.
+    """
     data = yaml_text.read(path)
     for override in overrides if isinstance(data, dict) else ():
         _override(data, override)
-    return validate(data, str(path))
+    return data
+
+
+def task_name(data: Any) -> Any:
+    """The name of the task in a recipe's plain values, or None."""
+    task = data.get("task") if isinstance(data, Mapping) else None
+    return task.get("name") if isinstance(task, Mapping) else task
 
 
 def validate(data: Any, source: str) -> Recipe:
@@ -275,12 +305,19 @@ def validate(data: Any, source: str) -> Recipe:
     Raises:
         UserError: one line for each mistake, with the dotted field, the value and what is allowed.
     """
+    if task_name(data) == DREAMBOOTH.name:
+        raise UserError(f"{source}: task.name: '{DREAMBOOTH.name}' is only for `aurora train` and `aurora reproduce`")
+    return validate_as(Recipe, data, source)
+
+
+def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
+    """As `validate`, a recipe of any kind."""
     if not isinstance(data, dict):
         raise UserError(f"{source}: a recipe is a mapping of fields, such as `model: minilm-l6`")
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in _lines(error))) from error
+        raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, kind))) from error
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -310,27 +347,29 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
     here[last] = value
 
 
-def _lines(error: ValidationError) -> Iterator[str]:
+def _lines(error: ValidationError, kind: type[RunRecipe]) -> Iterator[str]:
     """One line for each field that is wrong."""
+    sections = _sections(kind)
+    fields = {*kind.model_fields, *(name for section in sections.values() for name in section.model_fields)}
     problems: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         # pydantic adds the member of a union that it tried ("constrained-int") to the path
-        path = [str(part) for part in detail["loc"] if str(part) in _FIELDS or detail["type"] == "extra_forbidden"]
+        path = [str(part) for part in detail["loc"] if str(part) in fields or detail["type"] == "extra_forbidden"]
         problems.setdefault(".".join(path), []).append(detail)
     for field, details in problems.items():
-        what = _what(details[0])
+        what = _what(details[0], kind, sections)
         if details[0]["type"] == "task" or (details[0]["type"] == "method" and re.match(r"\w+[=:]", what)):
             yield f"{field}.{what}"  # the message starts with the option's name
         else:
             yield " or ".join([f"{field}: {what}", *(_allowed(detail) for detail in details[1:])])
 
 
-def _what(detail: ErrorDetails) -> str:
+def _what(detail: ErrorDetails, kind: type[RunRecipe], sections: Mapping[str, type[BaseModel]]) -> str:
     value = detail["input"]
     if detail["type"] == "extra_forbidden":
-        section: type[BaseModel] = Recipe
+        section: type[BaseModel] = kind
         for part in detail["loc"][:-1]:
-            section = _SECTIONS.get(str(part), section)
+            section = sections.get(str(part), section)
         return unknown("field", section.model_fields, str(detail["loc"][-1]))
     if detail["type"] == "missing":
         return "this field must be given"
@@ -345,11 +384,11 @@ def _allowed(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "task": TaskSection,
-    "method": MethodSection,
-    "training": TrainingSection,
-    "calibration": CalibrationSection,
-    "reference": ReferenceSection,
-}
-_FIELDS = {*Recipe.model_fields, *(name for section in _SECTIONS.values() for name in section.model_fields)}
+def _sections(kind: type[RunRecipe]) -> dict[str, type[BaseModel]]:
+    """The fields of a recipe that are sections, by name."""
+    return {
+        name: part
+        for name, field in kind.model_fields.items()
+        for part in (field.annotation, *get_args(field.annotation))
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    }

@@ -17,7 +17,7 @@ import torch
 from .. import files
 from ..errors import UserError
 from ..methods import MERGED, ParameterCounts
-from .recipe import Recipe
+from .recipe import RunRecipe
 from .storage import RESULT
 
 SCHEMA = 1
@@ -42,12 +42,16 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "pearson": ("Pearson", lambda value: f"{value:.3f}"),
     "spearman": ("Spearman", lambda value: f"{value:.3f}"),
     "captured": ("captured %", lambda value: f"{100 * value:.1f}"),
+    "clip_i": ("CLIP-I", lambda value: f"{value:.3f}"),
+    "clip_t": ("CLIP-T", lambda value: f"{value:.3f}"),
+    "dino": ("DINO", lambda value: f"{value:.3f}"),
+    "noise_error": ("noise error", lambda value: f"{value:.4f}"),
     "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 
 
 def build_result(
-    recipe: Recipe,
+    recipe: RunRecipe,
     *,
     metric: str,
     split: str,

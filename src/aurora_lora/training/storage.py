@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
 from . import yaml_text
-from .recipe import Recipe, validate
+from .recipe import RunRecipe, validate_as
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 RESULT = "result.json"
@@ -102,7 +102,7 @@ def _files(folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- the recipe
 
 
-def check_recipe(folder: Path, recipe: Recipe) -> None:
+def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe."""
     if not (folder / RECIPE).exists():
         for name in (ADAPTER, LORA, CHECKPOINTS, RESULT):
@@ -110,7 +110,7 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
         return
     # validated, so that a field which a later version adds counts as its default
-    stored = validate(yaml_text.read(folder / RECIPE), str(folder / RECIPE))
+    stored = validate_as(type(recipe), yaml_text.read(folder / RECIPE), str(folder / RECIPE))
     there, here = flatten(stored.resolved()), flatten(recipe.resolved())
     missing = "not given"
     differing = [

@@ -18,10 +18,10 @@ def print_run(console: Console, run: Run) -> None:
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
-    _print_table(console, f"{result['task']}: {examples_scored(result)}", table)
+    print_table(console, f"{result['task']}: {examples_scored(result)}", table)
     if by_test_set := result["metric"].get("by_test_set"):
         _print_test_sets(console, result, by_test_set)
-    console.print(_parameters(result), highlight=False)
+    console.print(parameters(result), highlight=False)
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
         f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
@@ -50,7 +50,7 @@ def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Sc
 
 def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:
     """The table alone, for `aurora evaluate`."""
-    _print_table(console, title, score_table(method, scores, deployed))
+    print_table(console, title, score_table(method, scores, deployed))
 
 
 def written(run: Run) -> list[Path]:
@@ -61,7 +61,8 @@ def written(run: Run) -> list[Path]:
     return [path for path in paths if path.exists()]  # not every adapter has a plain LoRA beside it
 
 
-def _print_table(console: Console, title: str, table: ScoreTable) -> None:
+def print_table(console: Console, title: str, table: ScoreTable) -> None:
+    """A table of scores."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("form")
     for metric in table.metrics:
@@ -71,7 +72,8 @@ def _print_table(console: Console, title: str, table: ScoreTable) -> None:
     console.print(shown)
 
 
-def _parameters(result: Result) -> str:
+def parameters(result: Result) -> str:
+    """A line about what was trained."""
     params = result["params"]
     share = 100 * params["adapter"] / params["total"]
     return f"parameters: adapter {params['adapter']:,} ({share:.3g}% of {params['total']:,}), head {params['head']:,}"

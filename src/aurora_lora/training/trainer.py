@@ -230,13 +230,8 @@ class RecipeTrainer(Trainer):
         return self.checkpoints / f"checkpoint-{step}"
 
     def measure_memory(self) -> float:
-        """The largest memory in use so far, in MB: of the GPU, or of this process where there is none."""
-        if torch.cuda.is_available():
-            now = torch.cuda.max_memory_allocated() / 2**20
-        else:
-            unit = 2**20 if sys.platform == "darwin" else 2**10
-            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        self.peak_mb = max(self.peak_mb, now)
+        """The largest memory in use so far, in MB, interruptions included."""
+        self.peak_mb = max(self.peak_mb, peak_memory())
         return self.peak_mb
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -301,6 +296,14 @@ class RecipeTrainer(Trainer):
     def load_weights(self, checkpoint: Path) -> None:
         """Put the weights of a checkpoint into the model."""
         self._load_from_checkpoint(str(checkpoint))
+
+
+def peak_memory() -> float:
+    """The largest memory in use so far, in MB: of the GPU, or of this process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -1,0 +1,69 @@
+"""A trained adapter as a LoRA file of diffusers: `pipe.load_lora_weights(folder)` reads it, without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .. import files
+from ..deploy import export_lora
+from ..deploy.export import DIFFUSERS_WEIGHTS, DTYPES
+from ..methods.aurora import AuroraMethod
+
+if TYPE_CHECKING:
+    from ..methods import Method
+
+
+def no_lora(method: Method, form: str) -> str | None:
+    """Why a form of a method is no LoRA of diffusers; None if it is one."""
+    if form == "dynamic":
+        return "the dynamic form is no linear map"
+    if isinstance(method, AuroraMethod) or method.name == "lora":
+        return None
+    return f"diffusers loads LoRA, and {method.name} is none"
+
+
+def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype: str = "float32") -> None:
+    """Write `pytorch_lora_weights.safetensors` for the U-Net.
+
+    Args:
+        model: the U-Net with the adapter of the method, AuroRA or PEFT's LoRA.
+        folder: replaced.
+        method: of the adapter.
+        form: the form to write.
+        dtype: of the factors.
+
+    Raises:
+        FormError, NotCalibratedError: as `export_lora`.
+        ValueError: what the adapter trains does not fit into such a file; an unknown dtype.
+    """
+    if isinstance(method, AuroraMethod):
+        export_lora(model, folder, form, format="diffusers", dtype=dtype)
+        return
+    from safetensors.torch import save_file
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
+    weights = {key: value.to(DTYPES[dtype]).contiguous().cpu() for key, value in _lora_state(model).items()}
+    with files.new_folder(folder) as partial:
+        save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """PEFT's LoRA under the names of diffusers; the scaling goes into B, as such files have no alpha."""
+    weights: dict[str, torch.Tensor] = {}
+    for path, layer in model.named_modules():
+        if not hasattr(layer, "lora_A") or not isinstance(layer.lora_A, nn.ModuleDict):
+            continue
+        adapted: Any = layer
+        (name,) = adapted.active_adapters
+        if adapted.lora_variant or getattr(adapted.lora_B[name], "bias", None) is not None:
+            raise ValueError("a variant of LoRA, or trained biases, do not fit into a LoRA file of diffusers")
+        lead = "unet." + path.removeprefix("base_model.model.")
+        weights[f"{lead}.lora_A.weight"] = adapted.lora_A[name].weight.detach()
+        weights[f"{lead}.lora_B.weight"] = adapted.lora_B[name].weight.detach() * adapted.scaling[name]
+    return weights

@@ -1,0 +1,97 @@
+"""How alike generated images are to the subject, and to their prompts (DreamBooth, Ruiz et al. 2023, section 4.2).
+
+    CLIP-I, DINO = mean over generated g and real s of cos(f(g), f(s))
+    CLIP-T = mean over generated g of cos(f(g), t(prompt of g))
+
+with the image and text embeddings of CLIP, and the class token of DINO's last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import UserError
+from ..tasks.dreambooth import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def subject_fidelity(generated: Tensor, real: Tensor) -> float:
+    """The mean cosine of each generated (n, d) with each real (m, d) embedding."""
+    return float((normalize(generated.double()) @ normalize(real.double()).T).mean())
+
+
+def prompt_fidelity(generated: Tensor, texts: Tensor) -> float:
+    """The mean cosine of each generated image's embedding (n, d) with that of its own prompt (n, d)."""
+    return float((normalize(generated.double()) * normalize(texts.double())).sum(-1).mean())
+
+
+def plain_prompt(prompt: str) -> str:
+    """A prompt without `[V]`: CLIP does not know the identifier."""
+    return " ".join(prompt.replace(PLACEHOLDER, " ").split())
+
+
+class Clip:
+    """Embeddings of CLIP.
+
+    Args:
+        name: a hub id or a folder.
+        device: where to compute.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoProcessor, CLIPModel
+
+        self.model, self.processor = _load("scores.clip", name, CLIPModel, AutoProcessor)
+        self.model.to(device)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image]) -> Tensor:
+        """(n, d), float32."""
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        return _embedding(self.model.get_image_features(inputs["pixel_values"].to(self.model.device)))
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, d), float32; longer texts are cut."""
+        inputs = self.processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
+        return _embedding(self.model.get_text_features(**inputs.to(self.model.device)))
+
+
+class Dino:
+    """Class tokens of a self-supervised ViT. As `Clip`."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.model, self.processor = _load("scores.dino", name, AutoModel, AutoImageProcessor)
+        self.model.to(device)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image]) -> Tensor:
+        """(n, d), float32."""
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        hidden: Tensor = self.model(inputs["pixel_values"].to(self.model.device)).last_hidden_state
+        return hidden[:, 0].float().cpu()
+
+
+def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
+    try:
+        return model.from_pretrained(name, use_safetensors=True).eval(), processor.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{field}: {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+
+
+def _embedding(output: Any) -> Tensor:
+    """The projected embedding: a tensor, or, in newer versions of Transformers, the pooled output."""
+    found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return found.float().cpu()

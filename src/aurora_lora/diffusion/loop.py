@@ -1,0 +1,248 @@
+"""The training loop: Accelerate for devices and precision, whole checkpoints, the same weights after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from .. import files
+from ..errors import UserError
+from ..methods.base import load_trained, save_trained
+from ..training import storage
+from ..training.distributed import on_main, state
+from ..training.trainer import peak_memory
+from .draws import seed_of
+from .loss import snr_weights, squared_errors
+from .recipe import SubjectRecipe
+from .subject import Noised, Subject
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
+    """Accelerate, set up as the recipe says.
+
+    Raises:
+        UserError: a precision that this machine cannot compute in, or a kind of parallelism that shards the weights.
+    """
+    wanted, cpu = recipe.training, not torch.accelerator.is_available()
+    if wanted.precision == "fp16" and cpu:
+        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+    state()
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
+        gradient_accumulation_steps=wanted.gradient_accumulation_steps,
+        cpu=cpu,
+    )
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise UserError(f"dreambooth does not train under {kind}: the adapter is small; use plain data parallelism")
+    return accelerator
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a checkpoint keeps beside weights and optimizer."""
+
+    step: int = 0
+    train_s: float = 0.0
+    peak_mb: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    """The mean loss of each step."""
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    processes: int = 1
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """The loss scale of fp16."""
+
+
+class Loop:
+    """Trains a U-Net.
+
+    Args:
+        recipe: how.
+        model: the U-Net with the recipe's method applied to it.
+        subject: the data.
+        accelerator: from `make_accelerator`.
+        checkpoints: folder of the checkpoints; the last one is kept.
+    """
+
+    def __init__(
+        self, recipe: SubjectRecipe, model: nn.Module, subject: Subject, accelerator: Accelerator, checkpoints: Path
+    ) -> None:
+        self.recipe, self.module, self.subject, self.checkpoints = recipe, model, subject, checkpoints
+        self.accelerator = accelerator
+        self.progress = Progress(processes=accelerator.num_processes)
+        wanted = recipe.training
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+        if wanted.gradient_checkpointing:
+            subject.diffusion.pipe.unet.enable_gradient_checkpointing()
+        optimizer = torch.optim.AdamW(trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
+        self.trained = trained
+        self.schedule = get_scheduler(
+            wanted.schedule, optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    # ---------------------------------------------------------------- training
+
+    def run(self, validate: Callable[[], dict[str, Any]], each: Callable[[str], None]) -> None:
+        """Train to the last step, from the first or from where `resume` led.
+
+        Args:
+            validate: called after every so many steps, in all processes; gives what is recorded.
+            each: called after each step, with the loss in words.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
+        wanted, progress = self.recipe.training, self.progress
+        every = self.recipe.validation.every
+        if progress.step == 0 and not progress.validations:
+            self._validate(validate)
+        while progress.step < wanted.steps:
+            since = time.perf_counter()
+            loss = self._step(progress.step)
+            progress.train_s += time.perf_counter() - since
+            progress.step += 1
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"training diverged: the loss is {loss} at step {progress.step}; lower training.learning_rate"
+                )
+            progress.losses.append(loss)
+            each(f"loss {loss:.3f}")
+            validates = progress.step % every == 0 or progress.step == wanted.steps
+            if validates:
+                self._validate(validate)
+            if validates or progress.step % wanted.checkpoint_every == 0:
+                self._save()
+
+    def _validate(self, validate: Callable[[], dict[str, Any]]) -> None:
+        seen = self.progress.validations[-1]["step"] if self.progress.validations else 0
+        losses = self.progress.losses[seen:]
+        samples = self.progress.step * self.samples_per_step
+        self.progress.validations.append(
+            {
+                "epoch": round(samples / len(self.subject.images), 4),
+                "step": self.progress.step,
+                "train_loss": sum(losses) / len(losses) if losses else None,
+                "validation": validate(),
+            }
+        )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Images of the subject in one step, over all processes."""
+        wanted = self.recipe.training
+        return wanted.batch_size * wanted.gradient_accumulation_steps * self.progress.processes
+
+    def _step(self, step: int) -> float:
+        """One step of the optimizer; the mean loss of its samples."""
+        wanted, accelerator = self.recipe.training, self.accelerator
+        rank, processes, total = accelerator.process_index, accelerator.num_processes, 0.0
+        self.module.train()
+        for micro in range(wanted.gradient_accumulation_steps):
+            number = step * wanted.gradient_accumulation_steps + micro
+            first = (number * processes + rank) * wanted.batch_size
+            torch.manual_seed(seed_of("dropout", self.recipe.seed, number, rank))
+            batch = self.subject.batch(range(first, first + wanted.batch_size))
+            with accelerator.accumulate(self.model):
+                loss = self.loss(self.model, batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and wanted.max_grad_norm:
+                    accelerator.clip_grad_norm_(self.trained, wanted.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += float(accelerator.reduce(loss.detach(), "mean"))
+        self.schedule.step()
+        return total / wanted.gradient_accumulation_steps
+
+    def loss(self, model: nn.Module, batch: Noised) -> Tensor:
+        """The loss of a batch; images of the class, its second half, weigh as the recipe says."""
+        errors = squared_errors(model(**batch.inputs, return_dict=False)[0], batch.wanted)
+        gamma, prior = self.recipe.training.snr_gamma, self.recipe.prior
+        if gamma is not None:
+            errors = errors * snr_weights(self.subject.diffusion.noise, batch.timesteps, gamma)
+        if prior is None:
+            return errors.mean()
+        own, others = errors.chunk(2)
+        return own.mean() + prior.weight * others.mean()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def last_checkpoint(self) -> Path | None:
+        """The last whole checkpoint, if there is one."""
+        whole = storage.whole_checkpoints(self.checkpoints)
+        return whole[max(whole)] if whole else None
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: the run was started with another number of processes.
+        """
+        saved = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if saved["processes"] != self.accelerator.num_processes:
+            raise UserError(
+                f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
+                f"{self.accelerator.num_processes}: go on with as many, or choose another output folder"
+            )
+        self.progress = Progress(**saved)
+        load_trained(self.module, checkpoint)
+        kept: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(checkpoint / OPTIMIZER).items():
+            index, name = key.split(".", 1)
+            kept.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        for _ in range(self.progress.step):
+            self.schedule.step()
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+
+    def _save(self) -> None:
+        self.progress.peak_mb = max(self.progress.peak_mb, peak_memory())
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
+        on_main(self._write)
+
+    def _write(self) -> None:
+        path = self.checkpoints / f"checkpoint-{self.progress.step}"
+        with files.new_folder(path) as partial:
+            save_trained(self.module, partial)
+            optimizer = self.optimizer.state_dict()["state"]
+            tensors = {
+                f"{i}.{name}": torch.as_tensor(v) for i, values in optimizer.items() for name, v in values.items()
+            }
+            save_file(tensors, partial / OPTIMIZER)
+            files.write_json(partial / STATE, asdict(self.progress))
+            storage.write_manifest(partial)
+        for step, earlier in storage.whole_checkpoints(self.checkpoints).items():
+            if step != self.progress.step:
+                files.remove(earlier)
+
+
+def noise_error(model: nn.Module, batches: list[Noised]) -> float:
+    """The mean squared error of the noise prediction over fixed samples, in evaluation mode."""
+    was_training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            errors = [squared_errors(model(**b.inputs, return_dict=False)[0], b.wanted) for b in batches]
+    finally:
+        model.train(was_training)
+    return float(torch.cat(errors).double().mean())

@@ -1,0 +1,162 @@
+"""Stable Diffusion XL through diffusers: loading, prompts, latents, generated images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..tasks._extra import diffusion_extra
+from .draws import generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .recipe import SubjectRecipe, ValidationSection
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What SDXL's two text encoders make of a prompt: `hidden` (1, tokens, width) and `pooled` (1, width)."""
+
+    hidden: Tensor
+    pooled: Tensor
+
+
+class Diffusion:
+    """A pipeline whose text encoders have done their work: the U-Net, the autoencoder, the noise, the prompts.
+
+    Args:
+        pipe: diffusers' StableDiffusionXLPipeline.
+        prompts: the prompts that will be needed; their embeddings are kept, the text encoders are not.
+        device: where to compute.
+        resolution: side of the images, in pixels.
+    """
+
+    def __init__(self, pipe: Any, prompts: Iterable[str], device: torch.device, resolution: int) -> None:
+        from diffusers import DDPMScheduler
+
+        self.pipe, self.device, self.resolution = pipe, device, resolution
+        self.noise = DDPMScheduler.from_config(pipe.scheduler.config)
+        prediction = self.noise.config.prediction_type
+        if prediction not in PREDICTIONS:
+            raise UserError(f"model: it predicts {prediction!r} (supported: {', '.join(map(repr, PREDICTIONS))})")
+        if resolution % pipe.vae_scale_factor:
+            raise UserError(
+                f"task.resolution: {resolution} is not allowed: it must be a multiple of {pipe.vae_scale_factor}, by "
+                "which the autoencoder shrinks images"
+            )
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+            module.requires_grad_(False)
+            module.eval()
+        self.prompts, self.unprompted = self._encode(prompts)
+        pipe.text_encoder = pipe.text_encoder_2 = None
+        pipe.to(device)
+
+    @property
+    def unet(self) -> nn.Module:
+        """The U-Net; adapters of any method are in it, too."""
+        unet: nn.Module = self.pipe.unet
+        return unet
+
+    @torch.no_grad()
+    def _encode(self, prompts: Iterable[str]) -> tuple[dict[str, Prompt], Prompt]:
+        for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2):
+            encoder.to(self.device)
+        known, unprompted = {}, None
+        for prompt in dict.fromkeys(prompts):
+            hidden, no_hidden, pooled, no_pooled = self.pipe.encode_prompt(prompt, device=self.device)
+            known[prompt] = Prompt(hidden.cpu(), pooled.cpu())
+            unprompted = Prompt(no_hidden.cpu(), no_pooled.cpu())
+        assert unprompted is not None
+        return known, unprompted
+
+    # ---------------------------------------------------------------- latents and the U-Net's inputs
+
+    @torch.no_grad()
+    def latents(self, pixels: Tensor, draw: torch.Generator | None = None) -> Tensor:
+        """Images (batch, 3, side, side) from -1 to 1 as latents: drawn from the encoder's distribution, or its mode."""
+        vae = self.pipe.vae
+        overflows = vae.dtype == torch.float16 and vae.config.force_upcast  # as SDXL's own does
+        if overflows:
+            vae.to(torch.float32)
+        found = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
+        sampled = found.mode() if draw is None else found.sample(draw)
+        if overflows:
+            vae.to(torch.float16)
+        latents: Tensor = sampled.float() * vae.config.scaling_factor
+        return latents
+
+    def inputs(self, noisy: Tensor, timesteps: Tensor, prompts: Sequence[Prompt], time_ids: Tensor) -> dict[str, Any]:
+        """The U-Net's arguments: noisy latents, timesteps (batch,), a prompt for each, sizes and crops (batch, 6)."""
+        dtype = self.pipe.unet.dtype
+        on = {"device": self.device, "dtype": dtype}
+        return {
+            "sample": noisy.to(**on),
+            "timestep": timesteps.to(self.device),
+            "encoder_hidden_states": torch.cat([prompt.hidden for prompt in prompts]).to(**on),
+            "added_cond_kwargs": {
+                "text_embeds": torch.cat([prompt.pooled for prompt in prompts]).to(**on),
+                "time_ids": time_ids.to(**on),
+            },
+        }
+
+    # ---------------------------------------------------------------- images
+
+    def generate(self, prompt: str, wanted: ValidationSection, seed: int) -> Image:
+        """An image of a prompt; the seed decides the noise that it starts from."""
+        self.unet.eval()
+        known, none = self.prompts[prompt], self.unprompted
+        guided = wanted.guidance_scale > 1
+        on: dict[str, Any] = {"device": self.device, "dtype": self.pipe.unet.dtype}
+        image: Image = self.pipe(
+            prompt_embeds=known.hidden.to(**on),
+            pooled_prompt_embeds=known.pooled.to(**on),
+            negative_prompt_embeds=none.hidden.to(**on) if guided else None,
+            negative_pooled_prompt_embeds=none.pooled.to(**on) if guided else None,
+            height=self.resolution,
+            width=self.resolution,
+            num_inference_steps=wanted.inference_steps,
+            guidance_scale=wanted.guidance_scale,
+            generator=generator("image", seed),
+        ).images[0]
+        return image
+
+
+def load_diffusion(recipe: SubjectRecipe, prompts: Iterable[str], device: torch.device) -> Diffusion:
+    """The pipeline of a recipe.
+
+    Raises:
+        UserError: diffusers is missing, or the model or autoencoder cannot be loaded or is of another kind.
+    """
+    with diffusion_extra():
+        import torchvision  # noqa: F401  (for the images, later)
+        from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    dtype = DTYPES[recipe.training.precision]
+    kept: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    more = {}
+    if recipe.vae is not None:
+        try:
+            more["vae"] = AutoencoderKL.from_pretrained(recipe.vae, **kept)
+        except (OSError, ValueError) as error:
+            raise UserError(f"vae: {recipe.vae!r} cannot be loaded: {_reason(error)}") from error
+    try:
+        pipe = StableDiffusionXLPipeline.from_pretrained(recipe.model, variant=recipe.variant, **kept, **more)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"model: {recipe.model!r} cannot be loaded: {_reason(error)}") from error
+    if pipe.text_encoder is None:
+        raise UserError(f"model: {recipe.model!r} has one text encoder: it is a refiner, not a base model")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.watermark = None  # an invisible watermark needs another package, and would be learned from class images
+    return Diffusion(pipe, prompts, device, recipe.task.resolution)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

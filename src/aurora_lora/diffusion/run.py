@@ -1,0 +1,263 @@
+"""`train_subject(recipe, output)`: one whole run, from a recipe to an adapter, its images and its result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from aurora_lora import calibrate
+
+from .. import files
+from ..errors import UserError
+from ..methods import Sample, count_parameters
+from ..tasks.dreambooth import subject_images
+from ..training import storage, yaml_text
+from ..training.distributed import on_main, state
+from ..training.results import Result, build_result, read_result, write_result
+from ..training.run import CALIBRATED, Run
+from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
+from .draws import seed_of
+from .export import no_lora, write_lora
+from .grid import write_grid
+from .loop import Loop, make_accelerator, noise_error
+from .pipeline import load_diffusion
+from .progress import Nobody, Watcher
+from .recipe import SubjectRecipe
+from .subject import Subject, class_images
+
+IMAGES, CLASS_IMAGES = "images", "class-images"
+GRID, FORMS = "grid.png", "forms.png"
+NOISE_ERROR = "noise_error"
+
+
+def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | None = None) -> Run:
+    """Fine-tune on images of a subject, calibrate, generate in every form; go on with an interrupted run.
+
+    Writes into `output`: `recipe.yaml`; `images/` and `grid.png`, generated while it trains; `forms.png`, the same
+    prompts in every form of the trained model; `adapter/`; `lora/`, for `pipe.load_lora_weights` of diffusers; and
+    `result.json`. A finished run is read, not run again.
+
+    Args:
+        recipe: what to do.
+        output: folder of the run.
+        watcher: is told how far it is.
+
+    Raises:
+        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; the
+            training diverged.
+    """
+    folder, watcher = Path(output), watcher or Nobody()
+    state()  # join the other processes, if there are any
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: _open(folder, recipe, stack))
+        finished = on_main(lambda: read_result(folder))
+        if finished is not None:
+            on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
+            return Run(folder, finished, None, True)
+        return Run(folder, _Training(recipe, folder, watcher).run(), None, False)
+
+
+def _open(folder: Path, recipe: SubjectRecipe, stack: contextlib.ExitStack) -> None:
+    """Check the folder, lock it and write the recipe down."""
+    storage.check_recipe(folder, recipe)
+    files.check_writable(folder)
+    stack.enter_context(storage.lock(folder))
+    for each in (folder, folder / CHECKPOINTS):
+        files.clear_leftovers(each)
+    if not (folder / RECIPE).exists():
+        files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
+
+
+def needed_prompts(recipe: SubjectRecipe) -> list[str]:
+    """Every prompt of a run, filled in."""
+    prompts = [recipe.task.prompt, *recipe.validation_prompts]
+    prompts += [] if recipe.prior is None else [recipe.prior.prompt]
+    prompts += [] if recipe.scores is None else recipe.scores.prompts
+    return [recipe.task.fill(prompt) for prompt in prompts]
+
+
+def apply_method(recipe: SubjectRecipe, unet: Any) -> nn.Module:
+    """The recipe's method on the U-Net, new.
+
+    Raises:
+        UserError: the method does not fit the U-Net.
+    """
+    try:
+        return recipe.method.method.apply(unet, recipe.method.options, "TEXT_TO_IMAGE")
+    except ValueError as error:
+        raise UserError(f"method: {' '.join(str(error).split())}") from error
+
+
+class _Training:
+    """A run on its way."""
+
+    def __init__(self, recipe: SubjectRecipe, folder: Path, watcher: Watcher) -> None:
+        self.recipe, self.folder, self.watcher = recipe, folder, watcher
+        self.method, self.options = recipe.method.method, recipe.method.options
+        self.prompts = recipe.validation_prompts
+
+    def run(self) -> Result:
+        recipe = self.recipe
+        if recipe.training.threads is not None:
+            torch.set_num_threads(recipe.training.threads)
+        accelerator = make_accelerator(recipe)
+        images = subject_images(recipe.task.images, recipe.task.subject)
+        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
+        self.subject = Subject(recipe, self.diffusion, images, self._class_images())
+        self.held = self.subject.fixed(
+            recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
+        )
+        set_seed(recipe.seed)  # the adapter starts at random
+        self.model = apply_method(recipe, self.diffusion.unet)
+        self.loop = Loop(recipe, self.model, self.subject, accelerator, self.folder / CHECKPOINTS)
+        checkpoint = self.loop.last_checkpoint()
+        self._prepare(checkpoint)
+        if checkpoint is not None:
+            self.loop.resume(checkpoint)
+            self.watcher.say(f"{recipe.method.name}: going on from step {self.loop.progress.step}")
+        each = self.watcher.begin(recipe.method.name, recipe.training.steps, self.loop.progress.step)
+        self.loop.run(self._validate, each)
+        self.watcher.end()
+        return self._finish()
+
+    def _class_images(self) -> list[Path]:
+        prior = self.recipe.prior
+        if prior is None:
+            return []
+        folder = self.folder / CLASS_IMAGES if prior.folder is None else Path(prior.folder).expanduser()
+        each = self.watcher.begin("images of the class", prior.images)
+        made = on_main(lambda: class_images(self.recipe, self.diffusion, folder, lambda: each("")))
+        self.watcher.end()
+        return made
+
+    def _prepare(self, checkpoint: Path | None) -> None:
+        """Let the method decide from training data what is trained, or take that from a checkpoint."""
+        if checkpoint is not None:
+            self.method.restore(self.model, checkpoint, self.options)
+            return
+        size = self.recipe.training.batch_size
+        count = -(-len(self.subject.images) // size)
+        sample = Sample(
+            batches=lambda share: [
+                self.subject.batch(range(i * size, (i + 1) * size)) for i in range(max(1, round(share * count)))
+            ],
+            loss=self.loop.loss,
+            learning_rate=self.recipe.training.learning_rate,
+            seed=self.recipe.seed,
+            agree=lambda value: on_main(lambda: value),
+        )
+        self.method.prepare(self.model, self.options, sample)
+
+    # ---------------------------------------------------------------- while it trains
+
+    def _validate(self) -> dict[str, Any]:
+        """Images of the prompts and the error on held noise, in what `eval()` computes before a calibration."""
+        step = self.loop.progress.step
+        error = noise_error(self.diffusion.unet, self.held)
+        on_main(lambda: self._images(f"step-{step:06d}", self.prompts, again=True))
+        on_main(self._write_grid)
+        self.watcher.say(
+            f"{self.recipe.method.name}: step {step} of {self.recipe.training.steps}, noise error {error:.4f}"
+            + (f", loss {self.loop.progress.losses[-1]:.3f}" if self.loop.progress.losses else "")
+        )
+        return {NOISE_ERROR: error}
+
+    def _images(self, name: str, prompts: Sequence[str], count: int = 1, again: bool = False) -> list[Path]:
+        """Images of each prompt in what the model computes now, where they are not there yet.
+
+        Args:
+            name: of their folder.
+            prompts: what to generate; the same noise for all folders.
+            count: images of each prompt.
+            again: generate also those that are there.
+        """
+        folder = self.folder / IMAGES / name
+        files.check_writable(folder)
+        paths = [folder / f"{row:02d}-{number}.png" for row in range(len(prompts)) for number in range(count)]
+        each = self.watcher.begin("images", len(paths))
+        for index, path in enumerate(paths):
+            if again or not path.exists():
+                row, number = divmod(index, count)
+                seed = seed_of("generated", self.recipe.seed, row, number)
+                image = self.diffusion.generate(prompts[row], self.recipe.validation, seed)
+                with files.new_file(path) as partial:
+                    image.save(partial, format="PNG")
+            each("")
+        self.watcher.end()
+        return paths
+
+    def _write_grid(self) -> None:
+        steps = sorted(path for path in (self.folder / IMAGES).glob("step-*") if path.is_dir())
+        now = self.loop.progress.step
+        columns = {}
+        for path in steps:
+            step = int(path.name.removeprefix("step-"))
+            if step <= now:  # a run that went on from an earlier checkpoint makes the later ones again
+                columns[f"step {step}"] = [path / f"{row:02d}-0.png" for row in range(len(self.prompts))]
+        write_grid(self.folder / GRID, self.prompts, columns)
+
+    # ---------------------------------------------------------------- in the end
+
+    def _finish(self) -> Result:
+        recipe, loop = self.recipe, self.loop
+        self.model.eval()
+        if CALIBRATED in self.method.forms(self.options):
+            self._calibrate()
+        forms, deployed = self.method.forms(self.options), self.method.deployed_form(self.options)
+        scores: dict[str, dict[str, float]] = {}
+        columns: dict[str, list[Path]] = {}
+        for form in forms:
+            with self.method.using(self.model, form):
+                self.model.eval()
+                scores[form] = {NOISE_ERROR: noise_error(self.diffusion.unet, self.held)}
+                columns[form] = on_main(lambda form=form: self._images(f"form-{form}", self.prompts))  # type: ignore[misc]
+        on_main(lambda: write_grid(self.folder / FORMS, self.prompts, columns))
+        progress = loop.progress
+        result = build_result(
+            recipe,
+            metric=NOISE_ERROR,
+            split="train",
+            examples={"train": len(self.subject.images)},
+            test={"train": scores},
+            validation=scores,
+            selected_by={
+                "split": "train",
+                "form": deployed,
+                "name": NOISE_ERROR,
+                "value": scores[deployed][NOISE_ERROR],
+                "epoch": progress.validations[-1]["epoch"],
+            },
+            params=count_parameters(self.model),
+            train_s=progress.train_s,
+            trained_examples=progress.step * loop.samples_per_step,
+            peak_mb=progress.peak_mb,
+            epochs=progress.validations,
+        )
+        on_main(lambda: self._write(result, deployed))
+        return result
+
+    def _calibrate(self) -> None:
+        wanted = self.recipe.calibration
+        prompts = [self.subject.prompt, None, *self.prompts]
+        batches = self.subject.fixed(wanted.examples, prompts, "calibration", wanted.batch_size)
+        peers = state()
+        share = batches[peers.process_index :: peers.num_processes] if len(batches) >= peers.num_processes else batches
+        calibrate(self.model, [batch.inputs for batch in share], ridge=wanted.ridge)
+
+    def _write(self, result: Result, deployed: str) -> None:
+        """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
+        if no_lora(self.method, deployed) is None:
+            with contextlib.suppress(
+                ValueError
+            ):  # a layer that a LoRA file cannot hold: the adapter is not lost for that
+                write_lora(self.model, self.folder / LORA, self.method, deployed)
+        with files.new_folder(self.folder / ADAPTER) as adapter:
+            self.method.save(self.model, adapter)
+        write_result(self.folder, result)
+        files.remove(self.folder / CHECKPOINTS)

@@ -1,0 +1,193 @@
+"""From images of a subject, and of its class, to what the U-Net learns from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import files
+from ..errors import UserError
+from .draws import generator, row_of, seed_of
+from .pipeline import Diffusion
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .recipe import SubjectRecipe
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Framed:
+    """A square cut from an image: `pixels` (3, side, side) from -1 to 1, and SDXL's time ids (6,): original height and
+    width, top and left of the cut, height and width of the square."""
+
+    pixels: Tensor
+    time_ids: Tensor
+
+
+def frame(image: Image, resolution: int, crop: str, flip: bool, draw: torch.Generator) -> Framed:
+    """Resize the shorter side of an image to the resolution and cut a square out.
+
+    Args:
+        image: in RGB.
+        resolution: side of the square.
+        crop: `"random"` or `"center"`.
+        flip: whether half of the images are mirrored.
+        draw: decides what is random.
+    """
+    from torchvision.transforms.v2 import functional
+
+    pixels = functional.to_dtype(functional.to_image(image), torch.float32, scale=True)
+    height, width = pixels.shape[-2:]
+    pixels = functional.resize(pixels, [resolution], antialias=True).clamp(0, 1)
+    down, right = (int(side) - resolution for side in pixels.shape[-2:])
+    top, left = down // 2, right // 2
+    mirrored = float(torch.rand((), generator=draw)) < 0.5
+    if flip and mirrored:
+        pixels = functional.horizontal_flip(pixels)
+    if crop == "random":
+        top = int(torch.randint(down + 1, (), generator=draw))
+        left = int(torch.randint(right + 1, (), generator=draw))
+    square = pixels[..., top : top + resolution, left : left + resolution]
+    ids = torch.tensor([height, width, top, left, resolution, resolution], dtype=torch.float32)
+    return Framed(torch.as_tensor(square) * 2 - 1, ids)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Samples for one forward pass: the U-Net's `inputs`, its `timesteps` (batch,), and what it is to predict."""
+
+    inputs: dict[str, Any]
+    timesteps: Tensor
+    wanted: Tensor
+
+
+class Subject:
+    """The training data. What a sample is, is decided by the seed and its number alone.
+
+    Args:
+        recipe: the run's.
+        diffusion: the pipeline.
+        images: of the subject.
+        class_images: of prior preservation; paths, read when they are needed.
+    """
+
+    def __init__(
+        self,
+        recipe: SubjectRecipe,
+        diffusion: Diffusion,
+        images: Sequence[Image],
+        class_images: Sequence[Path] = (),
+    ) -> None:
+        self.recipe, self.diffusion, self.images, self.class_images = recipe, diffusion, images, class_images
+        self.prompt = recipe.task.fill(recipe.task.prompt)
+
+    def batch(self, samples: Sequence[int]) -> Noised:
+        """The samples of these numbers; with prior preservation, as many images of the class after them."""
+        own = [self._sample(self.images, self.prompt, "subject", number) for number in samples]
+        if self.recipe.prior is not None:
+            prompt = self.recipe.task.fill(self.recipe.prior.prompt)
+            own += [self._sample(self.class_images, prompt, "class", number) for number in samples]
+        return self._together(own)
+
+    def _sample(self, images: Sequence[Any], prompt: str, kind: str, number: int) -> tuple[Any, ...]:
+        from PIL import Image
+
+        task, seed = self.recipe.task, self.recipe.seed
+        image = images[row_of(number, len(images), seed, kind)]
+        if isinstance(image, Path):
+            with Image.open(image) as opened:
+                image = opened.convert("RGB")
+        draw = generator("sample", seed, kind, number)
+        framed = frame(image, task.resolution, task.crop, task.flip, draw)
+        timestep = int(torch.randint(len(self.diffusion.noise.alphas_cumprod), (), generator=draw))
+        return framed, self.diffusion.prompts[prompt], timestep, draw
+
+    def fixed(self, count: int, prompts: Sequence[str | None], what: str, batch_size: int) -> list[Noised]:
+        """Noised images of the subject, the same ones at every call, with timesteps spread evenly.
+
+        Args:
+            count: how many.
+            prompts: they take turns; None is the empty prompt of guidance.
+            what: names them: others for another name.
+            batch_size: how many at a time.
+        """
+        steps, task = len(self.diffusion.noise.alphas_cumprod), self.recipe.task
+        made = []
+        for number in range(count):
+            draw = generator(what, self.recipe.seed, number)
+            image = self.images[number % len(self.images)]
+            prompt = prompts[number // len(self.images) % len(prompts)]
+            embedded = self.diffusion.unprompted if prompt is None else self.diffusion.prompts[prompt]
+            timestep = (2 * number + 1) * steps // (2 * count)
+            made.append((frame(image, task.resolution, "center", False, draw), embedded, timestep, draw))
+        return [self._together(made[start : start + batch_size]) for start in range(0, count, batch_size)]
+
+    def _together(self, samples: Sequence[tuple[Any, ...]]) -> Noised:
+        from .loss import target
+
+        diffusion = self.diffusion
+        latents = torch.cat([diffusion.latents(framed.pixels[None], draw) for framed, _, _, draw in samples]).cpu()
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=draw) for *_, draw in samples])
+        timesteps = torch.tensor([timestep for _, _, timestep, _ in samples])
+        noisy = diffusion.noise.add_noise(latents, noise, timesteps)
+        time_ids = torch.stack([framed.time_ids for framed, *_ in samples])
+        inputs = diffusion.inputs(noisy, timesteps, [prompt for _, prompt, *_ in samples], time_ids)
+        wanted = target(diffusion.noise, latents, noise, timesteps)
+        return Noised(inputs, timesteps.to(diffusion.device), wanted.to(diffusion.device))
+
+
+# ---------------------------------------------------------------- prior preservation
+
+
+def class_images(
+    recipe: SubjectRecipe, diffusion: Diffusion, folder: Path, each: Callable[[], None] = lambda: None
+) -> list[Path]:
+    """The images of the class, generated where they are not there yet.
+
+    Each is written whole or not at all, and has its own seed: a run that was interrupted goes on with the next.
+
+    Args:
+        recipe: with a prior.
+        diffusion: the model before it is trained.
+        folder: where they are kept.
+        each: called after each image.
+
+    Raises:
+        UserError: the folder holds images of other settings.
+    """
+    assert recipe.prior is not None
+    prior, prompt = recipe.prior, recipe.task.fill(recipe.prior.prompt)
+    settings = {
+        "model": recipe.model,
+        "vae": recipe.vae,
+        "prompt": prompt,
+        "resolution": recipe.task.resolution,
+        "inference_steps": recipe.validation.inference_steps,
+        "guidance_scale": recipe.validation.guidance_scale,
+    }
+    files.check_writable(folder)
+    path = folder / SETTINGS
+    if not path.exists():
+        if any(folder.glob("*.png")):
+            raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
+        files.write_json(path, settings)
+    elif (there := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        odd = ", ".join(f"{k} (there {there.get(k)!r}, here {v!r})" for k, v in settings.items() if there.get(k) != v)
+        raise UserError(f"prior.folder: {folder} holds images of other settings: {odd}: choose another folder")
+    paths = [folder / f"{number:05d}.png" for number in range(prior.images)]
+    for number, image in enumerate(paths):
+        if not image.exists():
+            made = diffusion.generate(prompt, recipe.validation, seed_of("class image", number))
+            with files.new_file(image) as partial:
+                made.save(partial, format="PNG")
+        each()
+    return paths

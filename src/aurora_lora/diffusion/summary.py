@@ -1,0 +1,35 @@
+"""The end of a run of subject-driven generation, 80 columns wide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..training.results import examples_scored, score_table
+from ..training.run import Run
+from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
+from ..training.summary import parameters, print_table
+from .run import FORMS, GRID, IMAGES
+
+
+def print_subject_run(console: Console, run: Run) -> None:
+    """Scores of every form, parameter counts, and what was written."""
+    result = run.result
+    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
+    print_table(console, f"{result['task']}: {examples_scored(result)}", table)
+    console.print(parameters(result), highlight=False)
+    took, epochs = result["time"], result["epochs"]
+    console.print(
+        f"{epochs[-1]['step']} steps; {took['train_s']:.0f} s of training, {took['samples_per_s']:.2g} images/s; "
+        f"noise error {epochs[0]['validation']['noise_error']:.4f} before it",
+        highlight=False,
+    )
+    for path in written(run):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def written(run: Run) -> list[Path]:
+    """What a run leaves behind."""
+    paths = [run.folder / name for name in (RECIPE, IMAGES, GRID, FORMS, ADAPTER, LORA, RESULT)]
+    return [path for path in paths if path.exists()]  # not every method is a LoRA

@@ -1,0 +1,81 @@
+"""Subject-driven generation (the paper's Figures 4 and 6): a few images of one subject, and prompts that name it.
+
+DreamBooth (Ruiz et al. 2023) has 30 subjects with four to six images each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks._extra import diffusion_extra
+from aurora_lora.tasks.hub import HubData
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_FILES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+PLACEHOLDER = "[V]"
+"""Stands in prompts for the word that comes to mean the subject."""
+
+
+@dataclass(frozen=True)
+class GenerationTask:
+    """A task of image generation, for lists: its recipes are of a kind of their own (`aurora_lora.diffusion`)."""
+
+    name: str
+    description: str
+    source: str
+    license: str
+    metric: str
+    metric_names: tuple[str, ...]
+    group: str = "image generation"
+    kind: str = "subject-driven generation"
+    labels: tuple[str, ...] = ()
+    test_sets: tuple[str, ...] = ("generated",)
+
+
+DREAMBOOTH = GenerationTask(
+    name="dreambooth",
+    description="Images of one subject, as a prompt says",
+    source="hub google/dreambooth (30 subjects, four to six images each), or a folder of images",
+    license="CC BY 4.0",
+    metric="clip_i",
+    metric_names=("clip_i", "clip_t", "dino", "noise_error"),
+)
+
+
+def subject_images(source: str, subject: str | None = None) -> list[Image]:
+    """The images of a subject, in RGB, turned upright; of a folder, in the order of the files' names.
+
+    Args:
+        source: a folder of images, or a data set of the hub with the column `image` and the split `train`.
+        subject: the data set's configuration.
+
+    Raises:
+        UserError: there are none, or one of them cannot be read.
+    """
+    with diffusion_extra():
+        from PIL import Image, ImageOps
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.count("/") != 1 or source.startswith((".", "/", "~")):
+            raise UserError(f"task.images: {source!r} is neither a folder nor the hub's owner/name of a data set")
+        rows = HubData(source, subject).load("train", ("image",))
+        return [ImageOps.exif_transpose(row["image"]).convert("RGB") for row in rows]
+    if subject is not None:
+        raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES)
+    if not paths:
+        kinds = ", ".join(IMAGE_FILES)
+        raise UserError(f"task.images: {folder} has no images (files that end in {kinds})")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"task.images: {path} is no image that can be read: {error}") from error
+    return images

@@ -1,0 +1,85 @@
+"""Fixtures of the diffusion tests: a tiny pipeline, a subject, and a process that forks runs to be killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+Order = dict[str, Any]
+ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
+IMPORTS = ("aurora_lora.diffusion.run", "aurora_lora.diffusion.summary", "diffusers")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import tiny_pipeline
+
+    return tiny_pipeline
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(ZYGOTE), *IMPORTS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def model(zygote: subprocess.Popen[str], tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline; made while the other process imports what it needs."""
+    folder: Path = tiny.save_pipeline(tmp_path_factory.mktemp("model"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tiny.save_images(tmp_path_factory.mktemp("subject"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def aurora(zygote: subprocess.Popen[str], model: Path) -> Callable[..., list[Order]]:
+    """`aurora(order, ...)` runs the command once for each order, all at the same time, in forked processes."""
+    assert zygote.stdout is not None
+    assert zygote.stdout.readline().strip() == "ready"
+
+    def run(*orders: Order) -> list[Order]:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        zygote.stdin.write(json.dumps(orders) + "\n")
+        zygote.stdin.flush()
+        answers: list[Order] = json.loads(zygote.stdout.readline())
+        return answers
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train(
+    aurora: Callable[..., list[Order]], tiny: Any, model: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[Order]]:
+    """`train((folder, changes, strike), ...)`: tiny recipes with changes, at the same time."""
+    from aurora_lora.training import yaml_text
+
+    def run(*wanted: tuple[Path, Order, Order]) -> list[Order]:
+        orders = []
+        for folder, changes, strike in wanted:
+            recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+            recipe.write_text(yaml_text.dump(tiny.recipe(model, images, **changes)))
+            orders.append({"args": ["train", str(recipe), "--output", str(folder)], "folder": str(folder), **strike})
+        return aurora(*orders)
+
+    return run

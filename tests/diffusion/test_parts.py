@@ -1,0 +1,194 @@
+"""The parts of a run against plain formulas: cuts, draws, the loss, the U-Net's inputs, fidelity."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch.nn.functional import cosine_similarity
+
+from aurora_lora.diffusion.draws import generator, row_of
+from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
+from aurora_lora.diffusion.loss import snr_weights, squared_errors, target
+from aurora_lora.diffusion.subject import frame
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.dreambooth import subject_images
+
+
+def test_each_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
+    epochs = [[row_of(5 * epoch + place, 5, 0, "subject") for place in range(5)] for epoch in range(20)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 10
+    assert epochs != [[row_of(5 * epoch + place, 5, 1, "subject") for place in range(5)] for epoch in range(20)]
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red tells the column, green the row."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([columns * 4, rows * 4, 0 * rows], -1).astype(np.uint8))
+
+
+def test_frame_cuts_where_the_time_ids_say() -> None:
+    seen = set()
+    for number in range(30):
+        framed = frame(gradient(48, 32), 32, "random", False, generator(number))
+        height, width, top, left, *side = framed.time_ids.int().tolist()
+        assert (height, width, side) == (32, 48, [32, 32])
+        corner = ((framed.pixels[:, 0, 0] + 1) / 2 * 255).round().int().tolist()
+        assert corner == [4 * left, 4 * top, 0]
+        seen.add(left)
+    assert min(seen) >= 0
+    assert max(seen) <= 16
+    assert len(seen) > 8
+    centred = frame(gradient(48, 32), 32, "center", False, generator(0))
+    assert centred.time_ids.int().tolist() == [32, 48, 0, 8, 32, 32]
+    assert frame(gradient(96, 64), 32, "center", False, generator(0)).time_ids.int().tolist() == [64, 96, 0, 8, 32, 32]
+
+
+def test_frame_mirrors_half_of_the_images() -> None:
+    plain = frame(gradient(32, 32), 32, "center", False, generator(0)).pixels
+    flipped = [frame(gradient(32, 32), 32, "center", True, generator(number)).pixels for number in range(60)]
+    assert all(pixels.equal(plain) or pixels.equal(plain.flip(-1)) for pixels in flipped)
+    assert 15 < sum(pixels.equal(plain) for pixels in flipped) < 45
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_target_and_snr_weights(prediction: str) -> None:
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction)
+    latents, noise = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    timesteps = torch.tensor([10, 500, 990])
+    a = scheduler.alphas_cumprod[timesteps]
+    expected, weights = noise, []
+    if prediction == "v_prediction":
+        expected = torch.stack([a[i].sqrt() * noise[i] - (1 - a[i]).sqrt() * latents[i] for i in range(3)])
+    for alpha in a.tolist():
+        snr = alpha / (1 - alpha)
+        weights.append(min(snr, 5.0) / (snr + 1 if prediction == "v_prediction" else snr))
+    torch.testing.assert_close(target(scheduler, latents, noise, timesteps), expected)
+    torch.testing.assert_close(snr_weights(scheduler, timesteps, 5.0), torch.tensor(weights))
+    errors = squared_errors(latents.bfloat16(), noise)
+    assert errors.dtype == torch.float32
+    torch.testing.assert_close(errors[1], ((latents[1].bfloat16().float() - noise[1]) ** 2).mean())
+
+
+# ---------------------------------------------------------------- images of a subject
+
+
+def test_subject_images(images: Path, tmp_path: Path) -> None:
+    found = subject_images(str(images))
+    assert [image.size for image in found] == [(28, 20)] * 3
+    assert {image.mode for image in found} == {"RGB"}
+    turned = Image.new("RGB", (8, 4))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [image.size for image in subject_images(str(tmp_path))] == [(4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("source", "subject", "why"),
+    [
+        ("empty", None, "has no images"),
+        ("broken", None, "broken.png is no image that can be read"),
+        ("missing", None, "neither a folder nor the hub's owner/name"),
+        ("broken", "dog", "task.subject: 'dog' names a configuration"),
+    ],
+)
+def test_what_is_wrong_with_images_is_said(tmp_path: Path, source: str, subject: str | None, why: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(UserError, match=why):
+        subject_images(str(tmp_path / source), subject)
+
+
+def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like `google/dreambooth`, from a copy: a configuration for each subject, the column `image`."""
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    copy = tmp_path / "someone" / "subjects"
+    (copy / "dog").mkdir(parents=True)
+    rows = Dataset.from_dict(
+        {"image": [str(path) for path in sorted(images.iterdir())]}, features=Features({"image": ImageFeature()})
+    )
+    rows.to_parquet(str(copy / "dog" / "train-00000.parquet"))
+    (copy / "README.md").write_text(
+        "---\nconfigs:\n- config_name: dog\n  data_files:\n  - {split: train, path: dog/train-*}\n---\n"
+    )
+    monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = subject_images("someone/subjects", "dog")
+    assert [np.asarray(image).tobytes() for image in found] == [
+        np.asarray(image).tobytes() for image in subject_images(str(images))
+    ]
+
+
+# ---------------------------------------------------------------- fidelity
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
+
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = tiny.save_tokenizer(folder / "tokenizer")
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=tiny.text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(folder)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
+    clip = Clip(str(clip_folder), torch.device("cpu"))
+    pictures = subject_images(str(images))
+    generated, real, texts = pictures[:2], pictures[1:], ["a dog", "a dog on the beach"]
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+    alike, right = [], []
+    with torch.no_grad():
+        for image, text in zip(generated, texts, strict=True):
+            for other in real:
+                inputs = processor(text=[text], images=[image, other], return_tensors="pt", padding=True)
+                embedded = model(**inputs)
+                alike.append(cosine_similarity(embedded.image_embeds[:1], embedded.image_embeds[1:]).item())
+            right.append(cosine_similarity(embedded.image_embeds[:1], embedded.text_embeds).item())
+    assert subject_fidelity(clip.images(generated), clip.images(real)) == pytest.approx(np.mean(alike), abs=1e-5)
+    assert prompt_fidelity(clip.images(generated), clip.texts(texts)) == pytest.approx(np.mean(right), abs=1e-5)
+    assert subject_fidelity(clip.images(real[:1]), clip.images(real[:1])) == pytest.approx(1)
+
+
+def test_dino_embeds_with_the_class_token(images: Path, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    ViTModel(config).save_pretrained(tmp_path)
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    processor.save_pretrained(tmp_path)
+    pictures = subject_images(str(images))
+    with torch.no_grad():
+        expected = ViTModel.from_pretrained(tmp_path)(**processor(pictures, return_tensors="pt")).last_hidden_state
+    torch.testing.assert_close(Dino(str(tmp_path), torch.device("cpu")).images(pictures), expected[:, 0])
+
+
+def test_the_identifier_is_left_out_for_clip() -> None:
+    assert plain_prompt("A [V] dog on the beach") == "A dog on the beach"
+
+
+def test_a_missing_clip_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scores\.clip: .* cannot be loaded"):
+        Clip(str(tmp_path), torch.device("cpu"))

@@ -1,0 +1,75 @@
+"""Recipes of subject-driven generation: defaults, and mistakes in plain words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.errors import UserError
+from aurora_lora.training.recipe import load_recipe, validate_as
+from aurora_lora.training.storage import check_recipe
+from aurora_lora.training.yaml_text import dump
+
+PLAIN: dict[str, Any] = {
+    "name": "dog",
+    "model": "stabilityai/stable-diffusion-xl-base-1.0",
+    "task": {"name": "dreambooth", "images": "google/dreambooth", "subject": "dog", "prompt": "A photo of a [V] dog"},
+    "method": "aurora",
+}
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    recipe = validate_as(SubjectRecipe, PLAIN, "x")
+    training = recipe.training
+    assert (training.steps, training.batch_size, training.gradient_accumulation_steps) == (500, 1, 4)
+    assert (training.learning_rate, training.schedule, training.precision) == (1e-4, "constant", "fp16")
+    assert recipe.task.resolution == 1024
+    assert recipe.method.options["target_modules"] == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert (recipe.method.options["r"], recipe.method.options["alpha"]) == (2, 4)
+    assert recipe.validation_prompts == ("A photo of a sks dog",)
+    assert validate_as(SubjectRecipe, recipe.resolved(), "x") == recipe
+
+
+def test_targets_are_filled_in_for_methods_that_have_them() -> None:
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    for name, expected in (("lora", targets), ("moslora", targets), ("bitfit", None), ("full", None)):
+        recipe = validate_as(SubjectRecipe, {**PLAIN, "method": name}, "x")
+        assert recipe.method.options.get("target_modules") == expected
+    own = {**PLAIN, "method": {"name": "lora", "target_modules": ["to_q"]}}
+    assert validate_as(SubjectRecipe, own, "x").method.options["target_modules"] == ["to_q"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": {**PLAIN["task"], "image": 1}}, "task.image: unknown field; did you mean 'images'?"),
+        ({"task": {"name": "dreambooth", "prompt": "x"}}, "task.images: this field must be given"),
+        ({"training": {"epochs": 3}}, "training.epochs: unknown field"),
+        ({"training": {"schedule": "step"}}, "training.schedule: 'step' is not allowed: it must be 'constant', "),
+        ({"method": "adalora"}, "method.name: 'adalora' is not allowed"),
+        ({"method": {"name": "aurora", "rank": 2}}, "method.rank: unknown option"),
+        ({"scores": {"prompts": []}}, "scores.prompts: [] is not allowed"),
+        ({"prior": {"images": 3}}, "prior.prompt: this field must be given"),
+        ({"task": {**PLAIN["task"], "resolution": 500}}, "task.resolution: 500 is not allowed: it must be a multiple"),
+    ],
+)
+def test_mistakes(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate_as(SubjectRecipe, {**PLAIN, **changes}, "dog.yaml")
+    assert f"dog.yaml: {words}" in str(error.value)
+
+
+def test_other_commands_say_that_it_is_not_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(PLAIN))
+    with pytest.raises(UserError, match=r"task\.name: 'dreambooth' is only for"):
+        load_recipe(path)
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = validate_as(SubjectRecipe, PLAIN, "x")
+    (tmp_path / "recipe.yaml").write_text(dump(recipe.resolved()))
+    check_recipe(tmp_path, recipe)
+    with pytest.raises(UserError, match=r"they differ in seed \(there 0, here 3\)"):
+        check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))

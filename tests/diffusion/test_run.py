@@ -1,0 +1,236 @@
+"""Whole runs on a tiny pipeline: what they write, that they learn and survive a kill, that diffusers loads them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from aurora_lora.diffusion.draws import seed_of
+
+Train = Callable[..., list[dict[str, Any]]]
+PROMPTS = ["a photo of a sks dog", "a sks dog on the beach"]
+PRIOR = {"prompt": "a photo of a dog", "images": 3}
+WHOLE: dict[str, Any] = {"prior": PRIOR, "training": {"checkpoint_every": 1, "threads": 1}}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every weight and image of a run, as bytes."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+    for path in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{path.relative_to(folder)}:{k}": v.numpy().tobytes() for k, v in load_file(path).items()}
+    return found
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def runs(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """AuroRA, with prior preservation, and LoRA at a scaling other than 1."""
+    root = tmp_path_factory.mktemp("runs")
+    lora = {"method": {"name": "lora", "r": 2, "lora_alpha": 6}, "training": {"threads": 1}}
+    answers = train((root / "aurora", WHOLE, {}), (root / "lora", lora, {}))
+    for answer in answers:
+        assert answer["status"] == 0, answer["stderr"]
+    return {"aurora": root / "aurora", "lora": root / "lora", "answer": answers[0]}
+
+
+def test_what_a_run_writes_and_prints(runs: dict[str, Any]) -> None:
+    folder, answer = runs["aurora"], runs["answer"]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        *("recipe.yaml", "result.json", "adapter", "lora", "images", "grid.png", "forms.png", "class-images"),
+    }
+    result = result_of(folder)
+    assert result["status"] == "finished"
+    assert set(result["metric"]["by_form"]) == {"dynamic", "static", "calibrated"}
+    assert [entry["step"] for entry in result["epochs"]] == [0, 2, 4]
+    assert result["metric"]["examples"] == {"train": 3}
+    assert result["params"]["head"] == 0
+    assert 0 < result["params"]["adapter"] < result["params"]["total"] / 20
+    assert "calibrated merge, deployed" in answer["stdout"]
+    assert str(folder / "grid.png") in answer["stdout"]
+    assert "aurora: step 2 of 4, noise error" in answer["stderr"]
+
+
+def test_only_the_attention_is_adapted(runs: dict[str, Any]) -> None:
+    for name in ("aurora", "lora"):
+        weights = load_file(runs[name] / "lora" / "pytorch_lora_weights.safetensors")
+        ends = {key.split(".lora_")[0].rsplit("attn", 1)[1].split(".", 1)[1] for key in weights}
+        assert ends == {"to_q", "to_k", "to_v", "to_out.0"}
+        assert all(key.startswith("unet.") and ".attn" in key for key in weights)
+        # the U-Net has three blocks with attention, each with self- and cross-attention; A and B of four projections
+        assert len(weights) == 2 * 4 * 2 * sum(1 for key in weights if key.endswith("attn1.to_q.lora_A.weight"))
+
+
+def test_the_grid_has_a_row_for_each_prompt_and_a_column_for_each_step(runs: dict[str, Any], tiny: Any) -> None:
+    from aurora_lora.diffusion import grid
+
+    folder = runs["aurora"]
+    for path, columns in (
+        (folder / "grid.png", ["step-000000", "step-000002", "step-000004"]),
+        (folder / "forms.png", ["form-dynamic", "form-static", "form-calibrated"]),
+    ):
+        sheet = pixels(path)
+        assert sheet.shape[1::-1] == grid.size(2, 3)
+        enlarged = grid.SIDE // tiny.SIDE
+        for row in range(2):
+            for column, name in enumerate(columns):
+                top = grid.HEAD + row * (grid.SIDE + grid.GAP)
+                left = grid.LABEL + grid.GAP + column * (grid.SIDE + grid.GAP)
+                cell = sheet[top : top + grid.SIDE, left : left + grid.SIDE]
+                expected = pixels(folder / "images" / name / f"{row:02d}-0.png")
+                np.testing.assert_array_equal(cell, expected.repeat(enlarged, 0).repeat(enlarged, 1))
+        label = sheet[grid.HEAD :, : grid.LABEL]
+        assert (label < 128).any()
+        assert (sheet[: grid.HEAD, grid.LABEL :] < 128).any()
+
+
+def test_images_change_with_training_and_prompts_have_their_own_noise(runs: dict[str, Any]) -> None:
+    images = runs["aurora"] / "images"
+    start, end = (pixels(images / name / "00-0.png") for name in ("step-000000", "step-000004"))
+    assert np.abs(start - end).mean() > 0
+    assert np.abs(start - pixels(images / "step-000000" / "01-0.png")).mean() > 1
+
+
+def test_the_loss_falls(train: Train, tmp_path: Path) -> None:
+    changes = {
+        "training": {
+            "steps": 30,
+            "gradient_accumulation_steps": 1,
+            "batch_size": 4,
+            "learning_rate": 5e-2,
+            "threads": 1,
+        },
+        "validation": {"prompts": [], "every": 1000, "noise_samples": 24},
+        "method": {"name": "aurora", "r": 4, "alpha": 16},
+    }
+    (answer,) = train((tmp_path / "run", changes, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    result = result_of(tmp_path / "run")
+    before, after = (entry["validation"]["noise_error"] for entry in result["epochs"])
+    assert after < 0.99 * before, (before, after)
+    # the dynamic form is what was trained; calibration keeps most of it
+    forms = {form: scores["noise_error"] for form, scores in result["metric"]["by_form"].items()}
+    assert forms["dynamic"] == pytest.approx(after)
+    assert forms["calibrated"] < before
+
+
+def test_killed_anywhere_it_ends_with_the_same_weights_and_images(
+    train: Train, runs: dict[str, Any], tmp_path: Path
+) -> None:
+    """kill -9 just before a write, rename or deletion: among the class images, validations, checkpoints, at the end."""
+    expected, events = contents(runs["aurora"]), runs["answer"]["events"]
+    folder = tmp_path / "run"
+    for at in (events // 9, events // 3, events // 4, events // 5):  # counted from where it goes on
+        (answer,) = train((folder, WHOLE, {"kill_at": at}))
+        assert answer["status"] == -9
+    (answer,) = train((folder, WHOLE, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    found = contents(folder)
+    assert set(found) == set(expected)
+    assert [name for name in found if found[name] != expected[name]] == []
+    theirs, ours = result_of(runs["aurora"]), result_of(folder)
+    assert (ours["metric"], ours["epochs"]) == (theirs["metric"], theirs["epochs"])
+    assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".trash")]
+
+
+def test_stock_diffusers_loads_the_lora_with_equal_output(
+    runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
+) -> None:
+    from aurora_lora.diffusion.draws import generator
+
+    forms = {"aurora": "calibrated", "lora": "merged"}
+    seed = generator("image", seed_of("generated", 0, 1, 0)).initial_seed()
+    command = [sys.executable, str(Path(__file__).with_name("stock.py")), str(model), str(tmp_path), PROMPTS[1]]
+    command += [str(seed), "2", "5.0", str(tiny.SIDE), *(str(runs[name] / "lora") for name in forms)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for index, (name, form) in enumerate(forms.items()):
+        stock = np.load(tmp_path / f"{index}.npy") * 255
+        ours = pixels(runs[name] / "images" / f"form-{form}" / "01-0.png")
+        assert np.abs(stock - ours).max() < 1
+        # and not because the adapter does nothing
+        assert np.abs(ours - pixels(runs[name] / "images" / "step-000000" / "01-0.png")).max() > 2
+
+
+def test_a_finished_run_is_shown_again(train: Train, runs: dict[str, Any]) -> None:
+    (answer,) = train((runs["aurora"], WHOLE, {}))
+    assert answer["status"] == 0
+    assert "finished: nothing to train" in answer["stderr"]
+    assert "calibrated merge, deployed" in answer["stdout"]
+    (answer,) = train((runs["aurora"], {**WHOLE, "seed": 1}, {}))
+    assert answer["status"] == 2
+    assert "they differ in seed (there 0, here 1)" in answer["stderr"]
+
+
+def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) -> None:
+    """Its images are generated once, kept for other runs, and change what is learned."""
+    kept = runs["aurora"] / "class-images"
+    assert sorted(path.name for path in kept.glob("*.png")) == ["00000.png", "00001.png", "00002.png"]
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    shared = {**WHOLE, "prior": {**PRIOR, "folder": str(kept)}}
+    other = {**WHOLE, "prior": {**PRIOR, "folder": str(kept), "prompt": "a photo of a cat"}}
+    without = {**WHOLE, "prior": None}
+    answers = train(
+        (tmp_path / "shared", shared, {}), (tmp_path / "other", other, {}), (tmp_path / "without", without, {})
+    )
+    assert [answer["status"] for answer in answers] == [0, 2, 0]
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
+    assert "prompt (there 'a photo of a dog', here 'a photo of a cat')" in answers[1]["stderr"]
+    folders = (runs["aurora"], tmp_path / "shared", tmp_path / "without")
+    weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+    assert not all(weights[0][key].equal(weights[2][key]) for key in weights[0])
+
+
+def test_other_methods(train: Train, tmp_path: Path) -> None:
+    quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
+    names = ("bitfit", "moslora", "aurora-paper")
+    answers = train(*((tmp_path / name, {**quick, "method": name}, {}) for name in names))
+    for name, answer in zip(names, answers, strict=True):
+        assert answer["status"] == 0, answer["stderr"]
+        assert (tmp_path / name / "lora").exists() == (name == "aurora-paper")
+        assert result_of(tmp_path / name)["params"]["adapter"] > 0
+
+
+def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:
+    """A model that predicts v, in bf16, with what else there is to choose."""
+    changes = {
+        "model": str(tiny.save_pipeline(tmp_path / "model", "v_prediction")),
+        "task": {"crop": "center", "flip": True},
+        "training": {
+            "steps": 2,
+            "precision": "bf16",
+            "snr_gamma": 5.0,
+            "schedule": "cosine",
+            "warmup_steps": 1,
+            "gradient_checkpointing": False,
+            "max_grad_norm": 0,
+            "threads": 1,
+        },
+        "validation": {"prompts": [], "inference_steps": 1, "guidance_scale": 1.0},
+    }
+    (answer,) = train((tmp_path / "run", changes, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    trained = [value for name, value in weights.items() if name.endswith(("aurora_A", "aurora_B", "aurora_H"))]
+    assert len(trained) == 3 * 32
+    assert {str(value.dtype) for value in trained} == {"torch.float32"}
+    assert all(value.isfinite().all() for value in trained)
