@@ -293,7 +293,7 @@ def report(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="FIGURE", help="scores, ranks or curves; may be repeated. All that apply."),
+        typer.Option("--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma or gap; may be repeated."),
     ] = None,
 ) -> None:
     """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind.
