@@ -164,6 +164,16 @@ def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     assert aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--json").exit_code == 0
 
 
+def test_sigma(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    folder, _ = finished
+    done = aurora("sigma", folder, "--examples", "8", "--output", tmp_path / "sigma", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert (record["run"], record["examples"], len(record["layers"])) == (str(folder), 8, 4)
+    assert [Path(path).name for path in record.pop("written")] == ["sigma.json", "sigma.png", "sigma.svg"]
+    assert json.loads((tmp_path / "sigma" / "sigma.json").read_text()) == record
+
+
 def test_report_figures_and_page(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     folder, _ = finished
     done = aurora("report", folder, "--figures", tmp_path / "figures", "--html", tmp_path / "page.html")
@@ -209,6 +219,9 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["gap", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
         (["gap", "RUN", "--examples", "0"], "examples must be at least 1, got 0"),
         (["gap", "RUN/reference"], "is a run of linear-probe: only AuroRA runs have forms to compare"),
+        (["sigma", "RUN/reference"], "is a run of linear-probe: only AuroRA runs have forms to compare"),
+        (["report", "RUN", "--figures", "figures", "--only", "updates"], "trained with training.save_updates=true"),
+        (["report", "RUN", "--figures", "figures", "--only", "sigma"], "which `aurora sigma DIR` writes"),
         (["export", "RUN", "-o", "lora", "--dtype", "int8"], "dtype='int8' is not allowed"),
         (["export", "RUN", "-o", "lora", "--form", "dynamic"], "dynamic"),
         (["export", "RUN", "-o", "RUN/adapter", "--overwrite", "--form", "merged"], "form='merged' is not one of"),

@@ -1,5 +1,6 @@
 """The figures that are written, and what is said of those that are not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,30 @@ def test_those_that_apply_are_written(runs: Path, tmp_path: Path) -> None:
     assert names == ["scores.png", "scores.svg", "curves.png", "curves.svg", "times.md"]
     assert all(path.stat().st_size for path in written)
     assert "t, <m>: no ranks: score against rank needs runs of one method at two ranks at least" in left_out
+
+
+def test_what_commands_left_in_the_folders_is_drawn(runs: Path, tmp_path: Path) -> None:
+    sections = load_sections([runs])
+    for name in ("sigma", "gap"):
+        with pytest.raises(UserError, match=f"AuroRA runs with a {name}.json, which `aurora {name} DIR` writes"):
+            write_figures(sections, tmp_path / "figures", [name])
+    aurora = [folder for folder in sections[0].groups[-1].folders if folder]
+    channel = {"z": [0, 1], "before": [0, 1], "after": [0, 2], "edges": [0, 1], "counts": [3]}
+    sigma = {"examples": 3, "train_form": "dynamic", "layers": [{"layer": "l.0.q", "channels": [channel]}]}
+    gap = {"layers": [{"layer": "l.0.q", "form": "static", "relative_error": 0.1}]}
+    for folder in aurora[1:]:
+        (folder / "sigma.json").write_text(json.dumps(sigma))
+        (folder / "gap.json").write_text(json.dumps(gap))
+    written, _ = write_figures(sections, tmp_path / "figures", ["sigma", "gap"])
+    assert [path.name for path in written] == [
+        "sigma-aurora.png",
+        "sigma-aurora.svg",
+        "gap-aurora.png",
+        "gap-aurora.svg",
+    ]
+    (aurora[1] / "gap.json").write_text("{")
+    with pytest.raises(UserError, match=r"gap\.json cannot be read"):
+        write_figures(sections, tmp_path / "figures", ["gap"])
 
 
 def test_what_was_asked_for_must_apply(runs: Path, tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ def test_gap_figure_has_a_panel_for_each_kind_of_module() -> None:
         gap_figure({"layers": []})
 
 
+def test_gap_figure_of_several_seeds() -> None:
+    gaps = [{"layers": [{"layer": "l.0.q", "form": "static", "relative_error": error}]} for error in (0.1, 0.2, 0.6)]
+    (ax,) = gap_figure(*gaps).axes
+    assert ax.lines[0].get_ydata().tolist() == pytest.approx([30])
+    assert ax.get_ylabel() == "error of the adapter's output, %"
+    low, high = ax.collections[0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((10, 60))
+
+
 def test_calibration_curve_averages_repeats() -> None:
     records = [
         {"order": order, "inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n}

@@ -1,4 +1,4 @@
-"""Commands on runs: train, evaluate, gap, merge, export, report, predict."""
+"""Commands on runs: train, evaluate, gap, sigma, merge, export, report, predict."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def gap(
     Writes gap.json, gap.png and gap.svg.
     """
     from aurora_lora.files import check_writable, write_json
-    from aurora_lora.report.figures import gap_figure, save
+    from aurora_lora.report.figures import GAP, gap_figure, save
     from aurora_lora.training.deployed import gap as measure
     from aurora_lora.training.finished import load_run
 
@@ -203,13 +203,47 @@ def gap(
     with stderr().status(f"running the forms on the {split} split"):
         found = measure(run, split, examples)
     record = {"run": str(folder), "split": split, **found.to_dict()}
-    write_json(target / "gap.json", record)
-    written = [target / "gap.json", *save(gap_figure(record), target / "gap")]
+    write_json(target / GAP, record)
+    written = [target / GAP, *save(gap_figure(record), (target / GAP).with_suffix(""))]
     if as_json:
         print_json({**record, "written": [str(path) for path in written]})
         return
     for table in found.tables():
         stdout().print(table)
+    stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+
+
+def sigma(
+    folder: RunFolder,
+    examples: Annotated[
+        int | None, typer.Option("--examples", help="At most so many inputs; those of the calibration by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sigma of each layer before and after the training, with a histogram of what reaches it.
+
+    Writes sigma.json, sigma.png and sigma.svg.
+    """
+    from aurora_lora.files import check_writable, write_json
+    from aurora_lora.report.figures import save
+    from aurora_lora.report.sigma_figure import SIGMA, sigma_figure
+    from aurora_lora.training.finished import load_run
+    from aurora_lora.training.sigma import sigma as measure
+
+    run = load_run(folder)
+    target = output or folder
+    check_writable(target)
+    progress_bars()
+    with stderr().status("running the calibration inputs"):
+        record = {"run": str(folder), **measure(run, examples)}
+    write_json(target / SIGMA, record)
+    written = [target / SIGMA, *save(sigma_figure(record), (target / SIGMA).with_suffix(""))]
+    if as_json:
+        print_json({**record, "written": [str(path) for path in written]})
+        return
     stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
 
 
@@ -255,7 +289,7 @@ def report(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="FIGURE", help="scores, ranks or curves; may be repeated. All that apply."),
+        typer.Option("--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma or gap; may be repeated."),
     ] = None,
 ) -> None:
     """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind.
@@ -322,4 +356,4 @@ def predict(
     stdout().print(table)
 
 
-COMMANDS = (train, pretrain, evaluate, merge, gap, export, report, predict)
+COMMANDS = (train, pretrain, evaluate, merge, gap, sigma, export, report, predict)

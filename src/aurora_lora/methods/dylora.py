@@ -40,8 +40,12 @@ class DyLoRA(Update):
         return (self.alpha / b) * linear(linear(self.dropout(x), A), B)
 
     def delta_weight(self) -> Tensor:
+        left, right = self.factors()
+        return left @ right
+
+    def factors(self) -> tuple[Tensor, Tensor]:
         b = self.eval_rank
-        return (self.alpha / b) * (self.B[:, :b] @ self.A[:b])
+        return (self.alpha / b) * self.B[:, :b], self.A[:b]
 
 
 class DrawRank(TrainerCallback):

@@ -117,6 +117,10 @@ class Update(nn.Module):
             FormError: there is none.
         """
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """dW as left (d_out, r) times right (r, d_in); None for an update that has no such factors."""
+        return None
+
 
 class WeightUpdate(Update):
     """An update that is a whole matrix, `dW x`: made at each call, in O(r d_out d_in) time and O(d_out d_in) memory."""

@@ -34,6 +34,9 @@ class MoSLoRA(Update):
     def delta_weight(self) -> Tensor:
         return self.scaling * (self.B @ self.mixer @ self.A)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scaling * self.B, self.mixer @ self.A
+
 
 MOSLORA = UpdateMethod(
     name="moslora",

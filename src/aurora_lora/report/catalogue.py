@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..files import write_json, write_text
 from ..methods.base import unknown
-from .figures import save
+from .figures import GAP, gap_figure, save
+from .groups import Group
 from .run_figures import curves_figure, rank_figure, score_figure
 from .sections import Section, slug
+from .sigma_figure import SIGMA, sigma_figure
 from .times import time_table
+from .updates import trajectories, trajectories_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +64,47 @@ def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], 
     return lambda section: [Made(draw(section.groups, section.groups[0].metric))]
 
 
+def _ways(section: Section) -> list[Made]:
+    record = trajectories(section.groups)
+    return [Made(trajectories_figure(record), record=record)]
+
+
+def _sigmas(section: Section) -> list[Made]:
+    """Of the first seed of each setting that has been measured."""
+    made = []
+    for group in section.groups:
+        for record in _measured(group, SIGMA)[:1]:
+            made.append(Made(sigma_figure(record), group.label))
+    if not made:
+        raise UserError(f"sigma needs AuroRA runs with a {SIGMA}, which `aurora sigma DIR` writes")
+    return made
+
+
+def _gaps(section: Section) -> list[Made]:
+    """Of each setting that has been measured, over its seeds."""
+    found = {group.label: _measured(group, GAP) for group in section.groups}
+    made = [Made(gap_figure(*records), label) for label, records in found.items() if records]
+    if not made:
+        raise UserError(f"the merge gap needs AuroRA runs with a {GAP}, which `aurora gap DIR` writes")
+    return made
+
+
+def _measured(group: Group, name: str) -> list[dict[str, Any]]:
+    """What a command has written into the folders of a setting's runs."""
+    records = []
+    for folder in group.folders:
+        if folder is None or not (folder / name).is_file():
+            continue
+        try:
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / name} cannot be read: {error}") from error
+        if not isinstance(record, dict) or "layers" not in record:
+            raise UserError(f"{folder / name} has no layers")
+        records.append(record)
+    return records
+
+
 BEST = "Of settings that differ in their training alone, the best one on validation data."
 KINDS = (
     Kind(
@@ -79,6 +124,26 @@ KINDS = (
         "Learning curves",
         "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
         _whole(curves_figure),
+    ),
+    Kind(
+        "updates",
+        "The way of the weight updates",
+        "Principal components of the updates of all runs, at the start (ring) and after each epoch, the last one "
+        "numbered. Of AuroRA, the form is named.",
+        _ways,
+    ),
+    Kind(
+        "sigma",
+        "Sigma before and after the training",
+        "Each layer's sigma, and the histogram of the z that reach it on the calibration inputs. The first seed.",
+        _sigmas,
+    ),
+    Kind(
+        "gap",
+        "Merge gap by layer",
+        "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs. Mean over the seeds, "
+        "and their range.",
+        _gaps,
     ),
 )
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+GAP = "gap.json"
+"""In the folder of a run: what `aurora gap` measured."""
+
 # Okabe and Ito's colours, which stay apart under the common colour blindnesses.
 STYLES: dict[str, dict[str, Any]] = {
     "dynamic": {"color": "#000000", "marker": "o", "linestyle": "-"},
@@ -90,23 +93,31 @@ def forms_figure(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def gap_figure(gap: Mapping[str, Any]) -> Figure:
+def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
     """The relative error of each form, a panel for each kind of module, along the depth of the model.
 
     Args:
-        gap: `MergeGap.to_dict()`.
+        gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range.
     """
-    kinds: dict[str, dict[str, list[float]]] = {}
-    for entry in gap["layers"]:
-        kind = entry["layer"].rsplit(".", 1)[-1]
-        kinds.setdefault(kind, {}).setdefault(entry["form"], []).append(100 * entry["relative_error"])
+    kinds: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for entry in (entry for gap in gaps for entry in gap["layers"]):
+        layers = kinds.setdefault(entry["layer"].rsplit(".", 1)[-1], {}).setdefault(entry["form"], {})
+        layers.setdefault(entry["layer"], []).append(100 * entry["relative_error"])
     if not kinds:
         raise UserError("the gap figure needs the gap of at least one layer")
     figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.7)
-    top = max(max(values) for forms in kinds.values() for values in forms.values())
+    top = max(max(values) for forms in kinds.values() for layers in forms.values() for values in layers.values())
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
-        for form, values in forms.items():
-            ax.plot(range(len(values)), values, label=FORM_NAMES[form], **STYLES[form])
+        for form, layers in forms.items():
+            means = [statistics.fmean(values) for values in layers.values()]
+            low = [mean - min(values) for mean, values in zip(means, layers.values(), strict=True)]
+            high = [max(values) - mean for mean, values in zip(means, layers.values(), strict=True)]
+            ax.plot(range(len(means)), means, label=FORM_NAMES[form], **STYLES[form])
+            if len(gaps) > 1:
+                colour = STYLES[form]["color"]
+                ax.errorbar(
+                    range(len(means)), means, [low, high], fmt="none", ecolor=colour, elinewidth=0.8, capsize=2.5
+                )
         ax.set_title(kind, fontsize=9, loc="left")
         ax.set_xlabel("layer")
         ax.locator_params(axis="x", integer=True)

@@ -42,7 +42,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     A method at several ranks is one line; bars are 95% intervals over the seeds.
     """
     by_line = chosen(found)
-    figure, (ax,) = _panels(_names(by_line), 3.0)
+    figure, (ax,) = panels(_names(by_line), 3.0)
     places = _side_by_side([(line, group.params) for line, several in by_line.items() for group in several])
     for place, (line, several) in enumerate(by_line.items()):
         points = [(places[line, group.params], group.scores(group.deployed, metric)) for group in several]
@@ -50,7 +50,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     _parameter_axis(ax, [group.params for group in found])
     ax.set_xlabel("trained parameters outside the head")
     ax.set_ylabel(_axis(metric))
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -69,7 +69,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     }
     if not by_line:
         raise UserError("score against rank needs runs of one method at two ranks at least")
-    figure, (ax,) = _panels(_names(by_line), 3.0)
+    figure, (ax,) = panels(_names(by_line), 3.0)
     for place, (line, several) in enumerate(by_line.items()):
         several = sorted(several, key=lambda group: group.rank or 0)
         beside = 2 ** (0.03 * (place - (len(by_line) - 1) / 2))  # bars do not hide each other
@@ -81,7 +81,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     ax.minorticks_off()
     ax.set_xlabel("rank r")
     ax.set_ylabel(_axis(metric))
-    _legend(figure, ax)
+    legend(figure, ax)
     return figure
 
 
@@ -99,7 +99,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
     curves.sort(key=lambda group: -group.validation)
     scale = 100 if metric in PERCENT else 1
     names = [group.with_form(group.label) for group in curves[:MOST_CURVES]]
-    figure, axes = _panels(names, 4.8, rows=2)
+    figure, axes = panels(names, 4.8, rows=2)
     for place, (name, group) in enumerate(zip(names, curves, strict=False)):
         for ax, values, factor in (
             (axes[0], lambda entry: entry.get("train_loss"), 1),
@@ -121,7 +121,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
         axes[0].set_title(
             f"the {MOST_CURVES} best of {len(curves)} settings on validation data", fontsize=8, loc="left"
         )
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -139,7 +139,7 @@ def _names(by_line: Mapping[str, Sequence[Group]]) -> list[str]:
     return [several[0].with_form(line) for line, several in by_line.items()]
 
 
-def _panels(names: Sequence[str], height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+def panels(names: Sequence[str], height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """Panels of a height in inches all together, and room for a legend of these names."""
     columns = _columns(names)
     return new_figure(1, WIDTH, height + 0.17 * -(-len(names) // columns), rows=rows)
@@ -193,7 +193,8 @@ def _axis(metric: str) -> str:
     return f"{metric}, %" if metric in PERCENT else metric
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def legend(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, below them."""
     handles, names = ax.get_legend_handles_labels()
     figure.legend(
         handles,

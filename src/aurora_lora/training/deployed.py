@@ -26,7 +26,7 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
         UserError: no AuroRA run, no such split, or no examples.
         FormError: the run was trained in the static form, which merges exactly.
     """
-    _need_aurora(run)
+    need_aurora(run)
     split = split or run.test_sets[0]
     run.check_split(split)
     if examples is not None and examples < 1:
@@ -56,7 +56,7 @@ def export(
         UserError: no AuroRA run, an unknown dtype, or a folder that holds something else.
         FormError: the run has no such form, or it cannot be exported.
     """
-    _need_aurora(run)
+    need_aurora(run)
     form = form or run.deployed_form
     run.check_form(form)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
@@ -71,6 +71,7 @@ def export(
     return output, form
 
 
-def _need_aurora(run: TrainedRun) -> None:
+def need_aurora(run: TrainedRun) -> None:
+    """Raise a UserError for the run of another method."""
     if not isinstance(run.recipe.method.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")

@@ -196,6 +196,8 @@ class TrainingSection(Section):
     """CPU threads; None leaves the choice to PyTorch."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read and transform images beside the training; 0 is none."""
+    save_updates: bool = False
+    """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
 
 
 class CalibrationSection(Section):
@@ -257,7 +259,7 @@ class Recipe(RunRecipe):
             update={
                 "name": f"{self.name}-reference",
                 "method": self.reference.method,
-                "training": self.training.model_copy(update=given),
+                "training": self.training.model_copy(update={**given, "save_updates": False}),
                 "reference": None,
             }
         )

@@ -34,8 +34,9 @@ from .images import EpochOfImages, Images
 from .models import Processor, load_base_model, load_processor
 from .recipe import Recipe
 from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
-from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS
+from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS, UPDATES
 from .trainer import RecipeTrainer, training_arguments
+from .updates import UpdateRecorder
 
 CALIBRATED = "calibrated"
 
@@ -92,7 +93,7 @@ def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
 def _prepare(folder: Path, recipe: Recipe) -> None:
     storage.check_recipe(folder, recipe)
     files.check_writable(folder)
-    for each in (folder, folder / CHECKPOINTS):
+    for each in (folder, folder / CHECKPOINTS, folder / UPDATES):
         files.clear_leftovers(each)
     if not (folder / RECIPE).exists():
         files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
@@ -163,6 +164,8 @@ def make_trainer(
     model = make_model(recipe, load_base_model(recipe.model, data.task, processor, data.labels), adapter)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
+    if recipe.training.save_updates:
+        callbacks = [UpdateRecorder(recipe, checkpoints.parent / UPDATES, _own_share(data, recipe)), *callbacks]
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]

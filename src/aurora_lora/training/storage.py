@@ -24,6 +24,8 @@ RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora"
 RESULT = "result.json"
 SPLITS = "splits.json"
 """Which rows of the data each split holds, of tasks whose rows are known."""
+UPDATES = "updates"
+"""The update of the weights at each epoch, where `training.save_updates` asks for it."""
 MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

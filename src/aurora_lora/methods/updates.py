@@ -1,0 +1,65 @@
+"""The low-rank update of each adapted linear layer, whatever method made it: `dW = left @ right`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ..errors import FormError
+from ..tuner import AuroraLayer
+from ..tuner.calibration_state import whole
+from .base import MERGED
+from .edited import AdaptedLinear
+
+Factors = tuple[Tensor, Tensor]
+
+
+def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]:
+    """By the layer's path in the base model: left (d_out, r) and right (r, d_in), detached, in at least float32.
+
+    Sharded weights are gathered: call it on every process.
+
+    Args:
+        model: with the adapters of a method, of which the active ones count.
+        form: of AuroRA's adapters, a linear one.
+
+    Raises:
+        FormError: the method's update has no low-rank factors, or AuroRA's adapters do not have the form.
+        NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an old one.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        factors = _factors(module, form)
+        if factors is not None:
+            found[path.removeprefix("base_model.model.")] = factors
+    if not found:
+        raise FormError("it has no low-rank update of a weight (allowed: AuroRA, LoRA, PiSSA, MiLoRA, MoSLoRA, DyLoRA)")
+    return found
+
+
+def _factors(module: nn.Module, form: str) -> Factors | None:
+    if isinstance(module, AuroraLayer):
+        (name,) = _active(module, module.aurora_A)
+        lora_A, lora_B = module.get_factors(name, form)
+        return lora_B.detach(), lora_A.detach()
+    if isinstance(module, LoraLayer):
+        (name,) = _active(module, module.lora_A)
+        layer: Any = module
+        if not isinstance(layer.lora_A[name], nn.Linear) or layer.use_dora.get(name):
+            return None
+        return layer.scaling[name] * whole(layer.lora_B[name].weight.detach()), whole(
+            layer.lora_A[name].weight.detach()
+        )
+    if isinstance(module, AdaptedLinear):
+        factors = module.in_use.factors()
+        return None if factors is None else (factors[0].detach(), factors[1].detach())
+    return None
+
+
+def _active(layer: Any, adapters: Any) -> list[str]:
+    names = [name for name in layer.active_adapters if name in adapters]
+    if len(names) != 1:
+        raise FormError(f"one active adapter has a low-rank update, not {len(names)}")
+    return names

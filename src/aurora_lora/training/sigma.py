@@ -1,0 +1,88 @@
+"""`aurora sigma`: sigma of each layer before and after the training, and what reaches it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from ..deploy.rank_space import hidden_values, sigma_along
+from ..errors import UserError
+from ..tuner import AuroraLayer, aurora_layers
+from .deployed import need_aurora
+from .finished import TrainedRun
+from .models import load_base_model
+from .run import make_model, make_trainer
+from .storage import ADAPTER
+
+POINTS, BINS = 61, 40
+
+
+def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
+    """Sigma of each layer of a run, along each channel of the rank space, and a histogram of the z that reach it.
+
+    The inputs are those that the run was calibrated with. The start is made again from the recipe's seed.
+
+    Args:
+        run: an AuroRA run.
+        examples: at most so many; the recipe's number if None.
+
+    Returns:
+        `examples`, `train_form` (in the static one sigma sees the columns of A), and for each of `layers` its `layer`
+        (the path), `vectors` (how many z there are) and `channels`: for each `z`, `before` and `after`, the curve of
+        sigma_i(z e_i), the other channels at 0, over the range of the z; `edges` and `counts`, the histogram of z_i.
+
+    Raises:
+        UserError: no AuroRA run, no examples, or one whose sigma is the identity.
+    """
+    need_aurora(run)
+    if examples is not None and examples < 1:
+        raise UserError(f"examples must be at least 1, got {examples}")
+    recipe = run.recipe if examples is None else _with_examples(run, examples)
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer, data = make_trainer(recipe, Path(nowhere), (), run.folder / ADAPTER)
+    set_seed(recipe.seed)
+    fresh = make_model(recipe, load_base_model(recipe.model, data.task, data.processor, data.labels))
+    before, after = dict(aurora_layers(fresh)), dict(aurora_layers(trainer.module))
+    found = hidden_values(trainer.module, data.calibration_batches(recipe))
+    layers = [
+        {
+            "layer": path.removeprefix("base_model.model."),
+            "vectors": len(z),
+            "channels": _channels(before[path], after[path], name, z),
+        }
+        for (path, name), z in found.items()
+    ]
+    if not layers:
+        raise UserError(f"{run.folder}: sigma is the identity in every layer")
+    train_form = recipe.method.options.get("train_form", "dynamic")
+    return {"schema": 1, "examples": recipe.calibration.examples, "train_form": train_form, "layers": layers}
+
+
+def _with_examples(run: TrainedRun, examples: int) -> Any:
+    wanted = min(examples, run.recipe.calibration.examples)
+    calibration = run.recipe.calibration.model_copy(update={"examples": wanted})
+    return run.recipe.model_copy(update={"calibration": calibration})
+
+
+def _channels(before: AuroraLayer, after: AuroraLayer, name: str, z: Tensor) -> list[dict[str, Any]]:
+    channels = []
+    for channel in range(z.shape[1]):
+        low, high = z[:, channel].min().item(), z[:, channel].max().item()
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        grid = torch.linspace(low, high, POINTS)
+        counts, edges = torch.histogram(z[:, channel], BINS, range=(low, high))
+        curves = {
+            "z": grid,
+            "before": sigma_along(before, name, channel, grid),
+            "after": sigma_along(after, name, channel, grid),
+            "edges": edges,
+        }
+        rounded = {key: [float(f"{value:.5g}") for value in values.tolist()] for key, values in curves.items()}
+        channels.append({**rounded, "counts": [int(count) for count in counts]})
+    return channels

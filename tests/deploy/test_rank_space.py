@@ -1,0 +1,66 @@
+"""What reaches sigma, against the layer's own formula."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+
+import aurora_lora
+from aurora_lora.deploy.rank_space import hidden_values, sigma_along
+from aurora_lora.errors import CalibrationError
+from aurora_lora.ops.anl import adaptive_nonlinear
+
+PATH = "base_model.model.bert.encoder.layer.1.attention.self.query"
+
+
+def adapted(make_bert: Callable[..., Any], **options: Any) -> Any:
+    torch.manual_seed(1)
+    config = aurora_lora.AuroraConfig(target_modules=["query", "value"], init_weights=False, **options)
+    return get_peft_model(make_bert(), config)
+
+
+def test_hidden_values_are_those_of_the_trained_model_without_padding(
+    make_bert: Callable[..., Any], batches: list[dict[str, torch.Tensor]]
+) -> None:
+    model = adapted(make_bert).train()
+    found = hidden_values(model, batches)
+    assert model.training
+    assert len(found) == 4
+    z = found[PATH, "default"]
+    layer = model.get_submodule(PATH)
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.eval()
+    with torch.no_grad(), aurora_lora.set_form(model, "dynamic"):
+        for batch in batches:
+            model(**batch)
+    handle.remove()
+    x = torch.cat([one[batch["attention_mask"].bool()] for one, batch in zip(seen, batches, strict=True)])
+    torch.testing.assert_close(z, x @ layer.aurora_A["default"].T)
+
+
+def test_static_training_sees_the_columns_of_a(make_bert: Callable[..., Any]) -> None:
+    model = adapted(make_bert, train_form="static")
+    found = hidden_values(model, [])
+    A = model.get_submodule(PATH).aurora_A["default"]
+    torch.testing.assert_close(found[PATH, "default"], A.T, check_stride=False)
+
+
+def test_plain_lora_has_none(make_bert: Callable[..., Any], batches: list[dict[str, torch.Tensor]]) -> None:
+    assert hidden_values(adapted(make_bert, fixed_activation=None, spline=None, skip=True), batches) == {}
+
+
+def test_no_batches(make_bert: Callable[..., Any]) -> None:
+    with pytest.raises(CalibrationError, match="hidden_values needs at least one batch"):
+        hidden_values(adapted(make_bert), [])
+
+
+def test_sigma_along_a_channel(make_bert: Callable[..., Any]) -> None:
+    layer = adapted(make_bert).get_submodule(PATH)
+    z = torch.tensor([-1.5, 0.0, 0.3])
+    inputs = torch.stack([torch.zeros(3), z], dim=1)
+    H, W = layer.aurora_H["default"], layer.aurora_spline_weight["default"]
+    expected = adaptive_nonlinear(inputs, H, W, layer.aurora_config["default"].anl)[:, 1]
+    torch.testing.assert_close(sigma_along(layer, "default", 1, z), expected.detach())
