@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import subjects
 import tables
 import vision
 
@@ -31,7 +32,7 @@ def text_of_recipe(suite: str, scale: str, name: str, recipe: dict[str, Any], wo
 
 def every_file() -> Iterator[tuple[Path, str]]:
     """Each file and what is to be in it."""
-    for make in (*tables.SUITES, *vision.SUITES):
+    for make in (*tables.SUITES, *vision.SUITES, *subjects.SUITES):
         made = make()
         folder = HERE / made.name / made.scale
         head = f"# aurora reproduce {made.name} --scale {made.scale}\n"

@@ -83,3 +83,15 @@ def train(
         return aurora(*orders)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tiny.save_clip(tmp_path_factory.mktemp("clip"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dino_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tiny.save_dino(tmp_path_factory.mktemp("dino"))
+    return folder

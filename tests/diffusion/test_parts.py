@@ -1,7 +1,6 @@
 """The parts of a run against plain formulas: cuts, draws, the loss, the U-Net's inputs, fidelity."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -131,25 +130,6 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
 # ---------------------------------------------------------------- fidelity
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tiny.save_tokenizer(folder / "tokenizer")
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=tiny.text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=8
-    )
-    CLIPModel(config).save_pretrained(folder)
-    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    CLIPProcessor(processor, tokenizer).save_pretrained(folder)
-    return folder
-
-
 def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
@@ -170,19 +150,15 @@ def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> No
     assert subject_fidelity(clip.images(real[:1]), clip.images(real[:1])) == pytest.approx(1)
 
 
-def test_dino_embeds_with_the_class_token(images: Path, tmp_path: Path) -> None:
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+def test_dino_embeds_with_the_class_token(dino_folder: Path, images: Path) -> None:
+    from transformers import ViTImageProcessor, ViTModel
 
-    config = ViTConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    ViTModel(config).save_pretrained(tmp_path)
-    processor = ViTImageProcessor(size={"height": 16, "width": 16})
-    processor.save_pretrained(tmp_path)
-    pictures = subject_images(str(images))
+    pictures, dino = subject_images(str(images)), Dino(str(dino_folder), torch.device("cpu"))
+    inputs = ViTImageProcessor.from_pretrained(dino_folder)(pictures, return_tensors="pt")
     with torch.no_grad():
-        expected = ViTModel.from_pretrained(tmp_path)(**processor(pictures, return_tensors="pt")).last_hidden_state
-    torch.testing.assert_close(Dino(str(tmp_path), torch.device("cpu")).images(pictures), expected[:, 0])
+        expected = ViTModel.from_pretrained(dino_folder)(**inputs).last_hidden_state
+    torch.testing.assert_close(dino.images(pictures), expected[:, 0])
+    torch.testing.assert_close(dino.files(sorted(images.iterdir())), expected[:, 0])
 
 
 def test_the_identifier_is_left_out_for_clip() -> None:

@@ -17,6 +17,7 @@ from aurora_lora.diffusion.draws import seed_of
 
 Train = Callable[..., list[dict[str, Any]]]
 PROMPTS = ["a photo of a sks dog", "a sks dog on the beach"]
+PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
 PRIOR = {"prompt": "a photo of a dog", "images": 3}
 WHOLE: dict[str, Any] = {"prior": PRIOR, "training": {"checkpoint_every": 1, "threads": 1}}
 
@@ -208,6 +209,39 @@ def test_other_methods(train: Train, tmp_path: Path) -> None:
         assert answer["status"] == 0, answer["stderr"]
         assert (tmp_path / name / "lora").exists() == (name == "aurora-paper")
         assert result_of(tmp_path / name)["params"]["adapter"] > 0
+
+
+def test_scores_are_those_of_the_images(
+    train: Train, clip_folder: Path, dino_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    scores = {"prompts": PROMPTS_OF_SCORES, "images_per_prompt": 2, "clip": str(clip_folder), "dino": str(dino_folder)}
+    quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
+    (answer,) = train((tmp_path / "run", {**quick, "scores": scores}, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    metric = result_of(tmp_path / "run")["metric"]
+    assert (metric["name"], metric["split"]) == ("clip_i", "generated")
+    assert metric["examples"] == {"train": 3, "generated": 4}
+    assert set(metric["by_form"]["static"]) == {"clip_i", "clip_t", "dino", "noise_error"}
+    assert "CLIP-I" in answer["stdout"]
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+    generated = [
+        Image.open(tmp_path / "run" / "images" / "scores-calibrated" / name)
+        for name in ("00-0.png", "00-1.png", "01-0.png", "01-1.png")
+    ]
+    real = [Image.open(path).convert("RGB") for path in sorted(images.iterdir())]
+    inputs = processor(
+        text=["a dog", "a dog on the beach"], images=[*generated, *real], return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        outputs = model(**inputs)
+    embedded, asked = outputs.image_embeds, outputs.text_embeds
+    alike = torch.nn.functional.cosine_similarity(embedded[:4, None], embedded[None, 4:], dim=-1).mean()
+    right = torch.nn.functional.cosine_similarity(embedded[:4], asked.repeat_interleave(2, 0)).mean()
+    assert metric["by_form"]["calibrated"]["clip_i"] == pytest.approx(alike.item(), abs=1e-5)
+    assert metric["by_form"]["calibrated"]["clip_t"] == pytest.approx(right.item(), abs=1e-5)
 
 
 def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:

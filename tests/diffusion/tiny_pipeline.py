@@ -8,12 +8,33 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 SIDE = 16
 """Pixels of the images; the autoencoder halves them."""
 WIDTH = 16
 """Of each text encoder."""
+SMALL_VIT: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": 8,
+}
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz[],."
 
 
@@ -82,6 +103,29 @@ def save_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
         scheduler=scheduler,
         add_watermarker=False,
     ).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP of random weights, with its processor."""
+    tokenizer = save_tokenizer(folder / "tokenizer")
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=text_config(tokenizer).to_dict(),
+        vision_config=CLIPVisionConfig(**SMALL_VIT).to_dict(),
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_dino(folder: Path) -> Path:
+    """A ViT of random weights, with its processor."""
+    torch.manual_seed(1)
+    ViTModel(ViTConfig(**SMALL_VIT)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
 
 

@@ -36,14 +36,13 @@ def train(
     DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command goes on
     from the last checkpoint. A finished run is shown again.
     """
-    from aurora_lora.tasks.dreambooth import DREAMBOOTH
-    from aurora_lora.training.recipe import read_values, task_name, validate
+    from aurora_lora.experiments.kinds import load_any
+    from aurora_lora.training.recipe import Recipe
 
-    values = read_values(recipe, overrides or ())
-    if task_name(values) == DREAMBOOTH.name:
-        _train_subject(values, str(recipe), output, as_json)
+    plan = load_any(recipe, overrides or ())
+    if not isinstance(plan, Recipe):
+        _train_subject(plan, output, as_json)
         return
-    plan = validate(values, str(recipe))
     progress = progress_bars()
     make_models([plan.model])
     from aurora_lora.training.run import train as run_recipe
@@ -72,13 +71,10 @@ def train(
     print_run(stdout(), run)
 
 
-def _train_subject(values: Any, source: str, output: Path, as_json: bool) -> None:
+def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
     """`aurora train` for subject-driven generation."""
     from aurora_lora.diffusion.progress import Bars, quiet
-    from aurora_lora.diffusion.recipe import SubjectRecipe
-    from aurora_lora.training.recipe import validate_as
 
-    plan = validate_as(SubjectRecipe, values, source)
     quiet()
     from aurora_lora.diffusion.run import train_subject
     from aurora_lora.diffusion.summary import print_subject_run, written

@@ -8,7 +8,9 @@ with the image and text embeddings of CLIP, and the class token of DINO's last l
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +39,29 @@ def plain_prompt(prompt: str) -> str:
     return " ".join(prompt.replace(PLACEHOLDER, " ").split())
 
 
-class Clip:
+BATCH = 16
+"""Images read and embedded at a time."""
+
+
+class Embedder(ABC):
+    """Embeds images."""
+
+    @abstractmethod
+    def images(self, images: Sequence[Image]) -> Tensor:
+        """(n, d), float32."""
+
+    def files(self, paths: Sequence[Path]) -> Tensor:
+        """The same for image files."""
+        from PIL import Image
+
+        parts = []
+        for start in range(0, len(paths), BATCH):
+            opened = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
+            parts.append(self.images(opened))
+        return torch.cat(parts)
+
+
+class Clip(Embedder):
     """Embeddings of CLIP.
 
     Args:
@@ -67,7 +91,7 @@ class Clip:
         return _embedding(self.model.get_text_features(**inputs.to(self.model.device)))
 
 
-class Dino:
+class Dino(Embedder):
     """Class tokens of a self-supervised ViT. As `Clip`."""
 
     def __init__(self, name: str, device: torch.device) -> None:

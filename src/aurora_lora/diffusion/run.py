@@ -24,6 +24,7 @@ from ..training.run import CALIBRATED, Run
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from .draws import seed_of
 from .export import no_lora, write_lora
+from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from .grid import write_grid
 from .loop import Loop, make_accelerator, noise_error
 from .pipeline import load_diffusion
@@ -41,7 +42,7 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
 
     Writes into `output`: `recipe.yaml`; `images/` and `grid.png`, generated while it trains; `forms.png`, the same
     prompts in every form of the trained model; `adapter/`; `lora/`, for `pipe.load_lora_weights` of diffusers; and
-    `result.json`. A finished run is read, not run again.
+    `result.json`. With `scores` in the recipe also their images. A finished run is read, not run again.
 
     Args:
         recipe: what to do.
@@ -218,13 +219,19 @@ class _Training:
                 scores[form] = {NOISE_ERROR: noise_error(self.diffusion.unet, self.held)}
                 columns[form] = on_main(lambda form=form: self._images(f"form-{form}", self.prompts))  # type: ignore[misc]
         on_main(lambda: write_grid(self.folder / FORMS, self.prompts, columns))
+        scored, examples = "train", {"train": len(self.subject.images)}
+        if recipe.scores is not None:
+            scored = "generated"
+            examples[scored] = len(recipe.scores.prompts) * recipe.scores.images_per_prompt
+            for form, found in on_main(lambda: self._fidelity(forms)).items():
+                scores[form] = {**found, **scores[form]}
         progress = loop.progress
         result = build_result(
             recipe,
-            metric=NOISE_ERROR,
-            split="train",
-            examples={"train": len(self.subject.images)},
-            test={"train": scores},
+            metric=NOISE_ERROR if recipe.scores is None else "clip_i",
+            split=scored,
+            examples=examples,
+            test={scored: scores},
             validation=scores,
             selected_by={
                 "split": "train",
@@ -241,6 +248,30 @@ class _Training:
         )
         on_main(lambda: self._write(result, deployed))
         return result
+
+    def _fidelity(self, forms: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Subject and prompt fidelity of each form."""
+        wanted, device = self.recipe.scores, self.diffusion.device
+        assert wanted is not None
+        prompts = [self.recipe.task.fill(prompt) for prompt in wanted.prompts]
+        generated = {}
+        for form in forms:
+            with self.method.using(self.model, form):
+                self.model.eval()
+                generated[form] = self._images(f"scores-{form}", prompts, wanted.images_per_prompt)
+        plain = [plain_prompt(prompt) for prompt in wanted.prompts for _ in range(wanted.images_per_prompt)]
+        clip = Clip(wanted.clip, device)
+        texts, real = clip.texts(plain), clip.images(self.subject.images)
+        found = {}
+        for form, paths in generated.items():
+            embedded = clip.files(paths)
+            found[form] = {"clip_i": subject_fidelity(embedded, real), "clip_t": prompt_fidelity(embedded, texts)}
+        if wanted.dino is not None:
+            dino = Dino(wanted.dino, device)
+            real = dino.images(self.subject.images)
+            for form, paths in generated.items():
+                found[form]["dino"] = subject_fidelity(dino.files(paths), real)
+        return found
 
     def _calibrate(self) -> None:
         wanted = self.recipe.calibration

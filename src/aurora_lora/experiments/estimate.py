@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
+from ..diffusion.recipe import SubjectRecipe
 from ..errors import UserError
 from ..methods import ParameterCounts, count_parameters, get_method
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, RunRecipe
+from . import estimate_diffusion
 from .architectures import architecture
 from .reproduce import Reproduction
 
@@ -76,12 +78,15 @@ class Estimate:
     hours: float | None
 
 
-def estimate(recipe: Recipe, gpu: Gpu) -> Estimate:
+def estimate(recipe: RunRecipe, gpu: Gpu) -> Estimate:
     """What a recipe needs on a GPU.
 
     Raises:
         UserError: its model is not known, or its method does not fit the model.
     """
+    if isinstance(recipe, SubjectRecipe):
+        return _estimate_subject(recipe, gpu)
+    assert isinstance(recipe, Recipe)
     params = trained_parameters(recipe)
     config, training = architecture(recipe.model), recipe.training
     text = config.get_text_config()
@@ -98,6 +103,17 @@ def estimate(recipe: Recipe, gpu: Gpu) -> Estimate:
     operations = (2 + (4 if trained > params.total / 2 else 2)) * params.total * length
     hours = None if examples is None else operations * examples * training.epochs / speed / 3600
     return Estimate(params, memory / 1e9, hours)
+
+
+def _estimate_subject(recipe: SubjectRecipe, gpu: Gpu) -> Estimate:
+    """Of subject-driven generation; see `estimate_diffusion`."""
+    params, training = estimate_diffusion.trained_parameters(recipe), recipe.training
+    operations, kept = estimate_diffusion.passes(recipe)
+    trained, width = params.adapter, BYTES[training.precision]
+    weights = width * (params.total - trained + estimate_diffusion.AUTOENCODER) + 16 * trained
+    rounds = (3 if training.gradient_checkpointing else 2) * training.steps * training.gradient_accumulation_steps
+    speed = 1e12 * UTILISATION * (gpu.fp32 if training.precision == "fp32" else gpu.half)
+    return Estimate(params, (weights + kept) / 1e9, operations * rounds / speed / 3600)
 
 
 def trained_parameters(recipe: Recipe) -> ParameterCounts:

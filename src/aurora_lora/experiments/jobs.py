@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import files
 from ..errors import AuroraError, RunLockedError, UserError
 from ..training import yaml_text
-from ..training.recipe import Recipe
+from ..training.recipe import RunRecipe
 from ..training.results import Result, read_result
 from ..training.storage import RECIPE, check_recipe
 
@@ -31,7 +31,7 @@ class Job:
     """
 
     name: str
-    recipe: Recipe
+    recipe: RunRecipe
     folder: Path
     work: float = 1.0
 
@@ -68,7 +68,7 @@ class Outcome:
 def run_job(job: Job) -> Outcome:
     """Run a job in this process. What it prints goes to `log.txt` in its folder; it never raises but for Ctrl-C."""
     from ..training.progress import quiet_libraries
-    from ..training.run import train
+    from .kinds import train_any
 
     try:
         files.check_writable(job.folder)
@@ -79,7 +79,7 @@ def run_job(job: Job) -> Outcome:
         ):
             try:
                 quiet_libraries()
-                return Outcome(job, train(job.recipe, job.folder).result)
+                return Outcome(job, train_any(job.recipe, job.folder).result)
             except Exception:
                 traceback.print_exc()
                 raise

@@ -26,8 +26,9 @@ from pydantic import Field, ValidationError, model_validator
 from ..errors import UserError
 from ..methods.base import unknown
 from ..training import yaml_text
-from ..training.recipe import Recipe, Section, load_recipe
+from ..training.recipe import RunRecipe, Section
 from .jobs import Job
+from .kinds import load_any
 
 SUITE = "suite.yaml"
 SCALES = ("hub", "packaged")
@@ -201,13 +202,13 @@ def plan(
     Raises:
         UserError: a recipe cannot be read.
     """
-    loaded: dict[str, tuple[Recipe, Path]] = {}
+    loaded: dict[str, tuple[RunRecipe, Path]] = {}
     for cell in chosen:
         if cell.recipe not in loaded:
             suite, _, name = cell.recipe.rpartition("/")
             suite = suite or recipes.parent.name
             path = recipes.parents[1] / suite / recipes.name / f"{name}.yaml"
-            loaded[cell.recipe] = load_recipe(path, overrides), output / suite / name
+            loaded[cell.recipe] = load_any(path, overrides), output / suite / name
     return {
         (name, seed): Job(f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), folder / f"seed{seed}")
         for seed in seeds

@@ -1,0 +1,112 @@
+"""Figure 4: recipes of subject-driven generation, planned, estimated and run by `aurora reproduce`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.experiments.estimate import GPUS, describe, estimate
+from aurora_lora.experiments.jobs import run_job
+from aurora_lora.experiments.kinds import load_any
+from aurora_lora.experiments.reproduce import prepare
+from aurora_lora.experiments.suite import recipes_folder
+from aurora_lora.report.paper import compare
+from aurora_lora.training import yaml_text
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+
+def test_figure_4_has_the_papers_settings(tmp_path: Path) -> None:
+    todo = prepare("figure4", "hub", tmp_path)
+    assert {cell.group for cell in todo.cells} == {"dog", "bear plushie"}
+    methods = {}
+    for job in todo.jobs.values():
+        recipe = job.recipe
+        assert isinstance(recipe, SubjectRecipe)
+        training = recipe.training
+        assert (recipe.model, recipe.vae) == (
+            "stabilityai/stable-diffusion-xl-base-1.0",
+            "madebyollin/sdxl-vae-fp16-fix",
+        )
+        assert (training.steps, training.learning_rate, training.schedule, training.precision) == (
+            *(500, 1e-4, "constant", "fp16"),
+        )
+        assert (training.batch_size, training.gradient_accumulation_steps, recipe.task.resolution) == (1, 4, 1024)
+        assert recipe.task.images == "google/dreambooth"
+        assert recipe.scores is not None
+        assert len(set(recipe.scores.prompts)) == 25
+        assert all("[V]" in prompt for prompt in recipe.scores.prompts)
+        methods[recipe.method.name] = recipe.method.options
+    assert (methods["aurora-paper"]["r"], methods["aurora-paper"]["alpha"]) == (2, 4)
+    assert {tuple(options["target_modules"]) for options in methods.values()} == {
+        ("to_q", "to_k", "to_v", "to_out.0"),
+    }
+    smoke = load_any(recipes_folder() / "figure4" / "hub" / "smoke.yaml")
+    assert smoke.task.images == "diffusers/dog-example"
+
+
+def test_the_plan_counts_without_weights(tmp_path: Path) -> None:
+    """LoRA on to_q, to_k, to_v and to_out.0 of SDXL: r (d_in + d_out), summed over 70 blocks with two attentions."""
+    rows = {row["recipe"]: row for row in describe(prepare("figure4", "hub", tmp_path, only=["dog-*"]))}
+
+    def attention(width: int, context: int) -> int:
+        return 2 * (width + width) + 2 * (context + width)  # to_q and to_out.0, to_k and to_v
+
+    blocks = {640: 2 * 2 + 2 * 3, 1280: 10 * 2 + 10 * 3 + 10}  # down, up (and mid) blocks times their depth
+    expected = sum(count * (attention(width, width) + attention(width, 2048)) for width, count in blocks.items())
+    assert rows["dog-lora"]["params"]["adapter"] == 4 * expected
+    layers = 8 * sum(blocks.values())
+    assert rows["dog-aurora"]["params"]["adapter"] == 2 * expected + layers * (4 + 2 * 8)
+    assert rows["dog-lora"]["params"]["total"] - 4 * expected == 2_567_463_684  # the published U-Net
+    assert 5.2 < rows["dog-lora"]["memory_gb"] < 24
+    assert rows["dog-lora"]["hours"] > 0
+
+
+def test_estimates_follow_the_settings() -> None:
+    recipe = load_any(recipes_folder() / "figure4" / "hub" / "dog-lora.yaml")
+    gpu = GPUS["L20"]
+    plain = estimate(recipe, gpu)
+
+    def changed(**training: Any) -> Any:
+        return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})  # type: ignore[attr-defined]
+
+    assert plain.hours is not None
+    assert estimate(changed(steps=1000), gpu).hours == pytest.approx(2 * plain.hours)
+    assert estimate(changed(gradient_checkpointing=False), gpu).memory_gb > plain.memory_gb + 4
+    assert estimate(changed(gradient_checkpointing=False), gpu).hours == pytest.approx(plain.hours * 2 / 3)
+    assert estimate(changed(precision="fp32"), gpu).memory_gb > 1.9 * plain.memory_gb
+
+
+def test_a_suite_runs_and_compares(tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "diffusion"))
+    import tiny_pipeline as tiny
+
+    clip, dino = tiny.save_clip(tmp_path / "clip"), tiny.save_dino(tmp_path / "dino")
+    model, images = tiny.save_pipeline(tmp_path / "model"), tiny.save_images(tmp_path / "subject")
+    folder = tmp_path / "recipes" / "tiny" / "packaged"
+    folder.mkdir(parents=True)
+    recipe = tiny.recipe(
+        model,
+        images,
+        training={"steps": 1},
+        validation={"prompts": [], "inference_steps": 1},
+        scores={"prompts": ["a [V] dog"], "images_per_prompt": 1, "clip": str(clip), "dino": str(dino)},
+    )
+    (folder / "aurora.yaml").write_text(yaml_text.dump(recipe))
+    rows = [{"name": form, "recipe": "aurora", "form": form} for form in ("static", "calibrated")]
+    columns = [{"name": metric, "label": metric, "metric": metric} for metric in ("clip_i", "clip_t", "dino")]
+    suite = {"title": "Tiny", "seeds": [0], "columns": columns, "groups": [{"name": "dog", "rows": rows}]}
+    (folder / "suite.yaml").write_text(yaml_text.dump(suite))
+    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=tmp_path / "recipes")
+    (job,) = todo.jobs.values()
+    outcome = run_job(job)
+    assert outcome.error is None
+    compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
+    assert [one.ours for one in compared] == [
+        pytest.approx(100 * outcome.result["metric"]["by_form"][form][metric])  # type: ignore[index]
+        for form in ("static", "calibrated")
+        for metric in ("clip_i", "clip_t", "dino")
+    ]
+    assert [row["status"] for row in describe(todo)] == ["finished"]
