@@ -27,6 +27,7 @@ from aurora_lora.report.tables import (
 )
 from aurora_lora.report.theory import theory_tables
 from aurora_lora.report.theory_figures import theory_figures
+from aurora_lora.report.updates import lengths_table, trajectories_figure
 from aurora_lora.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,10 @@ def main() -> None:
         assert section.study is not None
         shown = [study_page(section.study), *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
+    for record in read(RESULTS / "updates", "minilm-l6.json"):
+        save(trajectories_figure(record), FIGURES / "updates")
+        shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
+        insert(ROOT / "docs" / "figures.md", "updates", f"{shown}\n\n{lengths_table(record)}")
     for record in read(RESULTS / "reproduce", "*.json"):
         insert(ROOT / "docs" / "results.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
     for name, text in parts(RESULTS / "bench", FIGURES).items():

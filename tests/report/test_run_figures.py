@@ -40,6 +40,7 @@ def test_settings_of_the_same_size_stand_side_by_side(make_result: Callable[...,
     assert second < 990 < 1000 < first
     assert first / second < 10**0.2
     assert third == 2000
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["500", "1,000", "2,000"]  # one power of ten is few
 
 
 def test_score_against_rank(make_result: Callable[..., Result]) -> None:

@@ -128,8 +128,8 @@ KINDS = (
     Kind(
         "updates",
         "The way of the weight updates",
-        "Principal components of the updates of all runs, at the start (ring) and after each epoch, the last one "
-        "numbered. Of AuroRA, the form is named.",
+        "Principal components of the updates of all runs, at the start (ring) and after each epoch. Of AuroRA, the "
+        "form is named.",
         _ways,
     ),
     Kind(

@@ -105,7 +105,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         layers.setdefault(entry["layer"], []).append(100 * entry["relative_error"])
     if not kinds:
         raise UserError("the gap figure needs the gap of at least one layer")
-    figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.7)
+    figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.9)
     top = max(max(values) for forms in kinds.values() for layers in forms.values() for values in layers.values())
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
         for form, layers in forms.items():
@@ -122,7 +122,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         ax.set_xlabel("layer")
         ax.locator_params(axis="x", integer=True)
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
-    axes[0].set_ylabel("error of the adapter's output, %")
+    axes[0].set_ylabel("error of the adapter's output, %", fontsize=9)
     legend_above(figure, axes[0])
     return figure
 

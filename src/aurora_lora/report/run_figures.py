@@ -170,6 +170,13 @@ def _parameter_axis(ax: Axes, counts: Sequence[int]) -> None:
     """Logarithmic; with a place for 0 if need be, which a linear probe has."""
     if min(counts) > 0:
         ax.set_xscale("log")
+        low, high = min(counts) / 2, 2 * max(counts)
+        if high < 80 * low:  # too few powers of ten to read it by
+            ticks = [step * 10**power for power in range(math.ceil(math.log10(high))) for step in (1, 2, 5)]
+            ax.set_xlim(low, high)
+            ax.set_xticks([tick for tick in ticks if low < tick < high])
+            ax.xaxis.set_major_formatter("{x:,.0f}")
+            ax.minorticks_off()
         return
     least = math.floor(math.log10(min((count for count in counts if count), default=1)))
     most = math.ceil(math.log10(max(*counts, 10)))

@@ -15,6 +15,7 @@ from ..training.storage import UPDATES
 from ..training.updates import LEFT, RIGHT, saved_updates
 from .groups import Group
 from .run_figures import legend, panels, style
+from .tables import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +97,6 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
         label = {} if run["label"] in shown else {"label": run["label"]}
         ax.plot(x, y, markersize=4, linewidth=1, **label, **style(names.index(run["label"])))
         ax.plot(x[:1], y[:1], marker="o", markersize=9, color="#000000", fillstyle="none", linestyle="none")
-        ax.annotate(f"{run['epochs'][-1]}", (x[-1], y[-1]), textcoords="offset points", xytext=(5, 3), fontsize=7.5)
         shown.add(run["label"])
     ax.set_aspect("equal", adjustable="datalim")
     ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
@@ -106,10 +106,24 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
     ):
         axis.set_label_text(f"{name} component, {100 * share:.0f}% of the variance", fontsize=9)
     last = max(run["epochs"][-1] for run in record["runs"])
-    title = f"updates of {len(record['layers'])} matrices, epochs 0 to {last}"
+    title = f"updates of {len(record['layers'])} matrices, epochs 0 (ring) to {last}"
     ax.set_title(title, fontsize=8, loc="left")
     legend(figure, ax)
     return figure
+
+
+def lengths_table(record: Mapping[str, Any]) -> str:
+    """The length of the update after the last epoch, and of the way to it, over the seeds, as Markdown.
+
+    Args:
+        record: of `trajectories`.
+    """
+    lines = ["| | length of the update | length of the way in the figure |", "|---|--:|--:|"]
+    for label in dict.fromkeys(run["label"] for run in record["runs"]):
+        runs = [run for run in record["runs"] if run["label"] == label]
+        steps = [np.linalg.norm(np.diff(np.asarray(run["points"]), axis=0), axis=1).sum() for run in runs]
+        lines.append(f"| {label} | {spread([run['norms'][-1] for run in runs], 1)} | {spread(steps, 1)} |")
+    return "\n".join(lines)
 
 
 def _ways(group: Group) -> list[_Way]:
