@@ -201,6 +201,56 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     assert not all(weights[0][key].equal(weights[2][key]) for key in weights[0])
 
 
+def test_the_cards_say_how_to_load(runs: dict[str, Any]) -> None:
+    for name in ("aurora", "lora"):
+        text = (runs[name] / "lora" / "README.md").read_text()
+        assert "library_name: diffusers" in text
+        assert "pipe.load_lora_weights" in text
+        assert ("trained as AuroRA" in text) == (name == "aurora")
+    text = (runs["aurora"] / "adapter" / "README.md").read_text()
+    assert "| calibrated merge, deployed |" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert "PeftModel.from_pretrained(pipe.unet" in code
+
+
+def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path) -> None:
+    """The saved adapter generates the images of the run's end, in every form; other forms can be exported."""
+    folder = str(runs["aurora"])
+    prompts = ["a photo of a [V] dog", "a [V] dog on the beach"]
+
+    def order(*args: str) -> dict[str, Any]:
+        return {"args": list(args), "folder": str(tmp_path)}
+
+    def generate(form: str) -> dict[str, Any]:
+        return order("generate", folder, *prompts, "--output", str(tmp_path / form), "--form", form)
+
+    def export(form: str) -> dict[str, Any]:
+        return order("export", folder, "--output", str(tmp_path / f"lora-{form}"), "--form", form)
+
+    orders = (generate("calibrated"), generate("dynamic"), export("static"), export("calibrated"), export("dynamic"))
+    answers = aurora(*orders)
+    assert [answer["status"] for answer in answers] == [0, 0, 0, 0, 2], [answer["stderr"] for answer in answers]
+    for form in ("calibrated", "dynamic"):
+        for name in ("00-0.png", "01-0.png"):
+            ours = pixels(tmp_path / form / name)
+            np.testing.assert_array_equal(ours, pixels(runs["aurora"] / "images" / f"form-{form}" / name))
+    assert (tmp_path / "dynamic" / "grid.png").exists()
+    assert "the dynamic form is no linear map" in answers[4]["stderr"]
+    static, calibrated, own = (
+        load_file(path / "pytorch_lora_weights.safetensors")
+        for path in (tmp_path / "lora-static", tmp_path / "lora-calibrated", runs["aurora"] / "lora")
+    )
+    assert all(own[key].equal(calibrated[key]) for key in own)
+    assert not all(static[key].equal(calibrated[key]) for key in own)
+
+
+def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, Any]) -> None:
+    (answer,) = aurora({"args": ["gap", str(runs["aurora"])], "folder": str(runs["aurora"])})
+    assert answer["status"] == 2
+    assert "`aurora export` and `aurora generate` take it" in answer["stderr"]
+
+
 def test_other_methods(train: Train, tmp_path: Path) -> None:
     quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
     names = ("bitfit", "moslora", "aurora-paper")

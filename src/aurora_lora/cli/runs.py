@@ -257,17 +257,75 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package."""
+    """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package.
+
+    Of a run of dreambooth, it is a LoRA file of diffusers.
+    """
     from aurora_lora.training.deployed import export as export_run
     from aurora_lora.training.finished import load_run
 
-    run = load_run(folder)
     progress_bars()
-    written, used = export_run(run, form, output, dtype=dtype, overwrite=overwrite)
+    if (subject := _subject_run(folder)) is not None:
+        from aurora_lora.diffusion.trained import export_subject
+
+        written, used = export_subject(subject, form, output, dtype=dtype, overwrite=overwrite)
+    else:
+        written, used = export_run(load_run(folder), form, output, dtype=dtype, overwrite=overwrite)
     if as_json:
         print_json({"folder": str(written), "form": used, "dtype": dtype})
     else:
         print(f"wrote {written}: a plain LoRA adapter, {used} form, {dtype}")
+
+
+def _subject_run(folder: Path) -> Any:
+    """The run of subject-driven generation in a folder, or None."""
+    from aurora_lora.training.finished import is_subject_run
+
+    if not is_subject_run(folder):
+        return None
+    from aurora_lora.diffusion.progress import quiet
+    from aurora_lora.diffusion.trained import load_subject_run
+
+    quiet()
+    return load_subject_run(folder)
+
+
+def generate(
+    folder: RunFolder,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="[V] in them stands for the subject.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the images.")] = ...,  # type: ignore[assignment]
+    form: Annotated[
+        str | None, typer.Option("--form", help="Of the adapter; the one that the run deploys by default.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", "-n", help="Of each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="The recipe's by default.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Of denoising; the recipe's by default.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Scale; the recipe's by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Generate images with a run of subject-driven generation: one file each, and grid.png with all."""
+    from aurora_lora.diffusion.progress import quiet
+    from aurora_lora.diffusion.trained import generate as make
+    from aurora_lora.diffusion.trained import load_subject_run
+
+    run = load_subject_run(folder)
+    quiet()
+    with stderr().status("generating"):
+        written = make(
+            run,
+            prompts,
+            output,
+            form=form,
+            seed=seed,
+            images=images,
+            inference_steps=steps,
+            guidance_scale=guidance,
+        )
+    if as_json:
+        print_json({"form": form or run.deployed_form, "written": [str(path) for path in written]})
+        return
+    for path in written:
+        print(path)
 
 
 def report(
@@ -364,4 +422,4 @@ def predict(
     stdout().print(table)
 
 
-COMMANDS = (train, pretrain, evaluate, merge, gap, sigma, export, report, predict)
+COMMANDS = (train, pretrain, evaluate, merge, gap, sigma, export, generate, report, predict)

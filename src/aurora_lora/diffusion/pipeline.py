@@ -130,8 +130,16 @@ class Diffusion:
         return image
 
 
-def load_diffusion(recipe: SubjectRecipe, prompts: Iterable[str], device: torch.device) -> Diffusion:
+def load_diffusion(
+    recipe: SubjectRecipe, prompts: Iterable[str], device: torch.device, precision: str | None = None
+) -> Diffusion:
     """The pipeline of a recipe.
+
+    Args:
+        recipe: names the model.
+        prompts: those that will be needed.
+        device: where to compute.
+        precision: of the weights; the recipe's if None.
 
     Raises:
         UserError: diffusers is missing, or the model or autoencoder cannot be loaded or is of another kind.
@@ -139,7 +147,7 @@ def load_diffusion(recipe: SubjectRecipe, prompts: Iterable[str], device: torch.
     with diffusion_extra():
         import torchvision  # noqa: F401  (for the images, later)
         from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-    dtype = DTYPES[recipe.training.precision]
+    dtype = DTYPES[precision or recipe.training.precision]
     kept: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     more = {}
     if recipe.vae is not None:

@@ -22,6 +22,7 @@ from ..training.distributed import on_main, state
 from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import CALIBRATED, Run
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
+from .card import write_adapter_card, write_lora_card
 from .draws import seed_of
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
@@ -287,8 +288,14 @@ class _Training:
             with contextlib.suppress(
                 ValueError
             ):  # a layer that a LoRA file cannot hold: the adapter is not lost for that
-                write_lora(self.model, self.folder / LORA, self.method, deployed)
+                self._write_lora(result, deployed)
         with files.new_folder(self.folder / ADAPTER) as adapter:
             self.method.save(self.model, adapter)
+            write_adapter_card(adapter, self.recipe, result)
         write_result(self.folder, result)
         files.remove(self.folder / CHECKPOINTS)
+
+    def _write_lora(self, result: Result, form: str) -> None:
+        with files.new_folder(self.folder / LORA) as partial:
+            write_lora(self.model, partial, self.method, form)
+            write_lora_card(partial, self.recipe, result, form)

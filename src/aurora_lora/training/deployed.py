@@ -59,8 +59,7 @@ def export(
     need_aurora(run)
     form = form or run.deployed_form
     run.check_form(form)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
-        raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")
+    check_new(output, overwrite)
     model, _ = load_trained_model(run)
     try:
         export_lora(model, output, form, dtype=dtype)
@@ -75,3 +74,9 @@ def need_aurora(run: TrainedRun) -> None:
     """Raise a UserError for the run of another method."""
     if not isinstance(run.recipe.method.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
+
+
+def check_new(output: Path, overwrite: bool) -> None:
+    """Raise a UserError if an export would replace something that it may not."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
+        raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import FormError, UserError
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
-from .recipe import Recipe, task_name, validate
+from .recipe import Recipe, RunRecipe, task_name, validate
 from .results import Result, read_result
 from .storage import ADAPTER, RECIPE
 
 
 @dataclass(frozen=True)
-class TrainedRun:
-    """A finished run: its recipe and its result."""
+class FinishedRun:
+    """A finished run of any kind: its recipe and its result."""
 
     folder: Path
-    recipe: Recipe
+    recipe: RunRecipe
     result: Result
 
     @property
@@ -31,6 +32,21 @@ class TrainedRun:
     def deployed_form(self) -> str:
         """The form that is deployed unless another is asked for."""
         return self.recipe.method.method.deployed_form(self.recipe.method.options)
+
+    def check_form(self, form: str) -> None:
+        """Raise a FormError if the run has no such form."""
+        if form not in self.forms:
+            raise FormError(
+                f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
+                f"(allowed: {', '.join(map(repr, self.forms))})"
+            )
+
+
+@dataclass(frozen=True)
+class TrainedRun(FinishedRun):
+    """A finished run of a classifier or a language model."""
+
+    recipe: Recipe
 
     @property
     def task(self) -> Task:
@@ -53,17 +69,30 @@ class TrainedRun:
         if split not in names:
             raise UserError(f"split '{split}' is not one of {', '.join(names)}")
 
-    def check_form(self, form: str) -> None:
-        """Raise a FormError if the run has no such form."""
-        if form not in self.forms:
-            raise FormError(
-                f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
-                f"(allowed: {', '.join(map(repr, self.forms))})"
-            )
-
 
 def load_run(folder: Path | str) -> TrainedRun:
     """A finished run.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    folder, values, result = read_finished(folder)
+    if task_name(values) == DREAMBOOTH.name:
+        raise UserError(
+            f"{folder} is a run of {DREAMBOOTH.name}: its images and scores are in the folder; `aurora export` and "
+            "`aurora generate` take it"
+        )
+    return TrainedRun(folder, validate(values, str(folder / RECIPE)), result)
+
+
+def is_subject_run(folder: Path | str) -> bool:
+    """Whether a folder holds a run of subject-driven generation, finished or not."""
+    path = Path(folder) / RECIPE
+    return path.is_file() and task_name(yaml_text.read(path)) == DREAMBOOTH.name
+
+
+def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
+    """The folder of a finished run, the plain values of its recipe, and its result.
 
     Raises:
         UserError: the folder holds none.
@@ -76,10 +105,4 @@ def load_run(folder: Path | str) -> TrainedRun:
         raise UserError(
             f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
         )
-    values = yaml_text.read(folder / RECIPE)
-    if task_name(values) == DREAMBOOTH.name:
-        raise UserError(
-            f"{folder} is a run of {DREAMBOOTH.name}: its adapter, LoRA, images and scores are in the folder, and "
-            "`aurora export` writes another form"
-        )
-    return TrainedRun(folder, validate(values, str(folder / RECIPE)), result)
+    return folder, yaml_text.read(folder / RECIPE), result

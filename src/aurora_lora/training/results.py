@@ -212,7 +212,7 @@ def shown_score(metric: str, value: float | None) -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of everything that has a say in the numbers."""
-    names = ("aurora-lora", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+    names = ("aurora-lora", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "numpy")
     return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 
 

@@ -1,0 +1,124 @@
+"""The model cards of a run: the `README.md` beside the adapter and beside the LoRA, filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import indent
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..methods.aurora import AuroraMethod
+from ..methods.base import PeftMethod
+from ..training import yaml_text
+from ..training.card import CARD, PAPER, PEFT
+from ..training.results import Result, examples_scored, score_table
+from .recipe import SubjectRecipe
+
+DIFFUSERS = "https://github.com/huggingface/diffusers"
+_FORMS = {
+    "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
+    "static": "the static form, `B sigma(A) x`",
+}
+
+
+def write_lora_card(folder: Path, recipe: SubjectRecipe, result: Result, form: str) -> None:
+    """Write the card of the LoRA for diffusers."""
+    came = ""
+    if isinstance(recipe.method.method, AuroraMethod):
+        came = f'\nIt was trained as AuroRA ("{PAPER}") and exported: it computes exactly {_FORMS[form]}.\n'
+    text = f"""
+A LoRA for [diffusers]({DIFFUSERS}); it needs no other package than PEFT beside it.
+{came}
+## Load it
+
+```python
+{_pipeline(recipe)}
+pipe.load_lora_weights(".")  # this folder
+image = pipe({recipe.task.fill(recipe.task.prompt)!r}).images[0]
+```
+"""
+    _write(folder, recipe, result, text, "diffusers")
+
+
+def write_adapter_card(folder: Path, recipe: SubjectRecipe, result: Result) -> None:
+    """Write the card of the adapter."""
+    method = recipe.method.method
+    if isinstance(method, PeftMethod):
+        aurora = isinstance(method, AuroraMethod)
+        lead = "import aurora_lora  # pip install aurora-lora\n" if aurora else ""
+        text = f"""
+An adapter of the U-Net for [PEFT]({PEFT}), of the method {method.name}.
+
+## Load it
+
+```python
+{lead}from peft import PeftModel
+{_pipeline(recipe)}
+PeftModel.from_pretrained(pipe.unet, ".").eval()  # this folder; the layers of pipe.unet are replaced
+image = pipe({recipe.task.fill(recipe.task.prompt)!r}).images[0]
+```
+"""
+    else:
+        text = f"""
+What the method {method.name} has trained of the U-Net, for the command of `aurora-lora`:
+
+    pip install 'aurora-lora[diffusion]'
+    aurora generate RUN "{recipe.task.prompt}" --output OUT
+"""
+    _write(folder, recipe, result, text, "peft" if isinstance(method, PeftMethod) else "aurora-lora")
+
+
+def _pipeline(recipe: SubjectRecipe) -> str:
+    """Python that loads the pipeline."""
+    imports, vae = "StableDiffusionXLPipeline", ""
+    if recipe.vae is not None:
+        imports = "AutoencoderKL, StableDiffusionXLPipeline"
+        vae = f"vae = AutoencoderKL.from_pretrained({recipe.vae!r})\n"
+    given = ", vae=vae" if vae else ""
+    return (
+        f"from diffusers import {imports}\n\n"
+        f"{vae}pipe = StableDiffusionXLPipeline.from_pretrained({recipe.model!r}{given})"
+    )
+
+
+def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, library: str) -> None:
+    prompt = recipe.task.fill(recipe.task.prompt)
+    data = ModelCardData(
+        base_model=recipe.model,
+        library_name=library,
+        pipeline_tag="text-to-image",
+        tags=["aurora-lora", "dreambooth", "stable-diffusion-xl", "text-to-image"],
+        instance_prompt=prompt,
+    )
+    title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for one subject"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(recipe, result)}").save(folder / CARD)
+
+
+def _record(recipe: SubjectRecipe, result: Result) -> str:
+    """What came out, and of what."""
+    params = result["params"]
+    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
+    rows = [["form", *table.metrics], ["---", *("---:" for _ in table.metrics)], *table.rows]
+    scores = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    versions = "\n".join(f"- {name} {found}" for name, found in result["versions"].items() if found)
+    return f"""
+`{recipe.task.identifier}` in a prompt names the subject.
+
+## Scores
+
+{examples_scored(result)}:
+
+{scores}
+
+Trained parameters: {params["adapter"]:,} of {params["total"]:,} of the U-Net.
+
+## Training
+
+`aurora train recipe.yaml --output RUN`, where recipe.yaml is
+
+{indent(yaml_text.dump(recipe.resolved()).rstrip(), "    ")}
+
+### Framework versions
+
+{versions}
+"""

@@ -1,0 +1,149 @@
+"""What one does with a finished run: export another form as a LoRA, generate images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from .. import files
+from ..errors import FormError, UserError
+from ..tasks._extra import diffusion_extra
+from ..tasks.dreambooth import DREAMBOOTH
+from ..training.deployed import check_new
+from ..training.finished import FinishedRun, read_finished
+from ..training.recipe import task_name, validate_as
+from ..training.storage import ADAPTER, RECIPE
+from .draws import seed_of
+from .export import no_lora, write_lora
+from .grid import write_grid
+from .pipeline import load_diffusion
+from .recipe import SubjectRecipe
+from .run import GRID
+
+
+@dataclass(frozen=True)
+class SubjectRun(FinishedRun):
+    """A finished run of subject-driven generation."""
+
+    recipe: SubjectRecipe
+
+
+def load_subject_run(folder: Path | str) -> SubjectRun:
+    """A finished run of subject-driven generation.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    folder, values, result = read_finished(folder)
+    if task_name(values) != DREAMBOOTH.name:
+        raise UserError(f"{folder} is no run of {DREAMBOOTH.name}")
+    return SubjectRun(folder, validate_as(SubjectRecipe, values, str(folder / RECIPE)), result)
+
+
+def export_subject(
+    run: SubjectRun, form: str | None, output: Path, *, dtype: str = "float32", overwrite: bool = False
+) -> tuple[Path, str]:
+    """Write a run's adapter as a LoRA that `pipe.load_lora_weights` of diffusers reads.
+
+    Returns:
+        The folder and the form that was exported.
+
+    Raises:
+        UserError: the method is no LoRA; an unknown dtype; a folder that holds something else.
+        FormError: the run has no such form, or it cannot be exported.
+    """
+    method, form = run.recipe.method.method, form or run.deployed_form
+    run.check_form(form)
+    if (why := no_lora(method, form)) is not None:
+        raise UserError(f"{run.folder} cannot be exported: {why}")
+    check_new(output, overwrite)
+    with diffusion_extra():
+        from diffusers import UNet2DConditionModel
+    try:
+        unet = UNet2DConditionModel.from_pretrained(
+            run.recipe.model, subfolder="unet", variant=run.recipe.variant, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model: {run.recipe.model!r} cannot be loaded: {' '.join(str(error).split())[:200]}"
+        ) from error
+    try:
+        write_lora(_with_adapter(run, unet), output, method, form, dtype)
+    except FormError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return output, form
+
+
+def generate(
+    run: SubjectRun,
+    prompts: Sequence[str],
+    output: Path,
+    *,
+    form: str | None = None,
+    seed: int | None = None,
+    images: int = 1,
+    inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> list[Path]:
+    """Images of prompts, and `grid.png` with all of them.
+
+    Args:
+        run: which.
+        prompts: `[V]` in them stands for the subject.
+        output: a folder; files in it are replaced.
+        form: of the adapter; the deployed one if None.
+        seed: of the noise that images start from; the recipe's if None.
+        images: of each prompt.
+        inference_steps: the recipe's if None.
+        guidance_scale: the recipe's if None.
+
+    Returns:
+        The grid, then the images, those of a prompt together.
+
+    Raises:
+        FormError: the run has no such form.
+        UserError: a value that is not allowed; the model or the adapter cannot be loaded.
+    """
+    recipe, form = run.recipe, form or run.deployed_form
+    run.check_form(form)
+    for name, value in (("--images", images), ("--steps", inference_steps)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} is not allowed: it must be at least 1")
+    changes: dict[str, Any] = {"inference_steps": inference_steps, "guidance_scale": guidance_scale}
+    wanted = recipe.validation.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    seed = recipe.seed if seed is None else seed
+    files.check_writable(output)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    precision = "fp32" if device.type == "cpu" and recipe.training.precision == "fp16" else recipe.training.precision
+    filled = [recipe.task.fill(prompt) for prompt in prompts]
+    diffusion = load_diffusion(recipe, filled, device, precision)
+    model = _with_adapter(run, diffusion.unet)
+    made: dict[str, list[Path]] = {f"image {number + 1}": [] for number in range(images)}
+    with recipe.method.method.using(model, form):
+        for row, prompt in enumerate(filled):
+            for number, column in enumerate(made.values()):
+                path = output / f"{row:02d}-{number}.png"
+                image = diffusion.generate(prompt, wanted, seed_of("generated", seed, row, number))
+                with files.new_file(path) as partial:
+                    image.save(partial, format="PNG")
+                column.append(path)
+    write_grid(output / GRID, filled, made)
+    return [output / GRID, *(path for row in zip(*made.values(), strict=True) for path in row)]
+
+
+def _with_adapter(run: SubjectRun, unet: Any) -> nn.Module:
+    """The U-Net with the run's adapter."""
+    path = run.folder / ADAPTER
+    try:
+        model: nn.Module = run.recipe.method.method.load(unet, path, run.recipe.method.options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
+    return model.eval()
