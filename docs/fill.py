@@ -10,8 +10,9 @@ from aurora_lora.errors import UserError
 from aurora_lora.report.bench_page import parts
 from aurora_lora.report.catalogue import figures_of
 from aurora_lora.report.conformance import conformance_tables
-from aurora_lora.report.figures import calibration_curve, forms_figure, save
+from aurora_lora.report.figures import calibration_curve, forms_figure, gap_figure, save
 from aurora_lora.report.sections import Section, load_sections
+from aurora_lora.report.sigma_figure import sigma_figure
 from aurora_lora.report.study import study_page
 from aurora_lora.report.tables import (
     calibration_table,
@@ -86,7 +87,11 @@ def main() -> None:
         assert section.study is not None
         shown = [study_page(section.study), *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
-    for record in read(RESULTS / "updates", "minilm-l6.json"):
+    for record in read(RESULTS / "figures", "sigma.json"):
+        save(sigma_figure(record), FIGURES / "sigma")
+    if gaps := read(RESULTS / "figures", "gap-*.json"):
+        save(gap_figure(*gaps), FIGURES / "gap")
+    for record in read(RESULTS / "figures", "updates.json"):
         save(trajectories_figure(record), FIGURES / "updates")
         shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
         insert(ROOT / "docs" / "figures.md", "updates", f"{shown}\n\n{lengths_table(record)}")

@@ -31,6 +31,16 @@ def test_saving_updates_makes_no_other_setting(make_result: Callable[..., Any]) 
     assert [group.label for group in found] == ["lora"]
 
 
+def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:
+    made = [make_result("lora", rate, 0, 100, {"merged": 0.9}) for rate in (1e-3, 2e-3)]
+    for one, error in zip(made, (0.5, 0.4), strict=True):
+        one["metric"]["selected_by"] |= {"name": "mse", "value": error}
+    (found,) = groups(made).values()
+    assert [group.selected_by for group in found] == ["mse", "mse"]
+    (best,) = chosen(found)["lora"]
+    assert best.runs[0]["recipe"]["training"]["learning_rate"] == 2e-3
+
+
 def test_a_line_is_a_method_over_its_ranks_at_the_best_learning_rate(make_result: Callable[..., Any]) -> None:
     made = []
     for r in (8, 2):

@@ -58,6 +58,19 @@ def test_score_against_rank(make_result: Callable[..., Result]) -> None:
         rank_figure(found[:1], "accuracy")
 
 
+def test_a_panel_for_each_test_set(make_result: Callable[..., Result]) -> None:
+    made = [make_result("lora", 1e-3, 0, 100 * r, {"merged": 0.5}, r=r) for r in (2, 4)]
+    for one in made:
+        sets = {name: {"merged": {"accuracy": value}} for name, value in (("boolq", 0.6), ("piqa", 0.7), ("siqa", 0.8))}
+        one["metric"]["by_test_set"] = sets
+    axes = rank_figure(next(iter(groups(made).values())), "accuracy").axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["boolq", "piqa", "siqa", ""]
+    assert [series(ax)["lora"][1] for ax in axes[:3]] == [pytest.approx((4, value)) for value in (60, 70, 80)]
+    assert [ax.axison for ax in axes] == [True, True, True, False]
+    assert [ax.get_xlabel() for ax in axes[1:3]] == ["rank r", "rank r"]  # the last one of each column
+    assert [ax.get_ylabel() for ax in axes[:3]] == ["accuracy, %", "", "accuracy, %"]
+
+
 def test_learning_curves(results: list[Result]) -> None:
     for one in results:
         if one["method"] == "aurora":
@@ -73,6 +86,11 @@ def test_learning_curves(results: list[Result]) -> None:
     band = loss.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.5, 1.2))
     assert figure.legends[0].get_texts()[0].get_text() == "aurora (calibrated)"
+    for one in results:
+        one["metric"]["name"] = "clip_i"  # measured in the end only
+    assert (
+        curves_figure(next(iter(groups(results).values())), "clip_i").axes[1].get_ylabel() == "validation accuracy, %"
+    )
     for one in results:
         one["epochs"] = []
     with pytest.raises(UserError, match="results with epochs"):

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from aurora_lora import cli
 from aurora_lora.errors import UserError
+from aurora_lora.report.page import write_page
 from aurora_lora.report.sections import load_sections
 
 Result = dict[str, Any]
@@ -71,6 +74,18 @@ def test_of_a_study_the_chosen_runs(study: Path) -> None:
     assert without.folders == [None, None]
     assert (without.rank, without.params, without.validation) == (8, 800, 0.75)
     assert (aurora.deployed, aurora.forms) == ("calibrated", ["static", "calibrated"])
+
+
+def test_the_page_and_the_tables_of_a_study(study: Path, tmp_path: Path) -> None:
+    write_page(load_sections([study]), tmp_path / "page.html", "s")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>s, m</h2>" in page
+    assert "Each setting had 2 runs to tune it" in page
+    assert "AuroRA r=2, no F<small>learning_rate 0.005</small>" in page
+    assert "Score against rank" in page
+    done = CliRunner().invoke(cli.app, ["report", str(study)])
+    assert done.exit_code == 0, done.output
+    assert "s: 2 runs to tune each, 2 seeds" in done.stdout
 
 
 def test_a_study_beside_other_runs(study: Path, make_result: Callable[..., Result]) -> None:

@@ -350,9 +350,9 @@ def report(
         typer.Option("--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma or gap; may be repeated."),
     ] = None,
 ) -> None:
-    """The forms of AuroRA runs by learning rate, as a Markdown table and a figure; or a page about runs of any kind.
+    """The forms of AuroRA runs by learning rate, or the tables of a study; or a page, and figures, about any runs.
 
-    A page, and figures, take studies as well: of these, the chosen runs are shown.
+    Of a study, the chosen runs are shown.
     """
     if html is not None or figures is not None:
         _page_and_figures(runs, html, title, figures, only or [])
@@ -361,9 +361,17 @@ def report(
     elif only:
         raise UserError("--only goes with --figures DIR")
     from aurora_lora.report.figures import forms_figure, save
-    from aurora_lora.report.tables import forms_table, insert, load_results
+    from aurora_lora.report.sections import load_sections
+    from aurora_lora.report.study import study_tables
+    from aurora_lora.report.tables import forms_table, insert
 
-    results = load_results(runs)
+    sections = load_sections(runs)
+    for study in (section.study for section in sections if section.study is not None):
+        for shown in study_tables(study):
+            stdout().print(shown)
+    results = [result for section in sections if section.study is None for result in section.results]
+    if not results and into is None and output is None:
+        return
     table = forms_table(results)
     if into is None:
         print(table)

@@ -15,6 +15,8 @@ from .tables import Result
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
+LOWER_IS_BETTER = ("nll", "mse", "noise_error")
+"""Metrics of which the least is the best."""
 NO_SAY = ("save_updates",)
 """Fields of `training` that have no say in what comes out."""
 
@@ -67,14 +69,36 @@ class Group:
         return int(self.runs[0]["params"]["adapter"])
 
     @property
-    def validation(self) -> float:
-        """The mean score that the runs were selected by; minus infinity where none is a number."""
-        found = [run["metric"]["selected_by"].get("value") for run in self.runs]
-        return statistics.fmean(numbers) if (numbers := [v for v in found if v is not None]) else -math.inf
+    def selected_by(self) -> str:
+        """The metric that the best epoch is chosen by: of the validation scores."""
+        return str(self.runs[0]["metric"]["selected_by"].get("name", self.metric))
 
-    def scores(self, form: str, metric: str) -> list[float]:
-        """Seed by seed; those that are numbers."""
-        found = [run["metric"]["by_form"].get(form, {}).get(metric) for run in self.runs]
+    @property
+    def validation(self) -> float:
+        """How good the mean of the scores is that the runs were selected by; minus infinity where none is a number."""
+        found = [run["metric"]["selected_by"].get("value") for run in self.runs]
+        numbers = [value for value in found if value is not None]
+        sign = -1 if self.selected_by in LOWER_IS_BETTER else 1
+        return sign * statistics.fmean(numbers) if numbers else -math.inf
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Their names, where there are several."""
+        return list(self.runs[0]["metric"].get("by_test_set", ()))
+
+    def scores(self, form: str, metric: str, test_set: str | None = None) -> list[float]:
+        """Seed by seed; those that are numbers.
+
+        Args:
+            form: of the trained model.
+            metric: its name.
+            test_set: one of several; None is the mean over them.
+        """
+        metrics = [run["metric"] for run in self.runs]
+        by_form = [
+            one["by_form"] if test_set is None else one.get("by_test_set", {}).get(test_set, {}) for one in metrics
+        ]
+        found = [one.get(form, {}).get(metric) for one in by_form]
         return [value for value in found if value is not None]
 
     def with_form(self, label: str) -> str:

@@ -63,7 +63,7 @@ def _section(section: Section) -> dict[str, Any]:
         "answers": [] if section.study is None else [(one.ask, *one.cells()) for one in answers(section.study)],
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [f"{name} %" if name in PERCENT else name for name in metrics],
-        "rows": [row for group in found for row in _rows(group, metrics)],
+        "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
         "time_columns": COLUMNS,
         "time": time_rows(found),
         "figures": [
@@ -82,10 +82,11 @@ def _tuning(study: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(group: Group, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[str, Any]]:
     for form in group.forms:
         yield {
             "label": group.label,
+            "chosen": chosen,
             "first": form == group.forms[0],
             "span": len(group.forms),
             "params": f"{group.params:,}",

@@ -55,7 +55,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
 
 
 def rank_figure(found: Sequence[Group], metric: str) -> Figure:
-    """Score of each method's deployed form against its rank, as in the paper's Figure 5.
+    """Score of each method's deployed form against its rank, as in the paper's Figure 5, a panel for each test set.
 
     Bars are 95% intervals over the seeds.
 
@@ -69,30 +69,41 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     }
     if not by_line:
         raise UserError("score against rank needs runs of one method at two ranks at least")
-    figure, (ax,) = panels(_names(by_line), 3.0)
-    for place, (line, several) in enumerate(by_line.items()):
-        several = sorted(several, key=lambda group: group.rank or 0)
-        beside = 2 ** (0.03 * (place - (len(by_line) - 1) / 2))  # bars do not hide each other
-        points = [(beside * (group.rank or 0), group.scores(group.deployed, metric)) for group in several]
-        _errorbar(ax, points, metric, several[0].with_form(line), style(place))
+    sets = next(iter(by_line.values()))[0].test_sets
+    columns, rows = (2, (len(sets) + 1) // 2) if sets else (1, 1)
+    figure, axes = panels(_names(by_line), 2.2 * rows if sets else 3.0, rows, columns)
     ranks = sorted({group.rank for several in by_line.values() for group in several if group.rank is not None})
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ranks, [str(rank) for rank in ranks])
-    ax.minorticks_off()
-    ax.set_xlabel("rank r")
-    ax.set_ylabel(_axis(metric))
-    legend(figure, ax)
+    shown: Sequence[str | None] = sets or [None]
+    for ax, test_set in zip(axes, shown, strict=False):
+        for place, (line, several) in enumerate(by_line.items()):
+            several = sorted(several, key=lambda group: group.rank or 0)
+            beside = 2 ** (0.03 * (place - (len(by_line) - 1) / 2))  # bars do not hide each other
+            points = [(beside * (group.rank or 0), group.scores(group.deployed, metric, test_set)) for group in several]
+            _errorbar(ax, points, metric, several[0].with_form(line), style(place))
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ranks, [str(rank) for rank in ranks])
+        ax.minorticks_off()
+        ax.set_title(test_set or "", fontsize=9, loc="left")
+    for ax in axes[: len(shown)][-columns:]:
+        ax.set_xlabel("rank r")
+    for ax in axes[::columns]:
+        ax.set_ylabel(_axis(metric))
+    for ax in axes[len(sets) or 1 :]:
+        ax.set_axis_off()
+    legend(figure, axes[0])
     return figure
 
 
 def curves_figure(found: Sequence[Group], metric: str) -> Figure:
     """Training loss and validation score by epoch: the mean over the seeds, with their range.
 
-    Of many settings, those that score best on validation data are shown.
+    The score is that by which the best epoch is chosen. Of many settings, those that score best on validation data are
+    shown.
 
     Raises:
         UserError: the results have no epochs.
     """
+    metric = found[0].selected_by
     curves = [group for group in found if _curve(group, lambda entry: entry["validation"].get(metric))]
     if not curves:
         raise UserError("learning curves need results with epochs; a study.json without its runs has none")
@@ -139,10 +150,9 @@ def _names(by_line: Mapping[str, Sequence[Group]]) -> list[str]:
     return [several[0].with_form(line) for line, several in by_line.items()]
 
 
-def panels(names: Sequence[str], height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+def panels(names: Sequence[str], height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Panels of a height in inches all together, and room for a legend of these names."""
-    columns = _columns(names)
-    return new_figure(1, WIDTH, height + 0.17 * -(-len(names) // columns), rows=rows)
+    return new_figure(columns, WIDTH, height + 0.17 * -(-len(names) // _columns(names)), rows=rows)
 
 
 def _columns(names: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ..errors import UserError
 from ..experiments.study import SUMMARY, Setting, Study
 from ..training.storage import RESULT
-from .groups import Group, groups
+from .groups import Group, groups, plain
 from .tables import Result, find_results
 
 
@@ -38,6 +38,12 @@ class Section:
     def slug(self) -> str:
         """The title as a file name."""
         return slug(self.title) or "runs"
+
+    def chosen(self, group: Group) -> str:
+        """What was tuned of a study's setting, and how it was chosen; empty for other runs."""
+        settings = () if self.study is None else self.study["settings"]
+        values: Mapping[str, Any] = next((one["chosen"] for one in settings if one["name"] == group.label), {})
+        return ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in values.items())
 
     @property
     def results(self) -> list[Result]:
@@ -68,21 +74,14 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
             continue
         found = {} if path.is_file() else {file: _read_study(file) for file in sorted(path.rglob(SUMMARY))}
         studies |= found
-        if not found:
-            others += find_results([path])
-        else:
-            rest = [one for one in _results_below(path) if not any(s.parent in one[0].parents for s in found)]
-            others += rest
+        try:
+            others += find_results([path], [file.parent for file in found])
+        except UserError:
+            if not found:  # studies alone will do
+                raise
     sections = [_study_section(summary, path.parent) for path, summary in studies.items()]
     by_place = groups([result for _, result in others], [file.parent for file, _ in others])
     return sections + [Section(f"{task}, {model}", model, found) for (task, model), found in by_place.items()]
-
-
-def _results_below(path: Path) -> list[tuple[Path, Result]]:
-    try:
-        return find_results([path])
-    except UserError:  # a study alone
-        return []
 
 
 def _read_study(path: Path) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,17 @@ def load_results(paths: Iterable[Path | str]) -> list[Result]:
     return [result for _, result in find_results(paths)]
 
 
-def find_results(paths: Iterable[Path | str]) -> list[tuple[Path, Result]]:
-    """As `load_results`, each with its file."""
+def find_results(paths: Iterable[Path | str], leave_out: Collection[Path] = ()) -> list[tuple[Path, Result]]:
+    """As `load_results`, each with its file.
+
+    Args:
+        paths: as there.
+        leave_out: folders below them that are not looked into.
+    """
     results = []
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(path.rglob("*.json"))
+        files = [file for file in files if not any(folder in file.parents for folder in leave_out)]
         found = [(file, result) for file in files if (result := _read(file, must_be=path.is_file())) is not None]
         if not found:
             raise UserError(f"{path} holds no result.json of a finished run")

@@ -19,7 +19,7 @@ from .models import load_base_model
 from .run import make_model, make_trainer
 from .storage import ADAPTER
 
-POINTS, BINS = 61, 40
+POINTS, BINS = 41, 32
 
 
 def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
