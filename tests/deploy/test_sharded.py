@@ -20,7 +20,7 @@ def test_calibrate_and_gap_on_a_sharded_model(tmp_path):
         subprocess.Popen([*command, str(rank), address], stdout=-1, stderr=-1, text=True, env=environment)
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    outputs = [rank.communicate(timeout=280) for rank in ranks]
     for rank, (_, errors) in zip(ranks, outputs, strict=True):
         assert rank.returncode == 0, errors[-3000:]
     lines = outputs[0][0].splitlines()

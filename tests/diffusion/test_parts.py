@@ -112,15 +112,14 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
 
     copy = tmp_path / "someone" / "subjects"
     (copy / "dog").mkdir(parents=True)
-    rows = Dataset.from_dict(
-        {"image": [str(path) for path in sorted(images.iterdir())]}, features=Features({"image": ImageFeature()})
-    )
+    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.iterdir())]
+    rows = Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()}))
     rows.to_parquet(str(copy / "dog" / "train-00000.parquet"))
     (copy / "README.md").write_text(
         "---\nconfigs:\n- config_name: dog\n  data_files:\n  - {split: train, path: dog/train-*}\n---\n"
     )
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     found = subject_images("someone/subjects", "dog")
     assert [np.asarray(image).tobytes() for image in found] == [
         np.asarray(image).tobytes() for image in subject_images(str(images))

@@ -127,6 +127,8 @@ def test_the_loss_falls(train: Train, tmp_path: Path) -> None:
     before, after = (entry["validation"]["noise_error"] for entry in result["epochs"])
     assert after < 0.99 * before, (before, after)
     # the dynamic form is what was trained; calibration keeps most of it
+    last = result["metric"]["by_form"]["dynamic"]
+    assert last["explained"] == pytest.approx(1 - last["noise_error"], abs=0.1)  # of noise of variance 1
     forms = {form: scores["noise_error"] for form, scores in result["metric"]["by_form"].items()}
     assert forms["dynamic"] == pytest.approx(after)
     assert forms["calibrated"] < before
@@ -274,7 +276,7 @@ def test_scores_are_those_of_the_images(
     metric = result_of(tmp_path / "run")["metric"]
     assert (metric["name"], metric["split"]) == ("clip_i", "generated")
     assert metric["examples"] == {"train": 3, "generated": 4}
-    assert set(metric["by_form"]["static"]) == {"clip_i", "clip_t", "dino", "noise_error"}
+    assert set(metric["by_form"]["static"]) == {"clip_i", "clip_t", "dino", "explained", "noise_error"}
     assert "CLIP-I" in answer["stdout"]
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
     generated = [

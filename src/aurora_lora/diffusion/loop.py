@@ -236,8 +236,13 @@ class Loop:
                 files.remove(earlier)
 
 
-def noise_error(model: nn.Module, batches: list[Noised]) -> float:
-    """The mean squared error of the noise prediction over fixed samples, in evaluation mode."""
+def prediction_scores(model: nn.Module, batches: list[Noised]) -> dict[str, float]:
+    """How well a model predicts what it is to predict, over fixed samples, in evaluation mode.
+
+    Returns:
+        `noise_error`, E|p - t|^2 for the prediction p and its target t, a mean over numbers; and `explained`, the share
+        1 - E|p - t|^2 / E|t|^2.
+    """
     was_training = model.training
     model.train(False)
     try:
@@ -245,4 +250,6 @@ def noise_error(model: nn.Module, batches: list[Noised]) -> float:
             errors = [squared_errors(model(**b.inputs, return_dict=False)[0], b.wanted) for b in batches]
     finally:
         model.train(was_training)
-    return float(torch.cat(errors).double().mean())
+    whole = torch.cat([batch.wanted.float().square().flatten(1).mean(1) for batch in batches]).double().mean()
+    error = torch.cat(errors).double().mean()
+    return {"explained": float(1 - error / whole), "noise_error": float(error)}

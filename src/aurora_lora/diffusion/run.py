@@ -27,7 +27,7 @@ from .draws import seed_of
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from .grid import write_grid
-from .loop import Loop, make_accelerator, noise_error
+from .loop import Loop, make_accelerator, prediction_scores
 from .pipeline import load_diffusion
 from .progress import Nobody, Watcher
 from .recipe import SubjectRecipe
@@ -35,7 +35,8 @@ from .subject import Subject, class_images
 
 IMAGES, CLASS_IMAGES = "images", "class-images"
 GRID, FORMS = "grid.png", "forms.png"
-NOISE_ERROR = "noise_error"
+EXPLAINED = "explained"
+"""The main score of a run without others; higher is better, as in all tasks."""
 
 
 def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | None = None) -> Run:
@@ -161,14 +162,14 @@ class _Training:
     def _validate(self) -> dict[str, Any]:
         """Images of the prompts and the error on held noise, in what `eval()` computes before a calibration."""
         step = self.loop.progress.step
-        error = noise_error(self.diffusion.unet, self.held)
+        found = prediction_scores(self.diffusion.unet, self.held)
         on_main(lambda: self._images(f"step-{step:06d}", self.prompts, again=True))
         on_main(self._write_grid)
-        self.watcher.say(
-            f"{self.recipe.method.name}: step {step} of {self.recipe.training.steps}, noise error {error:.4f}"
-            + (f", loss {self.loop.progress.losses[-1]:.3f}" if self.loop.progress.losses else "")
-        )
-        return {NOISE_ERROR: error}
+        losses = self.loop.progress.losses
+        loss = f", loss {losses[-1]:.3f}" if losses else ""
+        where = f"{self.recipe.method.name}: step {step} of {self.recipe.training.steps}"
+        self.watcher.say(f"{where}, noise error {found['noise_error']:.4f}{loss}")
+        return found
 
     def _images(self, name: str, prompts: Sequence[str], count: int = 1, again: bool = False) -> list[Path]:
         """Images of each prompt in what the model computes now, where they are not there yet.
@@ -217,7 +218,7 @@ class _Training:
         for form in forms:
             with self.method.using(self.model, form):
                 self.model.eval()
-                scores[form] = {NOISE_ERROR: noise_error(self.diffusion.unet, self.held)}
+                scores[form] = prediction_scores(self.diffusion.unet, self.held)
                 columns[form] = on_main(lambda form=form: self._images(f"form-{form}", self.prompts))  # type: ignore[misc]
         on_main(lambda: write_grid(self.folder / FORMS, self.prompts, columns))
         scored, examples = "train", {"train": len(self.subject.images)}
@@ -229,7 +230,7 @@ class _Training:
         progress = loop.progress
         result = build_result(
             recipe,
-            metric=NOISE_ERROR if recipe.scores is None else "clip_i",
+            metric=EXPLAINED if recipe.scores is None else "clip_i",
             split=scored,
             examples=examples,
             test={scored: scores},
@@ -237,8 +238,8 @@ class _Training:
             selected_by={
                 "split": "train",
                 "form": deployed,
-                "name": NOISE_ERROR,
-                "value": scores[deployed][NOISE_ERROR],
+                "name": EXPLAINED,
+                "value": scores[deployed][EXPLAINED],
                 "epoch": progress.validations[-1]["epoch"],
             },
             params=count_parameters(self.model),

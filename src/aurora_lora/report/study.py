@@ -18,6 +18,7 @@ PERCENT = (
     "accuracy_generated",
     "unanswered",
     "captured",
+    "explained",
     "f1",
     "matthews",
     "pearson",

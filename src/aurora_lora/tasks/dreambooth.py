@@ -43,7 +43,7 @@ DREAMBOOTH = GenerationTask(
     source="hub google/dreambooth (30 subjects, four to six images each), or a folder of images",
     license="CC BY 4.0",
     metric="clip_i",
-    metric_names=("clip_i", "clip_t", "dino", "noise_error"),
+    metric_names=("clip_i", "clip_t", "dino", "explained", "noise_error"),
 )
 
 

@@ -45,6 +45,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "clip_i": ("CLIP-I", lambda value: f"{value:.3f}"),
     "clip_t": ("CLIP-T", lambda value: f"{value:.3f}"),
     "dino": ("DINO", lambda value: f"{value:.3f}"),
+    "explained": ("explained %", lambda value: f"{100 * value:.2f}"),
     "noise_error": ("noise error", lambda value: f"{value:.4f}"),
     "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
