@@ -15,6 +15,7 @@ from aurora_lora.experiments.engines import InProcess
 from aurora_lora.experiments.jobs import Job, Outcome, run_job
 from aurora_lora.experiments.study import Study, load_study
 from aurora_lora.experiments.sweep import Sweep
+from aurora_lora.report.sections import load_sections
 from aurora_lora.training import storage, yaml_text
 
 RATES = [1e-3, 3e-2]
@@ -82,6 +83,10 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path) -> None:
     assert {form for setting in summary["settings"] for form in setting["by_form"]} >= {"merged", "calibrated"}
     # 2 settings x 2 rates on seed 0, and one more seed of the chosen
     assert len(list((tmp_path / "out" / "runs").rglob("result.json"))) == 6
+    (section,) = load_sections([tmp_path / "out"])  # a report finds the chosen runs
+    for group, setting in zip(section.groups, summary["settings"], strict=True):
+        assert group.scores(group.deployed, "accuracy") == setting["by_form"][group.deployed]["accuracy"]["scores"]
+        assert [run["epochs"] != [] for run in group.runs] == [True, True]
     shown = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(tmp_path / "out")])
     assert shown.exit_code == 0
     assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80

@@ -43,7 +43,8 @@ class Section:
         """What was tuned of a study's setting, and how it was chosen; empty for other runs."""
         settings = () if self.study is None else self.study["settings"]
         values: Mapping[str, Any] = next((one["chosen"] for one in settings if one["name"] == group.label), {})
-        return ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in values.items())
+        shown = ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in values.items())
+        return shown.replace("learning_rate", "lr")
 
     @property
     def results(self) -> list[Result]:

@@ -19,6 +19,7 @@ PERCENT = (
     "unanswered",
     "captured",
     "explained",
+    "explained",
     "f1",
     "matthews",
     "pearson",
