@@ -17,9 +17,11 @@ ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
 IMPORTS = ("aurora_lora.diffusion.run", "aurora_lora.diffusion.summary", "aurora_lora.diffusion.trained", "diffusers")
 
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Any:
-    sys.path.insert(0, str(Path(__file__).parent))
     import tiny_pipeline
 
     return tiny_pipeline
@@ -95,3 +97,17 @@ def clip_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dino_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tiny.save_dino(tmp_path_factory.mktemp("dino"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def runs(train: Callable[..., list[Order]], tmp_path_factory: pytest.TempPathFactory) -> Order:
+    """Folders of finished runs, AuroRA with prior preservation and LoRA at a scaling other than 1, and what the first
+    one printed."""
+    from looking import WHOLE
+
+    root = tmp_path_factory.mktemp("runs")
+    lora = {"method": {"name": "lora", "r": 2, "lora_alpha": 6}, "training": {"threads": 1}}
+    answers = train((root / "aurora", WHOLE, {}), (root / "lora", lora, {}))
+    for answer in answers:
+        assert answer["status"] == 0, answer["stderr"]
+    return {"aurora": root / "aurora", "lora": root / "lora", "answer": answers[0]}

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from aurora_lora.diffusion.draws import generator, row_of
 from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from aurora_lora.diffusion.loss import snr_weights, squared_errors, target
-from aurora_lora.diffusion.subject import frame
+from aurora_lora.diffusion.subject import frame, resize
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.dreambooth import subject_images
 
@@ -33,7 +33,7 @@ def gradient(width: int, height: int) -> Image.Image:
 def test_frame_cuts_where_the_time_ids_say() -> None:
     seen = set()
     for number in range(30):
-        framed = frame(gradient(48, 32), 32, "random", False, generator(number))
+        framed = frame(resize(gradient(48, 32), 32), 32, "random", False, generator(number))
         height, width, top, left, *side = framed.time_ids.int().tolist()
         assert (height, width, side) == (32, 48, [32, 32])
         corner = ((framed.pixels[:, 0, 0] + 1) / 2 * 255).round().int().tolist()
@@ -42,14 +42,23 @@ def test_frame_cuts_where_the_time_ids_say() -> None:
     assert min(seen) >= 0
     assert max(seen) <= 16
     assert len(seen) > 8
-    centred = frame(gradient(48, 32), 32, "center", False, generator(0))
+    centred = frame(resize(gradient(48, 32), 32), 32, "center", False, generator(0))
     assert centred.time_ids.int().tolist() == [32, 48, 0, 8, 32, 32]
-    assert frame(gradient(96, 64), 32, "center", False, generator(0)).time_ids.int().tolist() == [64, 96, 0, 8, 32, 32]
+    assert frame(resize(gradient(96, 64), 32), 32, "center", False, generator(0)).time_ids.int().tolist() == [
+        64,
+        96,
+        0,
+        8,
+        32,
+        32,
+    ]
 
 
 def test_frame_mirrors_half_of_the_images() -> None:
-    plain = frame(gradient(32, 32), 32, "center", False, generator(0)).pixels
-    flipped = [frame(gradient(32, 32), 32, "center", True, generator(number)).pixels for number in range(60)]
+    plain = frame(resize(gradient(32, 32), 32), 32, "center", False, generator(0)).pixels
+    flipped = [
+        frame(resize(gradient(32, 32), 32), 32, "center", True, generator(number)).pixels for number in range(60)
+    ]
     assert all(pixels.equal(plain) or pixels.equal(plain.flip(-1)) for pixels in flipped)
     assert 15 < sum(pixels.equal(plain) for pixels in flipped) < 45
 

@@ -1,54 +1,15 @@
-"""Whole runs on a tiny pipeline: what they write, that they learn and survive a kill, that diffusers loads them."""
+"""Whole runs on a tiny pipeline: what they write, that they learn and survive a kill, what can be set."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from looking import PRIOR, WHOLE, contents, pixels, result_of
 from safetensors.torch import load_file
 
-from aurora_lora.diffusion.draws import seed_of
-
 Train = Callable[..., list[dict[str, Any]]]
-PROMPTS = ["a photo of a sks dog", "a sks dog on the beach"]
-PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
-PRIOR = {"prompt": "a photo of a dog", "images": 3}
-WHOLE: dict[str, Any] = {"prior": PRIOR, "training": {"checkpoint_every": 1, "threads": 1}}
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every weight and image of a run, as bytes."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
-    for path in sorted(folder.rglob("*.safetensors")):
-        found |= {f"{path.relative_to(folder)}:{k}": v.numpy().tobytes() for k, v in load_file(path).items()}
-    return found
-
-
-def result_of(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
-
-
-@pytest.fixture(scope="module")
-def runs(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """AuroRA, with prior preservation, and LoRA at a scaling other than 1."""
-    root = tmp_path_factory.mktemp("runs")
-    lora = {"method": {"name": "lora", "r": 2, "lora_alpha": 6}, "training": {"threads": 1}}
-    answers = train((root / "aurora", WHOLE, {}), (root / "lora", lora, {}))
-    for answer in answers:
-        assert answer["status"] == 0, answer["stderr"]
-    return {"aurora": root / "aurora", "lora": root / "lora", "answer": answers[0]}
 
 
 def test_what_a_run_writes_and_prints(runs: dict[str, Any]) -> None:
@@ -153,26 +114,6 @@ def test_killed_anywhere_it_ends_with_the_same_weights_and_images(
     assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".trash")]
 
 
-def test_stock_diffusers_loads_the_lora_with_equal_output(
-    runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
-) -> None:
-    from aurora_lora.diffusion.draws import generator
-
-    forms = {"aurora": "calibrated", "lora": "merged"}
-    seed = generator("image", seed_of("generated", 0, 1, 0)).initial_seed()
-    command = [sys.executable, str(Path(__file__).with_name("stock.py")), str(model), str(tmp_path), PROMPTS[1]]
-    command += [str(seed), "2", "5.0", str(tiny.SIDE), *(str(runs[name] / "lora") for name in forms)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for index, (name, form) in enumerate(forms.items()):
-        stock = np.load(tmp_path / f"{index}.npy") * 255
-        ours = pixels(runs[name] / "images" / f"form-{form}" / "01-0.png")
-        assert np.abs(stock - ours).max() < 1
-        # and not because the adapter does nothing
-        assert np.abs(ours - pixels(runs[name] / "images" / "step-000000" / "01-0.png")).max() > 2
-
-
 def test_a_finished_run_is_shown_again(train: Train, runs: dict[str, Any]) -> None:
     (answer,) = train((runs["aurora"], WHOLE, {}))
     assert answer["status"] == 0
@@ -201,99 +142,6 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert not all(weights[0][key].equal(weights[2][key]) for key in weights[0])
-
-
-def test_the_cards_say_how_to_load(runs: dict[str, Any]) -> None:
-    for name in ("aurora", "lora"):
-        text = (runs[name] / "lora" / "README.md").read_text()
-        assert "library_name: diffusers" in text
-        assert "pipe.load_lora_weights" in text
-        assert ("trained as AuroRA" in text) == (name == "aurora")
-    text = (runs["aurora"] / "adapter" / "README.md").read_text()
-    assert "| calibrated merge, deployed |" in text
-    code = text.split("```python\n")[1].split("```")[0]
-    compile(code, "card", "exec")
-    assert "PeftModel.from_pretrained(pipe.unet" in code
-
-
-def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path) -> None:
-    """The saved adapter generates the images of the run's end, in every form; other forms can be exported."""
-    folder = str(runs["aurora"])
-    prompts = ["a photo of a [V] dog", "a [V] dog on the beach"]
-
-    def order(*args: str) -> dict[str, Any]:
-        return {"args": list(args), "folder": str(tmp_path)}
-
-    def generate(form: str) -> dict[str, Any]:
-        return order("generate", folder, *prompts, "--output", str(tmp_path / form), "--form", form)
-
-    def export(form: str) -> dict[str, Any]:
-        return order("export", folder, "--output", str(tmp_path / f"lora-{form}"), "--form", form)
-
-    orders = (generate("calibrated"), generate("dynamic"), export("static"), export("calibrated"), export("dynamic"))
-    answers = aurora(*orders)
-    assert [answer["status"] for answer in answers] == [0, 0, 0, 0, 2], [answer["stderr"] for answer in answers]
-    for form in ("calibrated", "dynamic"):
-        for name in ("00-0.png", "01-0.png"):
-            ours = pixels(tmp_path / form / name)
-            np.testing.assert_array_equal(ours, pixels(runs["aurora"] / "images" / f"form-{form}" / name))
-    assert (tmp_path / "dynamic" / "grid.png").exists()
-    assert "the dynamic form is no linear map" in answers[4]["stderr"]
-    static, calibrated, own = (
-        load_file(path / "pytorch_lora_weights.safetensors")
-        for path in (tmp_path / "lora-static", tmp_path / "lora-calibrated", runs["aurora"] / "lora")
-    )
-    assert all(own[key].equal(calibrated[key]) for key in own)
-    assert not all(static[key].equal(calibrated[key]) for key in own)
-
-
-def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, Any]) -> None:
-    (answer,) = aurora({"args": ["gap", str(runs["aurora"])], "folder": str(runs["aurora"])})
-    assert answer["status"] == 2
-    assert "`aurora export` and `aurora generate` take it" in answer["stderr"]
-
-
-def test_other_methods(train: Train, tmp_path: Path) -> None:
-    quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
-    names = ("bitfit", "moslora", "aurora-paper")
-    answers = train(*((tmp_path / name, {**quick, "method": name}, {}) for name in names))
-    for name, answer in zip(names, answers, strict=True):
-        assert answer["status"] == 0, answer["stderr"]
-        assert (tmp_path / name / "lora").exists() == (name == "aurora-paper")
-        assert result_of(tmp_path / name)["params"]["adapter"] > 0
-
-
-def test_scores_are_those_of_the_images(
-    train: Train, clip_folder: Path, dino_folder: Path, images: Path, tmp_path: Path
-) -> None:
-    import torch
-    from transformers import CLIPModel, CLIPProcessor
-
-    scores = {"prompts": PROMPTS_OF_SCORES, "images_per_prompt": 2, "clip": str(clip_folder), "dino": str(dino_folder)}
-    quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
-    (answer,) = train((tmp_path / "run", {**quick, "scores": scores}, {}))
-    assert answer["status"] == 0, answer["stderr"]
-    metric = result_of(tmp_path / "run")["metric"]
-    assert (metric["name"], metric["split"]) == ("clip_i", "generated")
-    assert metric["examples"] == {"train": 3, "generated": 4}
-    assert set(metric["by_form"]["static"]) == {"clip_i", "clip_t", "dino", "explained", "noise_error"}
-    assert "CLIP-I" in answer["stdout"]
-    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
-    generated = [
-        Image.open(tmp_path / "run" / "images" / "scores-calibrated" / name)
-        for name in ("00-0.png", "00-1.png", "01-0.png", "01-1.png")
-    ]
-    real = [Image.open(path).convert("RGB") for path in sorted(images.iterdir())]
-    inputs = processor(
-        text=["a dog", "a dog on the beach"], images=[*generated, *real], return_tensors="pt", padding=True
-    )
-    with torch.no_grad():
-        outputs = model(**inputs)
-    embedded, asked = outputs.image_embeds, outputs.text_embeds
-    alike = torch.nn.functional.cosine_similarity(embedded[:4, None], embedded[None, 4:], dim=-1).mean()
-    right = torch.nn.functional.cosine_similarity(embedded[:4], asked.repeat_interleave(2, 0)).mean()
-    assert metric["by_form"]["calibrated"]["clip_i"] == pytest.approx(alike.item(), abs=1e-5)
-    assert metric["by_form"]["calibrated"]["clip_t"] == pytest.approx(right.item(), abs=1e-5)
 
 
 def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def recipe(pipeline: Path, images: Path, **changes: Any) -> dict[str, Any]:
             "prompts": ["a photo of a [V] dog", "a [V] dog on the beach"],
             "every": 2,
             "inference_steps": 2,
-            "noise_samples": 6,
+            "noise_samples": 4,
         },
         "calibration": {"examples": 8, "batch_size": 4},
     }

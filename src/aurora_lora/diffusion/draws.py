@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
+
+from ..training.distributed import state
+
+T = TypeVar("T")
 
 
 def seed_of(*what: object) -> int:
@@ -21,3 +27,9 @@ def row_of(sample: int, rows: int, *what: object) -> int:
     """Which of so many rows is the `sample`-th of a run: each epoch takes all of them once, in an order of its own."""
     epoch, place = divmod(sample, rows)
     return int(torch.randperm(rows, generator=generator("order", *what, epoch))[place])
+
+
+def mine(work: Sequence[T]) -> list[tuple[int, T]]:
+    """This process's share of some work, with its numbers: of several processes, each does every so-manieth piece."""
+    peers = state()
+    return list(enumerate(work))[peers.process_index :: peers.num_processes]

@@ -68,6 +68,18 @@ class Progress:
     """The loss scale of fp16."""
 
 
+class _Trained(nn.Module):
+    """The U-Net as Accelerate wraps it for training; what generates is the U-Net itself, as it is."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, **inputs: Any) -> Tensor:
+        predicted: Tensor = self.unet(**inputs, return_dict=False)[0]
+        return predicted
+
+
 class Loop:
     """Trains a U-Net.
 
@@ -96,7 +108,7 @@ class Loop:
         self.schedule = get_scheduler(
             wanted.schedule, optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
         )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = accelerator.prepare(_Trained(model), optimizer)
 
     # ---------------------------------------------------------------- training
 
@@ -171,9 +183,14 @@ class Loop:
         self.schedule.step()
         return total / wanted.gradient_accumulation_steps
 
-    def loss(self, model: nn.Module, batch: Noised) -> Tensor:
-        """The loss of a batch; images of the class, its second half, weigh as the recipe says."""
-        errors = squared_errors(model(**batch.inputs, return_dict=False)[0], batch.wanted)
+    def loss(self, model: Callable[..., Tensor], batch: Noised) -> Tensor:
+        """The loss of a batch; images of the class, its second half, weigh as the recipe says.
+
+        Args:
+            model: predicts from the U-Net's inputs.
+            batch: from `Subject.batch`.
+        """
+        errors = squared_errors(model(**batch.inputs), batch.wanted)
         gamma, prior = self.recipe.training.snr_gamma, self.recipe.prior
         if gamma is not None:
             errors = errors * snr_weights(self.subject.diffusion.noise, batch.timesteps, gamma)
@@ -181,6 +198,11 @@ class Loop:
             return errors.mean()
         own, others = errors.chunk(2)
         return own.mean() + prior.weight * others.mean()
+
+    def loss_of(self, model: nn.Module, batch: Noised) -> Tensor:
+        """The loss of a U-Net on a batch, outside the training loop."""
+        with self.accelerator.autocast():
+            return self.loss(_Trained(model), batch)
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from aurora_lora import calibrate
 from .. import files
 from ..errors import UserError
 from ..methods import Sample, count_parameters
+from ..methods.base import PlainMethod
 from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
 from ..training.distributed import on_main, state
@@ -23,7 +24,7 @@ from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import CALIBRATED, Run
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from .card import write_adapter_card, write_lora_card
-from .draws import seed_of
+from .draws import mine, seed_of
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from .grid import write_grid
@@ -31,7 +32,7 @@ from .loop import Loop, make_accelerator, prediction_scores
 from .pipeline import load_diffusion
 from .progress import Nobody, Watcher
 from .recipe import SubjectRecipe
-from .subject import Subject, class_images
+from .subject import Subject, class_images, prepare_class_images
 
 IMAGES, CLASS_IMAGES = "images", "class-images"
 GRID, FORMS = "grid.png", "forms.png"
@@ -111,7 +112,9 @@ class _Training:
             torch.set_num_threads(recipe.training.threads)
         accelerator = make_accelerator(recipe)
         images = subject_images(recipe.task.images, recipe.task.subject)
-        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
+        # weights that are trained themselves are kept in fp32, and norms want all of theirs in one precision
+        precision = "fp32" if isinstance(self.method, PlainMethod) else recipe.training.precision
+        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device, precision)
         self.subject = Subject(recipe, self.diffusion, images, self._class_images())
         self.held = self.subject.fixed(
             recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
@@ -135,7 +138,9 @@ class _Training:
             return []
         folder = self.folder / CLASS_IMAGES if prior.folder is None else Path(prior.folder).expanduser()
         each = self.watcher.begin("images of the class", prior.images)
-        made = on_main(lambda: class_images(self.recipe, self.diffusion, folder, lambda: each("")))
+        on_main(lambda: prepare_class_images(self.recipe, folder))
+        made = class_images(self.recipe, self.diffusion, folder, lambda: each(""))
+        state().wait_for_everyone()
         self.watcher.end()
         return made
 
@@ -150,7 +155,7 @@ class _Training:
             batches=lambda share: [
                 self.subject.batch(range(i * size, (i + 1) * size)) for i in range(max(1, round(share * count)))
             ],
-            loss=self.loop.loss,
+            loss=self.loop.loss_of,
             learning_rate=self.recipe.training.learning_rate,
             seed=self.recipe.seed,
             agree=lambda value: on_main(lambda: value),
@@ -163,7 +168,7 @@ class _Training:
         """Images of the prompts and the error on held noise, in what `eval()` computes before a calibration."""
         step = self.loop.progress.step
         found = prediction_scores(self.diffusion.unet, self.held)
-        on_main(lambda: self._images(f"step-{step:06d}", self.prompts, again=True))
+        self._images(f"step-{step:06d}", self.prompts, again=True)
         on_main(self._write_grid)
         losses = self.loop.progress.losses
         loss = f", loss {losses[-1]:.3f}" if losses else ""
@@ -172,19 +177,19 @@ class _Training:
         return found
 
     def _images(self, name: str, prompts: Sequence[str], count: int = 1, again: bool = False) -> list[Path]:
-        """Images of each prompt in what the model computes now, where they are not there yet.
+        """Images of each prompt in what the model computes now; each process makes a share.
 
         Args:
             name: of their folder.
             prompts: what to generate; the same noise for all folders.
             count: images of each prompt.
-            again: generate also those that are there.
+            again: also those that are there already.
         """
         folder = self.folder / IMAGES / name
         files.check_writable(folder)
         paths = [folder / f"{row:02d}-{number}.png" for row in range(len(prompts)) for number in range(count)]
-        each = self.watcher.begin("images", len(paths))
-        for index, path in enumerate(paths):
+        each = self.watcher.begin("images", len(mine(paths)))
+        for index, path in mine(paths):
             if again or not path.exists():
                 row, number = divmod(index, count)
                 seed = seed_of("generated", self.recipe.seed, row, number)
@@ -193,6 +198,7 @@ class _Training:
                     image.save(partial, format="PNG")
             each("")
         self.watcher.end()
+        state().wait_for_everyone()
         return paths
 
     def _write_grid(self) -> None:
@@ -219,13 +225,14 @@ class _Training:
             with self.method.using(self.model, form):
                 self.model.eval()
                 scores[form] = prediction_scores(self.diffusion.unet, self.held)
-                columns[form] = on_main(lambda form=form: self._images(f"form-{form}", self.prompts))  # type: ignore[misc]
+                columns[form] = self._images(f"form-{form}", self.prompts)
         on_main(lambda: write_grid(self.folder / FORMS, self.prompts, columns))
         scored, examples = "train", {"train": len(self.subject.images)}
         if recipe.scores is not None:
             scored = "generated"
             examples[scored] = len(recipe.scores.prompts) * recipe.scores.images_per_prompt
-            for form, found in on_main(lambda: self._fidelity(forms)).items():
+            generated = self._scored_images(forms)
+            for form, found in on_main(lambda: self._fidelity(generated)).items():
                 scores[form] = {**found, **scores[form]}
         progress = loop.progress
         result = build_result(
@@ -251,9 +258,9 @@ class _Training:
         on_main(lambda: self._write(result, deployed))
         return result
 
-    def _fidelity(self, forms: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Subject and prompt fidelity of each form."""
-        wanted, device = self.recipe.scores, self.diffusion.device
+    def _scored_images(self, forms: Sequence[str]) -> dict[str, list[Path]]:
+        """The images to score, by form."""
+        wanted = self.recipe.scores
         assert wanted is not None
         prompts = [self.recipe.task.fill(prompt) for prompt in wanted.prompts]
         generated = {}
@@ -261,16 +268,22 @@ class _Training:
             with self.method.using(self.model, form):
                 self.model.eval()
                 generated[form] = self._images(f"scores-{form}", prompts, wanted.images_per_prompt)
+        return generated
+
+    def _fidelity(self, generated: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, float]]:
+        """Subject and prompt fidelity of the images of each form."""
+        wanted, device = self.recipe.scores, self.diffusion.device
+        assert wanted is not None
         plain = [plain_prompt(prompt) for prompt in wanted.prompts for _ in range(wanted.images_per_prompt)]
         clip = Clip(wanted.clip, device)
-        texts, real = clip.texts(plain), clip.images(self.subject.images)
+        texts, real = clip.texts(plain), clip.images(self.subject.pictures)
         found = {}
         for form, paths in generated.items():
             embedded = clip.files(paths)
             found[form] = {"clip_i": subject_fidelity(embedded, real), "clip_t": prompt_fidelity(embedded, texts)}
         if wanted.dino is not None:
             dino = Dino(wanted.dino, device)
-            real = dino.images(self.subject.images)
+            real = dino.images(self.subject.pictures)
             for form, paths in generated.items():
                 found[form]["dino"] = subject_fidelity(dino.files(paths), real)
         return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError
-from .draws import generator, row_of, seed_of
+from .draws import generator, mine, row_of, seed_of
 from .pipeline import Diffusion
 
 if TYPE_CHECKING:
@@ -33,32 +33,47 @@ class Framed:
     time_ids: Tensor
 
 
-def frame(image: Image, resolution: int, crop: str, flip: bool, draw: torch.Generator) -> Framed:
-    """Resize the shorter side of an image to the resolution and cut a square out.
+@dataclass(frozen=True)
+class Resized:
+    """An image whose shorter side was resized: `pixels` (3, height, width) from 0 to 1, and its original `size`."""
+
+    pixels: Tensor
+    size: tuple[int, int]
+    """Height and width."""
+
+
+def resize(image: Image, resolution: int) -> Resized:
+    """Resize the shorter side of an RGB image to the resolution."""
+    from torchvision.transforms.v2 import functional
+
+    pixels = functional.to_dtype(functional.to_image(image), torch.float32, scale=True)
+    height, width = pixels.shape[-2:]
+    resized = functional.resize(pixels, [resolution], antialias=True).clamp(0, 1)
+    return Resized(torch.as_tensor(resized), (int(height), int(width)))
+
+
+def frame(image: Resized, resolution: int, crop: str, flip: bool, draw: torch.Generator) -> Framed:
+    """Cut a square out of an image.
 
     Args:
-        image: in RGB.
+        image: from `resize`, to the same resolution.
         resolution: side of the square.
         crop: `"random"` or `"center"`.
         flip: whether half of the images are mirrored.
         draw: decides what is random.
     """
-    from torchvision.transforms.v2 import functional
-
-    pixels = functional.to_dtype(functional.to_image(image), torch.float32, scale=True)
-    height, width = pixels.shape[-2:]
-    pixels = functional.resize(pixels, [resolution], antialias=True).clamp(0, 1)
+    pixels, (height, width) = image.pixels, image.size
     down, right = (int(side) - resolution for side in pixels.shape[-2:])
     top, left = down // 2, right // 2
     mirrored = float(torch.rand((), generator=draw)) < 0.5
     if flip and mirrored:
-        pixels = functional.horizontal_flip(pixels)
+        pixels = pixels.flip(-1)
     if crop == "random":
         top = int(torch.randint(down + 1, (), generator=draw))
         left = int(torch.randint(right + 1, (), generator=draw))
     square = pixels[..., top : top + resolution, left : left + resolution]
     ids = torch.tensor([height, width, top, left, resolution, resolution], dtype=torch.float32)
-    return Framed(torch.as_tensor(square) * 2 - 1, ids)
+    return Framed(square * 2 - 1, ids)
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,9 @@ class Subject:
         images: Sequence[Image],
         class_images: Sequence[Path] = (),
     ) -> None:
-        self.recipe, self.diffusion, self.images, self.class_images = recipe, diffusion, images, class_images
+        self.recipe, self.diffusion, self.class_images = recipe, diffusion, class_images
+        self.pictures = images
+        self.images = [resize(image, recipe.task.resolution) for image in images]
         self.prompt = recipe.task.fill(recipe.task.prompt)
 
     def batch(self, samples: Sequence[int]) -> Noised:
@@ -105,7 +122,7 @@ class Subject:
         image = images[row_of(number, len(images), seed, kind)]
         if isinstance(image, Path):
             with Image.open(image) as opened:
-                image = opened.convert("RGB")
+                image = resize(opened.convert("RGB"), task.resolution)
         draw = generator("sample", seed, kind, number)
         framed = frame(image, task.resolution, task.crop, task.flip, draw)
         timestep = int(torch.randint(len(self.diffusion.noise.alphas_cumprod), (), generator=draw))
@@ -148,24 +165,14 @@ class Subject:
 # ---------------------------------------------------------------- prior preservation
 
 
-def class_images(
-    recipe: SubjectRecipe, diffusion: Diffusion, folder: Path, each: Callable[[], None] = lambda: None
-) -> list[Path]:
-    """The images of the class, generated where they are not there yet.
-
-    Each is written whole or not at all, and has its own seed: a run that was interrupted goes on with the next.
-
-    Args:
-        recipe: with a prior.
-        diffusion: the model before it is trained.
-        folder: where they are kept.
-        each: called after each image.
+def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
+    """Write down in a folder how its images of the class are generated, or see that it is as written down.
 
     Raises:
-        UserError: the folder holds images of other settings.
+        UserError: the folder holds images of other settings, or cannot be written.
     """
     assert recipe.prior is not None
-    prior, prompt = recipe.prior, recipe.task.fill(recipe.prior.prompt)
+    prompt = recipe.task.fill(recipe.prior.prompt)
     settings = {
         "model": recipe.model,
         "vae": recipe.vae,
@@ -183,8 +190,25 @@ def class_images(
     elif (there := json.loads(path.read_text(encoding="utf-8"))) != settings:
         odd = ", ".join(f"{k} (there {there.get(k)!r}, here {v!r})" for k, v in settings.items() if there.get(k) != v)
         raise UserError(f"prior.folder: {folder} holds images of other settings: {odd}: choose another folder")
-    paths = [folder / f"{number:05d}.png" for number in range(prior.images)]
-    for number, image in enumerate(paths):
+
+
+def class_images(
+    recipe: SubjectRecipe, diffusion: Diffusion, folder: Path, each: Callable[[], None] = lambda: None
+) -> list[Path]:
+    """The images of the class, generated where they are not there yet; each process makes a share.
+
+    Each is written whole or not at all, and has its own seed: a run that was interrupted goes on with the next.
+
+    Args:
+        recipe: with a prior.
+        diffusion: the model before it is trained.
+        folder: where they are kept; see `prepare_class_images`.
+        each: called after each image.
+    """
+    assert recipe.prior is not None
+    prompt = recipe.task.fill(recipe.prior.prompt)
+    paths = [folder / f"{number:05d}.png" for number in range(recipe.prior.images)]
+    for number, image in mine(paths):
         if not image.exists():
             made = diffusion.generate(prompt, recipe.validation, seed_of("class image", number))
             with files.new_file(image) as partial:

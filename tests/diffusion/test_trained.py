@@ -1,0 +1,157 @@
+"""What comes of a run: stock diffusers loads it, images and scores, other methods, several processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from looking import PRIOR, PROMPTS, contents, pixels, result_of
+from PIL import Image
+from safetensors.torch import load_file
+
+from aurora_lora.diffusion.draws import seed_of
+
+Train = Callable[..., list[dict[str, Any]]]
+PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
+
+
+def test_stock_diffusers_loads_the_lora_with_equal_output(
+    runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
+) -> None:
+    from aurora_lora.diffusion.draws import generator
+
+    forms = {"aurora": "calibrated", "lora": "merged"}
+    seed = generator("image", seed_of("generated", 0, 1, 0)).initial_seed()
+    command = [sys.executable, str(Path(__file__).with_name("stock.py")), str(model), str(tmp_path), PROMPTS[1]]
+    command += [str(seed), "2", "5.0", str(tiny.SIDE), *(str(runs[name] / "lora") for name in forms)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for index, (name, form) in enumerate(forms.items()):
+        stock = np.load(tmp_path / f"{index}.npy") * 255
+        ours = pixels(runs[name] / "images" / f"form-{form}" / "01-0.png")
+        assert np.abs(stock - ours).max() < 1
+        # and not because the adapter does nothing
+        assert np.abs(ours - pixels(runs[name] / "images" / "step-000000" / "01-0.png")).max() > 2
+
+
+def test_the_cards_say_how_to_load(runs: dict[str, Any]) -> None:
+    for name in ("aurora", "lora"):
+        text = (runs[name] / "lora" / "README.md").read_text()
+        assert "library_name: diffusers" in text
+        assert "pipe.load_lora_weights" in text
+        assert ("trained as AuroRA" in text) == (name == "aurora")
+    text = (runs["aurora"] / "adapter" / "README.md").read_text()
+    assert "| calibrated merge, deployed |" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert "PeftModel.from_pretrained(pipe.unet" in code
+
+
+def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path) -> None:
+    """The saved adapter generates the images of the run's end, in every form; other forms can be exported."""
+    folder = str(runs["aurora"])
+    prompts = ["a photo of a [V] dog", "a [V] dog on the beach"]
+
+    def order(*args: str) -> dict[str, Any]:
+        return {"args": list(args), "folder": str(tmp_path)}
+
+    def generate(form: str) -> dict[str, Any]:
+        return order("generate", folder, *prompts, "--output", str(tmp_path / form), "--form", form)
+
+    def export(form: str) -> dict[str, Any]:
+        return order("export", folder, "--output", str(tmp_path / f"lora-{form}"), "--form", form)
+
+    orders = (generate("calibrated"), generate("dynamic"), export("static"), export("calibrated"), export("dynamic"))
+    answers = aurora(*orders)
+    assert [answer["status"] for answer in answers] == [0, 0, 0, 0, 2], [answer["stderr"] for answer in answers]
+    for form in ("calibrated", "dynamic"):
+        for name in ("00-0.png", "01-0.png"):
+            ours = pixels(tmp_path / form / name)
+            np.testing.assert_array_equal(ours, pixels(runs["aurora"] / "images" / f"form-{form}" / name))
+    assert (tmp_path / "dynamic" / "grid.png").exists()
+    assert "the dynamic form is no linear map" in answers[4]["stderr"]
+    static, calibrated, own = (
+        load_file(path / "pytorch_lora_weights.safetensors")
+        for path in (tmp_path / "lora-static", tmp_path / "lora-calibrated", runs["aurora"] / "lora")
+    )
+    assert all(own[key].equal(calibrated[key]) for key in own)
+    assert not all(static[key].equal(calibrated[key]) for key in own)
+
+
+def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, Any]) -> None:
+    (answer,) = aurora({"args": ["gap", str(runs["aurora"])], "folder": str(runs["aurora"])})
+    assert answer["status"] == 2
+    assert "`aurora export` and `aurora generate` take it" in answer["stderr"]
+
+
+def test_other_methods(train: Train, tmp_path: Path) -> None:
+    training = {"steps": 1, "precision": "bf16", "threads": 1}
+    quick = {"training": training, "validation": {"prompts": [], "inference_steps": 1}}
+    names = ("bitfit", "moslora", "lora-drop", "aurora-paper")
+    answers = train(*((tmp_path / name, {**quick, "method": name}, {}) for name in names))
+    for name, answer in zip(names, answers, strict=True):
+        assert answer["status"] == 0, answer["stderr"]
+        assert (tmp_path / name / "lora").exists() == (name == "aurora-paper")
+        assert result_of(tmp_path / name)["params"]["adapter"] > 0
+
+
+def test_scores_are_those_of_the_images(
+    train: Train, clip_folder: Path, dino_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    scores = {"prompts": PROMPTS_OF_SCORES, "images_per_prompt": 2, "clip": str(clip_folder), "dino": str(dino_folder)}
+    quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
+    (answer,) = train((tmp_path / "run", {**quick, "scores": scores}, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    metric = result_of(tmp_path / "run")["metric"]
+    assert (metric["name"], metric["split"]) == ("clip_i", "generated")
+    assert metric["examples"] == {"train": 3, "generated": 4}
+    assert set(metric["by_form"]["static"]) == {"clip_i", "clip_t", "dino", "explained", "noise_error"}
+    assert "CLIP-I" in answer["stdout"]
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+    generated = [
+        Image.open(tmp_path / "run" / "images" / "scores-calibrated" / name)
+        for name in ("00-0.png", "00-1.png", "01-0.png", "01-1.png")
+    ]
+    real = [Image.open(path).convert("RGB") for path in sorted(images.iterdir())]
+    inputs = processor(
+        text=["a dog", "a dog on the beach"], images=[*generated, *real], return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        outputs = model(**inputs)
+    embedded, asked = outputs.image_embeds, outputs.text_embeds
+    alike = torch.nn.functional.cosine_similarity(embedded[:4, None], embedded[None, 4:], dim=-1).mean()
+    right = torch.nn.functional.cosine_similarity(embedded[:4], asked.repeat_interleave(2, 0)).mean()
+    assert metric["by_form"]["calibrated"]["clip_i"] == pytest.approx(alike.item(), abs=1e-5)
+    assert metric["by_form"]["calibrated"]["clip_t"] == pytest.approx(right.item(), abs=1e-5)
+
+
+def test_two_processes_train_as_one(train: Train, tmp_path: Path) -> None:
+    """On the same samples: each takes half of them, and half of the images."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    changes = {
+        "training": {"steps": 2, "gradient_accumulation_steps": 1, "threads": 1},
+        "validation": {"inference_steps": 1},
+        "prior": PRIOR,
+    }
+    ranks = [(tmp_path / "two", changes, {"env": {**common, "RANK": rank, "LOCAL_RANK": rank}}) for rank in ("0", "1")]
+    twice = {**changes, "training": {"steps": 2, "gradient_accumulation_steps": 2, "threads": 1}}
+    answers = train(*ranks, (tmp_path / "one", twice, {}))
+    assert [answer["status"] for answer in answers] == [0, 0, 0], [answer["stderr"] for answer in answers]
+    assert answers[1]["stdout"] == answers[1]["stderr"] == ""
+    two, one = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("two", "one"))
+    trained = [key for key in one if key.endswith(("aurora_A", "aurora_B"))]
+    assert max(float((two[key] - one[key]).abs().max()) for key in trained) < 1e-3  # of steps of 1e-2
+    assert set(contents(tmp_path / "two")) == set(contents(tmp_path / "one"))
+    assert np.abs(pixels(tmp_path / "two" / "grid.png") - pixels(tmp_path / "one" / "grid.png")).max() < 3
