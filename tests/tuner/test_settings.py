@@ -3,6 +3,7 @@
 import gc
 import pickle
 import warnings
+from functools import cache
 
 import peft
 import psutil
@@ -253,6 +254,17 @@ class _Counter:
         return aot_eager(graph, inputs)
 
 
+@cache
+def base_compiles():
+    try:
+        torch.compile(llama(layers=1), fullgraph=True, backend="eager")(input_ids=IDS)
+    except torch._dynamo.exc.Unsupported:
+        return False
+    finally:
+        torch._dynamo.reset()
+    return True
+
+
 @pytest.mark.compiles_peft
 @pytest.mark.parametrize(
     "fields",
@@ -264,6 +276,8 @@ class _Counter:
     ],
 )
 def test_compile_is_one_graph_without_recompiles(fields):
+    if not base_compiles():
+        pytest.skip("this torch cannot trace this Transformers' Llama as one graph, without an adapter either")
     torch._dynamo.reset()
     model = adapt(llama(layers=1), **fields)
     if model.peft_config["default"].resolved_eval_form == "calibrated":

@@ -31,9 +31,6 @@ from .anl import ANL, adaptive_nonlinear
 EAGER = "AURORA_LORA_EAGER"
 IDENTITY = ANL(None, None, skip=True)
 
-# torch 2.6 does not tell the two apart
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
 _DOUBLE_BACKWARD = (
     "The fast path of AuroRA has no second derivatives (create_graph=True). "
     f"Set the environment variable {EAGER}=1 for the eager path, which has."
@@ -54,6 +51,13 @@ def is_fast(*tensors: Tensor | None) -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_off() -> bool:
     return os.environ.get(EAGER, "0") not in ("", "0")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_exporting() -> bool:
+    """Asked while it traces: traced itself, `is_exporting` is always true up to torch 2.10. 2.6 has another name."""
+    asked: bool = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    return asked
 
 
 def _are_plain(*tensors: Tensor | None) -> bool:

@@ -19,7 +19,6 @@ PERCENT = (
     "unanswered",
     "captured",
     "explained",
-    "explained",
     "f1",
     "matthews",
     "pearson",
