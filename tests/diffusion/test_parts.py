@@ -1,6 +1,7 @@
 """The parts of a run against plain formulas: cuts, draws, the loss, the U-Net's inputs, fidelity."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ from torch.nn.functional import cosine_similarity
 
 from aurora_lora.diffusion.draws import generator, row_of
 from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
-from aurora_lora.diffusion.loss import snr_weights, squared_errors, target
-from aurora_lora.diffusion.subject import frame, resize
+from aurora_lora.diffusion.loss import snr_weights, squared_errors, target, total_loss
+from aurora_lora.diffusion.pipeline import load_diffusion
+from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.diffusion.run import needed_prompts
+from aurora_lora.diffusion.subject import Noised, Subject, frame, resize
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.dreambooth import subject_images
+from aurora_lora.training.recipe import validate_as
 
 
 def test_each_epoch_takes_every_image_once_in_an_order_of_its_own() -> None:
@@ -80,6 +85,66 @@ def test_target_and_snr_weights(prediction: str) -> None:
     errors = squared_errors(latents.bfloat16(), noise)
     assert errors.dtype == torch.float32
     torch.testing.assert_close(errors[1], ((latents[1].bfloat16().float() - noise[1]) ** 2).mean())
+
+
+def test_prior_preservation_weighs_the_second_half() -> None:
+    errors = torch.tensor([1.0, 2.0, 5.0, 7.0])
+    assert total_loss(errors, None) == errors.mean()
+    assert total_loss(errors, 0.5) == 1.5 + 0.5 * 6
+
+
+@pytest.fixture(scope="module")
+def subject(tiny: Any, model: Path, images: Path) -> Subject:
+    """The data of a tiny run, with prior preservation."""
+    values = tiny.recipe(model, images, prior={"prompt": "a photo of a dog"})
+    recipe = validate_as(SubjectRecipe, values, "tiny")
+    diffusion = load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
+    return Subject(recipe, diffusion, subject_images(str(images)), sorted(images.iterdir()))
+
+
+def image_of(noised: Noised, scheduler: Any) -> torch.Tensor:
+    """The latents that were noised, from what the U-Net is given and what it is to predict."""
+    a = scheduler.alphas_cumprod[noised.timesteps].view(-1, 1, 1, 1)
+    return (noised.inputs["sample"] - (1 - a).sqrt() * noised.wanted) / a.sqrt()
+
+
+def test_a_batch_is_noised_latents_with_their_prompt_and_their_cut(subject: Subject, model: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    noised = subject.batch(range(4))
+    assert noised.inputs["sample"].shape == (8, 4, 8, 8)
+    stock = StableDiffusionXLPipeline.from_pretrained(model)
+    for row, latents in enumerate(image_of(noised, subject.diffusion.noise)):
+        height, width, top, left, *side = noised.inputs["added_cond_kwargs"]["time_ids"][row].int().tolist()
+        assert (height, width, side) == (20, 28, [16, 16])
+        cuts = [image.pixels[None, :, top : top + 16, left : left + 16] * 2 - 1 for image in subject.images]
+        with torch.no_grad():
+            found = [stock.vae.encode(cut).latent_dist for cut in cuts]
+        distances = [
+            ((latents / stock.vae.config.scaling_factor - one.mean) / one.std).square().mean() for one in found
+        ]
+        assert min(distances) < 2  # a draw from the distribution: 1 on average
+        hidden, _, pooled, _ = stock.encode_prompt("a photo of a sks dog" if row < 4 else "a photo of a dog")
+        torch.testing.assert_close(noised.inputs["encoder_hidden_states"][row], hidden[0])
+        torch.testing.assert_close(noised.inputs["added_cond_kwargs"]["text_embeds"][row], pooled[0])
+    again = subject.batch([2])
+    torch.testing.assert_close(again.inputs["sample"][0], noised.inputs["sample"][2])
+    assert len({tuple(one.flatten().tolist()) for one in noised.wanted}) == 8
+
+
+def test_fixed_samples_spread_timesteps_and_take_turns_with_prompts(subject: Subject) -> None:
+    diffusion = subject.diffusion
+    first, second = (subject.fixed(10, ["a photo of a sks dog", None], "calibration", batch_size=4) for _ in range(2))
+    assert [len(batch.timesteps) for batch in first] == [4, 4, 2]
+    assert all(a.inputs["sample"].equal(b.inputs["sample"]) for a, b in zip(first, second, strict=True))
+    timesteps = torch.cat([batch.timesteps for batch in first]).tolist()
+    assert timesteps == list(range(50, 1000, 100))
+    hidden = torch.cat([batch.inputs["encoder_hidden_states"] for batch in first])
+    known, none = diffusion.prompts["a photo of a sks dog"].hidden[0], diffusion.unprompted.hidden[0]
+    expected = [known if number // 3 % 2 == 0 else none for number in range(10)]  # each prompt with each of the images
+    assert all(one.equal(other) for one, other in zip(hidden, expected, strict=True))
+    other = subject.fixed(10, [None], "noise error", batch_size=4)
+    assert not other[0].wanted.equal(first[0].wanted)
 
 
 # ---------------------------------------------------------------- images of a subject

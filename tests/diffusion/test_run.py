@@ -131,7 +131,7 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
     shared = {**WHOLE, "prior": {**PRIOR, "folder": str(kept)}}
     other = {**WHOLE, "prior": {**PRIOR, "folder": str(kept), "prompt": "a photo of a cat"}}
-    without = {**WHOLE, "prior": None}
+    without = {**WHOLE, "prior": {**PRIOR, "folder": str(kept), "weight": 0.0}}
     answers = train(
         (tmp_path / "shared", shared, {}), (tmp_path / "other", other, {}), (tmp_path / "without", without, {})
     )

@@ -24,7 +24,7 @@ from ..training import storage
 from ..training.distributed import on_main, state
 from ..training.trainer import peak_memory
 from .draws import seed_of
-from .loss import snr_weights, squared_errors
+from .loss import snr_weights, squared_errors, total_loss
 from .recipe import SubjectRecipe
 from .subject import Noised, Subject
 
@@ -194,10 +194,7 @@ class Loop:
         gamma, prior = self.recipe.training.snr_gamma, self.recipe.prior
         if gamma is not None:
             errors = errors * snr_weights(self.subject.diffusion.noise, batch.timesteps, gamma)
-        if prior is None:
-            return errors.mean()
-        own, others = errors.chunk(2)
-        return own.mean() + prior.weight * others.mean()
+        return total_loss(errors, None if prior is None else prior.weight)
 
     def loss_of(self, model: nn.Module, batch: Noised) -> Tensor:
         """The loss of a U-Net on a batch, outside the training loop."""

@@ -30,3 +30,12 @@ def snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     snr = a / (1 - a)
     over = snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr
     return (snr.clamp(max=gamma) / over).to(torch.float32)
+
+
+def total_loss(errors: Tensor, prior_weight: float | None) -> Tensor:
+    """The mean error of a batch; with prior preservation, whose images are its second half, the mean of the first half
+    and `prior_weight` times that of the second (Ruiz et al. 2023, Eq. 2)."""
+    if prior_weight is None:
+        return errors.mean()
+    own, others = errors.chunk(2)
+    return own.mean() + prior_weight * others.mean()
