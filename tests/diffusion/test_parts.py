@@ -1,5 +1,6 @@
 """The parts of a run against plain formulas: cuts, draws, the loss, the U-Net's inputs, fidelity."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,16 @@ def test_the_identifier_is_left_out_for_clip() -> None:
 def test_a_missing_clip_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scores\.clip: .* cannot be loaded"):
         Clip(str(tmp_path), torch.device("cpu"))
+
+
+def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    recipe = validate_as(SubjectRecipe, tiny.recipe(model, images), "tiny")
+    with pytest.raises(UserError, match=r"'diffusers' is missing: pip install 'aurora-lora\[diffusion\]'"):
+        load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
+
+
+def test_a_model_of_another_kind_is_said(images: Path, tiny: Any, tmp_path: Path) -> None:
+    recipe = validate_as(SubjectRecipe, tiny.recipe(tmp_path, images), "tiny")
+    with pytest.raises(UserError, match=r"model: .* cannot be loaded"):
+        load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
