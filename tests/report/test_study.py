@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from aurora_lora.report.study import answers, study_page, study_tables
+from aurora_lora.report.study import answers, every_answer, study_page, study_tables
 
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
 
@@ -61,3 +61,17 @@ def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
     assert "| AuroRA | 1,234 | lr 0.005 | calibrated | 80.0 ± 1.0 | 3 | 11 |" in page
     scores, differences = study_tables(summary)
     assert (scores.row_count, differences.row_count) == (3, 2)
+
+
+def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -> None:
+    for one, worse in zip(summary["settings"], ([0.5, 0.6, 0.5], [0.4, 0.45, 0.4]), strict=True):
+        for form in one["by_form"].values():
+            form["nll"] = {"scores": worse, "mean": 0.5, "std": 0.1}
+    (accuracy, _), (nll, by_nll) = every_answer(summary)
+    assert (accuracy, nll) == ("accuracy %", "neg. log-likelihood")
+    assert by_nll[0].difference == pytest.approx((-0.1 - 0.15 - 0.1) / 3)
+    assert "| question | first | second | neg. log-likelihood, difference | 95% interval |" in study_page(summary)
+    assert [table.title for table in study_tables(summary)][1:] == [
+        "accuracy %, first less second",
+        "neg. log-likelihood, first less second",
+    ]

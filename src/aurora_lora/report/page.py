@@ -14,7 +14,7 @@ from ..files import write_text
 from .catalogue import figures_of
 from .groups import Group, interval
 from .sections import Section
-from .study import PERCENT, answers
+from .study import PERCENT, every_answer
 from .tables import Result
 from .times import COLUMNS, time_rows
 
@@ -60,7 +60,10 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "title": section.title if section.study is None else f"{section.title}, {section.model}",
         "tuning": None if section.study is None else _tuning(section.study),
-        "answers": [] if section.study is None else [(one.ask, *one.cells()) for one in answers(section.study)],
+        "answers": [
+            (metric, [(one.ask, *one.cells()) for one in found])
+            for metric, found in ([] if section.study is None else every_answer(section.study))
+        ],
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [f"{name} %" if name in PERCENT else name for name in metrics],
         "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],

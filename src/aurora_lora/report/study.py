@@ -55,8 +55,8 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
                 *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
             )
     yield table
-    if answered := answers(summary):
-        table = Table(title="first less second", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for metric, answered in every_answer(summary):
+        table = Table(title=f"{metric}, first less second", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         for name, justify in (("question", "left"), ("difference", "right"), ("95% interval", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for one in answered:
@@ -95,8 +95,23 @@ class Answer:
         return difference, f"{scale * self.low:+.{digits}f} to {scale * self.high:+.{digits}f}"
 
 
-def answers(summary: Mapping[str, Any]) -> list[Answer]:
-    """The study's questions, in their order; those whose scores are missing are left out."""
+def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
+    """The answers by the study's metric, then by the negative log-likelihood, which sees more than accuracy does."""
+    by_metric = answers(summary), answers(summary, "nll")
+    return [(_title(found[0].metric), found) for found in by_metric if found]
+
+
+def _title(metric: str) -> str:
+    return "neg. log-likelihood" if metric == "nll" else f"{metric} %" if metric in PERCENT else metric
+
+
+def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answer]:
+    """The study's questions, in their order; those whose scores are missing are left out.
+
+    Args:
+        summary: the study.json.
+        metric: to answer them by; each setting's own if None.
+    """
     settings = {setting["name"]: setting for setting in summary["settings"]}
     found = []
     for question in summary["study"].get("questions", ()):
@@ -104,13 +119,13 @@ def answers(summary: Mapping[str, Any]) -> list[Answer]:
             (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
             for side in (question["first"], question["second"])
         )
-        metric = first[0]["metric"]
-        ours, theirs = _by_seed(*first, metric), _by_seed(*second, metric)
+        by = metric or first[0]["metric"]
+        ours, theirs = _by_seed(*first, by), _by_seed(*second, by)
         paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if paired:
             names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
             mean, (low, high) = statistics.fmean(paired), interval(paired)
-            found.append(Answer(question["ask"], names[0], names[1], metric, mean, low, high, len(paired)))
+            found.append(Answer(question["ask"], names[0], names[1], by, mean, low, high, len(paired)))
     return found
 
 
@@ -122,8 +137,8 @@ def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -
 def study_page(summary: Mapping[str, Any]) -> str:
     """The study as Markdown: the answers, then every setting in every form."""
     metrics, lines = _metrics(summary), []
-    if answered := answers(summary):
-        lines += ["| question | first | second | difference | 95% interval |", "|---|---|---|--:|--:|"]
+    for metric, answered in every_answer(summary):
+        lines += [f"| question | first | second | {metric}, difference | 95% interval |", "|---|---|---|--:|--:|"]
         for one in answered:
             lines.append(f"| {one.ask} | {one.first} | {one.second} | {' | '.join(one.cells())} |")
         lines.append("")
