@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from aurora_lora.report.study import answers, every_answer, study_page, study_tables
+from aurora_lora.report.study import answers, chosen_values, every_answer, study_page, study_tables
 
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
 
@@ -75,3 +75,20 @@ def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -
         "accuracy %, first less second",
         "neg. log-likelihood, first less second",
     ]
+
+
+@pytest.mark.parametrize(
+    ("own", "value", "shown"),
+    [
+        (None, 1e-3, "lr 0.001, lowest"),
+        (None, 5e-3, "lr 0.005"),
+        (None, 1e-2, "lr 0.01, highest"),
+        ({"training.learning_rate": [1e-5, 5e-5, 1e-3]}, 1e-3, "lr 0.001, highest"),
+        ({"training.learning_rate": {"low": 1e-3, "high": 1.0, "log": True}}, 1e-3, "lr 0.001"),
+    ],
+)
+def test_a_choice_at_the_edge_is_named(summary: dict[str, Any], own: Any, value: float, shown: str) -> None:
+    summary["study"]["tuning"]["space"] = {"training.learning_rate": [1e-3, 5e-3, 1e-2]}
+    summary["study"]["settings"] = [{"name": "LoRA", "space": own}]
+    lora = {**summary["settings"][0], "chosen": {"training.learning_rate": value}}
+    assert chosen_values(summary, lora) == shown

@@ -10,7 +10,7 @@ from aurora_lora.cli.common import plain_errors
 # isort: split
 import typer
 
-from aurora_lora.cli import bench, experiments, lists, runs, theory
+from aurora_lora.cli import bench, deploy, experiments, lists, report, runs, theory
 
 app = typer.Typer(
     help="AuroRA: fine-tune with a nonlinear low-rank adapter, calibrate it, merge it, use it.",
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*runs.COMMANDS, *experiments.COMMANDS, bench.bench, theory.theory):
+for command in (*runs.COMMANDS, *deploy.COMMANDS, report.report, *experiments.COMMANDS, bench.bench, theory.theory):
     app.command()(plain_errors(command))
 app.command(name="list")(plain_errors(lists.list_command))
 

@@ -31,6 +31,9 @@ WIDTH = 80
 RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
+Split = Annotated[
+    str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
+]
 
 
 def plain_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,4 @@
-"""Commands on runs: train, evaluate, gap, sigma, merge, export, report, predict."""
+"""Commands that train and use what was trained: train, pretrain, evaluate, generate, predict."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from aurora_lora.errors import UserError
-
-from .common import Json, RunFolder, is_main, make_models, print_json, progress_bars, stderr, stdout
-
-Split = Annotated[
-    str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
-]
+from .common import Json, RunFolder, Split, is_main, make_models, print_json, progress_bars, stderr, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.training.progress import ProgressBar
@@ -150,146 +144,6 @@ def evaluate(
         print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
 
 
-def merge(
-    folder: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the model.")] = ...,  # type: ignore[assignment]
-    form: Annotated[
-        str | None, typer.Option("--form", help="Which form to merge; the one that the run deploys by default.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a stand-alone model that loads with plain Transformers.
-
-    OUT must be new or empty, or hold this very merge, which is then left as it is.
-    """
-    from aurora_lora.training.finished import load_run
-    from aurora_lora.training.trained import merge as merge_run
-
-    run = load_run(folder)
-    progress_bars()
-    merged = merge_run(run, form, output, overwrite=overwrite)
-    if as_json:
-        print_json({"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there})
-    elif merged.was_there:
-        print(f"{merged.folder} already holds this merge ({merged.form} form)")
-    else:
-        print(f"wrote {merged.folder}: a plain Transformers model, {merged.form} form")
-
-
-def gap(
-    folder: RunFolder,
-    split: Split = None,
-    examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """How far each mergeable form is from the trained one, by layer and end to end.
-
-    Writes gap.json, gap.png and gap.svg.
-    """
-    from aurora_lora.files import check_writable, write_json
-    from aurora_lora.report.figures import GAP, gap_figure, save
-    from aurora_lora.training.deployed import gap as measure
-    from aurora_lora.training.finished import load_run
-
-    run = load_run(folder)
-    target = output or folder
-    check_writable(target)
-    progress_bars()
-    split = split or run.test_sets[0]
-    with stderr().status(f"running the forms on the {split} split"):
-        found = measure(run, split, examples)
-    record = {"run": str(folder), "split": split, **found.to_dict()}
-    write_json(target / GAP, record)
-    written = [target / GAP, *save(gap_figure(record), (target / GAP).with_suffix(""))]
-    if as_json:
-        print_json({**record, "written": [str(path) for path in written]})
-        return
-    for table in found.tables():
-        stdout().print(table)
-    stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
-
-
-def sigma(
-    folder: RunFolder,
-    examples: Annotated[
-        int | None, typer.Option("--examples", help="At most so many inputs; those of the calibration by default.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Sigma of each layer before and after the training, with a histogram of what reaches it.
-
-    Writes sigma.json, sigma.png and sigma.svg.
-    """
-    from aurora_lora.files import check_writable, write_json
-    from aurora_lora.report.figures import save
-    from aurora_lora.report.sigma_figure import SIGMA, sigma_figure
-    from aurora_lora.training.finished import load_run
-    from aurora_lora.training.sigma import sigma as measure
-
-    run = load_run(folder)
-    target = output or folder
-    check_writable(target)
-    progress_bars()
-    with stderr().status("running the calibration inputs"):
-        record = {"run": str(folder), **measure(run, examples)}
-    write_json(target / SIGMA, record)
-    written = [target / SIGMA, *save(sigma_figure(record), (target / SIGMA).with_suffix(""))]
-    if as_json:
-        print_json({**record, "written": [str(path) for path in written]})
-        return
-    stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
-
-
-def export(
-    folder: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the LoRA.")] = ...,  # type: ignore[assignment]
-    form: Annotated[
-        str | None, typer.Option("--form", help="Which form to export; the one that the run deploys by default.")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package.
-
-    Of a run of dreambooth, it is a LoRA file of diffusers.
-    """
-    from aurora_lora.training.deployed import export as export_run
-    from aurora_lora.training.finished import load_run
-
-    progress_bars()
-    if (subject := _subject_run(folder)) is not None:
-        from aurora_lora.diffusion.trained import export_subject
-
-        written, used = export_subject(subject, form, output, dtype=dtype, overwrite=overwrite)
-    else:
-        written, used = export_run(load_run(folder), form, output, dtype=dtype, overwrite=overwrite)
-    if as_json:
-        print_json({"folder": str(written), "form": used, "dtype": dtype})
-    else:
-        print(f"wrote {written}: a plain LoRA adapter, {used} form, {dtype}")
-
-
-def _subject_run(folder: Path) -> Any:
-    """The run of subject-driven generation in a folder, or None."""
-    from aurora_lora.training.finished import is_subject_run
-
-    if not is_subject_run(folder):
-        return None
-    from aurora_lora.diffusion.progress import quiet
-    from aurora_lora.diffusion.trained import load_subject_run
-
-    quiet()
-    return load_subject_run(folder)
-
-
 def generate(
     folder: RunFolder,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="[V] in them stands for the subject.")],
@@ -328,76 +182,6 @@ def generate(
         print(path)
 
 
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, studies, or folders of them.")
-    ],
-    into: Annotated[
-        Path | None, typer.Option("--into", metavar="FILE.md", help="A document with marks for the tables.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE.html", help="One page of any runs: scores, figures, times.")
-    ] = None,
-    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
-    figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="The page's figures as PNG and SVG, its times.")
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma or gap; may be repeated."),
-    ] = None,
-) -> None:
-    """The forms of AuroRA runs by learning rate, or the tables of a study; or a page, and figures, about any runs.
-
-    Of a study, the chosen runs are shown.
-    """
-    if html is not None or figures is not None:
-        _page_and_figures(runs, html, title, figures, only or [])
-        if into is None and output is None:
-            return
-    elif only:
-        raise UserError("--only goes with --figures DIR")
-    from aurora_lora.report.figures import forms_figure, save
-    from aurora_lora.report.sections import load_sections
-    from aurora_lora.report.study import study_tables
-    from aurora_lora.report.tables import forms_table, insert
-
-    sections = load_sections(runs)
-    for study in (section.study for section in sections if section.study is not None):
-        for shown in study_tables(study):
-            stdout().print(shown)
-    results = [result for section in sections if section.study is None for result in section.results]
-    if not results and into is None and output is None:
-        return
-    table = forms_table(results)
-    if into is None:
-        print(table)
-    else:
-        insert(into, "forms", table)
-        print(f"wrote the table into {into}")
-    if output is not None:
-        print("wrote " + ", ".join(map(str, save(forms_figure(results), output / "forms"))))
-
-
-def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:
-    from aurora_lora.report.catalogue import write_figures
-    from aurora_lora.report.page import write_page
-    from aurora_lora.report.sections import load_sections
-
-    sections = load_sections(runs)
-    if html is not None:
-        write_page(sections, html, title)
-        print(f"wrote {html}")
-    if figures is not None:
-        written, left_out = write_figures(sections, figures, only)
-        print("wrote " + ", ".join(map(str, written)))
-        for line in left_out:
-            print(line)
-
-
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge; for images, the files.")],
@@ -422,4 +206,4 @@ def predict(
     stdout().print(table)
 
 
-COMMANDS = (train, pretrain, evaluate, merge, gap, sigma, export, generate, report, predict)
+COMMANDS = (train, pretrain, evaluate, generate, predict)

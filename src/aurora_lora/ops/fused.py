@@ -20,6 +20,7 @@ asks for: at r = 2 about what LoRA keeps for A x at r = 8.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,9 +56,9 @@ def _is_off() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_exporting() -> bool:
-    """Asked while it traces: traced itself, `is_exporting` is always true up to torch 2.10. 2.6 has another name."""
-    asked: bool = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
-    return asked
+    """Asked while it traces: traced itself, `is_exporting` is always true up to torch 2.10. 2.6 cannot tell."""
+    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
+    return asked is None or asked()
 
 
 def _are_plain(*tensors: Tensor | None) -> bool:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from ..errors import UserError
 from ..experiments.study import SUMMARY, Setting, Study
 from ..training.storage import RESULT
-from .groups import Group, groups, plain
+from .groups import Group, groups
+from .study import chosen_values
 from .tables import Result, find_results
 
 
@@ -42,9 +43,8 @@ class Section:
     def chosen(self, group: Group) -> str:
         """What was tuned of a study's setting, and how it was chosen; empty for other runs."""
         settings = () if self.study is None else self.study["settings"]
-        values: Mapping[str, Any] = next((one["chosen"] for one in settings if one["name"] == group.label), {})
-        shown = ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in values.items())
-        return shown.replace("learning_rate", "lr")
+        found = (chosen_values(self.study, one) for one in settings if self.study and one["name"] == group.label)
+        return next(found, "")
 
     @property
     def results(self) -> list[Result]:

@@ -44,13 +44,13 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     for metric in metrics:
         table.add_column(f"{metric} %" if metric in PERCENT else metric, justify="right")
     for setting in summary["settings"]:
-        chosen = ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in setting["chosen"].items())
+        chosen = chosen_values(summary, setting)
         for index, (form, scores) in enumerate(setting["by_form"].items()):
             first = index == 0
             table.add_row(
                 setting["name"] if first else "",
                 f"{setting['params']['adapter']:,}" if first and setting["params"] else "",
-                chosen.replace("learning_rate", "lr") if first else "",
+                chosen if first else "",
                 form,
                 *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
             )
@@ -62,6 +62,22 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         for one in answered:
             table.add_row(one.ask, *one.cells())
         yield table
+
+
+def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
+    """What was chosen for a setting, `lr 0.005`; `lowest` or `highest` where it is at the edge of the offer."""
+    study = summary["study"]
+    own = next((one.get("space") for one in study.get("settings", ()) if one["name"] == setting["name"]), None)
+    space = own or study["tuning"].get("space", {})
+    shown = []
+    for field, value in setting["chosen"].items():
+        name = field.rpartition(".")[2].replace("learning_rate", "lr")
+        offered = space.get(field)
+        edge = ""
+        if isinstance(offered, list) and len(offered) > 2 and not isinstance(value, (str, bool)):
+            edge = ", lowest" if value == min(offered) else ", highest" if value == max(offered) else ""
+        shown.append(f"{name} {plain(value)}{edge}")
+    return "; ".join(shown)
 
 
 @dataclass(frozen=True)
@@ -148,8 +164,7 @@ def study_page(summary: Mapping[str, Any]) -> str:
         f"|---|--:|---|---|{'--:|' * (len(heads) + 2)}",
     ]
     for setting in summary["settings"]:
-        chosen = ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in setting["chosen"].items())
-        chosen = chosen.replace("learning_rate", "lr")
+        chosen = chosen_values(summary, setting)
         params = f"{setting['params']['adapter']:,}" if setting["params"] else ""
         seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
         for form, scores in setting["by_form"].items():

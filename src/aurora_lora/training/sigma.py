@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from ..deploy.rank_space import hidden_values, sigma_along
+from ..deploy.hidden import hidden_values, sigma_along
 from ..errors import UserError
 from ..tuner import AuroraLayer, aurora_layers
 from .deployed import need_aurora

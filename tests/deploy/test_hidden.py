@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 
 import aurora_lora
-from aurora_lora.deploy.rank_space import hidden_values, sigma_along
+from aurora_lora.deploy.hidden import hidden_values, sigma_along
 from aurora_lora.errors import CalibrationError
 from aurora_lora.ops.anl import adaptive_nonlinear
 

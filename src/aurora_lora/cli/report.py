@@ -1,0 +1,82 @@
+"""`aurora report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aurora_lora.errors import UserError
+
+from .common import stdout
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, studies, or folders of them.")
+    ],
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="FILE.md", help="A document with marks for the tables.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="One page of any runs: scores, figures, times.")
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="The page's figures as PNG and SVG, its times.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma or gap; may be repeated."),
+    ] = None,
+) -> None:
+    """The forms of AuroRA runs by learning rate, or the tables of a study; or a page, and figures, about any runs.
+
+    Of a study, the chosen runs are shown.
+    """
+    if html is not None or figures is not None:
+        _page_and_figures(runs, html, title, figures, only or [])
+        if into is None and output is None:
+            return
+    elif only:
+        raise UserError("--only goes with --figures DIR")
+    from aurora_lora.report.figures import forms_figure, save
+    from aurora_lora.report.sections import load_sections
+    from aurora_lora.report.study import study_tables
+    from aurora_lora.report.tables import forms_table, insert
+
+    sections = load_sections(runs)
+    for study in (section.study for section in sections if section.study is not None):
+        for shown in study_tables(study):
+            stdout().print(shown)
+    results = [result for section in sections if section.study is None for result in section.results]
+    if not results and into is None and output is None:
+        return
+    table = forms_table(results)
+    if into is None:
+        print(table)
+    else:
+        insert(into, "forms", table)
+        print(f"wrote the table into {into}")
+    if output is not None:
+        print("wrote " + ", ".join(map(str, save(forms_figure(results), output / "forms"))))
+
+
+def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:
+    from aurora_lora.report.catalogue import write_figures
+    from aurora_lora.report.page import write_page
+    from aurora_lora.report.sections import load_sections
+
+    sections = load_sections(runs)
+    if html is not None:
+        write_page(sections, html, title)
+        print(f"wrote {html}")
+    if figures is not None:
+        written, left_out = write_figures(sections, figures, only)
+        print("wrote " + ", ".join(map(str, written)))
+        for line in left_out:
+            print(line)
