@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, BertConfig
 
 from aurora_lora.errors import UserError
+from aurora_lora.experiments.architectures import architecture
 from aurora_lora.experiments.reproduce import prepare
 from aurora_lora.experiments.suite import cells, load_suite, recipes_folder, score_of, suites
 from aurora_lora.methods import METHODS
@@ -138,3 +140,14 @@ def test_a_run_of_another_suite_is_shared(recipes: Recipes, tmp_path: Path) -> N
 def test_hours_are_the_time_of_training(recipes: Recipes) -> None:
     suite, _ = load_suite("tiny", "packaged", recipes(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}]))
     assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5
+
+
+def test_a_model_is_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Reading a GGUF file's shapes takes seconds, and a plan has hundreds of runs."""
+    BertConfig(hidden_size=24).save_pretrained(tmp_path)
+    read, load = [], AutoConfig.from_pretrained
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **more: read.append(args) or load(*args, **more))
+    first = architecture(str(tmp_path))
+    first.num_labels = 7
+    second = architecture(str(tmp_path))
+    assert (len(read), second.hidden_size, second.num_labels) == (1, 24, 2)

@@ -5,6 +5,8 @@ From each model's published config.json. A model that is not here is looked up t
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -38,11 +40,17 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def architecture(model: str) -> PretrainedConfig:
-    """The configuration of a model.
+    """The configuration of a model, the caller's own.
 
     Raises:
         UserError: it is not known here and cannot be loaded.
     """
+    return copy.deepcopy(_architecture(model))
+
+
+@lru_cache(maxsize=16)
+def _architecture(model: str) -> PretrainedConfig:
+    """Read once: of a GGUF file that takes seconds, and a plan asks for each of its runs."""
     if model in ARCHITECTURES:
         kind, fields = ARCHITECTURES[model]
         return AutoConfig.for_model(kind, **fields)

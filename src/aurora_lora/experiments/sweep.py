@@ -95,7 +95,7 @@ class Sweep:
         if (before := book.user_attrs.get("setting")) not in (None, described):
             raise UserError(
                 f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
-                "choose another output folder"
+                f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
             )
         book.set_user_attr("setting", described)
         if tuning.sampler == "grid":
