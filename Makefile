@@ -8,7 +8,7 @@ TEST_JOBS ?= 2
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 5 minutes)"
+	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 4 minutes)"
 	@echo "make test   run the tests"
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
 	@echo "make lint   ruff and mypy"

@@ -1,5 +1,6 @@
 """The command line: what it prints where, and its exit codes. Runs in this process, on a tiny model."""
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -148,6 +149,19 @@ def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
         assert entry["metric"] == pytest.approx(result["metric"]["by_form"][entry["form"]], abs=1e-6)
     few = json.loads(aurora("gap", folder, "-o", tmp_path, "--examples", "7", "--split", "train", "--json").stdout)
     assert few["predictions"] == 7
+
+
+def test_gap_without_matplotlib(aurora: Invoke, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took minutes to measure is written; the figure alone is left out."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name))
+    done = aurora("gap", finished[0], "--output", tmp_path)
+    assert (done.exit_code, [path.name for path in tmp_path.iterdir()]) == (0, ["gap.json"])
+    assert done.stderr.endswith("no figure: figures need matplotlib: pip install 'aurora-lora[report]'\n")
+    for command in (["bench", "linear", "--quick"], ["theory"]):
+        begun = aurora(*command, "--output", tmp_path / "measured")
+        assert begun.exit_code == 2  # at once, before anything is measured
+        assert "figures need matplotlib" in begun.stderr
 
 
 def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ class CalibrationError(AuroraError, RuntimeError):
 
 
 class CheckpointError(AuroraError, RuntimeError):
-    """An adapter checkpoint does not fit the model: missing, unknown or wrongly shaped `aurora_` entries."""
+    """An adapter checkpoint does not fit the model: missing or unknown `aurora_` entries.
+
+    An entry of a wrong shape is PyTorch's own `RuntimeError`.
+    """
 
 
 class UserError(AuroraError):

@@ -52,12 +52,15 @@ def bench(
     from aurora_lora.bench import bench as measure
     from aurora_lora.report.bench_figures import write_figures
     from aurora_lora.report.bench_tables import tables
+    from aurora_lora.report.figures import check_matplotlib
     from aurora_lora.training.progress import rounds_bar
 
     wanted = units(workloads or (), compiled)
     names = tuple(VARIANTS) if variants is None else tuple(name.strip() for name in variants.split(","))
     threads = torch.get_num_threads() if threads is None else threads
     settings = Settings(rounds, threads, device, dtype, names, quick)
+    if output is not None:
+        check_matplotlib()
     progress_bars()
     records, written = [], []
     with rounds_bar(stderr()) as bar:

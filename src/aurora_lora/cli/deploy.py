@@ -99,12 +99,19 @@ def sigma(
 
 
 def _write_measured(path: Path, record: dict[str, Any], figure: Callable[[dict[str, Any]], Any], as_json: bool) -> None:
-    """Write what was measured on a run as JSON, its figure beside it, and say so."""
+    """Write what was measured on a run as JSON, its figure beside it where one can be drawn, and say so."""
+    from aurora_lora.errors import UserError
     from aurora_lora.files import write_json
-    from aurora_lora.report.figures import save
+    from aurora_lora.report.figures import check_matplotlib, save
 
     write_json(path, record)
-    written = [path, *save(figure(record), path.with_suffix(""))]
+    written = [path]
+    try:
+        check_matplotlib()
+    except UserError as error:
+        stderr().print(f"no figure: {error}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        written += save(figure(record), path.with_suffix(""))
     if as_json:
         print_json({**record, "written": [str(each) for each in written]})
         return

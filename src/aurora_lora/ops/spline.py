@@ -1,4 +1,4 @@
-"""The uniform B-spline basis in closed form: no knot tensors, no recursion.
+"""The uniform B-spline basis in closed form.
 
 The K = grid_size + order basis functions of degree p = `order` on [lo, hi] are shifted copies of the cardinal B-spline,
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,18 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+def check_matplotlib() -> None:
+    """Raise a UserError where figures cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("figures need matplotlib: pip install 'aurora-lora[report]'")
+
+
 def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of the common style, in inches, and its panels, row by row."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise UserError("figures need matplotlib: pip install 'aurora-lora[report]'") from error
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)  # no display, and no global state as with pyplot
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -18,7 +18,8 @@ class CalibrationCallback(TrainerCallback):
         Trainer(model=model, ..., callbacks=[CalibrationCallback(batches)])
 
     Without it, an evaluation in the middle of training scores the dynamic form: the calibrated matrix is missing or
-    stale. Adapters whose eval form is dynamic or static are left alone. `eval_on_start` comes too early for it.
+    stale. Does nothing where no active adapter deploys the calibrated form; otherwise calibrates all active ones.
+    `eval_on_start` comes too early for it.
 
     Args:
         batches: a few training inputs (dicts of tensors, labels not needed), gone through again at each evaluation. On

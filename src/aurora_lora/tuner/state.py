@@ -114,7 +114,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def reset_aurora_parameters(self, adapter_name: str, init_weights: str | bool) -> None:
-        """Initialise as method.md, section 1: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""
+        """Initialise, see docs/deviations.md: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""
         self.reset_A(self.aurora_A[adapter_name])
         if init_weights is False:
             nn.init.kaiming_uniform_(self.aurora_B[adapter_name], a=math.sqrt(5))
