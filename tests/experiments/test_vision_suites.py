@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_lora.experiments.estimate import trained_parameters
+from aurora_lora.experiments.estimate import GPUS, estimate, trained_parameters
 from aurora_lora.experiments.reproduce import Reproduction, prepare
 from aurora_lora.tasks.vision import VISION
 
@@ -83,6 +83,14 @@ def test_tables_4_and_5_share_the_runs_of_table_3(tmp_path: Path, name: str, col
         ours = todo.jobs[cell.recipe, 0].recipe
         theirs = table3.jobs[f"base-aurora-paper-{cell.column.name}", 0].recipe
         assert (ours.training, ours.task) == (theirs.training, theirs.task)
+
+
+def test_a_linear_probe_keeps_nothing_for_a_backward_pass(tmp_path: Path) -> None:
+    jobs, gpu = suite("table3", "hub", tmp_path).jobs, GPUS["RTX 4090"]
+    probe, lora = (estimate(jobs[f"large-{short}-dtd", 0].recipe, gpu) for short in ("linear-probe", "lora"))
+    weights = 4 * probe.params.total / 1e9
+    assert probe.memory_gb - weights < (lora.memory_gb - weights) / 10
+    assert (probe.hours or 0) == pytest.approx((lora.hours or 0) / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["table3", "table4", "table5"])

@@ -5,9 +5,10 @@ The parameters are exact. Memory and time are estimates, within about a factor o
 - weights: 4 bytes a parameter in fp32; in bf16 and fp16, 2 for the frozen ones;
 - of each trained parameter: its gradient and AdamW's two moments, 4 bytes each;
 - activations: 34 numbers a token, layer and hidden unit (Korthikanti et al. 2022, without the attention matrix, which
-  fused attention does not keep), and the logits of a causal model in float32, twice;
+  fused attention does not keep), of one layer at a time where the head alone is trained; and the logits of a causal
+  model in float32, twice;
 - time: 2 floating-point operations a parameter and token forward, 2 backward through a frozen model, 4 through a
-  trained one, at 35 % of what the GPU can do at most.
+  trained one, none where the head alone is trained, at 35 % of what the GPU can do at most.
 """
 
 from __future__ import annotations
@@ -93,14 +94,16 @@ def estimate(recipe: RunRecipe, gpu: Gpu) -> Estimate:
     tokens = training.batch_size * _tokens(recipe, config)
     trained, width = params.adapter + params.head, BYTES[training.precision]
     weights = 4 * trained + width * (params.total - trained)
-    activations = ACTIVATIONS * tokens * text.num_hidden_layers * text.hidden_size * width
+    layers = text.num_hidden_layers if params.adapter else 1
+    activations = ACTIVATIONS * tokens * layers * text.hidden_size * width
     logits = 8 * tokens * text.vocab_size if recipe.task.definition.task_type == "CAUSAL_LM" else 0
     memory = weights + 12 * trained + activations + logits
     speed = 1e12 * UTILISATION * (gpu.fp32 if training.precision == "fp32" else gpu.half)
     task = recipe.task.definition
     examples = recipe.task.train_size or task.train_examples
     length = min(_tokens(recipe, config), TYPICAL_TOKENS.get(task.name, _tokens(recipe, config)))
-    operations = (2 + (4 if trained > params.total / 2 else 2)) * params.total * length
+    backward = 0 if not params.adapter else 4 if trained > params.total / 2 else 2
+    operations = (2 + backward) * params.total * length
     hours = None if examples is None else operations * examples * training.epochs / speed / 3600
     return Estimate(params, memory / 1e9, hours)
 
