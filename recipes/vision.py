@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 from tables import OURS, PAPER, SEEDS, SMALL_NOTE, Made, Recipe, our_rows, printed
@@ -236,14 +238,29 @@ SMALL_TASKS = {
 }
 SMALL_EPOCHS = {"digits": 10, "cifar10-10k": 6}
 SMALL_TRAINING = {"batch_size": 32, "eval_batch_size": 500, "warmup_ratio": 0.06}
-# learning rate, of the head: a guess, not tuned yet
-SMALL_RATES = {
-    "full": (1e-3, 1e-3),
-    "linear-probe": (1e-2, 1e-2),
-    "lora": (1e-2, 1e-2),
-    "fourierft": (1e-1, 1e-2),
-    "aurora": (1e-2, 1e-2),
+# the study of the learning rates of each task, and the method's setting there
+SMALL_STUDIES = {"digits": "digits", "cifar10-10k": "cifar10"}
+SMALL_SETTINGS = {
+    "full": "full fine-tuning",
+    "linear-probe": "linear probe",
+    "lora": "LoRA",
+    "fourierft": "FourierFT",
+    "aurora-paper": "AuroRA paper",
+    "aurora": "AuroRA",
+    "aurora-paper-no-f": "AuroRA paper, no F",
+    "aurora-paper-no-l": "AuroRA paper, no L",
+    "aurora-paper-leaky-relu": "AuroRA paper, LeakyReLU",
+    "aurora-paper-sigmoid": "AuroRA paper, sigmoid",
 }
+RESULTS = Path(__file__).parent.parent / "results" / "studies"
+
+
+def tuned(short: str, task: str) -> Recipe:
+    """The learning rates that the study chose, of the method and of the head; a linear probe has the head alone."""
+    study = json.loads((RESULTS / SMALL_STUDIES[task] / "study.json").read_text())
+    chosen = next(one["chosen"] for one in study["settings"] if one["name"] == SMALL_SETTINGS[short])
+    head_rate = chosen["training.head_learning_rate"]
+    return {"learning_rate": chosen.get("training.learning_rate", head_rate), "head_learning_rate": head_rate}
 
 
 def small_recipe(short: str, task: str) -> Recipe:
@@ -251,9 +268,13 @@ def small_recipe(short: str, task: str) -> Recipe:
     method = copy.deepcopy(METHODS[short][1]) if short in METHODS else {"name": short, **copy.deepcopy(TARGETS)}
     method |= {"r": 8, "lora_alpha": 16} if short == "lora" else {}
     method |= {"n_frequency": 1000} if short == "fourierft" else {}
-    rate, head_rate = SMALL_RATES["aurora" if short.startswith("aurora") else short]
-    training = {"epochs": SMALL_EPOCHS[task], **SMALL_TRAINING, "learning_rate": rate, "head_learning_rate": head_rate}
+    training = {"epochs": SMALL_EPOCHS[task], **SMALL_TRAINING, **tuned(short, task)}
     return {"model": SMALL, "task": dict(SMALL_TASKS[task]), "method": method, "training": training}
+
+
+def small_source(task: str) -> str:
+    """Where the learning rates come from."""
+    return f"Learning rates chosen on validation data: recipes/studies/{SMALL_STUDIES[task]}.yaml."
 
 
 def _small(name: str, title: str, rows: dict[str, str], more: list[dict[str, Any]]) -> Made:
@@ -265,7 +286,7 @@ def _small(name: str, title: str, rows: dict[str, str], more: list[dict[str, Any
         form = "static" if short.startswith("aurora-paper") else "merged"
         made.append({"name": row, "recipe": f"{'table3/' if shared else ''}{short}-{{column}}", "form": form})
         for task in () if shared else SMALL_TASKS:
-            words = [f"{name.replace('table', 'Table ')}, packaged: {row} on {task}.", SMALL_NOTE]
+            words = [f"{name.replace('table', 'Table ')}, packaged: {row} on {task}.", SMALL_NOTE, small_source(task)]
             recipes[f"{short}-{task}"] = (small_recipe(short, task), words)
     suite = {
         "title": f"{title}, packaged: a small ViT, pretrained on Fashion-MNIST",
@@ -287,7 +308,7 @@ def table3_packaged() -> Made:
     rows = {short: title for short, (title, _, _) in METHODS.items()}
     made = _small("table3", "Table 3", rows, our_rows("aurora-paper-{column}", "aurora-{column}"))
     for task in SMALL_TASKS:
-        words = [f"Beside Table 3, packaged: AuroRA on {task}.", OURS]
+        words = [f"Beside Table 3, packaged: AuroRA on {task}.", OURS, small_source(task)]
         made.recipes[f"aurora-{task}"] = (small_recipe("aurora", task), words)
     return made
 
