@@ -85,6 +85,8 @@ def main() -> None:
             insert(ROOT / "docs" / "conformance.md", name, text)
     for section in load_sections(sorted((RESULTS / "studies").glob("*/study.json"))):
         assert section.study is not None
+        if len(section.study["study"]["seeds"]) == 1:
+            continue  # it only chooses the learning rates of other recipes
         shown = [study_page(section.study), *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
     for record in read(RESULTS / "figures", "sigma.json"):
