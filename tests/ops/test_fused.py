@@ -126,6 +126,16 @@ def test_the_output_can_be_changed_in_place():
         assert_same(value_and_gradients(fast, tensors), value_and_gradients(eager, tensors), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_an_empty_batch(anl, shape):
+    tensors = make(anl)
+    result, x = (t.new_zeros(*shape, t.shape[-1]).requires_grad_() for t in tensors[:2])
+    out, gradients = value_and_gradients(fused.add_update, (result, x, *tensors[2:]), 1.7, anl)
+    assert out.shape == (*shape, 7)
+    assert all(not g.any() for g in gradients)
+
+
 def test_columns():
     anl = ANL()
     A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)

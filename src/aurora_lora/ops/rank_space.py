@@ -28,7 +28,7 @@ def _table(anl: ANL, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
 
 def _look_up(interval: Tensor, columns: Tensor, anl: ANL) -> tuple[list[Tensor], Tensor]:
     """The coefficients (K, r, n) of each power in the intervals (r, n), and their middles (r, n)."""
-    found = columns.index_select(1, interval.reshape(-1)).view(-1, *interval.shape)
+    found = columns.index_select(1, interval.reshape(-1)).view(len(columns), *interval.shape)
     K = anl.n_basis
     return [found[j * K : (j + 1) * K] for j in range(anl.order + 1)], found[-1]
 
