@@ -201,6 +201,23 @@ def test_autocast(dtype):
         assert (a - b).norm() < 5e-2 * b.norm()
 
 
+def test_autocast_leaves_float64_alone():
+    anl = ANL()
+    tensors = make(anl)
+    expected = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    assert_same(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_the_weights_of_sigma_in_another_precision(anl):
+    *tensors, H, spline_weight = make(anl, dtype=torch.float32)
+    weights = [t if t is None else t.detach().double().requires_grad_() for t in (H, spline_weight)]
+    expected = value_and_gradients(adapter.add_update, (*tensors, *weights), 1.7, anl)
+    assert_same(value_and_gradients(fused.add_update, (*tensors, *weights), 1.7, anl), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_nan_shows():
     anl = ANL(None, "channelwise")
     assert fused.sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()

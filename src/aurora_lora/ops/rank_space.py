@@ -72,7 +72,8 @@ def _activation_backward(name: str, grad: Tensor, output: Tensor) -> Tensor:
 def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """u = sigma(z) (r, n) in z's dtype, and what the backward pass wants: a, b, the intervals and the place in them."""
     dtype = z.dtype
-    z, H, W = wide(z).contiguous(), _wide_or_none(H), _wide_or_none(W)
+    z = wide(z).contiguous()
+    H, W = _like(H, z), _like(W, z)
     a = b = interval = place = None
     u = z if anl.skip else None
     if anl.fixed_activation is not None:
@@ -103,7 +104,8 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dz (r, n) in du's dtype, dH (r, r) and dW_s (r, K) in at least float32."""
     dtype = du.dtype
-    du, H, W = wide(du), _wide_or_none(H), _wide_or_none(W)
+    du = wide(du)
+    H, W = _like(H, du), _like(W, du)
     a, b, interval, place = kept
     dz = du if anl.skip else None
     dH = dW = None
@@ -137,5 +139,5 @@ def wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
-def _wide_or_none(t: Tensor | None) -> Tensor | None:
-    return None if t is None else wide(t)
+def _like(weight: Tensor | None, z: Tensor) -> Tensor | None:
+    return None if weight is None else weight.to(z.dtype)
