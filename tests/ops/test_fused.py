@@ -224,6 +224,18 @@ def test_nan_shows():
     assert fused.sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
 
 
+@pytest.mark.parametrize("spline", ["channelwise", "summed"])
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_infinite_arguments_are_outside_the_support(spline, order):
+    anl = ANL("tanh", spline, order=order)
+    z = torch.tensor([[float("inf"), 0.3], [-0.3, -float("inf")]], dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    H, W = (torch.randn(2, n, dtype=torch.float64, generator=generator).requires_grad_() for n in (2, anl.n_basis))
+    expected = value_and_gradients(adaptive_nonlinear, (z, H, W), anl)
+    assert all(t.isfinite().all() for t in (expected[0], *expected[1]))
+    assert_same(value_and_gradients(fused.sigma, (z, H, W), anl), expected, rtol=1e-10, atol=1e-11)
+
+
 # ---------------------------------------------------------------- when it is used
 
 

@@ -8,6 +8,7 @@ order.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -38,7 +39,7 @@ def _basis(z: Tensor, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:
     boundaries, columns = _table(anl, z.dtype, z.device)
     interval = torch.bucketize(z, boundaries, right=True, out_int32=True)
     (*lower, value), middles = _look_up(interval, columns, anl)
-    place = z - middles
+    place = (z - middles).nan_to_num_(nan=math.nan, posinf=0.0, neginf=0.0)  # outside, where 0 * inf would be NaN
     for c in reversed(lower):
         value = torch.addcmul(c, value, place)
     return value, interval, place
