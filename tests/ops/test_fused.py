@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import adapter, fused
+from aurora_lora.ops import adapter, fused, rank_space
 from aurora_lora.ops.anl import ANL, adaptive_nonlinear, nonlinear_columns
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
 
@@ -216,6 +216,16 @@ def test_the_weights_of_sigma_in_another_precision(anl):
     weights = [t if t is None else t.detach().double().requires_grad_() for t in (H, spline_weight)]
     expected = value_and_gradients(adapter.add_update, (*tensors, *weights), 1.7, anl)
     assert_same(value_and_gradients(fused.add_update, (*tensors, *weights), 1.7, anl), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_default_device_does_not_matter():
+    anl = ANL(grid_size=7)
+    tensors = make(anl, dtype=torch.float32)
+    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
+    rank_space._table.cache_clear()
+    with torch.device("meta"):
+        out = fused.add_update(*tensors, 1.7, anl)
+    torch.testing.assert_close(out, expected[0])
 
 
 def test_nan_shows():
