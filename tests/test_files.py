@@ -1,6 +1,8 @@
 """Writing whole folders and files, or nothing."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +79,22 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^cannot write .*file/folder: "):
         write(tmp_path / "file" / "folder", "first")
+
+
+def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    opened: list[Path] = []
+    really_open = os.open
+
+    def open_a_file(path: Path, *args: Any) -> int:
+        if path.is_dir():
+            raise PermissionError
+        opened.append(path)
+        return really_open(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        patch.setattr(os, "open", open_a_file)
+        files.flush(tmp_path)
+        files.flush(tmp_path / "file")
+    assert opened == [tmp_path / "file"]
