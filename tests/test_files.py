@@ -12,7 +12,7 @@ from aurora_lora.errors import UserError
 
 def write(folder: Path, text: str) -> None:
     with files.new_folder(folder) as partial:
-        (partial / "file").write_text(text)
+        (partial / "file").write_text(text, encoding="utf-8")
 
 
 def names(folder: Path) -> set[str]:
@@ -31,9 +31,8 @@ def test_a_new_folder_replaces_an_earlier_one(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
     write(tmp_path / "folder", "first")
-    with pytest.raises(KeyboardInterrupt), files.new_folder(tmp_path / "folder") as partial:
-        (partial / "file").write_text("second")
-        raise KeyboardInterrupt
+    with pytest.raises(UnicodeEncodeError):
+        write(tmp_path / "folder", "\ud800")  # half a character, which UTF-8 refuses
     assert (tmp_path / "folder" / "file").read_text() == "first"
     assert names(tmp_path) == {"folder"}
 
