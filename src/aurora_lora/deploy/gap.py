@@ -115,7 +115,7 @@ def merge_gap(
             with sums:
                 output = runner.run(batch)
             reference, classes = _predictions(output), _are_classes(model, output)
-            labels = _labels(batch, runner.device)
+            labels = _labels(batch, reference.device)
             keep = _positions(runner, reference)
             for form in forms:
                 with set_form(model, form):
@@ -308,7 +308,8 @@ def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
     """Which of the positions of (batch, tokens, classes) predictions are not padding."""
     name = "attention_mask" if runner.encoder is None else "decoder_attention_mask"
     mask = runner.masks.get(name)
-    return mask if mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2] else None
+    fits = mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2]
+    return mask.to(logits.device) if mask is not None and fits else None
 
 
 def _predicts_next_token(model: nn.Module) -> bool:
