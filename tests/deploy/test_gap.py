@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
@@ -100,9 +101,16 @@ def test_a_new_adapter_loses_nothing(make_bert, config, batches):
     assert gap.end_to_end[1].kl == pytest.approx(0, abs=1e-12)
 
 
-def test_causal_language_model_is_scored_on_the_next_token(make_gpt2):
+class ReaderForConditionalGeneration(GPT2LMHeadModel):
+    """Named as decoder-only models are that also read images (Gemma 3, Mistral 3, LLaVA)."""
+
+
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, ReaderForConditionalGeneration])
+def test_causal_language_model_is_scored_on_the_next_token(make_gpt2, kind):
+    gpt2 = make_gpt2()
+    gpt2.__class__ = kind
     model = get_peft_model(
-        make_gpt2(),
+        gpt2,
         AuroraConfig(target_modules=["c_attn"], init_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM"),
     )
     ids = torch.randint(0, 100, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -111,6 +119,18 @@ def test_causal_language_model_is_scored_on_the_next_token(make_gpt2):
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
     gap = merge_gap(model, [batch])
     assert gap.predictions == int(mask.sum())
+    with torch.no_grad(), set_form(model, "dynamic"):
+        loss = model.eval()(**batch).loss
+    assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    t5 = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0))
+    model = get_peft_model(t5, AuroraConfig(target_modules=["q"], init_weights=False, task_type="SEQ_2_SEQ_LM"))
+    batch = {"input_ids": torch.randint(1, 50, (4, 7)), "labels": torch.randint(1, 50, (4, 5))}
+    gap = merge_gap(model, [batch])
     with torch.no_grad(), set_form(model, "dynamic"):
         loss = model.eval()(**batch).loss
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)

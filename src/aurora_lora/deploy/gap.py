@@ -314,7 +314,10 @@ def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
 
 def _predicts_next_token(model: nn.Module) -> bool:
     get_base_model: Any = getattr(model, "get_base_model", None)
-    name = type(get_base_model() if get_base_model is not None else model).__name__
+    base = get_base_model() if get_base_model is not None else model
+    name = type(base).__name__
+    if name.endswith("ForConditionalGeneration"):  # encoder-decoder models, and decoders that also read images
+        return not getattr(getattr(base, "config", None), "is_encoder_decoder", False)
     return "CausalLM" in name or name.endswith("LMHeadModel")
 
 
