@@ -176,6 +176,44 @@ def test_what_is_refused(make_bert, config, batches):
         merge_gap(get_peft_model(make_bert(), config()), [])
 
 
+def test_a_layer_without_input_does_not_look_exact():
+    torch.manual_seed(0)
+
+    class Router(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.one(x) if x[0, 0] > 0 else self.other(x)
+
+    model = get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
+    x = torch.rand(5, 4)
+    with pytest.raises(CalibrationError, match=r"No input reached base_model\.model\.other: .* every adapted layer"):
+        merge_gap(model, [x])
+    assert all(entry.relative_error > 0 for entry in merge_gap(model, [x, -x]).layers)
+
+
+@pytest.mark.parametrize("way", ["function", "method", "forward"])
+def test_a_compiled_model_is_measured_as_any_other(way):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    fields = {"target_modules": ["0", "2"], "init_weights": False, "eval_form": "dynamic"}
+    model = get_peft_model(net, AuroraConfig(**fields)).eval()
+    x = torch.randn(40, 6)
+    expected = merge_gap(model, [x])
+    compiled = torch.compile(model, backend="eager") if way == "function" else model
+    if way == "method":
+        model.compile(backend="eager")
+    elif way == "forward":
+        net.forward = torch.compile(net.forward, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    found = [entry.relative_error for entry in merge_gap(compiled, [x]).layers]
+    assert found == [entry.relative_error for entry in expected.layers]
+    assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(compiled, [x]).layers)
+
+
 def test_merged_or_switched_off_adapters_are_refused(model, batches):
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
         merge_gap(model, batches)

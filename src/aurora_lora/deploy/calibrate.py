@@ -272,6 +272,8 @@ def trained_state(model: nn.Module) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.no_grad())
+        if any(map(_is_compiled, modes)):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
         for name, config in active_configs(model).items():
             if config.train_form == "dynamic":
                 stack.enter_context(set_form(model, "dynamic", name))
@@ -282,6 +284,11 @@ def trained_state(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By `torch.compile(module)`, `module.compile()` or `torch.compile(module.forward)`."""
+    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
 
 
 @contextmanager

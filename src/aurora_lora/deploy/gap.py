@@ -99,7 +99,8 @@ def merge_gap(
         batch_size: as in `calibrate`.
 
     Raises:
-        CalibrationError: no batches, a merged adapter, or adapters that are switched off.
+        CalibrationError: no batches, a layer that no input reached, a merged adapter, or adapters that are switched
+            off.
         ValueError: no AuroRA adapter.
         FormError: the adapter was trained in the static form, which merges exactly.
     """
@@ -203,7 +204,9 @@ class _LayerSums:
             self.errors[form] += self._square(sigma - _wide(x) @ M.T)
 
     def result(self, path: str, name: str) -> list[LayerGap]:
-        mean = self.mean / max(self.n, 1)
+        if self.n == 0:
+            raise CalibrationError(f"No input reached {path}: the inputs of merge_gap must use every adapted layer.")
+        mean = self.mean / self.n
         variance = self.power - self.n * self._square(mean[None])
         return [
             LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, 1 - _ratio(error, variance))
