@@ -29,6 +29,7 @@ from aurora_lora.tuner import aurora_layers
 
 calibration = importlib.import_module("aurora_lora.deploy.calibrate")  # the function has its name
 
+
 def matrices(model):
     return {name: layer.aurora_A_cal["default"].clone() for name, layer in aurora_layers(model)}
 

@@ -11,6 +11,8 @@ from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
+from aurora_lora.bench.counts import peak_bytes
+from aurora_lora.deploy import gap as gap_module
 from aurora_lora.tuner import aurora_layers
 
 
@@ -212,6 +214,31 @@ def test_a_compiled_model_is_measured_as_any_other(way):
     found = [entry.relative_error for entry in merge_gap(compiled, [x]).layers]
     assert found == [entry.relative_error for entry in expected.layers]
     assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(compiled, [x]).layers)
+
+
+def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
+    whole = merge_gap(model, labelled)
+    monkeypatch.setattr(gap_module, "CHUNK_BYTES", 3 * 8 * 32)
+    pieces = merge_gap(model, labelled)
+    for one, other in zip(whole.layers, pieces.layers, strict=True):
+        assert one.relative_error == pytest.approx(other.relative_error, rel=1e-9)
+    for one, other in zip(whole.end_to_end, pieces.end_to_end, strict=True):
+        assert one.kl == pytest.approx(other.kl, rel=1e-9)
+        assert one.largest_logit_difference == other.largest_logit_difference
+        assert one.agreement == other.agreement
+        assert one.metric == pytest.approx(other.metric, rel=1e-9)
+
+
+def test_the_logits_are_widened_in_pieces(monkeypatch):
+    monkeypatch.setattr(gap_module, "CHUNK_BYTES", 2**16)
+    found = gap_module._Predictions(None)
+    logits, reference = torch.randn(2, 1, 500, 800)
+    labels = torch.randint(0, 800, (1, 500))
+    bytes_of_logits = 4 * logits.numel()
+    whole = peak_bytes(
+        lambda: found.add(logits, reference, None, labels, shift=True, classes=True), torch.device("cpu")
+    )
+    assert whole < bytes_of_logits + 20 * 2**16  # those at labelled positions, in their own precision
 
 
 def test_merged_or_switched_off_adapters_are_refused(model, batches):
