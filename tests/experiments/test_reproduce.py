@@ -1,8 +1,10 @@
 """Whole reproductions on a tiny suite: runs, failures, what is taken from before, and the table."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.experiments import suite as suite_module
 from aurora_lora.experiments.engines import InProcess, make_engine, outcomes
-from aurora_lora.experiments.jobs import Job, Outcome, run_job
+from aurora_lora.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.report.paper import compare, markdown, notes, tables
 from aurora_lora.training import storage, yaml_text
@@ -121,21 +123,68 @@ def test_another_recipes_run_is_an_error_not_a_result(todo: Reproduction) -> Non
 
 
 def test_a_run_that_another_process_is_at_is_waited_for(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_lora.experiments.engines.PATIENCE", 0.01)
+    """It is not submitted again before the other process is gone, and the other's log is left alone."""
     job, other = list(todo.jobs.values())[:2]
     job.folder.mkdir(parents=True)
-    order: list[str] = []
+    events: list[str] = []
     lock = storage.lock(job.folder)
     lock.__enter__()
 
-    def count(one: Job) -> Outcome:
-        order.append(one.name)
-        if order.count(job.name) == 3:
+    def pause(seconds: float) -> None:
+        events.append("pause")
+        if events.count("pause") == 3:
             lock.__exit__(None, None, None)
+
+    def note(one: Job) -> Outcome:
+        events.append(one.name)
         return run_job(one)
 
-    assert all(outcome.result is not None for outcome in outcomes([job, other], InProcess(count)))
-    assert order == [job.name, other.name, job.name, job.name]
+    monkeypatch.setattr("aurora_lora.experiments.engines.time", SimpleNamespace(sleep=pause))
+    found = []
+    for outcome in outcomes([job, other], InProcess(note)):
+        found.append(outcome)
+        assert "Traceback" not in (job.folder / "log.txt").read_text()
+    assert all(outcome.result is not None for outcome in found)
+    assert events == [job.name, other.name, "pause", "pause", "pause", job.name]
+
+
+def test_a_run_that_another_process_has_finished_is_not_submitted(
+    todo: Reproduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = next(iter(todo.jobs.values()))
+    submitted: list[str] = []
+
+    def elsewhere(one: Job) -> Outcome:
+        submitted.append(one.name)
+        assert run_job(one).result is not None  # as the other process does meanwhile
+        return Outcome(one)
+
+    monkeypatch.setattr("aurora_lora.experiments.engines.PATIENCE", 0.01)
+    (outcome,) = outcomes([job], InProcess(elsewhere))
+    assert outcome.result is not None
+    assert len(submitted) == 1
+
+
+@pytest.mark.parametrize("locked", ["before", "meanwhile"])
+def test_accelerate_leaves_a_run_to_the_process_that_is_at_it(
+    todo: Reproduction, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    job = next(iter(todo.jobs.values()))
+    job.folder.mkdir(parents=True)
+    launched: list[Any] = []
+    lock = storage.lock(job.folder)
+
+    def refused(command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        launched.append(command)
+        lock.__enter__()
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr("aurora_lora.experiments.jobs.subprocess.run", refused)
+    if locked == "before":
+        lock.__enter__()
+    assert launch_job(job).is_elsewhere
+    assert len(launched) == (locked == "meanwhile")
+    lock.__exit__(None, None, None)
 
 
 def test_workers(todo: Reproduction) -> None:

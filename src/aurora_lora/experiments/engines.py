@@ -15,6 +15,7 @@ from queue import Empty
 from typing import Any, Protocol
 
 from ..errors import UserError
+from ..training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
 
 LAUNCHERS = ("local", "accelerate", "slurm")
@@ -81,12 +82,17 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
                     yield outcome
                 else:
                     running[submit(job)] = job
-            if exhausted and put_off and len(running) < engine.slots:
-                job = put_off.popleft()
-                running[submit(job)] = job
-            if not running:
+            while exhausted and len(running) < engine.slots and (job := _take_free(put_off)) is not None:
+                if (outcome := _without_running(job)) is not None:
+                    yield outcome
+                else:
+                    running[submit(job)] = job
+            if not running and not put_off:
                 return
-            for future in _ended(running):
+            if not running:
+                time.sleep(PATIENCE)
+                continue
+            for future in _ended(running, PATIENCE if exhausted and put_off else None):
                 running.pop(future)
                 outcome = future.result()
                 if not outcome.is_elsewhere:
@@ -106,12 +112,22 @@ def _without_running(job: Job) -> Outcome | None:
     return None if found is None else Outcome(job, found)
 
 
-def _ended(running: Mapping[Any, Job]) -> list[Any]:
-    """At least one that has ended."""
+def _take_free(put_off: deque[Job]) -> Job | None:
+    """Take out the first job that no other process is at, if there is one."""
+    free = next((job for job in put_off if not is_locked(job.folder)), None)
+    if free is not None:
+        put_off.remove(free)
+    return free
+
+
+def _ended(running: Mapping[Any, Job], timeout: float | None) -> list[Any]:
+    """At least one that has ended; none after the timeout, in seconds."""
     if all(isinstance(future, Future) for future in running):
-        return list(wait(running, return_when=FIRST_COMPLETED).done)
+        return list(wait(running, timeout, return_when=FIRST_COMPLETED).done)
     while not (ended := [future for future in running if future.done()]):
         time.sleep(PATIENCE)
+        if timeout is not None:
+            break
     return ended
 
 
