@@ -1,5 +1,6 @@
 """Whole reproductions on a tiny suite: runs, failures, what is taken from before, and the table."""
 
+import importlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.experiments import suite as suite_module
-from aurora_lora.experiments.engines import InProcess, make_engine, outcomes
+from aurora_lora.experiments.engines import InProcess, Workers, make_engine, outcomes
 from aurora_lora.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.report.paper import compare, markdown, notes, tables
@@ -191,6 +192,27 @@ def test_workers(todo: Reproduction) -> None:
     """A worker process does not know the tiny tasks: its error comes back."""
     (outcome,) = outcomes(list(todo.jobs.values())[:1], make_engine("local", 2))
     assert "tiny-sentiment" in outcome.error
+
+
+def test_a_killed_worker_is_the_failure_of_its_run_alone(
+    todo: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process goes on, and the next run gets a new one on the same device."""
+    (tmp_path / "killed_worker.py").write_text(
+        "import os, signal, time\n"
+        "from aurora_lora.experiments.jobs import Outcome\n"
+        "def run(job):\n"
+        "    if job.name.startswith('lora'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(1)\n"
+        "    return Outcome(job, error=os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("aurora_lora.experiments.engines.run_job", importlib.import_module("killed_worker").run)
+    found = {one.job.name: one.error for one in outcomes(todo.jobs.values(), Workers(2, ["3", "5"]))}
+    killed = "its worker process was killed (out of memory?)"
+    assert [found[f"lora-sentiment, seed {seed}"] for seed in (0, 1)] == [killed, killed]
+    assert {found[f"aurora-sentiment, seed {seed}"] for seed in (0, 1)} <= {"3", "5"}
 
 
 def test_cluster(todo: Reproduction, tmp_path: Path) -> None:
