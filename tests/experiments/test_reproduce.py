@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -276,6 +277,16 @@ def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp
     assert (folder / "table.md").read_text().startswith("# A tiny table\n\n## Tiny\n")
     assert "lora-sentiment, seed 3: validation accuracy" in done.stderr
     assert "* The paper takes these numbers from earlier work." in done.stdout
+
+
+def test_a_table_whose_runs_are_all_anothers_is_written(aurora: Callable[..., Any], tmp_path: Path) -> None:
+    tiny, other = (tmp_path / "recipes" / name / "packaged" for name in ("tiny", "other"))
+    shutil.copytree(tiny, other)
+    shared = (tiny / "suite.yaml").read_text().replace("lora-{column}", "other/lora-{column}")
+    (tiny / "suite.yaml").write_text(shared)
+    done = aurora("--only", "other/lora-sentiment", "--seeds", "0", "training.precision=fp16")  # which fails at once
+    assert done.exit_code == 1, done.output
+    assert (tmp_path / "runs" / "packaged" / "tiny" / "table.md").exists()
 
 
 def test_a_failed_run_is_exit_code_1(aurora: Callable[..., Any]) -> None:
