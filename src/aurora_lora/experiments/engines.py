@@ -180,7 +180,8 @@ class _Pool:
         self.context = multiprocessing.get_context("spawn")
         self.threads = max(1, (os.cpu_count() or 1) // slots)
         self.idle: deque[_Worker] = deque()
-        self.workers = [_Worker(self, device) for device in (devices[:slots] or [None] * slots)]
+        own: list[str | None] = [*devices[:slots]] or [None] * slots
+        self.workers = [_Worker(self, device) for device in own]
         self.idle.extend(self.workers)
 
     def __enter__(self) -> Callable[[Job], Any]:
