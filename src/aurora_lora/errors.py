@@ -3,6 +3,9 @@
 Everything here derives from `AuroraError`. Bad values in an `AuroraConfig` raise plain `ValueError`, as in PEFT.
 """
 
+DIVERGED = "training diverged"
+"""How the message of a `UserError` begins where a loss or the scores are no longer numbers."""
+
 
 class AuroraError(Exception):
     """Base class of the errors below."""

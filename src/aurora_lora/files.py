@@ -46,9 +46,13 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `path` when the block ends without an error; an earlier one is replaced."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A folder to write into that becomes `path` when the block ends without an error; an earlier one is replaced.
+
+    A link stays, and the folder that it leads to is replaced.
+    """
     with plain_write_errors(path):
+        path = path.resolve()
+        partial = path.with_name(f".{path.name}.partial")
         remove(partial)
         partial.mkdir(parents=True)
         try:
@@ -73,13 +77,25 @@ def publish(partial: Path, path: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a folder or a file. A kill on the way leaves nothing that could be taken for the whole."""
     trash = path.with_name(f".{path.name.lstrip('.')}.trash")
-    shutil.rmtree(trash, ignore_errors=True)
     with suppress(FileNotFoundError):
-        if path.is_dir():
+        _delete(trash)
+    with suppress(FileNotFoundError):
+        if _is_real_folder(path):
             path.rename(trash)
-            shutil.rmtree(trash)
-        else:
-            path.unlink()
+            path = trash
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, a file or a link; not what a link leads to."""
+    if _is_real_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -87,7 +103,7 @@ def clear_leftovers(folder: Path) -> None:
     if folder.is_dir():
         for path in folder.iterdir():
             if re.fullmatch(r"\..+\.(partial|trash)", path.name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _delete(path)
 
 
 def check_writable(folder: Path) -> None:
@@ -128,6 +144,8 @@ def _is_failed_write(error: Exception) -> bool:
 
 def flush(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk (a full disk may be noticed only here)."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,7 @@
 """Studies: the same budget for each setting, choice on validation data, resuming, and several processes."""
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.errors import UserError
+from aurora_lora.errors import DIVERGED, UserError
 from aurora_lora.experiments.engines import InProcess
 from aurora_lora.experiments.jobs import Job, Outcome, run_job
 from aurora_lora.experiments.study import Study, load_study
 from aurora_lora.experiments.sweep import Sweep
 from aurora_lora.report.sections import load_sections
+from aurora_lora.report.study import study_tables
 from aurora_lora.training import storage, yaml_text
 
 RATES = [1e-3, 3e-2]
@@ -134,17 +136,90 @@ def test_a_run_that_fails_counts_and_is_not_chosen(write: Callable[..., Path], t
     study = load_study(write())
 
     def half(job: Job) -> Outcome:
-        return Outcome(job, error="diverged") if job.recipe.training.learning_rate == 3e-2 else fake(job)
+        ran.append(job.name)
+        return Outcome(job, error=DIVERGED) if job.recipe.training.learning_rate == 3e-2 else fake(job)
 
+    ran: list[str] = []
+    Sweep(study, tmp_path / "out", InProcess(half)).tune()
     sweep = Sweep(study, tmp_path / "out", InProcess(half))
-    sweep.tune()
+    sweep.tune()  # it would diverge again
+    assert len(ran) == 4
     for setting in study.settings:
         assert sweep.trials(setting)[-1] == ({"training.learning_rate": 3e-2}, None)
         assert sweep.chosen(setting)[0] == {"training.learning_rate": 1e-3}
-    none = Sweep(study, tmp_path / "none", InProcess(lambda job: Outcome(job, error="diverged")))
+    none = Sweep(study, tmp_path / "none", InProcess(lambda job: Outcome(job, error=DIVERGED)))
     none.tune()
     with pytest.raises(UserError, match="setting LoRA r=2: none of its runs gave a validation score"):
         none.summary()
+
+
+def test_a_run_that_failed_of_something_else_is_tried_again(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write())
+    full = Sweep(study, tmp_path / "out", InProcess(lambda job: Outcome(job, error="the disk is full")))
+    full.tune()
+    full.tune()
+    assert full.without_score() == list(study.settings)
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    for setting in study.settings:
+        assert [score for _, score in sweep.trials(setting)] == [1.0, pytest.approx(0.971)]
+
+
+def test_a_setting_without_a_score_does_not_stop_the_others(write: Callable[..., Path], tmp_path: Path) -> None:
+    questions = [{"ask": "a", "first": "AuroRA", "second": "LoRA r=2"}]
+    study = load_study(write(questions=questions))
+
+    def diverges(job: Job) -> Outcome:
+        return Outcome(job, error=DIVERGED) if job.recipe.method.name == "aurora" else run_job(job)
+
+    sweep = Sweep(study, tmp_path / "out", InProcess(diverges))
+    sweep.tune()
+    sweep.run_seeds()
+    assert [setting.name for setting in sweep.without_score()] == ["AuroRA"]
+    summary = sweep.summary()
+    assert [(one["name"], one["seeds"], one["split"]) for one in summary["settings"]] == [("LoRA r=2", [0, 1], "test")]
+    assert [table.title for table in study_tables(summary)] == ["tiny: 2 runs to tune each, 2 seeds"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_that_goes_on_draws_new_values(write: Callable[..., Path], tmp_path: Path, sampler: str) -> None:
+    space = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+    lora = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
+    study = load_study(write(tuning={"budget": 6, "sampler": sampler, "space": space}, settings=[lora]))
+    left = iter([True, True, True, False])
+
+    def dies(job: Job) -> Outcome:
+        if not next(left):
+            raise Killed
+        return fake(job)
+
+    with pytest.raises(Killed):
+        Sweep(study, tmp_path / "out", InProcess(dies)).tune()
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    assert len({values["training.learning_rate"] for values, _ in sweep.trials(study.settings[0])}) == 6
+
+
+def _open_and_ask(study: Path, folder: Path, barrier: Any, names: Any) -> None:
+    barrier.wait()
+    sweep = Sweep(load_study(study), folder, InProcess(fake))
+    for job in sweep._ask({}):
+        names.put(job.name)
+
+
+def test_two_processes_at_once_share_a_grid(write: Callable[..., Path], tmp_path: Path) -> None:
+    rates = [1e-4 * number for number in range(1, 17)]
+    lora = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
+    path = write(tuning={"budget": 16, "space": {"training.learning_rate": rates}}, settings=[lora])
+    context = multiprocessing.get_context("fork")
+    barrier, names = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_open_and_ask, args=(path, tmp_path / "out", barrier, names)) for _ in range(2)]
+    for process in both:
+        process.start()
+    found = [names.get(timeout=60) for _ in rates]
+    for process in both:
+        process.join()
+    assert len(set(found)) == 16
 
 
 class Killed(BaseException):
@@ -218,6 +293,11 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
         ({"settings": [{"name": "a", "method": "lora", "speed": 1}]}, "settings.0.speed: there is no such field"),
         ({"settings": [{"name": "a", "method": "lorra"}]}, "setting a: method.name: 'lorra' is an unknown"),
         ({"tuning": {"budget": 1, "space": {"training.learning_rat": [1]}}}, "did you mean 'learning_rate'"),
+        ({"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, -1]}}}, "-1"),
+        (
+            {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.epochs": {"low": 1, "high": 5}}}},
+            "training.epochs: ",
+        ),
         ({"seeds": []}, "seeds: "),
         ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
         (
@@ -237,6 +317,15 @@ def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path)
     changed: Study = load_study(write(tuning={"budget": 1, "space": {"training.learning_rate": [1e-3]}}))
     with pytest.raises(UserError, match="holds a study whose setting 'LoRA r=2' was another"):
         Sweep(changed, tmp_path / "out", InProcess(fake))
+
+
+def test_every_point_has_a_folder_of_its_own(write: Callable[..., Path]) -> None:
+    space = {"training.batch_size": [8, 16], "training.eval_batch_size": [8], "calibration.batch_size": [8, 16]}
+    study = load_study(write(tuning={"budget": 4, "space": space}))
+    values = [{"training.batch_size": a, "calibration.batch_size": b} for a in (8, 16) for b in (8, 16)]
+    folders = {study.run_folder(study.settings[0], point, 0).parts[-2] for point in values}
+    assert len(folders) == 4
+    assert "training.batch_size=8,calibration.batch_size=16" in folders
 
 
 def test_dry_run(write: Callable[..., Path], tmp_path: Path) -> None:

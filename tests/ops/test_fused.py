@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import adapter, fused
+from aurora_lora.ops import adapter, fused, rank_space
 from aurora_lora.ops.anl import ANL, adaptive_nonlinear, nonlinear_columns
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
 
@@ -126,6 +126,16 @@ def test_the_output_can_be_changed_in_place():
         assert_same(value_and_gradients(fast, tensors), value_and_gradients(eager, tensors), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_an_empty_batch(anl, shape):
+    tensors = make(anl)
+    result, x = (t.new_zeros(*shape, t.shape[-1]).requires_grad_() for t in tensors[:2])
+    out, gradients = value_and_gradients(fused.add_update, (result, x, *tensors[2:]), 1.7, anl)
+    assert out.shape == (*shape, 7)
+    assert all(not g.any() for g in gradients)
+
+
 def test_columns():
     anl = ANL()
     A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)
@@ -191,10 +201,49 @@ def test_autocast(dtype):
         assert (a - b).norm() < 5e-2 * b.norm()
 
 
+def test_autocast_leaves_float64_alone():
+    anl = ANL()
+    tensors = make(anl)
+    expected = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    assert_same(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("anl", PARTS, ids=str)
+def test_the_weights_of_sigma_in_another_precision(anl):
+    *tensors, H, spline_weight = make(anl, dtype=torch.float32)
+    weights = [t if t is None else t.detach().double().requires_grad_() for t in (H, spline_weight)]
+    expected = value_and_gradients(adapter.add_update, (*tensors, *weights), 1.7, anl)
+    assert_same(value_and_gradients(fused.add_update, (*tensors, *weights), 1.7, anl), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_default_device_does_not_matter():
+    anl = ANL(grid_size=7)
+    tensors = make(anl, dtype=torch.float32)
+    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
+    rank_space._table.cache_clear()
+    with torch.device("meta"):
+        out = fused.add_update(*tensors, 1.7, anl)
+    torch.testing.assert_close(out, expected[0])
+
+
 def test_nan_shows():
     anl = ANL(None, "channelwise")
     assert fused.sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()
     assert fused.sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
+
+
+@pytest.mark.parametrize("spline", ["channelwise", "summed"])
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_infinite_arguments_are_outside_the_support(spline, order):
+    anl = ANL("tanh", spline, order=order)
+    z = torch.tensor([[float("inf"), 0.3], [-0.3, -float("inf")]], dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    H, W = (torch.randn(2, n, dtype=torch.float64, generator=generator).requires_grad_() for n in (2, anl.n_basis))
+    expected = value_and_gradients(adaptive_nonlinear, (z, H, W), anl)
+    assert all(t.isfinite().all() for t in (expected[0], *expected[1]))
+    assert_same(value_and_gradients(fused.sigma, (z, H, W), anl), expected, rtol=1e-10, atol=1e-11)
 
 
 # ---------------------------------------------------------------- when it is used

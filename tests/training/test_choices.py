@@ -181,6 +181,7 @@ def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, 
             {"name": "commonsense", "test_sets": ["siqa", "x"]},
             "task.test_sets: commonsense has no test set 'x' (it",
         ),
+        ({"name": "siqa", "test_sets": []}, "task.test_sets: "),
         (
             {"name": "siqa", "test_sets": ["hellaswag"]},
             "task.test_sets: siqa has no test set 'hellaswag' (it has",

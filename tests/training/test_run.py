@@ -1,6 +1,7 @@
 """A whole run on a tiny model: what it writes, what it refuses, and what one can do with it afterwards."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train
 from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
+from aurora_lora.training.trainer import peak_memory, reset_peak_memory, training_arguments
 
 WriteRecipe = Callable[..., Path]
 LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
@@ -126,6 +128,27 @@ def test_what_cannot_be_trained(write_recipe: WriteRecipe, tmp_path: Path, overr
         train(load_recipe(write_recipe(), [override, "training.max_grad_norm=0"]), tmp_path / "run")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_several_gpus_without_a_launcher_keep_the_batch(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def four_gpus(self: TrainingArguments) -> torch.device:
+        if not hasattr(self, "_n_gpu"):
+            self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
+    args = training_arguments(load_recipe(write_recipe()), tmp_path, 64, "accuracy")
+    assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
+def test_peak_memory_is_that_of_the_run() -> None:
+    torch.ones(40_000_000).sum()  # 160 MB
+    before = peak_memory()
+    reset_peak_memory()
+    assert peak_memory() < before - 100
 
 
 @pytest.mark.parametrize("method", [LORA, "full", "linear-probe", {"name": "aurora", "train_form": "static"}])

@@ -157,6 +157,17 @@ def test_a_conv_merges_exactly_or_not_at_all():
         model.merge_adapter()
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case != "conv2d-unbatched"])
+def test_an_empty_batch(case):
+    make, shape = CASES[case]
+    model = adapt(make)
+    x = data(shape)[:0].requires_grad_()
+    output = model(x)
+    assert output.shape == model.base_model.model[0].base_layer(x).shape
+    output.sum().backward()
+    assert x.grad.shape == x.shape
+
+
 def test_parameters_of_a_conv():
     model = adapt(CASES["conv2d"][0], r=2)
     # A (2, 4 * 3 * 3), B (6, 2), H (2, 2), W_s (2, 8)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurora_lora.errors import UserError
+from aurora_lora.errors import DIVERGED, UserError
 
 from .common import Json, make_models, print_json, stderr, stdout
 
@@ -131,13 +131,16 @@ def sweep(
 
         def report(stage: str, outcome: Any) -> None:
             bar(outcome)
-            if stage == "seeds" and outcome.error is not None:
+            if outcome.error is not None and (stage == "seeds" or DIVERGED not in outcome.error):
                 failed.append({"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)})
 
         runs = Sweep(plan, output, engine, report)
         runs.tune()
         runs.run_seeds()
         summary = runs.summary()
+    for setting in runs.without_score():
+        error = "none of its runs gave a validation score"
+        failed.append({"run": setting.name, "error": error, "folder": str(output / "runs" / setting.slug)})
     if as_json:
         print_json({**summary, "failed": failed})
     else:

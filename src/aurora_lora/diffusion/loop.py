@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from .. import files
-from ..errors import UserError
+from ..errors import DIVERGED, UserError
 from ..methods.base import load_trained, save_trained
 from ..training import storage
 from ..training.distributed import on_main, state
@@ -132,9 +132,7 @@ class Loop:
             progress.train_s += time.perf_counter() - since
             progress.step += 1
             if not math.isfinite(loss):
-                raise UserError(
-                    f"training diverged: the loss is {loss} at step {progress.step}; lower training.learning_rate"
-                )
+                raise UserError(f"{DIVERGED}: the loss is {loss} at step {progress.step}; lower training.learning_rate")
             progress.losses.append(loss)
             each(f"loss {loss:.3f}")
             validates = progress.step % every == 0 or progress.step == wanted.steps

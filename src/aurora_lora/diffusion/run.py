@@ -23,6 +23,7 @@ from ..training.distributed import on_main, state
 from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import CALIBRATED, Run
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
+from ..training.trainer import reset_peak_memory
 from .card import write_adapter_card, write_lora_card
 from .draws import mine, seed_of
 from .export import no_lora, write_lora
@@ -64,6 +65,7 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         if finished is not None:
             on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
             return Run(folder, finished, None, True)
+        reset_peak_memory()
         return Run(folder, _Training(recipe, folder, watcher).run(), None, False)
 
 

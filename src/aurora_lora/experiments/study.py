@@ -187,8 +187,11 @@ class Study(Section):
 
 
 def point(values: Mapping[str, Any]) -> str:
-    """Tuned values in one word: `learning_rate=0.005`."""
-    shown = {field.rpartition(".")[2]: value for field, value in values.items()}
+    """Tuned values in one word: `learning_rate=0.005`; by their whole names where the last parts are the same."""
+    ends = [field.rpartition(".")[2] for field in values]
+    shown = {
+        end if ends.count(end) == 1 else field: value for (field, value), end in zip(values.items(), ends, strict=True)
+    }
     return ",".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
     )
@@ -210,10 +213,11 @@ def load_study(path: Path | str) -> Study:
         raise UserError("\n".join(f"{path}: {line}" for line in _lines(error))) from error
     recipes = {}
     for setting in study.settings:
-        first = {
-            field: values.low if isinstance(values, Range) else values[0]
-            for field, values in study.space(setting).items()
-        }
+        space = {field: _samples(values) for field, values in study.space(setting).items()}
+        first = {field: values[0] for field, values in space.items()}
+        for field, values in space.items():
+            for value in values:
+                study.recipe(setting, {**first, field: value}, study.tuning.seed)
         recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
     for side in (side for question in study.questions for side in (question.first, question.second)):
         method = recipes[side.setting].method
@@ -221,6 +225,13 @@ def load_study(path: Path | str) -> Study:
         if side.form is not None and side.form not in forms:
             raise UserError(f"{path}: questions: {side.setting} has no form '{side.form}' (it has {', '.join(forms)})")
     return study
+
+
+def _samples(values: Range | tuple[Value, ...]) -> tuple[Value, ...]:
+    """Every value that may be proposed; of a range its ends and one between them, which no whole number allows."""
+    if isinstance(values, tuple):
+        return values
+    return values.low, values.high, values.low + 0.5178 * (values.high - values.low)
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -7,6 +7,7 @@ its final one.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from .. import files
-from ..errors import UserError
+from ..errors import DIVERGED, UserError
 from ..training.results import Result
 from ..training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
@@ -28,10 +30,14 @@ from .jobs import Job, Outcome
 from .study import SUMMARY, Range, Setting, Study, Value, point
 
 JOURNAL = "journal.log"
+_LOCK = ".journal.lock"
+"""Held while the books are read and then written: Optuna's journal alone does not keep two processes apart there."""
 _VALUES = "values"
 """Attribute of a trial: the values of the tuned fields, as the study file writes them."""
 _AGAIN = "again"
-"""Attribute of a trial: the number of the lost one whose values it has."""
+"""Attribute of a trial: the number of the lost or failed one whose values it has."""
+_DIVERGED = "diverged"
+"""Attribute of a failed trial: it would fail again."""
 
 Report = Callable[[str, Outcome], Any]
 
@@ -52,18 +58,23 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study, self.folder, self.engine, self.report = study, Path(output), engine, report
         files.check_writable(self.folder)
+        self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.books = {setting.name: self._open(setting, storage) for setting in study.settings}
 
     # ---------------------------------------------------------------- tuning
 
     def tune(self) -> None:
-        """Spend the budget of every setting. Trials of processes that died are gone on with."""
+        """Spend the budget of every setting. What died goes on, what failed is tried again."""
+        for setting in self.study.settings:
+            self._try_again(setting)
         while True:
-            asked: dict[Path, tuple[Setting, int]] = {}
+            asked: dict[Path, tuple[Setting, optuna.Trial]] = {}
             for outcome in outcomes(self._ask(asked), self.engine):
-                setting, number = asked[outcome.job.folder]
-                self._tell(setting, number, outcome)
+                setting, trial = asked[outcome.job.folder]
+                if _score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
+                    trial.set_user_attr(_DIVERGED, True)
+                self._tell(setting, trial.number, outcome)
                 self.report("tuning", outcome)
             if not any(self._running(setting) for setting in self.study.settings):
                 return
@@ -74,15 +85,9 @@ class Sweep:
     def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
         """The setting's book. A grid is enqueued whole, so that processes share it without asking twice."""
         tuning = self.study.tuning
-        sampler: optuna.samplers.BaseSampler
-        if tuning.sampler == "tpe":
-            sampler = optuna.samplers.TPESampler(seed=tuning.seed, constant_liar=True)
-        else:
-            sampler = optuna.samplers.RandomSampler(seed=tuning.seed)
         book = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
-            sampler=sampler,
             direction="maximize",
             load_if_exists=True,
         )
@@ -100,27 +105,41 @@ class Sweep:
         book.set_user_attr("setting", described)
         if tuning.sampler == "grid":
             names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
-            for places in product(*(range(len(values)) for values in lists)):
-                book.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
+            with self._lock:
+                for places in product(*(range(len(values)) for values in lists)):
+                    book.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
         return book
 
-    def _ask(self, asked: dict[Path, tuple[Setting, int]]) -> Iterator[Job]:
+    def _ask(self, asked: dict[Path, tuple[Setting, optuna.Trial]]) -> Iterator[Job]:
         """The next trial of each setting in turn, until all budgets are spent."""
         for setting in self.study.settings:
             self._reclaim(setting)
         open_settings = list(self.study.settings)
         while open_settings:
             for setting in list(open_settings):
-                if self._spent(setting) >= self.study.tuning.budget:
-                    open_settings.remove(setting)
-                    continue
-                trial = self.books[setting.name].ask()
-                space = self.study.space(setting)
-                values = {field: self._suggest(trial, field, space[field]) for field in space}
-                trial.set_user_attr(_VALUES, values)
+                with self._lock:
+                    if self._spent(setting) >= self.study.tuning.budget:
+                        open_settings.remove(setting)
+                        continue
+                    book = self.books[setting.name]
+                    book.sampler = self._sampler(setting, len(book.get_trials(deepcopy=False)))
+                    trial = book.ask()
+                    space = self.study.space(setting)
+                    values = {field: self._suggest(trial, field, space[field]) for field in space}
+                    trial.set_user_attr(_VALUES, values)
                 job = self.job(setting, values, self.study.tuning.seed)
-                asked[job.folder] = setting, trial.number
+                asked[job.folder] = setting, trial
                 yield job
+
+    def _sampler(self, setting: Setting, trials: int) -> optuna.samplers.BaseSampler:
+        """Seeded by the number of the draw: a process that goes on, or joins in, draws new values and not the first
+        ones again."""
+        tuning = self.study.tuning
+        drawn = f"{tuning.seed}\n{setting.slug}\n{trials}".encode()
+        seed = int.from_bytes(hashlib.sha256(drawn).digest()[:4])
+        if tuning.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
 
     @staticmethod
     def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Value, ...]) -> Any:
@@ -130,28 +149,40 @@ class Sweep:
         return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
 
     def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
-        value = None if outcome.result is None else outcome.result["metric"]["selected_by"]["value"]
+        value = _score(outcome)
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         self.books[setting.name].tell(number, value, state=state, skip_if_finished=True)
 
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""
         book = self.books[setting.name]
-        for trial in book.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            values = trial.user_attrs.get(_VALUES)
-            if values is None:
-                job = None
-            else:
-                job = self.job(setting, values, self.study.tuning.seed)
-                if is_locked(job.folder):
+        with self._lock:
+            for trial in book.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                values = trial.user_attrs.get(_VALUES)
+                job = None if values is None else self.job(setting, values, self.study.tuning.seed)
+                if job is not None and is_locked(job.folder):
                     continue
-            result = None if job is None else job.result()
-            if job is not None and result is not None:
-                self._tell(setting, trial.number, Outcome(job, result))
-                continue
-            book.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            proposed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            book.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
+                result = None if job is None else job.result()
+                if job is not None and result is not None:
+                    self._tell(setting, trial.number, Outcome(job, result))
+                    continue
+                book.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                self._propose_again(book, trial)
+
+    def _try_again(self, setting: Setting) -> None:
+        """Propose again what failed: a full disk or a lost node says nothing of the values. Divergence does."""
+        book = self.books[setting.name]
+        with self._lock:
+            failed = book.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            replaced = {trial.user_attrs.get(_AGAIN) for trial in book.get_trials(deepcopy=False)}
+            for trial in failed:
+                if trial.number not in replaced and not trial.user_attrs.get(_DIVERGED):
+                    self._propose_again(book, trial)
+
+    @staticmethod
+    def _propose_again(book: optuna.Study, trial: FrozenTrial) -> None:
+        proposed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        book.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
 
     def _spent(self, setting: Setting) -> int:
         """Trials asked for; one that was proposed again counts once."""
@@ -165,15 +196,12 @@ class Sweep:
     # ---------------------------------------------------------------- seeds
 
     def run_seeds(self) -> None:
-        """Run what was chosen over the seeds.
-
-        Raises:
-            UserError: none of a setting's trials gave a score.
-        """
+        """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
         jobs = [
             self.job(setting, self.chosen(setting)[0], seed)
             for seed in self.study.seeds
             for setting in self.study.settings
+            if setting not in self.without_score()
         ]
         for outcome in outcomes(jobs, self.engine):
             self.report("seeds", outcome)
@@ -192,6 +220,10 @@ class Sweep:
         found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
         return sorted(found, key=lambda one: (one[1] is None, -(one[1] or 0.0)))
 
+    def without_score(self) -> list[Setting]:
+        """The settings none of whose trials gave a score."""
+        return [setting for setting in self.study.settings if all(score is None for _, score in self.trials(setting))]
+
     def chosen(self, setting: Setting) -> tuple[dict[str, Any], float]:
         """The values with the best validation score.
 
@@ -209,10 +241,16 @@ class Sweep:
     # ---------------------------------------------------------------- what came out
 
     def summary(self) -> dict[str, Any]:
-        """The budget, what was tried and chosen, and the chosen runs' test scores: also written to `study.json`."""
+        """The budget, what was tried and chosen, and the chosen runs' test scores: also written to `study.json`.
+
+        Raises:
+            UserError: there is no score at all.
+        """
+        left_out = self.without_score()
+        described = [setting for setting in self.study.settings if setting not in left_out] or self.study.settings
         summary = {
             "study": self.study.model_dump(mode="json"),
-            "settings": [self._describe(setting) for setting in self.study.settings],
+            "settings": [self._describe(setting) for setting in described],
         }
         files.write_json(self.folder / SUMMARY, summary)
         return summary
@@ -230,12 +268,18 @@ class Sweep:
             "validation": score,
             "deployed": next((result["metric"]["selected_by"]["form"] for result in results.values()), None),
             "metric": next((result["metric"]["name"] for result in results.values()), None),
+            "split": next((result["metric"].get("split") for result in results.values()), None),
             "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
             "seeds": list(results),
             "by_form": _by_form(list(results.values())),
             "params": next((result["params"] for result in results.values()), None),
             "train_s": [result["time"]["train_s"] for result in results.values()],
         }
+
+
+def _score(outcome: Outcome) -> float | None:
+    """On validation data; None where the run failed or the score is not a number."""
+    return None if outcome.result is None else outcome.result["metric"]["selected_by"]["value"]
 
 
 def _by_form(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:

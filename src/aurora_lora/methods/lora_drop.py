@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..errors import UserError
+from ..errors import DIVERGED, UserError
 from .base import WEIGHTS_FILE, Options, Sample
 from .edit import UpdateMethod
 from .edited import AdaptedLinear, Update
@@ -99,7 +99,7 @@ def update_norms(
         for hook in hooks:
             hook.remove()
     if not all(map(math.isfinite, sums.values())):
-        raise UserError("lora-drop: the training on sample data diverged; lower training.learning_rate")
+        raise UserError(f"{DIVERGED}: that of lora-drop on sample data; lower training.learning_rate")
     return sums
 
 

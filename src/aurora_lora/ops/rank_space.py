@@ -8,6 +8,7 @@ order.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -28,7 +29,7 @@ def _table(anl: ANL, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, 
 
 def _look_up(interval: Tensor, columns: Tensor, anl: ANL) -> tuple[list[Tensor], Tensor]:
     """The coefficients (K, r, n) of each power in the intervals (r, n), and their middles (r, n)."""
-    found = columns.index_select(1, interval.reshape(-1)).view(-1, *interval.shape)
+    found = columns.index_select(1, interval.reshape(-1)).view(len(columns), *interval.shape)
     K = anl.n_basis
     return [found[j * K : (j + 1) * K] for j in range(anl.order + 1)], found[-1]
 
@@ -38,7 +39,7 @@ def _basis(z: Tensor, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:
     boundaries, columns = _table(anl, z.dtype, z.device)
     interval = torch.bucketize(z, boundaries, right=True, out_int32=True)
     (*lower, value), middles = _look_up(interval, columns, anl)
-    place = z - middles
+    place = (z - middles).nan_to_num_(nan=math.nan, posinf=0.0, neginf=0.0)  # outside, where 0 * inf would be NaN
     for c in reversed(lower):
         value = torch.addcmul(c, value, place)
     return value, interval, place
@@ -72,7 +73,8 @@ def _activation_backward(name: str, grad: Tensor, output: Tensor) -> Tensor:
 def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """u = sigma(z) (r, n) in z's dtype, and what the backward pass wants: a, b, the intervals and the place in them."""
     dtype = z.dtype
-    z, H, W = wide(z).contiguous(), _wide_or_none(H), _wide_or_none(W)
+    z = wide(z).contiguous()
+    H, W = _like(H, z), _like(W, z)
     a = b = interval = place = None
     u = z if anl.skip else None
     if anl.fixed_activation is not None:
@@ -103,7 +105,8 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dz (r, n) in du's dtype, dH (r, r) and dW_s (r, K) in at least float32."""
     dtype = du.dtype
-    du, H, W = wide(du), _wide_or_none(H), _wide_or_none(W)
+    du = wide(du)
+    H, W = _like(H, du), _like(W, du)
     a, b, interval, place = kept
     dz = du if anl.skip else None
     dH = dW = None
@@ -137,5 +140,5 @@ def wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
-def _wide_or_none(t: Tensor | None) -> Tensor | None:
-    return None if t is None else wide(t)
+def _like(weight: Tensor | None, z: Tensor) -> Tensor | None:
+    return None if weight is None else weight.to(z.dtype)

@@ -90,15 +90,16 @@ def piecewise_polynomials(
 
     Returns:
         boundaries (I + 1,) of the intervals; their middles m (I + 2,); and coefficients c (I + 2, order + 1, K), so
-        that B_k(z) = sum_j c[i, j, k] (z - m_i)^j for z in interval i. In float64.
+        that B_k(z) = sum_j c[i, j, k] (z - m_i)^j for z in interval i. In float64 on the CPU:
+        the default device may have no float64 (Apple's MPS).
     """
     lo, hi = spline_range
     step = (hi - lo) / grid_size
     n, K = grid_size + 2 * order, grid_size + order
-    boundaries = lo + step * (torch.arange(n + 1, dtype=torch.float64) - order)
-    middles = torch.zeros(n + 2, dtype=torch.float64)
+    boundaries = lo + step * (torch.arange(n + 1, dtype=torch.float64, device="cpu") - order)
+    middles = torch.zeros(n + 2, dtype=torch.float64, device="cpu")
     middles[1:-1] = (boundaries[1:] + boundaries[:-1]) / 2
-    coefficients = torch.zeros(n + 2, order + 1, K, dtype=torch.float64)
+    coefficients = torch.zeros(n + 2, order + 1, K, dtype=torch.float64, device="cpu")
     for piece, polynomial in enumerate(_cardinal_pieces(order)):
         for j, value in enumerate(polynomial):
             for k in range(K):

@@ -131,6 +131,8 @@ def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answe
     settings = {setting["name"]: setting for setting in summary["settings"]}
     found = []
     for question in summary["study"].get("questions", ()):
+        if any(question[side]["setting"] not in settings for side in ("first", "second")):
+            continue
         first, second = (
             (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
             for side in (question["first"], question["second"])

@@ -53,7 +53,7 @@ class TaskSection(Section):
     split_seed: int = 0
     max_length: Size | None = None
     """Tokens; longer texts are cut. Not for images."""
-    test_sets: tuple[str, ...] | None = None
+    test_sets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Which of the task's test sets to score."""
     prompt: str | None = None
     """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text."""

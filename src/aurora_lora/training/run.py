@@ -35,7 +35,7 @@ from .models import Processor, load_base_model, load_processor
 from .recipe import Recipe
 from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
 from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS, UPDATES
-from .trainer import RecipeTrainer, training_arguments
+from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
 from .updates import UpdateRecorder
 
 CALIBRATED = "calibrated"
@@ -104,6 +104,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     if finished is not None:
         on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
         return finished, True
+    reset_peak_memory()
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
     on_main(lambda: keep_splits(folder, data))
     checkpoint = trainer.resume()

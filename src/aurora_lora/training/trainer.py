@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import files
-from ..errors import UserError
+from ..errors import DIVERGED, UserError
 from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
 from . import storage
 from .distributed import on_main, state
@@ -40,7 +41,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric:
     batch = wanted.batch_size * wanted.gradient_accumulation_steps * state().num_processes
     steps = math.ceil(examples / batch) * wanted.epochs
     every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=wanted.batch_size,
         per_device_eval_batch_size=wanted.eval_batch_size,
@@ -73,6 +74,10 @@ def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric:
         report_to="none",
         disable_tqdm=True,
     )
+    # On several GPUs without a launcher, Trainer would use DataParallel, with as many times the recipe's batch.
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args
 
 
 class Clock(TrainerCallback):
@@ -185,8 +190,7 @@ class RecipeTrainer(Trainer):
         """As in Transformers; a loss that is no longer a number ends the run."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise UserError(
-                f"training diverged: the loss is {logs['loss']} at step {self.state.global_step}; "
-                "lower training.learning_rate"
+                f"{DIVERGED}: the loss is {logs['loss']} at step {self.state.global_step}; lower training.learning_rate"
             )
         super().log(logs, start_time)
 
@@ -226,7 +230,7 @@ class RecipeTrainer(Trainer):
         """
         step = self.state.best_global_step
         if step is None:
-            raise UserError(f"training diverged: the validation {self.args.metric_for_best_model} was never a number")
+            raise UserError(f"{DIVERGED}: the validation {self.args.metric_for_best_model} was never a number")
         return self.checkpoints / f"checkpoint-{step}"
 
     def measure_memory(self) -> float:
@@ -298,8 +302,16 @@ class RecipeTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
 
 
+def reset_peak_memory() -> None:
+    """Measure `peak_memory` from here on; on a CPU where the system can (Linux), else it is that of the process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> float:
-    """The largest memory in use so far, in MB: of the GPU, or of this process where there is none."""
+    """The largest memory in use since `reset_peak_memory`, in MB: of the GPU, or of this process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":

@@ -16,7 +16,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def fingerprint(weights: Sequence[Tensor]) -> Tensor:
     """(3,) int64 on the CPU: one hash of the values of `weights` for each of float32, bfloat16 and float16."""
     gathered = [whole(w) for w in weights]
-    return torch.tensor([_hash(gathered, dtype) for dtype in _DTYPES], dtype=torch.int64)
+    return torch.tensor([_hash(gathered, dtype) for dtype in _DTYPES], dtype=torch.int64, device="cpu")
 
 
 def whole(weight: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class _AuroraConv(AuroraLayer):
         x = x.reshape(n * groups, x.shape[1] // groups, *x.shape[2:])
         kernel = matrix.view(len(matrix), -1, *base.kernel_size)
         z = _CONVOLUTIONS[self.dimensions](x, kernel, stride=base.stride, padding=padding, dilation=base.dilation)
-        return z.reshape(n, groups, len(matrix), -1).transpose(-1, -2)
+        by_group: Tensor = z.flatten(2).unflatten(0, (n, groups))
+        return by_group.transpose(-1, -2)
 
     def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
         """z (N, groups, positions, r) -> (N, d_out, *positions)."""

@@ -1,0 +1,99 @@
+"""Writing whole folders and files, or nothing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora import files
+from aurora_lora.errors import UserError
+
+
+def write(folder: Path, text: str) -> None:
+    with files.new_folder(folder) as partial:
+        (partial / "file").write_text(text, encoding="utf-8")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_folder_replaces_an_earlier_one(tmp_path: Path) -> None:
+    folder = tmp_path / "there" / "folder"
+    write(folder, "first")
+    (folder / "other").touch()
+    write(folder, "second")
+    assert names(folder) == {"file"}
+    assert (folder / "file").read_text() == "second"
+    assert names(folder.parent) == {"folder"}
+
+
+def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
+    write(tmp_path / "folder", "first")
+    with pytest.raises(UnicodeEncodeError):
+        write(tmp_path / "folder", "\ud800")  # half a character, which UTF-8 refuses
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+    assert names(tmp_path) == {"folder"}
+
+
+def test_a_linked_folder_stays_linked(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    (real / "other").touch()
+    link.symlink_to(real)
+    for text in ("first", "second"):
+        write(link, text)
+        assert link.is_symlink()
+        assert names(real) == {"file"}
+        assert (real / "file").read_text() == text
+    assert names(tmp_path) == {"disk", "link"}
+    assert names(real.parent) == {"real"}
+
+
+def test_a_link_is_removed_but_not_what_it_leads_to(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    write(real, "first")
+    link.symlink_to(real)
+    files.remove(link)
+    assert names(tmp_path) == {"real"}
+    assert (real / "file").read_text() == "first"
+    files.remove(tmp_path / "nothing")
+
+
+def test_leftovers_may_be_links(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    write(real, "first")
+    for name in (".real.trash", ".real.partial"):
+        (tmp_path / name).symlink_to(real)
+    files.clear_leftovers(tmp_path)
+    assert names(tmp_path) == {"real"}
+    (tmp_path / ".real.trash").symlink_to(tmp_path / "nowhere")
+    write(real, "second")
+    assert names(tmp_path) == {"real"}
+    assert (real / "file").read_text() == "second"
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^cannot write .*file/folder: "):
+        write(tmp_path / "file" / "folder", "first")
+
+
+def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    opened: list[Path] = []
+    really_open = os.open
+
+    def open_a_file(path: Path, *args: Any) -> int:
+        if path.is_dir():
+            raise PermissionError
+        opened.append(path)
+        return really_open(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        patch.setattr(os, "open", open_a_file)
+        files.flush(tmp_path)
+        files.flush(tmp_path / "file")
+    assert opened == [tmp_path / "file"]
