@@ -212,7 +212,7 @@ def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None
     ("before", "after"), [("siqa", "commonsense"), ("commonsense", "siqa"), ("cifar10-10k", "cifar10")]
 )
 def test_the_papers_test_data_are_never_mixed(
-    write_recipe: WriteRecipe, tmp_path: Path, before: str, after: str
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
     """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with; and
     so for CIFAR-10's images."""
@@ -222,4 +222,7 @@ def test_the_papers_test_data_are_never_mixed(
     (merged / "aurora_merge.json").write_text(json.dumps(note))
     with pytest.raises(UserError, match=f"was trained on {before}, which holds examples that {after} trains on or"):
         train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"~/merged was trained on {before}"):
+        train(load_recipe(write_recipe(model="~/merged", task=after)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
