@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -157,6 +157,29 @@ def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) ->
     assert metric["by_form"]["merged"]["unanswered"] < 0.5  # it has learned the form
     assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll"}
     assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("head", ["language model", "classifier"])
+def test_predict_with_a_model_without_a_token_for_padding(tmp_path: Path, kind: str, head: str) -> None:
+    """As GPT-2 and Llama are published."""
+    folder = tiny.save_language_model(tmp_path / "model", kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    load = AutoModelForCausalLM if head == "language model" else AutoModelForSequenceClassification
+    model = load.from_pretrained(folder)
+    model.config.pad_token_id = None
+    if head == "language model":
+        model.generation_config.pad_token_id = None
+    model.save_pretrained(folder)
+    texts = ["the film was very good", "film"]
+    together, alone = predict(folder, texts), [predict(folder, [text])[0] for text in texts]
+    assert [one["text"] for one in together] == texts
+    if head == "classifier":
+        assert [one["probability"] for one in together] == pytest.approx(
+            [one["probability"] for one in alone], abs=1e-6
+        )
 
 
 def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
