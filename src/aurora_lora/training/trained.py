@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
@@ -190,13 +189,14 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
         kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
         model, tokenizer = _pretrained(kind, folder), load_tokenizer(str(folder.resolve()))
-        if not causal and model.config.pad_token_id is None:  # by which a decoder finds a text's last token
-            model.config.pad_token_id = tokenizer.pad_token_id
+        config: Any = model.config
+        if not causal and config.pad_token_id is None:  # by which a decoder finds a text's last token
+            config.pad_token_id = tokenizer.pad_token_id
         return model, tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
-def _pretrained(kind: Any, folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = kind.from_pretrained(folder, use_safetensors=True)
+def _pretrained(kind: Any, folder: Path) -> nn.Module:
+    model: nn.Module = kind.from_pretrained(folder, use_safetensors=True)
     return model.eval()
