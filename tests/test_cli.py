@@ -109,6 +109,18 @@ def test_merge_and_predict(aurora: Invoke, finished: Any, tmp_path: Path) -> Non
     assert 0.5 <= answers[0]["probability"] <= 1
 
 
+def test_brackets_in_texts_and_paths_are_no_markup(aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "[red]run[/]"
+    shutil.copytree(finished[0], folder)
+    again = aurora("train", recipe, "-o", folder)
+    assert again.exit_code == 0, again.output
+    assert f"{folder} holds this run" in again.stderr
+    assert f"  {folder / 'result.json'}\n" in again.stdout
+    done = aurora("predict", folder, "great film [/sarcasm] :smile:")
+    assert done.exit_code == 0, done.output
+    assert "great film [/sarcasm] :smile:" in done.stdout
+
+
 @pytest.mark.parametrize("what", ["tasks", "methods", "models", "recipes", "suites", "studies"])
 def test_list(aurora: Invoke, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)

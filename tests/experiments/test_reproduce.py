@@ -1,8 +1,12 @@
 """Whole reproductions on a tiny suite: runs, failures, what is taken from before, and the table."""
 
+import importlib
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +16,8 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.experiments import suite as suite_module
-from aurora_lora.experiments.engines import InProcess, make_engine, outcomes
-from aurora_lora.experiments.jobs import Job, Outcome, run_job
+from aurora_lora.experiments.engines import InProcess, Workers, make_engine, outcomes
+from aurora_lora.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.report.paper import compare, markdown, notes, tables
 from aurora_lora.training import storage, yaml_text
@@ -121,27 +125,95 @@ def test_another_recipes_run_is_an_error_not_a_result(todo: Reproduction) -> Non
 
 
 def test_a_run_that_another_process_is_at_is_waited_for(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_lora.experiments.engines.PATIENCE", 0.01)
+    """It is not submitted again before the other process is gone, and the other's log is left alone."""
     job, other = list(todo.jobs.values())[:2]
     job.folder.mkdir(parents=True)
-    order: list[str] = []
+    events: list[str] = []
     lock = storage.lock(job.folder)
     lock.__enter__()
 
-    def count(one: Job) -> Outcome:
-        order.append(one.name)
-        if order.count(job.name) == 3:
+    def pause(seconds: float) -> None:
+        events.append("pause")
+        if events.count("pause") == 3:
             lock.__exit__(None, None, None)
+
+    def note(one: Job) -> Outcome:
+        events.append(one.name)
         return run_job(one)
 
-    assert all(outcome.result is not None for outcome in outcomes([job, other], InProcess(count)))
-    assert order == [job.name, other.name, job.name, job.name]
+    monkeypatch.setattr("aurora_lora.experiments.engines.time", SimpleNamespace(sleep=pause))
+    found = []
+    for outcome in outcomes([job, other], InProcess(note)):
+        found.append(outcome)
+        assert "Traceback" not in (job.folder / "log.txt").read_text()
+    assert all(outcome.result is not None for outcome in found)
+    assert events == [job.name, other.name, "pause", "pause", "pause", job.name]
+
+
+def test_a_run_that_another_process_has_finished_is_not_submitted(
+    todo: Reproduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = next(iter(todo.jobs.values()))
+    submitted: list[str] = []
+
+    def elsewhere(one: Job) -> Outcome:
+        submitted.append(one.name)
+        assert run_job(one).result is not None  # as the other process does meanwhile
+        return Outcome(one)
+
+    monkeypatch.setattr("aurora_lora.experiments.engines.PATIENCE", 0.01)
+    (outcome,) = outcomes([job], InProcess(elsewhere))
+    assert outcome.result is not None
+    assert len(submitted) == 1
+
+
+@pytest.mark.parametrize("locked", ["before", "meanwhile"])
+def test_accelerate_leaves_a_run_to_the_process_that_is_at_it(
+    todo: Reproduction, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    job = next(iter(todo.jobs.values()))
+    job.folder.mkdir(parents=True)
+    launched: list[Any] = []
+    lock = storage.lock(job.folder)
+
+    def refused(command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        launched.append(command)
+        lock.__enter__()
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr("aurora_lora.experiments.jobs.subprocess.run", refused)
+    if locked == "before":
+        lock.__enter__()
+    assert launch_job(job).is_elsewhere
+    assert len(launched) == (locked == "meanwhile")
+    lock.__exit__(None, None, None)
 
 
 def test_workers(todo: Reproduction) -> None:
     """A worker process does not know the tiny tasks: its error comes back."""
     (outcome,) = outcomes(list(todo.jobs.values())[:1], make_engine("local", 2))
     assert "tiny-sentiment" in outcome.error
+
+
+def test_a_killed_worker_is_the_failure_of_its_run_alone(
+    todo: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process goes on, and the next run gets a new one on the same device."""
+    (tmp_path / "killed_worker.py").write_text(
+        "import os, signal, time\n"
+        "from aurora_lora.experiments.jobs import Outcome\n"
+        "def run(job):\n"
+        "    if job.name.startswith('lora'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(1)\n"
+        "    return Outcome(job, error=os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("aurora_lora.experiments.engines.run_job", importlib.import_module("killed_worker").run)
+    found = {one.job.name: one.error for one in outcomes(todo.jobs.values(), Workers(2, ["3", "5"]))}
+    killed = "its worker process was killed (out of memory?)"
+    assert [found[f"lora-sentiment, seed {seed}"] for seed in (0, 1)] == [killed, killed]
+    assert {found[f"aurora-sentiment, seed {seed}"] for seed in (0, 1)} <= {"3", "5"}
 
 
 def test_cluster(todo: Reproduction, tmp_path: Path) -> None:
@@ -205,6 +277,16 @@ def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp
     assert (folder / "table.md").read_text().startswith("# A tiny table\n\n## Tiny\n")
     assert "lora-sentiment, seed 3: validation accuracy" in done.stderr
     assert "* The paper takes these numbers from earlier work." in done.stdout
+
+
+def test_a_table_whose_runs_are_all_anothers_is_written(aurora: Callable[..., Any], tmp_path: Path) -> None:
+    tiny, other = (tmp_path / "recipes" / name / "packaged" for name in ("tiny", "other"))
+    shutil.copytree(tiny, other)
+    shared = (tiny / "suite.yaml").read_text().replace("lora-{column}", "other/lora-{column}")
+    (tiny / "suite.yaml").write_text(shared)
+    done = aurora("--only", "other/lora-sentiment", "--seeds", "0", "training.precision=fp16")  # which fails at once
+    assert done.exit_code == 1, done.output
+    assert (tmp_path / "runs" / "packaged" / "tiny" / "table.md").exists()
 
 
 def test_a_failed_run_is_exit_code_1(aurora: Callable[..., Any]) -> None:

@@ -1,6 +1,7 @@
 """What a report is about, from folders of runs and of studies."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,14 @@ def test_the_page_and_the_tables_of_a_study(study: Path, tmp_path: Path) -> None
     done = CliRunner().invoke(cli.app, ["report", str(study)])
     assert done.exit_code == 0, done.output
     assert "s: 2 runs to tune each, 2 seeds" in done.stdout
+    text = (study / "study.json").read_text()
+    (study / "study.json").write_text(
+        text.replace("AuroRA r=2, no F", "A [/b]").replace('"name": "s"', '"name": "[/i]"')
+    )
+    done = CliRunner().invoke(cli.app, ["report", str(study)])
+    assert done.exit_code == 0, done.output
+    assert "[/i]: 2 runs to tune each" in done.stdout
+    assert "A [/b]" in done.stdout
 
 
 def test_a_study_beside_other_runs(study: Path, make_result: Callable[..., Result]) -> None:
@@ -102,6 +111,25 @@ def test_runs_have_their_folders(runs: Path) -> None:
     assert section.slug == "t-m"
     assert section.study is None
     assert [folder.name for folder in section.groups[0].folders if folder] == ["6", "3", "0"]  # by seed
+
+
+def test_what_is_given_twice_counts_once(
+    study: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (once,) = load_sections([runs])
+    monkeypatch.chdir(tmp_path)
+    (section,) = load_sections([runs, "runs/6", runs / "6" / "result.json"])
+    assert [len(group.runs) for group in section.groups] == [len(group.runs) for group in once.groups]
+    assert len(load_sections([study, "studies", study / "study.json"])) == 1
+
+
+def test_a_seed_of_a_setting_is_there_once(runs: Path) -> None:
+    for place in ("0", "3"):  # two runs with the same reference
+        shutil.copytree(runs / "1", runs / place / "reference")
+    load_sections([runs])
+    shutil.copytree(runs / "0", runs / "copy", ignore=shutil.ignore_patterns("reference"))
+    with pytest.raises(UserError, match=r"two runs of lora on t have seed 2: .*runs/0 and .*runs/copy; leave one out"):
+        load_sections([runs])
 
 
 def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -159,6 +159,29 @@ def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) ->
     assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("head", ["language model", "classifier"])
+def test_predict_with_a_model_without_a_token_for_padding(tmp_path: Path, kind: str, head: str) -> None:
+    """As GPT-2 and Llama are published."""
+    folder = tiny.save_language_model(tmp_path / "model", kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    load = AutoModelForCausalLM if head == "language model" else AutoModelForSequenceClassification
+    model = load.from_pretrained(folder)
+    model.config.pad_token_id = None
+    if head == "language model":
+        model.generation_config.pad_token_id = None
+    model.save_pretrained(folder)
+    texts = ["the film was very good", "film"]
+    together, alone = predict(folder, texts), [predict(folder, [text])[0] for text in texts]
+    assert [one["text"] for one in together] == texts
+    if head == "classifier":
+        assert [one["probability"] for one in together] == pytest.approx(
+            [one["probability"] for one in alone], abs=1e-6
+        )
+
+
 def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="method: linear-probe has nothing to train in a LlamaForCausalLM"):
         train(load_recipe(write_recipe(model=lm, task=TASK, method="linear-probe")), tmp_path / "run")
@@ -212,7 +235,7 @@ def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None
     ("before", "after"), [("siqa", "commonsense"), ("commonsense", "siqa"), ("cifar10-10k", "cifar10")]
 )
 def test_the_papers_test_data_are_never_mixed(
-    write_recipe: WriteRecipe, tmp_path: Path, before: str, after: str
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
     """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with; and
     so for CIFAR-10's images."""
@@ -222,4 +245,7 @@ def test_the_papers_test_data_are_never_mixed(
     (merged / "aurora_merge.json").write_text(json.dumps(note))
     with pytest.raises(UserError, match=f"was trained on {before}, which holds examples that {after} trains on or"):
         train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"~/merged was trained on {before}"):
+        train(load_recipe(write_recipe(model="~/merged", task=after)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -65,11 +65,13 @@ def is_main() -> bool:
 
 
 def stdout() -> Console:
-    return Console(width=WIDTH)
+    """What is printed there has texts, names and paths of the user's: brackets in them are no markup."""
+    return Console(width=WIDTH, markup=False, emoji=False)
 
 
 def stderr() -> Console:
-    return Console(stderr=True, quiet=not is_main())
+    """As `stdout`; silent in other processes than the one that prints."""
+    return Console(stderr=True, quiet=not is_main(), markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -74,10 +74,11 @@ def reproduce(
     from aurora_lora.experiments.engines import make_engine
     from aurora_lora.experiments.progress import Overall
     from aurora_lora.experiments.reproduce import run
-    from aurora_lora.files import write_json, write_text
+    from aurora_lora.files import check_writable, write_json, write_text
     from aurora_lora.report.paper import compare, markdown, notes, tables
 
     engine = make_engine(launcher, jobs, _pairs(settings))
+    check_writable(todo.folder)
     make_models([job.recipe.model for job in todo.jobs.values() if job.status() != "finished"])
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), sum(job.work for job in todo.jobs.values())) as bar:
         tally = run(todo, engine, bar)

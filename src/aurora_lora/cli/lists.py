@@ -36,7 +36,7 @@ def list_command(
     for row in rows:
         if row.get("group") not in (None, group):
             group = row["group"]
-            table.add_row(f"[bold]{group}[/bold]")
+            table.add_row(group, style="bold")
         table.add_row(row["name"], row["description"])
     stdout().print(table if rows else f"no {what} here")
 

@@ -9,12 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from queue import Empty
 from typing import Any, Protocol
 
 from ..errors import UserError
+from ..training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
 
 LAUNCHERS = ("local", "accelerate", "slurm")
@@ -81,12 +82,17 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
                     yield outcome
                 else:
                     running[submit(job)] = job
-            if exhausted and put_off and len(running) < engine.slots:
-                job = put_off.popleft()
-                running[submit(job)] = job
-            if not running:
+            while exhausted and len(running) < engine.slots and (job := _take_free(put_off)) is not None:
+                if (outcome := _without_running(job)) is not None:
+                    yield outcome
+                else:
+                    running[submit(job)] = job
+            if not running and not put_off:
                 return
-            for future in _ended(running):
+            if not running:
+                time.sleep(PATIENCE)
+                continue
+            for future in _ended(running, PATIENCE if exhausted and put_off else None):
                 running.pop(future)
                 outcome = future.result()
                 if not outcome.is_elsewhere:
@@ -106,12 +112,22 @@ def _without_running(job: Job) -> Outcome | None:
     return None if found is None else Outcome(job, found)
 
 
-def _ended(running: Mapping[Any, Job]) -> list[Any]:
-    """At least one that has ended."""
+def _take_free(put_off: deque[Job]) -> Job | None:
+    """Take out the first job that no other process is at, if there is one."""
+    free = next((job for job in put_off if not is_locked(job.folder)), None)
+    if free is not None:
+        put_off.remove(free)
+    return free
+
+
+def _ended(running: Mapping[Any, Job], timeout: float | None) -> list[Any]:
+    """At least one that has ended; none after the timeout, in seconds."""
     if all(isinstance(future, Future) for future in running):
-        return list(wait(running, return_when=FIRST_COMPLETED).done)
+        return list(wait(running, timeout, return_when=FIRST_COMPLETED).done)
     while not (ended := [future for future in running if future.done()]):
         time.sleep(PATIENCE)
+        if timeout is not None:
+            break
     return ended
 
 
@@ -158,34 +174,65 @@ class Workers:
 
 
 class _Pool:
+    """An executor of one process for each slot: a process that dies ends the one run that it had."""
+
     def __init__(self, slots: int, devices: list[str]) -> None:
-        context = multiprocessing.get_context("spawn")
-        free = context.Queue()
-        for device in devices:
-            free.put(device)
-        threads = max(1, (os.cpu_count() or 1) // slots)
-        self.executor = ProcessPoolExecutor(slots, context, _start_worker, (free, bool(devices), threads))
+        self.context = multiprocessing.get_context("spawn")
+        self.threads = max(1, (os.cpu_count() or 1) // slots)
+        self.idle: deque[_Worker] = deque()
+        own: list[str | None] = [*devices[:slots]] or [None] * slots
+        self.workers = [_Worker(self, device) for device in own]
+        self.idle.extend(self.workers)
 
     def __enter__(self) -> Callable[[Job], Any]:
-        return lambda job: self.executor.submit(run_job, job)
+        return lambda job: self.idle.popleft().submit(job)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        if kind is not None:  # an interrupt must not wait for runs that will be gone on with later
-            for process in list((getattr(self.executor, "_processes", None) or {}).values()):
-                process.terminate()
-        self.executor.shutdown(wait=kind is None, cancel_futures=True)
+        for worker in self.workers:
+            if kind is not None:  # an interrupt must not wait for runs that will be gone on with later
+                for process in list((getattr(worker.executor, "_processes", None) or {}).values()):
+                    process.terminate()
+            worker.executor.shutdown(wait=kind is None, cancel_futures=True)
 
 
-def _start_worker(free: Any, on_gpu: bool, threads: int) -> None:
+class _Worker:
+    def __init__(self, pool: _Pool, device: str | None) -> None:
+        self.pool, self.device = pool, device
+        self.executor = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, self.pool.context, _start_worker, (self.device, self.pool.threads))
+
+    def submit(self, job: Job) -> Future[Outcome]:
+        try:
+            running = self.executor.submit(run_job, job)
+        except BrokenProcessPool:  # the process died in the run before this one, or after it
+            self.executor = self._start()
+            running = self.executor.submit(run_job, job)
+        outcome: Future[Outcome] = Future()
+        running.add_done_callback(lambda ended: self._end(job, ended, outcome))
+        return outcome
+
+    def _end(self, job: Job, ended: Future[Outcome], outcome: Future[Outcome]) -> None:
+        if ended.cancelled():
+            return
+        self.pool.idle.append(self)
+        error = ended.exception()
+        if isinstance(error, BrokenProcessPool):
+            outcome.set_result(Outcome(job, error="its worker process was killed (out of memory?)"))
+        elif error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(ended.result())
+
+
+def _start_worker(device: str | None, threads: int) -> None:
     """Choose a device, and do not outlive the process that hands out the jobs."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-    if on_gpu:
-        try:
-            os.environ["CUDA_VISIBLE_DEVICES"] = free.get(timeout=10)
-        except Empty:
-            os._exit(1)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch
 
     torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from ..errors import AuroraError, RunLockedError, UserError
 from ..training import yaml_text
 from ..training.recipe import RunRecipe
 from ..training.results import Result, read_result
-from ..training.storage import RECIPE, check_recipe
+from ..training.storage import RECIPE, check_recipe, is_locked
 
 LOG = "log.txt"
 
@@ -80,6 +80,8 @@ def run_job(job: Job) -> Outcome:
             try:
                 quiet_libraries()
                 return Outcome(job, train_any(job.recipe, job.folder).result)
+            except RunLockedError:  # the log is the other process's
+                raise
             except Exception:
                 traceback.print_exc()
                 raise
@@ -94,6 +96,8 @@ def launch_job(job: Job) -> Outcome:
     """Run a job under `accelerate launch`, as the user has configured Accelerate: on all its GPUs, or all its hosts."""
     try:
         files.check_writable(job.folder)
+        if is_locked(job.folder):
+            return Outcome(job)
         if not (job.folder / RECIPE).exists():
             files.write_text(job.folder / RECIPE, yaml_text.dump(job.recipe.resolved()))
         recipe, folder = str(job.folder / RECIPE), str(job.folder)
@@ -103,6 +107,8 @@ def launch_job(job: Job) -> Outcome:
         result = job.result()
     except UserError as error:
         return Outcome(job, error=str(error))
+    if result is None and is_locked(job.folder):  # another process was quicker
+        return Outcome(job)
     if result is None:
         return Outcome(job, error=f"exit code {done.returncode}: {_last_line(job.folder / LOG)}")
     return Outcome(job, result)

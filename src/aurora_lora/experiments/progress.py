@@ -21,7 +21,7 @@ class Overall:
     def __init__(self, console: Console, title: str, runs: int, work: float) -> None:
         self.console, self.runs, self.ended = console, runs, 0
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[ended]}"),
             TimeElapsedColumn(),

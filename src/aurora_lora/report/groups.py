@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..training.storage import flatten
+from ..errors import UserError
+from ..training.storage import REFERENCE, flatten
 from .tables import Result
 
 OF_RANK = ("r", "alpha", "lora_alpha")
@@ -112,6 +113,9 @@ def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> di
     Args:
         results: of finished runs.
         folders: those of the runs; none if empty.
+
+    Raises:
+        UserError: two runs of one setting have the same seed: they would count twice.
     """
     settings: dict[tuple[str, str], dict[str, list[tuple[Result, Path | None]]]] = {}
     for result, folder in zip(results, folders or [None] * len(results), strict=True):
@@ -119,13 +123,33 @@ def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> di
         settings.setdefault((result["task"], result["model"]), {}).setdefault(key, []).append((result, folder))
     found = {}
     for where, by_setting in settings.items():
-        several = [sorted(runs, key=lambda run: int(run[0]["seed"])) for runs in by_setting.values()]
+        several = [_by_seed(runs) for runs in by_setting.values()]
         firsts = [runs[0][0] for runs in several]
         found[where] = [
             Group(name, [result for result, _ in runs], line, [folder for _, folder in runs])
             for name, line, runs in zip(labels(firsts), lines(firsts), several, strict=True)
         ]
     return found
+
+
+def _by_seed(runs: Iterable[tuple[Result, Path | None]]) -> list[tuple[Result, Path | None]]:
+    """The runs of a setting, by seed. Runs that were compared with the same reference have each a copy of it."""
+    found: dict[int, tuple[Result, Path | None]] = {}
+    for result, folder in runs:
+        seed = int(result["seed"])
+        before = found.get(seed)
+        if before is None or _is_reference(before[1]):
+            found[seed] = result, folder
+        elif not _is_reference(folder):
+            where = "" if folder is None else f": {before[1]} and {folder}"
+            raise UserError(
+                f"two runs of {result['method']} on {result['task']} have seed {seed}{where}; leave one out"
+            )
+    return [found[seed] for seed in sorted(found)]
+
+
+def _is_reference(folder: Path | None) -> bool:
+    return folder is not None and folder.name == REFERENCE
 
 
 def _setting(recipe: Mapping[str, Any]) -> dict[str, Any]:

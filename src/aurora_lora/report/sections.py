@@ -67,20 +67,21 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
     Raises:
         UserError: a path with neither a result nor a study in or below it, or a file that is neither.
     """
-    studies: dict[Path, Mapping[str, Any]] = {}
-    others = []
+    studies: dict[Path, tuple[Path, Mapping[str, Any]]] = {}  # by resolved file: one that is given twice is there once
+    others, seen = [], set[Path]()
     for path in map(Path, paths):
-        if path.name == SUMMARY and path.is_file():
-            studies[path] = _read_study(path)
+        is_study = path.name == SUMMARY and path.is_file()
+        found = [path] if is_study else [] if path.is_file() else sorted(path.rglob(SUMMARY))
+        for file in found:
+            studies.setdefault(file.resolve(), (file, _read_study(file)))
+        if is_study:
             continue
-        found = {} if path.is_file() else {file: _read_study(file) for file in sorted(path.rglob(SUMMARY))}
-        studies |= found
         try:
-            others += find_results([path], [file.parent for file in found])
+            others += find_results([path], [file.parent for file in found], seen)
         except UserError:
             if not found:  # studies alone will do
                 raise
-    sections = [_study_section(summary, path.parent) for path, summary in studies.items()]
+    sections = [_study_section(summary, path.parent) for path, summary in studies.values()]
     by_place = groups([result for _, result in others], [file.parent for file, _ in others])
     return sections + [Section(f"{task}, {model}", model, found) for (task, model), found in by_place.items()]
 

@@ -32,13 +32,17 @@ def load_results(paths: Iterable[Path | str]) -> list[Result]:
     return [result for _, result in find_results(paths)]
 
 
-def find_results(paths: Iterable[Path | str], leave_out: Collection[Path] = ()) -> list[tuple[Path, Result]]:
-    """As `load_results`, each with its file.
+def find_results(
+    paths: Iterable[Path | str], leave_out: Collection[Path] = (), seen: set[Path] | None = None
+) -> list[tuple[Path, Result]]:
+    """As `load_results`, each with its file. A file that several paths lead to is there once.
 
     Args:
         paths: as there.
         leave_out: folders below them that are not looked into.
+        seen: files, resolved, that were found before and are left out; those found now are added.
     """
+    seen = set() if seen is None else seen
     results = []
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(path.rglob("*.json"))
@@ -46,7 +50,10 @@ def find_results(paths: Iterable[Path | str], leave_out: Collection[Path] = ()) 
         found = [(file, result) for file in files if (result := _read(file, must_be=path.is_file())) is not None]
         if not found:
             raise UserError(f"{path} holds no result.json of a finished run")
-        results += found
+        for file, result in found:
+            if (place := file.resolve()) not in seen:
+                seen.add(place)
+                results.append((file, result))
     return results
 
 

@@ -25,7 +25,7 @@ def merge_note(folder: Path) -> dict[str, Any] | None:
 
 def trained_on(recipe: Recipe) -> list[str]:
     """The tasks that a model trained by a recipe has seen, those of its base model first."""
-    earlier = (merge_note(Path(recipe.model)) or {}).get("trained_on", [])
+    earlier = (merge_note(Path(recipe.model).expanduser()) or {}).get("trained_on", [])
     return list(dict.fromkeys([*earlier, recipe.task.name]))
 
 

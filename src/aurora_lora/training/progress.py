@@ -137,7 +137,7 @@ def rounds_bar(console: Console) -> Iterator[Callable[[str, int], Callable[[], N
 def bar(console: Console) -> Progress:
     """A progress bar with a field `note`; nothing is drawn where the console is no terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),

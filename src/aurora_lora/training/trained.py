@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
@@ -30,7 +29,7 @@ from .data import encode
 from .finished import TrainedRun, load_run
 from .history import MERGE_NOTE, merge_note, trained_on
 from .images import Stack, plain_transform, read_image
-from .models import Processor, load_image_processor
+from .models import Processor, load_image_processor, load_tokenizer
 from .results import Scores, mean_scores
 from .run import keep_splits, load_trained_model, make_trainer, score
 from .storage import ADAPTER, RECIPE, SPLITS
@@ -186,10 +185,14 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
     try:
         names = AutoConfig.from_pretrained(folder).architectures or []
         if any(name.endswith("ForImageClassification") for name in names):
-            return _pretrained(AutoModelForImageClassification, folder), load_image_processor(str(folder))
+            return _pretrained(AutoModelForImageClassification, folder), load_image_processor(str(folder.resolve()))
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
         kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        return _pretrained(kind, folder), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = _pretrained(kind, folder), load_tokenizer(str(folder.resolve()))
+        config: Any = model.config
+        if not causal and config.pad_token_id is None:  # by which a decoder finds a text's last token
+            config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
