@@ -27,6 +27,8 @@ from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.tuner import aurora_layers
 
+calibration = importlib.import_module("aurora_lora.deploy.calibrate")  # the function has its name
+
 
 def matrices(model):
     return {name: layer.aurora_A_cal["default"].clone() for name, layer in aurora_layers(model)}
@@ -176,6 +178,19 @@ def test_sizes_that_are_not(bert, batches, size):
 def test_a_bound_that_no_layer_fits_in_names_the_need(bert, batches):
     with pytest.raises(CalibrationError, match=r"input width 32\) needs \d+ MiB .* max_memory allows \(10 MiB\)"):
         calibrate(bert, batches, max_memory="10MiB")
+
+
+def test_half_of_the_free_memory_is_the_default_bound(bert, batches, monkeypatch):
+    monkeypatch.setattr(calibration, "_half_of_free", lambda device: 2**20)
+    with pytest.raises(CalibrationError, match=r"more than half of the memory that is free \(1 MiB\)"):
+        calibrate(bert, batches)
+
+
+def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
+    device = torch.device("cuda", 1)
+    for name, value in (("mem_get_info", (1000, 9000)), ("memory_reserved", 600), ("memory_allocated", 200)):
+        monkeypatch.setattr(torch.cuda, name, lambda asked, value=value: value if asked == device else None)
+    assert calibration._half_of_free(device) == 700
 
 
 LLAMA_SHAPES = """

@@ -7,9 +7,12 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
+from aurora_lora.bench.counts import peak_bytes
+from aurora_lora.deploy import gap as gap_module
 from aurora_lora.tuner import aurora_layers
 
 
@@ -100,9 +103,16 @@ def test_a_new_adapter_loses_nothing(make_bert, config, batches):
     assert gap.end_to_end[1].kl == pytest.approx(0, abs=1e-12)
 
 
-def test_causal_language_model_is_scored_on_the_next_token(make_gpt2):
+class ReaderForConditionalGeneration(GPT2LMHeadModel):
+    """Named as decoder-only models are that also read images (Gemma 3, Mistral 3, LLaVA)."""
+
+
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, ReaderForConditionalGeneration])
+def test_causal_language_model_is_scored_on_the_next_token(make_gpt2, kind):
+    gpt2 = make_gpt2()
+    gpt2.__class__ = kind
     model = get_peft_model(
-        make_gpt2(),
+        gpt2,
         AuroraConfig(target_modules=["c_attn"], init_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM"),
     )
     ids = torch.randint(0, 100, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -111,6 +121,18 @@ def test_causal_language_model_is_scored_on_the_next_token(make_gpt2):
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
     gap = merge_gap(model, [batch])
     assert gap.predictions == int(mask.sum())
+    with torch.no_grad(), set_form(model, "dynamic"):
+        loss = model.eval()(**batch).loss
+    assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    t5 = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0))
+    model = get_peft_model(t5, AuroraConfig(target_modules=["q"], init_weights=False, task_type="SEQ_2_SEQ_LM"))
+    batch = {"input_ids": torch.randint(1, 50, (4, 7)), "labels": torch.randint(1, 50, (4, 5))}
+    gap = merge_gap(model, [batch])
     with torch.no_grad(), set_form(model, "dynamic"):
         loss = model.eval()(**batch).loss
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
@@ -154,6 +176,69 @@ def test_what_is_refused(make_bert, config, batches):
         merge_gap(make_bert(), batches)
     with pytest.raises(CalibrationError, match="at least one batch"):
         merge_gap(get_peft_model(make_bert(), config()), [])
+
+
+def test_a_layer_without_input_does_not_look_exact():
+    torch.manual_seed(0)
+
+    class Router(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.one(x) if x[0, 0] > 0 else self.other(x)
+
+    model = get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
+    x = torch.rand(5, 4)
+    with pytest.raises(CalibrationError, match=r"No input reached base_model\.model\.other: .* every adapted layer"):
+        merge_gap(model, [x])
+    assert all(entry.relative_error > 0 for entry in merge_gap(model, [x, -x]).layers)
+
+
+@pytest.mark.parametrize("way", ["function", "method", "forward"])
+def test_a_compiled_model_is_measured_as_any_other(way):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    fields = {"target_modules": ["0", "2"], "init_weights": False, "eval_form": "dynamic"}
+    model = get_peft_model(net, AuroraConfig(**fields)).eval()
+    x = torch.randn(40, 6)
+    expected = merge_gap(model, [x])
+    compiled = torch.compile(model, backend="eager") if way == "function" else model
+    if way == "method":
+        model.compile(backend="eager")
+    elif way == "forward":
+        net.forward = torch.compile(net.forward, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    found = [entry.relative_error for entry in merge_gap(compiled, [x]).layers]
+    assert found == [entry.relative_error for entry in expected.layers]
+    assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(compiled, [x]).layers)
+
+
+def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
+    whole = merge_gap(model, labelled)
+    monkeypatch.setattr(gap_module, "CHUNK_BYTES", 3 * 8 * 32)
+    pieces = merge_gap(model, labelled)
+    for one, other in zip(whole.layers, pieces.layers, strict=True):
+        assert one.relative_error == pytest.approx(other.relative_error, rel=1e-9)
+    for one, other in zip(whole.end_to_end, pieces.end_to_end, strict=True):
+        assert one.kl == pytest.approx(other.kl, rel=1e-9)
+        assert one.largest_logit_difference == other.largest_logit_difference
+        assert one.agreement == other.agreement
+        assert one.metric == pytest.approx(other.metric, rel=1e-9)
+
+
+def test_the_logits_are_widened_in_pieces(monkeypatch):
+    monkeypatch.setattr(gap_module, "CHUNK_BYTES", 2**16)
+    found = gap_module._Predictions(None)
+    logits, reference = torch.randn(2, 1, 500, 800)
+    labels = torch.randint(0, 800, (1, 500))
+    bytes_of_logits = 4 * logits.numel()
+    whole = peak_bytes(
+        lambda: found.add(logits, reference, None, labels, shift=True, classes=True), torch.device("cpu")
+    )
+    assert whole < bytes_of_logits + 20 * 2**16  # those at labelled positions, in their own precision
 
 
 def test_merged_or_switched_off_adapters_are_refused(model, batches):

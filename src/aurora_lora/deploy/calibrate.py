@@ -121,7 +121,8 @@ def calibrate(
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model) as runner:
         budget = _budget(max_memory, runner.device)
-        groups = plan(runner, targets, data, budget, share_inputs, one_input_each=order == "sequential")
+        bound = "max_memory allows" if max_memory is not None else "half of the memory that is free"
+        groups = plan(runner, targets, data, budget, share_inputs, one_input_each=order == "sequential", bound=bound)
         with _restored_on_error(targets):
             solutions = (
                 _parallel(runner, groups, data, ridge, share_inputs)
@@ -271,6 +272,8 @@ def trained_state(model: nn.Module) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.no_grad())
+        if any(map(_is_compiled, modes)):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
         for name, config in active_configs(model).items():
             if config.train_form == "dynamic":
                 stack.enter_context(set_form(model, "dynamic", name))
@@ -281,6 +284,11 @@ def trained_state(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By `torch.compile(module)`, `module.compile()` or `torch.compile(module.forward)`."""
+    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
 
 
 @contextmanager
@@ -325,7 +333,7 @@ class _Passes:
 
 def _half_of_free(device: torch.device) -> int:
     """Half of the free memory, the same number on every process: they must form the same groups."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
     if not several_processes():
         return int(free // 2)
     if device.type != "cuda":
@@ -333,6 +341,12 @@ def _half_of_free(device: torch.device) -> int:
     smallest = torch.tensor(free // 2, dtype=torch.int64, device=device)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
     return int(smallest)
+
+
+def _free_on_cuda(device: torch.device) -> int:
+    """What the device has free, and what PyTorch holds there without using it."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ..errors import CalibrationError, NotCalibratedError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers, set_form
 from .calibrate import check_unmerged, trained_state
 from .inputs import NO_BATCHES, Runner, as_batches
-from .moments import float64_device
+from .moments import CHUNK_BYTES, FLOAT64_BYTES, float64_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +100,8 @@ def merge_gap(
         batch_size: as in `calibrate`.
 
     Raises:
-        CalibrationError: no batches, a merged adapter, or adapters that are switched off.
+        CalibrationError: no batches, a layer that no input reached, a merged adapter, or adapters that are switched
+            off.
         ValueError: no AuroRA adapter.
         FormError: the adapter was trained in the static form, which merges exactly.
     """
@@ -115,7 +117,7 @@ def merge_gap(
             with sums:
                 output = runner.run(batch)
             reference, classes = _predictions(output), _are_classes(model, output)
-            labels = _labels(batch, runner.device)
+            labels = _labels(batch, reference.device)
             keep = _positions(runner, reference)
             for form in forms:
                 with set_form(model, form):
@@ -199,11 +201,14 @@ class _LayerSums:
         self.n += len(sigma)
         self.power += self._square(sigma)
         self.mean += sigma.sum(0)
-        for form, M in self.matrices.items():
-            self.errors[form] += self._square(sigma - _wide(x) @ M.T)
+        for piece, wide in _pieces(sigma, x):
+            for form, M in self.matrices.items():
+                self.errors[form] += self._square(piece - wide @ M.T)
 
     def result(self, path: str, name: str) -> list[LayerGap]:
-        mean = self.mean / max(self.n, 1)
+        if self.n == 0:
+            raise CalibrationError(f"No input reached {path}: the inputs of merge_gap must use every adapted layer.")
+        mean = self.mean / self.n
         variance = self.power - self.n * self._square(mean[None])
         return [
             LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, 1 - _ratio(error, variance))
@@ -243,12 +248,8 @@ class _Predictions:
         mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
         self.n += len(mine)
         self.classes = classes
-        difference = float((mine - theirs).abs().max()) if len(mine) else 0.0
-        self.largest = max(self.largest, difference) if difference == difference else difference  # a NaN must show
-        if classes:
-            p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
-            self.kl += float((p.exp() * (p - q)).sum())
-            self.same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
+        for one, other in _pieces(mine, theirs):
+            self._compare(one, other)
         if labels is None:
             return
         if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
@@ -258,11 +259,20 @@ class _Predictions:
         else:
             logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
         if self.metric is None:
-            wide = _wide(logits)
-            self.score.add(wide, labels.to(wide.device))
+            self.score.add(logits, labels)
         else:
             self.kept.append(logits.double().cpu())
             self.labels.append(labels.cpu())
+
+    def _compare(self, mine: Tensor, theirs: Tensor) -> None:
+        """(n, classes) each, in float64."""
+        difference = float((mine - theirs).abs().max())
+        if not math.isnan(self.largest):  # a NaN must show
+            self.largest = difference if math.isnan(difference) else max(self.largest, difference)
+        if self.classes:
+            p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
+            self.kl += float((p.exp() * (p - q)).sum())
+            self.same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
 
     def result(self, form: str) -> EndToEndGap:
         figures = self.score.result()
@@ -284,6 +294,12 @@ class _Score:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """logits (n, classes) or (n, 1), labels (n,)."""
         self.n += len(labels)
+        start = 0
+        for (wide,) in _pieces(logits):
+            self._add(wide, labels[start : start + len(wide)].to(wide.device))
+            start += len(wide)
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
         if logits.shape[-1] == 1 or labels.is_floating_point():
             found = {"mse": (logits.squeeze(-1) - labels).square().sum()}
         else:
@@ -297,7 +313,14 @@ class _Score:
 
 
 def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
-    return _wide(logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1]))
+    return logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
+
+
+def _pieces(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few rows of each (n, width), in float64: about CHUNK_BYTES of the widest."""
+    step = max(1, CHUNK_BYTES // (FLOAT64_BYTES * max(values.shape[-1] for values in rows)))
+    for start in range(0, len(rows[0]), step):
+        yield tuple(_wide(values[start : start + step]) for values in rows)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -308,12 +331,16 @@ def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
     """Which of the positions of (batch, tokens, classes) predictions are not padding."""
     name = "attention_mask" if runner.encoder is None else "decoder_attention_mask"
     mask = runner.masks.get(name)
-    return mask if mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2] else None
+    fits = mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2]
+    return mask.to(logits.device) if mask is not None and fits else None
 
 
 def _predicts_next_token(model: nn.Module) -> bool:
     get_base_model: Any = getattr(model, "get_base_model", None)
-    name = type(get_base_model() if get_base_model is not None else model).__name__
+    base = get_base_model() if get_base_model is not None else model
+    name = type(base).__name__
+    if name.endswith("ForConditionalGeneration"):  # encoder-decoder models, and decoders that also read images
+        return not getattr(getattr(base, "config", None), "is_encoder_decoder", False)
     return "CausalLM" in name or name.endswith("LMHeadModel")
 
 

@@ -136,6 +136,7 @@ class Runner:
             return module.input_vectors(x)
         mask = self.masks.get(self._mask_name(module, x))
         if mask is not None:
+            mask = mask.to(x.device)  # a model over several devices
             if x.shape[:-1] == mask.shape:
                 return x[mask]
             if x.dim() == 2 and x.shape[0] == mask.numel():

@@ -29,7 +29,13 @@ def work_bytes(targets: Iterable[Target]) -> int:
 
 
 def plan(
-    runner: Runner, targets: list[Target], data: _Passes, budget: int, share_inputs: bool, one_input_each: bool
+    runner: Runner,
+    targets: list[Target],
+    data: _Passes,
+    budget: int,
+    share_inputs: bool,
+    one_input_each: bool,
+    bound: str = "max_memory allows",
 ) -> list[Group]:
     """Groups of layers, in the order of execution, whose moments fit in `budget` bytes at once.
 
@@ -38,6 +44,7 @@ def plan(
 
     Args:
         one_input_each: a group for each distinct input (the sequential order).
+        bound: what `budget` is, for the error.
 
     Raises:
         CalibrationError: not even one layer fits.
@@ -46,11 +53,11 @@ def plan(
     if alone <= budget and not one_input_each:
         return [targets]
     units = _units(runner, targets, data, share_inputs)
-    groups = pack(units, budget)
+    groups = pack(units, budget, bound)
     return units if one_input_each else groups
 
 
-def pack(units: list[Group], budget: int) -> list[Group]:
+def pack(units: list[Group], budget: int, bound: str = "max_memory allows") -> list[Group]:
     """Put units, each of layers that share one input, together in their order as long as their moments fit.
 
     Raises:
@@ -63,7 +70,7 @@ def pack(units: list[Group], budget: int) -> list[Group]:
         if need > budget:
             raise CalibrationError(
                 f"{unit[0].name} (input width {unit[0].d_in}) needs {_mib(need)} MiB for its moments, more than "
-                f"max_memory allows ({_mib(budget)} MiB)."
+                f"{bound} ({_mib(budget)} MiB)."
             )
         moments, work = moments + moment_bytes(unit), max(work, work_bytes(unit))
         if not groups or moments + work > budget:
