@@ -67,6 +67,18 @@ def test_train_again_shows_the_result(aurora: Invoke, recipe: Path, finished: An
     assert "finished: nothing to train" in again.stderr
 
 
+def test_a_run_that_was_killed_in_its_reference_goes_on_with_that(
+    aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "reference")
+    done = aurora("train", recipe, "-o", folder)
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["linear-probe"] * 3
+
+
 def test_train_json(aurora: Invoke, recipe: Path, finished: Any) -> None:
     folder, _ = finished
     done = aurora("train", recipe, "-o", folder, "--json")

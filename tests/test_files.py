@@ -1,5 +1,7 @@
 """Writing whole folders and files, or nothing."""
 
+import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,24 @@ def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.Monke
         files.flush(tmp_path)
         files.flush(tmp_path / "file")
     assert opened == [tmp_path / "file"]
+
+
+def _write_often(path: Path, failed: Any) -> None:
+    try:
+        for number in range(50):
+            files.write_json(path, [number] * 1000)
+    except UserError as error:
+        failed.put(str(error))
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    failed = context.Queue()
+    both = [context.Process(target=_write_often, args=(tmp_path / "study.json", failed)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert failed.empty()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert json.loads((tmp_path / "study.json").read_text()) == [49] * 1000

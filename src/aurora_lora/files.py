@@ -21,8 +21,8 @@ from .errors import UserError
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A file to write that becomes `path` when the block ends without an error. Of several processes, the last wins."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with plain_write_errors(path):
         try:
             yield partial

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, BertConfig
@@ -57,6 +58,20 @@ def test_overrides_and_seeds(recipes: Recipes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, -1]}, "--seeds: -1 is not allowed: a seed is at least 0 and below 2**32"),
+        ({"seeds": [2**32]}, "--seeds: 4294967296 is not allowed: a seed is at least 0 and below 2**32"),
+        ({"overrides": ["seed=7"]}, "seed is no change to the recipes: each is run with every seed of --seeds 0,1,..."),
+    ],
+)
+def test_wrong_seeds(recipes: Recipes, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        prepare("tiny", "packaged", tmp_path, recipes=recipes(), **changes)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
     ("name", "scale", "only", "message"),
     [
         ("tinny", "packaged", [], "'tinny' is an unknown suite; did you mean 'tiny'?"),
@@ -80,6 +95,9 @@ def test_a_wrong_file_names_the_field(recipes: Recipes) -> None:
     load_suite("tiny", "packaged", folder)
     folder = recipes(statistic="mode", seeds=[])
     with pytest.raises(UserError, match=r"suite\.yaml: seeds: .*\n.*suite\.yaml: statistic: .*'median' or 'mean'"):
+        load_suite("tiny", "packaged", folder)
+    folder = recipes(seeds=[0, -1])
+    with pytest.raises(UserError, match=r"suite\.yaml: seeds\.1: .*greater than or equal to 0"):
         load_suite("tiny", "packaged", folder)
     folder = recipes(columns=[{"name": "other", "label": "O", "metric": "accuracy"}])
     with pytest.raises(UserError, match="row LoRA: scores for sentiment, which is no column"):

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import t
 
 from aurora_lora.report.groups import chosen, groups, interval, labels
+from aurora_lora.report.tables import by_learning_rate
 
 
 def test_groups(results: list[dict[str, Any]]) -> None:
@@ -24,11 +25,33 @@ def test_interval() -> None:
     assert interval([1.0]) == (None, None)
 
 
-def test_saving_updates_makes_no_other_setting(make_result: Callable[..., Any]) -> None:
-    saved = make_result("lora", 1e-3, 1, 5000, {"merged": 0.8})
-    saved["recipe"]["training"]["save_updates"] = True
-    (found,) = groups([make_result("lora", 1e-3, 0, 5000, {"merged": 0.8}), saved]).values()
-    assert [group.label for group in found] == ["lora"]
+@pytest.mark.parametrize(
+    "field", [{"save_updates": True}, {"threads": 2}, {"workers": 4}, {"checkpoint_every": 10}, {"eval_batch_size": 8}]
+)
+def test_what_has_no_say_makes_no_other_setting(make_result: Callable[..., Any], field: dict[str, Any]) -> None:
+    other = make_result("aurora", 1e-3, 1, 5000, {"dynamic": 0.8, "calibrated": 0.8})
+    one = make_result("aurora", 1e-3, 0, 5000, {"dynamic": 0.8, "calibrated": 0.8})
+    other["recipe"]["training"] |= field
+    for result in (one, other):
+        for scores in result["metric"]["by_form"].values():
+            scores["nll"] = 0.5
+    (found,) = groups([one, other]).values()
+    assert [group.label for group in found] == ["aurora"]
+    assert list(by_learning_rate([one, other])) == [1e-3]
+
+
+@pytest.mark.parametrize("field", ["train_size", "validation_size", "split_seed"])
+def test_runs_on_other_data_are_another_line(make_result: Callable[..., Any], field: str) -> None:
+    """The best of one validation split is not to be chosen by its score on another."""
+    made = []
+    for value in (64, 1000):
+        for rate in (1e-3, 2e-3):
+            made.append(make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2))
+            made[-1]["recipe"]["task"][field] = value
+    (found,) = groups(made).values()
+    by_line = chosen(found)
+    assert list(by_line) == [f"lora: {field} 64", f"lora: {field} 1000"]
+    assert [len(several) for several in by_line.values()] == [1, 1]
 
 
 def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:

@@ -97,6 +97,29 @@ def test_the_page_and_the_tables_of_a_study(study: Path, tmp_path: Path) -> None
     assert "A [/b]" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("task", "written", "split"),
+    [("t", None, "test"), ("rte", None, "validation"), ({"name": "rte"}, None, "validation"), ("t", "dev", "dev")],
+)
+def test_the_split_of_a_study_without_its_runs(study: Path, task: Any, written: str | None, split: str) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    summary["study"]["base"]["task"] = task
+    for one in summary["settings"] if written else ():
+        one["split"] = written
+    (study / "study.json").write_text(json.dumps(summary))
+    (section,) = load_sections([study])
+    assert [run["metric"]["split"] for run in section.groups[1].runs] == [split, split]
+
+
+def test_a_study_whose_final_runs_all_failed(study: Path) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    for one in summary["settings"]:
+        one |= {"seeds": [], "by_form": {}, "params": None, "train_s": [], "deployed": None, "metric": None}
+    (study / "study.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"study\.json: none of the study's final runs is finished"):
+        load_sections([study])
+
+
 def test_a_study_beside_other_runs(study: Path, make_result: Callable[..., Result]) -> None:
     other = study.parent / "other"
     other.mkdir()

@@ -101,5 +101,9 @@ def test_mistakes(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, model
     other = write_recipe(task={**TASK, "teacher": str(teacher.folder)}, model=model_without_dropout)
     with pytest.raises(UserError, match=r"task\.teacher: .* is a run of .*, not of "):
         train(load_recipe(other), tmp_path / "other")
+    recipe = load_recipe(write_recipe(method="linear-probe", training={"epochs": 1, "batch_size": 8, "threads": 1}))
+    probe = train(recipe, tmp_path / "probe")
+    with pytest.raises(UserError, match=r"task\.teacher: its body is the base model's: there is no effect to learn"):
+        train(load_recipe(write_recipe(task={**TASK, "teacher": str(probe.folder)})), tmp_path / "nothing")
     with pytest.raises(UserError, match=r"task\.teacher: only tasks of classification and regression have one"):
         load_recipe(write_recipe(task={"name": "tiny-questions", "teacher": "x"}))

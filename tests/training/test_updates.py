@@ -69,7 +69,7 @@ def test_a_run_that_goes_on_has_the_same_updates(write_recipe: WriteRecipe, tmp_
     train(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "run", lambda: [tiny.Stop(step)])
-    (tmp_path / "run" / "updates" / ".epoch-001.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "run" / "updates" / ".epoch-001.safetensors.1.partial").write_bytes(b"half")
     train(recipe, tmp_path / "run")
     expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected

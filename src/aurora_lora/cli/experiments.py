@@ -79,8 +79,9 @@ def reproduce(
 
     engine = make_engine(launcher, jobs, _pairs(settings))
     check_writable(todo.folder)
-    make_models([job.recipe.model for job in todo.jobs.values() if job.status() != "finished"])
-    with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), sum(job.work for job in todo.jobs.values())) as bar:
+    left = [job for job in todo.jobs.values() if job.status() != "finished"]
+    make_models([job.recipe.model for job in left])
+    with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), len(todo.jobs) - len(left)) as bar:
         tally = run(todo, engine, bar)
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     records = [one.to_dict() for one in compared]
@@ -127,7 +128,7 @@ def sweep(
     make_models([str(plan.base.get("model"))])
     failed: list[dict[str, Any]] = []
     tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
-    with Overall(stderr(), plan.name, tuned + final, tuned + final) as bar:
+    with Overall(stderr(), plan.name, tuned + final) as bar:
 
         def report(stage: str, outcome: Any) -> None:
             bar(outcome)

@@ -40,13 +40,14 @@ def train(
     progress = progress_bars()
     make_models([plan.model])
     from aurora_lora.training.run import train as run_recipe
+    from aurora_lora.training.storage import RESULT
     from aurora_lora.training.summary import print_run, written
 
-    names = iter((plan.method.name, plan.reference.method.name if plan.reference else ""))
     bars: list[ProgressBar] = []
 
     def callbacks() -> list[ProgressBar]:
-        bars.append(progress(next(names)))
+        is_reference = plan.reference is not None and (output / RESULT).exists()
+        bars.append(progress(plan.reference.method.name if plan.reference and is_reference else plan.method.name))
         return bars[-1:]
 
     try:

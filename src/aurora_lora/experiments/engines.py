@@ -109,7 +109,7 @@ def _without_running(job: Job) -> Outcome | None:
         found = job.result()
     except UserError as error:
         return Outcome(job, error=str(error))
-    return None if found is None else Outcome(job, found)
+    return None if found is None else Outcome(job, found, was_there=True)
 
 
 def _take_free(put_off: deque[Job]) -> Job | None:

@@ -27,13 +27,11 @@ class Job:
         name: how tables and messages call it.
         recipe: what to run.
         folder: where; a finished run there is taken as it is.
-        work: what it is expected to cost, in any unit that is the same for all jobs: for the time left.
     """
 
     name: str
     recipe: RunRecipe
     folder: Path
-    work: float = 1.0
 
     def result(self) -> Result | None:
         """The result, if the run is finished.
@@ -53,11 +51,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a result, an error, or neither where another process is at it."""
+    """What became of a job: a result, an error, or neither where another process is at it.
+
+    Args:
+        job: which.
+        result: of the finished run.
+        error: why there is none.
+        was_there: the run was finished before: nothing was run.
+    """
 
     job: Job
     result: Result | None = None
     error: str | None = None
+    was_there: bool = False
 
     @property
     def is_elsewhere(self) -> bool:

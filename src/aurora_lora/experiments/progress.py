@@ -9,17 +9,17 @@ from .jobs import Outcome
 
 
 class Overall:
-    """The bar. Time left is reckoned from the work done so far, not from the number of runs: they differ in size.
+    """The bar. Time left is reckoned from the runs that were run now: those that were finished before took no time.
 
     Args:
         console: where to draw; stderr, so that stdout stays free for results.
         title: what is run.
         runs: how many runs there are.
-        work: what they cost together, in the unit of `Job.work`.
+        finished: how many of them are known to be finished already.
     """
 
-    def __init__(self, console: Console, title: str, runs: int, work: float) -> None:
-        self.console, self.runs, self.ended = console, runs, 0
+    def __init__(self, console: Console, title: str, runs: int, finished: int = 0) -> None:
+        self.console, self.runs, self.counted = console, runs, finished
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -32,7 +32,7 @@ class Overall:
             disable=not console.is_terminal,
             speed_estimate_period=24 * 3600,
         )
-        self.bar = self.progress.add_task(title, total=work, ended=f"0/{runs} runs")
+        self.bar = self.progress.add_task(title, total=runs, completed=finished, ended=f"{finished}/{runs} runs")
 
     def __enter__(self) -> Overall:
         self.progress.start()
@@ -43,8 +43,14 @@ class Overall:
 
     def __call__(self, outcome: Outcome) -> None:
         """Count an outcome, and print its line."""
-        self.ended += 1
-        self.progress.update(self.bar, advance=outcome.job.work, ended=f"{self.ended}/{self.runs} runs")
+        (task,) = self.progress.tasks
+        if not outcome.was_there:
+            self.progress.update(self.bar, advance=1)
+        elif self.counted:
+            self.counted -= 1
+        else:
+            task.completed += 1  # not by `update`, which would count it as speed
+        self.progress.update(self.bar, ended=f"{task.completed:g}/{self.runs} runs")
         where = self.progress.console if not self.progress.disable else self.console
         where.print(f"{outcome.job.name}: {_line(outcome)}", highlight=False, markup=False, soft_wrap=True)
 

@@ -62,8 +62,14 @@ def prepare(
         recipes: folder of the suites; the package's own by default.
 
     Raises:
-        UserError: no such suite, scale or cell; a recipe that is wrong; a folder that holds another recipe's run.
+        UserError: no such suite, scale or cell; a seed that is not allowed, or given as an override; a recipe that is
+            wrong; a folder that holds another recipe's run.
     """
+    if any(override.partition("=")[0].strip() == "seed" for override in overrides):
+        raise UserError("seed is no change to the recipes: each is run with every seed of --seeds 0,1,...")
+    for seed in seeds or ():
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds: {seed} is not allowed: a seed is at least 0 and below 2**32")
     suite, folder = load_suite(name, scale, recipes)
     chosen = tuple(cells(suite, only))
     wanted = tuple(dict.fromkeys(suite.seeds if seeds is None else seeds))

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..errors import UserError
 from ..methods.base import unknown
 from ..training import yaml_text
-from ..training.recipe import RunRecipe, Section
+from ..training.recipe import RunRecipe, Section, Seed
 from .jobs import Job
 from .kinds import load_any
 
@@ -84,7 +84,7 @@ class Suite(Section):
     """The whole table."""
 
     title: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     statistic: Literal["median", "mean"] = "median"
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]

@@ -12,14 +12,12 @@ from typing import Any
 
 from ..errors import UserError
 from ..training.storage import REFERENCE, flatten
-from .tables import Result
+from .tables import Result, setting
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
 LOWER_IS_BETTER = ("nll", "mse", "noise_error")
 """Metrics of which the least is the best."""
-NO_SAY = ("save_updates",)
-"""Fields of `training` that have no say in what comes out."""
 
 
 @dataclass
@@ -119,7 +117,7 @@ def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> di
     """
     settings: dict[tuple[str, str], dict[str, list[tuple[Result, Path | None]]]] = {}
     for result, folder in zip(results, folders or [None] * len(results), strict=True):
-        key = json.dumps(_setting(result["recipe"]), sort_keys=True)
+        key = json.dumps(setting(result["recipe"]), sort_keys=True)
         settings.setdefault((result["task"], result["model"]), {}).setdefault(key, []).append((result, folder))
     found = {}
     for where, by_setting in settings.items():
@@ -152,21 +150,19 @@ def _is_reference(folder: Path | None) -> bool:
     return folder is not None and folder.name == REFERENCE
 
 
-def _setting(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in recipe.items() if key not in ("seed", "name", "reference")}
-    training = {key: value for key, value in recipe.get("training", {}).items() if key not in NO_SAY}
-    return {**kept, "training": training}
-
-
 def labels(results: Sequence[Result]) -> list[str]:
     """The method of each, and the fields of its recipe in which runs of that method differ."""
     sections = ("method", "training", "task")
-    return _named(results, [flatten({k: _setting(r["recipe"]).get(k, {}) for k in sections}) for r in results])
+    return _named(results, [flatten({k: setting(r["recipe"]).get(k, {}) for k in sections}) for r in results])
 
 
 def lines(results: Sequence[Result]) -> list[str]:
-    """The method of each, and those of its options in which runs of that method differ, those of the rank left out."""
-    return _named(results, [{k: v for k, v in r["recipe"]["method"].items() if k not in OF_RANK} for r in results])
+    """The method of each, and what runs of that method differ in of its options, those of the rank left out, and of the
+    task: on other data, or other validation data, the best setting is another question."""
+    recipes = [result["recipe"] for result in results]
+    options = [{key: value for key, value in one["method"].items() if key not in OF_RANK} for one in recipes]
+    tasks = [flatten({"task": one.get("task", {})}) for one in recipes]
+    return _named(results, [{**own, **task} for own, task in zip(options, tasks, strict=True)])
 
 
 def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from ..errors import UserError
 from ..experiments.study import SUMMARY, Setting, Study
+from ..tasks import TASKS
+from ..training.recipe import task_name
 from ..training.storage import RESULT
 from .groups import Group, groups
 from .study import chosen_values
@@ -103,6 +105,8 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
         raise UserError(f"{folder / SUMMARY} does not fit this version: {error.errors()[0]['msg']}") from error
     settings = {setting.name: setting for setting in study.settings}
     found = [_study_group(one, study, settings[one["name"]], folder) for one in summary["settings"] if one["seeds"]]
+    if not found:
+        raise UserError(f"{folder / SUMMARY}: none of the study's final runs is finished: run aurora sweep again")
     return Section(study.name, str(study.base.get("model")), found, summary)
 
 
@@ -126,12 +130,14 @@ def _summarised(summary: Mapping[str, Any], study: Study, setting: Setting, plac
         form: {metric: found["scores"][place] for metric, found in metrics.items()}
         for form, metrics in summary["by_form"].items()
     }
+    task = TASKS.get(str(task_name(study.base)))
+    split = summary.get("split") or ("test" if task is None else task.reported_split)
     selected_by = {"form": summary["deployed"], "value": summary["validation"]}
     return {
         "recipe": {"method": method},
         "method": method["name"],
         "seed": seed,
-        "metric": {"name": summary["metric"], "split": "test", "by_form": by_form, "selected_by": selected_by},
+        "metric": {"name": summary["metric"], "split": split, "by_form": by_form, "selected_by": selected_by},
         "params": summary["params"],
         "time": {"train_s": summary["train_s"][place]},
         "epochs": [],

@@ -15,6 +15,9 @@ from ..tasks import Task
 
 Result = Mapping[str, Any]
 
+NO_SAY = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
+"""Fields of `training` that have no say in what comes out."""
+
 FORM_NAMES = {
     "dynamic": "dynamic (trained)",
     "static": "static (the paper's merge)",
@@ -78,7 +81,7 @@ def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[
     """
     groups: dict[float, list[Result]] = {}
     chosen = [result for result in results if result["method"] == method]
-    if len({json.dumps(_setting(result), sort_keys=True) for result in chosen}) > 1:
+    if len({json.dumps(setting(r["recipe"], "learning_rate"), sort_keys=True) for r in chosen}) > 1:
         raise UserError("the runs differ in more than learning rate and seed: report those of one setting at a time")
     if not all({"accuracy", "nll"} <= scores.keys() for r in chosen for scores in r["metric"]["by_form"].values()):
         raise UserError("the table of forms is for classification tasks, whose results have accuracy and nll")
@@ -89,12 +92,16 @@ def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[
     return dict(sorted(groups.items()))
 
 
-def _setting(result: Result) -> dict[str, Any]:
-    recipe = {key: value for key, value in result["recipe"].items() if key not in ("seed", "name", "reference")}
-    return {
-        **recipe,
-        "training": {k: v for k, v in recipe["training"].items() if k not in ("learning_rate", "threads")},
-    }
+def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
+    """What tells a recipe from others but for the seed: without what has no say in the scores.
+
+    Args:
+        recipe: of a result.
+        but: further fields of `training` to leave out.
+    """
+    kept = {key: value for key, value in recipe.items() if key not in ("seed", "name", "reference")}
+    left_out = (*NO_SAY, *but)
+    return {**kept, "training": {k: v for k, v in recipe.get("training", {}).items() if k not in left_out}}
 
 
 def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:

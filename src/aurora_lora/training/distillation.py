@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .data import Data, Encoded, Example, Pad
 from .images import Images
 from .trainer import RecipeTrainer
@@ -45,12 +46,16 @@ def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> D
         base: the pretrained body.
         teacher: a model on that body, with or without a head.
         batch_size: texts of one forward pass.
+
+    Raises:
+        UserError: the teacher's hidden states are those of the base model.
     """
     assert isinstance(data.collate, Pad)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
     base, teacher = base.to(device).eval(), teacher.to(device).eval()
     splits: dict[str, Encoded | Images] = {}
+    effect = 0.0
     for name, split in data.splits.items():
         assert isinstance(split, Encoded)
         inputs = [{key: value for key, value in one.items() if key != "labels"} for one in split.examples]
@@ -61,8 +66,11 @@ def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> D
             own, wanted = _last_states(base, batch), _last_states(teacher, batch)
             for one, mask, before, after in zip(some, batch["attention_mask"].bool(), own, wanted, strict=True):
                 distance = (before[mask] - after[mask]).square().sum().item()
+                effect += distance
                 taught.append({**one, "labels": after[mask].cpu(), "base_distance": distance})
         splits[name] = Encoded(taught)
+    if effect == 0:
+        raise UserError("task.teacher: its body is the base model's: there is no effect to learn")
     return replace(data, splits=splits, collate=PadStates(data.collate))
 
 
