@@ -1,7 +1,9 @@
 """calibrate on what people have: sources of batches, kinds of model, little memory, several processes, two orders."""
 
+import datetime
 import importlib
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -392,6 +394,86 @@ def test_processes_share_their_moments(tmp_path):
     calibrate(model, [torch.randn(40, 6, generator=torch.Generator().manual_seed(1))])
     for rank in (0, 1):
         assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=True), matrices(model))
+
+
+class Router(nn.Module):
+    """Which of two layers has the input is told by the sign of its first entry; 0 is for both."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        first = x[0, 0]
+        if first == 0:
+            return self.one(x) + self.other(x)
+        return self.one(x) if first > 0 else self.other(x)
+
+
+def router():
+    torch.manual_seed(0)
+    return get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
+
+
+POSITIVE, NEGATIVE = torch.rand(2, 12, 4, generator=torch.Generator().manual_seed(1))
+NEGATIVE = -NEGATIVE
+BOTH = torch.cat([torch.zeros(1, 4), POSITIVE[1:] - 0.5])
+OTHER_ORDERS = {
+    "opposite orders": ([POSITIVE, NEGATIVE], [NEGATIVE - 1, POSITIVE + 1]),
+    "one layer on the first process": ([POSITIVE], [POSITIVE + 1, NEGATIVE]),
+}
+FAILURES = {
+    "no batches": (([POSITIVE], []), ("failed on process 1, whose", "at least one batch")),
+    "a layer that none reaches": (([POSITIVE], [POSITIVE]), ("No input reached .*other: ",) * 2),
+    "shared in the first batch": (([BOTH], [BOTH, POSITIVE]), ("failed on process 1, whose", "share_inputs=False")),
+    "shared on the first process": (([BOTH], [POSITIVE]), ("share_inputs=False",) * 2),
+    "shared by nobody else": (([BOTH], [POSITIVE, NEGATIVE]), ("other saw .* share_inputs=False",) * 2),
+}
+
+
+def calibrate_shares(rank, world, folder):
+    """Every case above on its share. A process that waits for the other in vain fails after a while."""
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=20),
+    )
+    cases = [(name, shares, order) for name, shares in OTHER_ORDERS.items() for order in ("parallel", "sequential")]
+    cases += [(name, shares, "parallel") for name, (shares, _) in FAILURES.items()]
+    found = {}
+    for name, shares, order in cases:
+        model = router()
+        try:
+            calibrate(model, shares[rank], order=order)
+            found[f"{name}, {order}"] = matrices(model)
+        except CalibrationError as error:
+            found[f"{name}, {order}"] = str(error)
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(calibrate_shares, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", OTHER_ORDERS)
+@pytest.mark.parametrize("order", ["parallel", "sequential"])
+def test_processes_may_reach_layers_in_other_orders_or_not_at_all(on_two_processes, case, order):
+    expected = router()
+    calibrate(expected, OTHER_ORDERS[case][0] + OTHER_ORDERS[case][1])
+    for found in on_two_processes:
+        assert_same(found[f"{case}, {order}"], matrices(expected))
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_what_fails_on_one_process_ends_all(on_two_processes, case):
+    for found, message in zip(on_two_processes, FAILURES[case][1], strict=True):
+        assert re.search(message, found[f"{case}, parallel"])
 
 
 # ---------------------------------------------------------------- states that are legitimate

@@ -25,6 +25,10 @@ _NOT_SHARED = (
     "{} saw the same input as {} in the first batch, but not in a later one: call calibrate with share_inputs=False."
 )
 
+_SHARED_ELSEWHERE = (
+    "{} saw the same input as another layer on one process, but not on all: call calibrate with share_inputs=False."
+)
+
 Sigma = Callable[["LayerMoments", str, Tensor], Tensor]
 
 
@@ -110,6 +114,7 @@ class Collector:
         self.stop_after = stop_after
         self.calls = 0
         self.layers: dict[str, LayerMoments] = {}
+        self.failure: CalibrationError | None = None
         self._latest: SharedInput | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -140,6 +145,27 @@ class Collector:
         self.calls = 0
         with suppress(_EnoughError):
             self.runner.run(batch)
+
+    def run_all(self, batches: Iterable[Batch]) -> None:
+        """Run the batches with the hooks in place; if only watching, until every target was reached.
+
+        A CalibrationError is kept for `leaders`, which every process must come to.
+        """
+        n = 0
+        try:
+            with self:
+                for batch in batches:
+                    self.run(batch)
+                    n += 1
+                    if self.watch_only and len(self.layers) == len(self.targets):
+                        break
+            if n == 0:
+                raise CalibrationError(NO_BATCHES)
+            for layer in self._reached():
+                if not self.watch_only and layer.vectors != layer.shared.vectors:
+                    raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
+        except CalibrationError as error:
+            self.failure = error
 
     def _moments_for(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the moments of the layers called just before with this very tensor, or its own."""
@@ -179,36 +205,83 @@ class Collector:
                 layer.cross[adapter].addmm_(piece.T, wide)
                 layer.power[adapter] += piece.square().sum()
 
-    def reached(self) -> list[LayerMoments]:
-        """The layers in the order in which they were first called.
+    def _reached(self) -> list[LayerMoments]:
+        """In the order in which they were first called here."""
+        return [layer for layer in self.layers.values() if layer.vectors > 0]
+
+    def leaders(self) -> dict[str, str]:
+        """The layer whose input each target shares: the same on every process, in the order of the first calls.
+
+        The order is that of the first process; layers that it did not reach come after, in that of the next.
 
         Raises:
-            CalibrationError: a target was not called.
+            CalibrationError: on every process: it failed on one of them, they disagree, or no input reached a target.
         """
-        for target in self.targets:
-            if target.name not in self.layers or self.layers[target.name].vectors == 0:
+        position = {target.name: i for i, target in enumerate(self.targets)}
+        seen = [(position[layer.target.name], position[layer.shared.leader]) for layer in self._reached()]
+        leader_of: dict[int, int] = {}
+        for calls in self._of_all_processes(seen):
+            for i, leader in calls:
+                if leader_of.setdefault(i, leader) != leader:
+                    raise CalibrationError(_SHARED_ELSEWHERE.format(self.targets[i].name))
+        for i, target in enumerate(self.targets):
+            if i not in leader_of:
                 raise CalibrationError(
                     f"No input reached {target.name}: the calibration inputs must use every adapted layer."
                 )
-        return list(self.layers.values())
+        return {self.targets[i].name: self.targets[leader].name for i, leader in leader_of.items()}
+
+    def _of_all_processes(self, seen: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """What each process has seen."""
+        if not several_processes():
+            if self.failure is not None:
+                raise self.failure
+            return [seen]
+        n = len(self.targets)
+        rows = [(int(self.failure is not None), len(seen)), *seen, *[(0, 0)] * (n - len(seen))]
+        mine = torch.tensor(rows, device=self.runner.device)
+        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, mine)
+        if self.failure is not None:
+            raise self.failure
+        found = [gathered.tolist() for gathered in everyone]
+        for process, ((failed, _), *_) in enumerate(found):
+            if failed:
+                raise CalibrationError(f"calibrate failed on process {process}, whose own error says why.")
+        return [[(i, leader) for i, leader in calls[:count]] for (_, count), *calls in found]
 
     def finish(self) -> list[LayerMoments]:
-        """The sums over all processes.
+        """The sums over all processes, in the order of the targets.
 
         Raises:
             CalibrationError: a layer saw no input, one that was not finite, or not the one that it seemed to share.
         """
-        layers = self.reached()
+        leaders = self.leaders()
+        reached = {layer.target.name: layer for layer in self._reached()}
+        inputs = {layer.shared.leader: layer.shared for layer in reached.values()}
+        layers = []
+        for target in self.targets:  # the others may have reached what this process did not
+            shared = inputs.setdefault(leaders[target.name], SharedInput(leaders[target.name]))
+            layers.append(reached.get(target.name) or _without_input(target, shared))
+        _sum_over_processes(layers)
         for layer in layers:
             if layer.vectors != layer.shared.vectors:
                 raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
-        _sum_over_processes(layers)
-        for layer in layers:
             if not all(_is_finite(total) for total in (_moment(layer.shared), *layer.cross.values())):
                 raise CalibrationError(
                     f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
                 )
         return layers
+
+
+def _without_input(target: Target, shared: SharedInput) -> LayerMoments:
+    """The sums of no vectors."""
+    A = target.module.aurora_A[target.adapters[0]]
+    nothing = torch.zeros((), dtype=torch.float64, device=float64_device(A.device))
+    if shared.moment is None:
+        shared.moment = nothing.new_zeros(target.d_in, target.d_in)
+    cross = {a: nothing.new_zeros(target.module.r[a], target.d_in) for a in target.adapters}
+    return LayerMoments(target, shared, cross=cross, power={a: nothing.clone() for a in target.adapters})
 
 
 def _moment(shared: SharedInput) -> Tensor:
@@ -222,13 +295,7 @@ def _is_finite(total: Tensor) -> bool:
 
 def gather(collector: Collector, batches: Iterable[Batch]) -> list[LayerMoments]:
     """Run all batches with the collector's hooks in place; the moments of its targets."""
-    n = 0
-    with collector:
-        for batch in batches:
-            collector.run(batch)
-            n += 1
-    if n == 0:
-        raise CalibrationError(NO_BATCHES)
+    collector.run_all(batches)
     return collector.finish()
 
 
@@ -247,6 +314,9 @@ def _sum_over_processes(layers: list[LayerMoments]) -> None:
         dist.all_reduce(_moment(shared))
         shared.vectors = int(count)
     for layer in layers:
+        count = torch.tensor(layer.vectors, device=_moment(layer.shared).device)
+        dist.all_reduce(count)
+        layer.vectors = int(count)
         for total in (*layer.cross.values(), *layer.power.values()):
             dist.all_reduce(total)
 

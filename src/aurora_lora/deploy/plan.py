@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError
-from .inputs import NO_BATCHES, Runner
+from .inputs import Runner
 from .moments import CHUNK_BYTES, FLOAT64_BYTES, Collector, Target
 
 if TYPE_CHECKING:
@@ -81,21 +81,14 @@ def pack(units: list[Group], budget: int, bound: str = "max_memory allows") -> l
 
 
 def _units(runner: Runner, targets: list[Target], data: _Passes, share_inputs: bool) -> list[Group]:
-    """The layers by the input that they share, in the order in which the first batches reach them."""
+    """The layers by the input that they share, in the order in which the first batches reach them; see `leaders`."""
     data.keep_iterator()
     collector = Collector(runner, targets, share_inputs, watch_only=True)
-    n = 0
-    with collector:
-        for batch in data.batches:
-            n += 1
-            runner.run(batch)
-            if len(collector.layers) == len(targets):
-                break
-    if n == 0:
-        raise CalibrationError(NO_BATCHES)
-    units: dict[int, Group] = {}
-    for layer in collector.reached():
-        units.setdefault(id(layer.shared), []).append(layer.target)
+    collector.run_all(data.batches)
+    by_name = {target.name: target for target in targets}
+    units: dict[str, Group] = {}
+    for name, leader in collector.leaders().items():
+        units.setdefault(leader, []).append(by_name[name])
     return list(units.values())
 
 
