@@ -20,6 +20,7 @@ from aurora_lora.experiments.engines import InProcess, Workers, make_engine, out
 from aurora_lora.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.report.paper import compare, markdown, notes, tables
+from aurora_lora.report.tables import reproduced_table
 from aurora_lora.training import storage, yaml_text
 
 Recipes = Callable[..., Path]
@@ -81,6 +82,30 @@ def test_averages(recipes: Recipes, tmp_path: Path) -> None:
     *_, average = compare(todo.suite, todo.cells, todo.seeds, made)
     assert average.ours is None
     assert len(compare(todo.suite, todo.cells[:1], todo.seeds, made)) == 1
+
+
+def test_both_ends_of_the_parameters_where_runs_differ(recipes: Recipes, tmp_path: Path) -> None:
+    """LoRA-drop keeps other layers on other data and from other seeds."""
+    rows = [{"name": "LoRA", "recipe": "lora-{column}"}]
+    folder = recipes(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
+    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=folder)
+    made = {
+        (recipe, seed): {
+            "metric": {"by_form": {"merged": {"accuracy": 0.5, "pearson": 0.25}}},
+            "params": {"adapter": 2000 + 10 * seed if recipe == "lora-sentiment" else 1500},
+        }
+        for recipe, seed in todo.jobs
+    }
+    compared = compare(todo.suite, todo.cells, todo.seeds, made)
+    assert [(one.params, one.most_params) for one in compared] == [(2000, 2010), (1500, 1500), (1500, 2010)]
+    page = markdown(todo.suite, compared)
+    for shown in ("|  | 2,000 to 2,010 | Sentiment |", "|  | 1,500 | Rating |", "|  | 1,500 to 2,010 | Avg. |"):
+        assert shown in page
+    record = {"cells": [one.to_dict() for one in compared], "seeds": todo.seeds, "statistic": "median"}
+    assert "| LoRA | 1,500 to 2,010 |" in reproduced_table(record)
+    for cell in record["cells"]:  # as earlier versions wrote it
+        del cell["most_params"]
+    assert "| LoRA | 1,500 to 2,000 |" in reproduced_table(record)
 
 
 def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,15 @@ def test_the_page(runs: Path, tmp_path: Path) -> None:
     assert not re.findall(r"<(?:script|link [^>]*href=\"(?!data:))", page)
 
 
+def test_both_ends_of_the_parameters_where_runs_differ(runs: Path, tmp_path: Path) -> None:
+    path = runs / "2" / "result.json"
+    path.write_text(path.read_text().replace('"adapter": 1250', '"adapter": 1300'))
+    sections = load_sections([runs])
+    assert [group.params for group in sections[0].groups] == [5000, 5000, 1250]
+    write_page(sections, tmp_path / "page.html", "Runs")
+    assert ">1,250 to 1,300</td>" in (tmp_path / "page.html").read_text()
+
+
 def test_a_browser_opens_it_without_errors(runs: Path, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

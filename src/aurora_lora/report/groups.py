@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..training.storage import REFERENCE, flatten
-from .tables import Result, setting
+from .tables import Result, count, setting
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
@@ -64,8 +64,17 @@ class Group:
 
     @property
     def params(self) -> int:
-        """Trained, outside the head."""
-        return int(self.runs[0]["params"]["adapter"])
+        """Trained, outside the head; the least where the runs differ."""
+        return min(self._counts)
+
+    @property
+    def counted(self) -> str:
+        """The same for people, with both ends where the runs differ."""
+        return count(min(self._counts), max(self._counts))
+
+    @property
+    def _counts(self) -> list[int]:
+        return [int(run["params"]["adapter"]) for run in self.runs]
 
     @property
     def selected_by(self) -> str:

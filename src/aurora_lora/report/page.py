@@ -92,7 +92,7 @@ def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[st
             "chosen": chosen,
             "first": form == group.forms[0],
             "span": len(group.forms),
-            "params": f"{group.params:,}",
+            "params": group.counted,
             "seeds": len(group.runs),
             "form": form,
             "deployed": form == group.deployed and len(group.forms) > 1,

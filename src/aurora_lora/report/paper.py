@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from ..experiments.suite import Cell, Suite, score_of
+from .tables import count
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 """Results by recipe and seed."""
@@ -33,7 +34,8 @@ class Compared:
         mean: the mean, whichever the suite asks for.
         median: the median, likewise.
         spread: their standard deviation; None below two scores.
-        params: trained parameters outside the head.
+        params: trained parameters outside the head; the least, where the runs differ.
+        most_params: the most.
         paper_params: what the paper prints for them.
         missing: seeds that have no result, or one that is not a number.
     """
@@ -51,6 +53,7 @@ class Compared:
     median: float | None
     spread: float | None
     params: int | None
+    most_params: int | None
     paper_params: str | None
     missing: int
 
@@ -74,6 +77,7 @@ def compare(suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], results:
     for cell in chosen:
         runs = [results[key] for seed in seeds if (key := (cell.recipe, seed)) in results]
         scores = tuple(score for run in runs if (score := score_of(run, cell)) is not None)
+        counts = [run["params"]["adapter"] for run in runs]
         mean = statistics.fmean(scores) if scores else None
         median = statistics.median(scores) if scores else None
         found.append(
@@ -90,7 +94,8 @@ def compare(suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], results:
                 mean=mean,
                 median=median,
                 spread=statistics.stdev(scores) if len(scores) > 1 else None,
-                params=runs[0]["params"]["adapter"] if runs else None,
+                params=min(counts, default=None),
+                most_params=max(counts, default=None),
                 paper_params=cell.row.params,
                 missing=len(seeds) - len(scores),
             )
@@ -115,6 +120,8 @@ def _with_averages(suite: Suite, chosen: Sequence[Cell], found: Sequence[Compare
             continue
         values = [one.ours for one in counted if one.ours is not None]
         ours = statistics.fmean(values) if len(values) == percent else None
+        least = [one.params for one in counted if one.params is not None]
+        most = [one.most_params for one in counted if one.most_params is not None]
         result.append(
             replace(
                 counted[-1],
@@ -125,6 +132,8 @@ def _with_averages(suite: Suite, chosen: Sequence[Cell], found: Sequence[Compare
                 mean=None,
                 median=None,
                 spread=None,
+                params=min(least, default=None),
+                most_params=max(most, default=None),
                 missing=0,
             )
         )
@@ -160,7 +169,7 @@ def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
         ]
         for one in (one for one in compared if one.group == group):
             name, data, *numbers = _cells(one, True)
-            params = "" if one.params is None else f"{one.params:,}"
+            params = "" if one.params is None or one.most_params is None else count(one.params, one.most_params)
             lines.append(f"| {' | '.join([name, one.paper_params or '', params, data, *numbers])} |")
         lines.append("")
     for note in notes(suite, compared):

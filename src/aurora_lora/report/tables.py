@@ -111,6 +111,11 @@ def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     return f"{mean} ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else mean
 
 
+def count(least: int, most: int) -> str:
+    """A number of parameters; both ends where runs differ, as those of LoRA-drop do."""
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def forms_table(results: Sequence[Result]) -> str:
     """Accuracy and negative log-likelihood of each form by learning rate, over the seeds of a classification task."""
     lines = [
@@ -178,9 +183,10 @@ def reproduced_table(record: Mapping[str, Any]) -> str:
         rows.setdefault((cell["group"], cell["row"]), {})[cell["column"]] = cell
     seeds = len(record["seeds"])
     for (_, name), found in rows.items():
-        params = next(iter(found.values()))["params"]
+        least = [cell["params"] for cell in found.values() if cell["params"] is not None]
+        most = [cell["most_params"] for cell in found.values() if cell.get("most_params") is not None]
         shown = [
-            "" if params is None else f"{params:,}",
+            count(min(least), max([*least, *most])) if least else "",
             *(_reproduced(found.get(column), seeds) for column in columns),
         ]
         lines.append(f"| {' | '.join([name, *shown])} |")
