@@ -1,5 +1,7 @@
 """`calibrate` against an independent least-squares solution, what it leaves behind, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -259,3 +261,23 @@ def test_calibration_closes_the_gap_that_the_static_merge_opens(make_bert, confi
         with set_form(model, form):
             gap[form] = float((logits(model) - dynamic).norm())
     assert gap["calibrated"] < 0.2 * gap["static"]
+
+
+def test_a_state_dict_brings_its_calibration_along(make_bert, config, batches, logits):
+    calibrated, fresh = (get_peft_model(make_bert(), config()).eval() for _ in range(2))
+    before = copy.deepcopy(fresh.state_dict())
+    with torch.no_grad():
+        for _, layer in aurora_layers(calibrated):
+            layer.aurora_A["default"].mul_(1.1)
+    calibrate(calibrated, batches)
+    fresh.load_state_dict(calibrated.state_dict())
+    assert fresh.peft_config["default"].calibrated
+    assert {layer.form("default") for _, layer in aurora_layers(fresh)} == {"calibrated"}
+    assert torch.equal(logits(fresh), logits(calibrated))
+    parts = {key: value for key, value in calibrated.state_dict().items() if "aurora_A_cal" not in key}
+    fresh.load_state_dict(parts)
+    assert {layer.form("default") for _, layer in aurora_layers(fresh)} == {"calibrated"}
+    fresh.load_state_dict(before)
+    assert not fresh.peft_config["default"].calibrated
+    assert {layer.form("default") for _, layer in aurora_layers(fresh)} == {"dynamic"}
+    assert fresh.state_dict().keys() == before.keys()

@@ -63,6 +63,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.aurora_config: dict[str, AuroraConfig] = {}
         self.calibration_is_fresh: dict[str, bool] = {}
+        self._without_calibration: dict[str, list[str]] = {}
         self.aurora_dropout = nn.ModuleDict()
         self.aurora_A = nn.ParameterDict()
         self.aurora_B = nn.ParameterDict()
@@ -184,6 +185,19 @@ class AdapterState(nn.Module, BaseTunerLayer):
         if calibration is not None:
             self.aurora_A_cal[adapter_name], self.aurora_A_cal_fingerprint[adapter_name] = calibration
             self.check_calibration(adapter_name)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """As `nn.Module` does, with room for the calibrated matrices that the state has; see `_recheck_calibration`."""
+        self._without_calibration = {}
+        for adapter_name in self.aurora_A if self.has_forms else ():
+            keys = [f"{prefix}{buffer}.{adapter_name}" for buffer in ("aurora_A_cal", "aurora_A_cal_fingerprint")]
+            if keys[0] in state_dict:
+                if adapter_name not in self.aurora_A_cal:
+                    self.make_calibration_buffers(adapter_name)
+                self.aurora_config[adapter_name].calibrated = True
+            elif f"{prefix}aurora_A.{adapter_name}" in state_dict and adapter_name in self.aurora_A_cal:
+                self._without_calibration[adapter_name] = keys
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def check_calibration(self, adapter_name: str) -> bool:
         """Whether the calibrated matrix is there and belongs to the adapter's present weights; remembers the answer."""
@@ -324,7 +338,14 @@ class AdapterState(nn.Module, BaseTunerLayer):
         return quantization_extra_repr(self)
 
 
-def _recheck_calibration(module: AdapterState, _incompatible_keys: Any) -> None:
-    """After weights were loaded: does the matrix belong to them?"""
-    for adapter_name in module.aurora_A_cal:
-        module.check_calibration(adapter_name)
+def _recheck_calibration(module: AdapterState, incompatible_keys: Any) -> None:
+    """After weights were loaded: does the matrix belong to them? One that the state lacks goes if it does not."""
+    for adapter_name in list(module.aurora_A_cal):
+        fresh = module.check_calibration(adapter_name)
+        lacking = module._without_calibration.pop(adapter_name, [])
+        if lacking and not fresh:
+            module.take_calibration(adapter_name)
+            module.aurora_config[adapter_name].calibrated = False
+        for key in lacking:
+            if key in incompatible_keys.missing_keys:
+                incompatible_keys.missing_keys.remove(key)
