@@ -1,11 +1,14 @@
 """`aurora bench`: what it writes and prints, going on after an interruption, and mistakes. On tiny sizes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -150,3 +153,22 @@ def test_no_compiler_is_one_line(aurora: Invoke, monkeypatch: pytest.MonkeyPatch
     done = aurora("linear", *QUICK)
     assert done.exit_code == 2
     assert done.stderr == "torch.compile finds no C++ compiler: install one, or use --no-compile\n"
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", ["cuda:1"]), ("cpu", [])])
+def test_the_gpu_that_is_asked_for_is_the_current_one(
+    device: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[str] = []
+
+    @contextmanager
+    def on(chosen: str) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.remove(chosen)
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    settings: Any = SimpleNamespace(device=device, threads=1)
+    with bench_run._set_up(settings):
+        assert current == expected
+    assert current == []

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ class Settings:
     Args:
         rounds: interleaved rounds, each one paired comparison.
         threads: of PyTorch on the CPU.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `cuda:N`.
         dtype: of the base model; PEFT chooses that of the adapters.
         variants: names of what is compared with the base and LoRA r=8.
         quick: tiny sizes, for a look at the output.
@@ -152,9 +152,11 @@ def _set_up(settings: Settings) -> Iterator[None]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
+    # events are recorded on the current GPU, and its name is what the record has
+    on_device = torch.cuda.device(settings.device) if settings.device.startswith("cuda") else nullcontext()
     try:
         # the profiler can then see the kernels that Inductor makes
-        with inductor.patch({"cpp.enable_kernel_profile": True}):
+        with on_device, inductor.patch({"cpp.enable_kernel_profile": True}):
             yield
     finally:
         torch.set_num_threads(threads)
