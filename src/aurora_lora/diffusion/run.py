@@ -74,7 +74,7 @@ def _open(folder: Path, recipe: SubjectRecipe, stack: contextlib.ExitStack) -> N
     storage.check_recipe(folder, recipe)
     files.check_writable(folder)
     stack.enter_context(storage.lock(folder))
-    for each in (folder, folder / CHECKPOINTS):
+    for each in (folder, folder / CHECKPOINTS, folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")):
         files.clear_leftovers(each)
     if not (folder / RECIPE).exists():
         files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
