@@ -21,6 +21,7 @@ from aurora_lora.report.study import study_tables
 from aurora_lora.training import storage, yaml_text
 
 RATES = [1e-3, 3e-2]
+ONE = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
 
 
 @pytest.fixture
@@ -165,6 +166,21 @@ def test_a_run_that_failed_of_something_else_is_tried_again(write: Callable[...,
         assert [score for _, score in sweep.trials(setting)] == [1.0, pytest.approx(0.971)]
 
 
+def test_a_run_that_another_process_took_for_lost_may_diverge(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write(settings=[ONE]))
+
+    def taken(job: Job) -> Outcome:
+        if not taken_once:
+            taken_once.append(True)
+            Sweep(study, tmp_path / "out", InProcess(fake))._reclaim(study.settings[0])
+        return Outcome(job, error=DIVERGED)
+
+    taken_once: list[bool] = []
+    sweep = Sweep(study, tmp_path / "out", InProcess(taken))
+    sweep.tune()
+    assert [score for _, score in sweep.trials(study.settings[0])] == [None, None]
+
+
 def test_a_setting_without_a_score_does_not_stop_the_others(write: Callable[..., Path], tmp_path: Path) -> None:
     questions = [{"ask": "a", "first": "AuroRA", "second": "LoRA r=2"}]
     study = load_study(write(questions=questions))
@@ -184,8 +200,7 @@ def test_a_setting_without_a_score_does_not_stop_the_others(write: Callable[...,
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_study_that_goes_on_draws_new_values(write: Callable[..., Path], tmp_path: Path, sampler: str) -> None:
     space = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
-    lora = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
-    study = load_study(write(tuning={"budget": 6, "sampler": sampler, "space": space}, settings=[lora]))
+    study = load_study(write(tuning={"budget": 6, "sampler": sampler, "space": space}, settings=[ONE]))
     left = iter([True, True, True, False])
 
     def dies(job: Job) -> Outcome:
@@ -209,8 +224,7 @@ def _open_and_ask(study: Path, folder: Path, barrier: Any, names: Any) -> None:
 
 def test_two_processes_at_once_share_a_grid(write: Callable[..., Path], tmp_path: Path) -> None:
     rates = [1e-4 * number for number in range(1, 17)]
-    lora = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
-    path = write(tuning={"budget": 16, "space": {"training.learning_rate": rates}}, settings=[lora])
+    path = write(tuning={"budget": 16, "space": {"training.learning_rate": rates}}, settings=[ONE])
     context = multiprocessing.get_context("fork")
     barrier, names = context.Barrier(2), context.Queue()
     both = [context.Process(target=_open_and_ask, args=(path, tmp_path / "out", barrier, names)) for _ in range(2)]
@@ -247,7 +261,7 @@ def test_a_killed_study_goes_on(write: Callable[..., Path], tmp_path: Path) -> N
 
 
 def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., Path], tmp_path: Path) -> None:
-    study = load_study(write(settings=[{"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}]))
+    study = load_study(write(settings=[ONE]))
 
     def dies_after(job: Job) -> Outcome:
         assert run_job(job).result is not None
@@ -268,7 +282,7 @@ def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., 
 
 
 def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., Path], tmp_path: Path) -> None:
-    study = load_study(write(settings=[{"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}]))
+    study = load_study(write(settings=[ONE]))
     setting = study.settings[0]
     mine, theirs = (Sweep(study, tmp_path / "out", InProcess(fake)) for _ in range(2))
     job = next(theirs._ask({}))
@@ -297,6 +311,10 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
         (
             {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.epochs": {"low": 1, "high": 5}}}},
             "training.epochs: ",
+        ),
+        (
+            {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.batch_size": {"low": 1, "high": 10001}}}},
+            "training.batch_size: ",
         ),
         ({"seeds": []}, "seeds: "),
         ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),

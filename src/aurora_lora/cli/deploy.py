@@ -10,6 +10,10 @@ import typer
 
 from .common import Json, RunFolder, Split, print_json, progress_bars, stderr, stdout
 
+MeasuredInto = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
+]
+
 
 def merge(
     folder: RunFolder,
@@ -42,9 +46,7 @@ def gap(
     folder: RunFolder,
     split: Split = None,
     examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
-    ] = None,
+    output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
     """How far each mergeable form is from the trained one, by layer and end to end.
@@ -75,9 +77,7 @@ def sigma(
     examples: Annotated[
         int | None, typer.Option("--examples", help="At most so many inputs; those of the calibration by default.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
-    ] = None,
+    output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
     """Sigma of each layer before and after the training, with a histogram of what reaches it.

@@ -231,7 +231,7 @@ def _samples(values: Range | tuple[Value, ...]) -> tuple[Value, ...]:
     """Every value that may be proposed; of a range its ends and one between them, which no whole number allows."""
     if isinstance(values, tuple):
         return values
-    return values.low, values.high, values.low + 0.5178 * (values.high - values.low)
+    return values.low, values.high, values.low + (values.high - values.low) / math.pi
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -11,12 +11,14 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -73,7 +75,8 @@ class Sweep:
             for outcome in outcomes(self._ask(asked), self.engine):
                 setting, trial = asked[outcome.job.folder]
                 if _score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
-                    trial.set_user_attr(_DIVERGED, True)
+                    with suppress(UpdateFinishedTrialError):  # another process took it for lost, and proposed it again
+                        trial.set_user_attr(_DIVERGED, True)
                 self._tell(setting, trial.number, outcome)
                 self.report("tuning", outcome)
             if not any(self._running(setting) for setting in self.study.settings):
@@ -197,12 +200,9 @@ class Sweep:
 
     def run_seeds(self) -> None:
         """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
-        jobs = [
-            self.job(setting, self.chosen(setting)[0], seed)
-            for seed in self.study.seeds
-            for setting in self.study.settings
-            if setting not in self.without_score()
-        ]
+        left_out = self.without_score()
+        chosen = [(one, self.chosen(one)[0]) for one in self.study.settings if one not in left_out]
+        jobs = [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in chosen]
         for outcome in outcomes(jobs, self.engine):
             self.report("seeds", outcome)
 
