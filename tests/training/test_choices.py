@@ -17,7 +17,14 @@ import tiny
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
-from aurora_lora.training.choices import Questions, TrainingText, choice_scores, cut_left, encode_questions
+from aurora_lora.training.choices import (
+    Questions,
+    TrainingText,
+    choice_scores,
+    cut_left,
+    encode_questions,
+    next_token_loss,
+)
 from aurora_lora.training.deployed import gap
 from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
@@ -90,6 +97,39 @@ def test_empty_choices_are_refused(language_model: Any) -> None:
     _, tokenizer = language_model
     with pytest.raises(UserError, match="a prompt or a choice is empty"):
         encode_questions(tokenizer, ["the film"], [["good", " "]], [0])
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logits_only_where_something_is_learned(
+    write_recipe: WriteRecipe, tmp_path: Path, loss_on: str, kind: str
+) -> None:
+    """Loss and gradients are those of all logits."""
+    folder = tiny.save_language_model(tmp_path / "model", kind)
+    method = {"name": "aurora", "target_modules": ["q_proj", "v_proj"] if kind == "llama" else ["c_attn"]}
+    recipe = load_recipe(write_recipe(task={**TASK, "loss_on": loss_on}, method=method, model=str(folder)))
+    trainer, _ = make_trainer(recipe, tmp_path / "checkpoints", ())
+    batch = next(iter(trainer.get_train_dataloader()))
+    positions = batch["input_ids"].shape[1]
+    computed: list[int] = []
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        trainer.module.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in trainer.module.named_parameters() if p.grad is not None}
+
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    whole = next_token_loss(trainer.module(**inputs), batch["labels"])
+    wanted = gradients(whole)
+    head = trainer.module.get_base_model().lm_head
+    with head.register_forward_hook(lambda module, args, out: computed.append(out.shape[1])):
+        loss = trainer.loss_of(trainer.module, batch)
+    found = gradients(loss)
+    assert computed[0] < positions if loss_on == "answer" else computed[0] == positions
+    torch.testing.assert_close(loss, whole)
+    assert wanted.keys() == found.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name])
 
 
 def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:

@@ -154,6 +154,29 @@ def next_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
     return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+def learned_positions(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A training batch that asks for the logits of those positions alone whose next token has a label.
+
+    Args:
+        batch: from `TrainingText`.
+
+    Returns:
+        The batch with `logits_to_keep`, the k positions after which any text of the batch has a label, and the last
+        one, which has none; and labels (batch, k + 1), which `next_token_loss` shifts as ever.
+    """
+    labels = batch["labels"]
+    positions = (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
+    ends = labels.new_tensor([labels.shape[1] - 1])
+    nothing = torch.full_like(labels[:, :1], IGNORED)
+    shorter = torch.cat((nothing, labels[:, positions + 1]), dim=1)
+    return {**batch, "labels": shorter, "logits_to_keep": torch.cat((positions, ends))}
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the model below the adapter has such an argument."""
+    return name in inspect.signature(_base(model).forward).parameters
+
+
 def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
     """The log-likelihood of each choice after its prompt.
 
@@ -168,10 +191,9 @@ def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) 
         (batch, max_choices, 2): the sum over the choice's tokens, and the same per character; -inf for no choice.
     """
     prompt, mask, choices = batch["prompt_ids"], batch["prompt_mask"], batch["choice_ids"]
-    accepted = inspect.signature(_base(model).forward).parameters
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    kept = {"position_ids": positions} if "position_ids" in accepted else {}
+    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    kept = {"position_ids": positions} if takes(model, "position_ids") else {}
     output = model(input_ids=prompt, attention_mask=mask, use_cache=True, **kept, **last)
     rows, columns = batch["places"].unbind(1)
     cache = output.past_key_values
