@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..ops import fused
 from .config import AuroraConfig
 from .kept import KeptWeight, dequantized, parameter_like, rounding
+from .offloaded import present
 from .peft_names import check_adapters_to_merge
 from .state import AdapterState
 
@@ -178,8 +179,7 @@ class AuroraLayer(AdapterState):
         base: Any = self.get_base_layer()
         if self.quantization_backend is not None:
             return dequantized(base, self.quantization_backend)
-        weight: Tensor = base.weight.data
-        return weight
+        return present(base, "weight", base.weight.data)
 
     def _original(self) -> Tensor:
         if self._kept is None:

@@ -15,9 +15,9 @@ from ..ops.anl import ANL
 from . import calibration_state
 from .calibration_state import whole
 from .config import FORMS, AuroraConfig
+from .offloaded import AdapterBuffers, AdapterParameters
 from .peft_names import (
     BaseTunerLayer,
-    BufferDict,
     _get_in_out_features,
     quantization_extra_repr,
     resolve_quantization_backend,
@@ -65,12 +65,12 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.calibration_is_fresh: dict[str, bool] = {}
         self._without_calibration: dict[str, list[str]] = {}
         self.aurora_dropout = nn.ModuleDict()
-        self.aurora_A = nn.ParameterDict()
-        self.aurora_B = nn.ParameterDict()
-        self.aurora_H = nn.ParameterDict()
-        self.aurora_spline_weight = nn.ParameterDict()
-        self.aurora_A_cal = BufferDict(persistent=True)
-        self.aurora_A_cal_fingerprint = BufferDict(persistent=True)
+        self.aurora_A = AdapterParameters()
+        self.aurora_B = AdapterParameters()
+        self.aurora_H = AdapterParameters()
+        self.aurora_spline_weight = AdapterParameters()
+        self.aurora_A_cal = AdapterBuffers(persistent=True)
+        self.aurora_A_cal_fingerprint = AdapterBuffers(persistent=True)
 
         self._disable_adapters = False
         self.merged_adapters: list[str] = []

@@ -1,0 +1,68 @@
+"""The weights of adapters on models that Accelerate offloads to main memory or disk (`device_map`).
+
+There a module's weights are on meta until Accelerate's hook loads them for the module's own forward pass. A dictionary
+of parameters is never called: these load what is asked of them themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .peft_names import BufferDict
+
+
+class AdapterParameters(nn.ParameterDict):
+    """`nn.ParameterDict`, whose entries are never on meta while Accelerate has them elsewhere."""
+
+    def __getitem__(self, key: str) -> Any:
+        return present(self, key, super().__getitem__(key))
+
+
+class AdapterBuffers(BufferDict):
+    """PEFT's `BufferDict`, in the same way.
+
+    They never go to meta with a base layer that is there: unlike parameters, Accelerate expects buffers in memory when
+    it places a model.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        return present(self, key, super().__getitem__(key))
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        if value.is_meta and key in self:
+            value = super().__getitem__(key).to(value.dtype)
+        super().__setitem__(key, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterBuffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for key, value in self._buffers.items():
+            if value is not None and value.is_meta:
+                self._buffers[key] = before[key]
+        return self
+
+
+def present(holder: nn.Module, key: str, value: Tensor) -> Tensor:
+    """The value, from where it was offloaded to, on the device that Accelerate computes on."""
+    if not value.is_meta:
+        return value
+    hook = getattr(holder, "_hf_hook", None)
+    for each in getattr(hook, "hooks", [hook]):  # a SequentialHook has several
+        weights: Any = getattr(each, "weights_map", None)
+        if weights is not None:
+            _name_as_loaded(weights, key)
+            loaded: Tensor = weights[key].to(each.execution_device)
+            return loaded
+    return value
+
+
+def _name_as_loaded(weights: Any, key: str) -> None:
+    """Let weights on disk be found that PEFT wrote there: it takes `layer.aurora_A` for `layer.default.aurora_A`."""
+    prefix, index = getattr(weights, "prefix", ""), getattr(getattr(weights, "dataset", None), "index", {})
+    layer, _, name = prefix.removesuffix(".").rpartition(".")
+    written = index.get(f"{layer}.{key}.{name}")
+    if written is not None:
+        index.setdefault(f"{prefix}{key}", written)

@@ -1,0 +1,118 @@
+"""Models that Accelerate offloads: the adapter's weights are on meta until they are asked for."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+import tiny
+
+from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+BATCHES = [torch.randn(100, 6, generator=torch.Generator().manual_seed(1))]
+
+
+def adapted(form: str) -> Any:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    config = AuroraConfig(target_modules=["0", "2"], init_weights=False, eval_form=form)
+    model = get_peft_model(base, config).eval()
+    if form == "calibrated":
+        calibrate(model, BATCHES)
+    return model
+
+
+def offload(model: nn.Module, folder: Path, buffers: bool) -> nn.Module:
+    # with the CPU in the place of a GPU
+    places: dict[str, Any] = dict.fromkeys(("base_model.model.0", "base_model.model.2"), "disk")
+    places["base_model.model.1"] = "cpu"
+    model = dispatch_model(
+        model, places, main_device="cpu", offload_dir=folder, offload_buffers=buffers, force_hooks=True
+    )
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return model
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+@pytest.mark.parametrize("form", ["static", "dynamic", "calibrated"])
+@torch.no_grad()
+def test_every_form(form: str, buffers: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    model = adapted(form)
+    wanted = model(X)
+    model = offload(model, tmp_path, buffers).eval()
+    for _ in range(2):
+        assert torch.equal(model(X), wanted)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not [warning for warning in recwarn if "trained after" in str(warning.message)]
+
+
+@pytest.mark.parametrize("form", ["static", "calibrated"])
+@torch.no_grad()
+def test_merge_and_export(form: str, tmp_path: Path) -> None:
+    model: Any = adapted(form)
+    wanted = model(X)
+    export_lora(model, tmp_path / "whole")
+    model = offload(model, tmp_path / "offloaded", False)
+    export_lora(model, tmp_path / "lora")
+    whole, exported = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("whole", "lora"))
+    assert whole.keys() == exported.keys()
+    assert all(torch.equal(whole[key], exported[key]) for key in whole)
+    model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(model(X), wanted)
+    model.unmerge_adapter()
+    assert torch.equal(model(X), wanted)
+    torch.testing.assert_close(model.merge_and_unload(safe_merge=True)(X), wanted)
+
+
+def test_calibrate_and_gap(tmp_path: Path) -> None:
+    """The same as on a model that is all there."""
+
+    def measured(model: nn.Module) -> tuple[list[float], list[float], Tensor]:
+        report, gap = calibrate(model, BATCHES), merge_gap(model, BATCHES)
+        with torch.no_grad():
+            out = model(X)
+        return [layer.explained for layer in report.layers], [layer.relative_error for layer in gap.layers], out
+
+    explained, errors, wanted = measured(adapted("dynamic"))
+    found = measured(offload(adapted("dynamic"), tmp_path, False))
+    assert found[0] == pytest.approx(explained)
+    assert found[1] == pytest.approx(errors)
+    assert torch.equal(found[2], wanted)
+
+
+@pytest.mark.parametrize("form", ["static", "dynamic", "calibrated"])
+@torch.no_grad()
+def test_loaded_with_a_device_map(form: str, tmp_path: Path) -> None:
+    """As people load it: Transformers and PEFT place the model, the first block and its adapter on disk."""
+    base = tiny.save_language_model(tmp_path / "base")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    config = AuroraConfig(target_modules=["q_proj", "down_proj"], init_weights=False, eval_form=form)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
+    if form == "calibrated":
+        calibrate(model, [{"input_ids": torch.arange(40).view(4, 10) % 20}])
+    model.save_pretrained(tmp_path / "adapter")
+    wanted = model(input_ids=ids).logits
+    blocks = {f"model.layers.{n}": "cpu" for n in range(1, model.config.num_hidden_layers)}
+    others = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places = {"model.layers.0": "disk", **blocks, **others}
+    offloaded = str(tmp_path / "offloaded")
+    placed = AutoModelForCausalLM.from_pretrained(base, device_map=places, offload_folder=offloaded)
+    places = {f"base_model.model.{name}": place for name, place in places.items()}
+    loaded: Any = PeftModel.from_pretrained(
+        placed, str(tmp_path / "adapter"), device_map=places, offload_folder=offloaded
+    )
+    on_meta = [name for name, p in loaded.named_parameters() if p.is_meta]
+    assert any("aurora_A" in name for name in on_meta)
+    torch.testing.assert_close(loaded(input_ids=ids).logits, wanted)
+    if form != "dynamic":
+        torch.testing.assert_close(loaded.merge_and_unload()(input_ids=ids).logits, wanted)
