@@ -6,6 +6,8 @@ import itertools
 import os
 import subprocess
 import sys
+import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -193,10 +195,35 @@ def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expe
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(anl_op, "_can_launch", lambda: True)
     anl_op.runs_on.cache_clear()
     assert anl_op.runs_on("cuda", 0) == expected
     assert not anl_op.runs_on("cpu", None)
     anl_op.runs_on.cache_clear()
+
+
+def test_an_image_without_a_compiler(monkeypatch):
+    """The slower path is used, with one warning that says why."""
+
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find C compiler.")
+
+    runtime = types.ModuleType("triton.runtime")
+    runtime.driver = Driver()
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    for cached in (anl_op.runs_on, anl_op._can_launch):
+        cached.cache_clear()
+    with pytest.warns(UserWarning, match="Failed to find C compiler"):
+        assert not anl_op.runs_on("cuda", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not anl_op.runs_on("cuda", 1)
+    for cached in (anl_op.runs_on, anl_op._can_launch):
+        cached.cache_clear()
 
 
 def test_the_package_imports_without_triton():

@@ -7,7 +7,9 @@ there. torch.compile sees one opaque call, from which z alone is kept for the ba
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +29,23 @@ def runs_on(device: str, index: int | None) -> bool:
     """Whether Triton is there and compiles for this device: AMD's, and Nvidia's from Volta on."""
     if device != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (7, 0)
+    new_enough = torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (7, 0)
+    return new_enough and _can_launch()
+
+
+@lru_cache(maxsize=1)
+def _can_launch() -> bool:
+    """Whether Triton can talk to the GPU: up to 3.6 it builds a library for that, and an image may lack a C compiler."""
+    try:
+        # no launch: this is also asked while a graph is traced, where there are no real tensors
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except Exception as error:  # whatever a compiler, a loader or a driver raises
+        warnings.warn(
+            f"Triton cannot be used here, and AuroRA's layers are slower without it: {error or type(error).__name__}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
