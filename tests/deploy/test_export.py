@@ -120,6 +120,30 @@ def test_some_layers_only(make_bert, config, logits, tmp_path):
     torch.testing.assert_close(logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model))
 
 
+def test_a_path_that_ends_others(tmp_path):
+    """PEFT takes a target for each module whose path ends with it: here "q" would be "block.q" too."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.q = nn.Linear(6, 6)
+            self.block = nn.ModuleDict({"q": nn.Linear(6, 6)})
+
+        def forward(self, x):
+            return self.block["q"](self.q(x))
+
+    config = AuroraConfig(target_modules="q", init_weights=False, eval_form="static")
+    model = get_peft_model(Model(), config).eval()
+    x = torch.randn(3, 6)
+    export_lora(model, tmp_path)
+    lora = PeftModel.from_pretrained(Model(), tmp_path)
+    torch.testing.assert_close(lora(x), model(x))
+    assert isinstance(lora.base_model.model.block["q"], nn.Linear)
+    model.add_weighted_adapter(["default"], [2.0], "twice")
+    assert [path for path, layer in aurora_layers(model) if "twice" in layer.aurora_A] == ["base_model.model.q"]
+
+
 def test_training_goes_on_from_the_export_as_lora(model, make_bert, train_step, logits, tmp_path):
     export_lora(model, tmp_path)
     lora = PeftModel.from_pretrained(make_bert(), tmp_path, is_trainable=True)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import FormError
 from ..files import new_folder
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
+from ..tuner.combine import exactly
 from ..tuner.model import CALIBRATION_BUFFERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -193,12 +194,12 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     }
 
 
-def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
-    """The shortest list that names the adapted modules and no other, without patterns: plain names if they suffice."""
+def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
+    """What names the adapted modules and no other: plain names if they suffice, else paths."""
     ends = {path.rsplit(".", 1)[-1] for path in adapted}
     every = [name.removeprefix(_BASE) for name, _ in model.named_modules()]
     named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
-    return sorted(ends) if named == set(adapted) else sorted(adapted)
+    return sorted(ends) if named == set(adapted) else exactly(adapted, every)
 
 
 def _component(model: nn.Module) -> str:

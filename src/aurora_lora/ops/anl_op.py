@@ -35,7 +35,7 @@ def runs_on(device: str, index: int | None) -> bool:
 
 @lru_cache(maxsize=1)
 def _can_launch() -> bool:
-    """Whether Triton can talk to the GPU: up to 3.6 it builds a library for that, and an image may lack a C compiler."""
+    """Whether Triton can talk to the GPU: older ones build a library for that, and an image may lack a C compiler."""
     try:
         # no launch: this is also asked while a graph is traced, where there are no real tensors
         importlib.import_module("triton.runtime").driver.active.get_current_target()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
-from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
+from .combine import check_combination, concatenate, copy_saved_modules, exactly, saved_modules
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
@@ -261,7 +261,7 @@ class AuroraModel(BaseTuner):
             fixed_activation=None,
             spline=None,
             skip=True,
-            target_modules=list(parts),
+            target_modules=exactly(parts, (path for path, _ in self.model.named_modules())),
             modules_to_save=list(owners) or None,
             task_type=self.peft_config[adapters[0]].task_type,
             base_model_name_or_path=self.peft_config[adapters[0]].base_model_name_or_path,
