@@ -53,6 +53,17 @@ def test_a_linked_folder_stays_linked(tmp_path: Path) -> None:
     assert names(real.parent) == {"real"}
 
 
+def test_a_linked_file_stays_linked(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    for text in ("first", "second"):
+        files.write_text(link, text)
+        assert link.is_symlink()
+        assert real.read_text() == text
+    assert names(real.parent) == {"real"}
+
+
 def test_a_link_is_removed_but_not_what_it_leads_to(tmp_path: Path) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     write(real, "first")

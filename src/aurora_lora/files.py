@@ -21,9 +21,13 @@ from .errors import UserError
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when the block ends without an error. Of several processes, the last wins."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A file to write that becomes `path` when the block ends without an error. Of several processes, the last wins.
+
+    A link stays, and the file that it leads to is replaced.
+    """
     with plain_write_errors(path):
+        path = path.resolve()
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             yield partial
             flush(partial)
