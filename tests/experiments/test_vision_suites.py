@@ -7,6 +7,7 @@ import pytest
 from aurora_lora.experiments.estimate import GPUS, estimate, trained_parameters
 from aurora_lora.experiments.reproduce import Reproduction, prepare
 from aurora_lora.tasks.vision import VISION
+from aurora_lora.training.recipe import Recipe
 
 BASE, LARGE = "google/vit-base-patch16-224-in21k", "google/vit-large-patch16-224-in21k"
 PRINTED = {"85.8M": 85.8e6, "303.3M": 303.3e6, "581K": 581e3, "1.57M": 1.57e6, "239K": 239e3, "480K": 480e3}
@@ -91,6 +92,22 @@ def test_a_linear_probe_keeps_nothing_for_a_backward_pass(tmp_path: Path) -> Non
     weights = 4 * probe.params.total / 1e9
     assert probe.memory_gb - weights < (lora.memory_gb - weights) / 10
     assert (probe.hours or 0) == pytest.approx((lora.hours or 0) / 2, rel=0.02)
+
+
+def test_a_small_model_waits_for_launches(tmp_path: Path) -> None:
+    """Its time goes by training steps, on whatever GPU; a large one's by operations."""
+
+    def hours(scale: str, recipe: str, batch_size: int, gpu: str) -> float:
+        job = suite("table3", scale, tmp_path).jobs[recipe, 0].recipe
+        assert isinstance(job, Recipe)
+        training = job.training.model_copy(update={"batch_size": batch_size})
+        return estimate(job.model_copy(update={"training": training}), GPUS[gpu]).hours or 0
+
+    small = [hours("packaged", "lora-digits", batch, gpu) for batch, gpu in ((8, "L20"), (4, "L20"), (8, "H100"))]
+    assert small[1:] == pytest.approx([2 * small[0], small[0]])
+    large = [hours("hub", "large-lora-dtd", batch, gpu) for batch, gpu in ((64, "L20"), (32, "L20"), (64, "H100"))]
+    assert large[1] == pytest.approx(large[0])
+    assert large[2] < large[0]
 
 
 @pytest.mark.parametrize("name", ["table3", "table4", "table5"])
