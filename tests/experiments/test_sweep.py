@@ -143,6 +143,7 @@ def test_a_run_that_fails_counts_and_is_not_chosen(write: Callable[..., Path], t
     ran: list[str] = []
     Sweep(study, tmp_path / "out", InProcess(half)).tune()
     sweep = Sweep(study, tmp_path / "out", InProcess(half))
+    assert sweep.told() == 4
     sweep.tune()  # it would diverge again
     assert len(ran) == 4
     for setting in study.settings:
@@ -161,6 +162,7 @@ def test_a_run_that_failed_of_something_else_is_tried_again(write: Callable[...,
     full.tune()
     assert full.without_score() == list(study.settings)
     sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    assert sweep.told() == 0
     sweep.tune()
     for setting in study.settings:
         assert [score for _, score in sweep.trials(setting)] == [1.0, pytest.approx(0.971)]
@@ -252,9 +254,12 @@ def test_a_killed_study_goes_on(write: Callable[..., Path], tmp_path: Path) -> N
 
     with pytest.raises(Killed):
         Sweep(study, tmp_path / "out", InProcess(dies)).tune()
-    sweep = Sweep(study, tmp_path / "out", InProcess(dies))
+    reported: list[str] = []
+    sweep = Sweep(study, tmp_path / "out", InProcess(dies), lambda stage, outcome: reported.append(outcome.job.name))
+    told = sweep.told()
     sweep.tune()
     assert len(ran) == 5  # the one that was lost, twice
+    assert told + len(reported) == 4 == sweep.told()  # what a bar counts is all of it
     for setting in study.settings:
         assert sorted(values["training.learning_rate"] for values, _ in sweep.trials(setting)) == RATES
         assert None not in [score for _, score in sweep.trials(setting)]

@@ -128,14 +128,14 @@ def sweep(
     make_models([str(plan.base.get("model"))])
     failed: list[dict[str, Any]] = []
     tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
-    with Overall(stderr(), plan.name, tuned + final) as bar:
 
-        def report(stage: str, outcome: Any) -> None:
-            bar(outcome)
-            if outcome.error is not None and (stage == "seeds" or DIVERGED not in outcome.error):
-                failed.append({"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)})
+    def report(stage: str, outcome: Any) -> None:
+        bar(outcome)
+        if outcome.error is not None and (stage == "seeds" or DIVERGED not in outcome.error):
+            failed.append({"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)})
 
-        runs = Sweep(plan, output, engine, report)
+    runs = Sweep(plan, output, engine, report)
+    with Overall(stderr(), plan.name, tuned + final - runs.told()) as bar:
         runs.tune()
         runs.run_seeds()
         summary = runs.summary()

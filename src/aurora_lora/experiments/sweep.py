@@ -196,6 +196,11 @@ class Sweep:
     def _running(self, setting: Setting) -> list[FrozenTrial]:
         return self.books[setting.name].get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
+    def told(self) -> int:
+        """Trials that have ended, in earlier calls say, and are not run again."""
+        trials = [trial for book in self.books.values() for trial in book.get_trials(deepcopy=False)]
+        return sum(trial.state == TrialState.COMPLETE or _DIVERGED in trial.user_attrs for trial in trials)
+
     # ---------------------------------------------------------------- seeds
 
     def run_seeds(self) -> None:
