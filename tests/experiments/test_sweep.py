@@ -74,6 +74,7 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path) -> None:
         assert setting["chosen"] == best["values"]
         assert setting["validation"] == best["validation"]
         assert setting["seeds"] == [0, 1]
+        assert setting["most_params"] == setting["params"]["adapter"]
         for form, metrics in setting["by_form"].items():
             folder = tmp_path / "out" / "runs" / {"LoRA r=2": "lora-r=2", "AuroRA": "aurora"}[setting["name"]]
             folder /= f"learning_rate={setting['chosen']['training.learning_rate']:g}"

@@ -267,6 +267,7 @@ class Sweep:
             for seed in self.study.seeds
             if (result := self.job(setting, values, seed).result()) is not None
         }
+        params = sorted((result["params"] for result in results.values()), key=lambda counts: counts["adapter"])
         return {
             "name": setting.name,
             "chosen": values,
@@ -277,7 +278,8 @@ class Sweep:
             "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
             "seeds": list(results),
             "by_form": _by_form(list(results.values())),
-            "params": next((result["params"] for result in results.values()), None),
+            "params": params[0] if params else None,
+            "most_params": params[-1]["adapter"] if params else None,  # LoRA-drop's differ by seed
             "train_s": [result["time"]["train_s"] for result in results.values()],
         }
 

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from .groups import interval, plain
+from .tables import count
 
 PERCENT = (
     "accuracy",
@@ -49,7 +50,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
             first = index == 0
             table.add_row(
                 setting["name"] if first else "",
-                f"{setting['params']['adapter']:,}" if first and setting["params"] else "",
+                _params(setting) if first else "",
                 chosen if first else "",
                 form,
                 *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
@@ -167,13 +168,21 @@ def study_page(summary: Mapping[str, Any]) -> str:
     ]
     for setting in summary["settings"]:
         chosen = chosen_values(summary, setting)
-        params = f"{setting['params']['adapter']:,}" if setting["params"] else ""
+        params = _params(setting)
         seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
         for form, scores in setting["by_form"].items():
             shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
             cells = [setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _params(setting: Mapping[str, Any]) -> str:
+    """Trained outside the head."""
+    if setting["params"] is None:
+        return ""
+    least = setting["params"]["adapter"]
+    return count(least, setting.get("most_params") or least)  # older summaries have the first seed's alone
 
 
 def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
