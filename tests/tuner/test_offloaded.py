@@ -61,6 +61,8 @@ def test_every_form(form: str, buffers: bool, tmp_path: Path, recwarn: pytest.Wa
 def test_merge_and_export(form: str, tmp_path: Path) -> None:
     model: Any = adapted(form)
     wanted = model(X)
+    with model.disable_adapter():
+        base = model(X)
     export_lora(model, tmp_path / "whole")
     model = offload(model, tmp_path / "offloaded", False)
     export_lora(model, tmp_path / "lora")
@@ -69,6 +71,10 @@ def test_merge_and_export(form: str, tmp_path: Path) -> None:
     assert all(torch.equal(whole[key], exported[key]) for key in whole)
     model.merge_adapter(safe_merge=True)
     torch.testing.assert_close(model(X), wanted)
+    with model.disable_adapter():
+        assert torch.equal(model(X), base)
+    assert torch.equal(model(X), wanted)
+    model.merge_adapter()
     model.unmerge_adapter()
     assert torch.equal(model(X), wanted)
     torch.testing.assert_close(model.merge_and_unload(safe_merge=True)(X), wanted)
@@ -90,29 +96,80 @@ def test_calibrate_and_gap(tmp_path: Path) -> None:
     assert torch.equal(found[2], wanted)
 
 
+@torch.no_grad()
+def test_two_adapters_are_merged_one_after_the_other(tmp_path: Path) -> None:
+    model: Any = adapted("static")
+    model.add_adapter("b", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "b"])
+    wanted = model(X)
+    model = offload(model, tmp_path, False)
+    model.merge_adapter(["default"], safe_merge=True)
+    model.merge_adapter(["b"], safe_merge=True)
+    torch.testing.assert_close(model(X), wanted)
+
+
+@torch.no_grad()
+def test_the_last_calibration_is_merged(tmp_path: Path) -> None:
+    """Also where Accelerate has offloaded the buffers of an earlier one."""
+    model: Any = offload(adapted("calibrated"), tmp_path, True)
+    before = model(X)
+    calibrate(model, [3 * batch for batch in BATCHES])
+    wanted = model(X)
+    assert not torch.allclose(wanted, before)
+    model.merge_adapter()
+    torch.testing.assert_close(model(X), wanted)
+
+
+BLOCKS = {"model.layers.0": "disk", "model.layers.1": "cpu"}
+OTHERS = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+
+
+def placed(folder: Path, base: Path, adapter: Path, **options: Any) -> Any:
+    """A model that Transformers and PEFT place, as people load it; the first block and its adapter are on disk."""
+    places: Any = {**BLOCKS, **OTHERS}
+    offloaded = str(folder / "offloaded")
+    model = AutoModelForCausalLM.from_pretrained(base, device_map=places, offload_folder=offloaded)
+    places = {f"base_model.model.{name}": place for name, place in places.items()}
+    loaded = PeftModel.from_pretrained(model, str(adapter), device_map=places, offload_folder=offloaded, **options)
+    assert any(p.is_meta for name, p in loaded.named_parameters() if "aurora_A" in name)
+    return loaded
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["static", "dynamic", "calibrated"])
 @torch.no_grad()
-def test_loaded_with_a_device_map(form: str, tmp_path: Path) -> None:
-    """As people load it: Transformers and PEFT place the model, the first block and its adapter on disk."""
-    base = tiny.save_language_model(tmp_path / "base")
+def test_loaded_with_a_device_map(form: str, dtype: torch.dtype, autocast: bool, tmp_path: Path) -> None:
+    """The same outputs, in the same precision, as of a model that is all there."""
+    base = tiny.save_language_model(tmp_path / "float32")
+    AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
     ids = torch.tensor([[5, 6, 7, 8]])
     config = AuroraConfig(target_modules=["q_proj", "down_proj"], init_weights=False, eval_form=form)
     model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
     if form == "calibrated":
         calibrate(model, [{"input_ids": torch.arange(40).view(4, 10) % 20}])
     model.save_pretrained(tmp_path / "adapter")
-    wanted = model(input_ids=ids).logits
-    blocks = {f"model.layers.{n}": "cpu" for n in range(1, model.config.num_hidden_layers)}
-    others = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
-    places = {"model.layers.0": "disk", **blocks, **others}
-    offloaded = str(tmp_path / "offloaded")
-    placed = AutoModelForCausalLM.from_pretrained(base, device_map=places, offload_folder=offloaded)
-    places = {f"base_model.model.{name}": place for name, place in places.items()}
-    loaded: Any = PeftModel.from_pretrained(
-        placed, str(tmp_path / "adapter"), device_map=places, offload_folder=offloaded
-    )
-    on_meta = [name for name, p in loaded.named_parameters() if p.is_meta]
-    assert any("aurora_A" in name for name in on_meta)
-    torch.testing.assert_close(loaded(input_ids=ids).logits, wanted)
+    kept = {"autocast_adapter_dtype": autocast}
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "adapter"), **kept)
+    wanted = whole(input_ids=ids).logits
+    loaded = placed(tmp_path, base, tmp_path / "adapter", **kept)
+    assert torch.equal(loaded(input_ids=ids).logits, wanted)
     if form != "dynamic":
-        torch.testing.assert_close(loaded.merge_and_unload()(input_ids=ids).logits, wanted)
+        merged = loaded.merge_and_unload()(input_ids=ids).logits
+        assert torch.equal(merged, whole.merge_and_unload()(input_ids=ids).logits)
+
+
+@torch.no_grad()
+def test_a_trained_head_is_exported(tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    config = AuroraConfig(target_modules=["0"], modules_to_save=["2"], init_weights=False, eval_form="static")
+    model: Any = get_peft_model(base, config).eval()
+    for parameter in model.base_model.model[2].modules_to_save.default.parameters():
+        parameter.add_(1.0)
+    export_lora(model, tmp_path / "whole")
+    export_lora(offload(model, tmp_path / "offloaded", False), tmp_path / "lora")
+    whole, exported = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("whole", "lora"))
+    assert any(".2." in key for key in whole)
+    assert whole.keys() == exported.keys()
+    assert all(torch.equal(whole[key], exported[key]) for key in whole)

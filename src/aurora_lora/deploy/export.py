@@ -18,6 +18,7 @@ from ..files import new_folder
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.combine import exactly
 from ..tuner.model import CALIBRATION_BUFFERS
+from ..tuner.offloaded import present
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")
@@ -184,7 +185,7 @@ def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], ran
 
 def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
+    state = _trained_state(model, name)
     own = {*AuroraLayer.adapter_layer_names, *CALIBRATION_BUFFERS}
     return {
         key: v.detach().to("cpu", copy=True).contiguous()
@@ -192,6 +193,21 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
         if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key
     }
+
+
+def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """PEFT's state of the adapter, with what Accelerate has offloaded."""
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
+        return state
+    whole = model.state_dict()
+    paths = {id(value): path for path, value in whole.items()}
+    state = get_peft_model_state_dict(model, state_dict=whole, adapter_name=name)
+    for key, value in state.items():
+        if value.is_meta and id(value) in paths:
+            owner, _, leaf = paths[id(value)].rpartition(".")
+            state[key] = present(model.get_submodule(owner), leaf, value)
+    return state
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:

@@ -198,6 +198,8 @@ class Sweep:
 
     def told(self) -> int:
         """Trials that have ended, in earlier calls say, and are not run again."""
+        for setting in self.study.settings:
+            self._reclaim(setting)
         trials = [trial for book in self.books.values() for trial in book.get_trials(deepcopy=False)]
         return sum(trial.state == TrialState.COMPLETE or _DIVERGED in trial.user_attrs for trial in trials)
 

@@ -39,11 +39,11 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> Table:
     left = [row for row in rows if row["status"] != "finished"]
     table = Table(box=None, show_header=False, padding=(0, 1))
     hours = [row["hours"] for row in left if row["hours"] is not None]
-    unknown = len(left) - len(hours)
-    whole = f": about {_time(max(sum(hours), 1 / 60))} on one {rows[0]['gpu']}" if left else ""
-    of_unknown = f", and {unknown} runs of unknown length" if unknown else ""
+    length = [f"about {_time(max(sum(hours), 1 / 60))} on one {rows[0]['gpu']}"] if hours else []
+    length += [f"{len(left) - len(hours)} runs of unknown length"] if len(left) > len(hours) else []
+    of_length = f": {', and '.join(length)}" if length else ""
     table.add_row(
-        f"{len(rows)} runs, {len(left)} of them to do{whole}{of_unknown}. "
+        f"{len(rows)} runs, {len(left)} of them to do{of_length}. "
         "Memory and time of each run are estimates from its shapes; params are trained, the head is not among them."
     )
     return table

@@ -150,7 +150,7 @@ def next_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
         num_items_in_batch: tokens with a label in the whole step, over accumulated batches and all processes.
     """
     logits, targets = outputs["logits"][:, :-1], labels[:, 1:].reshape(-1)
-    total = cross_entropy(logits.float().reshape(targets.numel(), -1), targets, ignore_index=IGNORED, reduction="sum")
+    total = cross_entropy(logits.float().reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
     return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 

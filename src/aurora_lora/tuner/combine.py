@@ -99,5 +99,6 @@ def exactly(paths: Collection[str], every: Iterable[str]) -> list[str] | str:
         paths: of the modules meant.
         every: the paths of all modules of the model.
     """
-    more = any(f".{path}".endswith(tuple(f".{meant}" for meant in paths)) for path in set(every) - set(paths))
+    ends = tuple(f".{path}" for path in paths)
+    more = any(f".{path}".endswith(ends) for path in set(every) - set(paths))
     return "|".join(map(re.escape, sorted(paths))) if more else sorted(paths)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..ops import fused
 from .config import AuroraConfig
 from .kept import KeptWeight, dequantized, parameter_like, rounding
-from .offloaded import present
+from .offloaded import in_memory, present
 from .peft_names import check_adapters_to_merge
 from .state import AdapterState
 
@@ -184,7 +184,7 @@ class AuroraLayer(AdapterState):
     def _original(self) -> Tensor:
         if self._kept is None:
             return self.get_base_weight()
-        device = next((p.device for p in self.get_base_layer().parameters()), None)
+        device = next((p.device for p in self.get_base_layer().parameters() if not p.is_meta), None)
         return self._kept.weight().to(device)
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
@@ -212,8 +212,11 @@ class AuroraLayer(AdapterState):
             ValueError: `safe_merge` is set and the result is not finite; nothing is changed then.
         """
         names = self.adapters_to_merge(adapter_names)
-        if not names:
-            return
+        if names:
+            with in_memory(self):
+                self._merge(names, safe_merge)
+
+    def _merge(self, names: list[str], safe_merge: bool) -> None:
         # from the original weight and all merged adapters at once, so that two merges do not round twice
         together = [*self.merged_adapters, *names]
         merged = self.merged_weight(together, safe_merge)
@@ -234,7 +237,8 @@ class AuroraLayer(AdapterState):
         if not self.merged or self._kept is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self._kept.restore(self)
+        with in_memory(self):
+            self._kept.restore(self)
         self._kept = None
         self.merge_rounding = None
         self.merged_adapters.clear()

@@ -6,12 +6,13 @@ of parameters is never called: these load what is asked of them themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
-from .peft_names import BufferDict
+from .peft_names import BufferDict, onload_layer
 
 
 class AdapterParameters(nn.ParameterDict):
@@ -25,7 +26,7 @@ class AdapterBuffers(BufferDict):
     """PEFT's `BufferDict`, in the same way.
 
     They never go to meta with a base layer that is there: unlike parameters, Accelerate expects buffers in memory when
-    it places a model.
+    it places a model. One that is put in later is where Accelerate looks, too.
     """
 
     def __getitem__(self, key: str) -> Any:
@@ -35,6 +36,10 @@ class AdapterBuffers(BufferDict):
         if value.is_meta and key in self:
             value = super().__getitem__(key).to(value.dtype)
         super().__setitem__(key, value)
+        for hook in _offloading_hooks(self):
+            weights: Any = hook.weights_map
+            held = getattr(weights.dataset, "state_dict", weights.dataset)
+            held[f"{weights.prefix}{key}"] = value.to("cpu")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterBuffers:
         before = dict(self._buffers)
@@ -49,14 +54,28 @@ def present(holder: nn.Module, key: str, value: Tensor) -> Tensor:
     """The value, from where it was offloaded to, on the device that Accelerate computes on."""
     if not value.is_meta:
         return value
-    hook = getattr(holder, "_hf_hook", None)
-    for each in getattr(hook, "hooks", [hook]):  # a SequentialHook has several
-        weights: Any = getattr(each, "weights_map", None)
-        if weights is not None:
-            _name_as_loaded(weights, key)
-            loaded: Tensor = weights[key].to(each.execution_device)
-            return loaded
+    for hook in _offloading_hooks(holder):
+        _name_as_loaded(hook.weights_map, key)
+        loaded: Tensor = hook.weights_map[key].to(hook.execution_device, value.dtype)
+        if isinstance(value, nn.Parameter):
+            return nn.Parameter(loaded, requires_grad=value.requires_grad)
+        return loaded
     return value
+
+
+def in_memory(layer: Any) -> AbstractContextManager[None]:
+    """While the block runs, the weight of the layer's base layer is there; then it is stored, and offloaded again."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    if isinstance(weight, Tensor) and weight.is_meta:
+        loaded: AbstractContextManager[None] = onload_layer(layer)
+        return loaded
+    return nullcontext()
+
+
+def _offloading_hooks(holder: nn.Module) -> Iterator[Any]:
+    hook = holder.__dict__.get("_hf_hook")
+    hooks = getattr(hook, "hooks", [hook])  # a SequentialHook has several
+    return (each for each in hooks if getattr(each, "weights_map", None) is not None)
 
 
 def _name_as_loaded(weights: Any, key: str) -> None:

@@ -19,6 +19,7 @@ try:
         _get_in_out_features,
         check_adapters_to_merge,
         check_target_module_exists,
+        onload_layer,
     )
     from peft.utils import (
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -63,6 +64,7 @@ __all__ = [
     "check_target_module_exists",
     "get_pattern_key",
     "get_quantization_kwargs",
+    "onload_layer",
     "quantization_extra_repr",
     "register_peft_method",
     "resolve_quantization_backend",
