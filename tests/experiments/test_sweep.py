@@ -54,7 +54,11 @@ def fake(job: Job) -> Outcome:
     value = 1 - abs(rate - 3e-2)
     score = {"accuracy": value - 0.1 * (job.recipe.seed == 1)}
     result = {
-        "metric": {"by_form": {"merged": score}, "selected_by": {"value": value, "name": "accuracy"}},
+        "metric": {"by_form": {"merged": score}, "selected_by": {"value": value, "name": "accuracy", "epoch": 2.0}},
+        "epochs": [
+            {"epoch": 1.0, "validation": {"accuracy": 0.1, "nll": 9.0}},
+            {"epoch": 2.0, "validation": {"accuracy": value, "nll": rate}},
+        ],
         "params": {"adapter": 5, "head": 1, "total": 10},
         "time": {"train_s": 1.0},
     }
@@ -115,6 +119,19 @@ def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_pat
     sweep.tune()
     for setting in study.settings:
         assert sweep.chosen(setting) == ({"training.learning_rate": 3e-2}, 1.0)
+
+
+def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -> None:
+    """The likelihood of the chosen epoch, of which less is better."""
+    tuning = {"budget": 3, "space": {"training.learning_rate": [1e-3, 3e-2, 1e-1]}}
+    study = load_study(write(tuning={**tuning, "metric": "nll"}))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    for setting in study.settings:
+        assert [score for _, score in sweep.trials(setting)] == [1e-3, 3e-2, 1e-1]
+        assert sweep.chosen(setting) == ({"training.learning_rate": 1e-3}, 1e-3)
+    with pytest.raises(UserError, match=r"tuning\.metric: 'nl' is an unknown metric; did you mean 'nll'\?"):
+        load_study(write(tuning={**tuning, "metric": "nl"}))
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])

@@ -111,6 +111,14 @@ def test_the_split_of_a_study_without_its_runs(study: Path, task: Any, written: 
     assert [run["metric"]["split"] for run in section.groups[1].runs] == [split, split]
 
 
+def test_a_study_that_chose_by_the_likelihood(study: Path) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    summary["study"]["tuning"]["metric"] = "nll"
+    (study / "study.json").write_text(json.dumps(summary))
+    (section,) = load_sections([study])
+    assert (section.groups[1].selected_by, section.groups[1].validation) == ("nll", -0.75)
+
+
 def test_a_study_whose_final_runs_all_failed(study: Path) -> None:
     summary = json.loads((study / "study.json").read_text())
     for one in summary["settings"]:

@@ -7,6 +7,7 @@
     tuning:
       budget: 4                         # runs for each setting
       sampler: grid                     # grid, random or tpe (Optuna's)
+      metric: accuracy                  # of the validation scores; of nll less is better
       space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
     seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
     settings:
@@ -63,7 +64,7 @@ def check_space(space: Space) -> Space:
 
 
 class Tuning(Section):
-    """How each setting is tuned: on one seed, by the validation score of the form that it deploys."""
+    """How each setting is tuned: on one seed, by a validation score of the form that it deploys."""
 
     budget: Annotated[int, Field(gt=0)]
     """Runs for each setting."""
@@ -72,6 +73,8 @@ class Tuning(Section):
     sampler: Literal["grid", "random", "tpe"] = "grid"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the runs, and of the sampler."""
+    metric: str | None = None
+    """Of the validation scores: what the values are chosen by; the task's own if None."""
 
     @field_validator("space")
     @classmethod
@@ -219,6 +222,10 @@ def load_study(path: Path | str) -> Study:
             for value in values:
                 study.recipe(setting, {**first, field: value}, study.tuning.seed)
         recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
+    metric = study.tuning.metric
+    for recipe in recipes.values():
+        if metric is not None and metric not in (known := recipe.task.definition.metric_names):
+            raise UserError(f"{path}: tuning.metric: '{metric}' is an {unknown('metric', known, metric)}")
     for side in (side for question in study.questions for side in (question.first, question.second)):
         method = recipes[side.setting].method
         forms = method.method.forms(method.options)

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .. import files
 from ..errors import DIVERGED, UserError
+from ..tasks.metrics import LOWER_IS_BETTER
 from ..training.results import Result
 from ..training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
@@ -74,7 +75,7 @@ class Sweep:
             asked: dict[Path, tuple[Setting, optuna.Trial]] = {}
             for outcome in outcomes(self._ask(asked), self.engine):
                 setting, trial = asked[outcome.job.folder]
-                if _score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
+                if self._score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
                     with suppress(UpdateFinishedTrialError):  # another process took it for lost, and proposed it again
                         trial.set_user_attr(_DIVERGED, True)
                 self._tell(setting, trial.number, outcome)
@@ -91,14 +92,14 @@ class Sweep:
         book = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
-            direction="maximize",
+            direction="minimize" if tuning.metric in LOWER_IS_BETTER else "maximize",
             load_if_exists=True,
         )
         space = self.study.space(setting)
         described = {
             "method": setting.method,
             "fields": setting.fields,
-            "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json"),
+            "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json", exclude_none=True),
         }
         if (before := book.user_attrs.get("setting")) not in (None, described):
             raise UserError(
@@ -151,8 +152,12 @@ class Sweep:
         # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
         return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
 
+    def _score(self, outcome: Outcome) -> float | None:
+        """On validation data; None where the run failed or the score is not a number."""
+        return None if outcome.result is None else _validation(outcome.result, self.study.tuning.metric)
+
     def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
-        value = _score(outcome)
+        value = self._score(outcome)
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         self.books[setting.name].tell(number, value, state=state, skip_if_finished=True)
 
@@ -225,7 +230,8 @@ class Sweep:
         lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
         found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
-        return sorted(found, key=lambda one: (one[1] is None, -(one[1] or 0.0)))
+        sign = 1 if self.study.tuning.metric in LOWER_IS_BETTER else -1
+        return sorted(found, key=lambda one: (one[1] is None, sign * (one[1] or 0.0)))
 
     def without_score(self) -> list[Setting]:
         """The settings none of whose trials gave a score."""
@@ -286,9 +292,17 @@ class Sweep:
         }
 
 
-def _score(outcome: Outcome) -> float | None:
-    """On validation data; None where the run failed or the score is not a number."""
-    return None if outcome.result is None else outcome.result["metric"]["selected_by"]["value"]
+def _validation(result: Result, metric: str | None) -> float | None:
+    """A validation score of the epoch that was chosen; the one that it was chosen by if `metric` is None."""
+    chosen = result["metric"]["selected_by"]
+    if metric in (None, chosen["name"]):
+        value: float | None = chosen["value"]
+        return value
+    epoch = next(entry for entry in result["epochs"] if entry["epoch"] == chosen["epoch"])
+    if metric not in epoch["validation"]:
+        there = ", ".join(epoch["validation"])
+        raise UserError(f"tuning.metric: the validation scores have no {metric} (they have {there})")
+    return epoch["validation"][metric]  # type: ignore[no-any-return]
 
 
 def _by_form(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tasks.metrics import LOWER_IS_BETTER
 from ..training.storage import REFERENCE, flatten
 from .tables import Result, count, setting
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
-LOWER_IS_BETTER = ("nll", "mse", "noise_error")
-"""Metrics of which the least is the best."""
 
 
 @dataclass

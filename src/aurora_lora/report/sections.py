@@ -133,6 +133,8 @@ def _summarised(summary: Mapping[str, Any], study: Study, setting: Setting, plac
     task = TASKS.get(str(task_name(study.base)))
     split = summary.get("split") or ("test" if task is None else task.reported_split)
     selected_by = {"form": summary["deployed"], "value": summary["validation"]}
+    if study.tuning.metric is not None:
+        selected_by["name"] = study.tuning.metric
     return {
         "recipe": {"method": method},
         "method": method["name"],

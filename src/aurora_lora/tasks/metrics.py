@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from aurora_lora.tasks._extra import train_extra
 
+LOWER_IS_BETTER = ("nll", "mse", "noise_error")
+"""Metrics of which the least is the best."""
+
 
 def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood, `-mean log softmax(logits)[label]`.
