@@ -54,6 +54,7 @@ def test_score_against_rank(make_result: Callable[..., Result]) -> None:
     assert series(ax) == {"lora": [pytest.approx((2, 72.5)), pytest.approx((4, 74.5))]}
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("rank r", "accuracy, %")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "4"]
+    assert rank_figure(found, "nll").axes[0].get_ylabel() == "nll, less is better"
     with pytest.raises(UserError, match="one method at two ranks"):
         rank_figure(found[:1], "accuracy")
 
@@ -91,6 +92,10 @@ def test_learning_curves(results: list[Result]) -> None:
     assert (
         curves_figure(next(iter(groups(results).values())), "clip_i").axes[1].get_ylabel() == "validation accuracy, %"
     )
+    for one in results:
+        one["epochs"] = one["epochs"][:1]
+    with pytest.raises(UserError, match="evaluated more than once"):
+        curves_figure(next(iter(groups(results).values())), "accuracy")
     for one in results:
         one["epochs"] = []
     with pytest.raises(UserError, match="results with epochs"):

@@ -117,6 +117,7 @@ def test_a_study_that_chose_by_the_likelihood(study: Path) -> None:
     (study / "study.json").write_text(json.dumps(summary))
     (section,) = load_sections([study])
     assert (section.groups[1].selected_by, section.groups[1].validation) == ("nll", -0.75)
+    assert section.metric == "nll"  # which its figures show
 
 
 def test_a_study_whose_final_runs_all_failed(study: Path) -> None:

@@ -61,7 +61,7 @@ class Kind:
 
 
 def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], list[Made]]:
-    return lambda section: [Made(draw(section.groups, section.groups[0].metric))]
+    return lambda section: [Made(draw(section.groups, section.metric))]
 
 
 def _ways(section: Section) -> list[Made]:

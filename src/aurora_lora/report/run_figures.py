@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..tasks.metrics import LOWER_IS_BETTER
 from .figures import new_figure
 from .groups import Group, chosen, half_interval
 from .study import PERCENT
@@ -101,12 +102,15 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
     shown.
 
     Raises:
-        UserError: the results have no epochs.
+        UserError: the results have no epochs, or one each.
     """
     metric = found[0].selected_by
-    curves = [group for group in found if _curve(group, lambda entry: entry["validation"].get(metric))]
+    lengths = [len(_curve(group, lambda entry: entry["validation"].get(metric))) for group in found]
+    curves = [group for group, length in zip(found, lengths, strict=True) if length]
     if not curves:
         raise UserError("learning curves need results with epochs; a study.json without its runs has none")
+    if max(lengths) == 1:
+        raise UserError("learning curves need runs that were evaluated more than once")
     curves.sort(key=lambda group: -group.validation)
     scale = 100 if metric in PERCENT else 1
     names = [group.with_form(group.label) for group in curves[:MOST_CURVES]]
@@ -207,6 +211,8 @@ def _errorbar(
 
 
 def _axis(metric: str) -> str:
+    if metric in LOWER_IS_BETTER:
+        return f"{metric}, less is better"
     return f"{metric}, %" if metric in PERCENT else metric
 
 

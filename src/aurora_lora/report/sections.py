@@ -42,6 +42,12 @@ class Section:
         """The title as a file name."""
         return slug(self.title) or "runs"
 
+    @property
+    def metric(self) -> str:
+        """What its figures show: what a study's values were chosen by, or the task's own."""
+        tuned = None if self.study is None else self.study["study"]["tuning"].get("metric")
+        return str(tuned or self.groups[0].metric)
+
     def chosen(self, group: Group) -> str:
         """What was tuned of a study's setting, and how it was chosen; empty for other runs."""
         settings = () if self.study is None else self.study["settings"]
