@@ -106,6 +106,8 @@ def test_both_ends_of_the_parameters_where_runs_differ(recipes: Recipes, tmp_pat
     for cell in record["cells"]:  # as earlier versions wrote it
         del cell["most_params"]
     assert "| LoRA | 1,500 to 2,000 |" in reproduced_table(record)
+    assert f"standard deviation over {len(todo.seeds)} seeds" in reproduced_table(record)
+    assert reproduced_table({**record, "seeds": [0]}).endswith("One seed; the head is not among the parameters.")
 
 
 def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:

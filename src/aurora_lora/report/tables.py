@@ -190,7 +190,8 @@ def reproduced_table(record: Mapping[str, Any]) -> str:
             *(_reproduced(found.get(column), seeds) for column in columns),
         ]
         lines.append(f"| {' | '.join([name, *shown])} |")
-    what = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
+    spread = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
+    what = spread if seeds > 1 else "One seed"
     return "\n".join([*lines, "", f"{what}; the head is not among the parameters."])
 
 
