@@ -49,8 +49,7 @@ class ChoiceTrainer(RecipeTrainer):
     ) -> Any:
         """As in Transformers; logits are computed only where a label wants them.
 
-        With the loss on answers these are few of a text's tokens, and a vocabulary is wide: SmolLM2-135M spends a fifth
-        of its training step on the logits of the prompts.
+        With the loss on answers these are few of a text's tokens, and a vocabulary is wide.
         """
         if "labels" in inputs and takes(self.module, "logits_to_keep"):
             inputs = learned_positions(inputs)
