@@ -120,6 +120,10 @@ def test_logits_only_where_something_is_learned(
 
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     whole = next_token_loss(trainer.module(**inputs), batch["labels"])
+    places = [(row, t) for row, labels in enumerate(batch["labels"]) for t in range(1, positions) if labels[t] >= 0]
+    log_probability = trainer.module(**inputs).logits.log_softmax(-1)
+    each = [log_probability[row, t - 1, batch["labels"][row, t]] for row, t in places]
+    torch.testing.assert_close(whole, -torch.stack(each).mean())
     wanted = gradients(whole)
     head = trainer.module.get_base_model().lm_head
     with head.register_forward_hook(lambda module, args, out: computed.append(out.shape[1])):
