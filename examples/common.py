@@ -69,10 +69,10 @@ def load_model(name: str) -> tuple[Any, Any]:
     kwargs: dict[str, Any] = {"dtype": torch.float32}
     if source.gguf_file:  # plain weights: Trainer refuses a model that is marked as quantised
         kwargs |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
+    tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return tokenizer, AutoModelForCausalLM.from_pretrained(source.path, **kwargs)
+    return tokenizer, AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=False, **kwargs)
 
 
 def tiny_model() -> LlamaForCausalLM:

@@ -33,7 +33,7 @@ def quantised(folder: Path) -> Any:
     )
     place = {"": 0 if torch.cuda.is_available() else "cpu"}
     return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=settings, dtype=torch.float32, device_map=place
+        folder, quantization_config=settings, dtype=torch.float32, device_map=place, trust_remote_code=False
     )
 
 

@@ -1,5 +1,8 @@
 """The parts of a run against plain formulas: cuts, draws, the loss, the U-Net's inputs, fidelity."""
 
+import io
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -255,3 +258,26 @@ def test_a_model_of_another_kind_is_said(images: Path, tiny: Any, tmp_path: Path
     recipe = validate_as(SubjectRecipe, tiny.recipe(tmp_path, images), "tiny")
     with pytest.raises(UserError, match=r"model: .* cannot be loaded"):
         load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
+
+
+def test_code_of_a_folders_own_never_runs(
+    model: Path, images: Path, clip_folder: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n" * 100))
+    ran, code = tmp_path / "ran", "from pathlib import Path\nPath({!r}).touch()\nclass Own: pass\n"
+    pipeline, clip = (Path(shutil.copytree(each, tmp_path / name)) for each, name in ((model, "p"), (clip_folder, "c")))
+    for path in (pipeline / "unet" / "own.py", clip / "own.py"):
+        path.write_text(code.format(str(ran)), encoding="utf-8")
+    for path, changes in (
+        (pipeline / "model_index.json", {"unet": ["own", "Own"]}),
+        (clip / "processor_config.json", {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Own"}}),
+        (clip / "config.json", {"model_type": "own"}),
+    ):
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**values, **changes}), encoding="utf-8")
+    recipe = validate_as(SubjectRecipe, tiny.recipe(pipeline, images), "tiny")
+    with pytest.raises(UserError, match=r"model: .* code of its own"):
+        load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"scores\.clip: .* code of its own"):
+        Clip(str(clip), torch.device("cpu"))
+    assert not ran.exists()

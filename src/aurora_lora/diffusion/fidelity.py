@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import UserError
+from ..tasks._loading import NO_CODE, reason
 from ..tasks.dreambooth import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -110,9 +111,10 @@ class Dino(Embedder):
 
 def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
     try:
-        return model.from_pretrained(name, use_safetensors=True).eval(), processor.from_pretrained(name)
+        loaded = model.from_pretrained(name, use_safetensors=True, **NO_CODE).eval()
+        return loaded, processor.from_pretrained(name, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{field}: {name!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{field}: {name!r} cannot be loaded: {reason(error)}") from error
 
 
 def _embedding(output: Any) -> Tensor:

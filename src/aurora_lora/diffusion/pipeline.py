@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..tasks._extra import diffusion_extra
+from ..tasks._loading import NO_CODE, reason
 from .draws import generator
 
 if TYPE_CHECKING:
@@ -154,17 +155,15 @@ def load_diffusion(
         try:
             more["vae"] = AutoencoderKL.from_pretrained(recipe.vae, **kept)
         except (OSError, ValueError) as error:
-            raise UserError(f"vae: {recipe.vae!r} cannot be loaded: {_reason(error)}") from error
+            raise UserError(f"vae: {recipe.vae!r} cannot be loaded: {reason(error)}") from error
     try:
-        pipe = StableDiffusionXLPipeline.from_pretrained(recipe.model, variant=recipe.variant, **kept, **more)
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            recipe.model, variant=recipe.variant, **kept, **more, **NO_CODE
+        )
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"model: {recipe.model!r} cannot be loaded: {_reason(error)}") from error
+        raise UserError(f"model: {recipe.model!r} cannot be loaded: {reason(error)}") from error
     if pipe.text_encoder is None:
         raise UserError(f"model: {recipe.model!r} has one text encoder: it is a refiner, not a base model")
     pipe.set_progress_bar_config(disable=True)
     pipe.watermark = None  # an invisible watermark needs another package, and would be learned from class images
     return Diffusion(pipe, prompts, device, recipe.task.resolution)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,6 +14,7 @@ from torch import nn
 from .. import files
 from ..errors import FormError, UserError
 from ..tasks._extra import diffusion_extra
+from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
 from ..training.deployed import check_new
 from ..training.finished import FinishedRun, read_finished
@@ -70,9 +71,7 @@ def export_subject(
             run.recipe.model, subfolder="unet", variant=run.recipe.variant, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model: {run.recipe.model!r} cannot be loaded: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise UserError(f"model: {run.recipe.model!r} cannot be loaded: {reason(error)}") from error
     try:
         write_lora(_with_adapter(run, unet), output, method, form, dtype)
     except FormError:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import UserError
+from ..tasks._loading import NO_CODE, reason
 from ..tasks.models import MODELS, PretrainedHere, resolve_model
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
@@ -59,7 +60,7 @@ def _architecture(model: str) -> PretrainedConfig:
     source = resolve_model(model)
     more = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **more)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **more, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model: '{model}' cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
     return config

@@ -25,6 +25,7 @@ import torch
 from ..diffusion.recipe import SubjectRecipe
 from ..errors import UserError
 from ..methods import ParameterCounts, count_parameters, get_method
+from ..tasks._loading import NO_CODE, reason
 from ..training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion
 from .architectures import architecture
@@ -151,7 +152,10 @@ def _count(model: str, method: str, options: str, task_type: str, labels: int) -
     config = architecture(model)
     config.num_labels = labels
     with torch.device("meta"):
-        base = classes[task_type].from_config(config)  # type: ignore[no-untyped-call]
+        try:
+            base = classes[task_type].from_config(config, **NO_CODE)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
         try:
             return count_parameters(get_method(method).apply(base, json.loads(options), task_type))  # type: ignore[arg-type]
         except ValueError as error:

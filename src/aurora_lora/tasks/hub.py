@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks._extra import train_extra
+from aurora_lora.tasks._loading import NO_CODE, reason
 
 if TYPE_CHECKING:
     import datasets
@@ -51,7 +52,9 @@ class HubData:
         where = {} if copy is not None or self.revision is None else {"revision": self.revision}
         files = {} if self.files is None else {"data_files": {split: self.files[split]}}
         try:
-            loaded = datasets.load_dataset(str(copy or self.repo), self.config, split=split, **files, **where)
+            loaded = datasets.load_dataset(
+                str(copy or self.repo), self.config, split=split, **files, **where, **NO_CODE
+            )
         except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
             raise UserError(self._failure(copy, split, error)) from error
         missing = [column for column in columns if column not in loaded.column_names]
@@ -72,11 +75,10 @@ class HubData:
 
     def _failure(self, copy: Path | None, split: str, error: Exception) -> str:
         what = self.repo if self.config is None else f"{self.repo} ({self.config})"
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         if copy is not None:
-            return f"{copy}: the {split} split cannot be loaded: {reason}"
+            return f"{copy}: the {split} split cannot be loaded: {reason(error)}"
         return (
-            f"the {split} split of {what} cannot be loaded from the Hugging Face hub: {reason}; "
+            f"the {split} split of {what} cannot be loaded from the Hugging Face hub: {reason(error)}; "
             f"{COPIES}=FOLDER names a folder with copies of data sets, this one in FOLDER/{self.repo}"
         )
 

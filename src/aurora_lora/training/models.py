@@ -23,6 +23,7 @@ from transformers import (
 from ..errors import UserError
 from ..tasks import Task
 from ..tasks._extra import vision_extra
+from ..tasks._loading import NO_CODE, reason
 from ..tasks.models import ResolvedModel, resolve_model
 
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
@@ -48,7 +49,7 @@ def load_image_processor(model: str) -> BaseImageProcessor:
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
     source = resolve_model(model)
     try:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source.path)  # type: ignore[no-untyped-call]
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source.path, **NO_CODE)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(model, error) from error
     return processor
@@ -62,7 +63,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     source = resolve_model(model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **_gguf(source))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **_gguf(source), **NO_CODE)
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
@@ -87,7 +88,7 @@ def load_base_model(model: str, task: Task, processor: Processor, names: Sequenc
     source = resolve_model(model)
     labels = dict(enumerate(names or task.labels or (task.name,)))
     try:
-        config = AutoConfig.from_pretrained(source.path, **_gguf(source))
+        config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
         if task.kind == "multiple-choice":
@@ -114,7 +115,8 @@ def load_causal_model(model: str) -> PreTrainedModel:
     """
     source = resolve_model(model)
     try:
-        return _pretrained(AutoModelForCausalLM, source, AutoConfig.from_pretrained(source.path, **_gguf(source)))
+        config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        return _pretrained(AutoModelForCausalLM, source, config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
 
@@ -128,6 +130,7 @@ def _pretrained(kind: Any, source: ResolvedModel, config: Any, **more: Any) -> P
         use_safetensors=source.gguf_file is None,
         **_gguf(source),
         **_as_plain_weights(source),
+        **NO_CODE,
         **more,
     )
     return loaded
@@ -144,6 +147,4 @@ def _as_plain_weights(source: ResolvedModel) -> dict[str, Any]:
 
 
 def _unusable(model: str, error: Exception) -> UserError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    return UserError(f"model: '{model}' cannot be loaded: {reason}")
+    return UserError(f"model: '{model}' cannot be loaded: {reason(error)}")

@@ -23,6 +23,7 @@ from transformers import (
 from .. import files
 from .._version import __version__
 from ..errors import UserError
+from ..tasks._loading import NO_CODE, reason
 from ..tasks.prompts import alpaca
 from .choices import write_answers
 from .data import encode
@@ -183,7 +184,7 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
-        names = AutoConfig.from_pretrained(folder).architectures or []
+        names = AutoConfig.from_pretrained(folder, **NO_CODE).architectures or []
         if any(name.endswith("ForImageClassification") for name in names):
             return _pretrained(AutoModelForImageClassification, folder), load_image_processor(str(folder.resolve()))
         causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
@@ -194,9 +195,9 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
             config.pad_token_id = tokenizer.pad_token_id
         return model, tokenizer
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{folder} cannot be loaded: {reason(error)}") from error
 
 
 def _pretrained(kind: Any, folder: Path) -> nn.Module:
-    model: nn.Module = kind.from_pretrained(folder, use_safetensors=True)
+    model: nn.Module = kind.from_pretrained(folder, use_safetensors=True, **NO_CODE)
     return model.eval()

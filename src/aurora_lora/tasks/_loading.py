@@ -1,0 +1,21 @@
+"""What every call that loads a model, a tokenizer or a data set has in common."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""An argument of each such call. Without it Transformers asks whether to run the code of a folder, and takes a `yes`
+from wherever stdin comes from."""
+
+_WANTS_CODE = re.compile(r"trust_remote_code|custom code|Dataset scripts")
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be loaded, in one line."""
+    text = str(error)
+    if _WANTS_CODE.search(text):
+        return "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
