@@ -70,7 +70,7 @@ def test_chosen_test_sets(hub: Hub) -> None:
         task.load_splits(SplitSizes(None, 1, 1), 0, ["arc"])
     with pytest.raises(UserError, match=r"the validation split of google/boolq cannot be loaded from the Hugging Face"):
         task.load_splits(SplitSizes(None, 1, 1), 0, ["boolq"])
-    with pytest.raises(UserError, match=r"task\.test_size of arc-c: 9 examples are more than the 2"):
+    with pytest.raises(UserError, match=r"task\.test_size of arc-c: 9 examples are more than the 3"):
         task.load_splits(SplitSizes(None, 1, 9), 0, ["arc-c"])
 
 

@@ -5,34 +5,44 @@ import pytest
 from aurora_lora.tasks import prompts
 from aurora_lora.tasks.prompts import answer_format, key_of, parse_answer, target
 
-# Of LLM-Adapters' data, as people quote them with its evaluation: the forms of every family.
+# The forms of every family, verbatim from LLM-Adapters (github.com/AGI-Edgerunners/LLM-Adapters, dataset/*/test.json).
 FORMS = [
     (
-        prompts.true_false("is ice lighter than water"),
-        "Please answer the following question with true or false, question: is ice lighter than water\n\n"
+        prompts.true_false("is house tax and property tax are same?"),
+        "Please answer the following question with true or false, question: is house tax and property tax are same?\n\n"
         "Answer format: true/false",
     ),
     (
-        prompts.solutions("How do I dry wet shoes?", ["Fill them with newspaper.", "Fill them with water."]),
-        "Please choose the correct solution to the question: How do I dry wet shoes?\n\n"
-        "Solution1: Fill them with newspaper.\n\nSolution2: Fill them with water.\n\n"
+        prompts.solutions("dresser", ["replace drawer with bobby pin ", "finish, woodgrain with  bobby pin "]),
+        "Please choose the correct solution to the question: dresser\n\n"
+        "Solution1: replace drawer with bobby pin \n\nSolution2: finish, woodgrain with  bobby pin \n\n"
         "Answer format: solution1/solution2",
     ),
     (
-        prompts.answers("Sam fell. What next?", ["fly", "get up", "eat"]),
-        "Please choose the correct answer to the question: Sam fell. What next?\n\n"
-        "Answer1: fly Answer2: get up Answer3: eat\n\nAnswer format: answer1/answer2/answer3",
+        prompts.answers("Riley was in pain. How would Riley feel afterwards?", ["aware", "Painful", "Great"]),
+        "Please choose the correct answer to the question: Riley was in pain. How would Riley feel afterwards?\n\n"
+        "Answer1: aware Answer2: Painful Answer3: Great\n\nAnswer format: answer1/answer2/answer3",
     ),
     (
-        prompts.endings("Roof repair", "A man is on a roof. he", ["sings.", "works.", "swims.", "flies."]),
-        "Please choose the correct ending to complete the given sentence: Roof repair: A man is on a roof. he\n\n"
-        "Ending1: sings. Ending2: works. Ending3: swims. Ending4: flies.\n\n"
-        "Answer format: ending1/ending2/ending3/ending4",
+        prompts.endings(
+            "High jump",
+            "A boy is running down a track. the boy",
+            [
+                "runs into a car.",
+                "gets in a mat.",
+                "lifts his body above the height of a pole.",
+                "stands on his hands and springs.",
+            ],
+        ),
+        "Please choose the correct ending to complete the given sentence: High jump: A boy is running down a track. "
+        "the boy\n\nEnding1: runs into a car. Ending2: gets in a mat. Ending3: lifts his body above the height of a "
+        "pole. Ending4: stands on his hands and springs.\n\nAnswer format: ending1/ending2/ending3/ending4",
     ),
     (
-        prompts.options("Ann thanked Eve because _ had helped.", ["Ann", "Eve"]),
-        "Please choose the correct answer to fill in the blank to complete the given sentence: "
-        "Ann thanked Eve because _ had helped.\n\nOption1: Ann Option2: Eve Answer format: option1/option2",
+        prompts.options("God liked to control the day and the night, but the _ was too bright.", ["day", "night"]),
+        "Please choose the correct answer to fill in the blank to complete the given sentence: God liked to control "
+        "the day and the night, but the _ was too bright.\n\n"
+        "Option1: day Option2: night Answer format: option1/option2",
     ),
 ]
 

@@ -59,8 +59,10 @@ def _numbered(word: str, choices: Sequence[str], index: int) -> tuple[list[str],
 
 
 def _boolq(row: Row) -> Question:
+    """BoolQ's questions have no mark at the end; in LLM-Adapters each has one."""
     answer = row["answer"]
-    return prompts.true_false(row["question"]), ("true", "false"), None if answer is None else str(bool(answer)).lower()
+    instruction = prompts.true_false(f"{row['question'].removesuffix('?')}?")
+    return instruction, ("true", "false"), None if answer is None else str(bool(answer)).lower()
 
 
 def _piqa(row: Row) -> Question:
