@@ -77,14 +77,34 @@ def test_a_link_is_removed_but_not_what_it_leads_to(tmp_path: Path) -> None:
 def test_leftovers_may_be_links(tmp_path: Path) -> None:
     real = tmp_path / "real"
     write(real, "first")
-    for name in (".real.trash", ".real.partial"):
-        (tmp_path / name).symlink_to(real)
+    for ending in (files.TRASH, files.PARTIAL):
+        (tmp_path / f".real{ending}").symlink_to(real)
     files.clear_leftovers(tmp_path)
     assert names(tmp_path) == {"real"}
-    (tmp_path / ".real.trash").symlink_to(tmp_path / "nowhere")
+    (tmp_path / f".real{files.TRASH}").symlink_to(tmp_path / "nowhere")
     write(real, "second")
     assert names(tmp_path) == {"real"}
     assert (real / "file").read_text() == "second"
+
+
+def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
+    mine = {".thesis.partial", ".thesis.trash", ".real.partial", ".real.trash", "aurora-lora-partial"}
+    for name in mine:
+        (tmp_path / name).write_text("years of work")
+    for text in ("first", "second"):
+        write(tmp_path / "real", text)
+    files.remove(tmp_path / "real")
+    files.clear_leftovers(tmp_path)
+    assert names(tmp_path) == mine
+
+
+def test_what_a_folder_holds_beside_ours(tmp_path: Path) -> None:
+    for name in ("ours", "mine", "sub/ours", "sub/mine", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert files.others(tmp_path, {"ours", "sub/ours"}) == [".hidden", "empty", "mine", "sub/mine"]
+    assert files.others(tmp_path / "nothing", ()) == []
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Writing so that nothing is ever half there: under another name first, flushed to disk, renamed as the last step.
 
-What was on its way has a name that starts with a dot, and is cleared away by the next run.
+What was on its way has a name that starts with a dot and that no one else gives, and is cleared away by the next run.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+PARTIAL, TRASH = ".aurora-lora-partial", ".aurora-lora-trash"
+"""How the names of what is being written and of what is being removed end: nothing else is ever cleared away."""
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     with plain_write_errors(path):
         path = path.resolve()
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
         try:
             yield partial
             flush(partial)
@@ -56,7 +59,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with plain_write_errors(path):
         path = path.resolve()
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}{PARTIAL}")
         remove(partial)
         partial.mkdir(parents=True)
         try:
@@ -80,7 +83,7 @@ def publish(partial: Path, path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a folder or a file. A kill on the way leaves nothing that could be taken for the whole."""
-    trash = path.with_name(f".{path.name.lstrip('.')}.trash")
+    trash = path.with_name(f".{path.name.lstrip('.')}{TRASH}")
     with suppress(FileNotFoundError):
         _delete(trash)
     with suppress(FileNotFoundError):
@@ -106,8 +109,14 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what interrupted writes left in a folder."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if re.fullmatch(r"\..+\.(partial|trash)", path.name):
+            if path.name.startswith(".") and path.name.endswith((PARTIAL, TRASH)):
                 _delete(path)
+
+
+def others(folder: Path, ours: Collection[str]) -> list[str]:
+    """The files in a folder that are not ours, and empty folders, by their paths relative to it."""
+    every = [path for path in sorted(folder.rglob("*")) if not _is_real_folder(path) or not any(path.iterdir())]
+    return [name for path in every if (name := path.relative_to(folder).as_posix()) not in ours]
 
 
 def check_writable(folder: Path) -> None:
@@ -118,7 +127,7 @@ def check_writable(folder: Path) -> None:
     """
     with plain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.", suffix=".partial") as probe:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.", suffix=PARTIAL) as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
 

@@ -307,6 +307,27 @@ def test_a_folder_that_is_no_earlier_export_is_left_alone(model, tmp_path):
         assert sorted((path.name, path.read_bytes()) for path in (tmp_path / folder).iterdir()) == before
     for form in ("static", "calibrated"):  # an earlier export is replaced
         export_lora(model, tmp_path / "lora", form)
+    (tmp_path / "lora" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="no earlier LoRA export"):
+        export_lora(model, tmp_path / "lora")
+    assert (tmp_path / "lora" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"])
+def test_a_lora_that_was_trained_elsewhere_is_left_alone(model, make_bert, tmp_path, name):
+    get_peft_model(make_bert(), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "lora")
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    (tmp_path / "lora" / "README.md").unlink()
+    if name != weights.name:
+        (tmp_path / "lora" / "adapter_config.json").unlink()
+        weights = weights.rename(tmp_path / "lora" / name)
+    before = weights.read_bytes()
+    with pytest.raises(ValueError, match="no earlier LoRA export"):
+        export_lora(model, tmp_path / "lora")
+    weights.write_bytes(before[:100])  # and what is no file of weights at all
+    with pytest.raises(ValueError, match="no earlier LoRA export"):
+        export_lora(model, tmp_path / "lora")
+    assert weights.read_bytes() == before[:100]
 
 
 def test_a_compiled_model_is_exported_under_plain_names(model, make_bert, logits, tmp_path):

@@ -9,6 +9,8 @@ import pytest
 from looking import PRIOR, WHOLE, contents, pixels, result_of
 from safetensors.torch import load_file
 
+from aurora_lora import files
+
 Train = Callable[..., list[dict[str, Any]]]
 
 
@@ -111,7 +113,7 @@ def test_killed_anywhere_it_ends_with_the_same_weights_and_images(
     assert [name for name in found if found[name] != expected[name]] == []
     theirs, ours = result_of(runs["aurora"]), result_of(folder)
     assert (ours["metric"], ours["epochs"]) == (theirs["metric"], theirs["epochs"])
-    assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".trash")]
+    assert not [path for path in folder.rglob("*") if path.suffix in (files.PARTIAL, files.TRASH)]
 
 
 def test_a_finished_run_is_shown_again(train: Train, runs: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from aurora_lora import files
+
 REFERENCE = {"method": "linear-probe"}
 Aurora = Callable[..., list[dict[str, Any]]]
 
@@ -60,8 +62,8 @@ def test_killed_at_20_moments(aurora: Aurora, whole: tuple[Path, Path, int], tmp
         assert weights(output) == weights(expected)
         assert scores(output) == scores(expected)
         assert scores(output / "reference") == scores(expected / "reference")
-        assert not list(output.rglob("*.partial"))
-        assert not list(output.rglob("*.trash"))
+        for ending in (files.PARTIAL, files.TRASH):
+            assert not list(output.rglob(f"*{ending}"))
         runs += 1
         if not kills and done < 20:  # some came after the run's end: strike again
             kills = [{"kill_at": rng.randint(1, events // 2)} for _ in range(20 - done)]

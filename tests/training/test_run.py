@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from aurora_lora.errors import FormError, UserError
-from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train
+from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
+from aurora_lora.training import trained as trained_module
 from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
 from aurora_lora.training.trainer import peak_memory, reset_peak_memory, training_arguments
@@ -236,6 +238,57 @@ def test_merging_twice(run: Run, tmp_path: Path) -> None:
     (output / "model.safetensors").write_bytes(b"")  # damaged: no longer that merge
     with pytest.raises(UserError, match="--overwrite"):
         merge(trained, "static", output)
+
+
+def test_merging_anew_keeps_what_was_added(run: Run, tmp_path: Path) -> None:
+    trained, output = load_run(run.folder), tmp_path / "merged"
+    merge(trained, "calibrated", output)
+    for name in ("notes.txt", "evaluation/scores.csv", ".git/HEAD"):
+        added = output / name
+        added.parent.mkdir(exist_ok=True)
+        added.write_text("mine")
+        with pytest.raises(UserError, match=f"holds {name}, which `aurora merge` did not write: move it away"):
+            merge(trained, "static", output, overwrite=True)
+        assert added.read_text() == "mine"
+        added.unlink()
+        if added.parent != output:
+            added.parent.rmdir()
+    assert not merge(trained, "static", output, overwrite=True).was_there
+
+
+def test_what_is_added_while_a_model_is_merged_stays(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, output = load_run(run.folder), tmp_path / "merged"
+    merge(trained, "calibrated", output)
+    load = trained_module.load_trained_model
+
+    def meanwhile(*args: Any) -> Any:
+        (output / "notes.txt").write_text("mine")
+        return load(*args)
+
+    monkeypatch.setattr(trained_module, "load_trained_model", meanwhile)
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        merge(trained, "static", output, overwrite=True)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir() if "merged" in path.name} == {"merged"}
+
+
+def test_a_users_own_files_stay_in_the_folder_of_a_run(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    mine = [
+        folder / name for name in (".thesis.partial", ".old.trash", "checkpoints/best/weights", "updates/.a.partial")
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    recipe = load_recipe(write_recipe(), ["training.epochs=1"])
+    (folder / "recipe.yaml").write_text(yaml_text.dump(recipe.resolved()))
+    for path in mine:
+        path.write_text("years of work")
+    train(recipe, folder)
+    for path in mine:
+        assert path.read_text() == "years of work"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best"]
+    assert train(recipe, folder).was_finished
+    assert mine[2].exists()
 
 
 def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from aurora_lora import files
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.run import load_trained_model
@@ -69,7 +70,7 @@ def test_a_run_that_goes_on_has_the_same_updates(write_recipe: WriteRecipe, tmp_
     train(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "run", lambda: [tiny.Stop(step)])
-    (tmp_path / "run" / "updates" / ".epoch-001.safetensors.1.partial").write_bytes(b"half")
+    (tmp_path / "run" / "updates" / f".epoch-001.safetensors.1{files.PARTIAL}").write_bytes(b"half")
     train(recipe, tmp_path / "run")
     expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "updates").iterdir()} == expected

@@ -26,7 +26,8 @@ def merge(
 ) -> None:
     """Write a stand-alone model that loads with plain Transformers.
 
-    OUT must be new or empty, or hold this very merge, which is then left as it is.
+    OUT must be new or empty, or hold this very merge, which is then left as it is. What was added to a merged model is
+    never removed: then another folder must do.
     """
     from aurora_lora.training.finished import load_run
     from aurora_lora.training.trained import merge as merge_run

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FORMATS = ("peft", "diffusers")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
+"""Of the weights that are written: by it an export is known again, and only an export is replaced."""
 
 
 def export_lora(
@@ -76,7 +77,7 @@ def export_lora(
     config = _adapter_config(model, name)
     others = _other_weights(model, name)
     path = Path(folder)
-    _check_replaceable(path)
+    check_replaceable(path)
     if format == "diffusers":
         if others:
             raise ValueError(
@@ -86,7 +87,7 @@ def export_lora(
         lead = prefix if prefix is not None else _component(model)
         weights = {f"{lead}.{key.removeprefix(_BASE)}" if lead else key: v for key, v in weights.items()}
         with new_folder(path) as partial:
-            save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+            save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata=METADATA)
         return path
     lora_config = LoraConfig(
         r=rank,
@@ -102,7 +103,7 @@ def export_lora(
         inference_mode=True,
     )
     with new_folder(path) as partial:
-        save_file({**weights, **others}, partial / PEFT_WEIGHTS, metadata={"format": "pt"})
+        save_file({**weights, **others}, partial / PEFT_WEIGHTS, metadata=METADATA)
         lora_config.save_pretrained(str(partial))
     return path
 
@@ -129,18 +130,25 @@ def lora_factors(
     return factors
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raise a ValueError unless the folder is new, empty, or an earlier export."""
+def check_replaceable(folder: Path) -> None:
+    """Raise a ValueError unless the folder is new, empty, or an earlier export: a LoRA from elsewhere is none."""
     if not folder.exists():
         return
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if not held or (folder.is_dir() and held == {DIFFUSERS_WEIGHTS}):
+    exported = ({PEFT_CONFIG, PEFT_WEIGHTS}, {DIFFUSERS_WEIGHTS})
+    weights = next((folder / name for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS) if name in held), None)
+    if not held or (folder.is_dir() and held in exported and weights is not None and _is_export(weights)):
         return
-    if folder.is_dir() and held <= {PEFT_CONFIG, PEFT_WEIGHTS, "README.md"} and (folder / PEFT_CONFIG).is_file():
-        with suppress(ValueError):
-            if json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8")).get("peft_type") == "LORA":
-                return
     raise ValueError(f"{folder} holds something that is no earlier LoRA export: choose another folder.")
+
+
+def _is_export(weights: Path) -> bool:
+    """Whether `export_lora` wrote a file of weights."""
+    try:
+        with safe_open(weights, "pt") as file:
+            return (file.metadata() or {}).get("writer") == METADATA["writer"]
+    except (OSError, SafetensorError):
+        return False
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

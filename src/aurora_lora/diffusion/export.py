@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import files
 from ..deploy import export_lora
-from ..deploy.export import DIFFUSERS_WEIGHTS, DTYPES
+from ..deploy.export import DIFFUSERS_WEIGHTS, DTYPES, METADATA, check_replaceable
 from ..methods.aurora import AuroraMethod
 
 if TYPE_CHECKING:
@@ -31,14 +31,15 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
 
     Args:
         model: the U-Net with the adapter of the method, AuroRA or PEFT's LoRA.
-        folder: replaced.
+        folder: an earlier export there is replaced.
         method: of the adapter.
         form: the form to write.
         dtype: of the factors.
 
     Raises:
         FormError, NotCalibratedError: as `export_lora`.
-        ValueError: what the adapter trains does not fit into such a file; an unknown dtype.
+        ValueError: what the adapter trains does not fit into such a file; an unknown dtype; a folder that holds
+            anything but an earlier export.
     """
     if isinstance(method, AuroraMethod):
         export_lora(model, folder, form, format="diffusers", dtype=dtype)
@@ -48,8 +49,9 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
     weights = {key: value.to(DTYPES[dtype]).contiguous().cpu() for key, value in _lora_state(model).items()}
+    check_replaceable(folder)
     with files.new_folder(folder) as partial:
-        save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata=METADATA)
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         on_main(lambda: _open(folder, recipe, stack))
         finished = on_main(lambda: read_result(folder))
         if finished is not None:
-            on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
+            on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result
             return Run(folder, finished, None, True)
         reset_peak_memory()
         return Run(folder, _Training(recipe, folder, watcher).run(), None, False)
@@ -309,7 +309,7 @@ class _Training:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
         write_result(self.folder, result)
-        files.remove(self.folder / CHECKPOINTS)
+        storage.remove_checkpoints(self.folder / CHECKPOINTS)
 
     def _write_lora(self, result: Result, form: str) -> None:
         with files.new_folder(self.folder / LORA) as partial:

@@ -20,7 +20,8 @@ def merge_note(folder: Path) -> dict[str, Any] | None:
         note = json.loads((folder / MERGE_NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return note if isinstance(note, dict) and {"source", "files"} <= note.keys() else None
+    is_note = isinstance(note, dict) and {"source", "files"} <= note.keys() and isinstance(note["files"], dict)
+    return note if is_note else None
 
 
 def trained_on(recipe: Recipe) -> list[str]:

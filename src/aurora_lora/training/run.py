@@ -102,7 +102,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
-        on_main(lambda: files.remove(folder / CHECKPOINTS))  # left by a kill after the result was written
+        on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result was written
         return finished, True
     reset_peak_memory()
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
@@ -325,7 +325,7 @@ def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, res
         data.processor.save_pretrained(str(adapter))
         card.write_adapter_card(adapter, facts, no_lora)
     write_result(folder, result)
-    files.remove(folder / CHECKPOINTS)
+    storage.remove_checkpoints(folder / CHECKPOINTS)
 
 
 def _write_lora(folder: Path, trainer: RecipeTrainer, facts: card.Facts) -> str | None:

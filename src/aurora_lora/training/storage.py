@@ -11,10 +11,11 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
 from . import yaml_text
@@ -93,6 +94,17 @@ def whole_checkpoints(folder: Path) -> dict[int, Path]:
             if (match := _CHECKPOINT.fullmatch(path.name)) and is_whole(path):
                 found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a finished run, and the folder that they are in unless it holds something else."""
+    files.clear_leftovers(folder)
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            if _CHECKPOINT.fullmatch(path.name):
+                files.remove(path)
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def _files(folder: Path) -> list[Path]:

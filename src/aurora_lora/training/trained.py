@@ -83,7 +83,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         run: which.
         form: which form of it; the deployed one if None.
         output: a new or empty folder. One that already holds this very merge is left as it is.
-        overwrite: replace another merged model there; anything else is never replaced.
+        overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
 
     Raises:
         FormError: the run has no such form, or it cannot be merged.
@@ -99,14 +99,26 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         hint = "--overwrite replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise UserError(f"{output} already holds {what}: {hint}")
+    _check_only_merge(output)
     model, processor = load_trained_model(run)
     plain = run.recipe.method.method.merge(model, form)
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(str(folder))
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        sizes = {name: path.stat().st_size for name, path in written.items()}
         files.write_json(folder / MERGE_NOTE, {"source": source, "trained_on": trained_on(run.recipe), "files": sizes})
+        _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False)
+
+
+def _check_only_merge(folder: Path) -> None:
+    """Raise a UserError if a merged model's folder, which is about to be replaced, holds more than the model."""
+    added = files.others(folder, {*(merge_note(folder) or {"files": {}})["files"], MERGE_NOTE})
+    if added:
+        raise UserError(
+            f"{folder} holds {added[0]}, which `aurora merge` did not write: move it away, or choose another folder"
+        )
 
 
 def _digest(folder: Path) -> str:

@@ -244,7 +244,7 @@ class RecipeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let Transformers write the checkpoint under another name; publish it; then delete the ones not needed."""
         name = f"checkpoint-{self.state.global_step}"
-        self._writing = self.checkpoints / ".writing.partial"
+        self._writing = self.checkpoints / f".writing{files.PARTIAL}"
         try:
             with files.plain_write_errors(self.checkpoints / name):
                 on_main(self._make_room)
