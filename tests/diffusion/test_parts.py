@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
+from aurora_lora.diffusion import fidelity
 from aurora_lora.diffusion.draws import generator, row_of
 from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from aurora_lora.diffusion.loss import snr_weights, squared_errors, target, total_loss
@@ -210,7 +211,7 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
 def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
-    clip = Clip(str(clip_folder), torch.device("cpu"))
+    clip = Clip(str(clip_folder))
     pictures = subject_images(str(images))
     generated, real, texts = pictures[:2], pictures[1:], ["a dog", "a dog on the beach"]
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
@@ -230,7 +231,7 @@ def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> No
 def test_dino_embeds_with_the_class_token(dino_folder: Path, images: Path) -> None:
     from transformers import ViTImageProcessor, ViTModel
 
-    pictures, dino = subject_images(str(images)), Dino(str(dino_folder), torch.device("cpu"))
+    pictures, dino = subject_images(str(images)), Dino(str(dino_folder))
     inputs = ViTImageProcessor.from_pretrained(dino_folder)(pictures, return_tensors="pt")
     with torch.no_grad():
         expected = ViTModel.from_pretrained(dino_folder)(**inputs).last_hidden_state
@@ -244,7 +245,34 @@ def test_the_identifier_is_left_out_for_clip() -> None:
 
 def test_a_missing_clip_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scores\.clip: .* cannot be loaded"):
-        Clip(str(tmp_path), torch.device("cpu"))
+        Clip(str(tmp_path))
+
+
+def test_weights_that_are_pickles_alone_are_named(dino_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dino_folder, tmp_path / "dino"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        UserError, match=r"scores\.dino: .*pytorch_model\.bin is a pickle, which is never loaded, .*convert"
+    ):
+        Dino(str(folder))
+
+
+def test_a_revision_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`owner/name@revision` asks for that revision; without one, for the main branch."""
+    from transformers import CLIPModel
+
+    asked = []
+
+    def refuse(repo: str, **options: Any) -> None:
+        asked.append((repo, options["revision"], options["use_safetensors"]))
+        raise OSError("not here")
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", refuse)
+    monkeypatch.setattr(fidelity, "list_repo_files", lambda repo, revision: ["config.json"])
+    for name in ("owner/name@refs/pr/15", "owner/name"):
+        with pytest.raises(UserError, match=f"scores.clip: '{name}' cannot be loaded: not here"):
+            Clip(name)
+    assert asked == [("owner/name", "refs/pr/15", True), ("owner/name", "main", True)]
 
 
 def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,5 +307,5 @@ def test_code_of_a_folders_own_never_runs(
     with pytest.raises(UserError, match=r"model: .* code of its own"):
         load_diffusion(recipe, needed_prompts(recipe), torch.device("cpu"))
     with pytest.raises(UserError, match=r"scores\.clip: .* code of its own"):
-        Clip(str(clip), torch.device("cpu"))
+        Clip(str(clip))
     assert not ran.exists()

@@ -1,5 +1,6 @@
 """Whole runs on a tiny pipeline: what they write, that they learn and survive a kill, what can be set."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,20 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert not all(weights[0][key].equal(weights[2][key]) for key in weights[0])
+
+
+def test_scorers_are_loaded_before_anything_is_trained(
+    train: Train, clip_folder: Path, dino_folder: Path, tmp_path: Path
+) -> None:
+    """CLIP can be had, DINO has its weights as a pickle alone; the model itself is not even looked for."""
+    dino = Path(shutil.copytree(dino_folder, tmp_path / "dino"))
+    (dino / "model.safetensors").rename(dino / "pytorch_model.bin")
+    scores = {"prompts": ["a [V] dog"], "clip": str(clip_folder), "dino": str(dino)}
+    (answer,) = train((tmp_path / "run", {"model": str(tmp_path / "none"), "scores": scores}, {}))
+    assert answer["status"] == 2
+    assert answer["stderr"].startswith("scores.dino: ")
+    assert "pytorch_model.bin is a pickle" in answer["stderr"]
+    assert not (tmp_path / "run" / "images").exists()
 
 
 def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:

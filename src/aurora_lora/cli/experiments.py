@@ -9,7 +9,7 @@ import typer
 
 from aurora_lora.errors import DIVERGED, UserError
 
-from .common import Json, make_models, print_json, stderr, stdout
+from .common import Json, complain, make_models, print_json, stderr, stdout
 
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
@@ -63,8 +63,11 @@ def reproduce(
     if dry_run:
         from aurora_lora.experiments.estimate import describe
         from aurora_lora.report.plan import plan_tables
+        from aurora_lora.tasks.access import why_no_access
 
         rows = describe(todo)
+        for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
+            complain(f"note: {why}")
         if as_json:
             print_json(rows)
             return
@@ -76,11 +79,15 @@ def reproduce(
     from aurora_lora.experiments.reproduce import run
     from aurora_lora.files import check_writable, write_json, write_text
     from aurora_lora.report.paper import compare, markdown, notes, tables
+    from aurora_lora.tasks.access import check_access
 
     engine = make_engine(launcher, jobs, _pairs(settings))
     check_writable(todo.folder)
     left = [job for job in todo.jobs.values() if job.status() != "finished"]
-    make_models([job.recipe.model for job in left])
+    models = sorted({job.recipe.model for job in left})
+    for model in models:
+        check_access(model)
+    make_models(models)
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), len(todo.jobs) - len(left)) as bar:
         tally = run(todo, engine, bar)
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
@@ -119,12 +126,14 @@ def sweep(
     from aurora_lora.experiments.study import load_study
     from aurora_lora.experiments.sweep import Sweep
     from aurora_lora.report.study import study_tables
+    from aurora_lora.tasks.access import check_access
 
     plan = load_study(study)
     if dry_run:
         _print_plan(plan, as_json)
         return
     engine = make_engine(launcher, jobs, _pairs(settings))
+    check_access(str(plan.base.get("model")))
     make_models([str(plan.base.get("model"))])
     failed: list[dict[str, Any]] = []
     tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from huggingface_hub import list_repo_files
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -47,6 +48,13 @@ BATCH = 16
 class Embedder(ABC):
     """Embeds images."""
 
+    model: Any
+
+    def to(self, device: torch.device) -> Self:
+        """The same, computing there."""
+        self.model.to(device)
+        return self
+
     @abstractmethod
     def images(self, images: Sequence[Image]) -> Tensor:
         """(n, d), float32."""
@@ -66,18 +74,16 @@ class Clip(Embedder):
     """Embeddings of CLIP.
 
     Args:
-        name: a hub id or a folder.
-        device: where to compute.
+        name: a hub id, `owner/name@revision`, or a folder.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or its weights are pickles alone.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
         self.model, self.processor = _load("scores.clip", name, CLIPModel, AutoProcessor)
-        self.model.to(device)
 
     @torch.no_grad()
     def images(self, images: Sequence[Image]) -> Tensor:
@@ -95,11 +101,10 @@ class Clip(Embedder):
 class Dino(Embedder):
     """Class tokens of a self-supervised ViT. As `Clip`."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str) -> None:
         from transformers import AutoImageProcessor, AutoModel
 
         self.model, self.processor = _load("scores.dino", name, AutoModel, AutoImageProcessor)
-        self.model.to(device)
 
     @torch.no_grad()
     def images(self, images: Sequence[Image]) -> Tensor:
@@ -110,11 +115,36 @@ class Dino(Embedder):
 
 
 def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
+    """Model and processor, on the CPU. From a revision that the name says, such as `owner/name@refs/pr/15`.
+
+    Without one, Transformers looks for the hub's own conversion to safetensors where the main branch has none.
+    """
+    repo, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
+    where = {"revision": revision or "main"}
     try:
-        loaded = model.from_pretrained(name, use_safetensors=True, **NO_CODE).eval()
-        return loaded, processor.from_pretrained(name, **NO_CODE)
+        loaded = model.from_pretrained(repo, use_safetensors=True, **where, **NO_CODE).eval()
+        return loaded, processor.from_pretrained(repo, **where, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{field}: {name!r} cannot be loaded: {reason(error)}") from error
+        why = _only_pickles(repo, where["revision"]) or reason(error)
+        raise UserError(f"{field}: {name!r} cannot be loaded: {why}") from error
+
+
+def _only_pickles(repo: str, revision: str) -> str | None:
+    """What to do about weights that are there as pickles alone; None if they are not."""
+    folder = Path(repo).expanduser()
+    try:
+        names = (
+            [path.name for path in folder.iterdir()] if folder.is_dir() else list_repo_files(repo, revision=revision)
+        )
+    except Exception:  # the hub's client raises many kinds; the first error says more
+        return None
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if not pickles or any(name.endswith(".safetensors") for name in names):
+        return None
+    return (
+        f"{pickles[0]} is a pickle, which is never loaded, and there is no model.safetensors; name a revision that has "
+        "one (owner/name@refs/pr/N), or a folder with the weights converted"
+    )
 
 
 def _embedding(output: Any) -> Tensor:

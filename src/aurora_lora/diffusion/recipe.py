@@ -107,8 +107,9 @@ class ScoresSection(Section):
 
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
     images_per_prompt: Size = 4
-    clip: Annotated[str, Field(min_length=1)] = "openai/clip-vit-base-patch32"
-    """For CLIP-I (subject) and CLIP-T (prompt)."""
+    clip: Annotated[str, Field(min_length=1)] = "openai/clip-vit-base-patch32@refs/pr/15"
+    """For CLIP-I (subject) and CLIP-T (prompt): a folder, or a hub id with or without a revision. That revision has the
+    weights of the main branch as safetensors; there they are a pickle."""
     dino: str | None = "facebook/dino-vits16"
     """For DINO (subject); None leaves it out."""
 

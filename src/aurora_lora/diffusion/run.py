@@ -17,6 +17,7 @@ from .. import files
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.base import PlainMethod
+from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
 from ..training.distributed import on_main, state
@@ -113,6 +114,8 @@ class _Training:
         if recipe.training.threads is not None:
             torch.set_num_threads(recipe.training.threads)
         accelerator = make_accelerator(recipe)
+        on_main(self._load_scorers)  # first: what cannot be scored in the end is not worth the hours
+        on_main(lambda: check_access(recipe.model))
         images = subject_images(recipe.task.images, recipe.task.subject)
         # weights that are trained themselves are kept in fp32, and norms want all of theirs in one precision
         precision = "fp32" if isinstance(self.method, PlainMethod) else recipe.training.precision
@@ -133,6 +136,13 @@ class _Training:
         self.loop.run(self._validate, each)
         self.watcher.end()
         return self._finish()
+
+    def _load_scorers(self) -> None:
+        """The models that score the images in the end, in the main process; until then on the CPU."""
+        wanted = self.recipe.scores
+        if wanted is not None:
+            self.clip = Clip(wanted.clip)
+            self.dino = None if wanted.dino is None else Dino(wanted.dino)
 
     def _class_images(self) -> list[Path]:
         prior = self.recipe.prior
@@ -277,14 +287,14 @@ class _Training:
         wanted, device = self.recipe.scores, self.diffusion.device
         assert wanted is not None
         plain = [plain_prompt(prompt) for prompt in wanted.prompts for _ in range(wanted.images_per_prompt)]
-        clip = Clip(wanted.clip, device)
+        clip = self.clip.to(device)
         texts, real = clip.texts(plain), clip.images(self.subject.pictures)
         found = {}
         for form, paths in generated.items():
             embedded = clip.files(paths)
             found[form] = {"clip_i": subject_fidelity(embedded, real), "clip_t": prompt_fidelity(embedded, texts)}
-        if wanted.dino is not None:
-            dino = Dino(wanted.dino, device)
+        if self.dino is not None:
+            dino = self.dino.to(device)
             real = dino.images(self.subject.pictures)
             for form, paths in generated.items():
                 found[form]["dino"] = subject_fidelity(dino.files(paths), real)

@@ -22,6 +22,7 @@ from ..deploy import export_lora
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
+from ..tasks.access import check_access
 from . import card, storage, yaml_text
 from .callback import CalibrationCallback
 from .choice_trainer import ChoiceTrainer
@@ -104,6 +105,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     if finished is not None:
         on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result was written
         return finished, True
+    on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
     on_main(lambda: keep_splits(folder, data))
