@@ -6,7 +6,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
-from huggingface_hub.utils import validate_repo_id
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.models import MODELS
@@ -23,7 +22,6 @@ def why_no_access(model: str) -> str | None:
     if model in MODELS or Path(model).expanduser().exists():
         return None
     try:
-        validate_repo_id(model)
         if any(isinstance(try_to_load_from_cache(model, name), str) for name in CONFIGS):
             return None
         HfApi().auth_check(model)
