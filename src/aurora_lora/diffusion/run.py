@@ -16,7 +16,6 @@ from aurora_lora import calibrate
 from .. import files
 from ..errors import UserError
 from ..methods import Sample, count_parameters
-from ..methods.base import PlainMethod
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
@@ -118,7 +117,7 @@ class _Training:
         on_main(lambda: check_access(recipe.model))
         images = subject_images(recipe.task.images, recipe.task.subject)
         # weights that are trained themselves are kept in fp32, and norms want all of theirs in one precision
-        precision = "fp32" if isinstance(self.method, PlainMethod) else recipe.training.precision
+        precision = "fp32" if self.method.base_use(self.options) == "trained" else recipe.training.precision
         self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device, precision)
         self.subject = Subject(recipe, self.diffusion, images, self._class_images())
         self.held = self.subject.fixed(

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback
 
+BaseUse = Literal["frozen", "start", "trained"]
+"""What a method does with the pretrained weights of the body: it leaves them as they are, takes its start from their
+exact values, or trains some of them, which then belong in float32."""
+
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS", "TEXT_TO_IMAGE"]
 Options = Mapping[str, Any]
 
@@ -65,8 +69,14 @@ class Method(Protocol):
             ValueError: an unknown option or a value that is not allowed; the message names the option.
         """
 
+    def base_use(self, options: Options) -> BaseUse:
+        """What the method does with the pretrained weights; so what precision they can be kept in."""
+
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
-        """Make a pretrained model trainable by this method. The head is always trained."""
+        """Make a pretrained model trainable by this method. The head is always trained.
+
+        What is trained is in float32 at least, whatever precision the model has; what is frozen keeps the model's.
+        """
 
     def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
         """Decide from training data what is trained: once, before the first step of a new run."""
@@ -118,6 +128,9 @@ class OneForm:
         if form != MERGED:
             raise FormError(f"form={form!r}: {self.name} has one form only (allowed: {MERGED!r}).")
 
+    def base_use(self, options: Options) -> BaseUse:
+        return "frozen"
+
     def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
         pass
 
@@ -150,7 +163,7 @@ class PeftMethod(OneForm):
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         from peft import get_peft_model
 
-        heads = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
+        heads = self._modules_to_save(model, options)
         # PEFT has no wrapper for models of images
         known = None if task_type in ("IMAGE_CLS", "TEXT_TO_IMAGE") else task_type
         config = self.make_config(**{**options, "modules_to_save": heads}, task_type=known)
@@ -158,11 +171,29 @@ class PeftMethod(OneForm):
             peft_model: nn.Module = get_peft_model(model, config)
         except NotImplementedError as error:  # a kind of module that PEFT's method does not adapt
             raise ValueError(f"{self.name}: {error}") from error
+        keep_in_float32(parameter for parameter in peft_model.parameters() if parameter.requires_grad)
         return peft_model
+
+    def base_use(self, options: Options) -> BaseUse:
+        config = self.make_config(**options)
+        if getattr(config, "bias", "none") != "none":
+            return "trained"
+        # PEFT makes a start from W0 again, from W0, when the adapter is loaded
+        drawn = (True, False, "gaussian", "orthogonal")
+        return "frozen" if getattr(config, "init_lora_weights", True) in drawn else "start"
+
+    def _modules_to_save(self, model: nn.Module, options: Options) -> list[str]:
+        """The modules that PEFT copies and trains whole, in float32 before it copies them."""
+        names = sorted({*(options.get("modules_to_save") or ()), *head_modules(model)})
+        for path, module in model.named_modules():
+            if any(f".{path}".endswith(f".{name}") for name in names):
+                keep_in_float32(module.parameters())
+        return names
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
         from peft import PeftModel
 
+        self._modules_to_save(model, options)
         peft_model: nn.Module = PeftModel.from_pretrained(model, directory)
         return peft_model
 
@@ -184,9 +215,14 @@ class PlainMethod(OneForm):
 
     Args:
         trains: whether to train a parameter of the body, by its name. The head is always trained.
+        use: of the pretrained weights.
     """
 
     trains: Callable[[str], bool]
+    use: BaseUse = "trained"
+
+    def base_use(self, options: Options) -> BaseUse:
+        return self.use
 
     def validate(self, options: Options) -> dict[str, Any]:
         check_names(options, ())
@@ -197,6 +233,7 @@ class PlainMethod(OneForm):
             parameter.requires_grad_(is_head(model, name) or self.trains(name))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"{self.name} has nothing to train in a {type(model).__name__}: it has no new head")
+        keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
@@ -214,6 +251,13 @@ class PlainMethod(OneForm):
 
 
 # ---------------------------------------------------------------- heads and counts
+
+
+def keep_in_float32(parameters: Iterable[nn.Parameter]) -> None:
+    """Give parameters of a lower precision float32, where they are."""
+    for parameter in parameters:
+        if parameter.is_floating_point() and parameter.element_size() < 4:
+            parameter.data = parameter.data.float()
 
 
 def head_modules(model: nn.Module) -> list[str]:

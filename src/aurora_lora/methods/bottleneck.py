@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
+from .base import BaseUse, Options
 from .edit import EditMethod
 from .edited import Edited
 from .linear import Linear, features, is_linear
@@ -150,6 +151,9 @@ class BottleneckMethod(EditMethod):
     """
 
     places: tuple[str, ...]
+
+    def base_use(self, options: Options) -> BaseUse:
+        return "start" if self.validate(options)["train_norms"] else "frozen"
 
     def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
         if options["train_norms"]:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import FormError
-from .base import OneForm, Options, TaskType, is_head, load_trained, save_trained
+from .base import OneForm, Options, TaskType, is_head, keep_in_float32, load_trained, save_trained
 from .edited import AdaptedLinear, Update
 from .linear import Linear, is_linear, untie_adapted
 from .options import Table, check
@@ -38,6 +38,7 @@ class EditMethod(OneForm, ABC):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name))
         self.edit(model, self.validate(options))
+        keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model
 
     @abstractmethod

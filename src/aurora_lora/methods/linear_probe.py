@@ -6,4 +6,5 @@ LINEAR_PROBE = PlainMethod(
     name="linear-probe",
     description="The head alone, on the frozen pretrained model",
     trains=lambda name: False,
+    use="frozen",
 )

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
-from .base import Options, PeftMethod, TaskType
+from .base import BaseUse, Options, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix
 from .lora import LORA_TABLE
 from .options import TARGETS, peft_method
@@ -66,6 +66,9 @@ class MiLoRAMethod(PeftMethod):
 
     The adapter belongs to the changed base weight, which is made again from the pretrained one when it is loaded.
     """
+
+    def base_use(self, options: Options) -> BaseUse:
+        return "start"
 
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         peft_model = super().apply(model, options, task_type)

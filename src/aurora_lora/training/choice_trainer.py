@@ -73,7 +73,7 @@ class ChoiceTrainer(RecipeTrainer):
         """Scores of the choices, (batch, choices, 2 or 3), see `choice_metrics`; no loss."""
         batch = self._prepare_inputs(inputs)
         most = self.questions.max_choices
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():  # `generate` does not go through the prepared forward pass
             scores = choice_scores(model, batch, most)
             if self.generate:
                 written = generated_choices(self.accelerator.unwrap_model(model), batch, most, self.questions.padding)

@@ -14,7 +14,7 @@ from .storage import ADAPTER
 
 
 def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:
-    """The merge gap of a run on a split.
+    """The merge gap of a run on a split, in float32: what it measures is often below the noise of a lower precision.
 
     Args:
         run: an AuroRA run, trained in the dynamic form.
@@ -32,7 +32,7 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
     if examples is not None and examples < 1:
         raise UserError(f"examples must be at least 1, got {examples}")
     with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(run.recipe, Path(nowhere), (), run.folder / ADAPTER)
+        trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
     rows = data.fixed(split)
     n = len(rows) if examples is None else min(examples, len(rows))
     batches = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class TrainedRun(FinishedRun):
     """A finished run of a classifier or a language model."""
 
     recipe: Recipe
+
+    @property
+    def in_float32(self) -> TrainedRun:
+        """The same, to be loaded in float32 whatever precision it was trained in."""
+        return replace(self, recipe=self.recipe.in_float32)
 
     @property
     def task(self) -> Task:

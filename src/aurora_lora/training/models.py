@@ -71,8 +71,16 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(model: str, task: Task, processor: Processor, names: Sequence[str] = ()) -> PreTrainedModel:
-    """The pretrained model in float32, with a new head for the task.
+def load_base_model(
+    model: str,
+    task: Task,
+    processor: Processor,
+    names: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    *,
+    exact: bool = False,
+) -> PreTrainedModel:
+    """The pretrained model, with a new head for the task.
 
     For multiple choice the language model as it is; for distillation the body without a head.
 
@@ -81,6 +89,8 @@ def load_base_model(model: str, task: Task, processor: Processor, names: Sequenc
         task: what for.
         processor: the model's tokenizer or image processor.
         names: the class names, where they come with the data and not with the task.
+        dtype: of its weights. They are read one by one: there is never a whole copy in another.
+        exact: do not round: weights that are not stored in `dtype` are in float32 instead.
 
     Raises:
         UserError: it cannot be loaded.
@@ -89,20 +99,23 @@ def load_base_model(model: str, task: Task, processor: Processor, names: Sequenc
     labels = dict(enumerate(names or task.labels or (task.name,)))
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        if exact and config.dtype != dtype:
+            dtype = torch.float32
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
         if task.kind == "multiple-choice":
-            return _pretrained(AutoModelForCausalLM, source, config)
+            return _pretrained(AutoModelForCausalLM, source, config, dtype=dtype)
         if task.kind == "distillation":
-            return _pretrained(AutoModel, source, config)
+            return _pretrained(AutoModel, source, config, dtype=dtype)
         config.num_labels = len(labels)
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
         if task.is_of_images:
             # the head of a model that was trained on other classes is replaced
-            return _pretrained(AutoModelForImageClassification, source, config, ignore_mismatched_sizes=True)
-        return _pretrained(AutoModelForSequenceClassification, source, config)
+            more = {"ignore_mismatched_sizes": True}
+            return _pretrained(AutoModelForImageClassification, source, config, dtype=dtype, **more)
+        return _pretrained(AutoModelForSequenceClassification, source, config, dtype=dtype)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
 
@@ -116,7 +129,7 @@ def load_causal_model(model: str) -> PreTrainedModel:
     source = resolve_model(model)
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
-        return _pretrained(AutoModelForCausalLM, source, config)
+        return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unusable(model, error) from error
 
@@ -125,7 +138,6 @@ def _pretrained(kind: Any, source: ResolvedModel, config: Any, **more: Any) -> P
     loaded: PreTrainedModel = kind.from_pretrained(
         source.path,
         config=config,
-        dtype=torch.float32,
         # a pickle can run code; a GGUF file is not one
         use_safetensors=source.gguf_file is None,
         **_gguf(source),

@@ -188,6 +188,9 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """0 switches clipping off."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the computation, and of the weights that are not trained; what is trained is kept in fp32."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass, and compute it again: less memory, about a third more time."""
     eval_every: Literal["epoch"] | Size = "epoch"
     """Score the validation split, and write a checkpoint, after each epoch or each N steps."""
     checkpoint_every: Size | None = None
@@ -246,6 +249,11 @@ class Recipe(RunRecipe):
     calibration: CalibrationSection = CalibrationSection()
     reference: ReferenceSection | None = None
     seed: Seed = 0
+
+    @property
+    def in_float32(self) -> Recipe:
+        """The same in float32."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"precision": "fp32"})})
 
     def reference_recipe(self) -> Recipe | None:
         """The run of the reference as a recipe of its own."""

@@ -32,6 +32,7 @@ from .distributed import on_main, state
 from .finished import TrainedRun, load_run
 from .history import check_history
 from .images import EpochOfImages, Images
+from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, load_base_model, load_processor
 from .recipe import Recipe
 from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
@@ -164,7 +165,9 @@ def make_trainer(
         data = teach(data, body, _teacher(recipe, processor), recipe.training.eval_batch_size)
     args = training_arguments(recipe, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
-    model = make_model(recipe, load_base_model(recipe.model, data.task, processor, data.labels), adapter)
+    model = make_model(recipe, base_for(recipe, data.task, processor, data.labels), adapter)
+    if recipe.training.gradient_checkpointing:
+        checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
     if recipe.training.save_updates:
@@ -200,25 +203,30 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
         UserError: the method does not fit the model, or the saved adapter cannot be read.
     """
     method, options = recipe.method.method, recipe.method.options
+    pretrained = list(base.parameters())
     if adapter is None:
         try:
-            return method.apply(base, options, recipe.task.definition.task_type)
+            model = method.apply(base, options, recipe.task.definition.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
-    try:
-        return method.load(base, adapter, options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+    else:
+        try:
+            model = method.load(base, adapter, options)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+    if method.base_use(options) == "start":
+        keep_frozen_in(frozen_dtype(recipe), pretrained)
+    return model
 
 
 def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:
-    """The model of a finished run, and its tokenizer or image processor.
+    """The model of a finished run as its recipe keeps it, and its tokenizer or image processor.
 
     Raises:
         UserError: one of them cannot be loaded.
     """
     processor = load_processor(str(run.folder / ADAPTER), run.task)
-    base = load_base_model(run.recipe.model, run.task, processor, run.labels)
+    base = base_for(run.recipe, run.task, processor, run.labels)
     return make_model(run.recipe, base, run.folder / ADAPTER), processor
 
 
@@ -230,7 +238,7 @@ def _teacher(recipe: Recipe, processor: Processor) -> nn.Module:
     """
     assert recipe.task.teacher is not None
     try:
-        run = load_run(recipe.task.teacher)
+        run = load_run(recipe.task.teacher).in_float32
     except UserError as error:
         raise UserError(f"task.teacher: {error}") from error
     if run.recipe.model != recipe.model:

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..tuner import AuroraLayer, aurora_layers
 from .deployed import need_aurora
 from .finished import TrainedRun
-from .models import load_base_model
+from .memory import base_for
 from .run import make_model, make_trainer
 from .storage import ADAPTER
 
@@ -44,9 +44,9 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
         raise UserError(f"examples must be at least 1, got {examples}")
     recipe = run.recipe if examples is None else _with_examples(run, examples)
     with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(recipe, Path(nowhere), (), run.folder / ADAPTER)
+        trainer, data = make_trainer(recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
     set_seed(recipe.seed)
-    fresh = make_model(recipe, load_base_model(recipe.model, data.task, data.processor, data.labels))
+    fresh = make_model(recipe, base_for(recipe, data.task, data.processor, data.labels))
     before, after = dict(aurora_layers(fresh)), dict(aurora_layers(trainer.module))
     found = hidden_values(trainer.module, data.calibration_batches(recipe))
     layers = [

@@ -79,6 +79,8 @@ class Merged:
 def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: bool = False) -> Merged:
     """Write a model without adapters, with its tokenizer: it loads with plain Transformers.
 
+    It is in float32 whatever precision the run was trained in: no weight is rounded.
+
     Args:
         run: which.
         form: which form of it; the deployed one if None.
@@ -100,7 +102,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise UserError(f"{output} already holds {what}: {hint}")
     _check_only_merge(output)
-    model, processor = load_trained_model(run)
+    model, processor = load_trained_model(run.in_float32)
     plain = run.recipe.method.method.merge(model, form)
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
@@ -191,7 +193,7 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
         run = load_run(folder)
         if run.task.kind == "distillation":
             raise UserError(f"the run in {folder} has learned hidden states: it has nothing to say about a text")
-        model, processor = load_trained_model(run)
+        model, processor = load_trained_model(run.in_float32)
         return model.eval(), processor
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")

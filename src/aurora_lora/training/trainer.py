@@ -22,6 +22,7 @@ from ..errors import DIVERGED, UserError
 from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
 from . import storage
 from .distributed import on_main, state
+from .memory import frozen_dtype
 from .recipe import Recipe
 
 RUN_STATE = "run_state.json"
@@ -181,7 +182,7 @@ class RecipeTrainer(Trainer):
     def loss_of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a model on a batch, outside the training loop."""
         inputs = self._prepare_inputs(dict(batch))
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             loss = self.compute_loss(model, inputs)
         assert isinstance(loss, Tensor)
         return loss
@@ -200,7 +201,7 @@ class RecipeTrainer(Trainer):
         """Read the run's own state from the last whole checkpoint; gives its path for `train`.
 
         Raises:
-            UserError: the run was started with another number of processes.
+            UserError: the run was started with another number of processes, or with its weights in another precision.
         """
         whole = storage.whole_checkpoints(self.checkpoints)
         if not whole:
@@ -211,6 +212,12 @@ class RecipeTrainer(Trainer):
             raise UserError(
                 f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
                 f"{self.args.world_size}: go on with as many, or choose another output folder"
+            )
+        there, here = saved.get("frozen", str(torch.float32)), str(frozen_dtype(self.recipe))  # once it was always so
+        if there != here:
+            raise UserError(
+                f"{self.checkpoints.parent} was started by a version that kept its frozen weights in {there}, this one "
+                f"keeps them in {here}: finish it with that version, or choose another output folder"
             )
         for callback in self._stateful_callbacks():
             callback.load_state(last)
@@ -268,6 +275,7 @@ class RecipeTrainer(Trainer):
             "train_s": self.clock.seconds,
             "peak_mb": self.measure_memory(),
             "processes": self.args.world_size,
+            "frozen": str(frozen_dtype(self.recipe)),
         }
         (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")
         for callback in self._stateful_callbacks():

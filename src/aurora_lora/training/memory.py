@@ -1,0 +1,61 @@
+"""What a run keeps in memory: its weights, each in its precision, and what the backward pass will need.
+
+A run computes in `training.precision`, and keeps what it does not train in it. What it trains is in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..tasks import Task
+from .models import Processor, load_base_model
+from .recipe import Recipe
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def frozen_dtype(recipe: Recipe) -> torch.dtype:
+    """Of the weights that are not trained: the precision of the recipe; float32 where the body's own are trained.
+
+    The few weights that such a method freezes are in the same modules as those that it trains.
+    """
+    use = recipe.method.method.base_use(recipe.method.options)
+    return torch.float32 if use == "trained" else HALF.get(recipe.training.precision, torch.float32)
+
+
+def base_for(recipe: Recipe, task: Task, processor: Processor, labels: Sequence[str]) -> PreTrainedModel:
+    """The pretrained model in the precision that the recipe keeps it in, or still exact where the method asks for that.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    exact = recipe.method.method.base_use(recipe.method.options) == "start"
+    return load_base_model(recipe.model, task, processor, labels, frozen_dtype(recipe), exact=exact)
+
+
+def keep_frozen_in(dtype: torch.dtype, pretrained: Iterable[nn.Parameter]) -> None:
+    """Round those of the pretrained weights to a precision that are not trained, where they are."""
+    for parameter in pretrained:
+        if parameter.is_floating_point() and not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let training keep the inputs of the model's blocks alone, and compute the rest again for the backward pass.
+
+    Raises:
+        UserError: the model has no such blocks.
+    """
+    # newer Transformers call it by the first name and warn of the second
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable: Any = next((found for name in names if (found := getattr(model, name, None)) is not None), None)
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"training.gradient_checkpointing: {' '.join(str(error).split())}") from error
