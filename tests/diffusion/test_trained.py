@@ -134,24 +134,28 @@ def test_scores_are_those_of_the_images(
     assert metric["by_form"]["calibrated"]["clip_t"] == pytest.approx(right.item(), abs=1e-5)
 
 
-def test_two_processes_train_as_one(train: Train, tmp_path: Path) -> None:
-    """On the same samples: each takes half of them, and half of the images."""
+@pytest.mark.parametrize("step", [(1, 2), (2, 1)])
+def test_two_processes_train_as_one(train: Train, tmp_path: Path, step: tuple[int, int]) -> None:
+    """On the same samples: each takes half of a step's, in fewer passes or in smaller ones, and half of the images."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     changes = {
-        "training": {"steps": 2, "gradient_accumulation_steps": 1, "threads": 1},
+        "training": {"steps": 2, "batch_size": step[0], "gradient_accumulation_steps": step[1], "threads": 1},
         "validation": {"inference_steps": 1},
         "prior": PRIOR,
     }
     ranks = [(tmp_path / "two", changes, {"env": {**common, "RANK": rank, "LOCAL_RANK": rank}}) for rank in ("0", "1")]
-    twice = {**changes, "training": {"steps": 2, "gradient_accumulation_steps": 2, "threads": 1}}
-    answers = train(*ranks, (tmp_path / "one", twice, {}))
+    answers = train(*ranks, (tmp_path / "one", changes, {}))
     assert [answer["status"] for answer in answers] == [0, 0, 0], [answer["stderr"] for answer in answers]
     assert answers[1]["stdout"] == answers[1]["stderr"] == ""
     two, one = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("two", "one"))
     trained = [key for key in one if key.endswith(("aurora_A", "aurora_B"))]
     assert max(float((two[key] - one[key]).abs().max()) for key in trained) < 1e-3  # of steps of 1e-2
+    results = [result_of(tmp_path / name) for name in ("one", "two")]
+    assert [result["processes"] for result in results] == [1, 2]
+    losses = [[entry["train_loss"] for entry in result["epochs"][1:]] for result in results]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert set(contents(tmp_path / "two")) == set(contents(tmp_path / "one"))
     assert np.abs(pixels(tmp_path / "two" / "grid.png") - pixels(tmp_path / "one" / "grid.png")).max() < 3

@@ -1,68 +1,207 @@
-"""Two processes on half the batch each train the adapter that one process trains on the whole batch."""
+"""Several processes share out the examples of a step, and train the adapter that one process trains on all of them."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
+
+from aurora_lora.errors import UserError
+from aurora_lora.training import yaml_text
+from aurora_lora.training.batches import Share, divide
+from aurora_lora.training.recipe import TrainingSection
 
 Aurora = Callable[..., list[dict[str, Any]]]
 
 
-def launch(aurora: Aurora, recipe: Path, output: Path, **more: Any) -> list[dict[str, Any]]:
-    """What `accelerate launch --cpu --num_processes 2` does: the command twice, with a rank each."""
+def launch(aurora: Aurora, recipe: Path, output: Path, processes: int = 2, **more: Any) -> list[dict[str, Any]]:
+    """What `accelerate launch --num_processes N` does: the command N times, with a rank each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return aurora(
         *(
             {
                 "args": ["train", str(recipe), "--output", str(output), "--json"],
                 "folder": str(output),
-                "env": {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                "env": {**common, "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 **more,
             }
-            for rank in (0, 1)
+            for rank in range(processes)
         )
     )
 
 
-def recipe_with(write_recipe: Callable[..., Path], model: Path, batch_size: int, **more: Any) -> Path:
-    training = {"epochs": 2, "batch_size": batch_size, "learning_rate": 2e-2, "threads": 1, **more}
+def train_alone(aurora: Aurora, recipe: Path, output: Path) -> None:
+    (answer,) = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
+    assert answer["status"] == 0, answer["stderr"]
+
+
+def recipe_with(write_recipe: Callable[..., Path], model: Path, **more: Any) -> Path:
+    training = {"epochs": 2, "batch_size": 16, "learning_rate": 2e-2, "threads": 1, **more}
     return write_recipe(model=model, training=training, reference={"method": "linear-probe"})
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_same_adapter_as_one_process(
-    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path, accumulation: int
-) -> None:
-    more = {"gradient_accumulation_steps": accumulation}
-    recipe = recipe_with(write_recipe, model_without_dropout, 8 // accumulation, **more)
-    answers = launch(aurora, recipe, tmp_path / "two")
-    assert [answer["status"] for answer in answers] == [0, 0], answers
-    json.loads(answers[0]["stdout"])
-    assert answers[1]["stdout"] == answers[1]["stderr"] == ""  # the main process alone prints
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
 
-    recipe = recipe_with(write_recipe, model_without_dropout, 16)
-    (answer,) = aurora({"args": ["train", str(recipe), "-o", str(tmp_path / "one")], "folder": str(tmp_path)})
-    assert answer["status"] == 0, answer["stderr"]
+
+def check_same_losses(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-4) -> None:
+    """Of each interval between evaluations, and the scores at these."""
+    assert [entry["step"] for entry in one["epochs"]] == [entry["step"] for entry in other["epochs"]]
+    for mine, its in zip(one["epochs"], other["epochs"], strict=True):
+        assert its["train_loss"] == pytest.approx(mine["train_loss"], rel=tolerance)
+        assert its["validation"] == pytest.approx(mine["validation"], rel=tolerance, abs=tolerance)
+
+
+def check_same_weights(one: Path, other: Path) -> None:
+    mine, its = load_file(one), load_file(other)
+    assert mine.keys() == its.keys()
+    for key, value in mine.items():
+        if "fingerprint" not in key:  # a hash: equal only for equal bits
+            torch.testing.assert_close(its[key], value, rtol=1e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+# ---------------------------------------------------------------- the share of a process
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "processes", "share"),
+    [
+        (16, 1, 1, (16, 1)),
+        (4, 4, 1, (4, 4)),
+        (4, 4, 2, (4, 2)),  # fewer passes first
+        (4, 4, 4, (4, 1)),
+        (4, 4, 8, (2, 1)),  # then smaller ones
+        (4, 4, 16, (1, 1)),
+        (4, 6, 4, (2, 3)),
+        (3, 2, 6, (1, 1)),
+    ],
+)
+def test_share_of_a_process(batch_size: int, accumulation: int, processes: int, share: tuple[int, int]) -> None:
+    training = TrainingSection(batch_size=batch_size, gradient_accumulation_steps=accumulation)
+    assert divide(training, processes) == Share(*share)
+    assert share[0] * share[1] * processes == batch_size * accumulation
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "processes"), [(16, 1, 3), (4, 4, 32), (5, 3, 2), (1, 1, 2)])
+def test_what_cannot_be_divided(batch_size: int, accumulation: int, processes: int) -> None:
+    training = TrainingSection(batch_size=batch_size, gradient_accumulation_steps=accumulation)
+    with pytest.raises(UserError, match=rf"the {batch_size * accumulation} examples .* among {processes} processes"):
+        divide(training, processes)
+
+
+def test_indivisible_batch_is_one_plain_line(
+    aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_with(write_recipe, model, batch_size=15)
+    answers = launch(aurora, recipe, tmp_path / "run")
+    assert [answer["status"] for answer in answers] == [2, 2]
+    assert answers[0]["stderr"] == (
+        "training.batch_size: the 15 examples of a step (batch_size 15 x gradient_accumulation_steps 1) cannot be "
+        "divided among 2 processes (allowed: a multiple of 2 examples, or a number of processes that divides 15)\n"
+    )
+    assert answers[1]["stderr"] == ""
+    assert not (tmp_path / "run").exists()
+
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "one", args=["evaluate", str(tmp_path / "one"), "--json"])
+    assert [answer["status"] for answer in answers] == [0, 0], answers  # a step's size is no matter there
+    expected = result_of(tmp_path / "one")["metric"]["by_form"]
+    for form, scores in json.loads(answers[0]["stdout"])["by_form"].items():
+        assert scores == pytest.approx(expected[form], rel=1e-5)
+
+
+# ---------------------------------------------------------------- the same training
+
+
+@pytest.mark.parametrize(("accumulation", "processes"), [(1, 2), (2, 4)])
+def test_same_adapter_as_one_process(
+    aurora: Aurora,
+    write_recipe: Callable[..., Path],
+    model_without_dropout: Path,
+    tmp_path: Path,
+    accumulation: int,
+    processes: int,
+) -> None:
+    more = {"batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation, "eval_every": 2}
+    recipe = recipe_with(write_recipe, model_without_dropout, **more)
+    answers = launch(aurora, recipe, tmp_path / "several", processes)
+    assert [answer["status"] for answer in answers] == [0] * processes, answers
+    json.loads(answers[0]["stdout"])
+    assert all(answer["stdout"] == answer["stderr"] == "" for answer in answers[1:])  # the main process alone prints
+    train_alone(aurora, recipe, tmp_path / "one")
     for name in ("adapter/adapter_model.safetensors", "reference/adapter/trained.safetensors"):
-        one, two = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            if "fingerprint" not in key:  # a hash: equal only for equal bits
-                torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        check_same_weights(tmp_path / "one" / name, tmp_path / "several" / name)
+    one, several = result_of(tmp_path / "one"), result_of(tmp_path / "several")
+    check_same_losses(one, several)
+    assert (one["processes"], several["processes"]) == (1, processes)
+    assert one["metric"]["selected_by"]["epoch"] == several["metric"]["selected_by"]["epoch"]
+
+
+@pytest.mark.parametrize("task", ["tiny-sentiment", "tiny-rating", "tiny-questions", "tiny-images"])
+def test_last_step_of_an_epoch_is_no_larger(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path, task: str
+) -> None:
+    """37 examples in steps of 12: the last has one, for one of three processes."""
+    targets, base = ["query", "value"], model_without_dropout
+    if task == "tiny-questions":
+        targets, base = ["q_proj", "v_proj"], tiny.save_language_model(tmp_path / "model")
+    elif task == "tiny-images":
+        targets, base = tiny.QUERY_VALUE, tiny.save_vit(tmp_path / "model")
+    recipe = write_recipe(
+        model=base,
+        task={"name": task, "train_size": 37, "validation_size": 16, "test_size": 16},
+        method={"name": "aurora", "target_modules": targets},
+        training={"epochs": 2, "batch_size": 12, "learning_rate": 2e-2, "threads": 1, "eval_every": 1},
+    )
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "three", 3)
+    assert [answer["status"] for answer in answers] == [0] * 3, answers
+    check_same_losses(result_of(tmp_path / "one"), result_of(tmp_path / "three"))
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "three" / name)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> None:
+    """The documented command, with gloo: the losses of one process, step by step."""
+    model = tiny.save_vit(tmp_path / "model")
+    task = {"name": "digits", "train_size": 70, "validation_size": 40, "test_size": 40}
+    training = {"epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "threads": 1}
+    values = tiny.image_recipe(model, task=task, training={**training, "eval_every": 2})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(values))
+    train_alone(aurora, recipe, tmp_path / "one")
+    # with --cpu, Accelerate leaves the number of processes to mpirun
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "aurora_lora.cli", "train", str(recipe), "--output", str(tmp_path / "several")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, several = result_of(tmp_path / "one"), result_of(tmp_path / "several")
+    assert several["processes"] == processes
+    check_same_losses(one, several)
+
+
+# ---------------------------------------------------------------- going on, mistakes, methods
 
 
 def test_resumes_with_as_many_processes_only(
     aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path
 ) -> None:
-    recipe, output = recipe_with(write_recipe, model, 8), tmp_path / "run"
+    recipe, output = recipe_with(write_recipe, model, checkpoint_every=3), tmp_path / "run"
     whole = launch(aurora, recipe, tmp_path / "whole")
     assert whole[0]["status"] == 0, whole
     answers = launch(aurora, recipe, output, kill_at=whole[0]["events"] // 3)
@@ -79,7 +218,7 @@ def test_resumes_with_as_many_processes_only(
 
 
 def test_error_in_all_processes(aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path) -> None:
-    recipe = recipe_with(write_recipe, model, 8)
+    recipe = recipe_with(write_recipe, model)
     (tmp_path / "run").write_text("a file, not a folder")
     answers = launch(aurora, recipe, tmp_path / "run")
     assert [answer["status"] for answer in answers] == [2, 2]
@@ -96,26 +235,17 @@ def test_methods_with_steps_of_their_own(
         {"name": "lora-drop", "r": 4, "threshold": 0.5, "sample_share": 0.5},
     ]
     for method in methods:
-        name, saved = method["name"], []
-        # lora-drop's sample comes in batches of the recipe's size: alone, it would take other steps
-        for processes in (1, 2) if name == "adalora" else (2,):
-            training = {"epochs": 1, "batch_size": 16 // processes, "learning_rate": 1e-2, "threads": 1}
-            recipe = write_recipe(
-                model=model_without_dropout,
-                method={**method, "target_modules": ["query", "value"]},
-                training=training,
-            )
-            output = tmp_path / f"{name}-{processes}"
-            if processes == 2:
-                answers = launch(aurora, recipe, output)
-            else:
-                answers = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
-            assert all(answer["status"] == 0 for answer in answers), answers
-            saved.append(load_file(next((output / "adapter").glob("*.safetensors"))))
-        if name == "lora-drop":
-            assert any(key.endswith("is_shared") for key in saved[0])
-            continue
-        one, two = saved
+        recipe = write_recipe(
+            model=model_without_dropout,
+            method={**method, "target_modules": ["query", "value"]},
+            training={"epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "threads": 1},
+        )
+        output = tmp_path / method["name"]
+        answers = launch(aurora, recipe, output / "two")
+        assert all(answer["status"] == 0 for answer in answers), answers
+        train_alone(aurora, recipe, output / "one")
+        one, two = (load_file(next((output / name / "adapter").glob("*.safetensors"))) for name in ("one", "two"))
         assert one.keys() == two.keys()
+        assert any(key.endswith("is_shared") for key in one) == (method["name"] == "lora-drop")
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")

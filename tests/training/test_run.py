@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
 from aurora_lora.training import trained as trained_module
+from aurora_lora.training.batches import Share
 from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
 from aurora_lora.training.trainer import peak_memory, reset_peak_memory, training_arguments
@@ -33,7 +34,7 @@ def test_result(run: Run) -> None:
     names = (
         "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit, device"
     )
-    assert list(result) == [*names.split(", "), "status"]
+    assert list(result) == [*names.split(", "), "processes", "status"]
     assert result["schema"] == 1
     assert result["method"] == "aurora"
     assert result["recipe"]["training"]["warmup_ratio"] == 0.06
@@ -43,6 +44,7 @@ def test_result(run: Run) -> None:
     assert set(result["metric"]["by_form"]["calibrated"]) == {"accuracy", "nll"}
     assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3]
     assert result["status"] == "finished"
+    assert result["processes"] == 1
 
 
 def test_best_epoch_is_chosen_in_the_deployed_form(run: Run) -> None:
@@ -141,7 +143,7 @@ def test_several_gpus_without_a_launcher_keep_the_batch(
         return torch.device("cpu")
 
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four_gpus))
-    args = training_arguments(load_recipe(write_recipe()), tmp_path, 64, "accuracy")
+    args = training_arguments(load_recipe(write_recipe()), Share(8, 1), tmp_path, 64, "accuracy")
     assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
 
 

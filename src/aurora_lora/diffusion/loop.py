@@ -21,6 +21,7 @@ from .. import files
 from ..errors import DIVERGED, UserError
 from ..methods.base import load_trained, save_trained
 from ..training import storage
+from ..training.batches import divide
 from ..training.distributed import on_main, state
 from ..training.trainer import peak_memory
 from .draws import seed_of
@@ -38,13 +39,13 @@ def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
         UserError: a precision that this machine cannot compute in, or a kind of parallelism that shards the weights.
     """
     wanted, cpu = recipe.training, not torch.accelerator.is_available()
+    share = divide(wanted, state().num_processes)
     if wanted.precision == "fp16" and cpu:
         raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
-    state()
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
-        gradient_accumulation_steps=wanted.gradient_accumulation_steps,
+        gradient_accumulation_steps=share.accumulation,
         cpu=cpu,
     )
     kind = accelerator.distributed_type.value
@@ -96,6 +97,7 @@ class Loop:
     ) -> None:
         self.recipe, self.module, self.subject, self.checkpoints = recipe, model, subject, checkpoints
         self.accelerator = accelerator
+        self.share = divide(recipe.training, accelerator.num_processes)
         self.progress = Progress(processes=accelerator.num_processes)
         wanted = recipe.training
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -156,20 +158,20 @@ class Loop:
 
     @property
     def samples_per_step(self) -> int:
-        """Images of the subject in one step, over all processes."""
+        """Images of the subject in one step of all processes."""
         wanted = self.recipe.training
-        return wanted.batch_size * wanted.gradient_accumulation_steps * self.progress.processes
+        return wanted.batch_size * wanted.gradient_accumulation_steps
 
     def _step(self, step: int) -> float:
         """One step of the optimizer; the mean loss of its samples."""
-        wanted, accelerator = self.recipe.training, self.accelerator
+        wanted, share, accelerator = self.recipe.training, self.share, self.accelerator
         rank, processes, total = accelerator.process_index, accelerator.num_processes, 0.0
         self.module.train()
-        for micro in range(wanted.gradient_accumulation_steps):
-            number = step * wanted.gradient_accumulation_steps + micro
-            first = (number * processes + rank) * wanted.batch_size
+        for micro in range(share.accumulation):
+            number = step * share.accumulation + micro
+            first = (number * processes + rank) * share.batch_size
             torch.manual_seed(seed_of("dropout", self.recipe.seed, number, rank))
-            batch = self.subject.batch(range(first, first + wanted.batch_size))
+            batch = self.subject.batch(range(first, first + share.batch_size))
             with accelerator.accumulate(self.model):
                 loss = self.loss(self.model, batch)
                 accelerator.backward(loss)
@@ -179,7 +181,7 @@ class Loop:
                 self.optimizer.zero_grad()
             total += float(accelerator.reduce(loss.detach(), "mean"))
         self.schedule.step()
-        return total / wanted.gradient_accumulation_steps
+        return total / share.accumulation
 
     def loss(self, model: Callable[..., Tensor], batch: Noised) -> Tensor:
         """The loss of a batch; images of the class, its second half, weigh as the recipe says.

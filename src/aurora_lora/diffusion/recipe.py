@@ -69,7 +69,7 @@ class DiffusionTrainingSection(Section):
 
     steps: Size = 500
     batch_size: Size = 1
-    """Images of the subject in one forward pass of one process."""
+    """Images of the subject in a forward pass of one process; several share out a step, see `training.batches`."""
     gradient_accumulation_steps: Size = 4
     learning_rate: Rate = 1e-4
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"

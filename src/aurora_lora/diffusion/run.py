@@ -19,6 +19,7 @@ from ..methods import Sample, count_parameters
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
+from ..training.batches import divide
 from ..training.distributed import on_main, state
 from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import CALIBRATED, Run
@@ -54,11 +55,11 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         watcher: is told how far it is.
 
     Raises:
-        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; the
-            training diverged.
+        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; a
+            step's images cannot be divided among the processes; the training diverged.
     """
     folder, watcher = Path(output), watcher or Nobody()
-    state()  # join the other processes, if there are any
+    divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: _open(folder, recipe, stack))
         finished = on_main(lambda: read_result(folder))
@@ -264,6 +265,7 @@ class _Training:
             train_s=progress.train_s,
             trained_examples=progress.step * loop.samples_per_step,
             peak_mb=progress.peak_mb,
+            processes=progress.processes,
             epochs=progress.validations,
         )
         on_main(lambda: self._write(result, deployed))

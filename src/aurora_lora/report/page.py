@@ -116,9 +116,11 @@ def _environments(results: Sequence[Result]) -> list[dict[str, Any]]:
     for result in (result for result in results if "versions" in result):
         versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items() if value)
         commit = result.get("git_commit") or "unknown"
+        processes = result.get("processes", 1)  # results of earlier versions do not say
+        device = f"{processes} processes on {result['device']}" if processes > 1 else result["device"]
         entry = found.setdefault(
-            f"{result['device']} {versions} {commit}",
-            {"device": result["device"], "versions": versions, "commit": commit, "runs": 0},
+            f"{device} {versions} {commit}",
+            {"device": device, "versions": versions, "commit": commit, "runs": 0},
         )
         entry["runs"] += 1
     return list(found.values())

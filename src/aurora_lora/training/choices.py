@@ -14,10 +14,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
+from .batches import IGNORED
 
 Example = dict[str, Any]
-IGNORED = -100
-"""The label of a position without a target."""
 
 BEAMS, NEW_TOKENS = 4, 32
 """LLM-Adapters' generation."""

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .batches import IGNORED
 from .data import Data, Encoded, Example, Pad
 from .images import Images
 from .trainer import RecipeTrainer
-
-IGNORED = -100.0
-"""The target of padding."""
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,10 @@ class TrainingSection(Section):
 
     epochs: Size = 3
     batch_size: Size = 32
-    """Examples of a step in one process."""
+    """Examples of a forward pass in one process. A step takes `gradient_accumulation_steps` of them, and as many
+    examples on any number of processes: each does its share; see `training.batches`."""
     eval_batch_size: Size = 64
+    """Of each process."""
     learning_rate: Rate = 5e-3
     head_learning_rate: Rate | None = None
     """None is `learning_rate`."""

@@ -64,6 +64,7 @@ def build_result(
     train_s: float,
     trained_examples: int,
     peak_mb: float,
+    processes: int,
     epochs: list[dict[str, Any]],
     labels: Sequence[str] = (),
 ) -> Result:
@@ -80,7 +81,8 @@ def build_result(
         params: parameter counts.
         train_s: seconds of training steps, added up over interruptions.
         trained_examples: examples seen in them.
-        peak_mb: largest memory in use.
+        peak_mb: largest memory in use, of one process.
+        processes: how many trained together.
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
     """
@@ -108,6 +110,7 @@ def build_result(
         "versions": versions(),
         "git_commit": git_commit(),
         "device": device(),
+        "processes": processes,
         "status": "finished",
     }
 

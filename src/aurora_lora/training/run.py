@@ -24,6 +24,7 @@ from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..tasks.access import check_access
 from . import card, storage, yaml_text
+from .batches import Share, divide
 from .callback import CalibrationCallback
 from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
@@ -67,12 +68,12 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
         callbacks: makes further Trainer callbacks, such as a progress bar; called once for each run.
 
     Raises:
-        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; the
-            training diverged.
+        UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; a
+            step's examples cannot be divided among the processes; the training diverged.
     """
     folder = Path(output)
     check_history(recipe)
-    state()  # join the other processes, if there are any
+    divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: _open(folder, recipe, stack))
         result, was_finished = _train(recipe, folder, callbacks)
@@ -163,7 +164,9 @@ def make_trainer(
     if recipe.task.teacher is not None:
         body = load_base_model(recipe.model, data.task, processor)
         data = teach(data, body, _teacher(recipe, processor), recipe.training.eval_batch_size)
-    args = training_arguments(recipe, checkpoints, len(data.splits["train"]), data.task.metric)
+    wanted = recipe.training
+    share = Share(wanted.batch_size, 1) if adapter else divide(wanted, state().num_processes)  # loaded: takes no steps
+    args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     model = make_model(recipe, base_for(recipe, data.task, processor, data.labels), adapter)
     if recipe.training.gradient_checkpointing:
@@ -321,6 +324,7 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         train_s=trainer.clock.seconds,
         trained_examples=round(len(data.splits["train"]) * trainer.state.epoch) if steps else 0,
         peak_mb=trainer.measure_memory(),
+        processes=trainer.args.world_size,
         epochs=epochs,
         labels=() if data.task.labels else data.labels,
     )

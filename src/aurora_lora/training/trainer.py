@@ -14,14 +14,16 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import files
 from ..errors import DIVERGED, UserError
 from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
 from . import storage
-from .distributed import on_main, state
+from .batches import IGNORED, Filled, IgnoreFilling, Share, WholeSteps
+from .distributed import on_main
 from .memory import frozen_dtype
 from .recipe import Recipe
 
@@ -29,8 +31,17 @@ RUN_STATE = "run_state.json"
 """In each checkpoint: what Transformers' own state does not keep."""
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric: str) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, share: Share, checkpoints: Path, examples: int, metric: str
+) -> TrainingArguments:
     """The recipe in Transformers' words.
+
+    Args:
+        recipe: what to train.
+        share: this process's, of each step.
+        checkpoints: folder of the checkpoints.
+        examples: in the training split.
+        metric: that chooses the best epoch.
 
     Raises:
         UserError: a precision that this machine cannot compute in.
@@ -39,14 +50,13 @@ def training_arguments(recipe: Recipe, checkpoints: Path, examples: int, metric:
     has_accelerator = torch.accelerator.is_available()
     if wanted.precision == "fp16" and not has_accelerator:
         raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
-    batch = wanted.batch_size * wanted.gradient_accumulation_steps * state().num_processes
-    steps = math.ceil(examples / batch) * wanted.epochs
+    steps = math.ceil(examples / (wanted.batch_size * wanted.gradient_accumulation_steps)) * wanted.epochs
     every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
     args = TrainingArguments(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=wanted.batch_size,
+        per_device_train_batch_size=share.batch_size,
         per_device_eval_batch_size=wanted.eval_batch_size,
-        gradient_accumulation_steps=wanted.gradient_accumulation_steps,
+        gradient_accumulation_steps=share.accumulation,
         num_train_epochs=wanted.epochs,
         learning_rate=wanted.learning_rate,
         weight_decay=wanted.weight_decay,
@@ -142,6 +152,9 @@ class RecipeTrainer(Trainer):
         callbacks = [self.clock, *kwargs.pop("callbacks", ())]
         if recipe.training.checkpoint_every is not None:
             callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
+        if kwargs["args"].world_size > 1:
+            kwargs["train_dataset"] = Filled(kwargs["train_dataset"])
+            kwargs["data_collator"] = IgnoreFilling(kwargs["data_collator"])
         super().__init__(callbacks=callbacks, compute_loss_func=self.loss_function, **kwargs)
         self.remove_callback(PrinterCallback)
         # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
@@ -178,6 +191,13 @@ class RecipeTrainer(Trainer):
                 **options,
             )
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """One process takes the order that Transformers and Accelerate make; several share out the same one."""
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        dataset: Any = self.train_dataset
+        return WholeSteps(dataset, self.recipe.seed, self.args.per_device_train_batch_size * self.args.world_size)
 
     def loss_of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a model on a batch, outside the training loop."""
@@ -335,12 +355,13 @@ def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
 
     Args:
         outputs: the model's, with logits (batch, classes) or (batch, 1).
-        labels: (batch,).
+        labels: (batch,); `IGNORED` where an example does not count.
         num_items_in_batch: examples of the whole step, over accumulated batches and all processes.
     """
     logits = outputs["logits"].float()
     if logits.shape[-1] == 1:
-        total = mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        errors = logits.squeeze(-1) - labels.float()
+        total = torch.where(labels == IGNORED, 0.0, errors).square().sum()
     else:
-        total = cross_entropy(logits, labels, reduction="sum")
+        total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
