@@ -1,4 +1,4 @@
-"""How many calibration inputs are enough, which order is better, and what calibration costs.
+"""How many calibration inputs are enough, and what calibration costs.
 
     python benchmarks/calibration.py curve RUN... --output results/calibration/curve.json
     python benchmarks/calibration.py cost RUN --output results/calibration/cost-minilm.json
@@ -57,7 +57,7 @@ def figures(mine: torch.Tensor, trained: torch.Tensor, labels: torch.Tensor) -> 
 
 
 def curve(folders: list[Path], repeats: int, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """For each run, order and number of inputs: accuracy, nll and KL from the trained form, on the test split."""
+    """For each run and number of inputs: accuracy, nll and KL from the trained form, on the test split."""
     records, runs = [], []
     for folder in folders:
         run = load_run(folder)
@@ -73,14 +73,13 @@ def curve(folders: list[Path], repeats: int, sizes: tuple[int, ...]) -> dict[str
             for repeat in range(repeats):
                 rows = random.Random(repeat).sample(range(len(data.splits["train"])), size)
                 inputs = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", rows)]
-                for order in ("parallel", "sequential"):
-                    report = calibrate(model, inputs, order=order)
-                    record = {"run": folder.name, "inputs": size, "repeat": repeat, "order": order}
-                    record |= figures(logits(model, test, "calibrated"), trained, labels)
-                    record["explained"] = statistics.fmean(layer.explained for layer in report.layers)
-                    record["seconds"] = report.seconds
-                    records.append(record)
-                    print(json.dumps(record), file=sys.stderr, flush=True)
+                report = calibrate(model, inputs)
+                record = {"run": folder.name, "inputs": size, "repeat": repeat}
+                record |= figures(logits(model, test, "calibrated"), trained, labels)
+                record["explained"] = statistics.fmean(layer.explained for layer in report.layers)
+                record["seconds"] = report.seconds
+                records.append(record)
+                print(json.dumps(record), file=sys.stderr, flush=True)
     return {"records": records, "runs": runs}
 
 
@@ -95,10 +94,9 @@ def cost(folder: Path, examples: int) -> dict[str, Any]:
     ]
     steps = list(batches(data, "train", list(range(640)), run.recipe.training.batch_size))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
-    seconds: dict[str, list[float]] = {"parallel": [], "sequential": [], "training": [], "forward": []}
+    seconds: dict[str, list[float]] = {"calibrate": [], "training": [], "forward": []}
     for _ in range(5):
-        for order in ("parallel", "sequential"):
-            seconds[order].append(calibrate(model, inputs, order=order).seconds)
+        seconds["calibrate"].append(calibrate(model, inputs).seconds)
         start = time.perf_counter()
         with torch.no_grad(), set_form(model, "dynamic"):
             model.eval()
@@ -122,31 +120,32 @@ def cost(folder: Path, examples: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "epoch_s": epoch,
         "forward_s": statistics.median(seconds["forward"]),
-        **{f"{order}_s": statistics.median(seconds[order]) for order in ("parallel", "sequential")},
-        **{f"{order}_of_epoch": statistics.median(seconds[order]) / epoch for order in ("parallel", "sequential")},
-        "peak_mb": {order: peak(folder, examples, order) for order in ("none", "parallel", "sequential")},
+        "calibrate_s": statistics.median(seconds["calibrate"]),
+        "of_epoch": statistics.median(seconds["calibrate"]) / epoch,
+        "peak_mb": {"none": peak(folder, examples, False), "calibrate": peak(folder, examples, True)},
     }
 
 
-def peak(folder: Path, examples: int, order: str) -> float:
-    """Peak memory in MB of a fresh process that loads the run and calibrates ("none": only runs the inputs)."""
-    command = [sys.executable, __file__, "peak", str(folder), "--examples", str(examples), "--order", order]
+def peak(folder: Path, examples: int, calibrating: bool) -> float:
+    """Peak memory in MB of a fresh process that loads the run and calibrates, or only runs the inputs."""
+    command = [sys.executable, __file__, "peak", str(folder), "--examples", str(examples)]
+    command += [] if calibrating else ["--only-run"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(folder: Path, examples: int, order: str) -> None:
+def print_peak(folder: Path, examples: int, calibrating: bool) -> None:
     run = load_run(folder)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
     inputs = [
         {k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", list(range(examples)))
     ]
-    if order == "none":
+    if calibrating:
+        calibrate(trainer.module, inputs)
+    else:
         with torch.no_grad():
             for batch in inputs:
                 trainer.module.eval()(**batch)
-    else:
-        calibrate(trainer.module, inputs, order=order)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -157,14 +156,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--order", default="parallel")
+    parser.add_argument("--only-run", action="store_true")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     quiet_libraries()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.what == "peak":
-        print_peak(args.runs[0], args.examples, args.order)
+        print_peak(args.runs[0], args.examples, not args.only_run)
         return
     result = curve(args.runs, args.repeats, SIZES) if args.what == "curve" else cost(args.runs[0], args.examples)
     if args.output is None:

@@ -3,7 +3,7 @@
     python benchmarks/causal_lm.py --output results/causal-lm
     python benchmarks/causal_lm.py --cost --output results/calibration/cost-smollm2.json
 
-Plain text, and the sequential order of calibration: what `aurora train` has no recipe for. AuroRA r = 2 on q, k, v, up
+Plain text: what `aurora train` has no recipe for. AuroRA r = 2 on q, k, v, up
 and down. One JSON file for each learning rate and seed, written as it is finished; what is there is not run again.
 """
 
@@ -69,7 +69,7 @@ def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[s
             model(**batch)
     peak_mb = {"none": peak()}
     report = calibrate(model, inputs)
-    peak_mb["parallel"] = peak()
+    peak_mb["calibrate"] = peak()
     seconds: dict[str, list[float]] = {"calibrate": [report.seconds], "train": []}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
     steps = list(batches(tokenizer, texts[: 4 * batch_size], batch_size))
@@ -83,7 +83,7 @@ def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[s
         seconds["train"].append(time.perf_counter() - start)
         seconds["calibrate"].append(calibrate(model, inputs).seconds)
     epoch_s = statistics.median(seconds["train"]) * epoch / (4 * batch_size)
-    parallel_s = statistics.median(seconds["calibrate"])
+    calibrate_s = statistics.median(seconds["calibrate"])
     return {
         "model": "smollm2-135m",
         "layers": len(report.layers),
@@ -91,15 +91,13 @@ def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[s
         "epoch_examples": epoch,
         "threads": torch.get_num_threads(),
         "epoch_s": epoch_s,
-        "parallel_s": parallel_s,
-        "parallel_of_epoch": parallel_s / epoch_s,
+        "calibrate_s": calibrate_s,
+        "of_epoch": calibrate_s / epoch_s,
         "peak_mb": peak_mb,
     }
 
 
-def run(
-    learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int, orders: list[str]
-) -> dict[str, Any]:
+def run(learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_size: int) -> dict[str, Any]:
     data = get_task("movie-rating").load(sizes, 0)
     texts = {name: list(data[name]["text"]) for name in ("train", "test")}
     tokenizer, model = load(seed)
@@ -140,22 +138,17 @@ def run(
         "train_s": train_s,
         "base": {"nll": base_nll, "perplexity": math.exp(base_nll)},
         "by_form": {},
-        "calibrate_s": {},
         "threads": torch.get_num_threads(),
     }
-    for order_name in orders:
-        report = calibrate(model, inputs, order=order_name)
-        result["calibrate_s"][order_name] = report.seconds
-        gap = merge_gap(model, test)
-        for entry in gap.end_to_end:
-            name = f"calibrated, {order_name}" if entry.form == "calibrated" else entry.form
-            nll = entry.metric["nll"]
-            result["by_form"][name] = {
-                "nll": nll,
-                "perplexity": math.exp(nll),
-                "kl": entry.kl,
-                "agreement": entry.agreement,
-            }
+    result["calibrate_s"] = calibrate(model, inputs).seconds
+    for entry in merge_gap(model, test).end_to_end:
+        nll = entry.metric["nll"]
+        result["by_form"][entry.form] = {
+            "nll": nll,
+            "perplexity": math.exp(nll),
+            "kl": entry.kl,
+            "agreement": entry.agreement,
+        }
     return result
 
 
@@ -169,7 +162,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--orders", nargs="+", default=["parallel"], help="sequential takes 90 passes: slow")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     quiet_libraries()
@@ -186,7 +178,7 @@ def main() -> None:
             if path.exists():
                 continue
             sizes = SplitSizes(args.train, 500, args.test)
-            write_json(path, run(rate, seed, sizes, args.epochs, args.batch_size, args.orders))
+            write_json(path, run(rate, seed, sizes, args.epochs, args.batch_size))
 
 
 if __name__ == "__main__":

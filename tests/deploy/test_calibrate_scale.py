@@ -1,4 +1,4 @@
-"""calibrate on what people have: sources of batches, kinds of model, little memory, several processes, two orders."""
+"""calibrate on what people have: sources of batches, kinds of model, little memory, several processes."""
 
 import datetime
 import importlib
@@ -25,7 +25,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
+from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.tuner import aurora_layers
 
@@ -286,61 +286,6 @@ def test_llama3_8b_is_planned_at_full_size():
         pack(units, 2**30)
 
 
-# ---------------------------------------------------------------- orders
-
-
-def sequential_by_hand(model, batches, ridge=1e-4):
-    """One input at a time on the whole model, with least squares in place of moments."""
-    groups = {}
-    for name, layer in aurora_layers(model):
-        block, part = name.rsplit(".", 1)
-        groups.setdefault(block if part in ("query", "key", "value") else name, []).append((name, layer))
-
-    def inputs_of(layer):
-        seen = []
-        hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        with torch.no_grad():
-            for batch in batches:
-                model(**batch)
-        hook.remove()
-        return torch.cat([x[batch["attention_mask"].bool()] for x, batch in zip(seen, batches, strict=True)])
-
-    model.eval()
-    layers = [layer for _, layer in aurora_layers(model)]
-    with set_form(model, "dynamic"), torch.no_grad():
-        target = {}
-        for name, layer in aurora_layers(model):
-            target[name] = layer.sigma("default", inputs_of(layer) @ layer.aurora_A["default"].T).double()
-    for layer in layers:
-        layer.take_calibration("default")
-    with set_form(model, "calibrated"):
-        for members in groups.values():
-            found = []
-            for name, layer in members:
-                x = inputs_of(layer).double()
-                n, d = x.shape
-                S = x.T @ x / n
-                M = torch.linalg.solve(S + ridge * S.diagonal().mean() * torch.eye(d), x.T @ target[name] / n).T
-                found.append((layer, M))
-            for layer, M in found:
-                layer.set_calibration("default", M)
-    return matrices(model)
-
-
-def test_sequential_order(make_bert, config, batches, train_step):
-    model = get_peft_model(make_bert(), config(target_modules=["query", "key", "value"], task_type=None, alpha=40))
-    calibrate(model, batches)
-    parallel = matrices(model)
-    expected = sequential_by_hand(model, batches)
-    report = calibrate(model, iter(batches), order="sequential")
-    assert (report.order, report.groups, report.passes) == ("sequential", 2, 3)
-    got = matrices(model)
-    assert_same(got, expected, atol=1e-5)
-    first, second = (f"base_model.model.bert.encoder.layer.{i}.attention.self.query" for i in (0, 1))
-    torch.testing.assert_close(got[first], parallel[first])  # nothing comes before it
-    assert not torch.allclose(got[second], parallel[second], atol=1e-4)
-
-
 def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, monkeypatch):
     calibrate(bert, batches[:1])
     before = matrices(bert)
@@ -356,14 +301,9 @@ def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, mo
     solve = room.solve
     monkeypatch.setattr(room, "solve", failing)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(bert, batches, order="sequential")
+        calibrate(bert, batches)
     assert_same(matrices(bert), before, atol=0)
     assert {layer.form("default") for _, layer in aurora_layers(bert.eval())} == {"calibrated"}
-
-
-def test_unknown_order(bert, batches):
-    with pytest.raises(ValueError, match=r"order='random'.*'parallel', 'sequential'"):
-        calibrate(bert, batches, order="random")
 
 
 # ---------------------------------------------------------------- several processes
@@ -440,16 +380,15 @@ def calibrate_shares(rank, world, folder):
         world_size=world,
         timeout=datetime.timedelta(seconds=20),
     )
-    cases = [(name, shares, order) for name, shares in OTHER_ORDERS.items() for order in ("parallel", "sequential")]
-    cases += [(name, shares, "parallel") for name, (shares, _) in FAILURES.items()]
+    cases = {**OTHER_ORDERS, **{name: shares for name, (shares, _) in FAILURES.items()}}
     found = {}
-    for name, shares, order in cases:
+    for name, shares in cases.items():
         model = router()
         try:
-            calibrate(model, shares[rank], order=order)
-            found[f"{name}, {order}"] = matrices(model)
+            calibrate(model, shares[rank])
+            found[name] = matrices(model)
         except CalibrationError as error:
-            found[f"{name}, {order}"] = str(error)
+            found[name] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -462,18 +401,17 @@ def on_two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", OTHER_ORDERS)
-@pytest.mark.parametrize("order", ["parallel", "sequential"])
-def test_processes_may_reach_layers_in_other_orders_or_not_at_all(on_two_processes, case, order):
+def test_processes_may_reach_layers_in_other_orders_or_not_at_all(on_two_processes, case):
     expected = router()
     calibrate(expected, OTHER_ORDERS[case][0] + OTHER_ORDERS[case][1])
     for found in on_two_processes:
-        assert_same(found[f"{case}, {order}"], matrices(expected))
+        assert_same(found[case], matrices(expected))
 
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_what_fails_on_one_process_ends_all(on_two_processes, case):
     for found, message in zip(on_two_processes, FAILURES[case][1], strict=True):
-        assert re.search(message, found[f"{case}, parallel"])
+        assert re.search(message, found[case])
 
 
 # ---------------------------------------------------------------- states that are legitimate
@@ -491,12 +429,11 @@ class Experts(nn.Module):
         return y + self.sometimes(x + 1) if x[0, 0] > 0 else y
 
 
-@pytest.mark.parametrize("order", ["parallel", "sequential"])
-def test_a_layer_that_only_a_later_batch_reaches(order):
+def test_a_layer_that_only_a_later_batch_reaches():
     torch.manual_seed(0)
     model = get_peft_model(Experts(), AuroraConfig(target_modules=["always", "sometimes"], init_weights=False))
     first, second = -torch.rand(8, 4), torch.rand(8, 4)
-    report = calibrate(model, [first, second], order=order)
+    report = calibrate(model, [first, second])
     assert [entry.vectors for entry in report.layers] == [16, 8]
 
 

@@ -111,14 +111,9 @@ def test_gap_figure_of_several_seeds() -> None:
 
 
 def test_calibration_curve_averages_repeats() -> None:
-    records = [
-        {"order": order, "inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n}
-        for order in ("parallel", "sequential")
-        for n in (16, 64)
-        for repeat in (0, 2)
-    ]
+    records = [{"inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n} for n in (16, 64) for repeat in (0, 2)]
     figure = calibration_curve(records, {"accuracy": 0.83})
-    assert series(figure.axes[0])["parallel"] == pytest.approx([81, 81])
+    assert series(figure.axes[0])["calibrated"] == pytest.approx([81, 81])
     assert figure.axes[0].get_xlabel() == "calibration inputs"
 
 

@@ -16,15 +16,13 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CalibrationError, FormError
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .inputs import Batch, Runner, as_batches
 from .moments import Collector, LayerMoments, Solution, Target, gather, several_processes, solve
-from .plan import Group, plan
-
-ORDERS = ("parallel", "sequential")
+from .plan import plan
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class CalibrationReport:
     """The result of `calibrate`."""
 
     layers: tuple[LayerCalibration, ...]
-    order: str
     passes: int
     """Passes over the batches."""
     groups: int
@@ -64,7 +61,6 @@ def calibrate(
     *,
     adapter_name: str | None = None,
     ridge: float = 1e-4,
-    order: str = "parallel",
     max_memory: int | str | None = None,
     share_inputs: bool = True,
     tokenizer: Any = None,
@@ -91,9 +87,6 @@ def calibrate(
             only once is kept in memory where several passes are needed.
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: lambda in units of the mean of the diagonal of E[x x^T].
-        order: `"parallel"`: all layers from the inputs of the trained model. `"sequential"`: layer by layer, each from
-            the inputs that the layers already calibrated produce, fitting the trained model's sigma(Ax). That takes a
-            pass over the batches, as far as the layer, for each distinct input: many times the cost.
         max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
             if None. Layers are worked through in groups that fit, with a pass over the batches for each.
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
@@ -114,98 +107,31 @@ def calibrate(
     """
     if not (ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
-    if order not in ORDERS:
-        raise ValueError(f"order={order!r} is not allowed: it must be one of {', '.join(map(repr, ORDERS))}.")
     start = time.perf_counter()
     data = _Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model) as runner:
         budget = _budget(max_memory, runner.device)
         bound = "max_memory allows" if max_memory is not None else "half of the memory that is free"
-        groups = plan(runner, targets, data, budget, share_inputs, one_input_each=order == "sequential", bound=bound)
+        groups = plan(runner, targets, data, budget, share_inputs, bound=bound)
         with _restored_on_error(targets):
-            solutions = (
-                _parallel(runner, groups, data, ridge, share_inputs)
-                if order == "parallel"
-                else _sequential(runner, groups, data, ridge, share_inputs)
-            )
+            solutions: list[Solution] = []
+            for group in groups:
+                solutions += _solve_all(gather(Collector(runner, group, share_inputs), data.one_pass()), ridge)
+            for solution in solutions:
+                solution.target.module.set_calibration(solution.adapter, solution.matrix)
             for target in targets:
                 for adapter in target.adapters:
                     target.module.aurora_config[adapter].calibrated = True
     found = {(s.target.name, s.adapter): s for s in solutions}
     layers = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
-    return CalibrationReport(layers, order, data.passes, len(groups), time.perf_counter() - start)
+    return CalibrationReport(layers, data.passes, len(groups), time.perf_counter() - start)
 
 
 def _report(solution: Solution) -> LayerCalibration:
     return LayerCalibration(
         solution.target.name, solution.adapter, solution.vectors, solution.explained, solution.ridge
     )
-
-
-# -------------------------------------------------------------------- the two orders
-
-
-def _parallel(runner: Runner, groups: list[Group], data: _Passes, ridge: float, share_inputs: bool) -> list[Solution]:
-    """Every layer from the trained model's inputs; what is found is stored when all of it is known."""
-    solutions: list[Solution] = []
-    for group in groups:
-        solutions += _solve_all(gather(Collector(runner, group, share_inputs), data.one_pass()), ridge)
-    _store(solutions)
-    return solutions
-
-
-def _sequential(runner: Runner, groups: list[Group], data: _Passes, ridge: float, share_inputs: bool) -> list[Solution]:
-    """Each input in the order of execution, on a model whose earlier layers are calibrated already."""
-    data.keep()  # sigma(Ax) is remembered by position, so each pass must bring the same batches
-    targets = [target for group in groups for target in group]
-    names = {adapter for target in targets for adapter in target.adapters}
-    trained = _record_sigma(runner, targets, data)
-    n_batches = sum(1 for _ in data.batches)
-    solutions: list[Solution] = []
-    for group in groups:
-        with ExitStack() as forms:
-            # only the earlier groups have their matrix yet: the other layers compute the dynamic form
-            for name in names:
-                forms.enter_context(set_form(runner.model, "calibrated", name))
-            replay = {key: iter(values) for key, values in trained.items()}
-
-            def sigma(layer: LayerMoments, adapter: str, vectors: Tensor, replay: Any = replay) -> Tensor:
-                value: Tensor = next(replay[layer.target.name, adapter])
-                return value.to(vectors.device)
-
-            calls = sum(len(trained[target.name, target.adapters[0]]) for target in group)
-            stop = calls // n_batches if calls % n_batches == 0 else None
-            collector = Collector(runner, group, share_inputs, sigma, stop_after=stop)
-            found = _solve_all(gather(collector, data.one_pass()), ridge)
-        _store(found)
-        solutions += found
-    return solutions
-
-
-def _record_sigma(runner: Runner, targets: list[Target], data: _Passes) -> dict[tuple[str, str], list[Tensor]]:
-    """The trained model's sigma(Ax), (n, r) for each call of each layer: little, as r is small."""
-    kept: dict[tuple[str, str], list[Tensor]] = {(t.name, a): [] for t in targets for a in t.adapters}
-
-    def remember(target: Target) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["x"]
-            vectors = runner.vectors(target.module, x)
-            for adapter in target.adapters:
-                A = target.module.aurora_A[adapter]
-                z = nn.functional.linear(target.module._cast_input_dtype(vectors, A.dtype), A)
-                kept[target.name, adapter].append(target.module.sigma(adapter, z).cpu())
-
-        return hook
-
-    hooks = [t.module.register_forward_pre_hook(remember(t), with_kwargs=True) for t in targets]
-    try:
-        for batch in data.one_pass():
-            runner.run(batch)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return kept
 
 
 def _solve_all(layers: list[LayerMoments], ridge: float) -> list[Solution]:
@@ -218,11 +144,6 @@ def _solve_all(layers: list[LayerMoments], ridge: float) -> list[Solution]:
         _, together = by_input.popitem()
         solutions += solve(together, ridge)
     return solutions
-
-
-def _store(solutions: list[Solution]) -> None:
-    for solution in solutions:
-        solution.target.module.set_calibration(solution.adapter, solution.matrix)
 
 
 # -------------------------------------------------------------------- before and after
@@ -315,15 +236,10 @@ class _Passes:
         self.batches = batches
         self.passes = 0
 
-    def keep(self) -> None:
-        """Hold the batches in memory: for a source that gives them once, or others each time."""
-        if not isinstance(self.batches, list):
-            self.batches = list(self.batches)
-
     def keep_iterator(self) -> None:
         """Hold the batches in memory if they can be had only once."""
         if isinstance(self.batches, Iterator):
-            self.keep()
+            self.batches = list(self.batches)
 
     def one_pass(self) -> Iterator[Batch]:
         """All batches once."""

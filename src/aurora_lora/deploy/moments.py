@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -28,8 +27,6 @@ _NOT_SHARED = (
 _SHARED_ELSEWHERE = (
     "{} saw the same input as another layer on one process, but not on all: call calibrate with share_inputs=False."
 )
-
-Sigma = Callable[["LayerMoments", str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,6 @@ def float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-class _EnoughError(Exception):
-    """Ends a forward pass; never leaves this module."""
-
-
 def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor:
     """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
     module = layer.target.module
@@ -91,9 +84,7 @@ class Collector:
         runner: runs the model.
         targets: the layers.
         share_inputs: sum x x^T once for layers that are called one after another with the same tensor.
-        sigma: what a linear map of x is to stand in for; sigma(Ax) of the same x unless told otherwise.
         watch_only: only see which layers share an input, without any sums.
-        stop_after: end each forward pass after so many calls of the targets: the layers behind them are not needed.
     """
 
     def __init__(
@@ -101,18 +92,13 @@ class Collector:
         runner: Runner,
         targets: Iterable[Target],
         share_inputs: bool = True,
-        sigma: Sigma = sigma_of_input,
         *,
         watch_only: bool = False,
-        stop_after: int | None = None,
     ) -> None:
         self.runner = runner
         self.targets = list(targets)
         self.share_inputs = share_inputs
-        self.sigma = sigma
         self.watch_only = watch_only
-        self.stop_after = stop_after
-        self.calls = 0
         self.layers: dict[str, LayerMoments] = {}
         self.failure: CalibrationError | None = None
         self._latest: SharedInput | None = None
@@ -134,17 +120,8 @@ class Collector:
             if target.name not in self.layers:
                 self.layers[target.name] = LayerMoments(target, self._moments_for(target, x))
             self._add(self.layers[target.name], x)
-            self.calls += 1
-            if self.calls == self.stop_after:
-                raise _EnoughError
 
         return collect
-
-    def run(self, batch: Batch) -> None:
-        """One forward pass, as far as it is needed."""
-        self.calls = 0
-        with suppress(_EnoughError):
-            self.runner.run(batch)
 
     def run_all(self, batches: Iterable[Batch]) -> None:
         """Run the batches with the hooks in place; if only watching, until every target was reached.
@@ -155,7 +132,7 @@ class Collector:
         try:
             with self:
                 for batch in batches:
-                    self.run(batch)
+                    self.runner.run(batch)
                     n += 1
                     if self.watch_only and len(self.layers) == len(self.targets):
                         break
@@ -191,7 +168,7 @@ class Collector:
             d = vectors.shape[-1]
             shared.moment = torch.zeros(d, d, dtype=torch.float64, device=float64_device(x.device))
         device = shared.moment.device
-        sigmas = {a: self.sigma(layer, a, vectors).to(device).double() for a in layer.target.adapters}
+        sigmas = {a: sigma_of_input(layer, a, vectors).to(device).double() for a in layer.target.adapters}
         rows = max(1, CHUNK_BYTES // (FLOAT64_BYTES * vectors.shape[-1]))
         for start in range(0, len(vectors), rows):
             wide = vectors[start : start + rows].to(device).double()

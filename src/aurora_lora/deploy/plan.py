@@ -34,7 +34,6 @@ def plan(
     data: _Passes,
     budget: int,
     share_inputs: bool,
-    one_input_each: bool,
     bound: str = "max_memory allows",
 ) -> list[Group]:
     """Groups of layers, in the order of execution, whose moments fit in `budget` bytes at once.
@@ -43,18 +42,15 @@ def plan(
     Otherwise one batch is run first to see it, or more until every layer was reached.
 
     Args:
-        one_input_each: a group for each distinct input (the sequential order).
         bound: what `budget` is, for the error.
 
     Raises:
         CalibrationError: not even one layer fits.
     """
     alone = sum(moment_bytes([target]) for target in targets) + work_bytes(targets)
-    if alone <= budget and not one_input_each:
+    if alone <= budget:
         return [targets]
-    units = _units(runner, targets, data, share_inputs)
-    groups = pack(units, budget, bound)
-    return units if one_input_each else groups
+    return pack(_units(runner, targets, data, share_inputs), budget, bound)
 
 
 def pack(units: list[Group], budget: int, bound: str = "max_memory allows") -> list[Group]:

@@ -137,29 +137,22 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
     """Accuracy and KL divergence from the trained form against the number of calibration inputs.
 
     Args:
-        records: one for each calibration: `inputs`, `order`, `accuracy` and `kl`. Repeats are averaged, bars are
+        records: one for each calibration: `inputs`, `accuracy` and `kl`. Repeats are averaged, bars are
             the range.
         trained: the `accuracy` of the trained form.
     """
     figure, axes = new_figure(2, 7.2, 2.9)
-    styles: dict[str, dict[str, Any]] = {
-        "parallel": STYLES["calibrated"],
-        "sequential": {"color": "#009E73", "marker": "D", "linestyle": ":"},
-    }
     for ax, (name, label, factor) in zip(
         axes, (("accuracy", "test accuracy, %", 100.0), ("kl", "KL from the trained form, nats", 1.0)), strict=True
     ):
-        for order, style in styles.items():
-            groups: dict[int, list[float]] = {}
-            for record in records:
-                if record["order"] == order:
-                    groups.setdefault(record["inputs"], []).append(factor * record[name])
-            if groups:
-                sizes = sorted(groups)
-                means = [statistics.fmean(groups[size]) for size in sizes]
-                low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
-                high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
-                ax.errorbar(sizes, means, yerr=[low, high], label=order, capsize=2.5, **style)
+        groups: dict[int, list[float]] = {}
+        for record in records:
+            groups.setdefault(record["inputs"], []).append(factor * record[name])
+        sizes = sorted(groups)
+        means = [statistics.fmean(groups[size]) for size in sizes]
+        low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
+        high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
+        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **STYLES["calibrated"])
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel("calibration inputs")

@@ -204,17 +204,15 @@ def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:
 
 
 def calibration_table(curve: Mapping[str, Any]) -> str:
-    """Calibration inputs against what the calibrated form gives, both orders: `benchmarks/calibration.py curve`."""
+    """Calibration inputs against what the calibrated form gives: `benchmarks/calibration.py curve`."""
     runs, records = curve["runs"], curve["records"]
     lines = ["| form | inputs | accuracy % | nll | KL from trained |", "|---|---|---|---|---|"]
     for form in ("dynamic", "static"):
         found = [run[form] for run in runs]
         lines.append(_curve_row(FORM_NAMES[form], "", found))
-    for order in ("parallel", "sequential"):
-        for size in sorted({record["inputs"] for record in records}):
-            found = [r for r in records if r["order"] == order and r["inputs"] == size]
-            if found:
-                lines.append(_curve_row(f"calibrated, {order}", f"{size:,}", found))
+    for size in sorted({record["inputs"] for record in records}):
+        found = [record for record in records if record["inputs"] == size]
+        lines.append(_curve_row("calibrated", f"{size:,}", found))
     return "\n".join(lines)
 
 
@@ -228,18 +226,16 @@ def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> 
 def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
     """What a calibration costs: `benchmarks/calibration.py cost`."""
     lines = [
-        "| model | inputs | order | seconds | share of an epoch of training | peak memory over running the inputs |",
-        "|---|---|---|---|---|---|",
+        "| model | inputs | seconds | share of an epoch of training | peak memory over running the inputs |",
+        "|---|---|---|---|---|",
     ]
     for cost in costs:
-        for order in ("parallel", "sequential"):
-            if f"{order}_s" in cost:
-                share = f"1/{1 / cost[f'{order}_of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
-                more = cost["peak_mb"][order] - cost["peak_mb"]["none"]
-                lines.append(
-                    f"| {cost['model']}, {cost['layers']} layers | {cost['examples']:,} | {order} "
-                    f"| {cost[f'{order}_s']:.1f} | {share} | {more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB |"
-                )
+        share = f"1/{1 / cost['of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
+        more = cost["peak_mb"]["calibrate"] - cost["peak_mb"]["none"]
+        lines.append(
+            f"| {cost['model']}, {cost['layers']} layers | {cost['examples']:,} "
+            f"| {cost['calibrate_s']:.1f} | {share} | {more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB |"
+        )
     return "\n".join(lines)
 
 
