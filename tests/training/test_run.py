@@ -1,5 +1,6 @@
 """A whole run on a tiny model: what it writes, what it refuses, and what one can do with it afterwards."""
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
+from aurora_lora import calibrate
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
 from aurora_lora.training import trained as trained_module
@@ -54,6 +56,35 @@ def test_best_epoch_is_chosen_in_the_deployed_form(run: Run) -> None:
     assert (chosen["epoch"], chosen["value"]) == (best["epoch"], best["validation"]["accuracy"])
     # the calibration before each evaluation is the one at the end of the run, on the same weights
     assert run.result["metric"]["validation_by_form"]["calibrated"]["accuracy"] == chosen["value"]
+
+
+def test_calibrated_once_for_each_evaluation(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def counted(where: str) -> None:
+        def counting(*args: Any, **kwargs: Any) -> None:
+            done.append(where)
+            calibrate(*args, **kwargs)
+
+        monkeypatch.setattr(importlib.import_module(f"aurora_lora.training.{where}"), "calibrate", counting)
+
+    counted("callback")
+    counted("run")
+    recipe = load_recipe(write_recipe())
+    run = train(recipe, tmp_path / "run")
+    assert done == ["callback"] * 3  # the best checkpoint has its matrices
+    trainer, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
+    stored = {name: value.clone() for name, value in trainer.module.named_buffers() if "aurora_A_cal." in name}
+    calibrate(trainer.module, data.calibration_batches(recipe), ridge=recipe.calibration.ridge)
+    again = dict(trainer.module.named_buffers())
+    assert len(stored) == 4
+    assert all(torch.equal(value, again[name]) for name, value in stored.items())
+    done.clear()
+    paper = write_recipe(method={"name": "aurora-paper", "target_modules": ["query", "value"]})
+    train(load_recipe(paper), tmp_path / "paper")
+    assert done == ["run"]
 
 
 def test_parameter_counts(run: Run) -> None:

@@ -23,6 +23,7 @@ from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .inputs import Batch, Runner, as_batches
 from .moments import Collector, LayerMoments, Solution, Target, gather, several_processes, solve
 from .plan import plan
+from .products import LEAST_RIDGE_OF_SLICES
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def calibrate(
 
     over the inputs x that reach the layer when the trained (dynamic) model runs on `batches`. As the layer's output is
     s B sigma(Ax), `s B A_cal` is then the best linear map for the whole update, and still of rank r. Moments are taken
-    and solved in float64; layers that see the same input (q, k and v) share them. The matrices are stored with the
-    adapter; `eval_form` is not changed. Training mode, hooks and the random state are as before when it returns or
-    raises.
+    and solved in float64 (`deploy/products.py` says how on GPUs where that is slow); layers that see the same input (q,
+    k and v) share them. The matrices are stored with the adapter; `eval_form` is not changed. Training mode, hooks and
+    the random state are as before when it returns or raises.
 
     With `torch.distributed` initialised, the moments are summed over all processes: call it on every one of them.
 
@@ -117,7 +118,8 @@ def calibrate(
         with _restored_on_error(targets):
             solutions: list[Solution] = []
             for group in groups:
-                solutions += _solve_all(gather(Collector(runner, group, share_inputs), data.one_pass()), ridge)
+                collector = Collector(runner, group, share_inputs, sliced=ridge >= LEAST_RIDGE_OF_SLICES)
+                solutions += _solve_all(gather(collector, data.one_pass()), ridge)
             for solution in solutions:
                 solution.target.module.set_calibration(solution.adapter, solution.matrix)
             for target in targets:

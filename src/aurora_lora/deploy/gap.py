@@ -15,7 +15,8 @@ from ..errors import CalibrationError, NotCalibratedError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers, set_form
 from .calibrate import check_unmerged, trained_state
 from .inputs import NO_BATCHES, Runner, as_batches
-from .moments import CHUNK_BYTES, FLOAT64_BYTES, float64_device
+from .moments import float64_device
+from .products import CHUNK_BYTES, FLOAT64_BYTES
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer
 from .inputs import NO_BATCHES, Batch, Runner
-
-FLOAT64_BYTES = 8
-CHUNK_BYTES = 32 * 2**20
-"""Inputs are widened to float64 in pieces of about this size."""
+from .products import add_gram, has_slow_float64, mirror, pieces
 
 _NOT_SHARED = (
     "{} saw the same input as {} in the first batch, but not in a later one: call calibrate with share_inputs=False."
@@ -84,6 +81,7 @@ class Collector:
         runner: runs the model.
         targets: the layers.
         share_inputs: sum x x^T once for layers that are called one after another with the same tensor.
+        sliced: take the moments in exact float32 products on devices where float64 is slow; see `add_gram`.
         watch_only: only see which layers share an input, without any sums.
     """
 
@@ -93,11 +91,13 @@ class Collector:
         targets: Iterable[Target],
         share_inputs: bool = True,
         *,
+        sliced: bool = False,
         watch_only: bool = False,
     ) -> None:
         self.runner = runner
         self.targets = list(targets)
         self.share_inputs = share_inputs
+        self.sliced = sliced
         self.watch_only = watch_only
         self.layers: dict[str, LayerMoments] = {}
         self.failure: CalibrationError | None = None
@@ -169,18 +169,19 @@ class Collector:
             shared.moment = torch.zeros(d, d, dtype=torch.float64, device=float64_device(x.device))
         device = shared.moment.device
         sigmas = {a: sigma_of_input(layer, a, vectors).to(device).double() for a in layer.target.adapters}
-        rows = max(1, CHUNK_BYTES // (FLOAT64_BYTES * vectors.shape[-1]))
-        for start in range(0, len(vectors), rows):
-            wide = vectors[start : start + rows].to(device).double()
+        for adapter, sigma in sigmas.items():
+            if adapter not in layer.cross:
+                layer.cross[adapter] = sigma.new_zeros(sigma.shape[1], vectors.shape[1])
+                layer.power[adapter] = sigma.new_zeros(())
+            layer.power[adapter] += sigma.square().sum()
+        sliced = self.sliced and has_slow_float64(device) and vectors.dtype != torch.float64
+        for rows in pieces(len(vectors), vectors.shape[1]):
+            narrow = vectors[rows].to(device)
+            wide = narrow.double()
             if leads:
-                shared.moment.addmm_(wide.T, wide)
+                add_gram(shared.moment, narrow if sliced else wide, sliced)
             for adapter, sigma in sigmas.items():
-                if adapter not in layer.cross:
-                    layer.cross[adapter] = sigma.new_zeros(sigma.shape[1], wide.shape[1])
-                    layer.power[adapter] = sigma.new_zeros(())
-                piece = sigma[start : start + rows]
-                layer.cross[adapter].addmm_(piece.T, wide)
-                layer.power[adapter] += piece.square().sum()
+                layer.cross[adapter].addmm_(sigma[rows].T, wide)
 
     def _reached(self) -> list[LayerMoments]:
         """In the order in which they were first called here."""
@@ -240,6 +241,8 @@ class Collector:
         for target in self.targets:  # the others may have reached what this process did not
             shared = inputs.setdefault(leaders[target.name], SharedInput(leaders[target.name]))
             layers.append(reached.get(target.name) or _without_input(target, shared))
+        for shared in inputs.values():
+            mirror(_moment(shared))
         _sum_over_processes(layers)
         for layer in layers:
             if layer.vectors != layer.shared.vectors:

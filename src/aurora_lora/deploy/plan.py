@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import CalibrationError
 from .inputs import Runner
-from .moments import CHUNK_BYTES, FLOAT64_BYTES, Collector, Target
+from .moments import Collector, Target
+from .products import CHUNK_BYTES, FLOAT64_BYTES
 
 if TYPE_CHECKING:
     from .calibrate import _Passes

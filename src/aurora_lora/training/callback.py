@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.deploy.inputs import Batch
+from aurora_lora.tuner import aurora_layers
 
 
 class CalibrationCallback(TrainerCallback):
@@ -44,6 +45,16 @@ class CalibrationCallback(TrainerCallback):
     def _calibrate(self, control: TrainerControl, model: nn.Module) -> None:
         if control.should_evaluate and deploys_calibrated(model):
             calibrate(model, self.batches, ridge=self.ridge)
+
+
+def is_calibrated(model: nn.Module) -> bool:
+    """Whether every active adapter has calibrated matrices that belong to its present weights, where it needs them."""
+    return all(
+        layer.forms_coincide(name) or layer.check_calibration(name)
+        for _, layer in aurora_layers(model)
+        for name in layer.active_adapters
+        if name in layer.aurora_A
+    )
 
 
 def deploys_calibrated(model: nn.Module) -> bool:

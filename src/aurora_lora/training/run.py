@@ -25,7 +25,7 @@ from ..methods.aurora import AuroraMethod
 from ..tasks.access import check_access
 from . import card, storage, yaml_text
 from .batches import Share, divide
-from .callback import CalibrationCallback
+from .callback import CalibrationCallback, is_calibrated
 from .choice_trainer import ChoiceTrainer
 from .data import Data, load_data
 from .distillation import DistillationTrainer, teach
@@ -270,8 +270,12 @@ def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: 
 
 
 def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
-    """Calibrate the model as the recipe says, if its method has a calibrated form."""
-    if CALIBRATED in recipe.method.method.forms(recipe.method.options):
+    """Calibrate the model as the recipe says, if its method has a calibrated form and its weights came without.
+
+    Where the calibrated form is deployed, a checkpoint has the matrices of the evaluation that it was written at, from
+    these same inputs.
+    """
+    if CALIBRATED in recipe.method.method.forms(recipe.method.options) and not is_calibrated(trainer.module):
         calibrate(trainer.module, _own_share(data, recipe), ridge=recipe.calibration.ridge)
 
 

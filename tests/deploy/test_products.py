@@ -1,0 +1,180 @@
+"""Moments in exact float32 products: the calibrated matrix beside one that NumPy computes in float64 throughout."""
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from aurora_lora import AuroraConfig, CalibrationError, calibrate
+from aurora_lora.deploy import products
+from aurora_lora.deploy.products import add_gram, has_slow_float64, mirror
+
+D, N = 160, 1500
+RIDGE = 1e-4
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A device whose float64 is slow."""
+    monkeypatch.setattr("aurora_lora.deploy.moments.has_slow_float64", lambda device: True)
+
+
+def one_layer(x):
+    """A model of one layer with A such that z has a standard deviation of about 1/2."""
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(x.shape[1], 3)), AuroraConfig(target_modules=["0"]))
+    layer = model.base_model.model[0]
+    with torch.no_grad():
+        A = torch.randn_like(layer.aurora_A["default"])
+        layer.aurora_A["default"].copy_(A / (2 * x.double().square().sum(1).mean().sqrt().float()))
+    return model, layer
+
+
+def in_float64(layer, x, moment=None):
+    """C (S + lambda I)^-1 from the layer's own sigma(Ax), by NumPy; `moment` stands in for x^T x."""
+    with torch.no_grad():
+        sigma = layer.sigma("default", x @ layer.aurora_A["default"].T).double().numpy()
+    wide = x.double().numpy()
+    S = (wide.T @ wide if moment is None else moment) / len(wide)
+    S = S + RIDGE * np.trace(S) / len(S) * np.eye(len(S))
+    return np.linalg.solve(S, wide.T @ sigma / len(wide)).T
+
+
+def distance(matrix, exact):
+    return np.linalg.norm(matrix - exact) / np.linalg.norm(exact)
+
+
+def check(x):
+    """The distance of what `calibrate` finds, and that of plain float32 products of 1,024 rows."""
+    model, layer = one_layer(x)
+    calibrate(model, x.split(400), ridge=RIDGE)
+    exact = in_float64(layer, x)
+    plain = sum((piece.T @ piece).double().numpy() for piece in x.split(1024))
+    found = distance(layer.aurora_A_cal["default"].double().numpy(), exact)
+    return found, distance(in_float64(layer, x, plain), exact)
+
+
+def hostile(name):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(N, D, generator=g)
+    falling = x * torch.logspace(0, -4, D) @ torch.linalg.qr(torch.randn(D, D, generator=g)).Q
+    massive = x.clone()
+    massive[::30, 7], massive[::30, 99] = 1000.0, -300.0
+    outliers = x.clone()
+    outliers[:, 7] *= 300
+    outliers[:, 20] += 50
+    return {
+        "outlier channels": outliers,
+        "massive tokens": massive,
+        "far from zero": x + 5 * torch.randn(D, generator=g),
+        "falling spectrum": falling,
+        "a spectrum in bfloat16": (3 * falling).bfloat16().float(),
+        "fewer inputs than dimensions": x[:80],
+        "channels over six decades": x * torch.logspace(3, -3, D),
+        "a channel of zeros": x * (torch.arange(D) != 3),
+        "tiny": x * 1e-20,
+        "huge": x * 1e15,
+    }[name]
+
+
+CASES = (
+    "outlier channels",
+    "massive tokens",
+    "far from zero",
+    "falling spectrum",
+    "a spectrum in bfloat16",
+    "fewer inputs than dimensions",
+    "channels over six decades",
+    "a channel of zeros",
+    "tiny",
+    "huge",
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_matrix_is_that_of_float64(slow, name):
+    found, _ = check(hostile(name))
+    assert found < 1e-5
+
+
+@pytest.mark.parametrize("name", ["falling spectrum", "fewer inputs than dimensions"])
+def test_plain_float32_products_would_not_do(slow, name):
+    _, plain = check(hostile(name))
+    assert plain > 1e-5
+
+
+@pytest.mark.packaged
+def test_hidden_states_of_minilm(slow):
+    from transformers import AutoModel, AutoTokenizer
+
+    from aurora_lora.errors import UserError
+    from aurora_lora.tasks.models import resolve_model
+    from aurora_lora.tasks.packaged import MOVIE_SENTIMENT
+    from aurora_lora.tasks.task import SplitSizes
+
+    try:
+        path = resolve_model("minilm-l6").path
+        texts = list(MOVIE_SENTIMENT.load(SplitSizes(256, 100, 100), 0)["train"]["text"])
+    except UserError as error:
+        pytest.skip(str(error))
+    tokens = AutoTokenizer.from_pretrained(path)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(path).eval()(**tokens, output_hidden_states=True).hidden_states
+    found, plain = zip(*(check(hidden[i][tokens["attention_mask"].bool()]) for i in (0, 3, 6)), strict=True)
+    assert max(found) < 1e-5
+    assert max(plain) > 1e-5
+
+
+def test_a_small_ridge_takes_float64_itself(slow, monkeypatch):
+    monkeypatch.setattr(products, "_add_sliced", None)
+    model, _ = one_layer(x := hostile("far from zero"))
+    calibrate(model, [x], ridge=1e-6)
+    with pytest.raises(TypeError):
+        calibrate(model, [x], ridge=RIDGE)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_inputs_that_are_not_finite_are_seen(slow, value):
+    x = hostile("far from zero")
+    model, _ = one_layer(x)
+    x[700, 5] = value
+    with pytest.raises(CalibrationError, match="not finite"):
+        calibrate(model, [x])
+
+
+@pytest.mark.parametrize("d", [1, 191, 193, 500])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_the_lower_triangle_is_enough(d, sliced):
+    x = torch.randint(-9, 9, (1300, d), generator=torch.Generator().manual_seed(2)).float()
+    total = torch.ones(d, d, dtype=torch.float64)
+    add_gram(total, x if sliced else x.double(), sliced)
+    mirror(total)
+    assert torch.equal(total, x.double().T @ x.double() + 1)
+
+
+def test_the_precision_that_a_process_has_chosen_comes_back(slow, monkeypatch):
+    matmul = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
+    during, earlier, round_ = [], getattr(matmul, name), torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: (during.append(getattr(matmul, name)), round_(a, b))[1]
+    )
+    try:
+        torch.set_float32_matmul_precision("high")
+        total = torch.zeros(4, 4, dtype=torch.float64)
+        add_gram(total, torch.ones(2, 4), sliced=True)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        setattr(matmul, name, earlier)
+    assert set(during) == {"ieee" if name == "fp32_precision" else False}
+
+
+@pytest.mark.parametrize(("capability", "is_slow"), [((8, 9), True), ((12, 0), True), ((8, 0), False), ((9, 0), False)])
+def test_which_gpus_are_slow(monkeypatch, capability, is_slow):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert has_slow_float64(torch.device("cuda", 0)) is is_slow
+    assert not has_slow_float64(torch.device("cpu"))
