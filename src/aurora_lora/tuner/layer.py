@@ -14,6 +14,7 @@ from ..ops import fused
 from .config import AuroraConfig
 from .kept import KeptWeight, dequantized, parameter_like, rounding
 from .offloaded import in_memory, present
+from .ordinary import ordinary_tensors
 from .peft_names import check_adapters_to_merge
 from .state import AdapterState
 
@@ -213,7 +214,7 @@ class AuroraLayer(AdapterState):
         """
         names = self.adapters_to_merge(adapter_names)
         if names:
-            with in_memory(self):
+            with ordinary_tensors(), in_memory(self):
                 self._merge(names, safe_merge)
 
     def _merge(self, names: list[str], safe_merge: bool) -> None:
@@ -237,7 +238,7 @@ class AuroraLayer(AdapterState):
         if not self.merged or self._kept is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        with in_memory(self):
+        with ordinary_tensors(), in_memory(self):
             self._kept.restore(self)
         self._kept = None
         self.merge_rounding = None

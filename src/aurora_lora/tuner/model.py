@@ -20,6 +20,7 @@ from .embedding import AuroraEmbedding
 from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .mixed_batch import name_adapters
+from .ordinary import ordinary_tensors
 from .peft_names import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
@@ -222,6 +223,7 @@ class AuroraModel(BaseTuner):
 
     # ---------------------------------------------------------------- combining
 
+    @ordinary_tensors()
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "cat"
     ) -> None:

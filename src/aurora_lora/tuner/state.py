@@ -16,6 +16,7 @@ from . import calibration_state
 from .calibration_state import whole
 from .config import FORMS, AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters
+from .ordinary import ordinary_tensors
 from .peft_names import (
     BaseTunerLayer,
     _get_in_out_features,
@@ -150,6 +151,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     # ---------------------------------------------------------------- calibration
 
+    @ordinary_tensors()
     def make_calibration_buffers(self, adapter_name: str) -> None:
         """Room for A_cal and its fingerprint, for a checkpoint to load into."""
         A = self.aurora_A[adapter_name]
@@ -162,12 +164,13 @@ class AdapterState(nn.Module, BaseTunerLayer):
         holders = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
         return [holder[adapter_name] for holder in holders if adapter_name in holder]
 
+    @ordinary_tensors()
     def set_calibration(self, adapter_name: str, matrix: Tensor) -> None:
         """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
         A = self.aurora_A[adapter_name]
         if adapter_name not in self.aurora_A_cal:
             self.make_calibration_buffers(adapter_name)
-        self.aurora_A_cal[adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype)
+        self.aurora_A_cal[adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype, copy=True)
         mark = calibration_state.fingerprint(self._sigma_weights(adapter_name))
         self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
         self.calibration_is_fresh[adapter_name] = True

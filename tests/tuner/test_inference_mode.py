@@ -1,0 +1,96 @@
+"""What is done inside `torch.inference_mode()` leaves a model that trains and loads afterwards, as PEFT's LoRA does."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap, set_form
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+
+
+def make():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    return get_peft_model(layers, AuroraConfig(target_modules=["0", "2"], init_weights=False))
+
+
+def merge_static(model, _):
+    set_form(model, "static")
+    model.merge_adapter()
+
+
+def merge_and_unmerge(model, folder):
+    merge_static(model, folder)
+    model.unmerge_adapter()
+
+
+def calibrate_merge_unmerge(model, _):
+    calibrate(model, [X])
+    model.merge_adapter()
+    model.unmerge_adapter()
+
+
+def combine(model, _):
+    set_form(model, "static")
+    model.base_model.add_weighted_adapter(["default"], [1.0], "sum")
+    model.set_adapter("default")
+
+
+def export(model, folder):
+    calibrate(model, [X])
+    export_lora(model, folder / "lora")
+
+
+def load_calibrated(model, _):
+    other = make()
+    calibrate(other, [X])
+    model.load_state_dict(other.state_dict())
+
+
+ACTIONS = {
+    "merge": merge_static,
+    "unmerge": merge_and_unmerge,
+    "calibrate": lambda model, _: calibrate(model, [X]),
+    "calibrate, merge, unmerge": calibrate_merge_unmerge,
+    "merge_gap": lambda model, _: merge_gap(model, [X]),
+    "set_form": lambda model, _: set_form(model, "dynamic"),
+    "export": export,
+    "add_weighted_adapter": combine,
+    "load": load_calibrated,
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_training_and_loading_afterwards(name, tmp_path):
+    model = make()
+    with torch.inference_mode():
+        ACTIONS[name](model, tmp_path)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert not any(tensor.is_inference() for tensor in tensors)
+    if name == "merge":
+        model.unmerge_adapter()
+    model.train()
+    model(X).square().sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
+    model.load_state_dict(model.state_dict())
+
+
+def test_a_merged_model_is_trained_on():
+    model = make()
+    set_form(model, "static")
+    with torch.inference_mode():
+        merged = model.merge_and_unload()
+    merged.requires_grad_(True)
+    merged(X).sum().backward()
+    assert all(p.grad is not None for p in merged.parameters())
+
+
+def test_the_results_are_those_of_the_ordinary_mode():
+    inside, outside = make(), make()
+    with torch.inference_mode():
+        calibrate(inside, [X])
+    calibrate(outside, [X])
+    assert inside.state_dict().keys() == outside.state_dict().keys()
+    assert all(torch.equal(value, outside.state_dict()[name]) for name, value in inside.state_dict().items())
