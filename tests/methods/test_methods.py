@@ -1,5 +1,6 @@
 """The registry of methods, and what each of them does to a model."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -176,3 +177,16 @@ def test_trained_weights_that_do_not_fit(make_bert: MakeBert, tmp_path: Path) ->
     model.requires_grad_(True)
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_trained(model, tmp_path)
+
+
+def test_module_names_are_saved_in_order(make_bert: MakeBert, tmp_path: Path) -> None:
+    names = ["query", "key", "value", "dense"]
+    for name in ("lora", "milora", "aurora"):
+        method = METHODS[name]
+        folders = [tmp_path / name / str(i) for i in range(6)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+            rotated = names[len(folder.name) :] + names[: len(folder.name)]
+            model = method.apply(make_bert(), method.validate({"target_modules": rotated}), "SEQ_CLS")
+            method.save(model, folder)
+            assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == sorted(names)

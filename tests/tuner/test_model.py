@@ -290,3 +290,63 @@ def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_pat
     assert calibrated.peft_config["default"].calibrated
     assert forms(calibrated.eval()) == {"calibrated"}
     assert torch.equal(logits(calibrated), expected)
+
+
+@pytest.mark.parametrize("without", ["", "aurora_A_cal", "fingerprint", "aurora_B"])
+def test_keys_without_the_prefix_of_peft_are_loaded(calibrated, make_bert, logits, tmp_path, without):
+    calibrated.save_pretrained(tmp_path)
+    expected = logits(calibrated.eval())
+    path = tmp_path / "adapter_model.safetensors"
+    state = load_file(path)
+    renamed = {
+        key.removeprefix("base_model.model.") if "aurora_" in key and without in key else key: value
+        for key, value in state.items()
+    }
+    assert renamed.keys() != state.keys()
+    save_file(renamed, path)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    assert forms(loaded.eval()) == {"calibrated"}
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_a_key_with_and_without_the_prefix_is_refused(calibrated):
+    state = get_peft_model_state_dict(calibrated)
+    key = next(key for key in state if "aurora_A" in key)
+    with pytest.raises(CheckpointError, match="twice"):
+        set_peft_model_state_dict(calibrated, {**state, key.removeprefix("base_model.model."): state[key]})
+
+
+@pytest.mark.parametrize("init_weights", ["identity", False])
+def test_a_config_that_promises_a_matrix_which_is_not_there(make_bert, config, batches, tmp_path, init_weights):
+    model = get_peft_model(make_bert(), config(init_weights=init_weights))
+    aurora_lora.calibrate(model, batches)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    whole = load_file(path)
+    state = {key: value for key, value in whole.items() if "A_cal" not in key}
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match="says calibrated=True, but the checkpoint has no calibrated matrix"):
+        PeftModel.from_pretrained(make_bert(), tmp_path)
+    set_peft_model_state_dict(model, state)  # no promise: the model goes back to weights of before its calibration
+    assert not model.peft_config["default"].calibrated
+    partial = {key: value for key, value in whole.items() if "A_cal" not in key or "layer.0" in key}
+    save_file(partial, path)
+    with pytest.raises(CheckpointError, match=r"lacks .*layer\.1.*aurora_A_cal"):
+        PeftModel.from_pretrained(make_bert(), tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["aurora_A_cal.default", "fingerprint.default"])
+def test_a_state_with_half_a_calibration_is_refused(calibrated, gone):
+    state = {key: value for key, value in calibrated.state_dict().items() if not key.endswith(gone)}
+    with pytest.raises(RuntimeError, match="belong together"):
+        calibrated.load_state_dict(state, strict=False)
+
+
+def test_module_names_are_saved_in_order(make_bert, config, tmp_path):
+    names = ["query", "key", "value", "dense", "word_embeddings", "position_embeddings", "token_type_embeddings"]
+    model = get_peft_model(make_bert(), config(target_modules=names, exclude_modules=["h", "g", "f", "e", "d", "c"]))
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["target_modules"] == sorted(names)
+    assert saved["exclude_modules"] == list("cdefgh")
+    assert type(config().from_pretrained(tmp_path).target_modules) is set

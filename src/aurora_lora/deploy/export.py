@@ -102,6 +102,8 @@ def export_lora(
         fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
         inference_mode=True,
     )
+    if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
+        lora_config.target_modules = sorted(lora_config.target_modules)
     with new_folder(path) as partial:
         save_file({**weights, **others}, partial / PEFT_WEIGHTS, metadata=METADATA)
         lora_config.save_pretrained(str(partial))

@@ -6,6 +6,7 @@ Nothing heavy is imported here before a method is used, so that listing the meth
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -199,6 +200,7 @@ class PeftMethod(OneForm):
 
     def save(self, model: nn.Module, directory: Path) -> None:
         model.save_pretrained(directory)  # type: ignore[operator]
+        sort_saved_sets(directory)
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
         from .linear import untie_adapted
@@ -207,6 +209,16 @@ class PeftMethod(OneForm):
         with self.using(model, form):
             merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
         return merged
+
+
+def sort_saved_sets(directory: Path) -> None:
+    """Sort what PEFT keeps as sets and writes in the order of a hash: two processes write the same bytes."""
+    path = directory / "adapter_config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(saved.get(name), list):
+            saved[name] = sorted(saved[name])
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @dataclass(frozen=True)

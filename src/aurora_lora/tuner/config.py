@@ -156,6 +156,10 @@ class AuroraConfig(PeftConfig):
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in PEFT, with sets as sorted lists: two processes write the same bytes."""
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
+
     @property
     def anl(self) -> ANL:
         """The parts of sigma, as the ops take them."""

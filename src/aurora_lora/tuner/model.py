@@ -282,18 +282,26 @@ class AuroraModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(  # type: ignore[override]
         cls, model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Make the calibration buffers fit the checkpoint, and refuse keys that PEFT would drop without a word.
+        """Make the keys and the calibration buffers fit each other, and refuse what PEFT would drop without a word.
+
+        Keys may have the prefix of a `PeftModel` or not, whatever the model is.
 
         Raises:
-            CheckpointError: the checkpoint lacks weights of the adapter, or has some that the model has no place for.
+            CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or
+                has none of the calibrated matrices that the adapter's config speaks of.
         """
-        present = {key.removeprefix("base_model.model."): key for key in state_dict if f".{PREFIX}" in key}
+        present: dict[str, str] = {}
+        for key in state_dict:
+            if f".{PREFIX}" in key and present.setdefault(key.removeprefix(PEFT_PREFIX), key) != key:
+                raise CheckpointError(f"The checkpoint has {key} twice: with the prefix {PEFT_PREFIX!r} and without.")
         layers = {
-            name.removeprefix("_fsdp_wrapped_module.").removeprefix("base_model.model."): layer
+            name.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX): layer
             for name, layer in model.named_modules()
             if isinstance(layer, AuroraLayer) and adapter_name in layer.aurora_A
         }
         calibrated = {path for path in layers if f"{path}.aurora_A_cal" in present and layers[path].has_forms}
+        if calibrated:
+            calibrated = {path for path, layer in layers.items() if layer.has_forms}  # all of them, or it is damaged
         expected = {f"{path}.{key}" for path, layer in layers.items() for key in _weight_names(layer, adapter_name)}
         expected |= {f"{path}.{key}" for path in calibrated for key in CALIBRATION_BUFFERS}
         for problem, keys in (
@@ -306,15 +314,25 @@ class AuroraModel(BaseTuner):
                     f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {', '.join(keys[:3])}{more}. "
                     "Was it saved with other settings (target_modules, fixed_activation, spline)?"
                 )
+        if not calibrated and any(adapter_name in layer.awaits_calibration for layer in layers.values()):
+            raise CheckpointError(
+                f"The config of adapter {adapter_name!r} says calibrated=True, but the checkpoint has no calibrated "
+                "matrix (aurora_A_cal): save the calibrated adapter again, or set it to false and call calibrate."
+            )
         for path, layer in layers.items():  # only now: a refused checkpoint leaves the calibration
             if path not in calibrated:
                 layer.take_calibration(adapter_name)
             elif adapter_name not in layer.aurora_A_cal:
                 layer.make_calibration_buffers(adapter_name)
         config.calibrated = bool(calibrated)
+        # PEFT takes the prefix away again for a model that is no PeftModel
+        named = {present_key: f"{PEFT_PREFIX}{key}" for key, present_key in present.items()}
+        state_dict = {named.get(key, key): value for key, value in state_dict.items()}
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the paths of the adapted model."""
 CALIBRATION_BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
 
 

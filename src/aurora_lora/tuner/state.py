@@ -64,6 +64,9 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.aurora_config: dict[str, AuroraConfig] = {}
         self.calibration_is_fresh: dict[str, bool] = {}
+        self.awaits_calibration: set[str] = (
+            set()
+        )  # adapters whose config spoke of a matrix, which is still to be loaded
         self._without_calibration: dict[str, list[str]] = {}
         self.aurora_dropout = nn.ModuleDict()
         self.aurora_A = AdapterParameters()
@@ -106,12 +109,14 @@ class AdapterState(nn.Module, BaseTunerLayer):
             self.aurora_spline_weight[adapter_name] = nn.Parameter(torch.empty(r, anl.n_basis))
         self.reset_aurora_parameters(adapter_name, config.init_weights)
         self.calibration_is_fresh[adapter_name] = False
+        self.awaits_calibration.discard(adapter_name)
         if config.calibrated and self.has_forms:
             # The buffers must be there before a checkpoint is loaded: PEFT drops keys that the model does not have.
             self.make_calibration_buffers(adapter_name)
             if config.init_weights is False and not self.aurora_A[adapter_name].is_meta:
                 matrix = torch.empty_like(self.aurora_A[adapter_name])
                 self.set_calibration(adapter_name, nn.init.kaiming_uniform_(matrix, a=math.sqrt(5)))
+            self.awaits_calibration.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -174,6 +179,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         mark = calibration_state.fingerprint(self._sigma_weights(adapter_name))
         self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
         self.calibration_is_fresh[adapter_name] = True
+        self.awaits_calibration.discard(adapter_name)
 
     def take_calibration(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
         """Take the calibrated matrix and its fingerprint away from the adapter; None if it has none."""
@@ -194,7 +200,11 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self._without_calibration = {}
         for adapter_name in self.aurora_A if self.has_forms else ():
             keys = [f"{prefix}{buffer}.{adapter_name}" for buffer in ("aurora_A_cal", "aurora_A_cal_fingerprint")]
-            if keys[0] in state_dict:
+            if (keys[0] in state_dict) != (keys[1] in state_dict):
+                errors: list[str] = rest[-1]
+                errors.append(f"{keys[0]} and {keys[1]} belong together: the state has only one of them.")
+            elif keys[0] in state_dict:
+                self.awaits_calibration.discard(adapter_name)
                 if adapter_name not in self.aurora_A_cal:
                     self.make_calibration_buffers(adapter_name)
                 self.aurora_config[adapter_name].calibrated = True
