@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from aurora_lora.training import run as run_module
 from aurora_lora.training import yaml_text
 
 Invoke = Callable[..., Any]
+LONG = "a" * 300
 
 
 @pytest.fixture
@@ -272,6 +275,26 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["report", "RUN", "--only", "curves"], "--only goes with --figures DIR"),
         (["predict", "none", "text"], "none is neither the folder of a run"),
         (["list", "task"], "did you mean 'tasks'?"),
+        (["trian"], "No such command 'trian'."),
+        (["train"], "Missing argument 'RECIPE.yaml'"),
+        (["train", "RECIPE"], "Missing option '--output'"),
+        (["train", "RECIPE", "--otput", "run"], "No such option: --otput"),
+        (["gap", "RUN", "--examples", "many"], "Invalid value for '--examples'"),
+        (["list", "tasks", "more"], "unexpected extra argument"),
+        (
+            ["train", "RECIPE", "method.target_modules=[query,valu]", "-o", "run"],
+            "'valu' is an unknown module; did",
+        ),
+        (["train", "RECIPE", "method.modules_to_save=[nope]", "-o", "run"], "modules_to_save: 'nope' is an unknown"),
+        (["train", "RECIPE", "-o", LONG], "File name too long"),
+        (["train", LONG, "-o", "run"], "File name too long"),
+        (["evaluate", LONG], "File name too long"),
+        (["predict", LONG, "text"], "File name too long"),
+        (["report", LONG], "File name too long"),
+        (["report", "RUN", "--figures", LONG], "File name too long"),
+        (["report", "RUN", "--output", "/proc/figures"], "cannot write /proc/figures"),
+        (["report", "RUN", "--figures", "/proc/figures"], "cannot write /proc/figures"),
+        (["report", "RUN", "--html", "/proc/page.html"], "cannot write /proc/page.html"),
     ],
 )
 def test_mistakes(
@@ -283,7 +306,7 @@ def test_mistakes(
     args: list[str],
     message: str,
 ) -> None:
-    if "/proc/run" in args and not Path("/proc/self").exists():
+    if any("/proc/" in arg for arg in args) and not Path("/proc/self").exists():
         pytest.skip("/proc is Linux's")
     monkeypatch.chdir(tmp_path)
     done = aurora(*(arg.replace("RECIPE", str(recipe)).replace("RUN", str(finished[0])) for arg in args))
@@ -291,6 +314,28 @@ def test_mistakes(
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_an_output_that_is_full(buffered: bool) -> None:
+    command = [sys.executable, *([] if buffered else ["-u"]), "-W", "ignore", "-m", "aurora_lora.cli", "list", "tasks"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("No space left on device")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_no_text_is_printed_somehow(aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        shutil.copytree(finished[0], folder)
+    except OSError:
+        pytest.skip("this file system has names of UTF-8 only")
+    done = aurora("train", recipe, "-o", folder)
+    assert done.exit_code == 0, done.output
+    assert "run\\udcff" in done.stdout
 
 
 def test_adapter_that_is_damaged(aurora: Invoke, finished: Any, tmp_path: Path) -> None:

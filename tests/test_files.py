@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from aurora_lora import files
 from aurora_lora.errors import UserError
@@ -111,6 +113,20 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^cannot write .*file/folder: "):
         write(tmp_path / "file" / "folder", "first")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_disk_that_is_full_while_a_tokenizer_is_written(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+
+    def write_full() -> None:
+        with files.new_folder(tmp_path / "folder") as partial:
+            (partial / "tokenizer.json").symlink_to("/dev/full")
+            tokenizer.save(str(partial / "tokenizer.json"))
+
+    with pytest.raises(UserError, match=r"cannot write .*folder: No space left on device$"):
+        write_full()
+    assert names(tmp_path) == set()
 
 
 def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

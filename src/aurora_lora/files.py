@@ -142,16 +142,18 @@ def plain_write_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         if not _is_failed_write(error):
             raise
-        reason = re.search(r"I/O error: ([^(]+)", str(error))
+        reason = re.search(r"(?:I/O error: |^)([^(]+) \(os error", str(error))
         why = reason[1].strip() if reason else "the disk is full, or the folder cannot be written any more"
         raise UserError(f"cannot write {path}: {why}") from error
 
 
 def _is_failed_write(error: Exception) -> bool:
-    """safetensors and torch.save report a failed write in their own ways."""
+    """safetensors, torch.save and tokenizers report a failed write in their own ways."""
     words = ("PytorchStreamWriter", "inline_container", "iostream error")
-    return type(error).__name__ == "SafetensorError" or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return (
+        type(error).__name__ == "SafetensorError"
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+        or (type(error) is Exception and "(os error " in str(error))
     )
 
 

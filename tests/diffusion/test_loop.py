@@ -9,10 +9,11 @@ import torch
 from aurora_lora.diffusion.loop import Loop, make_accelerator
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
-from aurora_lora.diffusion.run import apply_method, needed_prompts
+from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Subject
 from aurora_lora.tasks.dreambooth import subject_images
 from aurora_lora.training.recipe import validate_as
+from aurora_lora.training.run import apply_method
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -23,7 +24,7 @@ def test_what_is_trained_is_in_fp32_and_blocks_are_recomputed_if_asked(
     recipe = validate_as(SubjectRecipe, tiny.recipe(model, images, training=training), "tiny")
     accelerator = make_accelerator(recipe)
     diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
-    adapted = apply_method(recipe, diffusion.unet)
+    adapted = apply_method(recipe, diffusion.unet, "TEXT_TO_IMAGE")
     adapted.to(torch.bfloat16)
     loop = Loop(recipe, adapted, Subject(recipe, diffusion, subject_images(str(images))), accelerator, tmp_path)
     dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in adapted.parameters()}

@@ -78,6 +78,26 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("model=null", "model: None is not allowed: it must be a valid string"),
         ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
         ("training=3", "training: 3 is not allowed: it must be"),
+        ("training.learning_rate=true", "training.learning_rate: True is not allowed: it must be a valid number"),
+        ("training.learning_rate='5e-3'", "training.learning_rate: '5e-3' is not allowed: it must be a valid number"),
+        ("training.learning_rate=1e300", "training.learning_rate: 1e+300 is not allowed: it must be less than or"),
+        ("seed=on", "seed: 'on' is not allowed: it must be a valid integer"),
+        ("training.epochs=3.0", "training.epochs: 3.0 is not allowed: it must be a valid integer"),
+        ("training.epochs=1_0", "training.epochs: '1_0' is not allowed: it must be a valid integer"),
+        ("training.save_updates=yes", "training.save_updates: 'yes' is not allowed: it must be a valid boolean"),
+        ("training.save_updates=1", "training.save_updates: 1 is not allowed: it must be a valid boolean"),
+        ("task.train_size=1:30", "task.train_size: '1:30' is not allowed: it must be a valid integer"),
+        ("task.train_size=99999999999999999999", "task.train_size: 99999999999999999999 is not allowed: it must be"),
+        ("task.split_seed=-1", "task.split_seed: -1 is not allowed: it must be greater than or equal to 0"),
+        ("training.threads=5000", "training.threads: 5000 is not allowed: it must be less than or equal to 256"),
+        ("training.workers=1000", "training.workers: 1000 is not allowed: it must be less than or equal to 64"),
+        ("method.r=1000000000", "method.r=1000000000 is not allowed: it must be a whole number of at most 16384"),
+        ("method.modules_to_save=classifier", "method.modules_to_save='classifier' is not allowed: it must be a list"),
+        ("method.target_modules='('", "method.target_modules='(' is not allowed: it must be a list of names of mod"),
+        ("method={name: lora, target_modules: '('}", "method.target_modules='(' is not allowed: it must be a list of"),
+        ("method={name: lora, rank_pattern: 3}", "method.rank_pattern=3 is not allowed: it must be ranks by names of"),
+        ("method={name: lora, eva_config: 3}", "method: "),
+        ("method={name: lora, r: 1000000000}", "method.r=1000000000 is not allowed"),
     ],
 )
 def test_mistakes(write_recipe: WriteRecipe, override: str, message: str) -> None:
@@ -95,6 +115,8 @@ def test_mistakes(write_recipe: WriteRecipe, override: str, message: str) -> Non
         ("=1", "'=1' is not of the form key=value"),
         ("seed.a=1", "'seed.a': seed is 3, which has no fields"),
         ("seed=[1", "'seed=[1', line 1: "),
+        ("seed={{ seed }}", "'seed={{ seed }}', line 1: {'seed': None} is no name of a field"),
+        ("seed=!!int abc", "'seed=!!int abc', line 1: 'abc' is no int"),
     ],
 )
 def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: str) -> None:
@@ -102,6 +124,11 @@ def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: s
         load_recipe(write_recipe(seed=3), [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(), ["training.epochs=017", "name=2024-02-30"])
+    assert (recipe.training.epochs, recipe.name) == (17, "2024-02-30")
 
 
 def test_two_mistakes_are_two_lines(write_recipe: WriteRecipe) -> None:

@@ -261,7 +261,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-QUERY_VALUE = ["query", "value", "q_proj", "v_proj"]
+QUERY_VALUE = r".*\.(query|value|q_proj|v_proj)"
 """The names of query and value in a ViT, of older and newer Transformers."""
 
 

@@ -1,7 +1,9 @@
 """AuroraConfig: defaults, presets, what is refused, and its way through a file."""
 
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,31 @@ BAD = [
     ({"layers_pattern": "layer"}, r"layers_to_transform"),
     ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
     ({"task_type": "NOPE"}, r"NOPE"),
+    ({"r": 10**9}, r"r=1000000000 .*at most 16384"),
+    ({"alpha": 10**400}, r"alpha=.* is not allowed"),
+    ({"alpha": 1e300}, r"alpha=1e\+300 .*at most 1e\+09"),
+    ({"spline_grid_size": 10**6}, r"spline_grid_size=1000000 .*at most 1024"),
+    ({"spline_order": 99}, r"spline_order=99 .*at most 16"),
+    ({"spline_range": (0, 5e-324)}, r"spline_range=.*tell apart"),
+    ({"rank_pattern": ["query"]}, r"rank_pattern=\['query'\] .*a dictionary"),
+    ({"rank_pattern": None}, r"rank_pattern=None .*a dictionary"),
+    ({"rank_pattern": {"(": 2}}, r"rank_pattern=.*regular expressions"),
+    ({"rank_pattern": {3: 2}}, r"rank_pattern=.*regular expressions"),
+    ({"rank_pattern": {"query": 10**9}}, r"rank_pattern\['query'\]=1000000000"),
+    ({"alpha_pattern": "query"}, r"alpha_pattern='query' .*a dictionary"),
+    ({"layers_to_transform": "0"}, r"layers_to_transform='0' .*a layer's number"),
+    ({"layers_to_transform": [True]}, r"layers_to_transform=\[True\]"),
+    ({"layers_to_transform": -1}, r"layers_to_transform=-1"),
+    ({"layers_to_transform": 1, "layers_pattern": "("}, r"layers_pattern='\('"),
+    ({"trainable_token_indices": "1"}, r"trainable_token_indices='1' .*a list of numbers of tokens"),
+    ({"trainable_token_indices": {"embed": 3}}, r"trainable_token_indices="),
+    ({"trainable_token_indices": [-1]}, r"trainable_token_indices=\[-1\]"),
+    ({"modules_to_save": "classifier"}, r"modules_to_save='classifier' .*a list of names"),
+    ({"modules_to_save": [3]}, r"modules_to_save=\[3\]"),
+    ({"target_modules": "("}, r"target_modules='\(' .*a regular expression"),
+    ({"target_modules": [None]}, r"target_modules=\[None\]"),
+    ({"target_modules": 3}, r"target_modules=3"),
+    ({"exclude_modules": "["}, r"exclude_modules='\['"),
 ]
 
 
@@ -68,6 +95,18 @@ def test_bad_values_name_the_field_the_value_and_what_is_allowed(fields, message
     with pytest.raises(ValueError, match=message) as caught:
         AuroraConfig(**fields)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_names_become_what_a_file_holds():
+    config = AuroraConfig(
+        alpha=Fraction(1, 2),
+        alpha_pattern={"query": np.float32(2)},
+        target_modules=("query",),
+        modules_to_save=("head",),
+        layers_to_transform=(0, 1),
+    )
+    assert (type(config.alpha), config.alpha, type(config.alpha_pattern["query"])) == (float, 0.5, float)
+    assert (config.target_modules, config.modules_to_save, config.layers_to_transform) == ({"query"}, ["head"], [0, 1])
 
 
 def test_an_unknown_field_is_named():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from aurora_lora._version import __version__
-from aurora_lora.cli.common import plain_errors
+from aurora_lora.cli.common import PlainGroup, plain_errors
 
 # isort: split
 import typer
@@ -13,6 +13,7 @@ import typer
 from aurora_lora.cli import bench, deploy, experiments, lists, report, runs, theory
 
 app = typer.Typer(
+    cls=PlainGroup,
     help="AuroRA: fine-tune with a nonlinear low-rank adapter, calibrate it, merge it, use it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

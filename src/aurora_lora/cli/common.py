@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import io
 import json
 import os
 import sys
@@ -17,12 +20,16 @@ MISSING_EXTRA = "aurora needs the Python package '{name}': pip install 'aurora-l
 try:
     import typer
     from rich.console import Console
+    from typer.core import TyperGroup
 except ModuleNotFoundError as error:
     print(MISSING_EXTRA.format(name=error.name), file=sys.stderr)
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:
     from aurora_lora.training.progress import ProgressBar
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Of Click, which newer versions of Typer have in themselves."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,12 +58,50 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             complain(MISSING_EXTRA.format(name=error.name.partition(".")[0]))
             raise typer.Exit(2) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `aurora ... | head`
+                raise
+            complain(f"{error.filename or 'cannot write'}: {error.strerror or error}")
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             resumes = ": the same command goes on where it was" if command.__name__ in RESUMABLE else ""
             complain(f"interrupted{resumes}")
             raise typer.Exit(130) from error
 
     return guarded
+
+
+class PlainGroup(TyperGroup):
+    """The command: a mistake in its arguments is one plain line, as any other, and so is an output that is full."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Typer; always exits."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+            else:
+                complain(" ".join(error.format_message().split()))
+            sys.exit(2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                code = 1
+            else:
+                complain(f"cannot write the output: {error.strerror or error}")
+                code = 2
+            _forget_output()
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _forget_output() -> None:
+    """Nothing more is written to stdout, so that Python does not fail once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_main() -> bool:

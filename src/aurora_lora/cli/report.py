@@ -57,13 +57,14 @@ def report(
     if not results and into is None and output is None:
         return
     table = forms_table(results)
+    saved = [] if output is None else save(forms_figure(results), output / "forms")
     if into is None:
         print(table)
     else:
         insert(into, "forms", table)
         print(f"wrote the table into {into}")
-    if output is not None:
-        print("wrote " + ", ".join(map(str, save(forms_figure(results), output / "forms"))))
+    if saved:
+        print("wrote " + ", ".join(map(str, saved)))
 
 
 def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:

@@ -20,11 +20,10 @@ from pydantic_core import PydanticCustomError
 
 from ..methods import get_method
 from ..tasks.dreambooth import PLACEHOLDER
-from ..training.recipe import MethodSection, Rate, RunRecipe, Section, Seed, Size
+from ..training.recipe import MethodSection, Number, Rate, RunRecipe, Section, Seed, Size, Steps, Threads
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The projections of the U-Net's attention."""
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Prompt = Annotated[str, Field(min_length=1)]
 
 
@@ -40,7 +39,7 @@ class SubjectSection(Section):
     """What the images show; `[V]` stands for the identifier."""
     identifier: Prompt = "sks"
     """A word that hardly means anything yet. It takes the place of `[V]` in every prompt."""
-    resolution: Annotated[int, Field(gt=0, multiple_of=8)] = 1024
+    resolution: Annotated[int, Field(gt=0, le=2**16, multiple_of=8)] = 1024
     """Side of the square images, in pixels."""
     crop: Literal["random", "center"] = "random"
     """Where a square is cut from an image whose shorter side was resized to the resolution."""
@@ -73,7 +72,7 @@ class DiffusionTrainingSection(Section):
     gradient_accumulation_steps: Size = 4
     learning_rate: Rate = 1e-4
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Steps = 0
     weight_decay: Number = 1e-2
     max_grad_norm: Number = 1.0
     """0 switches clipping off."""
@@ -84,19 +83,19 @@ class DiffusionTrainingSection(Section):
     """Min-SNR weighting of the timesteps (Hang et al. 2023); None weighs all the same."""
     checkpoint_every: Size = 100
     """Steps between checkpoints. There is one at each validation, too."""
-    threads: Size | None = None
+    threads: Threads | None = None
     """CPU threads; None leaves the choice to PyTorch."""
 
 
 class ValidationSection(Section):
     """Images generated while it trains."""
 
-    prompts: tuple[Prompt, ...] = ()
+    prompts: Annotated[tuple[Prompt, ...], Field(strict=False)] = ()
     """The prompt of the task if empty."""
     every: Size = 100
     """Steps."""
     inference_steps: Size = 25
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    guidance_scale: Number = 5.0
     """Of classifier-free guidance; up to 1 is none."""
     noise_samples: Size = 32
     """Noised images for the error of the noise prediction, the same ones each time."""
@@ -105,7 +104,7 @@ class ValidationSection(Section):
 class ScoresSection(Section):
     """Subject and prompt fidelity of images generated in the end, in every form."""
 
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, strict=False)]
     images_per_prompt: Size = 4
     clip: Annotated[str, Field(min_length=1)] = "openai/clip-vit-base-patch32@refs/pr/15"
     """For CLIP-I (subject) and CLIP-T (prompt): a folder, or a hub id with or without a revision. That revision has the

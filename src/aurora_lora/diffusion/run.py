@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import set_seed
 
 from aurora_lora import calibrate
 
 from .. import files
-from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
@@ -22,7 +20,7 @@ from ..training import storage, yaml_text
 from ..training.batches import divide
 from ..training.distributed import on_main, state
 from ..training.results import Result, build_result, read_result, write_result
-from ..training.run import CALIBRATED, Run
+from ..training.run import CALIBRATED, Run, apply_method
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from ..training.trainer import reset_peak_memory
 from .card import write_adapter_card, write_lora_card
@@ -89,18 +87,6 @@ def needed_prompts(recipe: SubjectRecipe) -> list[str]:
     return [recipe.task.fill(prompt) for prompt in prompts]
 
 
-def apply_method(recipe: SubjectRecipe, unet: Any) -> nn.Module:
-    """The recipe's method on the U-Net, new.
-
-    Raises:
-        UserError: the method does not fit the U-Net.
-    """
-    try:
-        return recipe.method.method.apply(unet, recipe.method.options, "TEXT_TO_IMAGE")
-    except ValueError as error:
-        raise UserError(f"method: {' '.join(str(error).split())}") from error
-
-
 class _Training:
     """A run on its way."""
 
@@ -125,7 +111,7 @@ class _Training:
             recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
         )
         set_seed(recipe.seed)  # the adapter starts at random
-        self.model = apply_method(recipe, self.diffusion.unet)
+        self.model = apply_method(recipe, self.diffusion.unet, "TEXT_TO_IMAGE")
         self.loop = Loop(recipe, self.model, self.subject, accelerator, self.folder / CHECKPOINTS)
         checkpoint = self.loop.last_checkpoint()
         self._prepare(checkpoint)

@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ..errors import UserError
 from ..methods.base import unknown
 from ..training import yaml_text
-from ..training.recipe import Recipe, Section, set_field, validate
+from ..training.recipe import Recipe, Section, Seed, Size, set_field, validate
 
 SUMMARY = "study.json"
 """In the folder of a study, when it is done: what was tried and chosen, and how that scored."""
@@ -41,8 +41,8 @@ Value = str | int | float | bool
 class Range(Section):
     """A range to draw from, on a linear or logarithmic scale."""
 
-    low: float
-    high: float
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
     log: bool = False
 
     @model_validator(mode="after")
@@ -52,7 +52,7 @@ class Range(Section):
         return self
 
 
-Space = dict[str, Range | tuple[Value, ...]]
+Space = dict[str, Range | Annotated[tuple[Value, ...], Field(strict=False)]]
 
 
 def check_space(space: Space) -> Space:
@@ -66,12 +66,12 @@ def check_space(space: Space) -> Space:
 class Tuning(Section):
     """How each setting is tuned: on one seed, by a validation score of the form that it deploys."""
 
-    budget: Annotated[int, Field(gt=0)]
+    budget: Size
     """Runs for each setting."""
     space: Space
     """Dotted fields of the recipe, each with its values or a range."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Of the runs, and of the sampler."""
     metric: str | None = None
     """Of the validation scores: what the values are chosen by; the task's own if None."""
@@ -143,9 +143,9 @@ class Study(Section):
     name: Annotated[str, Field(min_length=1)]
     base: dict[str, Any]
     tuning: Tuning
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    settings: Annotated[tuple[Setting, ...], Field(min_length=1)]
-    questions: tuple[Question, ...] = ()
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0, 1, 2, 3, 4)
+    settings: Annotated[tuple[Setting, ...], Field(min_length=1, strict=False)]
+    questions: Annotated[tuple[Question, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _known_settings(self) -> Study:

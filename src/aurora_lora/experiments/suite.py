@@ -77,17 +77,17 @@ class Group(Section):
     """The rows of one model."""
 
     name: str
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1, strict=False)]
 
 
 class Suite(Section):
     """The whole table."""
 
     title: str
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)]
     statistic: Literal["median", "mean"] = "median"
-    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
-    groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+    columns: Annotated[tuple[Column, ...], Field(min_length=1, strict=False)]
+    groups: Annotated[tuple[Group, ...], Field(min_length=1, strict=False)]
     average: str | None = None
     """Label of a further column with the average over the columns that are percent, if there is one."""
     gpu: str | None = None

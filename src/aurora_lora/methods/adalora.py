@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from ..errors import UserError
 from .base import Options, PeftMethod
-from .options import TARGETS, dropout, number, peft_method, positive, whole
+from .options import TARGETS, dropout, number, peft_method, positive, rank, whole
 
 STATE_FILE = "adalora.safetensors"
 UNKNOWN_STEPS = 10**9
@@ -138,8 +138,8 @@ ADALORA = peft_method(
     description="LoRA, ranks shared out while training (PEFT)",
     config="AdaLoraConfig",
     table={
-        "target_r": whole(8),
-        "init_r": whole(12),
+        "target_r": rank(8),
+        "init_r": rank(12),
         "tinit": whole(0, least=0),
         "tfinal": whole(0, least=0),
         "deltaT": whole(1),

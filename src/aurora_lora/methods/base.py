@@ -170,7 +170,8 @@ class PeftMethod(OneForm):
         config = self.make_config(**{**options, "modules_to_save": heads}, task_type=known)
         try:
             peft_model: nn.Module = get_peft_model(model, config)
-        except NotImplementedError as error:  # a kind of module that PEFT's method does not adapt
+        except (NotImplementedError, IndexError, KeyError, AttributeError, TypeError) as error:
+            # a kind of module that PEFT does not adapt, tokens that are not there, options that it does not check
             raise ValueError(f"{self.name}: {error}") from error
         keep_in_float32(parameter for parameter in peft_model.parameters() if parameter.requires_grad)
         return peft_model

@@ -15,7 +15,7 @@ from .base import BaseUse, Options
 from .edit import EditMethod
 from .edited import Edited
 from .linear import Linear, features, is_linear
-from .options import TARGETS, Table, one_of, whole
+from .options import TARGETS, Table, one_of, rank, whole
 from .targets import replace, target_paths
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu, "silu": silu}
@@ -134,7 +134,7 @@ _REFUSAL = "an adapter is a nonlinear network between layers, which no weight of
 def _table(activation: str, train_norms: bool, drop_layers: int) -> Table:
     others = [name for name in ("gelu", "relu", "silu") if name != activation]
     return {
-        "r": whole(64),
+        "r": rank(64),
         "activation": one_of(activation, *others),
         "train_norms": one_of(train_norms, not train_norms),
         "drop_layers": whole(drop_layers, least=0),

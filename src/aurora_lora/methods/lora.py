@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from .base import PeftMethod
-from .options import TARGETS, check, dropout, positive, whole
+from .options import MORE, TARGETS, check, dropout, positive, rank
 
-LORA_TABLE = {"r": whole(8), "lora_alpha": positive(8), "lora_dropout": dropout()}
+LORA_TABLE = {"r": rank(8), "lora_alpha": positive(8), "lora_dropout": dropout()}
 """The options that every result records. PEFT checks them when it builds the layers, in words that name no field."""
 
 
@@ -27,9 +27,12 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
     def make(**options: Any) -> Any:
         from peft import LoraConfig
 
-        checked = {**LORA_TABLE, **TARGETS}
+        checked = {**LORA_TABLE, **TARGETS, **MORE}
         check({name: value for name, value in options.items() if name in checked}, checked)
-        return LoraConfig(**options, **fixed)
+        try:
+            return LoraConfig(**options, **fixed)
+        except (AttributeError, KeyError, ImportError) as error:
+            raise ValueError(f"PEFT's LoraConfig does not take these options: {error}") from error
 
     return make
 

@@ -2,14 +2,14 @@
 
 from transformers.activations import ACT2FN
 
-from .options import TARGETS, one_of, peft_method, positive, whole
+from .options import TARGETS, one_of, peft_method, positive, rank, whole
 
 NEAT = peft_method(
     name="neat",
     description="dW = s B act(A W0), a network of W0 (PEFT's PEANuT)",
     config="PeanutConfig",
     table={
-        "r": whole(8),
+        "r": rank(8),
         "depth": whole(0, least=0),
         "act_fn": one_of("relu", *(name for name in ACT2FN if name != "relu")),
         "scaling": positive(1.0),

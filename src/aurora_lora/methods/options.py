@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..tuner.fields import MAX_RANK, are_tokens, is_index, is_int, is_list_of, is_name, is_number, is_pattern, short
 from .base import Options, PeftMethod, check_names
 
 
@@ -22,10 +22,15 @@ class Option:
 Table = Mapping[str, Option]
 
 
-def whole(default: int, least: int = 1) -> Option:
-    """A whole number of at least `least`."""
-    accepts = lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least  # noqa: E731
-    return Option(default, f"a whole number of at least {least}", accepts)
+def whole(default: int, least: int = 1, most: int = 2**31 - 1) -> Option:
+    """A whole number of at least `least`, and at most `most`."""
+    words = f"a whole number of at least {least}" + (f" and at most {most}" if most < 2**31 - 1 else "")
+    return Option(default, words, lambda value: is_int(value, least, most))
+
+
+def rank(default: int) -> Option:
+    """A rank."""
+    return whole(default, most=MAX_RANK)
 
 
 def optional_whole(least: int = 1) -> Option:
@@ -38,8 +43,7 @@ def number(default: float, words: str, accepts: Callable[[float], bool]) -> Opti
     """A finite number with a further condition, `words` such as "above 0"."""
 
     def is_allowed(value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return is_number and accepts(value)
+        return isinstance(value, int | float) and is_number(value) and abs(value) <= 1e30 and accepts(value)
 
     return Option(default, f"a number {words}", is_allowed)
 
@@ -62,15 +66,15 @@ def one_of(default: Any, *others: Any) -> Option:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, list | tuple | set) and bool(value) and all(isinstance(name, str) for name in value)
+    return bool(value) and (is_pattern(value) or is_list_of(is_name, value))
 
 
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_indices(value: Any) -> bool:
+    return is_index(value) or (bool(value) and is_list_of(is_index, value))
 
 
-def _is_indices(value: Any) -> bool:
-    return _is_index(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_is_index, value)))
+def _are_patterns(value: Any) -> bool:
+    return bool(value) and (is_pattern(value) or is_list_of(is_pattern, value))
 
 
 def _or_none(words: str, accepts: Callable[[Any], bool]) -> Option:
@@ -80,16 +84,30 @@ def _or_none(words: str, accepts: Callable[[Any], bool]) -> Option:
 _NAMES = "a list of names of modules, or a regular expression"
 
 TARGETS: Table = {
-    "target_modules": _or_none(_NAMES, lambda value: (isinstance(value, str) and bool(value)) or _is_names(value)),
-    "exclude_modules": _or_none(_NAMES, lambda value: (isinstance(value, str) and bool(value)) or _is_names(value)),
-    "layers_to_transform": _or_none("a layer's number or a list of them", _is_indices),
-    "layers_pattern": _or_none(
-        "the name of the list of layers", lambda value: (isinstance(value, str) and bool(value)) or _is_names(value)
-    ),
+    "target_modules": _or_none(_NAMES, _is_names),
+    "exclude_modules": _or_none(_NAMES, _is_names),
+    "layers_to_transform": _or_none("a layer's number or a list of them", _are_indices),
+    "layers_pattern": _or_none("the name of the list of layers", _are_patterns),
 }
 """Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
 
-LOW_RANK: Table = {"r": whole(8), "alpha": positive(8), "dropout": dropout(), **TARGETS}
+
+def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> Option:
+    def is_allowed(value: Any) -> bool:
+        return isinstance(value, dict) and all(is_pattern(name) and accepts(one) for name, one in value.items())
+
+    return Option({}, f"{words} by names of modules or regular expressions", is_allowed)
+
+
+MORE: Table = {
+    "modules_to_save": _or_none("a list of names of modules", lambda value: is_list_of(is_pattern, value)),
+    "rank_pattern": _of_patterns("ranks", lambda value: is_int(value, 1, MAX_RANK)),
+    "alpha_pattern": _of_patterns("finite numbers", is_number),
+    "trainable_token_indices": _or_none("a list of numbers of tokens, or such lists by the embedding", are_tokens),
+}
+"""Further fields of `LoraConfig` that PEFT does not check."""
+
+LOW_RANK: Table = {"r": rank(8), "alpha": positive(8), "dropout": dropout(), **TARGETS}
 """Rank, scaling alpha / r, and dropout on x, as in LoRA."""
 
 
@@ -102,7 +120,7 @@ def check(options: Options, table: Table) -> dict[str, Any]:
     check_names(options, table)
     for name, value in options.items():
         if not table[name].accepts(value):
-            raise ValueError(f"{name}={value!r} is not allowed: it must be {table[name].allowed}.")
+            raise ValueError(f"{name}={short(value)} is not allowed: it must be {table[name].allowed}.")
     checked = {**{name: option.default for name, option in table.items()}, **options}
     if checked.get("layers_pattern") is not None and checked.get("layers_to_transform") is None:
         raise ValueError("layers_pattern needs layers_to_transform: it says in which list of layers these are.")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, check_target_module_exists
-from .base import head_modules
+from .base import head_modules, unknown
 from .edited import Edited
 from .linear import is_linear
 
@@ -61,6 +62,54 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
             f"layers are named {', '.join(sorted(_linear_names(model)))}."
         )
     return paths
+
+
+def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Refuse options that name modules or layers which are not there: PEFT leaves those out without a word.
+
+    Args:
+        model: a plain model.
+        options: a method's, validated.
+
+    Raises:
+        ValueError: the message names the option, what is not there, and the nearest that is.
+    """
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
+        given = options.get(option)
+        if isinstance(given, str):
+            if given != ALL_LINEAR and not any(re.fullmatch(given, path) for path in paths):
+                raise ValueError(f"{option}={given!r} matches no module of {type(model).__name__}.")
+            continue
+        for name in given or ():
+            if not any(path == name or path.endswith(f".{name}") for path in paths):
+                raise ValueError(f"{option}: {name!r} is an {unknown('module', _last_names(paths), name)}.")
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in options.get(option) or ():
+            if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):
+                raise ValueError(f"{option}: {pattern!r} is an {unknown('module', _last_names(paths), pattern)}.")
+    _check_layers(paths, options.get("layers_to_transform"), options.get("layers_pattern"))
+
+
+def _check_layers(paths: Iterable[str], numbers: Any, patterns: Any) -> None:
+    """As `check_modules`, for the numbers of layers."""
+    if numbers is None:
+        return
+    names = [patterns] if isinstance(patterns, str) else list(patterns or [r"[^.]*"])
+    there: set[int] = set()
+    for name in names:
+        found = {int(match[1]) for path in paths if (match := re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", path))}
+        if not found:
+            raise ValueError(f"layers_pattern: {name!r} names no list of layers.")
+        there |= found
+    for number in [numbers] if isinstance(numbers, int) else numbers:
+        if number not in there:
+            raise ValueError(f"layers_to_transform: there is no layer {number} ({min(there)} to {max(there)} are).")
+
+
+def _last_names(paths: Iterable[str]) -> list[str]:
+    names = dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths)
+    return [name for name in names if not name.isdigit()]
 
 
 def _linear_names(model: nn.Module) -> set[str]:

@@ -1,13 +1,13 @@
 """VeRA (Kopiczko et al., ICLR 2024), PEFT's own: two vectors scale one frozen random pair of matrices."""
 
-from .options import TARGETS, dropout, number, peft_method, whole
+from .options import TARGETS, dropout, number, peft_method, rank, whole
 
 VERA = peft_method(
     name="vera",
     description="Frozen random B and A, trained scales (PEFT)",
     config="VeraConfig",
     table={
-        "r": whole(256),
+        "r": rank(256),
         "d_initial": number(0.1, "other than 0", lambda value: value != 0),
         "vera_dropout": dropout(),
         "projection_prng_key": whole(0, least=0),

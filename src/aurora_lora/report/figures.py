@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..files import new_file
+from ..files import new_file, plain_write_errors
 from .tables import FORM_NAMES, Result, by_learning_rate
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     written = []
     for ending in (".png", ".svg"):
         target = path.with_suffix(ending)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with plain_write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         # without a salt the names within an SVG are random
         with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
             figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)

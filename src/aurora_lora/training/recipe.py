@@ -29,15 +29,19 @@ from . import yaml_text
 if TYPE_CHECKING:
     from ..tasks import Task
 
-Size = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Threads = Annotated[int, Field(gt=0, le=256)]
 
 
 class Section(BaseModel):
-    """Unknown fields are errors, and nothing changes after validation."""
+    """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TaskSection(Section):
@@ -50,10 +54,10 @@ class TaskSection(Section):
     """None is the task's own choice, as for the fields below; where the data comes with splits, the whole split."""
     test_size: Size | None = None
     """Of each test set."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     max_length: Size | None = None
     """Tokens; longer texts are cut. Not for images."""
-    test_sets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    test_sets: Names | None = None
     """Which of the task's test sets to score."""
     prompt: str | None = None
     """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text."""
@@ -182,12 +186,12 @@ class TrainingSection(Section):
     learning_rate: Rate = 5e-3
     head_learning_rate: Rate | None = None
     """None is `learning_rate`."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Number = 0.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: Steps | None = None
     """Instead of the ratio."""
     gradient_accumulation_steps: Size = 1
-    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    max_grad_norm: Number = 1.0
     """0 switches clipping off."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the computation, and of the weights that are not trained; what is trained is kept in fp32."""
@@ -197,9 +201,9 @@ class TrainingSection(Section):
     """Score the validation split, and write a checkpoint, after each epoch or each N steps."""
     checkpoint_every: Size | None = None
     """Steps between further checkpoints, for long epochs."""
-    threads: Size | None = None
+    threads: Threads | None = None
     """CPU threads; None leaves the choice to PyTorch."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read and transform images beside the training; 0 is none."""
     save_updates: bool = False
     """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
@@ -210,7 +214,7 @@ class CalibrationSection(Section):
 
     examples: Size = 256
     batch_size: Size = 32
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    ridge: Number = 1e-4
 
 
 class ReferenceSection(Section):

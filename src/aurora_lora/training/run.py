@@ -22,6 +22,8 @@ from ..deploy import export_lora
 from ..errors import UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
+from ..methods.base import TaskType
+from ..methods.targets import check_modules
 from ..tasks.access import check_access
 from . import card, storage, yaml_text
 from .batches import Share, divide
@@ -35,7 +37,7 @@ from .history import check_history
 from .images import EpochOfImages, Images
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, load_base_model, load_processor
-from .recipe import Recipe
+from .recipe import Recipe, RunRecipe
 from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
 from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS, UPDATES
 from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
@@ -208,10 +210,7 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     pretrained = list(base.parameters())
     if adapter is None:
-        try:
-            model = method.apply(base, options, recipe.task.definition.task_type)
-        except ValueError as error:
-            raise UserError(f"method: {' '.join(str(error).split())}") from error
+        model = apply_method(recipe, base, recipe.task.definition.task_type)
     else:
         try:
             model = method.load(base, adapter, options)
@@ -220,6 +219,24 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     if method.base_use(options) == "start":
         keep_frozen_in(frozen_dtype(recipe), pretrained)
     return model
+
+
+def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType) -> nn.Module:
+    """The recipe's method on a pretrained model.
+
+    Raises:
+        UserError: the method does not fit the model, or the memory.
+    """
+    method, options = recipe.method.method, recipe.method.options
+    try:
+        check_modules(base, options)
+        return method.apply(base, options, task_type)
+    except ValueError as error:
+        raise UserError(f"method: {' '.join(str(error).split())}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(f"method: it does not fit the memory: {str(error).splitlines()[0]}") from error
 
 
 def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:

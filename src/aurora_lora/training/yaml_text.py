@@ -1,39 +1,134 @@
-"""Reading YAML strictly: numbers as people write them, no key twice, and errors that name the line."""
+"""Reading YAML by the core schema of YAML 1.2, strictly: no key twice, no other tags, and errors that name the line.
+
+`on`, `017`, `1:30` and `2024-02-30` are no switch, no octal number, no minutes and no date, as in YAML 1.1.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from ..errors import UserError
 
+_TAG = "tag:yaml.org,2002:"
+_CORE = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+"""Which plain words are which type (YAML 1.2.2, section 10.3.2)."""
+_DEPTH, _SIZE = 100, 100_000
+"""How deep a text may be nested, and how many values it may have, each counted as often as it is referred to."""
+
 
 class _Loader(yaml.SafeLoader):
-    """`5e-3` is a number (YAML 1.1 wants `5.0e-3`), and a key that is given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key_node.value}' is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+    """Without what YAML 1.1 has in mind for plain words and tags."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN))$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something else than text, and escapes odd line ends."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        is_plain = all(char.isprintable() or char == "\n" for char in text)
+        return self.represent_scalar(f"{_TAG}str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+for _kind, _words in _CORE.items():
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(_TAG + _kind, re.compile(rf"^(?:{_words})\Z"), None)
+
+
+def _scalar(kind: str, convert: Callable[[str], Any]) -> None:
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)
+        try:
+            if re.fullmatch(_CORE.get(kind, "(?s:.*)"), text):
+                return convert(text)
+        except (ValueError, UnicodeEncodeError):
+            pass
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise yaml.constructor.ConstructorError(None, None, f"{shown!r} is no {kind}", node.start_mark)
+
+    _Loader.add_constructor(_TAG + kind, construct)
+
+
+def _int(text: str) -> int:
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+def _float(text: str) -> float:
+    return float(text.replace(".", "", 1) if text.lstrip("+-").lower() in (".inf", ".nan") else text)
+
+
+def _text(text: str) -> str:
+    text.encode()  # half of a surrogate pair is no text
+    return text
+
+
+_scalar("null", lambda _: None)
+_scalar("bool", lambda text: text.lower() == "true")
+_scalar("int", _int)
+_scalar("float", _float)
+_scalar("str", _text)
+
+
+def _sequence(loader: _Loader, node: yaml.Node) -> list[Any]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise yaml.constructor.ConstructorError(None, None, "this is no list", node.start_mark)
+    return [loader.construct_object(child, deep=True) for child in node.value]
+
+
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.constructor.ConstructorError(None, None, "these are no fields", node.start_mark)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        problem = None
+        if not isinstance(key, str):
+            problem = f"{key!r} is no name of a field: put it in quotes if it is one"
+        elif key in values:
+            problem = f"'{key}' is given twice"
+        if problem is not None:
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        values[key] = loader.construct_object(value_node, deep=True)
+    return values
+
+
+def _unknown_tag(loader: _Loader, node: yaml.Node) -> NoReturn:
+    problem = f"could not determine a constructor for the tag {node.tag!r}"
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_Loader.add_constructor(_TAG + "seq", _sequence)
+_Loader.add_constructor(_TAG + "map", _mapping)
+_Loader.add_constructor(None, _unknown_tag)
+
+
+def _check_size(node: yaml.Node, depth: int = 0, sizes: dict[int, int] | None = None) -> int:
+    """How many values a node stands for; aliases are followed, so that a few lines cannot stand for billions."""
+    sizes = {} if sizes is None else sizes
+    if id(node) not in sizes:
+        sizes[id(node)] = _SIZE  # a node that leads to itself
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        children = [child for entry in below for child in (entry if isinstance(entry, tuple) else (entry,))]
+        if depth >= _DEPTH and children:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_DEPTH} levels deep", node.start_mark)
+        sizes[id(node)] = 1 + sum(_check_size(child, depth + 1, sizes) for child in children)
+    if sizes[id(node)] > _SIZE:
+        raise yaml.constructor.ConstructorError(None, None, f"more than {_SIZE:,} values", node.start_mark)
+    return sizes[id(node)]
 
 
 def parse(text: str, source: str) -> Any:
@@ -43,12 +138,19 @@ def parse(text: str, source: str) -> Any:
         UserError: it is not valid YAML; the message names the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: more than {_DEPTH} levels deep") from error
 
 
 def read(path: Path) -> Any:
@@ -64,10 +166,12 @@ def read(path: Path) -> Any:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text") from error
+    except ValueError as error:  # a NUL in the path
+        raise UserError(f"{str(path)!r}: {error}") from error
     return parse(text, str(path))
 
 
 def dump(value: Any) -> str:
     """YAML in the order given."""
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text

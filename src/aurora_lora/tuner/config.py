@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Literal
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from ..ops.anl import ACTIVATIONS, ANL
+from .fields import (
+    MAX_ALPHA,
+    MAX_RANK,
+    are_tokens,
+    is_grid,
+    is_index,
+    is_int,
+    is_list_of,
+    is_name,
+    is_names_or_pattern,
+    is_number,
+    is_pattern,
+    one_of,
+    require,
+)
 from .registration import METHOD
 
 Form = Literal["dynamic", "static", "calibrated"]
@@ -105,37 +119,75 @@ class AuroraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[METHOD.upper()]
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         if self.init_weights is True:
             self.init_weights = "identity"
         self._check()
+        self._as_in_a_file()
+
+    def _as_in_a_file(self) -> None:
+        """Plain types, so that what is saved reads back as itself; names of modules are sets, as in PEFT."""
+        for name in ("target_modules", "exclude_modules"):
+            if is_list_of(is_name, given := getattr(self, name)):
+                setattr(self, name, set(given))
+        for name in ("modules_to_save", "layers_to_transform", "layers_pattern"):
+            if is_list_of(lambda _: True, given := getattr(self, name)):
+                setattr(self, name, list(given))
+        self.alpha, self.dropout = _plain(self.alpha), _plain(self.dropout)
+        self.alpha_pattern = {name: _plain(alpha) for name, alpha in self.alpha_pattern.items()}
         self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))
 
     def _check(self) -> None:
-        for name, least in (("r", 1), ("spline_grid_size", 1), ("spline_order", 0)):
-            _require(
-                _is_int(getattr(self, name), least), name, getattr(self, name), f"a whole number of at least {least}"
-            )
-        _require(_is_number(self.alpha), "alpha", self.alpha, "a finite number")
-        _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
-        _one_of("train_form", self.train_form, TRAIN_FORMS)
-        _one_of("eval_form", self.eval_form, (None, *FORMS))
-        _one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
-        _one_of("spline", self.spline, (*SPLINES, None))
-        _one_of("init_weights", self.init_weights, ("identity", "paper", True, False))
-        _one_of("bias", self.bias, BIASES)
+        for name, least, most in (("r", 1, MAX_RANK), ("spline_grid_size", 1, 1024), ("spline_order", 0, 16)):
+            given = getattr(self, name)
+            require(is_int(given, least), name, given, f"a whole number of at least {least}")
+            require(is_int(given, least, most), name, given, f"a whole number of at most {most}")
+        require(_is_alpha(self.alpha), "alpha", self.alpha, _ALPHA)
+        require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+        one_of("train_form", self.train_form, TRAIN_FORMS)
+        one_of("eval_form", self.eval_form, (None, *FORMS))
+        one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
+        one_of("spline", self.spline, (*SPLINES, None))
+        one_of("init_weights", self.init_weights, ("identity", "paper", True, False))
+        one_of("bias", self.bias, BIASES)
         for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out"):
-            _one_of(name, getattr(self, name), (True, False))
-        ends = self.spline_range
-        is_range = isinstance(ends, (tuple, list)) and len(ends) == 2 and all(map(_is_number, ends))
-        _require(is_range and ends[0] < ends[1], "spline_range", ends, "two finite numbers (low, high) with low < high")
-        for pattern, rank in self.rank_pattern.items():
-            _require(_is_int(rank, 1), f"rank_pattern['{pattern}']", rank, "a whole number of at least 1")
-        for pattern, alpha in self.alpha_pattern.items():
-            _require(_is_number(alpha), f"alpha_pattern['{pattern}']", alpha, "a finite number")
+            one_of(name, getattr(self, name), (True, False))
+        require(
+            is_grid(self.spline_range, self.spline_grid_size),
+            "spline_range",
+            self.spline_range,
+            "two finite numbers (low, high) with low < high, whose grid float32 can tell apart",
+        )
+        self._check_names()
+        self._check_patterns()
+        self._check_together()
+
+    def _check_names(self) -> None:
+        """The fields that say which modules, layers and tokens."""
+        for name, accepts, allowed in (
+            ("target_modules", is_names_or_pattern, "a list of names of modules, or a regular expression"),
+            ("exclude_modules", is_names_or_pattern, "a list of names of modules, or a regular expression"),
+            ("modules_to_save", _are_patterns, "a list of names of modules"),
+            ("layers_to_transform", _are_indices, "a layer's number or a list of them"),
+            ("layers_pattern", lambda value: is_pattern(value) or _are_patterns(value), "a name or a list of names"),
+            ("trainable_token_indices", are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
+        ):
+            given = getattr(self, name)
+            require(given is None or accepts(given), name, given, f"{allowed}, or None")
+
+    def _check_patterns(self) -> None:
+        for name, accepts, allowed in (
+            ("rank_pattern", lambda value: is_int(value, 1, MAX_RANK), f"a whole number of 1 to {MAX_RANK}"),
+            ("alpha_pattern", _is_alpha, _ALPHA),
+        ):
+            given = getattr(self, name)
+            require(isinstance(given, dict), name, given, "a dictionary by names of modules or regular expressions")
+            for pattern, value in given.items():
+                require(
+                    is_pattern(pattern), name, given, f"by names or regular expressions, and {pattern!r} is neither"
+                )
+                require(accepts(value), f"{name}['{pattern}']", value, allowed)
+
+    def _check_together(self) -> None:
         if self.target_parameters:
             raise ValueError(
                 f"target_parameters={self.target_parameters!r} is not supported: AuroRA adapts modules "
@@ -209,20 +261,21 @@ def _preset(kwargs: dict[str, Any], train_form: str, eval_form: str) -> dict[str
     return {**defaults, **kwargs}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+_ALPHA = f"a finite number of at most {MAX_ALPHA:g}"
 
 
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_alpha(value: Any) -> bool:
+    return is_number(value) and abs(value) <= MAX_ALPHA
 
 
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
+def _are_patterns(value: Any) -> bool:
+    return is_list_of(is_pattern, value)
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    # `1 == True` must not let an integer pass for a switch, nor a list raise in `in`
-    if not any(type(value) is type(option) and value == option for option in allowed):
-        raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(map(repr, allowed))}.")
+def _are_indices(value: Any) -> bool:
+    return is_index(value) or is_list_of(is_index, value)
+
+
+def _plain(value: Any) -> Any:
+    """An int or a float as it is, another kind of number as a float: JSON knows no fractions."""
+    return value if type(value) in (int, float) else float(value)
