@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -241,6 +242,26 @@ def test_a_killed_worker_is_the_failure_of_its_run_alone(
     killed = "its worker process was killed (out of memory?)"
     assert [found[f"lora-sentiment, seed {seed}"] for seed in (0, 1)] == [killed, killed]
     assert {found[f"aurora-sentiment, seed {seed}"] for seed in (0, 1)} <= {"3", "5"}
+
+
+def test_workers_have_their_device_before_anything_is_imported(
+    todo: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some packages ask for the GPUs when they are imported, and a choice after that is ignored."""
+    (tmp_path / "sitecustomize.py").write_text("import os\ndevice = os.environ.get('CUDA_VISIBLE_DEVICES')\n")
+    (tmp_path / "early_device.py").write_text(
+        "from aurora_lora.experiments.jobs import Outcome\n"
+        "def run(job):\n"
+        "    import sitecustomize, time\n"
+        "    time.sleep(1)\n"
+        "    return Outcome(job, error=str(sitecustomize.device))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("aurora_lora.experiments.engines.run_job", importlib.import_module("early_device").run)
+    assert {one.error for one in outcomes(todo.jobs.values(), Workers(2, ["3", "5"]))} == {"3", "5"}
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_cluster(todo: Reproduction, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """What a run keeps its weights in, on every kind of task, and what is made of it afterwards."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,11 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
-from aurora_lora.training import load_recipe, load_run, train
+from aurora_lora.training import load_recipe, load_run, train, yaml_text
 from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
 
@@ -237,3 +241,65 @@ def test_answers_are_written_in_the_precision_of_the_run(
     monkeypatch.setattr(DynamicLayer, "update", kept)
     evaluate(run, [run.deployed_form])
     assert seen == {"cache": {torch.bfloat16}, "logits": {torch.bfloat16}}
+
+
+# ---------------------------------------------------------------- loading
+
+LOADING = """
+import json, sys, threading
+import tiny
+from aurora_lora.training import load_recipe
+from aurora_lora.training.memory import base_for
+from aurora_lora.training.models import load_processor
+from aurora_lora.training.run import make_model
+
+def anonymous():  # without the pages of files, which processes share and the system can drop
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+tiny.register()
+answers = []
+for path in sys.argv[1:]:
+    recipe = load_recipe(path)
+    task = recipe.task.definition
+    processor = load_processor(recipe.model, task)
+    before, peak, done = anonymous(), 0, threading.Event()
+
+    def watch():
+        global peak
+        while not done.wait(0.001):
+            peak = max(peak, anonymous())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    model = make_model(recipe, base_for(recipe, task, processor, ()))
+    done.set()
+    watching.join()
+    answers.append(max(peak, anonymous()) - before)
+    del model
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
+def test_loading_makes_no_copy_in_float32(language_model: Path, tmp_path: Path) -> None:
+    """Weights in the precision that they are stored in are read where they are; others are rounded one by one."""
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=512, num_hidden_layers=12, num_attention_heads=8, intermediate_size=2048
+    )
+    big, paths = LlamaForCausalLM(config), []
+    size = 2 * sum(parameter.numel() for parameter in big.parameters())  # in bf16
+    for dtype in (torch.float32, torch.bfloat16):
+        folder = tmp_path / str(dtype)
+        big.to(dtype).save_pretrained(folder)
+        for file in language_model.glob("*token*"):
+            shutil.copy(file, folder)
+        paths.append(tmp_path / f"{dtype}.yaml")
+        paths[-1].write_text(yaml_text.dump({**tiny.recipe(folder), **questions(folder), "model": str(folder)}))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tiny.__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", LOADING, *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    rounded, as_stored = json.loads(done.stdout.splitlines()[-1])
+    assert size > 8e7
+    assert 0.9 * size < rounded < 1.4 * size
+    assert as_stored < 0.4 * size

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -201,14 +201,15 @@ class _Worker:
         self.executor = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, self.pool.context, _start_worker, (self.device, self.pool.threads))
+        return ProcessPoolExecutor(1, self.pool.context, _start_worker, (self.pool.threads,))
 
     def submit(self, job: Job) -> Future[Outcome]:
-        try:
-            running = self.executor.submit(run_job, job)
-        except BrokenProcessPool:  # the process died in the run before this one, or after it
-            self.executor = self._start()
-            running = self.executor.submit(run_job, job)
+        with _visible(self.device):  # the first job starts the process
+            try:
+                running = self.executor.submit(run_job, job)
+            except BrokenProcessPool:  # the process died in the run before this one, or after it
+                self.executor = self._start()
+                running = self.executor.submit(run_job, job)
         outcome: Future[Outcome] = Future()
         running.add_done_callback(lambda ended: self._end(job, ended, outcome))
         return outcome
@@ -226,13 +227,29 @@ class _Worker:
             outcome.set_result(ended.result())
 
 
-def _start_worker(device: str | None, threads: int) -> None:
-    """Choose a device, and do not outlive the process that hands out the jobs."""
+@contextmanager
+def _visible(device: str | None) -> Iterator[None]:
+    """What starts within this context sees this GPU alone, from its first moment on.
+
+    A process cannot choose for itself later: importing some packages already asks for the GPUs.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        elif device is not None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def _start_worker(threads: int) -> None:
+    """Use a share of the CPU, and do not outlive the process that hands out the jobs."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch
 
     torch.set_num_threads(threads)
