@@ -2,14 +2,18 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from safetensors.torch import load_file
 
 from aurora_lora import files
+from aurora_lora.training import train, yaml_text
+from aurora_lora.training.recipe import validate
 
 REFERENCE = {"method": "linear-probe"}
 Aurora = Callable[..., list[dict[str, Any]]]
@@ -113,17 +117,92 @@ def test_time_adds_up(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: P
     assert 0 < before < after
 
 
-def test_damaged_checkpoint_is_passed_over(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
-    recipe, expected, events = whole
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\x00\xff" * (path.stat().st_size // 2) + b"\x00" * (path.stat().st_size % 2))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.fixture(scope="module")
+def killed(aurora: Aurora, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A recipe, the folder of its whole run, and that of one killed when there were two checkpoints at least."""
+    folder = tmp_path_factory.mktemp("killed")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(model)))
+    (answer,) = aurora(order(recipe, folder / "whole"))
+    assert answer["status"] == 0, answer["stderr"]
+    for share in (0.7, 0.6, 0.5):  # the last operations come after the checkpoints are gone
+        output = folder / f"run{share}"
+        (killed,) = aurora(order(recipe, output, kill_at=int(answer["events"] * share)))
+        assert killed["status"] == -9
+        if len(list((output / "checkpoints").glob("checkpoint-*"))) > 1:
+            return recipe, folder / "whole", output
+    raise AssertionError("no kill left two checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (flip_a_bit, "optimizer.pt"),
+        (garbage, "optimizer.pt"),
+        (garbage, "rng_state.pth"),
+        (flip_a_bit, "trainer_state.json"),
+        (cut, "adapter_model.safetensors"),
+        (garbage, "manifest.json"),
+        (Path.unlink, "scheduler.pt"),
+    ],
+)
+def test_damaged_checkpoint_is_passed_over(
+    aurora: Aurora, killed: tuple[Path, Path, Path], tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    """The run goes on from the one before, says so, and ends with the same weights."""
+    recipe, expected, interrupted = killed
     output = tmp_path / "run"
-    (answer,) = aurora(order(recipe, output, kill_at=events // 3))
-    assert answer["status"] == -9
-    for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
-        weights_file = checkpoint / "adapter_model.safetensors"
-        weights_file.write_bytes(weights_file.read_bytes()[:100])
+    shutil.copytree(interrupted, output)
+    *_, before, newest = sorted((output / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    damage(newest / name)
     (answer,) = aurora(order(recipe, output))
     assert answer["status"] == 0, answer["stderr"]
+    said = (
+        f"{output / 'checkpoints'}: damaged, or not of this version: {newest.name}; the run goes on from {before.name}"
+    )
+    assert said in answer["stderr"]
     assert weights(output) == weights(expected)
+    assert scores(output) == scores(expected)
+
+
+def test_no_whole_checkpoint_is_a_new_beginning(
+    aurora: Aurora, killed: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    recipe, expected, interrupted = killed
+    output = tmp_path / "run"
+    shutil.copytree(interrupted, output)
+    for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
+        flip_a_bit(checkpoint / "optimizer.pt")
+    (answer,) = aurora(order(recipe, output))
+    assert answer["status"] == 0, answer["stderr"]
+    assert "; the run begins anew" in answer["stderr"]
+    assert weights(output) == weights(expected)
+
+
+def test_kept_checkpoints(model: Path, tmp_path: Path) -> None:
+    """The last two, and the best one as each of them knows it: three at most."""
+    training = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-2, "threads": 1, "eval_every": 2}
+    recipe = validate(tiny.recipe(model, training=training), "tiny")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path, lambda: [tiny.Stop(13)])
+    found = {int(path.name[11:]): path for path in (tmp_path / "checkpoints").glob("checkpoint-*")}
+    states = [json.loads((found[step] / "trainer_state.json").read_text()) for step in (10, 12)]
+    assert set(found) == {10, 12, *(state["best_global_step"] for state in states)}
+    assert len(found) <= 3
 
 
 @pytest.mark.parametrize("limit", [4_000, 15_000])  # between the sizes of a checkpoint's files: PEFT's, then PyTorch's

@@ -89,7 +89,7 @@ class Loop:
         model: the U-Net with the recipe's method applied to it.
         subject: the data.
         accelerator: from `make_accelerator`.
-        checkpoints: folder of the checkpoints; the last one is kept.
+        checkpoints: folder of the checkpoints; the last two are kept.
     """
 
     def __init__(
@@ -205,8 +205,7 @@ class Loop:
 
     def last_checkpoint(self) -> Path | None:
         """The last whole checkpoint, if there is one."""
-        whole = storage.whole_checkpoints(self.checkpoints)
-        return whole[max(whole)] if whole else None
+        return on_main(lambda: storage.last_whole(self.checkpoints))
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.
@@ -250,9 +249,7 @@ class Loop:
             save_file(tensors, partial / OPTIMIZER)
             files.write_json(partial / STATE, asdict(self.progress))
             storage.write_manifest(partial)
-        for step, earlier in storage.whole_checkpoints(self.checkpoints).items():
-            if step != self.progress.step:
-                files.remove(earlier)
+        storage.keep_only(self.checkpoints, list(storage.checkpoints(self.checkpoints).values())[-2:])
 
 
 def prediction_scores(model: nn.Module, batches: list[Noised]) -> dict[str, float]:

@@ -7,10 +7,12 @@ and so is whole, whatever moment a run was killed at.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,39 +74,72 @@ def is_locked(folder: Path) -> bool:
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """List the files of a checkpoint with their sizes, so that a file lost later (a crash, a copy) is noticed."""
-    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in _files(checkpoint)}
-    (checkpoint / MANIFEST).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+    """List the files of a checkpoint with their sha256, so that damage (a crash, a copy, a flipped bit) is noticed."""
+    digests = {str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}
+    (checkpoint / MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every file that the manifest lists is there, in its size."""
+    """Whether every file that the manifest lists is there as it was written."""
     try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        digests = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return bool(digests) and all(_digest(checkpoint / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def whole_checkpoints(folder: Path) -> dict[int, Path]:
-    """The whole checkpoints by their step, first to last."""
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints by their step, first to last, whole or damaged."""
     found = {}
     if folder.is_dir():
         for path in folder.iterdir():
-            if (match := _CHECKPOINT.fullmatch(path.name)) and is_whole(path):
+            if match := _CHECKPOINT.fullmatch(path.name):
                 found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def last_whole(folder: Path, needs: Callable[[Path], Iterable[Path]] = lambda checkpoint: ()) -> Path | None:
+    """The last whole checkpoint. Later ones, which are damaged, are deleted: a warning says from where the run goes on.
+
+    Args:
+        folder: of the checkpoints.
+        needs: other checkpoints that must be whole as well to go on from one; asked of whole ones only.
+    """
+    there = checkpoints(folder)
+    damaged: list[str] = []
+    found = None
+    for step, checkpoint in reversed(there.items()):
+        broken = [checkpoint] if not is_whole(checkpoint) else [one for one in needs(checkpoint) if not is_whole(one)]
+        if not broken:
+            found = step
+            break
+        damaged += [path.name for path in broken]
+    if damaged:
+        names = ", ".join(dict.fromkeys(damaged))
+        start = "the run begins anew" if found is None else f"the run goes on from {there[found].name}"
+        warnings.warn(f"{folder}: damaged, or not of this version: {names}; {start}", stacklevel=2)
+        keep_only(folder, [path for step, path in there.items() if found is not None and step <= found])
+    return None if found is None else there[found]
+
+
+def keep_only(folder: Path, kept: Collection[Path]) -> None:
+    """Delete all other checkpoints."""
+    for path in checkpoints(folder).values():
+        if path not in kept:
+            files.remove(path)
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished run, and the folder that they are in unless it holds something else."""
     files.clear_leftovers(folder)
-    if folder.is_dir():
-        for path in list(folder.iterdir()):
-            if _CHECKPOINT.fullmatch(path.name):
-                files.remove(path)
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+    keep_only(folder, ())
+    with suppress(OSError):  # not empty, or not there
+        folder.rmdir()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -27,6 +27,8 @@ from .distributed import on_main
 from .memory import frozen_dtype
 from .recipe import Recipe
 
+TRAINER_STATE = "trainer_state.json"
+"""In each checkpoint: Transformers' own state."""
 RUN_STATE = "run_state.json"
 """In each checkpoint: what Transformers' own state does not keep."""
 
@@ -137,7 +139,7 @@ class RecipeTrainer(Trainer):
 
     Args:
         recipe: what to train; the learning rates are taken from it.
-        checkpoints: folder of the checkpoints. The last one and the best one are kept.
+        checkpoints: folder of the checkpoints. The last two are kept, and the best one as each of them knows it.
         kwargs: as for Transformers' Trainer.
     """
 
@@ -218,15 +220,14 @@ class RecipeTrainer(Trainer):
     # ---------------------------------------------------------------- checkpoints
 
     def resume(self) -> Path | None:
-        """Read the run's own state from the last whole checkpoint; gives its path for `train`.
+        """Read the run's own state from the last checkpoint that is whole, as is its best one; its path for `train`.
 
         Raises:
             UserError: the run was started with another number of processes, or with its weights in another precision.
         """
-        whole = storage.whole_checkpoints(self.checkpoints)
-        if not whole:
+        last = on_main(lambda: storage.last_whole(self.checkpoints, self._best_at))
+        if last is None:
             return None
-        last = whole[max(whole)]
         saved = json.loads((last / RUN_STATE).read_text(encoding="utf-8"))
         if saved["processes"] != self.args.world_size:
             raise UserError(
@@ -249,16 +250,24 @@ class RecipeTrainer(Trainer):
         """The callbacks of the method that keep a state in each checkpoint; see `Method.callbacks`."""
         return [callback for callback in self.callback_handler.callbacks if hasattr(callback, "save_state")]
 
+    def _best_at(self, checkpoint: Path) -> list[Path]:
+        """The best checkpoint when this one was written, if there was one yet."""
+        step = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["best_global_step"]
+        return [] if step is None else [self.checkpoints / f"checkpoint-{step}"]
+
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best validation score.
 
         Raises:
-            UserError: there was never a score to compare.
+            UserError: there was never a score to compare, or the checkpoint is damaged.
         """
         step = self.state.best_global_step
         if step is None:
             raise UserError(f"{DIVERGED}: the validation {self.args.metric_for_best_model} was never a number")
-        return self.checkpoints / f"checkpoint-{step}"
+        best = self.checkpoints / f"checkpoint-{step}"
+        if not on_main(lambda: storage.is_whole(best)):
+            raise UserError(f"{best} is damaged: the same command goes on from what is whole")
+        return best
 
     def measure_memory(self) -> float:
         """The largest memory in use so far, in MB, interruptions included."""
@@ -290,7 +299,7 @@ class RecipeTrainer(Trainer):
     def _publish(self, name: str) -> None:
         assert self._writing is not None
         written = self._writing / name
-        self.state.save_to_json(str(written / "trainer_state.json"))
+        self.state.save_to_json(str(written / TRAINER_STATE))
         run_state = {
             "train_s": self.clock.seconds,
             "peak_mb": self.measure_memory(),
@@ -304,10 +313,8 @@ class RecipeTrainer(Trainer):
         storage.write_manifest(written)
         files.publish(written, self.checkpoints / name)
         self._writing.rmdir()
-        keep = {self.state.global_step, self.state.best_global_step}
-        for step, path in storage.whole_checkpoints(self.checkpoints).items():
-            if step not in keep:
-                files.remove(path)
+        last_two = list(storage.checkpoints(self.checkpoints).values())[-2:]
+        storage.keep_only(self.checkpoints, {*last_two, *(best for path in last_two for best in self._best_at(path))})
 
     # ---------------------------------------------------------------- methods without a PEFT adapter
 
