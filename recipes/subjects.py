@@ -15,7 +15,7 @@ MODEL = {
 TARGETS = {"target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 # title, method
 METHODS: dict[str, tuple[str, Recipe]] = {
-    "lora": ("LoRA", {"name": "lora", "r": 4, "lora_alpha": 4, **TARGETS}),
+    "lora": ("LoRA", {"name": "lora", "r": 4, "lora_alpha": 4, "init_lora_weights": "gaussian", **TARGETS}),
     "aurora-paper": ("AuroRA", {"name": "aurora-paper", "r": 2, "alpha": 4, **TARGETS}),
     "aurora": ("ours", {"name": "aurora", "r": 2, "alpha": 4, **TARGETS}),
 }
@@ -25,6 +25,7 @@ TRAINING = {
     "gradient_accumulation_steps": 4,
     "learning_rate": 1e-4,
     "schedule": "constant",
+    "weight_decay": 1e-4,
     "precision": "fp16",
 }
 # configuration of google/dreambooth -> what the prompts call it, and whether it is alive
@@ -72,7 +73,7 @@ SHOWN = {
     "bear_plushie": ("on top of green grass with sunflowers around it", "in the jungle", "floating on top of water"),
 }
 SETTINGS = f"{PAPER} are r = 2 and alpha = 4; the others are those of DreamBooth's script for SDXL in diffusers."
-LORA_RANK = "The paper gives no rank for LoRA: 4, as in that script."
+LORA_RANK = "The paper gives no rank for LoRA: 4, with a Gaussian start, as in that script."
 PROMPTS = "Scored on the prompts of DreamBooth's evaluation, four images each, in every form."
 NO_SCORES = "The paper shows images and prints no scores."
 

@@ -34,12 +34,18 @@ def test_figure_4_has_the_papers_settings(tmp_path: Path) -> None:
             *(500, 1e-4, "constant", "fp16"),
         )
         assert (training.batch_size, training.gradient_accumulation_steps, recipe.task.resolution) == (1, 4, 1024)
+        assert (training.weight_decay, training.max_grad_norm) == (
+            1e-4,
+            1,
+        )  # those of MoSLoRA's script, as of diffusers'
         assert recipe.task.images == "google/dreambooth"
         assert recipe.scores is not None
         assert len(set(recipe.scores.prompts)) == 25
         assert all("[V]" in prompt for prompt in recipe.scores.prompts)
         methods[recipe.method.name] = recipe.method.options
     assert (methods["aurora-paper"]["r"], methods["aurora-paper"]["alpha"]) == (2, 4)
+    assert methods["lora"]["init_lora_weights"] == "gaussian"
+    assert methods["lora"]["lora_alpha"] == methods["lora"]["r"]
     assert {tuple(options["target_modules"]) for options in methods.values()} == {
         ("to_q", "to_k", "to_v", "to_out.0"),
     }

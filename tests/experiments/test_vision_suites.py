@@ -22,6 +22,7 @@ def test_table_3(tmp_path: Path) -> None:
     todo = suite("table3", "hub", tmp_path)
     papers = [cell for cell in todo.cells if cell.row.scores]
     assert len(papers) == 2 * 5 * 8
+    assert todo.seeds == (7, 77, 777, 7777, 77777)
     assert {cell.column.name for cell in papers} == {task.name for task in VISION}
     for cell in papers:
         recipe = todo.jobs[cell.recipe, todo.seeds[0]].recipe
@@ -30,7 +31,8 @@ def test_table_3(tmp_path: Path) -> None:
         assert recipe.task.augment == "crop-flip"
         training = recipe.training
         batch = training.batch_size * training.gradient_accumulation_steps
-        assert (training.epochs, training.warmup_steps, training.warmup_ratio, batch) == (10, None, 0, 50)
+        assert (training.epochs, training.warmup_steps, training.warmup_ratio, batch) == (10, None, 0, 200)
+        assert recipe.method.options.get("lora_dropout", 0.1) == 0.1
         if cell.column.name == "dtd":
             assert trained_parameters(recipe).adapter == pytest.approx(PRINTED[cell.row.params], rel=0.016)
     for row in (row for group in todo.suite.groups for row in group.rows if row.scores):
@@ -52,7 +54,7 @@ def test_table_3(tmp_path: Path) -> None:
 )
 def test_settings_of_table_13(tmp_path: Path, recipe: str, rate: float, head_rate: float, weight_decay: float) -> None:
     todo = suite("table3", "hub", tmp_path)
-    training = todo.jobs[recipe, 0].recipe.training
+    training = todo.jobs[recipe, 7].recipe.training
     assert (training.learning_rate, training.head_learning_rate, training.weight_decay) == (
         rate,
         head_rate,
@@ -69,26 +71,28 @@ def test_tables_4_and_5_share_the_runs_of_table_3(tmp_path: Path, name: str, col
     shared = [cell for cell in papers if cell.row.name == "AuroRA"]
     table3 = suite("table3", "hub", tmp_path)
     for cell in shared:
-        assert todo.jobs[cell.recipe, 0].folder == table3.jobs[cell.recipe.removeprefix("table3/"), 0].folder
+        assert (
+            todo.jobs[cell.recipe, todo.seeds[0]].folder == table3.jobs[cell.recipe.removeprefix("table3/"), 7].folder
+        )
         assert cell.paper == next(
             one.paper
             for one in table3.cells
             if (one.row.name, one.group, one.column.name) == ("AuroRA", "ViT-Base", cell.column.name)
         )
-    methods = {todo.jobs[cell.recipe, 0].recipe.method.name for cell in papers}
+    methods = {todo.jobs[cell.recipe, todo.seeds[0]].recipe.method.name for cell in papers}
     variants = {"table4": {"aurora-paper-no-f", "aurora-paper-no-l"}}.get(
         name, {"aurora-paper-leaky-relu", "aurora-paper-sigmoid"}
     )
     assert methods == {"aurora-paper", *variants}
     for cell in papers:  # the same settings but for the method
-        ours = todo.jobs[cell.recipe, 0].recipe
-        theirs = table3.jobs[f"base-aurora-paper-{cell.column.name}", 0].recipe
+        ours = todo.jobs[cell.recipe, todo.seeds[0]].recipe
+        theirs = table3.jobs[f"base-aurora-paper-{cell.column.name}", 7].recipe
         assert (ours.training, ours.task) == (theirs.training, theirs.task)
 
 
 def test_a_linear_probe_keeps_nothing_for_a_backward_pass(tmp_path: Path) -> None:
     jobs, gpu = suite("table3", "hub", tmp_path).jobs, GPUS["RTX 4090"]
-    probe, lora = (estimate(jobs[f"large-{short}-dtd", 0].recipe, gpu) for short in ("linear-probe", "lora"))
+    probe, lora = (estimate(jobs[f"large-{short}-dtd", 7].recipe, gpu) for short in ("linear-probe", "lora"))
     weights = 4 * probe.params.total / 1e9
     assert probe.memory_gb - weights < (lora.memory_gb - weights) / 10
     assert (probe.hours or 0) == pytest.approx((lora.hours or 0) / 2, rel=0.02)
@@ -98,7 +102,7 @@ def test_a_small_model_waits_for_launches(tmp_path: Path) -> None:
     """Its time goes by training steps, on whatever GPU; a large one's by operations."""
 
     def hours(scale: str, recipe: str, batch_size: int, gpu: str) -> float:
-        job = suite("table3", scale, tmp_path).jobs[recipe, 0].recipe
+        job = suite("table3", scale, tmp_path).jobs[recipe, 7 if scale == "hub" else 0].recipe
         assert isinstance(job, Recipe)
         training = job.training.model_copy(update={"batch_size": batch_size})
         return estimate(job.model_copy(update={"training": training}), GPUS[gpu]).hours or 0

@@ -73,7 +73,7 @@ class DiffusionTrainingSection(Section):
     learning_rate: Rate = 1e-4
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: Steps = 0
-    weight_decay: Number = 1e-2
+    weight_decay: Number = 1e-4
     max_grad_norm: Number = 1.0
     """0 switches clipping off."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
