@@ -72,6 +72,26 @@ def check_same_weights(one: Path, other: Path) -> None:
             torch.testing.assert_close(its[key], value, rtol=1e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_checkpointed_activations(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """Two processes that keep fewer activations, as one that keeps all: an adapter, and the body's own weights."""
+    values = {
+        "model": model_without_dropout,
+        "reference": {"method": "full", "learning_rate": 1e-3},
+        "method": {"name": "lora", "target_modules": ["query", "value"]},
+    }
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1}
+    train_alone(aurora, write_recipe(**values, training=training), tmp_path / "one")
+    recipe = write_recipe(**values, training={**training, "gradient_checkpointing": True})
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+    # not the weights: the keys' biases have no gradient but rounding errors, which AdamW makes steps of
+    check_same_losses(result_of(tmp_path / "one/reference"), result_of(tmp_path / "two/reference"))
+
+
 # ---------------------------------------------------------------- the share of a process
 
 

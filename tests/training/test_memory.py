@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
-from aurora_lora.training.run import make_trainer
+from aurora_lora.training.memory import base_for
+from aurora_lora.training.models import load_processor
+from aurora_lora.training.run import make_model, make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -127,6 +129,27 @@ def test_a_start_is_taken_from_the_exact_weights(
         start = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         torch.testing.assert_close(torch.linalg.svdvals(start)[:4], torch.linalg.svdvals(W0)[-4:])
         assert torch.equal(layer.base_layer.weight, (W0 - start).bfloat16())
+
+
+@pytest.mark.parametrize("name", ["aurora", "lora", "moslora", "adapter-h", "linear-probe"])
+def test_a_base_in_fp16_trains_under_a_gradient_scaler(write_recipe: WriteRecipe, model: Path, name: str) -> None:
+    """The scaler refuses gradients in fp16; what is trained has none."""
+    recipe = load_recipe(write_recipe(method=options(name, ["query", "value"])), ["training.precision=fp16"])
+    task = recipe.task.definition
+    module = make_model(recipe, base_for(recipe, task, load_processor(str(model), task), ())).train()
+    trained = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+    frozen = [p for n, p in module.named_parameters() if not p.requires_grad and ".original_module." not in n]
+    assert {p.dtype for p in frozen} == {torch.float16}
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with torch.autocast("cpu", torch.float16):
+        logits = module(input_ids=torch.tensor([[2, 4, 5, 3], [2, 6, 7, 3]])).logits
+    scaler.scale(torch.nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1]))).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    changed = [n for n, p in module.named_parameters() if n in trained and not torch.equal(p, trained[n])]
+    assert changed
+    assert all(p.dtype is torch.float32 and p.isfinite().all() for p in module.parameters() if p.requires_grad)
 
 
 def test_a_run_of_an_earlier_version_is_not_gone_on_with(write_recipe: WriteRecipe, tmp_path: Path) -> None:
