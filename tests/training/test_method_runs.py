@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
 from aurora_lora.training.deployed import export, gap
+from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trained import evaluate, merge, predict
 
 Aurora = Callable[..., list[dict[str, Any]]]
@@ -98,7 +100,7 @@ def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None
     """kill -9 in the middle: the weights are those of an uninterrupted run, to the last bit."""
     training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}
     orders: dict[str, dict[str, Any]] = {}
-    for method in METHODS[:4]:
+    for method in METHODS[:5]:
         method = {**method, "tfinal": 2} if method["name"] == "adalora" else method
         path = tmp_path / f"{method['name']}.yaml"
         path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
@@ -123,6 +125,17 @@ def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None
         assert weights(one) == weights(other), name
         scores = [json.loads((folder / "result.json").read_text())["metric"] for folder in (one, other)]
         assert scores[0] == scores[1]
+
+
+def test_a_run_that_goes_on_decomposes_nothing(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write_recipe(method=METHODS[3]))
+    first, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    again, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    weights = again.module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.module.state_dict().items())
 
 
 def test_lora_drop_counts_what_is_left(write_recipe: WriteRecipe, tmp_path: Path) -> None:

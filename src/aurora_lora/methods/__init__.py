@@ -10,13 +10,13 @@ from .fourierft import FOURIERFT
 from .full import FULL
 from .linear_probe import LINEAR_PROBE
 from .loda import LODA
-from .lora import DORA, LORA, PISSA
+from .lora import DORA, LORA
 from .lora_drop import LORA_DROP
 from .loran import LORAN
-from .milora import MILORA
 from .moslora import MOSLORA
 from .neat import NEAT
 from .sine_lora import SINE_LORA
+from .singular import MILORA, PISSA
 from .vera import VERA
 
 _ALL: tuple[Method, ...] = (

@@ -65,11 +65,3 @@ DORA = PeftMethod(
     option_names=lora_option_names("use_dora"),
     defaults=lora_defaults,
 )
-# exact singular vectors only: a model is loaded by making them again from W0, and the fast ones are random
-PISSA = PeftMethod(
-    name="pissa",
-    description="LoRA from the largest singular vectors of W0 (PEFT)",
-    make_config=lora_config(init_lora_weights="pissa"),
-    option_names=lora_option_names("init_lora_weights", "use_dora"),
-    defaults=lora_defaults,
-)

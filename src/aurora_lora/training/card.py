@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..methods.aurora import AuroraMethod
 from ..methods.edit import EditMethod
-from ..methods.milora import MiLoRAMethod
+from ..methods.singular import MILORA
 from ..tasks import Task
 from ..tasks.models import MODELS, ModelSource, PretrainedHere, resolve_model
 from . import yaml_text
@@ -96,7 +96,7 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     if isinstance(method, AuroraMethod):
         text = _aurora(facts, no_lora)
     else:  # MiLoRA's base weight is made by this package
-        text = _weights(facts) if isinstance(method, MiLoRAMethod) else _peft(facts)
+        text = _weights(facts) if method is MILORA else _peft(facts)
     _write(path, data, facts, text)
 
 

@@ -19,10 +19,11 @@ from aurora_lora import calibrate
 
 from .. import files
 from ..deploy import export_lora
-from ..errors import UserError
+from ..errors import CheckpointError, UserError
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import TaskType
+from ..methods.singular import START_FILE, SingularMethod
 from ..methods.targets import check_modules
 from ..tasks.access import check_access
 from . import card, storage, yaml_text
@@ -170,7 +171,7 @@ def make_trainer(
     share = Share(wanted.batch_size, 1) if adapter else divide(wanted, state().num_processes)  # loaded: takes no steps
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
-    model = make_model(recipe, base_for(recipe, data.task, processor, data.labels), adapter)
+    model = make_model(recipe, base_for(recipe, data.task, processor, data.labels), adapter, checkpoints)
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
@@ -201,8 +202,16 @@ def make_trainer(
     return trainer, data
 
 
-def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = None) -> nn.Module:
+def make_model(
+    recipe: Recipe, base: PreTrainedModel, adapter: Path | None = None, kept: Path | None = None
+) -> nn.Module:
     """The recipe's method on a pretrained model: new, or as it was saved in `adapter`.
+
+    Args:
+        recipe: what to train.
+        base: the pretrained model.
+        adapter: folder of a trained adapter.
+        kept: folder for what is costly to compute, and the same when the run goes on.
 
     Raises:
         UserError: the method does not fit the model, or the saved adapter cannot be read.
@@ -210,7 +219,7 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     method, options = recipe.method.method, recipe.method.options
     pretrained = list(base.parameters())
     if adapter is None:
-        model = apply_method(recipe, base, recipe.task.definition.task_type)
+        model = apply_method(recipe, base, recipe.task.definition.task_type, kept)
     else:
         try:
             model = method.load(base, adapter, options)
@@ -221,8 +230,14 @@ def make_model(recipe: Recipe, base: PreTrainedModel, adapter: Path | None = Non
     return model
 
 
-def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType) -> nn.Module:
+def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path | None = None) -> nn.Module:
     """The recipe's method on a pretrained model.
+
+    Args:
+        recipe: what to train.
+        base: the pretrained model.
+        task_type: of PEFT.
+        kept: see `make_model`.
 
     Raises:
         UserError: the method does not fit the model, or the memory.
@@ -230,7 +245,11 @@ def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType) -> nn.Module
     method, options = recipe.method.method, recipe.method.options
     try:
         check_modules(base, options)
+        if isinstance(method, SingularMethod):
+            return method.apply(base, options, task_type, None if kept is None else kept / START_FILE)
         return method.apply(base, options, task_type)
+    except CheckpointError as error:
+        raise UserError(f"{' '.join(str(error).split())} Remove it to begin the run again") from error
     except ValueError as error:
         raise UserError(f"method: {' '.join(str(error).split())}") from error
     except (MemoryError, RuntimeError) as error:

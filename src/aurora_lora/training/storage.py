@@ -20,6 +20,7 @@ from typing import Any
 from .. import files
 from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
+from ..methods.singular import START_FILE
 from . import yaml_text
 from .recipe import RunRecipe, validate_as
 
@@ -133,6 +134,7 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished run, and the folder that they are in unless it holds something else."""
     files.clear_leftovers(folder)
     keep_only(folder, ())
+    files.remove(folder / START_FILE)
     with suppress(OSError):  # not empty, or not there
         folder.rmdir()
 

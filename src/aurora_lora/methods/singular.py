@@ -1,0 +1,206 @@
+"""PiSSA (Meng et al., NeurIPS 2024) and MiLoRA (Wang et al., NAACL 2025): LoRAs that start as a part of W0.
+
+Through PEFT's LoRA, whose own PiSSA decomposes each weight, where it is, each time that a model is made. Here it is
+done once, on the GPU where there is one, and the factors are kept: in the run until it is finished, and beside the
+adapter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .. import files
+from ..errors import CheckpointError
+from .base import BaseUse, Options, PeftMethod, TaskType
+from .linear import is_plain_linear, matrix
+from .lora import LORA_TABLE, lora_config, lora_defaults, lora_option_names
+from .options import TARGETS, peft_method
+
+ADAPTER = "default"
+START_FILE = "start.safetensors"
+"""A and B of each layer before the first step: W0 - s B A is the base weight that was trained beside."""
+
+
+def start_layers(model: nn.Module) -> dict[str, Any]:
+    """The LoRA layers of a model, by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def decompose(layer: Any, largest: bool) -> tuple[Tensor, Tensor]:
+    """For `W0 = U S V^T`: `A = sqrt(S_m / s) V_m^T`, `B = U_m sqrt(S_m / s)` of the r largest or smallest S.
+
+    The vectors are exact, and found on the GPU where there is one.
+    """
+    weight = matrix(layer.get_base_layer())
+    r, s = layer.r[ADAPTER], layer.scaling[ADAPTER]
+    device = weight.device
+    if device.type == "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    wide = weight.to(device, torch.promote_types(weight.dtype, torch.float32))
+    U, S, Vh = torch.linalg.svd(wide, full_matrices=False)
+    part = slice(0, r) if largest else slice(len(S) - r, None)
+    root = (S[part] / s).sqrt()
+    return root[:, None] * Vh[part], U[:, part] * root
+
+
+def start_from(layer: Any, A: Tensor, B: Tensor) -> None:
+    """Let the adapter be B A, and the base weight `W0 - s B A`, so that the model computes what it did."""
+    weight = matrix(layer.get_base_layer())
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    A, B = A.to(wide), B.to(wide)
+    layer.lora_A[ADAPTER].weight.copy_(A)
+    layer.lora_B[ADAPTER].weight.copy_(B)
+    weight.copy_(wide - layer.scaling[ADAPTER] * (B @ A))
+    layer.start = {"A": A.cpu().contiguous(), "B": B.cpu().contiguous()}
+
+
+@dataclass(frozen=True)
+class SingularMethod(PeftMethod):
+    """LoRA whose start is taken out of the base weight.
+
+    The adapter belongs to the changed base weight, which is made again from the pretrained one when it is loaded.
+
+    Args:
+        largest: whether it starts as the largest components, or the smallest.
+        saved_as: `init_lora_weights` in the saved config, for plain PEFT.
+    """
+
+    largest: bool = False
+    saved_as: str | bool = True
+
+    def base_use(self, options: Options) -> BaseUse:
+        return "start"
+
+    def apply(
+        self, model: PreTrainedModel, options: Options, task_type: TaskType, kept: Path | None = None
+    ) -> nn.Module:
+        """As `Method.apply`.
+
+        Args:
+            model: a pretrained model.
+            options: of the method.
+            task_type: of PEFT.
+            kept: a file to take the start from if it is there, and else to write it to.
+
+        Raises:
+            ValueError: an adapted module is not a linear layer in floating point, or r is larger than its rank.
+        """
+        peft_model = super().apply(model, options, task_type)
+        layers = start_layers(peft_model)
+        for path, layer in layers.items():
+            base, r = layer.get_base_layer(), layer.r[ADAPTER]
+            if not is_plain_linear(base):
+                raise ValueError(
+                    f"target_modules: {path} is a {type(base).__name__}; {self.name} adapts torch.nn.Linear and "
+                    "transformers' Conv1D, in floating point."
+                )
+            if r > min(base.weight.shape):
+                raise ValueError(f"r={r} is not allowed: {path} has no more than {min(base.weight.shape)} components.")
+        known = _read(kept, layers)
+        with torch.no_grad():
+            for path, layer in layers.items():
+                if layer.get_base_layer().weight.is_meta:
+                    continue  # only counted
+                A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else decompose(layer, self.largest)
+                start_from(layer, A, B)
+        if kept is not None and not known and os.environ.get("RANK", "0") == "0":
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _write(peft_model, kept)
+        peft_model.peft_config[ADAPTER].init_lora_weights = self.saved_as  # type: ignore[index, union-attr]
+        return peft_model
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        super().save(model, directory)
+        _write(model, directory / START_FILE)
+
+    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
+        task_type: Any = PeftConfig.from_pretrained(str(directory)).task_type
+        start = directory / START_FILE
+        peft_model = self.apply(model, options, task_type, start if start.exists() else None)
+        load_weights(peft_model, directory)
+        peft_model.train(False)
+        return peft_model
+
+
+def _read(kept: Path | None, layers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The kept factors; none where there is no file.
+
+    Raises:
+        CheckpointError: they are those of another model, or damaged.
+    """
+    if kept is None or not kept.exists():
+        return {}
+    try:
+        with safe_open(str(kept), "pt") as file:
+            mark = (file.metadata() or {}).get("sha256")
+        known = load_file(str(kept))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{kept} cannot be read: {error}") from error
+    if mark != _sha256(known):
+        raise CheckpointError(f"{kept} is damaged.")
+    for path, layer in layers.items():
+        for side, like in (("A", layer.lora_A[ADAPTER].weight), ("B", layer.lora_B[ADAPTER].weight)):
+            found = known.get(f"{path}.{side}")
+            if found is None or found.shape != like.shape:
+                raise CheckpointError(f"{kept} does not fit the model: {path}.{side}.")
+    return known
+
+
+def _write(model: nn.Module, path: Path) -> None:
+    """Write A and B of the start of each layer."""
+    starts = {name: layer.start for name, layer in start_layers(model).items()}
+    sides = {f"{name}.{side}": start[side] for name, start in starts.items() for side in "AB"}
+    with files.new_file(path) as partial:
+        save_file(sides, str(partial), metadata={"sha256": _sha256(sides)})
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Load a saved adapter into a model that has one.
+
+    Raises:
+        CheckpointError: the file does not fit the model.
+    """
+    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    odd = sorted({*result.unexpected_keys, *(trained & set(result.missing_keys))})
+    if odd:
+        raise CheckpointError(f"{directory} does not fit the model: {', '.join(odd[:3])}.")
+
+
+PISSA = SingularMethod(
+    name="pissa",
+    description="LoRA from the largest singular vectors of W0",
+    make_config=lora_config(),
+    option_names=lora_option_names("init_lora_weights", "use_dora"),
+    defaults=lora_defaults,
+    largest=True,
+    saved_as="pissa",
+)
+MILORA = peft_method(
+    name="milora",
+    description="LoRA from the smallest singular vectors of W0",
+    config="LoraConfig",
+    table={**LORA_TABLE, **TARGETS},
+    kind=SingularMethod,
+)
