@@ -21,6 +21,7 @@ from aurora_lora.training import load_recipe, load_run, train, yaml_text
 from aurora_lora.training.memory import base_for
 from aurora_lora.training.models import load_processor
 from aurora_lora.training.run import make_model, make_trainer
+from aurora_lora.training.storage import write_manifest
 from aurora_lora.training.trained import evaluate, merge, predict
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -160,8 +161,8 @@ def test_a_run_of_an_earlier_version_is_not_gone_on_with(write_recipe: WriteReci
     (state,) = (tmp_path / "run/checkpoints").glob("*/run_state.json")
     values = json.loads(state.read_text())
     assert values.pop("frozen") == "torch.bfloat16"
-    earlier = json.dumps(values).ljust(state.stat().st_size)  # of the same size: the checkpoint is whole
-    state.write_text(earlier)
+    state.write_text(json.dumps(values))
+    write_manifest(state.parent)
     with pytest.raises(UserError, match=r"kept its frozen weights in torch\.float32, this one keeps them in torch\.bf"):
         train(recipe, tmp_path / "run")
 
