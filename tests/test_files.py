@@ -1,6 +1,7 @@
 """Writing whole folders and files, or nothing."""
 
 import json
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -98,6 +99,12 @@ def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
     files.remove(tmp_path / "real")
     files.clear_leftovers(tmp_path)
     assert names(tmp_path) == mine
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"a": [1.5, math.nan, (math.inf,)], "b": {"c": -math.inf, "d": "nan"}})
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"a": [1.5, None, [None]], "b": {"c": None, "d": "nan"}}
 
 
 def test_what_a_folder_holds_beside_ours(tmp_path: Path) -> None:

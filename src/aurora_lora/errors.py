@@ -27,6 +27,10 @@ class CalibrationError(AuroraError, RuntimeError):
     """`calibrate` cannot work with what it was given (no batches, non-finite activations, a merged model)."""
 
 
+class NotFiniteError(AuroraError, ArithmeticError):
+    """NaN or infinity, where a weight, an answer or an image must be a number."""
+
+
 class CheckpointError(AuroraError, RuntimeError):
     """An adapter checkpoint does not fit the model: missing or unknown `aurora_` entries.
 

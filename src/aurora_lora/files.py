@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+NOT_FINITE = "not finite"
+"""What people read for NaN, infinity, and the null that stands for them in JSON."""
 
 PARTIAL, TRASH = ".aurora-lora-partial", ".aurora-lora-trash"
 """How the names of what is being written and of what is being removed end: nothing else is ever cleared away."""
@@ -48,7 +52,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, or leave it as it was."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any, *, ascii_only: bool = True) -> str:
+    """A value as JSON, as `finite_or_none` has it."""
+    return json.dumps(finite_or_none(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)
+
+
+def finite_or_none(value: Any) -> Any:
+    """The same with None for each number that is not finite: JSON has no NaN, and readers show None as such."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

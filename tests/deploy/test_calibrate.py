@@ -1,6 +1,8 @@
 """`calibrate` against an independent least-squares solution, what it leaves behind, and what it refuses."""
 
 import copy
+import dataclasses
+import sys
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import nn
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.moments import Collector, Target
+from aurora_lora.deploy.moments import Collector, Target, solve
 from aurora_lora.tuner import aurora_layers
+
+calibrate_module = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function
 
 
 def linear_model(d_in: int = 6, d_out: int = 4, **fields):
@@ -202,6 +206,28 @@ def test_an_error_leaves_the_earlier_calibration(make_bert, config, batches):
     with pytest.raises(CalibrationError, match=r"layer\.1\.attention\.self\.query are not finite"):
         calibrate(model, batches)
     assert all(torch.equal(layer.aurora_A_cal["default"], before[name]) for name, layer in aurora_layers(model))
+
+
+def test_sigma_that_is_not_finite_is_refused(make_bert, config, batches):
+    """The inputs are: only the adapter is broken."""
+    model = get_peft_model(make_bert(), config())
+    last = list(aurora_layers(model))[-1][1]
+    with torch.no_grad():
+        last.aurora_H["default"][0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match="not finite"):
+        calibrate(model, batches)
+    assert not last.has_calibration("default")
+
+
+def test_a_matrix_that_the_adapters_dtype_cannot_hold_is_refused(make_bert, config, batches, monkeypatch):
+    def large(*args):
+        return [dataclasses.replace(found, matrix=found.matrix.sign() * 1e39) for found in solve(*args)]
+
+    model = get_peft_model(make_bert(), config())
+    monkeypatch.setattr(calibrate_module, "solve", large)
+    with pytest.raises(CalibrationError, match=r"is not finite in torch\.float32"):
+        calibrate(model, batches)
+    assert not any(layer.has_calibration("default") for _, layer in aurora_layers(model))
 
 
 def test_what_is_refused(make_bert, config, batches):

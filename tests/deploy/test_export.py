@@ -13,6 +13,7 @@ from torch import nn
 
 import aurora_lora
 from aurora_lora import AuroraConfig, FormError, NotCalibratedError, StaleCalibrationError, export_lora, set_form
+from aurora_lora.errors import NotFiniteError
 from aurora_lora.tuner import aurora_layers
 
 
@@ -291,6 +292,33 @@ def test_weighted_combinations_that_are_refused(make_bert, config, batches):
     with pytest.raises(ValueError, match="exists already"):
         model.add_weighted_adapter(["default"], [1.0], "default")
     assert list(model.peft_config) == ["default"]
+
+
+# ---------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize(
+    ("weight", "value"),
+    # sigma of infinity is finite
+    [(name, float("nan")) for name in ("aurora_B", "aurora_A", "classifier")] + [("aurora_B", float("-inf"))],
+)
+def test_what_is_not_finite_is_not_exported(model, tmp_path, weight, value):
+    with torch.no_grad():
+        parameters = [p for name, p in model.named_parameters() if weight in name and "original" not in name]
+        parameters[-1].view(-1)[-1] = value
+    with pytest.raises(NotFiniteError, match=r"cannot be exported: .* not finite \(NaN or infinity\)"):
+        export_lora(model, tmp_path / "lora", "static")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_what_float16_cannot_hold_is_said(model, tmp_path):
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "aurora_B" in name)[0, 0] = 1e5
+    with pytest.raises(NotFiniteError, match=r"dtype='float16' cannot hold .*lora_B.*: choose 'float32'"):
+        export_lora(model, tmp_path / "lora", "static", dtype="float16")
+    assert not (tmp_path / "lora").exists()
+    for dtype in ("bfloat16", "float32"):
+        export_lora(model, tmp_path / "lora", "static", dtype=dtype)
 
 
 # ---------------------------------------------------------------- what must not be lost

@@ -1,11 +1,13 @@
 """`merge_gap` against the same figures computed by hand."""
 
+import io
 import json
 import math
 
 import pytest
 import torch
 from peft import get_peft_model
+from rich.console import Console
 from torch import nn
 from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
@@ -253,7 +255,32 @@ def test_a_broken_form_does_not_look_perfect(model, batches):
     layer = next(layer for _, layer in aurora_layers(model))
     layer.aurora_A_cal["default"][0, 0] = float("nan")
     gap = merge_gap(model, batches)
-    assert math.isnan(gap.end_to_end[2].largest_logit_difference)
+    end = gap.end_to_end[2]
+    assert all(map(math.isnan, (end.largest_logit_difference, end.kl, end.agreement)))
+    (broken,) = [entry for entry in gap.layers if math.isnan(entry.relative_error)]
+    assert (broken.form, math.isnan(broken.explained_variance)) == ("calibrated", True)
+    assert gap.worst("calibrated", 1) == (broken,)
+    labelled = merge_gap(model, [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches])
+    assert all(map(math.isnan, labelled.end_to_end[2].metric.values()))
+    console = Console(width=100, record=True, file=io.StringIO())
+    for table in labelled.tables():
+        console.print(table)
+    text = console.export_text()
+    assert "nan" not in text.casefold()
+    assert text.count("not finite") == 2 + 5  # the layer's two, and the form's five
+
+
+@pytest.mark.parametrize(
+    ("weight", "value"),
+    # sigma of infinity is finite
+    [("aurora_A", math.nan), ("aurora_H", math.nan), ("aurora_B", math.nan), ("aurora_B", math.inf)],
+)
+def test_a_broken_adapter_has_no_gap(model, batches, weight, value):
+    layer = list(aurora_layers(model))[-1][1]
+    with torch.no_grad():
+        getattr(layer, weight)["default"][0, 0] = value
+    with pytest.raises(CalibrationError, match=r"gives no finite numbers"):
+        merge_gap(model, batches)
 
 
 def test_hidden_states_are_no_distribution():

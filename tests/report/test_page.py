@@ -1,5 +1,6 @@
 """The report page: what stands in it, and that it opens in a browser without network or errors."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aurora_lora.report.catalogue import write_figures
 from aurora_lora.report.groups import interval
 from aurora_lora.report.page import write_page
 from aurora_lora.report.sections import load_sections
@@ -33,6 +35,30 @@ def test_both_ends_of_the_parameters_where_runs_differ(runs: Path, tmp_path: Pat
     assert [group.params for group in sections[0].groups] == [5000, 5000, 1250]
     write_page(sections, tmp_path / "page.html", "Runs")
     assert ">1,250 to 1,300</td>" in (tmp_path / "page.html").read_text()
+
+
+def test_scores_that_are_not_finite(runs: Path, tmp_path: Path) -> None:
+    """A result has null for them: two seeds of one setting, all of another, also on the way."""
+    for path in runs.glob("*/result.json"):
+        found = json.loads(path.read_text())
+        method, seed = found["method"], found["seed"]
+        if method == "lora" or seed < 2:
+            for scores in found["metric"]["by_form"].values():
+                scores["accuracy"] = None
+        if method == "lora":
+            found["metric"]["selected_by"]["value"] = None
+            for epoch in found["epochs"]:
+                epoch["train_loss"] = None
+                epoch["validation"]["accuracy"] = None
+        path.write_text(json.dumps(found))
+    sections = load_sections([runs])
+    write_page(sections, tmp_path / "page.html", "Runs")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<td class="n">not finite') == 2  # LoRA at two rates
+    assert '<td class="n">83.0<small>(1 of 3 finite)</small></td>' in page
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).casefold()
+    written, _ = write_figures(sections, tmp_path / "figures")
+    assert {path.stem for path in written} >= {"scores", "curves", "times"}
 
 
 def test_a_browser_opens_it_without_errors(runs: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tables and figures on known results."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,42 @@ def test_forms_table(folder: Path) -> None:
     )
     assert "| -0.10 ± 0.00 | 0.0100 ± 0.0000 |" in calibrated
     assert spread([0.5], 1, 100) == "50.0"
+
+
+def test_scores_that_are_not_finite(folder: Path, tmp_path: Path) -> None:
+    """A result has null for them."""
+    for seed, forms in ((0, ("static",)), (1, ("static", "calibrated"))):
+        path = folder / f"0.01-{seed}" / "result.json"
+        found = json.loads(path.read_text())
+        for form in forms:
+            found["metric"]["by_form"][form]["nll"] = None
+        path.write_text(json.dumps(found))
+    *_, dynamic, static, calibrated = forms_table(load_results([folder])).splitlines()
+    assert dynamic.endswith("| 84.0 ± 0.0 | 0.400 ± 0.000 |  |  |")
+    assert static.endswith("| 71.0 ± 1.4 | not finite | -13.00 ± 1.41 | not finite |")
+    assert "| 83.9 ± 0.0 | 0.410 (1 of 2 finite) |" in calibrated
+    assert calibrated.endswith("| 0.0100 (1 of 2 finite) |")
+    _, likelihood = forms_figure(load_results([folder])).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in likelihood.get_lines() if line.get_label()[0] != "_"}
+    assert not drawn or all(len(values) == 2 for values in drawn.values())
+    assert len(save(forms_figure(load_results([folder])), tmp_path / "forms")) == 2
+    assert spread([None, math.inf], 1) == "not finite"
+
+
+def test_a_gap_that_is_not_finite_is_a_gap_in_the_line() -> None:
+    def gap(*errors: float | None) -> dict[str, Any]:
+        layers = [
+            {"layer": f"m.{place}.query", "form": "static", "relative_error": error}
+            for place, error in enumerate(errors)
+        ]
+        return {"layers": layers}
+
+    (ax,) = gap_figure(gap(0.1, None, 0.3)).axes
+    drawn = list(ax.get_lines()[0].get_ydata())
+    assert (drawn[0], math.isnan(drawn[1]), drawn[2]) == (10, True, 30)
+    (ax,) = gap_figure(gap(0.1, None), gap(0.3, 0.2)).axes  # of the seeds that have one
+    assert list(ax.get_lines()[0].get_ydata()) == pytest.approx([20, 20])
+    gap_figure(gap(None))
 
 
 def test_other_methods_are_left_out(folder: Path) -> None:

@@ -65,6 +65,17 @@ def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
     assert (scores.row_count, differences.row_count) == (3, 2)
 
 
+def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
+    lora, aurora = summary["settings"]
+    lora["by_form"]["merged"]["accuracy"] = {"scores": [None] * 3, "mean": None, "std": None}
+    page = study_page(summary)
+    assert "| LoRA | 1,234 | lr 0.005 | merged | not finite | 3 | 11 |" in page
+    assert "| static | 80.0 ± 1.0 (1 of 3 finite) |" in page
+    assert "| Better |" not in page  # nothing to compare
+    assert len(list(study_tables(summary))) == 2
+    assert aurora["by_form"]["static"]["accuracy"]["scores"] == [None, 0.7, None]
+
+
 def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -> None:
     for one, worse in zip(summary["settings"], ([0.5, 0.6, 0.5], [0.4, 0.45, 0.4]), strict=True):
         for form in one["by_form"].values():

@@ -40,7 +40,7 @@ def test_non_finite_logits_are_not_hidden() -> None:
     # argmax takes NaN for the largest: both rows would count as right.
     with pytest.warns(UserWarning, match="non-finite logits in 1 of 2 rows"):
         got = classification_metrics([[math.nan, 0.0], [1.0, 0.0]], [0, 0])
-    assert got["accuracy"] == 0.5
+    assert math.isnan(got["accuracy"])
     assert math.isnan(got["nll"])
     with pytest.warns(UserWarning, match="1 of 2"):
         assert classification_metrics([[-math.inf, 0.0], [1.0, 0.0]], [0, 0]) == {"accuracy": 0.5, "nll": math.inf}
@@ -117,7 +117,7 @@ def test_matthews_of_a_constant_predictor_is_zero() -> None:
         assert got["matthews"] == 0
     with pytest.warns(UserWarning, match="non-finite"):
         got = classification_metrics([[math.nan, 0.0], [0.0, 1.0]], [1, 1], also=("f1",))
-    assert got["f1"] == pytest.approx(2 / 3)
+    assert math.isnan(got["f1"])
 
 
 def test_spearman_against_scipy() -> None:
@@ -143,8 +143,7 @@ def test_choices() -> None:
 def test_choices_that_are_not_numbers() -> None:
     with pytest.warns(UserWarning, match="non-finite"):
         got = choice_metrics([[[math.nan, math.nan], [-1, -1]], [[-1, -1], [-2, -2]]], [0, 0])
-    assert (got["accuracy"], got["accuracy_norm"]) == (0.5, 0.5)
-    assert math.isnan(got["nll"])
+    assert all(math.isnan(value) for value in got.values())
     with pytest.raises(ValueError, match="a label is no choice of its question"):
         choice_metrics([[[-1, -1], [-math.inf, -math.inf]]], [1])
     with pytest.raises(ValueError, match="expected scores"):

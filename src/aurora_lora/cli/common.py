@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -120,7 +119,9 @@ def stderr() -> Console:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    from aurora_lora.files import json_text
+
+    print(json_text(value, ascii_only=False))
 
 
 def complain(text: str) -> None:

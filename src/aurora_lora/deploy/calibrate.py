@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import CalibrationError, FormError
+from ..finite import is_finite
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .inputs import Batch, Runner, as_batches
 from .moments import Collector, LayerMoments, Solution, Target, gather, several_processes, solve
@@ -120,14 +121,24 @@ def calibrate(
             for group in groups:
                 collector = Collector(runner, group, share_inputs, sliced=ridge >= LEAST_RIDGE_OF_SLICES)
                 solutions += _solve_all(gather(collector, data.one_pass()), ridge)
-            for solution in solutions:
-                solution.target.module.set_calibration(solution.adapter, solution.matrix)
+            _store(solutions)
             for target in targets:
                 for adapter in target.adapters:
                     target.module.aurora_config[adapter].calibrated = True
     found = {(s.target.name, s.adapter): s for s in solutions}
     layers = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
     return CalibrationReport(layers, data.passes, len(groups), time.perf_counter() - start)
+
+
+def _store(solutions: list[Solution]) -> None:
+    for solution in solutions:
+        layer, adapter = solution.target.module, solution.adapter
+        dtype = layer.aurora_A[adapter].dtype
+        if not is_finite(solution.matrix.to(dtype)):
+            raise CalibrationError(
+                f"The calibrated matrix of {solution.target.name} is not finite in {dtype}: try a larger ridge."
+            )
+        layer.set_calibration(adapter, solution.matrix)
 
 
 def _report(solution: Solution) -> LayerCalibration:

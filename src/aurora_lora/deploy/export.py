@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import FormError
+from ..errors import FormError, NotFiniteError
 from ..files import new_folder
+from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.combine import exactly
 from ..tuner.model import CALIBRATION_BUFFERS
@@ -59,6 +60,7 @@ def export_lora(
     Raises:
         FormError: the form is dynamic, which is no linear map.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
+        NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
         ValueError: an argument that is not allowed; a folder that holds anything but an earlier export; several active
             adapters and none named; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not
             take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold.
@@ -68,14 +70,11 @@ def export_lora(
         raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(map(repr, FORMATS))}.")
     name = _one_adapter(model, adapter_name)
     factors = lora_factors(model, form, adapter_name=name)
-    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if kind not in DTYPES.values():
-        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
-    assert kind is not None
     rank = max(len(lora_A) for lora_A, _ in factors.values())
-    weights = {key: value.to(kind) for key, value in _state_dict(model, factors, rank).items()}
+    weights = in_dtype(_state_dict(model, factors, rank), dtype)
     config = _adapter_config(model, name)
     others = _other_weights(model, name)
+    check_finite(others.items(), "the adapter cannot be exported")
     path = Path(folder)
     check_replaceable(path)
     if format == "diffusers":
@@ -130,6 +129,28 @@ def lora_factors(
                 raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
             factors[path.removeprefix(_BASE)] = layer.get_factors(name, form)
     return factors
+
+
+def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
+    """LoRA factors as they are written, in main memory.
+
+    Raises:
+        ValueError: the dtype is not allowed.
+        NotFiniteError: NaN or infinity among them, or a number that is too large for the dtype.
+    """
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind is None or kind not in DTYPES.values():
+        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
+    check_finite(weights.items(), "the adapter cannot be exported")
+    cast = {key: value.to(kind).contiguous().cpu() for key, value in weights.items()}
+    for key, value in cast.items():
+        if not is_finite(value):
+            largest, limit = float(weights[key].abs().max()), torch.finfo(kind).max
+            raise NotFiniteError(
+                f"dtype={dtype!r} cannot hold {key}, whose largest number is {largest:.3g} (the limit is {limit:.3g}): "
+                "choose 'float32'."
+            )
+    return cast
 
 
 def check_replaceable(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CalibrationError, NotCalibratedError
-from ..tuner import AuroraLayer, active_adapters, aurora_layers, set_form
+from ..tuner import AuroraLayer, active_adapters, aurora_layers, check_calibrated, set_form
 from .calibrate import check_unmerged, trained_state
 from .inputs import NO_BATCHES, Runner, as_batches
 from .moments import float64_device
@@ -53,7 +53,7 @@ class EndToEndGap:
 
 @dataclass(frozen=True)
 class MergeGap:
-    """The report of `merge_gap`."""
+    """The report of `merge_gap`. Where a form gives NaN or infinity, so are its figures: never 0 or 1."""
 
     layers: tuple[LayerGap, ...]
     end_to_end: tuple[EndToEndGap, ...]
@@ -64,7 +64,9 @@ class MergeGap:
     def worst(self, form: str, n: int = 3) -> tuple[LayerGap, ...]:
         """The n layers that lose most in a form."""
         entries = [entry for entry in self.layers if entry.form == form]
-        return tuple(sorted(entries, key=lambda entry: entry.relative_error, reverse=True)[:n])
+        lost = [math.inf if math.isnan(entry.relative_error) else entry.relative_error for entry in entries]
+        order = sorted(range(len(entries)), key=lambda place: lost[place], reverse=True)
+        return tuple(entries[place] for place in order[:n])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -101,8 +103,8 @@ def merge_gap(
         batch_size: as in `calibrate`.
 
     Raises:
-        CalibrationError: no batches, a layer that no input reached, a merged adapter, or adapters that are switched
-            off.
+        CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, a
+            merged one, or adapters that are switched off.
         ValueError: no AuroRA adapter.
         FormError: the adapter was trained in the static form, which merges exactly.
     """
@@ -132,14 +134,10 @@ def merge_gap(
 
 def _forms(model: nn.Module) -> tuple[str, ...]:
     """The forms that can be compared; calibrated only where every active adapter has a fresh matrix."""
-    names = active_adapters(model)
     with set_form(model, "dynamic"):  # refuses adapters that were trained static
         pass
     try:
-        for _, layer in aurora_layers(model):
-            for name in names:
-                if name in layer.aurora_A:
-                    layer.get_factors(name, "calibrated")
+        check_calibrated(model)
     except NotCalibratedError:
         return ("dynamic", "static")
     return ("dynamic", "static", "calibrated")
@@ -209,6 +207,8 @@ class _LayerSums:
     def result(self, path: str, name: str) -> list[LayerGap]:
         if self.n == 0:
             raise CalibrationError(f"No input reached {path}: the inputs of merge_gap must use every adapted layer.")
+        if not math.isfinite(self.power):
+            raise CalibrationError(f"The adapter of {path} gives no finite numbers: is the model or a batch broken?")
         mean = self.mean / self.n
         variance = self.power - self.n * self._square(mean[None])
         return [
@@ -218,7 +218,9 @@ class _LayerSums:
 
 
 def _ratio(error: float, power: float) -> float:
-    """Non-negative up to rounding; an adapter that does nothing (B = 0) loses nothing."""
+    """Non-negative up to rounding; an adapter that does nothing (B = 0) loses nothing. NaN of what is not finite."""
+    if not math.isfinite(error) or not math.isfinite(power):
+        return math.nan
     return max(error, 0.0) / power if power > 0 else 0.0
 
 
@@ -230,7 +232,7 @@ class _Predictions:
         self.score = _Score()
         self.n = 0
         self.kl = 0.0
-        self.same = 0
+        self.same = 0.0
         self.largest = 0.0
         self.classes = False
         self.kept: list[Tensor] = []
@@ -273,7 +275,7 @@ class _Predictions:
         if self.classes:
             p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
             self.kl += float((p.exp() * (p - q)).sum())
-            self.same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
+            self.same += _count(mine.argmax(-1) == theirs.argmax(-1), mine, theirs)
 
     def result(self, form: str) -> EndToEndGap:
         figures = self.score.result()
@@ -302,15 +304,20 @@ class _Score:
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
         if logits.shape[-1] == 1 or labels.is_floating_point():
-            found = {"mse": (logits.squeeze(-1) - labels).square().sum()}
+            found: dict[str, Any] = {"mse": (logits.squeeze(-1) - labels).square().sum()}
         else:
             nll = functional.cross_entropy(logits, labels.long(), reduction="sum")
-            found = {"nll": nll, "accuracy": (logits.argmax(-1) == labels).sum()}
+            found = {"nll": nll, "accuracy": _count(logits.argmax(-1) == labels, logits)}
         for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def result(self) -> dict[str, float]:
         return {name: value / max(self.n, 1) for name, value in self.sums.items()}
+
+
+def _count(true: Tensor, *logits: Tensor) -> float:
+    """How many are true; NaN where there is NaN among the logits, which argmax takes for the largest."""
+    return math.nan if any(bool(values.isnan().any()) for values in logits) else float(true.sum())
 
 
 def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+
+from ..files import NOT_FINITE
 
 if TYPE_CHECKING:
     from .gap import MergeGap
@@ -20,10 +23,10 @@ def end_to_end_table(gap: MergeGap) -> Table:
         table.add_column(name, justify="right")
     for entry in gap.end_to_end:
         shown = (
-            "-" if entry.kl is None else f"{entry.kl:.5f}",
-            f"{entry.largest_logit_difference:.3f}",
-            "-" if entry.agreement is None else f"{100 * entry.agreement:.2f}%",
-            *(f"{entry.metric[name]:.4f}" for name in names),
+            "-" if entry.kl is None else _shown(entry.kl, ".5f"),
+            _shown(entry.largest_logit_difference, ".3f"),
+            "-" if entry.agreement is None else _shown(entry.agreement, ".2%"),
+            *(_shown(entry.metric[name], ".4f") for name in names),
         )
         table.add_row(entry.form, *shown)
     return table
@@ -46,11 +49,15 @@ def layer_table(gap: MergeGap) -> Table:
     rows: dict[tuple[str, str], list[str]] = {}
     for entry in gap.layers:
         cells = rows.setdefault((entry.layer, entry.adapter), [])
-        cells += [f"{100 * entry.relative_error:.1f}%", f"{100 * entry.explained_variance:.1f}%"]
+        cells += [_shown(value, ".1%") for value in (entry.relative_error, entry.explained_variance)]
     for (layer, adapter), cells in rows.items():
         mark = "*" if (layer, adapter) in marked else " "
         table.add_row(f"{mark} {layer.removeprefix(shared)}", *cells)
     return table
+
+
+def _shown(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else NOT_FINITE
 
 
 def _shared_path(layers: list[str]) -> str:

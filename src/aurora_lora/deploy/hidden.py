@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CalibrationError
+from ..finite import is_finite
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .calibrate import check_unmerged, trained_state
 from .inputs import NO_BATCHES, Runner, as_batches
@@ -30,7 +31,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         By layer and adapter: (n, r), float32, in main memory: 4 r bytes for each token and layer.
 
     Raises:
-        CalibrationError: no batches, a merged adapter, or adapters that are switched off.
+        CalibrationError: no batches, values that are not finite, a merged adapter, or adapters that are switched off.
         ValueError: no AuroRA adapter.
     """
     check_unmerged(model, "hidden_values")
@@ -58,7 +59,11 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         finally:
             for handle in hooks:
                 handle.remove()
-    return {**static, **{key: torch.cat(values) for key, values in found.items() if values}}
+    values = {**static, **{key: torch.cat(pieces) for key, pieces in found.items() if pieces}}
+    for (path, _), z in values.items():
+        if not is_finite(z):
+            raise CalibrationError(f"What reaches sigma in {path} is not finite: is the model or a batch broken?")
+    return values
 
 
 def _keep(runner: Runner, layer: AuroraLayer, name: str, kept: list[Tensor]) -> Any:

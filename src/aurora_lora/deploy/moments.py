@@ -247,7 +247,8 @@ class Collector:
         for layer in layers:
             if layer.vectors != layer.shared.vectors:
                 raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
-            if not all(_is_finite(total) for total in (_moment(layer.shared), *layer.cross.values())):
+            sums = (_moment(layer.shared), *layer.cross.values(), *layer.power.values())
+            if not all(map(_is_finite, sums)):
                 raise CalibrationError(
                     f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
                 )

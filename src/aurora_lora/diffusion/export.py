@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import files
 from ..deploy import export_lora
-from ..deploy.export import DIFFUSERS_WEIGHTS, DTYPES, METADATA, check_replaceable
+from ..deploy.export import DIFFUSERS_WEIGHTS, METADATA, check_replaceable, in_dtype
 from ..methods.aurora import AuroraMethod
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
         dtype: of the factors.
 
     Raises:
-        FormError, NotCalibratedError: as `export_lora`.
+        FormError, NotCalibratedError, NotFiniteError: as `export_lora`.
         ValueError: what the adapter trains does not fit into such a file; an unknown dtype; a folder that holds
             anything but an earlier export.
     """
@@ -46,9 +46,7 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
         return
     from safetensors.torch import save_file
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
-    weights = {key: value.to(DTYPES[dtype]).contiguous().cpu() for key, value in _lora_state(model).items()}
+    weights = in_dtype(_lora_state(model), dtype)
     check_replaceable(folder)
     with files.new_folder(folder) as partial:
         save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata=METADATA)

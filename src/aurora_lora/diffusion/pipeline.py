@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..finite import check_finite
 from ..tasks._extra import diffusion_extra
 from ..tasks._loading import NO_CODE, reason
 from .draws import generator
@@ -112,12 +113,16 @@ class Diffusion:
     # ---------------------------------------------------------------- images
 
     def generate(self, prompt: str, wanted: ValidationSection, seed: int) -> Image:
-        """An image of a prompt; the seed decides the noise that it starts from."""
+        """An image of a prompt; the seed decides the noise that it starts from.
+
+        Raises:
+            NotFiniteError: NaN or infinity in it.
+        """
         self.unet.eval()
         known, none = self.prompts[prompt], self.unprompted
         guided = wanted.guidance_scale > 1
         on: dict[str, Any] = {"device": self.device, "dtype": self.pipe.unet.dtype}
-        image: Image = self.pipe(
+        pixels = self.pipe(
             prompt_embeds=known.hidden.to(**on),
             pooled_prompt_embeds=known.pooled.to(**on),
             negative_prompt_embeds=none.hidden.to(**on) if guided else None,
@@ -127,7 +132,10 @@ class Diffusion:
             num_inference_steps=wanted.inference_steps,
             guidance_scale=wanted.guidance_scale,
             generator=generator("image", seed),
-        ).images[0]
+            output_type="np",
+        ).images
+        check_finite([(f"the image of {prompt!r}", torch.from_numpy(pixels))], "the pipeline failed")
+        image: Image = self.pipe.image_processor.numpy_to_pil(pixels)[0]
         return image
 
 

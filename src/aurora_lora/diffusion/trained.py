@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from .. import files
 from ..errors import FormError, UserError
+from ..methods.base import load_finite
 from ..tasks._extra import diffusion_extra
 from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
@@ -140,9 +140,4 @@ def generate(
 
 def _with_adapter(run: SubjectRun, unet: Any) -> nn.Module:
     """The U-Net with the run's adapter."""
-    path = run.folder / ADAPTER
-    try:
-        model: nn.Module = run.recipe.method.method.load(unet, path, run.recipe.method.options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
-    return model.eval()
+    return load_finite(run.recipe.method.method, unet, run.folder / ADAPTER, run.recipe.method.options).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..files import NOT_FINITE
 from .jobs import Outcome
 
 
@@ -60,5 +61,5 @@ def _line(outcome: Outcome) -> str:
         return f"failed: {outcome.error}"
     metric, took = outcome.result["metric"], outcome.result["time"]["train_s"]
     chosen = metric["selected_by"]
-    value = "not a number" if chosen["value"] is None else f"{chosen['value']:.4f}"
+    value = NOT_FINITE if chosen["value"] is None else f"{chosen['value']:.4f}"
     return f"validation {chosen['name']} {value}, {took:.0f} s of training"

@@ -60,8 +60,10 @@ class AuroraMethod(PeftMethod):
         return form
 
     def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
-        from aurora_lora import set_form
+        from aurora_lora.tuner import check_calibrated, set_form
 
+        if form == "calibrated":  # eval() would compute the dynamic form where there is no such matrix
+            check_calibrated(model)
         context: AbstractContextManager[Any] = set_form(model, form)
         return context
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import new_file, plain_write_errors
-from .tables import FORM_NAMES, Result, by_learning_rate
+from .tables import FORM_NAMES, Result, by_learning_rate, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +85,8 @@ def forms_figure(results: Sequence[Result]) -> Figure:
     panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
     for ax, (name, label, factor) in zip(axes, panels, strict=True):
         for offset, (form, style) in zip((-0.06, 0.0, 0.06), STYLES.items(), strict=True):
-            values = [[factor * run["metric"]["by_form"][form][name] for run in groups[rate]] for rate in rates]
+            scores = [[run["metric"]["by_form"][form][name] for run in groups[rate]] for rate in rates]
+            values = [_or_gap([factor * value for value in finite(found)]) for found in scores]
             means = [statistics.fmean(v) for v in values]
             errors = [[m - min(v) for m, v in zip(means, values, strict=True)]]
             errors.append([max(v) - m for m, v in zip(means, values, strict=True)])
@@ -104,21 +106,24 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
     """The relative error of each form, a panel for each kind of module, along the depth of the model.
 
     Args:
-        gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range.
+        gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range. What is not
+            finite is a gap in the line.
     """
     kinds: dict[str, dict[str, dict[str, list[float]]]] = {}
     for entry in (entry for gap in gaps for entry in gap["layers"]):
         layers = kinds.setdefault(entry["layer"].rsplit(".", 1)[-1], {}).setdefault(entry["form"], {})
-        layers.setdefault(entry["layer"], []).append(100 * entry["relative_error"])
+        layers.setdefault(entry["layer"], []).extend(100 * value for value in finite([entry["relative_error"]]))
     if not kinds:
         raise UserError("the gap figure needs the gap of at least one layer")
     figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.9)
-    top = max(max(values) for forms in kinds.values() for layers in forms.values() for values in layers.values())
+    every = [values for forms in kinds.values() for layers in forms.values() for values in layers.values()]
+    top = max((value for values in every for value in values), default=0.0)
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
         for form, layers in forms.items():
-            means = [statistics.fmean(values) for values in layers.values()]
-            low = [mean - min(values) for mean, values in zip(means, layers.values(), strict=True)]
-            high = [max(values) - mean for mean, values in zip(means, layers.values(), strict=True)]
+            errors = [_or_gap(values) for values in layers.values()]
+            means = [statistics.fmean(values) for values in errors]
+            low = [mean - min(values) for mean, values in zip(means, errors, strict=True)]
+            high = [max(values) - mean for mean, values in zip(means, errors, strict=True)]
             ax.plot(range(len(means)), means, label=FORM_NAMES[form], **STYLES[form])
             if len(gaps) > 1:
                 colour = STYLES[form]["color"]
@@ -132,6 +137,11 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
     axes[0].set_ylabel("error of the adapter's output, %", fontsize=9)
     legend_above(figure, axes[0])
     return figure
+
+
+def _or_gap(values: Sequence[float]) -> Sequence[float]:
+    """NaN in place of no values: a gap in a line."""
+    return values or [math.nan]
 
 
 def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> Figure:
@@ -148,7 +158,8 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
     ):
         groups: dict[int, list[float]] = {}
         for record in records:
-            groups.setdefault(record["inputs"], []).append(factor * record[name])
+            if finite([record[name]]):
+                groups.setdefault(record["inputs"], []).append(factor * record[name])
         sizes = sorted(groups)
         means = [statistics.fmean(groups[size]) for size in sizes]
         low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UserError
 from ..tasks.metrics import LOWER_IS_BETTER
 from ..training.storage import REFERENCE, flatten
-from .tables import Result, count, setting
+from .tables import Result, count, finite, setting
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
@@ -84,7 +84,7 @@ class Group:
     def validation(self) -> float:
         """How good the mean of the scores is that the runs were selected by; minus infinity where none is a number."""
         found = [run["metric"]["selected_by"].get("value") for run in self.runs]
-        numbers = [value for value in found if value is not None]
+        numbers = finite(found)
         sign = -1 if self.selected_by in LOWER_IS_BETTER else 1
         return sign * statistics.fmean(numbers) if numbers else -math.inf
 
@@ -106,7 +106,7 @@ class Group:
             one["by_form"] if test_set is None else one.get("by_test_set", {}).get(test_set, {}) for one in metrics
         ]
         found = [one.get(form, {}).get(metric) for one in by_form]
-        return [value for value in found if value is not None]
+        return finite(found)
 
     def with_form(self, label: str) -> str:
         """A label with the form that is deployed, where there are several."""

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..files import write_text
+from ..files import NOT_FINITE, write_text
 from .catalogue import figures_of
 from .groups import Group, interval
 from .sections import Section
@@ -96,18 +96,20 @@ def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[st
             "seeds": len(group.runs),
             "form": form,
             "deployed": form == group.deployed and len(group.forms) > 1,
-            "scores": [_score(group.scores(form, metric), metric) for metric in metrics],
+            "scores": [_score(group.scores(form, metric), metric, len(group.runs)) for metric in metrics],
         }
 
 
-def _score(values: Sequence[float], metric: str) -> dict[str, str]:
-    """Mean, and its interval as the small print."""
+def _score(values: Sequence[float], metric: str, runs: int) -> dict[str, str]:
+    """Mean, and as the small print its interval, and of how many runs where some scores are not finite."""
     if not values:
-        return {"mean": "not a number", "interval": ""}
+        return {"mean": NOT_FINITE, "interval": ""}
     scale, digits = (100, 1) if metric in PERCENT else (1, 3)
     low, high = interval(values)
     between = "" if low is None or high is None else f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
-    return {"mean": f"{scale * statistics.fmean(values):.{digits}f}", "interval": between}
+    of = "" if len(values) == runs else f"({len(values)} of {runs} finite)"
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return {"mean": mean, "interval": " ".join(filter(None, (between, of)))}
 
 
 def _environments(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -10,8 +10,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ..files import NOT_FINITE
 from .groups import interval, plain
-from .tables import count
+from .tables import count, left_out
 
 PERCENT = (
     "accuracy",
@@ -188,10 +189,11 @@ def _params(setting: Mapping[str, Any]) -> str:
 def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
     """`83.1 ± 0.4`."""
     if score is None or score["mean"] is None:
-        return "not a number"
+        return NOT_FINITE
     scale, digits = (100, 1) if metric in PERCENT else (1, 3)
     mean = f"{scale * score['mean']:.{digits}f}"
-    return mean if score["std"] is None else f"{mean} ± {scale * score['std']:.{digits}f}"
+    shown = mean if score["std"] is None else f"{mean} ± {scale * score['std']:.{digits}f}"
+    return " ".join(filter(None, (shown, left_out(score["scores"]))))
 
 
 def _metrics(summary: Mapping[str, Any]) -> list[str]:

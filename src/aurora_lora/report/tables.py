@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import write_text
+from ..files import NOT_FINITE, write_text
 from ..tasks import Task
 
 Result = Mapping[str, Any]
@@ -104,11 +105,25 @@ def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
     return {**kept, "training": {k: v for k, v in recipe.get("training", {}).items() if k not in left_out}}
 
 
-def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
-    """`mean ± standard deviation`, or the one value."""
-    scaled = [scale * value for value in values]
+def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+    """`mean ± standard deviation`, or the one value; of those that are finite, and of how many where some are not."""
+    scaled = [scale * value for value in finite(values)]
+    if not scaled:
+        return NOT_FINITE
     mean = f"{statistics.fmean(scaled):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else mean
+    shown = f"{mean} ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else mean
+    return " ".join(filter(None, (shown, left_out(values))))
+
+
+def left_out(values: Sequence[float | None]) -> str:
+    """`(2 of 3 finite)`, where a mean leaves some out."""
+    kept = len(finite(values))
+    return "" if kept == len(values) else f"({kept} of {len(values)} finite)"
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+    """Those that are numbers; in JSON null stands for the others."""
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def count(least: int, most: int) -> str:
@@ -130,7 +145,8 @@ def forms_table(results: Sequence[Result]) -> str:
             cells.append(spread([scores[form]["nll"] for scores in forms], 3))
             if "dynamic" in forms[0] and form != "dynamic":
                 for name, digits, scale in (("accuracy", 2, 100), ("nll", 4, 1)):
-                    gaps = [scores[form][name] - scores["dynamic"][name] for scores in forms]
+                    pairs = [(scores[form][name], scores["dynamic"][name]) for scores in forms]
+                    gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
                     cells.append(spread(gaps, digits, scale))
             else:
                 cells += ["", ""]
@@ -256,11 +272,14 @@ def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def qlora_table(distances: Mapping[str, Mapping[str, float]]) -> str:
+def qlora_table(distances: Mapping[str, Mapping[str, float | None]]) -> str:
     """How far two models' predictions are apart: `examples/qlora.py`."""
     lines = ["| | KL divergence | largest difference of a log-probability |", "|---|---|---|"]
     for name, values in distances.items():
-        lines.append(f"| {name} | {max(values['kl'], 0.0):.5f} | {values['largest']:.2g} |")  # rounding may give -1e-8
+        kl, largest = values["kl"], values["largest"]
+        cells = [NOT_FINITE if kl is None else f"{max(kl, 0.0):.5f}"]  # rounding may give -1e-8
+        cells.append(NOT_FINITE if largest is None else f"{largest:.2g}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

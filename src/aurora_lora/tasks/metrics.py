@@ -15,8 +15,8 @@ LOWER_IS_BETTER = ("nll", "mse", "noise_error")
 def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood, `-mean log softmax(logits)[label]`.
 
-    A row with NaN predicts nothing and counts as wrong; the likelihood is then NaN, and it is infinite where the
-    model rules the right class out. Neither is hidden: a warning counts such rows.
+    A row with NaN predicts nothing: every metric is then NaN. The likelihood is infinite where the model rules the
+    right class out. Neither is hidden: a warning counts such rows.
 
     Args:
         logits: (examples, classes).
@@ -42,9 +42,11 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
         raise ValueError(f"labels must lie in 0..{scores.shape[1] - 1}, got {targets.min()}..{targets.max()}")
 
     _warn_if_not_finite(scores, "logits")
-    predicted = _largest(scores)
+    predicted = scores.argmax(axis=1)
     with np.errstate(invalid="ignore"):
         log_probability = np.asarray(log_softmax(scores, axis=1))[np.arange(targets.size), targets]
+    if np.isnan(scores).any():
+        return dict.fromkeys(("accuracy", "nll", *(name for name in ("matthews", "f1") if name in also)), float("nan"))
     found = {"accuracy": float(accuracy_score(targets, predicted)), "nll": float(-log_probability.mean())}
     if "matthews" in also:
         found["matthews"] = float(matthews_corrcoef(targets, predicted))
@@ -82,18 +84,13 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     found = classification_metrics(whole, targets)
     if not there[np.arange(targets.size), targets].all():
         raise ValueError("a label is no choice of its question")
-    right = _largest(per_character) == targets
-    metrics = {"accuracy": found["accuracy"], "accuracy_norm": float(right.mean()), "nll": found["nll"]}
+    by_length = classification_metrics(per_character, targets)
+    metrics = {"accuracy": found["accuracy"], "accuracy_norm": by_length["accuracy"], "nll": found["nll"]}
     if values.shape[2] == 3:
         written = values[:, :, 2]
         metrics["accuracy_generated"] = float(written[np.arange(targets.size), targets].mean())
         metrics["unanswered"] = float((written.sum(axis=1) == 0).mean())
     return metrics
-
-
-def _largest(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The column of each row's largest value; -1 in a row with NaN, which argmax would take for the largest."""
-    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
 def regression_metrics(predictions: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
 from ..methods.aurora import AuroraMethod
+from ..tuner import check_calibrated
 from .finished import TrainedRun
-from .run import load_trained_model, make_trainer
+from .run import CALIBRATED, load_trained_model, make_trainer
 from .storage import ADAPTER
 
 
@@ -25,6 +26,7 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
     Raises:
         UserError: no AuroRA run, no such split, or no examples.
         FormError: the run was trained in the static form, which merges exactly.
+        StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
     need_aurora(run)
     split = split or run.test_sets[0]
@@ -33,6 +35,8 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
         raise UserError(f"examples must be at least 1, got {examples}")
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
+    if CALIBRATED in run.forms:
+        check_calibrated(trainer.module)
     rows = data.fixed(split)
     n = len(rows) if examples is None else min(examples, len(rows))
     batches = (

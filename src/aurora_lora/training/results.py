@@ -97,9 +97,9 @@ def build_result(
             "name": metric,
             "split": split,
             "examples": dict(examples),
-            "by_form": _finite(mean_scores(test)),
-            **({"by_test_set": _finite(test)} if len(test) > 1 else {}),
-            "validation_by_form": _finite(validation),
+            "by_form": files.finite_or_none(mean_scores(test)),
+            **({"by_test_set": files.finite_or_none(test)} if len(test) > 1 else {}),
+            "validation_by_form": files.finite_or_none(validation),
             "selected_by": dict(selected_by),
         },
         **({"labels": list(labels)} if labels else {}),
@@ -166,7 +166,7 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
                 }
             )
             losses = []
-    return _finite(entries)  # type: ignore[no-any-return]
+    return files.finite_or_none(entries)  # type: ignore[no-any-return]
 
 
 def examples_scored(result: Result) -> str:
@@ -211,7 +211,7 @@ def heading(metric: str) -> str:
 
 def shown_score(metric: str, value: float | None) -> str:
     """A metric's value for people."""
-    return "not a number" if value is None else _COLUMNS[metric][1](value)
+    return files.NOT_FINITE if value is None or not math.isfinite(value) else _COLUMNS[metric][1](value)
 
 
 def versions() -> dict[str, str | None]:
@@ -251,12 +251,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: None stands for a metric that is not a number."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
@@ -19,10 +18,11 @@ from aurora_lora import calibrate
 
 from .. import files
 from ..deploy import export_lora
-from ..errors import CheckpointError, UserError
+from ..errors import DIVERGED, CheckpointError, UserError
+from ..finite import check_finite
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
-from ..methods.base import TaskType
+from ..methods.base import TaskType, load_finite
 from ..methods.singular import START_FILE, SingularMethod
 from ..methods.targets import check_modules
 from ..tasks.access import check_access
@@ -118,6 +118,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     prepare_for(recipe, trainer, data, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.load_weights(trainer.best_checkpoint())
+    check_finite(trainer.module.named_parameters(), DIVERGED)
     calibrate_for(recipe, trainer, data)
     result = _result(recipe, trainer, data)
     on_main(lambda: _write(recipe, folder, trainer, data, result))
@@ -215,16 +216,14 @@ def make_model(
 
     Raises:
         UserError: the method does not fit the model, or the saved adapter cannot be read.
+        NotFiniteError: the saved adapter holds NaN or infinity.
     """
     method, options = recipe.method.method, recipe.method.options
     pretrained = list(base.parameters())
     if adapter is None:
         model = apply_method(recipe, base, recipe.task.definition.task_type, kept)
     else:
-        try:
-            model = method.load(base, adapter, options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+        model = load_finite(method, base, adapter, options)
     if method.base_use(options) == "start":
         keep_frozen_in(frozen_dtype(recipe), pretrained)
     return model

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from ..deploy.hidden import hidden_values, sigma_along
 from ..errors import UserError
+from ..finite import check_finite
 from ..tuner import AuroraLayer, aurora_layers
 from .deployed import need_aurora
 from .finished import TrainedRun
@@ -38,6 +39,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: no AuroRA run, no examples, or one whose sigma is the identity.
+        CalibrationError, NotFiniteError: something that reaches sigma, or sigma itself, is not finite.
     """
     need_aurora(run)
     if examples is not None and examples < 1:
@@ -53,7 +55,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
         {
             "layer": path.removeprefix("base_model.model."),
             "vectors": len(z),
-            "channels": _channels(before[path], after[path], name, z),
+            "channels": _channels(path, before[path], after[path], name, z),
         }
         for (path, name), z in found.items()
     ]
@@ -69,7 +71,7 @@ def _with_examples(run: TrainedRun, examples: int) -> Any:
     return run.recipe.model_copy(update={"calibration": calibration})
 
 
-def _channels(before: AuroraLayer, after: AuroraLayer, name: str, z: Tensor) -> list[dict[str, Any]]:
+def _channels(path: str, before: AuroraLayer, after: AuroraLayer, name: str, z: Tensor) -> list[dict[str, Any]]:
     channels = []
     for channel in range(z.shape[1]):
         low, high = z[:, channel].min().item(), z[:, channel].max().item()
@@ -83,6 +85,7 @@ def _channels(before: AuroraLayer, after: AuroraLayer, name: str, z: Tensor) -> 
             "after": sigma_along(after, name, channel, grid),
             "edges": edges,
         }
+        check_finite(curves.items(), f"sigma of {path}, channel {channel + 1}")
         rounded = {key: [float(f"{value:.5g}") for value in values.tolist()] for key, values in curves.items()}
         channels.append({**rounded, "counts": [int(count) for count in counts]})
     return channels

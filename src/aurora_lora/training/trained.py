@@ -23,6 +23,7 @@ from transformers import (
 from .. import files
 from .._version import __version__
 from ..errors import UserError
+from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.prompts import alpaca
 from .choices import write_answers
@@ -89,6 +90,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
 
     Raises:
         FormError: the run has no such form, or it cannot be merged.
+        NotFiniteError: NaN or infinity among the weights.
         UserError: the folder holds something else or cannot be written.
     """
     form, output = form or run.deployed_form, Path(output)
@@ -104,6 +106,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
     _check_only_merge(output)
     model, processor = load_trained_model(run.in_float32)
     plain = run.recipe.method.method.merge(model, form)
+    check_finite(plain.named_parameters(), "the merged model cannot be written")
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(str(folder))
@@ -154,6 +157,8 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
 
     Raises:
         UserError: the folder holds neither, or an image cannot be read.
+        NotFiniteError: NaN or infinity among the weights, or in the logits of a classifier.
+        StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
     model, processor = _load_for_prediction(Path(folder))
     answers: list[dict[str, Any]] = []
@@ -168,6 +173,7 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         device = next(model.parameters()).device
         with torch.no_grad():
             logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
+        check_finite(zip(batch, logits, strict=True), f"{folder} has no answer")
         answers += [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
     return answers
 
@@ -194,6 +200,8 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
         if run.task.kind == "distillation":
             raise UserError(f"the run in {folder} has learned hidden states: it has nothing to say about a text")
         model, processor = load_trained_model(run.in_float32)
+        with run.recipe.method.method.using(model, run.deployed_form):  # refuses a calibration of other weights
+            pass
         return model.eval(), processor
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
@@ -214,4 +222,5 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
 
 def _pretrained(kind: Any, folder: Path) -> nn.Module:
     model: nn.Module = kind.from_pretrained(folder, use_safetensors=True, **NO_CODE)
+    check_finite(model.state_dict().items(), f"{folder} cannot be used")
     return model.eval()

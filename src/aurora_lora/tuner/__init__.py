@@ -3,7 +3,7 @@
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
-from .forms import set_form
+from .forms import check_calibrated, set_form
 from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .model import AuroraModel, active_adapters, active_configs, aurora_layers
@@ -23,5 +23,6 @@ __all__ = [
     "active_adapters",
     "active_configs",
     "aurora_layers",
+    "check_calibrated",
     "set_form",
 ]

@@ -11,6 +11,21 @@ from .config import FORMS, AuroraConfig
 from .model import active_adapters, aurora_layers
 
 
+def check_calibrated(model: nn.Module) -> None:
+    """See that each active adapter has a calibrated matrix that belongs to its present weights.
+
+    Raises:
+        NotCalibratedError, StaleCalibrationError: one has none, or an outdated one.
+        FormError: one was trained in the static form.
+        ValueError: no AuroRA adapter.
+    """
+    names = active_adapters(model)
+    for _, layer in aurora_layers(model):
+        for name in names:
+            if name in layer.aurora_A:
+                layer.get_factors(name, "calibrated")
+
+
 class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad
     """Set the form that `model.eval()` computes and that merge and export produce.
 
