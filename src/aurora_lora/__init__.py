@@ -29,6 +29,7 @@ from .errors import (
     CheckpointError,
     FormError,
     NotCalibratedError,
+    NotFiniteError,
     StaleCalibrationError,
 )
 from .tuner import (
@@ -62,6 +63,7 @@ __all__ = [
     "LayerGap",
     "MergeGap",
     "NotCalibratedError",
+    "NotFiniteError",
     "StaleCalibrationError",
     "__version__",
     "calibrate",
