@@ -124,12 +124,12 @@ def test_a_start_is_taken_from_the_exact_weights(
         (stored / file.name).write_bytes(file.read_bytes())
     method = {"name": "milora", "r": 4, "target_modules": ["q_proj"]}
     for model in (language_model, stored):
-        trainer, _ = make_trainer(load_recipe(write_recipe(**questions(model, method=method))), tmp_path / "none")
+        trainer, _ = make_trainer(load_recipe(write_recipe(**questions(model, method=method))), tmp_path / model.name)
         layer: Any = trainer.module.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
         W0 = load_file(model / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].float()
         start = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         torch.testing.assert_close(torch.linalg.svdvals(start)[:4], torch.linalg.svdvals(W0)[-4:])
-        assert torch.equal(layer.base_layer.weight, (W0 - start).bfloat16())
+        torch.testing.assert_close(layer.base_layer.weight, (W0 - start).bfloat16())
 
 
 @pytest.mark.parametrize("name", ["aurora", "lora", "moslora", "adapter-h", "linear-probe"])
