@@ -13,7 +13,7 @@ TASKS = ("oxford-pets", "stanford-cars", "cifar10", "dtd", "eurosat", "fgvc", "r
 LABELS = ("OxfordPets", "StanfordCars", "CIFAR10", "DTD", "EuroSAT", "FGVC", "RESISC45", "CIFAR100")
 MODELS = {"base": "google/vit-base-patch16-224-in21k", "large": "google/vit-large-patch16-224-in21k"}
 # query and value, by the names of older and of newer Transformers
-TARGETS = {"target_modules": ["query", "value", "q_proj", "v_proj"]}
+TARGETS = {"target_modules": r".*\.(query|value|q_proj|v_proj)"}
 
 # the paper's Table 13: learning rate of AuroRA and of the head
 TABLE_13 = {

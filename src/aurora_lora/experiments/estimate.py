@@ -25,6 +25,7 @@ import torch
 from ..diffusion.recipe import SubjectRecipe
 from ..errors import UserError
 from ..methods import ParameterCounts, count_parameters, get_method
+from ..methods.targets import check_modules
 from ..tasks._loading import NO_CODE, reason
 from ..training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion
@@ -157,6 +158,7 @@ def _count(model: str, method: str, options: str, task_type: str, labels: int) -
         except ValueError as error:
             raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
         try:
+            check_modules(base, json.loads(options))
             return count_parameters(get_method(method).apply(base, json.loads(options), task_type))  # type: ignore[arg-type]
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
