@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import traceback
@@ -13,7 +14,7 @@ from .. import files
 from ..errors import AuroraError, RunLockedError, UserError
 from ..training import yaml_text
 from ..training.recipe import RunRecipe
-from ..training.results import Result, read_result
+from ..training.results import Result, lacking, read_result
 from ..training.storage import RECIPE, check_recipe, is_locked
 
 LOG = "log.txt"
@@ -34,13 +35,14 @@ class Job:
     folder: Path
 
     def result(self) -> Result | None:
-        """The result, if the run is finished.
+        """The result, if the run is finished, with scores of all test sets that are wanted.
 
         Raises:
             UserError: the folder holds another recipe's run.
         """
         check_recipe(self.folder, self.recipe)
-        return read_result(self.folder)
+        result = read_result(self.folder)
+        return None if result is None or lacking(result, self.recipe) else result
 
     def status(self) -> str:
         """`finished`, `started` or `to do`."""
@@ -108,6 +110,8 @@ def launch_job(job: Job) -> Outcome:
             files.write_text(job.folder / RECIPE, yaml_text.dump(job.recipe.resolved()))
         recipe, folder = str(job.folder / RECIPE), str(job.folder)
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "aurora_lora.cli", "train", recipe]
+        if sets := getattr(job.recipe.task, "test_sets", None):  # may be others than those of an earlier run there
+            command.append(f"task.test_sets={json.dumps(sets)}")
         with (job.folder / LOG).open("a", encoding="utf-8") as log:
             done = subprocess.run([*command, "--output", folder], stdout=log, stderr=log, check=False)
         result = job.result()

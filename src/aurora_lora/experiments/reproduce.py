@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..training.results import Result
 from .engines import Engine, outcomes
 from .jobs import Job, Outcome
-from .suite import Cell, Suite, cells, load_suite, plan
+from .suite import Cell, Suite, cells, load_suite, plan, scored
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def prepare(
         recipes: folder of the suites; the package's own by default.
 
     Raises:
-        UserError: no such suite, scale or cell; a seed that is not allowed, or given as an override; a recipe that is
-            wrong; a folder that holds another recipe's run.
+        UserError: no such suite, scale or cell, or none that the recipes score; a seed that is not allowed, or given as
+            an override; a recipe that is wrong; a folder that holds another recipe's run.
     """
     if any(override.partition("=")[0].strip() == "seed" for override in overrides):
         raise UserError("seed is no change to the recipes: each is run with every seed of --seeds 0,1,...")
@@ -76,9 +76,8 @@ def prepare(
     if not wanted:
         raise UserError("--seeds: at least one is needed")
     output = Path(output)
-    return Reproduction(
-        name, scale, suite, chosen, wanted, plan(chosen, wanted, folder, output, overrides), output / name
-    )
+    jobs = plan(chosen, wanted, folder, output, overrides)
+    return Reproduction(name, scale, suite, tuple(scored(chosen, jobs)), wanted, jobs, output / name)
 
 
 def run(todo: Reproduction, engine: Engine, report: Callable[[Outcome], Any] = lambda outcome: None) -> Tally:

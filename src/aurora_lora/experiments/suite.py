@@ -199,6 +199,9 @@ def plan(
         output: folder of the runs: `output/<suite>/<recipe>/seed<N>`.
         overrides: changes to every recipe, as in `aurora train`.
 
+    Returns:
+        The runs. Of the test sets of a recipe, those that some cell shows are scored.
+
     Raises:
         UserError: a recipe cannot be read.
     """
@@ -209,11 +212,36 @@ def plan(
             suite = suite or recipes.parent.name
             path = recipes.parents[1] / suite / recipes.name / f"{name}.yaml"
             loaded[cell.recipe] = load_any(path, overrides), output / suite / name
+    loaded = {name: (_narrowed(recipe, name, chosen), folder) for name, (recipe, folder) in loaded.items()}
     return {
         (name, seed): Job(f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), folder / f"seed{seed}")
         for seed in seeds
         for name, (recipe, folder) in loaded.items()
     }
+
+
+def _narrowed(recipe: RunRecipe, name: str, chosen: Sequence[Cell]) -> RunRecipe:
+    """The recipe with those of its test sets that its cells show; with all where a cell shows their mean."""
+    shown = {cell.column.test for cell in chosen if cell.recipe == name and cell.column.metric != HOURS}
+    sets = tuple(one for one in getattr(recipe.task, "test_sets", None) or () if one in shown)
+    if None in shown or not sets:
+        return recipe
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": sets})})
+
+
+def scored(chosen: Sequence[Cell], jobs: Mapping[tuple[str, int], Job]) -> list[Cell]:
+    """The cells whose test set their run scores: a change to the recipes may have left some out.
+
+    Raises:
+        UserError: none is left.
+    """
+    sets = {name: getattr(job.recipe.task, "test_sets", None) or () for (name, _), job in jobs.items()}
+    left = [cell for cell in chosen if cell.column.test is None or cell.column.test in sets[cell.recipe]]
+    if not left:
+        wanted = ", ".join(dict.fromkeys(str(cell.column.test) for cell in chosen))
+        given = ", ".join(dict.fromkeys(name for some in sets.values() for name in some))
+        raise UserError(f"task.test_sets: the wanted columns show {wanted}, and the recipes score {given} only")
+    return left
 
 
 def score_of(result: Mapping[str, Any], cell: Cell) -> float | None:

@@ -98,7 +98,7 @@ def build_result(
             "split": split,
             "examples": dict(examples),
             "by_form": files.finite_or_none(mean_scores(test)),
-            **({"by_test_set": files.finite_or_none(test)} if len(test) > 1 else {}),
+            **({} if set(test) == {split} else {"by_test_set": files.finite_or_none(test)}),
             "validation_by_form": files.finite_or_none(validation),
             "selected_by": dict(selected_by),
         },
@@ -115,13 +115,48 @@ def build_result(
     }
 
 
-def mean_scores(test: Mapping[str, Scores]) -> Scores:
-    """Metrics by form: the mean over the test sets, each counting the same."""
-    sets = list(test.values())
-    return {
-        form: {name: sum(scores[form][name] for scores in sets) / len(sets) for name in metrics}
-        for form, metrics in sets[0].items()
+def test_sets(result: Result) -> tuple[str, ...]:
+    """The test sets that a result has scores of; none where the recipe knows of none."""
+    # results of earlier versions have no `by_test_set` for a single one
+    return tuple(result["metric"].get("by_test_set") or result["recipe"]["task"].get("test_sets") or ())
+
+
+def lacking(result: Result, recipe: RunRecipe) -> tuple[str, ...]:
+    """The test sets that a recipe asks for and the result of its run has no scores of."""
+    there = test_sets(result)
+    wanted = getattr(recipe.task, "test_sets", None) or ()
+    return tuple(name for name in wanted if there and name not in there)  # early versions do not say which there are
+
+
+def with_test_sets(result: Result, scored: Mapping[str, Scores], examples: Mapping[str, int]) -> Result:
+    """A result with the scores of further test sets.
+
+    Args:
+        result: of the run.
+        scored: metrics of each form on each further set.
+        examples: how many each of these has.
+    """
+    metric, task = result["metric"], result["recipe"]["task"]
+    before = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
+    sets = {**before, **files.finite_or_none(scored)}
+    metric = {
+        **metric,
+        "examples": {**metric["examples"], **examples},
+        "by_form": files.finite_or_none(mean_scores(sets)),
+        "by_test_set": sets,
     }
+    return {**result, "metric": metric, "recipe": {**result["recipe"], "task": {**task, "test_sets": list(sets)}}}
+
+
+def mean_scores(test: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Scores:
+    """Metrics by form: the mean over the test sets, each counting the same; NaN where one is None."""
+    sets = list(test.values())
+
+    def mean(form: str, name: str) -> float:
+        values = [scores[form][name] for scores in sets]
+        return sum(math.nan if value is None else value for value in values) / len(sets)
+
+    return {form: {name: mean(form, name) for name in metrics} for form, metrics in sets[0].items()}
 
 
 def read_result(folder: Path) -> Result | None:
@@ -172,11 +207,14 @@ def epochs_from_log(history: list[dict[str, Any]], metrics: tuple[str, ...]) -> 
 def examples_scored(result: Result) -> str:
     """How many examples the scores of a result are over, and of which split, for people."""
     metric = result["metric"]
-    if sets := metric.get("by_test_set"):
+    if "examples" not in metric:  # of an earlier version, with the size in the recipe only
+        return f"{result['recipe']['task']['test_size']:,} {metric['split']} examples"
+    sets = test_sets(result)
+    if len(sets) > 1:
         return f"mean of {len(sets)} test sets"
-    # results of earlier versions have the size in their recipe only
-    size = metric["examples"][metric["split"]] if "examples" in metric else result["recipe"]["task"]["test_size"]
-    return f"{size:,} {metric['split']} examples"
+    if metric["split"] in metric["examples"] and "by_test_set" not in metric:
+        return f"{metric['examples'][metric['split']]:,} {metric['split']} examples"
+    return f"{metric['examples'][sets[0]]:,} examples of {sets[0]}"
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,17 @@ from .images import EpochOfImages, Images
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, load_base_model, load_processor
 from .recipe import Recipe, RunRecipe
-from .results import Result, Scores, build_result, epochs_from_log, read_result, write_result
-from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, SPLITS, UPDATES
+from .results import (
+    Result,
+    Scores,
+    build_result,
+    epochs_from_log,
+    lacking,
+    read_result,
+    with_test_sets,
+    write_result,
+)
+from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
 from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
 from .updates import UpdateRecorder
 
@@ -63,7 +72,8 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
 
     Writes `recipe.yaml`, `adapter/` with its model card, and `result.json` into `output`; for images also
     `splits.json`, which one went where; for AuroRA also `lora/`, the deployed form as a plain LoRA; and the run of the
-    recipe's reference into `output/reference`. A finished run is read, not run again.
+    recipe's reference into `output/reference`. A finished run is read, not trained again; test
+    sets that it has no scores of are scored.
 
     Args:
         recipe: what to do.
@@ -101,15 +111,19 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS, folder / UPDATES):
         files.clear_leftovers(each)
-    if not (folder / RECIPE).exists():
-        files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
+    text = yaml_text.dump(recipe.resolved())
+    path = folder / RECIPE
+    # an interrupted run may have had other test sets
+    if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
+        files.write_text(path, text)
 
 
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
         on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result was written
-        return finished, True
+        more = lacking(finished, recipe)
+        return (_score_more(recipe, folder, finished, more, callbacks), False) if more else (finished, True)
     on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
@@ -123,6 +137,24 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     result = _result(recipe, trainer, data)
     on_main(lambda: _write(recipe, folder, trainer, data, result))
     return result, False
+
+
+def _score_more(
+    recipe: Recipe,
+    folder: Path,
+    finished: Result,
+    names: Sequence[str],
+    callbacks: Callable[[], Sequence[TrainerCallback]],
+) -> Result:
+    """Score a finished run on further test sets, and write them into its recipe and its result."""
+    wanted = recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": tuple(names)})})
+    trainer, data = make_trainer(wanted, folder / CHECKPOINTS, callbacks(), folder / ADAPTER)
+    forms = recipe.method.method.forms(recipe.method.options)
+    scored = {name: score(wanted, trainer, data, name, forms) for name in names}
+    result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names})
+    on_main(lambda: files.write_text(folder / RECIPE, yaml_text.dump(result["recipe"])))
+    on_main(lambda: write_result(folder, result))
+    return result
 
 
 def keep_splits(folder: Path, data: Data) -> None:

@@ -19,7 +19,7 @@ def print_run(console: Console, run: Run) -> None:
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
     print_table(console, f"{result['task']}: {examples_scored(result)}", table)
-    if by_test_set := result["metric"].get("by_test_set"):
+    if len(by_test_set := result["metric"].get("by_test_set", {})) > 1:
         _print_test_sets(console, result, by_test_set)
     console.print(parameters(result), highlight=False)
     chosen, took = result["metric"]["selected_by"], result["time"]
