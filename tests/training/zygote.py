@@ -7,6 +7,7 @@ before) and `file_limit` (bytes). They run at the same time; the answers give `s
 number of `events` (writing operations), `stdout` and `stderr`. Arguments of the script are further modules to import.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -80,6 +81,7 @@ def serve() -> None:
     quiet_libraries()
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    gc.freeze()  # a child's collections need not look through all that was imported
     print("ready", flush=True)
     for line in sys.stdin:
         orders = json.loads(line)

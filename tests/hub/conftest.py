@@ -1,0 +1,79 @@
+"""Fixtures: the stand-in hub, and the command as a user runs it who has set up nothing but a token."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import hub_data
+import hub_models
+import hub_server
+
+ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
+IMPORTS = ("aurora_lora.experiments.reproduce", "aurora_lora.report.paper", "aurora_lora.diffusion.run", "diffusers")
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub_server.Hub]:
+    """The hub, with the models and data sets of the paper."""
+    root = tmp_path_factory.mktemp("hub")
+    hub_data.write(root)
+    hub_models.write(root)
+    with hub_server.serving(root, hub_models.GATED) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def environment(hub: hub_server.Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of the commands: this hub is the hub, and nothing has been downloaded yet."""
+    changes = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        "HF_TOKEN": hub_server.TOKEN,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return {key: value for key, value in os.environ.items() if key != "AURORA_LORA_DATA"} | changes
+
+
+@pytest.fixture(scope="session")
+def aurora(environment: dict[str, str]) -> Iterator[Callable[..., dict[str, Any]]]:
+    """`aurora(argument, ...)` runs the command in a process of its own, which has imported everything already."""
+    command = [sys.executable, str(ZYGOTE), *IMPORTS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+
+        def run(*args: object, **env: str) -> dict[str, Any]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            order = {"args": [str(arg) for arg in args], "folder": "/nowhere", "env": env}
+            process.stdin.write(json.dumps([order]) + "\n")
+            process.stdin.flush()
+            (answer,) = json.loads(process.stdout.readline())
+            return answer
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all runs, as `runs/hub` is a user's."""
+    return tmp_path_factory.mktemp("runs")
