@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TEST_JOBS ?= 2
 
-.PHONY: demo test conformance lint bench docs site versions install install-dev clean
+.PHONY: demo test fuzz conformance lint bench docs site versions install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune a real model with AuroRA, calibrate, merge, predict (about 4 minutes)"
 	@echo "make test   run the tests"
+	@echo "make fuzz   draw 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 30 minutes)"
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
@@ -39,6 +40,11 @@ demo: $(VENV)/.train
 # TEST_JOBS processes of one thread each, a file of tests at a time.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+
+# Small draws of the same are part of the tests.
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m fuzzing
+	$(BIN)/python docs/fill.py
 
 # Fetches PEFT's tests from the package index, once, into .conformance/.
 conformance: $(VENV)/.dev

@@ -11,6 +11,7 @@ from aurora_lora.report.bench_page import parts
 from aurora_lora.report.catalogue import figures_of
 from aurora_lora.report.conformance import conformance_tables
 from aurora_lora.report.figures import calibration_curve, forms_figure, gap_figure, save
+from aurora_lora.report.reliability import reliability_tables
 from aurora_lora.report.sections import Section, load_sections
 from aurora_lora.report.sigma_figure import sigma_figure
 from aurora_lora.report.study import study_page
@@ -80,6 +81,9 @@ def main() -> None:
             save(figure, FIGURES / name)
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
+    for record in read(RESULTS / "reliability", "fuzz.json"):
+        for name, text in reliability_tables(record).items():
+            insert(ROOT / "docs" / "reliability.md", name, text)
     for record in read(RESULTS, "conformance.json"):
         for name, text in conformance_tables(record).items():
             insert(ROOT / "docs" / "conformance.md", name, text)

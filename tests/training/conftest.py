@@ -1,8 +1,5 @@
 """Fixtures of the training tests: a tiny model, its recipe, and a process that forks runs to be killed."""
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
+from killing import Order, aurora_processes
 
 from aurora_lora.training import yaml_text
-
-Order = dict[str, Any]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,20 +47,5 @@ def write_recipe(tmp_path: Path, model: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def aurora() -> Iterator[Callable[..., list[Order]]]:
     """`aurora(order, ...)` runs the command once for each order, all at the same time, in forked processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    script = str(Path(__file__).with_name("zygote.py"))
-    with subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-
-        def run(*orders: Order) -> list[Order]:
-            process.stdin.write(json.dumps(orders) + "\n")
-            process.stdin.flush()
-            answers: list[Order] = json.loads(process.stdout.readline())
-            return answers
-
+    with aurora_processes() as run:
         yield run
-        process.stdin.close()

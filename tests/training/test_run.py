@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from aurora_lora import calibrate
@@ -36,7 +36,7 @@ def test_result(run: Run) -> None:
     names = (
         "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit, device"
     )
-    assert list(result) == [*names.split(", "), "processes", "status"]
+    assert list(result) == [*names.split(", "), "processes", "status", "adapter_sha256"]
     assert result["schema"] == 1
     assert result["method"] == "aurora"
     assert result["recipe"]["training"]["warmup_ratio"] == 0.06
@@ -324,6 +324,35 @@ def test_a_users_own_files_stay_in_the_folder_of_a_run(write_recipe: WriteRecipe
     assert mine[2].exists()
 
 
+def test_a_finished_run_is_what_was_written(run: Run) -> None:
+    labels = [answer["label"] for answer in predict(run.folder, ["good", "bad"])]
+    recipe = run.folder / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("test_size: 32", "test_size: 31"))
+    with pytest.raises(UserError, match=r"is not the recipe of .*result.json: they differ in task.test_size"):
+        load_run(run.folder)
+    moved = run.folder.parent / "moved"
+    Path(run.result["model"]).rename(moved)
+    try:
+        recipe.write_text(text.replace(run.result["model"], str(moved)))
+        assert [answer["label"] for answer in predict(run.folder, ["good", "bad"])] == labels
+    finally:
+        moved.rename(run.result["model"])
+    tokenizer = run.folder / "adapter" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"good"', '"doog"'))
+    with pytest.raises(UserError, match=r"tokenizer.json is damaged"):
+        load_run(run.folder)
+
+
+def test_a_model_folder_that_lacks_weights(run: Run, tmp_path: Path) -> None:
+    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+    weights = load_file(merged / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"its files lack classifier.weight, which would be random"):
+        predict(merged, ["good"])
+
+
 def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not the folder of a run: it has no recipe\.yaml"):
         load_run(tmp_path / "none")
@@ -331,8 +360,15 @@ def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
         predict(tmp_path / "none", ["good"])
     weights = run.folder / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is damaged: it is not what the run wrote"):
+        predict(run.folder, ["good"])
+    earlier = {name: value for name, value in run.result.items() if name != "adapter_sha256"}
+    (run.folder / "result.json").write_text(json.dumps(earlier))
     with pytest.raises(UserError, match="cannot be loaded"):
         predict(run.folder, ["good"])
+    (run.folder / "result.json").write_text(json.dumps({**earlier, "params": float("nan")}))
+    with pytest.raises(UserError, match="not a result of aurora train"):
+        load_run(run.folder)
     (run.folder / "result.json").write_text("{")
     with pytest.raises(UserError, match="not a result of aurora train"):
         load_run(run.folder)

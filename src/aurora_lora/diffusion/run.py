@@ -305,6 +305,7 @@ class _Training:
         with files.new_folder(self.folder / ADAPTER) as adapter:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
+        result["adapter_sha256"] = storage.adapter_digests(self.folder)
         write_result(self.folder, result)
         storage.remove_checkpoints(self.folder / CHECKPOINTS)
 

@@ -12,7 +12,7 @@ from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
 from .recipe import Recipe, RunRecipe, task_name, validate
 from .results import Result, read_result
-from .storage import ADAPTER, RECIPE
+from .storage import ADAPTER, RECIPE, RESULT, check_adapter, flatten
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,17 @@ def load_run(folder: Path | str) -> TrainedRun:
             f"{folder} is a run of {DREAMBOOTH.name}: its images and scores are in the folder; `aurora export` and "
             "`aurora generate` take it"
         )
-    return TrainedRun(folder, validate(values, str(folder / RECIPE)), result)
+    recipe = validate(values, str(folder / RECIPE))
+    _check_recipe(folder, recipe, result)
+    return TrainedRun(folder, recipe, result)
+
+
+def _check_recipe(folder: Path, recipe: Recipe, result: Result) -> None:
+    """Raise a UserError if the recipe is not that of the result; the model may have been moved, test sets added."""
+    there, here = (flatten(one) for one in (result.get("recipe"), recipe.resolved()))
+    known = {field for field in here if field in there} - {"name", "model", "task.teacher", "task.test_sets"}
+    if differing := sorted(field for field in known if there[field] != here[field]):
+        raise UserError(f"{folder / RECIPE} is not the recipe of {folder / RESULT}: they differ in {differing[0]}")
 
 
 def is_subject_run(folder: Path | str) -> bool:
@@ -110,4 +120,6 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
         raise UserError(
             f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
         )
+    if "adapter_sha256" in result:  # not of earlier versions
+        check_adapter(folder, result["adapter_sha256"])
     return folder, yaml_text.read(folder / RECIPE), result

@@ -50,7 +50,7 @@ def load_image_processor(model: str) -> BaseImageProcessor:
     source = resolve_model(model)
     try:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source.path, **NO_CODE)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise _unusable(model, error) from error
     return processor
 
@@ -64,7 +64,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     source = resolve_model(model)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **_gguf(source), **NO_CODE)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -116,7 +116,7 @@ def load_base_model(
             more = {"ignore_mismatched_sizes": True}
             return _pretrained(AutoModelForImageClassification, source, config, dtype=dtype, **more)
         return _pretrained(AutoModelForSequenceClassification, source, config, dtype=dtype)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:
         raise _unusable(model, error) from error
 
 
@@ -130,7 +130,7 @@ def load_causal_model(model: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
         return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:
         raise _unusable(model, error) from error
 
 
@@ -158,5 +158,8 @@ def _as_plain_weights(source: ResolvedModel) -> dict[str, Any]:
     return {} if source.gguf_file is None or config is None else {"quantization_config": config(dequantize=True)}
 
 
-def _unusable(model: str, error: Exception) -> UserError:
+def _unusable(model: str, error: Exception) -> Exception:
+    """What a user reads: Transformers and tokenizers raise of every kind on files that are damaged."""
+    if isinstance(error, UserError):
+        return error
     return UserError(f"model: '{model}' cannot be loaded: {reason(error)}")

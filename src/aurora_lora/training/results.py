@@ -167,7 +167,7 @@ def read_result(folder: Path) -> Result | None:
     """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
         schema = result["schema"]
     except FileNotFoundError:
         return None
@@ -178,6 +178,10 @@ def read_result(folder: Path) -> Result | None:
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema}, this version reads schema {SCHEMA}")
     return dict(result)
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def write_result(folder: Path, result: Result) -> None:

@@ -409,6 +409,7 @@ def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, res
         recipe.method.method.save(trainer.module, adapter)
         data.processor.save_pretrained(str(adapter))
         card.write_adapter_card(adapter, facts, no_lora)
+    result["adapter_sha256"] = storage.adapter_digests(folder)
     write_result(folder, result)
     storage.remove_checkpoints(folder / CHECKPOINTS)
 

@@ -139,6 +139,24 @@ def remove_checkpoints(folder: Path) -> None:
         folder.rmdir()
 
 
+def adapter_digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file of a run's adapter but its card, for `result.json`."""
+    files_there = (path for path in sorted((folder / ADAPTER).iterdir()) if path.suffix != ".md")
+    return {path.name: _digest(path) for path in files_there}
+
+
+def check_adapter(folder: Path, digests: Any) -> None:
+    """Raise a UserError if a file of a run's adapter is not what the run wrote."""
+    for name, digest in digests.items() if isinstance(digests, dict) else [(RESULT, "")]:
+        path = folder / (name if name == RESULT else Path(ADAPTER, name))
+        try:
+            is_the_same = _digest(path) == digest
+        except (OSError, ValueError):
+            is_the_same = False
+        if not is_the_same:
+            raise UserError(f"{path} is damaged: it is not what the run wrote")
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from transformers import (
 
 from .. import files
 from .._version import __version__
-from ..errors import UserError
+from ..errors import AuroraError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.prompts import alpaca
@@ -163,19 +163,27 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
     model, processor = _load_for_prediction(Path(folder))
     answers: list[dict[str, Any]] = []
     for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
-        if model.get_output_embeddings() is not None:  # type: ignore[operator]
-            tokenizer = cast(PreTrainedTokenizerBase, processor)
-            written = write_answers(model, tokenizer, [alpaca(text) for text in batch])
-            answers += [{"text": text, "answer": answer} for text, answer in zip(batch, written, strict=True)]
-            continue
-        inputs = _inputs(processor, batch)
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
-        check_finite(zip(batch, logits, strict=True), f"{folder} has no answer")
-        answers += [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
+        try:
+            answers += _answers(model, processor, texts[start : start + batch_size], Path(folder))
+        except AuroraError:
+            raise
+        except Exception as error:  # settings of a model or tokenizer that do not fit each other
+            raise UserError(f"{folder} cannot be used: {reason(error)}") from error
     return answers
+
+
+def _answers(model: Any, processor: Processor, batch: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """As `predict`, of one batch."""
+    if model.get_output_embeddings() is not None:
+        tokenizer = cast(PreTrainedTokenizerBase, processor)
+        written = write_answers(model, tokenizer, [alpaca(text) for text in batch])
+        return [{"text": text, "answer": answer} for text, answer in zip(batch, written, strict=True)]
+    inputs = _inputs(processor, batch)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
+    check_finite(zip(batch, logits, strict=True), f"{folder} has no answer")
+    return [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
 
 
 def _inputs(processor: Processor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -216,11 +224,16 @@ def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
         if not causal and config.pad_token_id is None:  # by which a decoder finds a text's last token
             config.pad_token_id = tokenizer.pad_token_id
         return model, tokenizer
-    except (OSError, ValueError, KeyError) as error:
+    except AuroraError:
+        raise
+    except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files
         raise UserError(f"{folder} cannot be loaded: {reason(error)}") from error
 
 
 def _pretrained(kind: Any, folder: Path) -> nn.Module:
-    model: nn.Module = kind.from_pretrained(folder, use_safetensors=True, **NO_CODE)
-    check_finite(model.state_dict().items(), f"{folder} cannot be used")
-    return model.eval()
+    model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **NO_CODE)
+    if missing := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
+        raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
+    plain: nn.Module = model
+    check_finite(plain.state_dict().items(), f"{folder} cannot be used")
+    return plain.eval()

@@ -149,7 +149,7 @@ class AuroraConfig(PeftConfig):
         one_of("spline", self.spline, (*SPLINES, None))
         one_of("init_weights", self.init_weights, ("identity", "paper", True, False))
         one_of("bias", self.bias, BIASES)
-        for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out"):
+        for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
             one_of(name, getattr(self, name), (True, False))
         require(
             is_grid(self.spline_range, self.spline_grid_size),

@@ -1,0 +1,73 @@
+"""Hostile input at a small size: `make fuzz` draws more."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hypothesis import strategies as st
+
+from fuzzing import runner
+from fuzzing.__main__ import all_layers
+from fuzzing.hostile import same
+from fuzzing.world import World
+
+NAMES = (
+    *("configurations", "YAML", "recipes and overrides", "studies", "command lines"),
+    *("adapter folders", "run folders", "model folders", "checkpoints"),
+)
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, runner.Layer]]:
+    before = dict(os.environ)
+    yield {layer.name: layer for layer in all_layers(World(tmp_path_factory.mktemp("world").resolve()))}
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_no_traceback_and_nothing_wrong_is_accepted(layers: dict[str, runner.Layer], name: str) -> None:
+    tally = runner.run(layers[name], layers[name].small)
+    assert tally.inputs >= layers[name].small
+    assert not tally.failures, "\n".join(f"{one['error']}\n{one['input']}\n{one['trace']}" for one in tally.failures)
+    assert tally.refused or name == "checkpoints"  # what is drawn is hostile; of checkpoints there is another
+
+
+def test_these_are_all_layers(layers: dict[str, runner.Layer]) -> None:
+    assert tuple(layers) == NAMES
+    assert sum(layer.full for layer in layers.values()) >= 20_000
+
+
+def _layer(check: Any) -> runner.Layer:
+    return runner.Layer("", "", "", st.integers(0, 10**6), check, 1, 1)
+
+
+def test_what_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(drawn: int) -> runner.Verdict:
+        if drawn % 4 == 0:
+            raise runner.SilentError("wrong")
+        if drawn % 4 == 1:
+            raise KeyError(drawn)
+        return "refused" if drawn % 4 == 2 else "accepted"
+
+    tally = runner.run(_layer(check), 200)
+    assert tally.inputs == 200 == tally.silent + tally.tracebacks + tally.refused + tally.accepted
+    assert min(tally.silent, tally.tracebacks, tally.refused, tally.accepted) > 0
+    assert len(tally.failures) == 2  # one of each place
+    monkeypatch.setattr(runner, "SECONDS", 1)
+    assert runner.run(_layer(lambda _: time.sleep(5)), 1).failures[0]["error"] == "TimeoutError: more than 1 s"
+
+
+def test_what_counts_as_kept() -> None:
+    assert same([1, {"a": 2.0}], [1.0, {"a": 2}])
+    assert same(["a", "b"], {"b", "a"})
+    for given, kept in ((True, 1), (1, True), ("1", 1), (None, 0), ([1], [1, 2]), ({"a": 1}, {}), (1.5, 1)):
+        assert not same(given, kept)

@@ -1,0 +1,340 @@
+"""Layers of values and texts: configurations, YAML, recipes with their overrides, studies."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from peft import get_peft_model
+from torch import nn
+
+from aurora_lora import AuroraConfig
+from aurora_lora.errors import UserError
+from aurora_lora.experiments.kinds import load_any
+from aurora_lora.experiments.study import Study, load_study
+from aurora_lora.training import yaml_text
+from aurora_lora.training.recipe import validate
+
+from . import hostile
+from .runner import Layer, SilentError, Verdict
+from .world import World
+
+# ---------------------------------------------------------------- configurations
+
+CONFIG: dict[str, list[Any]] = {
+    "r": [1, 2, 5, 17],
+    "alpha": [1, 0.5, -2.0, 0],
+    "dropout": [0.0, 0.5],
+    "train_form": ["dynamic", "static"],
+    "eval_form": [None, "calibrated", "static", "dynamic"],
+    "fixed_activation": ["tanh", "relu", "sigmoid", "leaky_relu", None],
+    "spline": ["channelwise", "summed", None],
+    "spline_grid_size": [1, 5, 64],
+    "spline_order": [0, 1, 3, 5],
+    "spline_range": [(-1, 1), [-2.0, 3.5], (0, 1e-3)],
+    "skip": [True, False],
+    "init_weights": ["identity", "paper", True, False],
+    "use_rslora": [True, False],
+    "calibrated": [True, False],
+    "target_modules": [["q"], ["q", "v"], "layers.*", "all-linear", ["embed"]],
+    "exclude_modules": [["v"], ".*1.*", None],
+    "modules_to_save": [["head"], None],
+    "layers_to_transform": [0, [0, 1], [], None],
+    "layers_pattern": ["layers", ["layers"], None],
+    "rank_pattern": [{"q": 3}, {r"layers\.0.*": 1}, {}],
+    "alpha_pattern": [{"q": 3.5}, {}],
+    "trainable_token_indices": [[0, 1], {"embed": [2]}, None],
+    "target_parameters": [None, [], ["q.weight"]],
+    "bias": ["none", "all", "aurora_only"],
+    "fan_in_fan_out": [True, False],
+    "task_type": ["SEQ_CLS", None],
+    "inference_mode": [True, False],
+}
+
+
+class Block(nn.Module):
+    """Two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.v = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, 6) to (batch, 6)."""
+        return x + self.v(self.q(x))  # type: ignore[no-any-return]
+
+
+class Small(nn.Module):
+    """Embeddings, two blocks and a head: what a configuration is tried on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"model_type": "small"}
+        self.embed, self.layers, self.head = nn.Embedding(5, 6), nn.ModuleList([Block(), Block()]), nn.Linear(6, 2)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """As in Transformers."""
+        return self.embed
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        """(batch,) to (batch, 2)."""
+        x = self.embed(input_ids)
+        for block in self.layers:
+            x = block(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def check_config(given: dict[str, Any]) -> Verdict:
+    """A configuration keeps what it was given, comes back from a file as it was, and fits a model or says why not."""
+    try:
+        config = AuroraConfig(**given)
+    except (ValueError, TypeError) as error:
+        _one_line(error, is_python="unexpected keyword" in str(error) or "keywords must be strings" in str(error))
+        return "refused"
+    for name, value in given.items():
+        kept = getattr(config, name)
+        is_default = name == "init_weights" and value is True
+        if name in CONFIG and not is_default and not hostile.same(value, kept):
+            raise SilentError(f"{name}={value!r} was taken for {kept!r}")
+    stored = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    again = AuroraConfig(**{name: stored[name] for name in CONFIG})
+    for name in CONFIG:
+        if getattr(again, name) != getattr(config, name):
+            raise SilentError(f"{name}={getattr(config, name)!r} is {getattr(again, name)!r} after a file")
+    if max([config.r, *config.rank_pattern.values()]) <= 64:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.manual_seed(0)
+                model = get_peft_model(Small(), AuroraConfig(**{"target_modules": ["q"], **given}))  # type: ignore[arg-type]
+        except (ValueError, IndexError) as error:  # PEFT's own for tokens that are not there
+            _one_line(error, is_python=True)
+            return "refused"
+        if not torch.isfinite(model.eval()(torch.arange(4))).all():
+            raise SilentError("the adapted model's output is not finite")
+    return "accepted"
+
+
+def _one_line(error: Exception, *, is_python: bool = False) -> None:
+    """What a user reads: one line at least, and none that is empty."""
+    lines = str(error).splitlines()
+    if not lines or not all(map(str.strip, lines)) or (not is_python and max(map(len, lines)) > 5000):
+        raise SilentError(f"an error says nothing: {str(error)!r}")
+
+
+# ---------------------------------------------------------------- YAML
+
+
+@st.composite
+def yaml_texts(draw: st.DrawFn) -> str:
+    """A text that was YAML before something happened to it."""
+    value = draw(hostile.values)
+    text = yaml_text.dump(value) if hostile.is_plain_json(value) and draw(st.booleans()) else draw(st.text(max_size=40))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.sampled_from(hostile.WORDS)) + text[at + draw(st.integers(0, 3)) :]
+    return text
+
+
+def check_yaml(text: str) -> Verdict:
+    """What is read is written so that it reads back as itself."""
+    try:
+        value = yaml_text.parse(text, "text")
+    except UserError as error:
+        _one_line(error)
+        return "refused"
+    if repr(yaml_text.parse(yaml_text.dump(value), "again")) != repr(value):
+        raise SilentError(f"{value!r} does not read back as itself")
+    return "accepted"
+
+
+# ---------------------------------------------------------------- recipes and overrides
+
+RECIPE: dict[str, list[Any]] = {
+    "name": ["a", "2024-02-30"],
+    "seed": [0, 7],
+    "task": ["tiny-sentiment"],
+    "task.name": ["tiny-sentiment", "tiny-rating", "tiny-questions", "tiny-images"],
+    "task.train_size": [8, None],
+    "task.validation_size": [8],
+    "task.test_sets": [["test"], None],
+    "task.split_seed": [0, 3],
+    "task.max_length": [8],
+    "task.augment": ["shift", None],
+    "task.teacher": [None, "run"],
+    "method": ["lora", "full", "linear-probe", {"name": "lora", "r": 2}],
+    "method.name": ["aurora", "aurora-paper", "lora", "dora", "vera", "fourierft", "adalora", "moslora", "milora"],
+    "method.r": [1, 4],
+    "method.alpha": [4, 0.5],
+    "method.lora_alpha": [4],
+    "method.target_modules": [["query"], "all-linear", ".*query", None],
+    "method.rank_pattern": [{"query": 2}],
+    "method.layers_to_transform": [0, [0, 1]],
+    "method.modules_to_save": [["classifier"]],
+    "method.spline": ["summed", None],
+    "method.use_dora": [True],
+    "training": [{"epochs": 1}],
+    "training.epochs": [1, 3],
+    "training.batch_size": [4],
+    "training.learning_rate": [1e-3, 1],
+    "training.weight_decay": [0, 0.1],
+    "training.warmup_ratio": [0.0, 0.5],
+    "training.warmup_steps": [0, None],
+    "training.eval_every": ["epoch", 3],
+    "training.precision": ["fp32", "bf16"],
+    "training.threads": [1, None],
+    "training.workers": [0],
+    "training.save_updates": [True, False],
+    "calibration.examples": [16],
+    "calibration.ridge": [0, 1e-4],
+    "reference": [None, {"method": "linear-probe"}],
+    "reference.method": ["full"],
+    "reference.learning_rate": [1e-2],
+}
+
+
+@st.composite
+def overrides(draw: st.DrawFn) -> list[tuple[str, str, Any]]:
+    """Fields of a recipe with their texts, and the value of each where JSON, of which YAML is the larger, says it."""
+    found = []
+    for name, value in draw(hostile.fields(RECIPE)).items():
+        if hostile.is_plain_json(value):
+            found.append((name, json.dumps(value, ensure_ascii=draw(st.booleans())), ("value", value)))
+        else:
+            found.append((name, draw(st.one_of(st.sampled_from(hostile.WORDS), yaml_texts())), None))
+    return found
+
+
+def check_recipe(world: World, given: list[tuple[str, str, Any]]) -> Verdict:
+    """A recipe that is accepted has the values that were given, and is the same after a file."""
+    try:
+        recipe = load_any(world.recipe, [f"{name}={text}" for name, text, _ in given])
+    except UserError as error:
+        _one_line(error)
+        return "refused"
+    resolved = recipe.resolved()
+    for name, _, known in given:
+        others = [f"{other}." for other, _, _ in given if other != name]
+        if known is None or any(other.startswith(f"{name}.") or f"{name}.".startswith(other) for other in others):
+            continue  # one overrides the other
+        _kept(resolved, name, known[1])
+    stored = yaml_text.parse(yaml_text.dump(resolved), "stored")
+    if validate(stored, "stored").resolved() != resolved:
+        raise SilentError("the recipe is another after a file")
+    return "accepted"
+
+
+def _kept(resolved: Any, name: str, value: Any) -> None:
+    for part in name.split("."):
+        if not isinstance(resolved, dict):
+            return
+        resolved = resolved.get(part)
+    if value is None:
+        return  # the default
+    if isinstance(value, str) and isinstance(resolved, dict):
+        value = {"name": value}  # a section by its name
+    if isinstance(value, dict) and isinstance(resolved, dict):
+        for key, inner in value.items():
+            _kept(resolved, key, inner)
+    elif not hostile.same(value, resolved):
+        raise SilentError(f"{name}={value!r} was taken for {resolved!r}")
+
+
+# ---------------------------------------------------------------- studies
+
+STUDY: dict[str, list[Any]] = {
+    "name": ["study"],
+    "base.task": ["tiny-sentiment"],
+    "base.training": [{"epochs": 1}],
+    "base.seed": [1],
+    "tuning.budget": [2, 1],
+    "tuning.sampler": ["grid", "random", "tpe"],
+    "tuning.seed": [0],
+    "tuning.metric": ["accuracy", "nll", None],
+    "tuning.space": [
+        {"training.learning_rate": [1e-3, 1e-2]},
+        {"training.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
+        {"training.warmup_ratio": [0.0, 0.1]},
+    ],
+    "tuning.space.training.learning_rate": [[1e-3, 1e-2]],
+    "seeds": [[0, 1], [3]],
+    "settings": [[{"name": "a", "method": "lora"}, {"name": "b", "method": "full"}]],
+    "questions": [[], [{"ask": "a?", "first": "LoRA", "second": "AuroRA"}]],
+}
+
+
+def check_study(world: World, given: dict[str, Any]) -> Verdict:
+    """A study that is accepted is the same after a file, and gives a recipe for each of its settings."""
+    values = json.loads(json.dumps(world.study))
+    for name, value in given.items():
+        *sections, last = name.split(".")
+        here = values
+        for part in sections[:2]:
+            here = here.setdefault(part, {}) if isinstance(here, dict) else {}
+        if isinstance(here, dict):
+            here[".".join([*sections[2:], last])] = value
+    world.study_path.write_text(_text(values), encoding="utf-8", errors="surrogatepass")
+    try:
+        study = load_study(world.study_path)
+    except UserError as error:
+        _one_line(error)
+        return "refused"
+    again = Study.model_validate(json.loads(json.dumps(study.model_dump(mode="json"), allow_nan=False)))
+    if again != study:
+        raise SilentError("the study is another after a file")
+    for name, value in given.items():
+        if "." not in name and name in ("name", "seeds") and not hostile.same(value, study.model_dump()[name]):
+            raise SilentError(f"{name}={value!r} was taken for {study.model_dump()[name]!r}")
+    return "accepted"
+
+
+def _text(values: Any) -> str:
+    try:
+        return yaml_text.dump(values)
+    except Exception:  # what cannot be written as it is, is written somehow
+        return repr(values)
+
+
+def layers(world: World) -> list[Layer]:
+    """The layers of this file."""
+    return [
+        Layer(
+            "configurations",
+            "fields of `AuroraConfig`, of every type and size",
+            "keeps what was given, also through a file; the adapted model's output is finite",
+            hostile.fields(CONFIG),
+            check_config,
+            full=6000,
+            small=250,
+        ),
+        Layer(
+            "YAML",
+            "texts that were YAML before something happened to them",
+            "reads back as itself",
+            yaml_texts(),
+            check_yaml,
+            full=3000,
+            small=300,
+        ),
+        Layer(
+            "recipes and overrides",
+            "one to three fields of a recipe",
+            "has the values given, as JSON has them, also through a file",
+            overrides(),
+            lambda given: check_recipe(world, given),
+            full=5000,
+            small=250,
+        ),
+        Layer(
+            "studies",
+            "one to three fields of a study",
+            "is the same through a file, with a recipe for each setting",
+            hostile.fields(STUDY),
+            lambda given: check_study(world, given),
+            full=1500,
+            small=80,
+        ),
+    ]
