@@ -31,6 +31,10 @@ class NotFiniteError(AuroraError, ArithmeticError):
     """NaN or infinity, where a weight, an answer or an image must be a number."""
 
 
+class MergeError(AuroraError, RuntimeError):
+    """`merge_quantized` cannot work with a model: none of it is quantised, or its format or method is unknown."""
+
+
 class CheckpointError(AuroraError, RuntimeError):
     """An adapter checkpoint does not fit the model: missing or unknown `aurora_` entries.
 

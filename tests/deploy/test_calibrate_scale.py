@@ -26,10 +26,9 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate
+from aurora_lora.deploy import passes
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.tuner import aurora_layers
-
-calibration = importlib.import_module("aurora_lora.deploy.calibrate")  # the function has its name
 
 
 def matrices(model):
@@ -183,7 +182,7 @@ def test_a_bound_that_no_layer_fits_in_names_the_need(bert, batches):
 
 
 def test_half_of_the_free_memory_is_the_default_bound(bert, batches, monkeypatch):
-    monkeypatch.setattr(calibration, "_half_of_free", lambda device: 2**20)
+    monkeypatch.setattr(passes, "_half_of_free", lambda device: 2**20)
     with pytest.raises(CalibrationError, match=r"more than half of the memory that is free \(1 MiB\)"):
         calibrate(bert, batches)
 
@@ -192,7 +191,7 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
     device = torch.device("cuda", 1)
     for name, value in (("mem_get_info", (1000, 9000)), ("memory_reserved", 600), ("memory_allocated", 200)):
         monkeypatch.setattr(torch.cuda, name, lambda asked, value=value: value if asked == device else None)
-    assert calibration._half_of_free(device) == 700
+    assert passes._half_of_free(device) == 700
 
 
 LLAMA_SHAPES = """

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-import random
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import psutil
-import torch
-import torch.distributed as dist
 from torch import nn
 
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
-from .inputs import Batch, Runner, as_batches
-from .moments import Collector, LayerMoments, Solution, Target, gather, several_processes, solve
+from .inputs import Runner, as_batches
+from .moments import Collector, LayerMoments, Solution, Target, gather, solve
+from .passes import Passes, evaluated, memory_bound
 from .plan import plan
 from .products import LEAST_RIDGE_OF_SLICES
 
@@ -110,11 +104,10 @@ def calibrate(
     if not (ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
     start = time.perf_counter()
-    data = _Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
+    data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model) as runner:
-        budget = _budget(max_memory, runner.device)
-        bound = "max_memory allows" if max_memory is not None else "half of the memory that is free"
+        budget, bound = memory_bound(max_memory, runner.device)
         groups = plan(runner, targets, data, budget, share_inputs, bound=bound)
         with _restored_on_error(targets):
             solutions: list[Solution] = []
@@ -198,31 +191,13 @@ def check_unmerged(model: nn.Module, action: str) -> None:
 
 @contextmanager
 def trained_state(model: nn.Module) -> Iterator[None]:
-    """Eval mode, the trained form, no gradients; everything as before at the end, also after an error."""
-    modes = {module: module.training for module in model.modules()}
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    """As `evaluated`, in the trained form."""
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
-        stack.enter_context(torch.no_grad())
-        if any(map(_is_compiled, modes)):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
+        stack.enter_context(evaluated(model))
         for name, config in active_configs(model).items():
             if config.train_form == "dynamic":
                 stack.enter_context(set_form(model, "dynamic", name))
-        try:
-            for module in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """By `torch.compile(module)`, `module.compile()` or `torch.compile(module.forward)`."""
-    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+        yield
 
 
 @contextmanager
@@ -240,55 +215,3 @@ def _restored_on_error(targets: list[Target]) -> Iterator[None]:
             layer.give_calibration(adapter, calibration)
             config.calibrated = calibrated
         raise
-
-
-class _Passes:
-    """Batches that can be run through several times."""
-
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = batches
-        self.passes = 0
-
-    def keep_iterator(self) -> None:
-        """Hold the batches in memory if they can be had only once."""
-        if isinstance(self.batches, Iterator):
-            self.batches = list(self.batches)
-
-    def one_pass(self) -> Iterator[Batch]:
-        """All batches once."""
-        self.passes += 1
-        return iter(self.batches)
-
-
-def _half_of_free(device: torch.device) -> int:
-    """Half of the free memory, the same number on every process: they must form the same groups."""
-    free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
-    if not several_processes():
-        return int(free // 2)
-    if device.type != "cuda":
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
-    smallest = torch.tensor(free // 2, dtype=torch.int64, device=device)
-    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
-    return int(smallest)
-
-
-def _free_on_cuda(device: torch.device) -> int:
-    """What the device has free, and what PyTorch holds there without using it."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def _budget(max_memory: int | str | None, device: torch.device) -> int:
-    """The bound in bytes."""
-    if max_memory is None:
-        return _half_of_free(device)
-    if isinstance(max_memory, str):
-        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
-        if parts and parts[2] in _UNITS:
-            return int(float(parts[1]) * _UNITS[parts[2]])
-    elif isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
-        return max_memory
-    raise ValueError(f"max_memory={max_memory!r} is not allowed: it must be a number of bytes, or a size as '4GiB'.")

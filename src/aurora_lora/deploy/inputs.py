@@ -127,13 +127,13 @@ class Runner:
             self.masks["decoder_attention_mask"] = labels != -100
         return self.model(**inputs)
 
-    def vectors(self, module: AuroraLayer, x: Tensor) -> Tensor:
+    def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
         """(n, d_in): the vectors of the input x that the weight of `module` acts on, but for padding.
 
         The patches of a convolution are all taken: a mask of token positions says nothing about them.
         """
-        if module.input_geometry:
-            return module.input_vectors(x)
+        if input_geometry(module):
+            return _input_vectors(module, x)
         mask = self.masks.get(self._mask_name(module, x))
         if mask is not None:
             mask = mask.to(x.device)  # a model over several devices
@@ -141,10 +141,20 @@ class Runner:
                 return x[mask]
             if x.dim() == 2 and x.shape[0] == mask.numel():
                 return x[mask.reshape(-1)]
-        return module.input_vectors(x)
+        return _input_vectors(module, x)
 
     def _mask_name(self, module: nn.Module, x: Tensor) -> str:
         if self.encoder is None or module in self._encoder_modules:
             return "attention_mask"
         fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
+
+
+def input_geometry(module: nn.Module) -> tuple[Any, ...]:
+    """What decides, beside x, which vectors the weight of a layer acts on; empty where each position is one."""
+    return module.input_geometry if isinstance(module, AuroraLayer) else ()
+
+
+def _input_vectors(module: nn.Module, x: Tensor) -> Tensor:
+    """(n, d_in): those vectors."""
+    return module.input_vectors(x) if isinstance(module, AuroraLayer) else x.reshape(-1, x.shape[-1])

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..tuner import AuroraLayer
-from .inputs import NO_BATCHES, Batch, Runner
+from .inputs import NO_BATCHES, Batch, Runner, input_geometry
 from .products import add_gram, has_slow_float64, mirror, pieces
 
 _NOT_SHARED = (
@@ -28,16 +27,18 @@ _SHARED_ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Target:
-    """A layer to calibrate, and which of its adapters."""
+    """A layer whose inputs are wanted, and the AuroRA adapters whose sigma(Ax) is wanted with them."""
 
     name: str
-    module: AuroraLayer
-    adapters: tuple[str, ...]
+    module: Any
+    """An AuroRA layer, or a layer of PEFT on a linear one."""
+    adapters: tuple[str, ...] = ()
 
     @property
     def d_in(self) -> int:
         """Length of the vectors that the weight acts on."""
-        return self.module.d_in
+        layer = self.module
+        return int(layer.d_in if hasattr(layer, "d_in") else layer.get_base_layer().in_features)
 
 
 @dataclass
@@ -71,7 +72,8 @@ def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor
     """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
     module = layer.target.module
     A = module.aurora_A[adapter]
-    return module.sigma(adapter, nn.functional.linear(module._cast_input_dtype(vectors, A.dtype), A))
+    sigma: Tensor = module.sigma(adapter, nn.functional.linear(module._cast_input_dtype(vectors, A.dtype), A))
+    return sigma
 
 
 class Collector:
@@ -146,7 +148,7 @@ class Collector:
 
     def _moments_for(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the moments of the layers called just before with this very tensor, or its own."""
-        latest, geometry = self._latest, target.module.input_geometry
+        latest, geometry = self._latest, input_geometry(target.module)
         same = latest is not None and latest.last is not None and latest.last() is x and latest.geometry == geometry
         if self.share_inputs and latest is not None and same:
             return latest
@@ -257,8 +259,8 @@ class Collector:
 
 def _without_input(target: Target, shared: SharedInput) -> LayerMoments:
     """The sums of no vectors."""
-    A = target.module.aurora_A[target.adapters[0]]
-    nothing = torch.zeros((), dtype=torch.float64, device=float64_device(A.device))
+    device = next(target.module.parameters()).device
+    nothing = torch.zeros((), dtype=torch.float64, device=float64_device(device))
     if shared.moment is None:
         shared.moment = nothing.new_zeros(target.d_in, target.d_in)
     cross = {a: nothing.new_zeros(target.module.r[a], target.d_in) for a in target.adapters}

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from ..errors import CalibrationError
 from .inputs import Runner
 from .moments import Collector, Target
+from .passes import Passes
 from .products import CHUNK_BYTES, FLOAT64_BYTES
 
-if TYPE_CHECKING:
-    from .calibrate import _Passes
-
 Group = list[Target]
+Bytes = Callable[[Iterable[Target]], int]
 
 
 def moment_bytes(targets: Iterable[Target]) -> int:
     """Memory of one moment and the cross moments of the targets that share it."""
     members = list(targets)
     d = members[0].d_in
-    ranks = sum(t.module.r[adapter] for t in members for adapter in t.adapters)
+    ranks = sum(int(t.module.r[adapter]) for t in members for adapter in t.adapters)
     return FLOAT64_BYTES * d * (d + ranks)
 
 
@@ -32,10 +30,11 @@ def work_bytes(targets: Iterable[Target]) -> int:
 def plan(
     runner: Runner,
     targets: list[Target],
-    data: _Passes,
+    data: Passes,
     budget: int,
     share_inputs: bool,
     bound: str = "max_memory allows",
+    work: Bytes = work_bytes,
 ) -> list[Group]:
     """Groups of layers, in the order of execution, whose moments fit in `budget` bytes at once.
 
@@ -44,40 +43,41 @@ def plan(
 
     Args:
         bound: what `budget` is, for the error.
+        work: memory that targets take beside their moments, while they are worked on one after the other.
 
     Raises:
         CalibrationError: not even one layer fits.
     """
-    alone = sum(moment_bytes([target]) for target in targets) + work_bytes(targets)
+    alone = sum(moment_bytes([target]) for target in targets) + work(targets)
     if alone <= budget:
         return [targets]
-    return pack(_units(runner, targets, data, share_inputs), budget, bound)
+    return pack(_units(runner, targets, data, share_inputs), budget, bound, work)
 
 
-def pack(units: list[Group], budget: int, bound: str = "max_memory allows") -> list[Group]:
+def pack(units: list[Group], budget: int, bound: str = "max_memory allows", work: Bytes = work_bytes) -> list[Group]:
     """Put units, each of layers that share one input, together in their order as long as their moments fit.
 
     Raises:
         CalibrationError: a unit does not fit alone.
     """
     groups: list[Group] = []
-    moments = work = 0
+    moments = beside = 0
     for unit in units:
-        need = moment_bytes(unit) + work_bytes(unit)
+        need = moment_bytes(unit) + work(unit)
         if need > budget:
             raise CalibrationError(
                 f"{unit[0].name} (input width {unit[0].d_in}) needs {_mib(need)} MiB for its moments, more than "
                 f"{bound} ({_mib(budget)} MiB)."
             )
-        moments, work = moments + moment_bytes(unit), max(work, work_bytes(unit))
-        if not groups or moments + work > budget:
+        moments, beside = moments + moment_bytes(unit), max(beside, work(unit))
+        if not groups or moments + beside > budget:
             groups.append([])
-            moments, work = moment_bytes(unit), work_bytes(unit)
+            moments, beside = moment_bytes(unit), work(unit)
         groups[-1].extend(unit)
     return groups
 
 
-def _units(runner: Runner, targets: list[Target], data: _Passes, share_inputs: bool) -> list[Group]:
+def _units(runner: Runner, targets: list[Target], data: Passes, share_inputs: bool) -> list[Group]:
     """The layers by the input that they share, in the order in which the first batches reach them; see `leaders`."""
     data.keep_iterator()
     collector = Collector(runner, targets, share_inputs, watch_only=True)

@@ -76,18 +76,30 @@ class KeptWeight:
 def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
     """The weight of a quantised layer, as its forward pass uses it. Changes nothing.
 
-    On a CPU with AVX512-BF16, bitsandbytes repacks a 4-bit weight at the first call in eval mode, and neither it nor
-    PEFT dequantises a packed one.
+    PEFT dequantises no 4-bit weight that bitsandbytes has packed for a CPU; see `unpacked`.
     """
     state = getattr(getattr(base_layer, "weight", None), "quant_state", None)
     if not getattr(state, "packing_format_for_cpu", False):
         return backend.get_base_weight(base_layer)
+    data, state = unpacked(base_layer.weight)
+    weight: Tensor = importlib.import_module("bitsandbytes.functional").dequantize_4bit(data, state)
+    return weight
+
+
+def unpacked(weight: Any) -> tuple[Tensor, Any]:
+    """The bytes and the quantisation state of a 4-bit weight of bitsandbytes. Changes nothing.
+
+    On a CPU with AVX512-BF16, bitsandbytes packs the weight in another way at the first call in eval mode, and rounds
+    the scales of its blocks to bfloat16.
+    """
+    state = weight.quant_state
+    if not getattr(state, "packing_format_for_cpu", False):
+        return weight.data, state
     bnb: Any = importlib.import_module("bitsandbytes.functional")
-    data, state = bnb._convert_weight_packed_for_cpu_inverse(base_layer.weight.data, copy.deepcopy(state))
+    data, state = bnb._convert_weight_packed_for_cpu_inverse(weight.data, copy.deepcopy(state))
     if state.absmax.dim() == 2:  # left as packing made it, (blocks of a row, rows), unless it was quantised itself
         state.absmax = state.absmax.T.reshape(-1).float()
-    weight: Tensor = bnb.dequantize_4bit(data, state)
-    return weight
+    return data, state
 
 
 def _to_cpu(value: Any, copied: bool = False) -> Any:

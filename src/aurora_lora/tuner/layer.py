@@ -233,6 +233,15 @@ class AuroraLayer(AdapterState):
             self.merge_rounding = rounding(self._sum(original, together), original, self.get_base_weight())
         self.merged_adapters.extend(names)
 
+    def keep(self, original: KeptWeight, lost: float) -> None:
+        """The base weight has been replaced by one that was merged elsewhere: `unmerge` gives the original back.
+
+        Args:
+            original: what the base layer held.
+            lost: the share of the update that was lost, for `merge_rounding`.
+        """
+        self._kept, self.merge_rounding = original, lost
+
     def unmerge(self) -> None:
         """Give the base layer its original weight back, bit for bit."""
         if not self.merged or self._kept is None:

@@ -1,0 +1,281 @@
+"""`merge_quantized`: merge adapters into a quantised model so that its outputs, not its weights, are kept."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MergeError, NotFiniteError
+from ..ops.rounding import InputMoment, better_grid, input_moment, output_error, round_to_moment
+from ..tuner import AuroraLayer
+from ..tuner.kept import KeptWeight
+from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+from .formats import Format, format_of
+from .inputs import Runner, as_batches
+from .merged_weight import adapters_of, merged_weight
+from .moments import Collector, LayerMoments, Target, gather
+from .passes import Passes, evaluated, memory_bound
+from .plan import plan
+from .products import CHUNK_BYTES, FLOAT64_BYTES
+
+WEIGHTS = 4 * 12
+"""Bytes of all that is held of a weight's shape while a layer is rounded, for each entry."""
+
+
+@dataclass(frozen=True)
+class LayerMerge:
+    """What rounding has cost in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out."""
+
+    layer: str
+    format: str
+    """Of the quantised weight, as PEFT names it."""
+    nearest: float
+    """sqrt(E|(W_n - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_n the quantised weight that is nearest to W."""
+    calibrated: float
+    """The same of the weight that was chosen."""
+
+
+@dataclass(frozen=True)
+class QuantizedMerge:
+    """The result of `merge_quantized`."""
+
+    layers: tuple[LayerMerge, ...]
+    vectors: int
+    """Inputs that the first layer saw."""
+    passes: int
+    """Passes over the batches."""
+    seconds: float
+
+    def worst(self, n: int = 3) -> tuple[LayerMerge, ...]:
+        """The n layers that lose most."""
+        return tuple(sorted(self.layers, key=lambda layer: layer.calibrated, reverse=True)[:n])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def merge_quantized(
+    model: nn.Module,
+    batches: Any,
+    *,
+    damping: float = 1e-3,
+    max_memory: int | str | None = None,
+    tokenizer: Any = None,
+    text_columns: tuple[str, ...] = ("text",),
+    batch_size: int = 32,
+) -> QuantizedMerge:
+    """Merge the active adapters into a quantised base model, rounding by the inputs that its layers see.
+
+    `merge_adapter` adds the update to the dequantised weight and takes the nearest quantised one, which throws most of
+    a small update away. Here each layer's W = W0 + dW is rounded to a W_q so that E|(W_q - W) x|^2 over its inputs x is
+    small: see `ops.rounding`. The result is an ordinary quantised model: `merge_and_unload` takes the adapters out of
+    it, and `unmerge_adapter` gives the original weights back bit for bit. Layers that are not quantised are merged as
+    ever.
+
+    Args:
+        model: a `PeftModel` of any method that changes a weight (AuroRA in its mergeable form, LoRA and its variants,
+            VeRA, OFT, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8) has
+            quantised; not merged.
+        batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels.
+        damping: relative to the mean of E[x^2]; see `ops.rounding.feedback_factor`.
+        max_memory: as in `calibrate`.
+        tokenizer: as in `calibrate`.
+        text_columns: as in `calibrate`.
+        batch_size: as in `calibrate`.
+
+    Raises:
+        MergeError: nothing is quantised; a layer's format or method does not allow it; an adapter is merged already.
+            The model is as before then, and after any other error.
+        CalibrationError: no batches; a layer that no input reached, or one that was not finite.
+        NotFiniteError: a merged weight that is not finite.
+        FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `AuroraModel.merge_adapter`.
+        ValueError: an argument that is not allowed.
+    """
+    if not 0 < damping < float("inf"):
+        raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
+    start = time.perf_counter()
+    data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
+    layers, others = _layers(model)
+    with evaluated(model), _unpacked(model), Runner(model) as runner:
+        budget, bound = memory_bound(max_memory, runner.device)
+        targets = [Target(path, layer.module) for path, layer in layers.items()]
+        rounded: dict[str, _Rounded] = {}
+        for group in plan(runner, targets, data, budget, True, bound, _work_bytes):
+            rounded |= _round_all(layers, gather(Collector(runner, group), data.one_pass()), damping)
+    for module in others:
+        module.merge()
+    for path, layer in layers.items():
+        layer.put(rounded[path])
+    report = QuantizedMerge(
+        tuple(rounded[path].report for path in layers),
+        max(each.vectors for each in rounded.values()),
+        data.passes,
+        time.perf_counter() - start,
+    )
+    _warn(report)
+    return report
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """The quantised weight that a layer is to hold."""
+
+    weight: nn.Parameter | None
+    """None is the one that it holds already."""
+    report: LayerMerge
+    vectors: int
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A quantised layer with adapters to merge."""
+
+    path: str
+    module: Any
+    names: list[str]
+    format: Format
+
+    def rounded(self, S: Tensor, inputs: InputMoment, vectors: int) -> _Rounded:
+        """Changes nothing. S = E[x x^T], (d_in, d_in)."""
+        base = self.format.dense()
+        merged = merged_weight(self.path, self.module, base, self.names)
+        if not torch.isfinite(merged).all():
+            raise NotFiniteError(f"{self.path}: the merged weight is not finite; the adapter seems to be broken.")
+        self._check(merged - base, S)
+        held, own = self.format.grid(), self.format.fitted(merged)
+        if torch.equal(merged, base):
+            report = LayerMerge(self.path, self.format.backend.backend_name, 0.0, 0.0)
+            return _Rounded(None, report, vectors)
+        grid = self.format.storable(better_grid(merged, held, own, S.diagonal()))
+        codes = round_to_moment(merged, inputs, grid)
+        effect = output_error(merged - base, S)
+        lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
+        nearest, calibrated = ((error / effect) ** 0.5 if effect > 0 else 0.0 for error in lost)
+        report = LayerMerge(self.path, self.format.backend.backend_name, nearest, calibrated)
+        return _Rounded(self.format.stored(codes, grid), report, vectors)
+
+    def _check(self, update: Tensor, S: Tensor) -> None:
+        """Raise a MergeError unless dW x is what the adapters add to the output, for a few x like its inputs."""
+        noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0)).to(S.device)
+        dtype = self.module.get_base_layer().weight.dtype
+        x = (noise * S.diagonal().sqrt()).to(dtype if dtype.is_floating_point else torch.float32)
+        plain = self.module.get_base_layer()(x)
+        added = (self.module(x) - plain).float()
+        expected = x.float() @ update.T
+        allowed = 0.05 * expected.norm() + 0.02 * plain.float().norm()
+        if not (added - expected).norm() <= allowed:
+            raise MergeError(
+                f"{self.path}: what its adapters ({', '.join(self.names)}) compute is no change of the weight, so they "
+                "cannot be merged."
+            )
+
+    def put(self, rounded: _Rounded) -> None:
+        """Let the base layer hold the weight, and keep the original for `unmerge`."""
+        module = self.module
+        kept = KeptWeight(module.get_base_layer(), self.format.backend, shared=False)
+        if rounded.weight is not None:
+            self.format.put(rounded.weight)
+        if isinstance(module, AuroraLayer):
+            module.keep(kept, rounded.report.calibrated)
+        else:
+            module.kept_weight = kept
+            module.unmerge = MethodType(_unmerge, module)
+        module.merged_adapters.extend(self.names)
+
+
+def _unmerge(layer: Any) -> None:
+    """In place of the layer's own `unmerge`, which would subtract the update and round once more."""
+    layer.kept_weight.restore(layer)
+    del layer.kept_weight, layer.unmerge
+    layer.merged_adapters.clear()
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, _Layer], list[Any]]:
+    """The quantised layers to merge, by path, and those that are not quantised.
+
+    Raises:
+        MergeError: see `merge_quantized`.
+    """
+    quantised: dict[str, _Layer] = {}
+    others = []
+    for path, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer) or not (names := adapters_of(module)):
+            continue
+        if module.merged:
+            raise MergeError(f"{path} is merged: call unmerge_adapter() first.")
+        if module.disable_adapters:
+            raise MergeError(f"The adapters of {path} are switched off: enable them first.")
+        base: Any = module.get_base_layer()
+        backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
+        if backend is None:
+            others.append(module)
+            continue
+        if (found := format_of(base, backend)) is None:
+            kind = type(getattr(base, "weight", base)).__name__
+            raise MergeError(
+                f"{path}: a weight quantised by {backend.backend_name} ({kind}) cannot be written. Serve the adapter "
+                "beside it, or merge into the unquantised base model."
+            )
+        quantised[path] = _Layer(path, module, names, found)
+    if not quantised:
+        raise MergeError(
+            "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
+            "merge_and_unload()."
+        )
+    return quantised, others
+
+
+def _round_all(layers: dict[str, _Layer], moments: list[LayerMoments], damping: float) -> dict[str, _Rounded]:
+    """Layers that share an input share its factors."""
+    by_input: dict[int, list[LayerMoments]] = {}
+    for each in moments:
+        by_input.setdefault(id(each.shared), []).append(each)
+    found = {}
+    for together in by_input.values():
+        shared = together[0].shared
+        assert shared.moment is not None
+        S = shared.moment.div_(shared.vectors).float()
+        shared.moment = None
+        inputs = input_moment(S, damping)
+        for each in together:
+            found[each.target.name] = layers[each.target.name].rounded(S, inputs, each.vectors)
+    return found
+
+
+def _work_bytes(targets: Iterable[Target]) -> int:
+    """Memory beside the moments: of one layer its moment ordered and factored, and its weight some times over."""
+    needs = [3 * FLOAT64_BYTES * t.d_in**2 + WEIGHTS * t.d_in * t.module.get_base_layer().out_features for t in targets]
+    return int(max(needs)) + 2 * CHUNK_BYTES
+
+
+@contextmanager
+def _unpacked(model: nn.Module) -> Iterator[None]:
+    """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call, which rounds their scales."""
+    packing: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    try:
+        for module in packing:
+            module.support_avx512bf16_for_cpu = False
+        yield
+    finally:
+        for module in packing:
+            module.support_avx512bf16_for_cpu = True
+
+
+def _warn(report: QuantizedMerge) -> None:
+    after = [layer.calibrated for layer in report.layers]
+    before = [layer.nearest for layer in report.layers]
+    warnings.warn(
+        f"Merging into quantised weights rounds them again: of what the adapter does in a layer, that costs "
+        f"{min(after):.0%} to {max(after):.0%} on the inputs given (the nearest values: {min(before):.0%} to "
+        f"{max(before):.0%}), over {len(after)} layers.",
+        stacklevel=3,
+    )

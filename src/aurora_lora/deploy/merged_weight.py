@@ -1,0 +1,94 @@
+"""The weight of any PEFT layer with its adapters merged, without merging it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MergeError
+from ..tuner import AuroraLayer
+from ..tuner.peft_names import BaseTunerLayer
+
+QUANTISING = ("bnb", "hqq", "torchao")
+"""Modules of PEFT whose layers, when they merge, dequantise and quantise by themselves."""
+
+
+def adapters_of(layer: Any) -> list[str]:
+    """The active adapters that this layer has, in the order in which they are merged."""
+    held = {name for part in layer.adapter_layer_names for name in getattr(layer, part, ())}
+    return [name for name in layer.active_adapters if name in held]
+
+
+def merged_weight(path: str, layer: BaseTunerLayer, weight: Tensor, names: Sequence[str]) -> Tensor:
+    """W0 + dW as the layer itself would merge it, (d_out, d_in) in float32; changes nothing.
+
+    Args:
+        path: names the layer in errors.
+        layer: of AuroRA, or of any method of PEFT whose update can be added to the weight.
+        weight: W0, dequantised, (d_out, d_in) in float32.
+        names: the adapters.
+
+    Raises:
+        MergeError: the method's update cannot be added to the weight of a quantised layer.
+        FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `get_factors`.
+    """
+    merged = weight.clone()
+    with torch.no_grad(), _dense_base(layer, weight):
+        for name in names:
+            merged = _with_adapter(path, layer, merged, name).float()
+    return merged
+
+
+def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
+    if isinstance(layer, AuroraLayer):
+        return weight + layer.get_delta_weight(name).to(weight)
+    if name in getattr(layer, "lora_variant", ()):  # DoRA and its like
+        layer.get_base_layer().weight.data = weight
+        merged: Tensor = layer.lora_variant[name].merge_safe(layer, name, weight)
+        return merged
+    if getattr(layer, "lora_bias", {}).get(name):
+        raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged into a quantised layer.")
+    method, kind = type(layer).__module__.split(".")[-2:]
+    if kind not in QUANTISING:
+        return _own_merge(layer, weight, name)
+    if not hasattr(layer, "get_delta_weight"):
+        raise MergeError(f"{path}: {method} has no update that could be added to the weight of a quantised layer.")
+    update: Tensor = layer.get_delta_weight(name)
+    return weight + update.to(weight)
+
+
+def _own_merge(layer: Any, weight: Tensor, name: str) -> Tensor:
+    """What the layer's own `merge` makes of an unquantised weight."""
+    backend, layer.quantization_backend = layer.quantization_backend, None
+    already = list(layer.merged_adapters)
+    try:
+        layer.get_base_layer().weight.data = weight.clone()
+        layer.merged_adapters = []
+        layer.merge(adapter_names=[name])
+        merged: Tensor = layer.get_base_layer().weight.data
+    finally:
+        layer.quantization_backend = backend
+        layer.merged_adapters = already
+    return merged
+
+
+@contextmanager
+def _dense_base(layer: Any, weight: Tensor) -> Iterator[None]:
+    """While the block runs, the layer's base is an unquantised one of the same shape."""
+    owner = layer
+    while isinstance(owner.base_layer, BaseTunerLayer):
+        owner = owner.base_layer
+    base = owner.base_layer
+    dense = nn.Linear(1, 1, bias=base.bias is not None, device="meta")
+    dense.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    dense.in_features, dense.out_features = weight.shape[1], weight.shape[0]
+    dense.bias = base.bias
+    owner.base_layer = dense
+    try:
+        yield
+    finally:
+        owner.base_layer = base

@@ -1,0 +1,104 @@
+"""What calibration, the gap report and merging have in common: a model that only looks, batches, a bound on memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .inputs import Batch
+from .moments import several_processes
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; modes and random states as before at the end, also after an error."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.no_grad())
+        if any(map(_is_compiled, modes)):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
+        try:
+            for module in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By `torch.compile(module)`, `module.compile()` or `torch.compile(module.forward)`."""
+    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+
+
+class Passes:
+    """Batches that can be run through several times."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+        self.passes = 0
+
+    def keep_iterator(self) -> None:
+        """Hold the batches in memory if they can be had only once."""
+        if isinstance(self.batches, Iterator):
+            self.batches = list(self.batches)
+
+    def one_pass(self) -> Iterator[Batch]:
+        """All batches once."""
+        self.passes += 1
+        return iter(self.batches)
+
+
+def _half_of_free(device: torch.device) -> int:
+    """Half of the free memory, the same number on every process: they must form the same groups."""
+    free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
+    if not several_processes():
+        return int(free // 2)
+    if device.type != "cuda":
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
+    smallest = torch.tensor(free // 2, dtype=torch.int64, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+def _free_on_cuda(device: torch.device) -> int:
+    """What the device has free, and what PyTorch holds there without using it."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def memory_bound(max_memory: int | str | None, device: torch.device) -> tuple[int, str]:
+    """The bound in bytes, and how an error names it.
+
+    Args:
+        max_memory: in bytes or as in "4GiB"; half of what is free on the device if None.
+
+    Raises:
+        ValueError: no such size.
+    """
+    given = "max_memory allows"
+    if max_memory is None:
+        return _half_of_free(device), "half of the memory that is free"
+    if isinstance(max_memory, str):
+        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
+        if parts and parts[2] in _UNITS:
+            return int(float(parts[1]) * _UNITS[parts[2]]), given
+    elif isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
+        return max_memory, given
+    raise ValueError(f"max_memory={max_memory!r} is not allowed: it must be a number of bytes, or a size as '4GiB'.")

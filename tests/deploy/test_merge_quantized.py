@@ -1,0 +1,369 @@
+"""Merging into quantised weights by what the layers' inputs are."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from aurora_lora import (
+    AuroraConfig,
+    CalibrationError,
+    MergeError,
+    NotCalibratedError,
+    NotFiniteError,
+    calibrate,
+    merge_quantized,
+)
+from aurora_lora.deploy.formats import format_of
+from aurora_lora.deploy.merge_quantized import _work_bytes
+from aurora_lora.deploy.merged_weight import adapters_of, merged_weight
+from aurora_lora.deploy.moments import Target
+from aurora_lora.deploy.plan import pack
+from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+
+pytest.importorskip("bitsandbytes")
+pytest.importorskip("torchao")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import subprocess
+
+import quantised
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Merging into quantised weights"),
+    pytest.mark.filterwarnings("ignore:MatMul8bitLt"),
+    pytest.mark.filterwarnings("ignore:.*already merged"),
+]
+
+INPUTS = quantised.batches()
+TEST = quantised.batches(7)[-1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return quantised.save_base(tmp_path_factory.mktemp("base"))
+
+
+def layers(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer) and adapters_of(m)}
+
+
+def dense(layer, model):
+    base = layer.get_base_layer()
+    return format_of(base, resolve_quantization_backend(base, **get_quantization_kwargs(model))).dense()
+
+
+def state(model):
+    return {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", ["aurora", "lora", "dora", "vera", "oft"])
+@pytest.mark.parametrize("quantisation", quantised.FORMATS)
+def test_merge_and_back(quantisation, method, folder):
+    if (quantisation, method) == ("int8", "dora"):
+        pytest.skip("PEFT 0.21 computes no DoRA on LLM.int8() on a CPU: it loses the scales at the first call")
+    model = quantised.adapted(quantised.load(folder, quantisation), method)
+    expected = quantised.logits(model, TEST)
+    stored = {n: dense(layer, model) for n, layer in layers(model).items()}
+    exact = {n: merged_weight(n, layer, stored[n], adapters_of(layer)) for n, layer in layers(model).items()}
+    report = merge_quantized(model, INPUTS)
+    assert {layer.layer for layer in report.layers} == set(stored)
+    merged = quantised.logits(model, TEST)
+    for layer in report.layers:
+        assert 0 < layer.calibrated < 1.02 * layer.nearest
+    assert all(layer.merged for layer in layers(model).values())
+    inexact = {n: dense(layer, model) for n, layer in layers(model).items()}
+    model.unmerge_adapter()
+    assert torch.equal(quantised.logits(model, TEST), expected)
+    for n, layer in layers(model).items():
+        assert not layer.merged
+        assert torch.equal(dense(layer, model), stored[n])
+    # the share of the adapter's effect on the logits that is lost; LLM.int8() rounds its inputs as well
+    with model.disable_adapter():
+        effect = (quantised.logits(model, TEST) - expected).norm()
+    assert (merged - expected).norm() < (0.4 if "4" in quantisation else 0.08) * effect
+    for n, held in inexact.items():
+        assert 0 < (held - exact[n]).norm() < (exact[n] - stored[n]).norm()
+
+
+def test_reported_errors_are_those_of_the_outputs(folder):
+    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    path, layer = next(iter(layers(model).items()))
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for batch in INPUTS:
+        quantised.logits(model, batch)
+        seen[-1] = seen[-1][batch["attention_mask"].bool()]
+    hook.remove()
+    x, stored = torch.cat(seen), dense(layer, model)
+    exact = merged_weight(path, layer, stored, ["default"])
+    report = merge_quantized(model, INPUTS)
+    assert report.vectors == len(x)
+    assert report.passes == 1
+    found = next(each for each in report.layers if each.layer == path)
+    off = (x @ (dense(layer, model) - exact).T).square().sum() / (x @ (exact - stored).T).square().sum()
+    assert found.calibrated == pytest.approx(float(off) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["aurora", "lora", "rslora", "dora", "vera", "oft"])
+def test_merged_weight_is_what_the_method_merges(method, folder):
+    from transformers import AutoModelForCausalLM
+
+    model = quantised.adapted(AutoModelForCausalLM.from_pretrained(folder), method)
+    found = {
+        n: merged_weight(n, layer, layer.get_base_layer().weight.data.clone(), adapters_of(layer))
+        for n, layer in layers(model).items()
+    }
+    untouched = quantised.logits(model, TEST)
+    model.merge_adapter()
+    for n, layer in layers(model).items():
+        torch.testing.assert_close(found[n], layer.get_base_layer().weight.data, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(quantised.logits(model, TEST), untouched, atol=1e-4, rtol=1e-3)
+
+
+SCRIPT = """
+import sys
+sys.modules["aurora_lora"] = None  # importing it now raises ImportError
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], device_map={"": "cpu"}).eval()
+for module in model.modules():
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False
+batch = load_file(sys.argv[2])
+with torch.no_grad():
+    save_file({"logits": model(**batch).logits[batch["attention_mask"].bool()]}, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("quantisation", ["nf4, double", "int8"])
+def test_the_result_is_an_ordinary_quantised_model(quantisation, folder, tmp_path):
+    model = quantised.adapted(quantised.load(folder, quantisation), "aurora")
+    merge_quantized(model, INPUTS)
+    merged = quantised.logits(model, TEST)
+    plain = model.merge_and_unload()
+    assert not any(isinstance(module, BaseTunerLayer) for module in plain.modules())
+    assert torch.equal(quantised.logits(plain, TEST), merged)
+    plain.save_pretrained(tmp_path / "merged")
+    save_file(TEST, tmp_path / "inputs")
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        SCRIPT,
+        *(str(tmp_path / n) for n in ("merged", "inputs", "outputs")),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    torch.testing.assert_close(load_file(tmp_path / "outputs")["logits"], merged, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantisation", quantised.FORMATS)
+def test_no_update_changes_nothing(quantisation, folder):
+    base = quantised.load(folder, quantisation)
+    model = get_peft_model(base, LoraConfig(target_modules=quantised.TARGETS)).eval()  # B = 0
+    before = {n: dense(layer, model) for n, layer in layers(model).items()}
+    report = merge_quantized(model, INPUTS)
+    assert all(layer.calibrated == layer.nearest == 0 for layer in report.layers)
+    assert all(torch.equal(dense(layer, model), before[n]) for n, layer in layers(model).items())
+
+
+def test_rows_that_blocks_do_not_divide(tmp_path):
+    """A width of 96 with blocks of 64: blocks of the flattened weight go on from row to row."""
+    folder = quantised.save_base(tmp_path, 96)
+    model = quantised.adapted(quantised.load(folder, "nf4, double"), "lora")
+    expected = quantised.logits(model, TEST)
+    report = merge_quantized(model, INPUTS)
+    assert all(0 < layer.calibrated < layer.nearest for layer in report.layers)
+    merged = quantised.logits(model, TEST)
+    model.unmerge_adapter()
+    assert torch.equal(quantised.logits(model, TEST), expected)
+    model.merge_adapter()
+    assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
+
+
+def test_little_memory_takes_more_passes_and_gives_the_same(folder):
+    wide, narrow = (quantised.adapted(quantised.load(folder, "nf4"), "lora") for _ in range(2))
+    assert merge_quantized(wide, INPUTS).passes == 1
+    assert merge_quantized(narrow, INPUTS, max_memory="66.5MiB").passes > 1
+    assert same(state(wide), state(narrow))
+    with pytest.raises(CalibrationError, match=r"needs .* MiB"):
+        merge_quantized(quantised.adapted(quantised.load(folder, "nf4"), "lora"), INPUTS, max_memory="1MiB")
+
+
+def test_aurora_merges_the_form_that_it_evaluates(folder):
+    config = AuroraConfig(target_modules=quantised.TARGETS, init_weights=False)
+    model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
+    before = state(model)
+    with pytest.raises(NotCalibratedError):
+        merge_quantized(model, INPUTS)
+    assert same(state(model), before)
+    calibrate(model, INPUTS)
+    expected = quantised.logits(model, TEST)
+    with pytest.warns(
+        UserWarning, match=r"costs \d+% to \d+% on the inputs given \(the nearest values: \d+% to \d+%\)"
+    ):
+        report = merge_quantized(model, INPUTS)
+    lost = {n: layer.merge_rounding for n, layer in layers(model).items()}
+    assert lost == {layer.layer: layer.calibrated for layer in report.layers}
+    merged = quantised.logits(model, TEST)
+    model.unmerge_adapter()
+    model.merge_adapter()
+    assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
+
+
+def test_weights_are_not_packed_on_the_way(folder):
+    """At a call in eval mode on some CPUs bitsandbytes rounds the scales of all 4-bit weights to bfloat16."""
+    model = quantised.adapted(quantised.load(folder, "nf4", packing=True), "lora")
+    scales = model.base_model.model.model.layers[0].mlp.gate_proj.weight.quant_state.absmax.clone()
+    merge_quantized(model, INPUTS)
+    assert torch.equal(model.base_model.model.model.layers[0].mlp.gate_proj.weight.quant_state.absmax, scales)
+
+
+def test_a_copy_is_unmerged_by_itself(folder):
+    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    expected = quantised.logits(model, TEST)
+    merge_quantized(model, INPUTS)
+    merged = quantised.logits(model, TEST)
+    other = copy.deepcopy(model)
+    other.unmerge_adapter()
+    assert torch.equal(quantised.logits(other, TEST), expected)
+    assert torch.equal(quantised.logits(model, TEST), merged)
+
+
+def test_unquantised_layers_are_merged_as_ever(folder):
+    config = LoraConfig(target_modules=[*quantised.TARGETS, "lm_head"], init_lora_weights=False)
+    model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
+    head = model.base_model.model.lm_head
+    exact = head.get_base_layer().weight.data + head.get_delta_weight("default")
+    merge_quantized(model, INPUTS)
+    torch.testing.assert_close(head.get_base_layer().weight.data, exact)
+
+
+def test_llama3_8b_is_planned_within_16_gib():
+    """From shapes: seven projections of 32 layers, in the order in which they are called."""
+
+    class Shape:
+        def __init__(self, d_in, d_out):
+            self.in_features, self.out_features = d_in, d_out
+
+        def get_base_layer(self):
+            return self
+
+    units = []
+    for i in range(32):
+        shapes = [[(4096, 4096), (4096, 1024), (4096, 1024)], [(4096, 4096)], [(4096, 14336)] * 2, [(14336, 4096)]]
+        units += [[Target(f"{i}.{d_in}.{n}", Shape(d_in, d_out)) for n, (d_in, d_out) in enumerate(u)] for u in shapes]
+    groups = pack(units, 16 * 2**30, work=_work_bytes)
+    assert [t for group in groups for t in group] == [t for unit in units for t in unit]
+    assert len(groups) <= 12
+
+
+PEAK = """
+import resource, sys, torch, warnings
+warnings.simplefilter("ignore")
+import bitsandbytes as bnb
+from peft import LoraConfig, get_peft_model
+from aurora_lora import merge_quantized
+d, d_ff, n, bound = 768, 2688, 6, int(sys.argv[1])
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        make = lambda a, b: bnb.nn.Linear4bit(a, b, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = make(d, d), make(d, d // 4), make(d, d // 4), make(d, d)
+        self.up_proj, self.gate_proj, self.down_proj = make(d, d_ff), make(d, d_ff), make(d_ff, d)
+
+    def forward(self, x):
+        h = x + self.o_proj(self.q_proj(x)) + self.k_proj(x).repeat(1, 4) + self.v_proj(x).repeat(1, 4)
+        return h + self.down_proj(self.up_proj(h) * self.gate_proj(h))
+
+model = torch.nn.Sequential(*[Block() for _ in range(n)]).to("cpu")
+for module in model.modules():
+    module.support_avx512bf16_for_cpu = False
+names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
+model = get_peft_model(model, LoraConfig(r=8, target_modules=names, init_lora_weights=False))
+batches = [0.1 * torch.randn(64, d)] * 2
+with torch.no_grad():
+    model(batches[0])
+    torch.linalg.cholesky_ex(torch.eye(64, dtype=torch.float64))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+report = merge_quantized(model, batches, max_memory=bound)
+# beside the bound: the originals that unmerge gives back, and the new weights, 4 bits each, with their scales
+held = 2 * sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8) * 1.15
+peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(len(report.layers), report.passes, int(peak - held), f"{report.seconds:.1f}")
+"""
+
+
+def test_llama3_8b_at_three_sixteenths_of_its_widths_stays_within_the_bound():
+    bound = 450 * 2**20
+    run = subprocess.run([sys.executable, "-c", PEAK, str(bound)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    merged, passes, peak, _ = run.stdout.split()
+    assert (int(merged), int(passes) > 1) == (42, True)
+    assert int(peak) <= bound
+
+
+# -------------------------------------------------------------------- mistakes: one clear line, and the model as before
+
+
+def refused(model, inputs, kind, match, **options):
+    before = state(model)
+    with pytest.raises(kind, match=match):
+        merge_quantized(model, inputs, **options)
+    after = state(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key].nan_to_num(), after[key].nan_to_num()) for key in before)
+
+
+def test_mistakes(folder):
+    lora = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    refused(lora, [], CalibrationError, "at least one batch")
+    refused(lora, INPUTS, ValueError, "damping=0 is not allowed", damping=0)
+    with lora.disable_adapter():
+        refused(lora, INPUTS, MergeError, "switched off")
+    with torch.no_grad():
+        next(iter(layers(lora).values())).lora_B["default"].weight[0, 0] = float("nan")
+    refused(lora, INPUTS, (NotFiniteError, CalibrationError), "not finite")
+
+
+def test_what_is_no_change_of_the_weight_is_refused_by_name(folder):
+    refused(quantised.adapted(quantised.load(folder, "nf4"), "ia3"), INPUTS, MergeError, "ia3 has no update")
+
+
+def test_an_update_that_the_layer_does_not_compute_is_refused(folder):
+    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    layer = next(iter(layers(model).values()))
+    layer.get_delta_weight = lambda adapter: torch.zeros(layer.out_features, layer.in_features)
+    refused(model, INPUTS, MergeError, r"q_proj: what its adapters \(default\) compute is no change of the weight")
+
+
+def test_an_unquantised_base_needs_no_merge_quantized(folder):
+    from transformers import AutoModelForCausalLM
+
+    model = quantised.adapted(AutoModelForCausalLM.from_pretrained(folder), "lora")
+    refused(model, INPUTS, MergeError, "No layer with an active adapter is quantised")
+
+
+def test_a_layer_without_input(folder):
+    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    model.base_model.model.model.layers = nn.ModuleList(model.base_model.model.model.layers)
+    model.base_model.model.config.num_hidden_layers = 1
+    refused(model, INPUTS, CalibrationError, "No input reached")
+
+
+def test_merged_already(folder):
+    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    merge_quantized(model, INPUTS)
+    refused(model, INPUTS, MergeError, "is merged: call unmerge_adapter")
