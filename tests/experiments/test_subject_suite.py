@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
-from aurora_lora.experiments.estimate import GPUS, describe, estimate
+from aurora_lora.experiments.estimate import describe, estimate
+from aurora_lora.experiments.estimate_diffusion import images
 from aurora_lora.experiments.jobs import run_job
 from aurora_lora.experiments.kinds import load_any
+from aurora_lora.experiments.machines import GPUS
 from aurora_lora.experiments.reproduce import prepare
 from aurora_lora.experiments.suite import recipes_folder
 from aurora_lora.report.paper import compare
@@ -78,11 +80,26 @@ def test_estimates_follow_the_settings() -> None:
     def changed(**training: Any) -> Any:
         return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})  # type: ignore[attr-defined]
 
-    assert plain.hours is not None
-    assert estimate(changed(steps=1000), gpu).hours == pytest.approx(2 * plain.hours)
+    def training(**changes: Any) -> float:
+        parts = estimate(changed(**changes), gpu).parts
+        assert parts is not None
+        return parts.training
+
+    assert training(steps=1000) == pytest.approx(2 * training())
+    assert training(gradient_checkpointing=False) == pytest.approx(training() * 2 / 3)
     assert estimate(changed(gradient_checkpointing=False), gpu).memory_gb > plain.memory_gb + 4
-    assert estimate(changed(gradient_checkpointing=False), gpu).hours == pytest.approx(plain.hours * 2 / 3)
     assert estimate(changed(precision="fp32"), gpu).memory_gb > 1.9 * plain.memory_gb
+
+
+def test_images_are_counted_and_take_time() -> None:
+    """Four prompts before the training, at five validations and in three forms; a hundred to score in each form."""
+    folder = recipes_folder() / "figure4" / "hub"
+    recipe, lora = (load_any(folder / f"dog-{name}.yaml") for name in ("aurora-paper", "lora"))
+    assert isinstance(recipe, SubjectRecipe)
+    assert isinstance(lora, SubjectRecipe)
+    assert (images(recipe), images(lora)) == (4 * 6 + 4 * 3 + 100 * 3, 4 * 6 + 4 + 100)
+    generation = estimate(recipe, GPUS["L20"]).parts.generation  # type: ignore[union-attr]
+    assert generation == pytest.approx(estimate(lora, GPUS["L20"]).parts.generation * 336 / 128)  # type: ignore[union-attr]
 
 
 def test_a_suite_runs_and_compares(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,11 @@ Jobs = Annotated[
 LauncherOption = Annotated[str, typer.Option("--launcher", help="local, accelerate or slurm.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Of the cluster, as in submitit: slurm_partition=gpu."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Of the cluster, as in submitit: slurm_partition=gpu; repeatable."),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="NAME", help="To plan for, such as L20, or `here`; the paper's, or this machine."),
 ]
 
 
@@ -42,6 +47,7 @@ def reproduce(
     jobs: Jobs = None,
     launcher: LauncherOption = "local",
     settings: Settings = None,
+    gpu: Gpu = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -62,10 +68,10 @@ def reproduce(
     )
     if dry_run:
         from aurora_lora.experiments.estimate import describe
-        from aurora_lora.report.plan import plan_tables
+        from aurora_lora.report.plan import plan_lines, plan_tables
         from aurora_lora.tasks.access import why_no_access
 
-        rows = describe(todo)
+        rows = describe(todo, gpu)
         for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
             complain(f"note: {why}")
         if as_json:
@@ -73,6 +79,8 @@ def reproduce(
             return
         for table in plan_tables(todo.suite, rows):
             stdout().print(table)
+        for line in plan_lines(rows):
+            stdout().print(line, highlight=False, markup=False)
         return
     from aurora_lora.experiments.engines import make_engine
     from aurora_lora.experiments.progress import Overall
@@ -81,7 +89,8 @@ def reproduce(
     from aurora_lora.report.paper import compare, markdown, notes, tables
     from aurora_lora.tasks.access import check_access
 
-    engine = make_engine(launcher, jobs, _pairs(settings))
+    minutes = _minutes(gpu or todo.suite.gpu)
+    engine = make_engine(launcher, jobs, _pairs(settings), minutes)
     check_writable(todo.folder)
     left = [job for job in todo.jobs.values() if job.status() != "finished"]
     models = sorted({job.recipe.model for job in left})
@@ -114,6 +123,9 @@ def sweep(
     jobs: Jobs = None,
     launcher: LauncherOption = "local",
     settings: Settings = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="NAME", help="What the cluster has: its jobs ask for time by it.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -132,7 +144,7 @@ def sweep(
     if dry_run:
         _print_plan(plan, as_json)
         return
-    engine = make_engine(launcher, jobs, _pairs(settings))
+    engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu))
     check_access(str(plan.base.get("model")))
     make_models([str(plan.base.get("model"))])
     failed: list[dict[str, Any]] = []
@@ -179,6 +191,20 @@ def _stop_if_failed(failed: list[dict[str, Any]]) -> None:
             stderr().print(f"failed: {one['run']}: {one['error']}", highlight=False, markup=False, soft_wrap=True)
         stderr().print(f"{len(failed)} failed; the same command tries them again", highlight=False)
         raise typer.Exit(1)
+
+
+def _minutes(gpu: str | None) -> Callable[[Any], int]:
+    """The time to ask a cluster with such GPUs for.
+
+    Raises:
+        UserError: the GPU is not known.
+    """
+    from aurora_lora.experiments.estimate import time_limit
+    from aurora_lora.experiments.machines import named
+
+    if gpu is not None:
+        named(gpu)
+    return lambda job: time_limit(job.recipe, gpu)
 
 
 def _numbers(option: str, text: str) -> list[int]:

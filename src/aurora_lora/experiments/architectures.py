@@ -64,3 +64,10 @@ def _architecture(model: str) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
     return config
+
+
+def image_tokens(config: PretrainedConfig) -> int | None:
+    """The patches of an image and the token of its class; None for a model of texts."""
+    if not hasattr(config, "image_size"):
+        return None
+    return int(config.image_size // config.patch_size) ** 2 + 1

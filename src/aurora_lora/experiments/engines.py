@@ -19,6 +19,8 @@ from ..training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
 
 LAUNCHERS = ("local", "accelerate", "slurm")
+DAY = 24 * 60
+"""Minutes."""
 PATIENCE = 2.0
 """Seconds between two looks at a run that another process is at."""
 
@@ -32,7 +34,12 @@ class Engine(Protocol):
         """Within this context, the function that submits a job: its value has `done()` and `result()`."""
 
 
-def make_engine(launcher: str, jobs: int | None, options: Mapping[str, str] | None = None) -> Engine:
+def make_engine(
+    launcher: str,
+    jobs: int | None,
+    options: Mapping[str, str] | None = None,
+    minutes: Callable[[Job], int] = lambda job: DAY,
+) -> Engine:
     """The engine of that name.
 
     Args:
@@ -40,6 +47,7 @@ def make_engine(launcher: str, jobs: int | None, options: Mapping[str, str] | No
             under `accelerate launch`. `slurm`: each run a job of the cluster, through submitit.
         jobs: how many runs at a time; None is one, one a GPU, or 64 on a cluster.
         options: submitit's parameters for the cluster, such as `slurm_partition`.
+        minutes: the time to ask the cluster for, for a job.
 
     Raises:
         UserError: an unknown launcher, a number of jobs below 1, options that no launcher takes.
@@ -53,7 +61,7 @@ def make_engine(launcher: str, jobs: int | None, options: Mapping[str, str] | No
     if options and launcher != "slurm":
         raise UserError(f"--set is for --launcher slurm, not for {launcher}")
     if launcher == "slurm":
-        return Cluster(jobs or 64, dict(options or {}))
+        return Cluster(jobs or 64, dict(options or {}), minutes)
     if launcher == "accelerate":
         if jobs not in (None, 1):
             raise UserError("--jobs: with --launcher accelerate, one run at a time has all the devices (allowed: 1)")
@@ -273,32 +281,42 @@ def _gpus() -> list[str]:
 
 
 class Cluster:
-    """Each job a job of the cluster, through submitit.
+    """Each job a job of the cluster, through submitit, on one GPU unless the options say otherwise.
 
     Args:
         slots: how many are queued or running at a time.
         options: submitit's parameters, such as `slurm_partition=gpu` or `timeout_min=120`; `cluster=local` runs them
             here, which shows that a list works before it waits in a queue.
+        minutes: the time to ask for, for a job, where the options name none.
     """
 
-    def __init__(self, slots: int, options: dict[str, str]) -> None:
+    def __init__(self, slots: int, options: dict[str, str], minutes: Callable[[Job], int]) -> None:
         try:
             import submitit
         except ModuleNotFoundError as error:
             raise UserError("--launcher slurm needs the package submitit: pip install 'aurora-lora[slurm]'") from error
         self.slots = slots
+        self.minutes = None if {"timeout_min", "slurm_time"} & set(options) else minutes
         cluster = options.pop("cluster", None)
         folder = Path(options.pop("logs", "runs/submitit"))
         try:
             self.executor = submitit.AutoExecutor(folder / "%j", cluster=cluster)
             if cluster is None and self.executor.cluster != "slurm":
                 raise UserError("--launcher slurm: there is no Slurm here (srun is not found)")
-            self.executor.update_parameters(name="aurora", **{name: _number(value) for name, value in options.items()})
+            wanted: dict[str, int | str] = {"name": "aurora"}
+            if self.executor.cluster == "slurm" and not any("gpu" in name or "gres" in name for name in options):
+                wanted["gpus_per_node"] = 1
+            self.executor.update_parameters(**wanted, **{name: _number(value) for name, value in options.items()})
         except (NameError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"--set: {' '.join(str(error).split())}") from error
 
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
-        return nullcontext(lambda job: _ClusterJob(job, self.executor.submit(run_job, job)))
+        return nullcontext(self._submit)
+
+    def _submit(self, job: Job) -> _ClusterJob:
+        if self.minutes is not None:
+            self.executor.update_parameters(timeout_min=self.minutes(job))
+        return _ClusterJob(job, self.executor.submit(run_job, job))
 
 
 class _ClusterJob:

@@ -1,7 +1,8 @@
 """What a run of subject-driven generation will need, from the U-Net's shapes alone: it is run on the meta device.
 
 - Floating-point operations are those that PyTorch counts for one forward pass. A training step makes two more such
-  passes: backward through the frozen weights, and forward again where activations are recomputed.
+  passes: backward through the frozen weights, and forward again where activations are recomputed. An image is made in
+  as many steps as the recipe says, of two passes with guidance.
 - Activations are counted as autograd would keep them. With gradient checkpointing they are the inputs of the
   recomputed blocks, and all that the largest block keeps.
 - Weights: the U-Net and the autoencoder; the text encoders are gone when the training begins.
@@ -10,16 +11,19 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..diffusion.recipe import SubjectRecipe
 from ..errors import UserError
 from ..methods import ParameterCounts, count_parameters, get_method
 from ..tasks._extra import diffusion_extra
+from .kept import Kept, fused_attention
+from .machines import Machine
+from .work import CALIBRATION, WIDTH, Hours, loading
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_UNET: dict[str, Any] = {
@@ -39,6 +43,8 @@ SDXL_UNET: dict[str, Any] = {
 """From the published config.json: the fields that differ from the defaults."""
 AUTOENCODER = 83_653_863
 """Parameters of SDXL's."""
+DECODING = 1
+"""Passes of the U-Net that it is worth to make an image of what the U-Net has drawn."""
 SHRINKS, TOKENS = 8, 77
 """The autoencoder shrinks an image's side by this; a prompt has so many tokens."""
 
@@ -53,13 +59,52 @@ def trained_parameters(recipe: SubjectRecipe) -> ParameterCounts:
     return _count(recipe.model, recipe.method.name, options)
 
 
-def passes(recipe: SubjectRecipe) -> tuple[float, float]:
-    """Floating-point operations and bytes kept of one forward pass of one process."""
+def memory(recipe: SubjectRecipe) -> float:
+    """Bytes at the peak of a training step."""
+    params, training = trained_parameters(recipe), recipe.training
+    _, kept = _measure(recipe.model, recipe.task.resolution // SHRINKS, training.gradient_checkpointing)
+    frozen = params.total - params.adapter + AUTOENCODER
+    return WIDTH[training.precision] * (frozen + kept * _images_of_a_pass(recipe)) + 16 * params.adapter
+
+
+def hours(recipe: SubjectRecipe, machine: Machine) -> Hours:
+    """Of training, of the noise prediction on held images, of calibration, and of generating images."""
     training = recipe.training
-    width = 4 if training.precision == "fp32" else 2
-    images = training.batch_size * (2 if recipe.prior is not None else 1)
-    operations, kept = _measure(recipe.model, recipe.task.resolution // SHRINKS, training.gradient_checkpointing)
-    return operations * images, kept * images * width
+    operations, _ = _measure(recipe.model, recipe.task.resolution // SHRINKS, training.gradient_checkpointing)
+    one = operations / machine.speed(training.precision, training.threads) / 3600
+    passes = _images_of_a_pass(recipe) * training.gradient_accumulation_steps * training.steps
+    held = recipe.validation.noise_samples * (_validations(recipe) + len(_forms(recipe)))
+    calibrations = recipe.calibration.examples if "calibrated" in _forms(recipe) else 0
+    guided = 2 if recipe.validation.guidance_scale > 1 else 1
+    drawing = guided * recipe.validation.inference_steps + DECODING
+    return Hours(
+        training=(3 if training.gradient_checkpointing else 2) * passes * one,
+        evaluation=held * one,
+        calibration=CALIBRATION * calibrations * one,
+        generation=images(recipe) * drawing * one,
+        loading=loading(WIDTH[training.precision] * trained_parameters(recipe).total),
+    )
+
+
+def images(recipe: SubjectRecipe) -> int:
+    """How many images a run generates: at its start and validations, in each form, to be scored, of the class."""
+    prompts, forms = len(recipe.validation_prompts), len(_forms(recipe))
+    scored = 0 if recipe.scores is None else len(recipe.scores.prompts) * recipe.scores.images_per_prompt
+    of_class = 0 if recipe.prior is None else recipe.prior.images
+    return prompts * (_validations(recipe) + forms) + scored * forms + of_class
+
+
+def _validations(recipe: SubjectRecipe) -> int:
+    """One before the training, one every so many steps, one in the end."""
+    return 1 + math.ceil(recipe.training.steps / recipe.validation.every)
+
+
+def _forms(recipe: SubjectRecipe) -> tuple[str, ...]:
+    return tuple(recipe.method.method.forms(recipe.method.options))
+
+
+def _images_of_a_pass(recipe: SubjectRecipe) -> int:
+    return recipe.training.batch_size * (2 if recipe.prior is not None else 1)
 
 
 @lru_cache(maxsize=32)
@@ -96,6 +141,8 @@ def _count(model: str, method: str, options: str) -> ParameterCounts:
 @lru_cache(maxsize=8)
 def _measure(model: str, side: int, checkpointing: bool) -> tuple[int, int]:
     """Floating-point operations, and numbers kept for the backward pass, of one image."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
     from torch.utils.flop_counter import FlopCounterMode
 
     unet = _unet(model)
@@ -110,52 +157,11 @@ def _measure(model: str, side: int, checkpointing: bool) -> tuple[int, int]:
             "time_ids": torch.empty(1, 6, device="meta"),
         },
     }
-    kept = _Kept(unet)
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda x: x):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(**inputs)
-    return counter.get_total_flops(), kept.numbers(checkpointing)
-
-
-class _Kept:
-    """Counts what autograd keeps, by block."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        from diffusers.models.attention import BasicTransformerBlock
-        from diffusers.models.resnet import ResnetBlock2D
-
-        self.seen = {id(parameter) for parameter in unet.parameters()}
-        self.held: list[Tensor] = []  # so that no identity is given twice
-        self.outside, self.inputs, self.blocks = 0, 0, [0]
-        self.inside = False
-        for module in unet.modules():
-            if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)):
-                module.register_forward_pre_hook(self._enter, with_kwargs=True)
-                module.register_forward_hook(self._leave)
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = args[0] if args else kwargs["hidden_states"]
-        self.inputs += given.numel()
-        self.blocks.append(0)
-        self.inside = True
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.inside = False
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Count a tensor that is kept, once, unless it is a weight."""
-        base = tensor._base if tensor._base is not None else tensor
-        if id(base) in self.seen:
-            return tensor
-        self.seen.add(id(base))
-        self.held.append(base)
-        if self.inside:
-            self.blocks[-1] += base.numel()
-        else:
-            self.outside += base.numel()
-        return tensor
-
-    def numbers(self, checkpointing: bool) -> int:
-        """All that is kept; with checkpointing, the blocks' inputs and the largest block in place of the blocks."""
-        if checkpointing:
-            return self.outside + self.inputs + max(self.blocks)
-        return self.outside + sum(self.blocks)
+    kept = Kept(
+        unet, (module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)))
+    )
+    with kept.counting(), fused_attention():
+        unet(**inputs)
+    return counter.get_total_flops(), kept.bytes(checkpointing) // 4

@@ -8,45 +8,76 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ..experiments.estimate import unfit
 from ..experiments.suite import Suite
 
+Rows = Sequence[Mapping[str, Any]]
+UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "K"))
 
-def plan_tables(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """A table for each model, and the sum of them."""
+
+def plan_tables(suite: Suite, rows: Rows) -> Iterator[Table]:
+    """A table for each model."""
     for model in dict.fromkeys(row["model"] for row in rows):
-        table = Table(title=f"{suite.title}: {model}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        table.add_column("recipe", overflow="fold", min_width=24)
-        table.add_column("data", overflow="fold")
-        for name in ("params", "memory", "time", "done"):
-            table.add_column(name, justify="right")
-        of_model = [row for row in rows if row["model"] == model]
-        for recipe in dict.fromkeys(row["recipe"] for row in of_model):
-            runs = [row for row in of_model if row["recipe"] == recipe]
-            first, done = runs[0], sum(row["status"] == "finished" for row in runs)
-            table.add_row(
-                recipe,
-                first["data"],
-                f"{first['params']['adapter']:,}",
-                f"{first['memory_gb']:.1f} GB",
-                _time(first["hours"]),
-                f"{done}/{len(runs)}",
-            )
-        yield table
-    yield _sum(rows)
+        yield _table(suite, model, [row for row in rows if row["model"] == model])
 
 
-def _sum(rows: Sequence[Mapping[str, Any]]) -> Table:
+def plan_lines(rows: Rows) -> Iterator[str]:
+    """What it comes to: how many runs, on what, how long, and which do not fit."""
     left = [row for row in rows if row["status"] != "finished"]
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    hours = [row["hours"] for row in left if row["hours"] is not None]
-    length = [f"about {_time(max(sum(hours), 1 / 60))} on one {rows[0]['gpu']}"] if hours else []
-    length += [f"{len(left) - len(hours)} runs of unknown length"] if len(left) > len(hours) else []
-    of_length = f": {', and '.join(length)}" if length else ""
-    table.add_row(
-        f"{len(rows)} runs, {len(left)} of them to do{of_length}. "
-        "Memory and time of each run are estimates from its shapes; params are trained, the head is not among them."
-    )
+    known = [row["hours"] for row in left if row["hours"] is not None]
+    length = [f"about {_time(max(sum(known), 1 / 60))} on one {rows[0]['machine']}, one after the other"]
+    length += [f"{len(left) - len(known)} runs of unknown length"] if len(left) > len(known) else []
+    yield f"{len(rows)} runs, {len(left)} of them to do{': ' * bool(known)}{', and '.join(length) if known else ''}."
+    shares = _shares(left)
+    if shares:
+        yield f"Of that time {shares}."
+    if too_large := unfit(rows):
+        names = list(dict.fromkeys(row["recipe"] for row in too_large))
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield (
+            f"{len(too_large)} of them do NOT fit in the {rows[0]['machine_memory_gb']:.0f} GB of one "
+            f"{rows[0]['machine']}: {some}. Smaller training.batch_size with more gradient_accumulation_steps, "
+            "training.gradient_checkpointing=true or training.precision=bf16 need less."
+        )
+    yield "Memory and time are estimates from shapes. Params are trained; the head is not among them."
+
+
+def _table(suite: Suite, model: str, rows: Rows) -> Table:
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    named = all(row["recipe"].endswith(row["data"]) for row in rows)
+    title = f"{suite.title}: {model}" + (f", {data[0]}" if len(data) == 1 and not named else "")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    with_data = len(data) > 1 and not named
+    if with_data:
+        table.add_column("data", no_wrap=True)
+    for name in ("params", "memory", "time", "done"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        runs = [row for row in rows if row["recipe"] == recipe]
+        first, done = runs[0], sum(row["status"] == "finished" for row in runs)
+        memory = f"{first['memory_gb']:.{1 if first['memory_gb'] < 1000 else 0}f} GB{'' if first['fits'] else '!'}"
+        cells = [_count(first["params"]["adapter"]), memory, _time(first["hours"]), f"{done}/{len(runs)}"]
+        table.add_row(recipe, *([first["data"]] if with_data else []), *cells)
     return table
+
+
+def _shares(rows: Rows) -> str:
+    """The parts of the time that are worth naming, the largest first."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        for part, hours in row["hours_of"].items():
+            sums[part] = sums.get(part, 0.0) + hours
+    whole = sum(sums.values())
+    parts = sorted(((100 * hours / whole, part) for part, hours in sums.items() if whole), reverse=True)
+    return ", ".join(f"{share:.0f} % {part}" for share, part in parts if share >= 0.5)
+
+
+def _count(number: int) -> str:
+    for size, unit in UNITS:
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _time(hours: float | None) -> str:

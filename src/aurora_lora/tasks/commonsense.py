@@ -215,6 +215,7 @@ COMMONSENSE = Task(
     test_sets=tuple(TEST_SETS),
     load_test=_load_test,
     train_examples=170_420,
+    held_out={name: one.size for name, one in TEST_SETS.items()},
     prompt_forms=("instruction",),
     never_after=("siqa",),
 )

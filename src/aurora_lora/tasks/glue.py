@@ -88,6 +88,7 @@ def _task(
     columns: tuple[str, ...],
     labels: tuple[str, ...],
     train_examples: int,
+    validation: int,
     metric: str = "accuracy",
     also: tuple[str, ...] = (),
 ) -> Task:
@@ -109,6 +110,7 @@ def _task(
         group="GLUE",
         also=also,
         train_examples=train_examples,
+        held_out={"validation": validation, **({"matched": 9_815, "mismatched": 9_832} if name == "mnli" else {})},
         sizes=SplitSizes(None, None, None),
         test_sets=("matched", "mismatched") if name == "mnli" else ("validation",),
     )
@@ -124,18 +126,24 @@ GLUE = (
         ("sentence",),
         ("unacceptable", "acceptable"),
         8_551,
+        1_043,
         "matthews",
         ("matthews",),
     ),
-    _task("sst2", "Is a film-review phrase negative or positive?", ("sentence",), ("negative", "positive"), 67_349),
-    _task("mrpc", "Do two news sentences say the same?", PAIR, ("not_equivalent", "equivalent"), 3_668, also=("f1",)),
-    _task("stsb", "How alike are two sentences, from 0 to 5?", PAIR, (), 5_749, "pearson", ("spearman",)),
+    _task(
+        "sst2", "Is a film-review phrase negative or positive?", ("sentence",), ("negative", "positive"), 67_349, 872
+    ),
+    _task(
+        "mrpc", "Do two news sentences say the same?", PAIR, ("not_equivalent", "equivalent"), 3_668, 408, also=("f1",)
+    ),
+    _task("stsb", "How alike are two sentences, from 0 to 5?", PAIR, (), 5_749, 1_500, "pearson", ("spearman",)),
     _task(
         "qqp",
         "Do two questions ask the same?",
         ("question1", "question2"),
         ("not_duplicate", "duplicate"),
         363_846,
+        40_430,
         also=("f1",),
     ),
     _task(
@@ -144,7 +152,10 @@ GLUE = (
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         392_702,
+        19_647,
     ),
-    _task("qnli", "Does a sentence hold the answer to a question?", ("question", "sentence"), _INFERENCE, 104_743),
-    _task("rte", "Does one sentence entail another?", PAIR, _INFERENCE, 2_490),
+    _task(
+        "qnli", "Does a sentence hold the answer to a question?", ("question", "sentence"), _INFERENCE, 104_743, 5_463
+    ),
+    _task("rte", "Does one sentence entail another?", PAIR, _INFERENCE, 2_490, 277),
 )

@@ -170,7 +170,14 @@ def _load(name: str, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict
 
 
 def _task(
-    name: str, description: str, labels: tuple[str, ...], sizes: SplitSizes, source: str, license: str, augment: Augment
+    name: str,
+    description: str,
+    labels: tuple[str, ...],
+    sizes: SplitSizes,
+    train: int,
+    source: str,
+    license: str,
+    augment: Augment,
 ) -> Task:
     return Task(
         name=name,
@@ -184,6 +191,8 @@ def _task(
         load=functools.partial(_load, name),
         group="packaged images",
         sizes=sizes,
+        train_examples=train,
+        held_out={"test": 10_000} if sizes.test is None else {},
         augment=augment,
     )
 
@@ -194,6 +203,7 @@ PACKAGED_IMAGES = (
         "What piece of clothing is it?",
         FASHION_LABELS,
         SplitSizes(None, 5000, None),
+        55_000,
         "Fashion-MNIST (Xiao et al., 2017), from Debian's package dataset-fashion-mnist, else hub " + FASHION_HUB.repo,
         "MIT",
         "shift-flip",
@@ -203,6 +213,7 @@ PACKAGED_IMAGES = (
         "Which digit was written?",
         DIGIT_LABELS,
         SplitSizes(None, 200, 500),
+        1_097,
         "digits of 43 people (Alpaydin and Kaynak, 1998), 8 by 8 pixels, in scikit-learn",
         "CC BY 4.0",
         "shift",
@@ -212,6 +223,7 @@ PACKAGED_IMAGES = (
         "What is on a small photograph? (the 10,000 test images of CIFAR-10)",
         CIFAR10_LABELS,
         SplitSizes(None, 1000, 2000),
+        7_000,
         "CIFAR-10 (Krizhevsky, 2009), from the package bigbench 1.0.0",
         "Apache-2.0 (the package)",
         "shift-flip",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from aurora_lora.errors import UserError
@@ -88,6 +88,7 @@ class Task:
             that the scores are those of the best epoch on validation data.
         load_test: `load_test(name, size, split_seed)` gives a test set that `load` does not give.
         train_examples: how many the whole training split has, where that is known without loading it.
+        held_out: the same of the validation split and the test sets, by name.
         prompt_forms: the forms of the prompt that a recipe can choose from, the default first; where there are several,
             `load` takes one as `form`.
         never_after: tasks that a model must not have been trained on before it is trained or scored on this one.
@@ -111,6 +112,7 @@ class Task:
     test_sets: tuple[str, ...] = ("test",)
     load_test: Callable[[str, int | None, int], datasets.Dataset] | None = None
     train_examples: int | None = None
+    held_out: Mapping[str, int] = field(default_factory=dict)
     prompt_forms: tuple[str, ...] = ()
     never_after: tuple[str, ...] = ()
     classes: int | None = None
