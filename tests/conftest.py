@@ -12,9 +12,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import aurora_lora
+from aurora_lora.import_noise import drop_import_noise
+
+drop_import_noise()
+
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,21 +11,11 @@ Importing this package registers the method with PEFT, in memory:
     merged = model.merge_and_unload()
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .deploy import (
-    CalibrationReport,
-    EndToEndGap,
-    LayerCalibration,
-    LayerGap,
-    LayerMerge,
-    MergeGap,
-    QuantizedMerge,
-    calibrate,
-    export_lora,
-    lora_factors,
-    merge_gap,
-    merge_quantized,
-)
+from .after_peft import register_with_peft
 from .errors import (
     AuroraError,
     CalibrationError,
@@ -36,17 +26,33 @@ from .errors import (
     NotFiniteError,
     StaleCalibrationError,
 )
-from .tuner import (
-    AuroraConfig,
-    AuroraConv1d,
-    AuroraConv2d,
-    AuroraConv3d,
-    AuroraEmbedding,
-    AuroraLayer,
-    AuroraLinear,
-    AuroraModel,
-    set_form,
-)
+
+if TYPE_CHECKING:
+    from .deploy import (
+        CalibrationReport,
+        EndToEndGap,
+        LayerCalibration,
+        LayerGap,
+        LayerMerge,
+        MergeGap,
+        QuantizedMerge,
+        calibrate,
+        export_lora,
+        lora_factors,
+        merge_gap,
+        merge_quantized,
+    )
+    from .tuner import (
+        AuroraConfig,
+        AuroraConv1d,
+        AuroraConv2d,
+        AuroraConv3d,
+        AuroraEmbedding,
+        AuroraLayer,
+        AuroraLinear,
+        AuroraModel,
+        set_form,
+    )
 
 __all__ = [
     "AuroraConfig",
@@ -80,3 +86,24 @@ __all__ = [
     "merge_quantized",
     "set_form",
 ]
+
+_ROOMS = ("tuner", "deploy", "ops")
+"""Imported when something of them is asked for: they import torch and PEFT, which takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name in __all__:
+        rooms = (importlib.import_module(f".{room}", __name__) for room in _ROOMS)
+        value = next(getattr(room, name) for room in rooms if name in room.__all__)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})
+
+
+register_with_peft()

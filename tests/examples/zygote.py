@@ -13,6 +13,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from aurora_lora.import_noise import drop_import_noise
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMPORTED = ("common", "accelerate", "bitsandbytes", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp")
 FROM_TRL = ("SFTConfig", "SFTTrainer")  # which trl imports when they are asked for
@@ -39,6 +41,7 @@ def child(order: dict[str, object], output: str) -> None:
 
 def serve() -> None:
     """Answer orders until stdin ends."""
+    drop_import_noise()
     sys.path.insert(0, str(EXAMPLES))
     for name in IMPORTED:
         importlib.import_module(name)

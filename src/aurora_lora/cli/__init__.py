@@ -6,12 +6,14 @@ from typing import Annotated
 
 from aurora_lora._version import __version__
 from aurora_lora.cli.common import PlainGroup, plain_errors
+from aurora_lora.import_noise import drop_import_noise
 
 # isort: split
 import typer
 
 from aurora_lora.cli import bench, deploy, experiments, lists, report, runs, theory
 
+drop_import_noise()
 app = typer.Typer(
     cls=PlainGroup,
     help="AuroRA: fine-tune with a nonlinear low-rank adapter, calibrate it, merge it, use it.",

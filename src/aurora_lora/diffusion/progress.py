@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -79,8 +78,6 @@ class Bars:
 def quiet() -> None:
     """Switch off the progress bars and warnings of the libraries underneath."""
     quiet_libraries()
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # diffusers tries to import them
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"diffusers(\.|$)")
     try:
         from diffusers.utils import logging as diffusers_logging
