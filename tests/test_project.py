@@ -84,6 +84,18 @@ def test_the_wheel_has_the_package_its_recipes_and_the_licence(unpacked: Path, t
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
+def test_the_map_of_the_source_is_the_source() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    there = {path.parent.name for path in (ROOT / "src" / "aurora_lora").glob("*/__init__.py")}
+    rows = [line.partition("|")[2].partition("|")[0] for line in text.splitlines() if line.startswith("| `")]
+    assert {room for row in rows for room in re.findall(r"`(\w+)/`", row)} == there
+    (chain,) = (line for line in text.splitlines() if line.startswith("    ops <- "))
+    assert set(re.findall(r"\w+", chain)) == there
+    for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", text):
+        places = (ROOT, ROOT / "src" / "aurora_lora", ROOT / "tests" / "methods", ROOT / "tests" / "training")
+        assert any((place / name).exists() for place in places), name
+
+
 def load(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text())
 
