@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..extras import extra
 from ..files import NOT_FINITE, write_text
 from ..tasks.metrics import Metric, metric_named
 from .catalogue import figures_of
@@ -37,10 +38,8 @@ def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
     Raises:
         UserError: Jinja2 or matplotlib is missing.
     """
-    try:
+    with extra("report"):
         from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError as error:
-        raise UserError("the report page needs Jinja2: pip install 'aurora-lora[report]'") from error
     template = (files("aurora_lora.report") / "page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     results = [result for section in sections for result in section.results]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aurora_lora.extras import extra
 from aurora_lora.files import NOT_FINITE
-from aurora_lora.tasks._extra import train_extra
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
     Raises:
         ValueError: shapes that do not match, no examples, or a label outside the classes.
     """
-    with train_extra():
+    with extra("train"):
         from scipy.special import log_softmax
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -190,7 +190,7 @@ def regression_metrics(predictions: ArrayLike, labels: ArrayLike, also: Collecti
     Raises:
         ValueError: shapes that do not match, or fewer than two examples.
     """
-    with train_extra():
+    with extra("train"):
         from scipy.stats import pearsonr, spearmanr
 
     values = np.asarray(predictions, dtype=np.float64)
