@@ -54,6 +54,8 @@ def fake(job: Job) -> Outcome:
     value = 1 - abs(rate - 3e-2)
     score = {"accuracy": value - 0.1 * (job.recipe.seed == 1)}
     result = {
+        "schema": 1,
+        "recipe": job.recipe.resolved(),
         "metric": {"by_form": {"merged": score}, "selected_by": {"value": value, "name": "accuracy", "epoch": 2.0}},
         "epochs": [
             {"epoch": 1.0, "validation": {"accuracy": 0.1, "nll": 9.0}},

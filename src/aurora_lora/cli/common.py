@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 from aurora_lora.errors import AuroraError
-from aurora_lora.extras import missing
+
+MISSING_EXTRA = "aurora needs the Python package '{name}': pip install 'aurora-lora[train]'"
 
 try:
     import typer
     from rich.console import Console
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
-    print(missing(error, "train"), file=sys.stderr)
+    print(MISSING_EXTRA.format(name=error.name), file=sys.stderr)
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("aurora_lora"):
                 raise
-            complain(missing(error, "train"))
+            complain(MISSING_EXTRA.format(name=error.name.partition(".")[0]))
             raise typer.Exit(2) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `aurora ... | head`

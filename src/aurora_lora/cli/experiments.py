@@ -131,7 +131,7 @@ def sweep(
 ) -> None:
     """Tune every setting at the same budget on validation data; run what was chosen over the seeds on test data.
 
-    Several processes may be started on the same folder: they share the work. Writes DIR/study.json.
+    Several processes may be started on the same folder: they share the work. Writes DIR/runs.jsonl and DIR/study.json.
     """
     from aurora_lora.experiments.engines import make_engine
     from aurora_lora.experiments.progress import Overall
@@ -156,6 +156,9 @@ def sweep(
             failed.append({"run": outcome.job.name, "error": outcome.error, "folder": str(outcome.job.folder)})
 
     runs = Sweep(plan, output, engine, report)
+    if runs.taken_in:
+        line = f"finished runs in folders that were not in {runs.runs.path} yet, and now are: {runs.taken_in}"
+        stderr().print(line, highlight=False, markup=False, soft_wrap=True)
     with Overall(stderr(), plan.name, tuned + final - runs.told()) as bar:
         runs.tune()
         runs.run_seeds()
@@ -168,7 +171,7 @@ def sweep(
     else:
         for table in study_tables(summary):
             stdout().print(table)
-        print(f"wrote {output / 'study.json'}")
+        print(f"wrote {output / 'study.json'}; the runs are in {runs.runs.path}")
     _stop_if_failed(failed)
 
 

@@ -110,11 +110,10 @@ def pretrain(
     if as_json:
         print_json({"folder": str(folder), "result": result})
         return
-    from aurora_lora.tasks.metrics import in_order
-    from aurora_lora.training.results import examples_scored
+    from aurora_lora.training.results import examples_scored, heading, shown_score
 
     scores = result["metric"]["by_form"]["merged"]
-    shown = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))
+    shown = ", ".join(f"{heading(metric)} {shown_score(metric, value)}" for metric, value in scores.items())
     print(f"{name} on {result['task']}, {examples_scored(result)}: {shown}")
     print(f"wrote {folder}")
 

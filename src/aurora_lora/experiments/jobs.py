@@ -15,7 +15,8 @@ from ..errors import AuroraError, RunLockedError, UserError
 from ..training import yaml_text
 from ..training.recipe import RunRecipe
 from ..training.results import Result, lacking, read_result
-from ..training.storage import RECIPE, check_recipe, is_locked
+from ..training.storage import RECIPE, check_recipe, check_same_recipe, is_locked
+from .runs_file import RunsFile
 
 LOG = "log.txt"
 
@@ -28,18 +29,25 @@ class Job:
         name: how tables and messages call it.
         recipe: what to run.
         folder: where; a finished run there is taken as it is.
+        runs: of a study: the file of its finished runs, which are taken from there.
     """
 
     name: str
     recipe: RunRecipe
     folder: Path
+    runs: RunsFile | None = None
 
     def result(self) -> Result | None:
         """The result, if the run is finished, with scores of all test sets that are wanted.
 
         Raises:
-            UserError: the folder holds another recipe's run.
+            UserError: the folder, or the file of the finished runs, holds another recipe's run.
         """
+        kept = None if self.runs is None else self.runs.get(self.folder)
+        if self.runs is not None and kept is not None:
+            check_same_recipe(kept["recipe"], self.recipe, self.runs.path, f"{self.runs.path} holds for {self.folder}")
+            if not lacking(kept, self.recipe):
+                return kept
         check_recipe(self.folder, self.recipe)
         result = read_result(self.folder)
         return None if result is None or lacking(result, self.recipe) else result

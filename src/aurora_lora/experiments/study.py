@@ -29,9 +29,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import UserError
 from ..methods.base import unknown
-from ..tasks.metrics import metric_named
 from ..training import yaml_text
 from ..training.recipe import Recipe, Section, Seed, Size, set_field, validate
+from .runs_file import RUNS
 
 SUMMARY = "study.json"
 """In the folder of a study, when it is done: what was tried and chosen, and how that scored."""
@@ -76,11 +76,6 @@ class Tuning(Section):
     """Of the runs, and of the sampler."""
     metric: str | None = None
     """Of the validation scores: what the values are chosen by; the task's own if None."""
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether the least score is the best; of a task's own metric it is the highest."""
-        return self.metric is not None and metric_named(self.metric).lower_is_better
 
     @field_validator("space")
     @classmethod
@@ -179,7 +174,7 @@ class Study(Section):
 
     def run_folder(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Path:
         """Where a run of a setting lies in the folder of the study."""
-        return Path("runs") / setting.slug / (point(values).replace("/", "-") or "as-given") / f"seed{seed}"
+        return Path(RUNS) / setting.slug / (point(values).replace("/", "-") or "as-given") / f"seed{seed}"
 
     def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
         """The recipe of a run of a setting, with the tuned fields as chosen.

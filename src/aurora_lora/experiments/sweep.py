@@ -1,8 +1,8 @@
 """`aurora sweep`: tune every setting at the same budget on validation data, then run what was chosen over the seeds.
 
 Optuna proposes and keeps the books, in a journal file that several processes may share. Runs are kept by what they
-are, `runs/<setting>/<values>/seed<N>`: whatever was killed goes on where it was, and the tuned run of a seed is also
-its final one.
+are, in the folders `runs/<setting>/<values>/seed<N>` and, once finished, in `runs.jsonl`: whatever was killed goes on
+where it was, and the tuned run of a seed is also its final one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .. import files
 from ..errors import DIVERGED, UserError
+from ..tasks.metrics import LOWER_IS_BETTER
 from ..training.results import Result
 from ..training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
+from .runs_file import RUNS, RunsFile
 from .study import SUMMARY, Range, Setting, Study, Value, point
 
 JOURNAL = "journal.log"
@@ -52,6 +54,10 @@ class Sweep:
         output: the folder; several processes may work in it.
         engine: where the runs are done.
         report: called with the stage (`tuning` or `seeds`) and each outcome as it comes.
+
+    Attributes:
+        runs: the finished runs.
+        taken_in: how many of them were in their folders only, as after a kill, or in a study of an earlier version.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study, self.folder, self.engine, self.report = study, Path(output), engine, report
         files.check_writable(self.folder)
+        self.runs = RunsFile(self.folder)
+        self.taken_in = self.runs.collect()
         self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.books = {setting.name: self._open(setting, storage) for setting in study.settings}
@@ -91,7 +99,7 @@ class Sweep:
         book = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
-            direction="minimize" if tuning.lower_is_better else "maximize",
+            direction="minimize" if tuning.metric in LOWER_IS_BETTER else "maximize",
             load_if_exists=True,
         )
         space = self.study.space(setting)
@@ -156,9 +164,14 @@ class Sweep:
         return None if outcome.result is None else _validation(outcome.result, self.study.tuning.metric)
 
     def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
+        self._keep(outcome)
         value = self._score(outcome)
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         self.books[setting.name].tell(number, value, state=state, skip_if_finished=True)
+
+    def _keep(self, outcome: Outcome) -> None:
+        if outcome.result is not None:
+            self.runs.add({outcome.job.folder: outcome.result})
 
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""
@@ -215,13 +228,14 @@ class Sweep:
         chosen = [(one, self.chosen(one)[0]) for one in self.study.settings if one not in left_out]
         jobs = [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in chosen]
         for outcome in outcomes(jobs, self.engine):
+            self._keep(outcome)
             self.report("seeds", outcome)
 
     def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
         """A run of a setting."""
         recipe = self.study.recipe(setting, values, seed)
         folder = self.folder / self.study.run_folder(setting, values, seed)
-        return Job(f"{setting.name}, {point(values)}, seed {seed}", recipe, folder)
+        return Job(f"{setting.name}, {point(values)}, seed {seed}", recipe, folder, self.runs)
 
     def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
         """The tuned values of a setting with their validation scores, best first; None where the run failed."""
@@ -229,7 +243,7 @@ class Sweep:
         lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
         found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
-        sign = 1 if self.study.tuning.lower_is_better else -1
+        sign = 1 if self.study.tuning.metric in LOWER_IS_BETTER else -1
         return sorted(found, key=lambda one: (one[1] is None, sign * (one[1] or 0.0)))
 
     def without_score(self) -> list[Setting]:
@@ -246,7 +260,7 @@ class Sweep:
         if score is None:
             raise UserError(
                 f"setting {setting.name}: none of its runs gave a validation score; their logs are in "
-                f"{self.folder / 'runs' / setting.slug}"
+                f"{self.folder / RUNS / setting.slug}"
             )
         return values, score
 

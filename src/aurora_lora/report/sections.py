@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import UserError
+from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
 from ..tasks import TASKS
 from ..training.recipe import task_name
@@ -70,7 +71,7 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
 
     Args:
         paths: each a run's folder, a `result.json`, a study's folder, a `study.json`, or a folder of such. Of a study,
-            the chosen runs are shown, not those that it was tuned with.
+            the chosen runs are shown, not those that it was tuned with; of its `runs.jsonl`, all.
 
     Raises:
         UserError: a path with neither a result nor a study in or below it, or a file that is neither.
@@ -117,11 +118,12 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
 
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:
-    """The chosen runs of a setting: from their folders, or what the summary says of them where these are not there."""
+    """The chosen runs of a setting: from the study's file or their folders, or what the summary says of them."""
+    finished = RunsFile(folder)
     runs, folders = [], []
     for place, seed in enumerate(summary["seeds"]):
         path = folder / study.run_folder(setting, summary["chosen"], seed)
-        found = find_results([path / RESULT])[0][1] if (path / RESULT).is_file() else None
+        found = finished.get(path) or (find_results([path / RESULT])[0][1] if (path / RESULT).is_file() else None)
         runs.append(_summarised(summary, study, setting, place) if found is None else found)
         folders.append(None if found is None else path)
     line = re.sub(r"\s*\br=\d+", "", setting.name)

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..experiments.runs_file import RUNS_FILE, RunsFile
 from ..files import NOT_FINITE, write_text
 from ..tasks import Task
-from ..tasks.metrics import METRICS
+from ..training.storage import RESULT
 
 Result = Mapping[str, Any]
 
 NO_SAY = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
 """Fields of `training` that have no say in what comes out."""
-
-SHOWN = METRICS["accuracy"], METRICS["nll"]
-"""Metrics of the tables of forms."""
 
 FORM_NAMES = {
     "dynamic": "dynamic (trained)",
@@ -32,7 +30,7 @@ FORM_NAMES = {
 
 
 def load_results(paths: Iterable[Path | str]) -> list[Result]:
-    """The results of runs: each path a `result.json`, a run's folder, or a folder of either.
+    """The results of runs: each path a `result.json`, a `runs.jsonl`, a run's folder, or a folder of such.
 
     Raises:
         UserError: a path with no result in or below it, or one that is not a result.
@@ -43,7 +41,8 @@ def load_results(paths: Iterable[Path | str]) -> list[Result]:
 def find_results(
     paths: Iterable[Path | str], leave_out: Collection[Path] = (), seen: set[Path] | None = None
 ) -> list[tuple[Path, Result]]:
-    """As `load_results`, each with its file. A file that several paths lead to is there once.
+    """As `load_results`, each with its file, or with what the file of a run in `runs.jsonl` would be. A file that
+    several paths lead to is there once.
 
     Args:
         paths: as there.
@@ -53,9 +52,10 @@ def find_results(
     seen = set() if seen is None else seen
     results = []
     for path in map(Path, paths):
-        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
+        files = [path] if path.is_file() else [*path.rglob(RUNS_FILE), *path.rglob("*.json")]
         files = [file for file in files if not any(folder in file.parents for folder in leave_out)]
-        found = [(file, result) for file in files if (result := _read(file, must_be=path.is_file())) is not None]
+        found = [one for file in files for one in _read(file, must_be=path.is_file())]
+        found.sort(key=lambda one: one[0])  # of a run that is there as a folder, too, the line stays first
         if not found:
             raise UserError(f"{path} holds no result.json of a finished run")
         for file, result in found:
@@ -65,17 +65,19 @@ def find_results(
     return results
 
 
-def _read(path: Path, *, must_be: bool) -> Result | None:
+def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
+    if path.name == RUNS_FILE:
+        return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if must_be:
             raise UserError(f"{path} cannot be read: {error}") from error
-        return None
+        return []
     is_result = isinstance(value, dict) and {"schema", "recipe", "metric"} <= value.keys()
     if must_be and not is_result:
         raise UserError(f"{path} is not a result of aurora train")
-    return value if is_result else None
+    return [(path, value)] if is_result else []
 
 
 def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[float, list[Result]]:
@@ -145,12 +147,13 @@ def forms_table(results: Sequence[Result]) -> str:
         forms = [run["metric"]["by_form"] for run in runs]
         for form in forms[0]:
             cells = [f"{rate:g}", FORM_NAMES.get(form, form)]
-            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in SHOWN]
+            cells.append(spread([scores[form]["accuracy"] for scores in forms], 1, 100))
+            cells.append(spread([scores[form]["nll"] for scores in forms], 3))
             if "dynamic" in forms[0] and form != "dynamic":
-                for m in SHOWN:
-                    pairs = [(scores[form][m.name], scores["dynamic"][m.name]) for scores in forms]
+                for name, digits, scale in (("accuracy", 2, 100), ("nll", 4, 1)):
+                    pairs = [(scores[form][name], scores["dynamic"][name]) for scores in forms]
                     gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                    cells.append(spread(gaps, m.decimals + 1, m.scale))
+                    cells.append(spread(gaps, digits, scale))
             else:
                 cells += ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
@@ -237,7 +240,7 @@ def calibration_table(curve: Mapping[str, Any]) -> str:
 
 def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> str:
     cells = [form, inputs]
-    cells += [spread([one[m.name] for one in found], m.decimals, m.scale) for m in SHOWN]
+    cells += [spread([one[name] for one in found], d, k) for name, d, k in (("accuracy", 1, 100), ("nll", 3, 1))]
     cells.append(spread([one["kl"] for one in found], 4))
     return f"| {' | '.join(cells)} |"
 

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from .. import files
 from ..errors import UserError
 from ..methods import MERGED, ParameterCounts
-from ..tasks.metrics import in_order
 from .recipe import RunRecipe
 from .storage import RESULT
 
@@ -31,6 +30,24 @@ _FORM_NAMES = {
     "dynamic": "trained (dynamic)",
     "static": "static (the paper's merge)",
     "calibrated": "calibrated merge",
+}
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
+    "accuracy_norm": ("per character %", lambda value: f"{100 * value:.1f}"),
+    "accuracy_generated": ("written %", lambda value: f"{100 * value:.1f}"),
+    "unanswered": ("unanswered %", lambda value: f"{100 * value:.1f}"),
+    "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
+    "matthews": ("Matthews", lambda value: f"{value:.3f}"),
+    "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
+    "pearson": ("Pearson", lambda value: f"{value:.3f}"),
+    "spearman": ("Spearman", lambda value: f"{value:.3f}"),
+    "captured": ("captured %", lambda value: f"{100 * value:.1f}"),
+    "clip_i": ("CLIP-I", lambda value: f"{value:.3f}"),
+    "clip_t": ("CLIP-T", lambda value: f"{value:.3f}"),
+    "dino": ("DINO", lambda value: f"{value:.3f}"),
+    "explained": ("explained %", lambda value: f"{100 * value:.2f}"),
+    "noise_error": ("noise error", lambda value: f"{value:.4f}"),
+    "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 
 
@@ -150,17 +167,36 @@ def read_result(folder: Path) -> Result | None:
     """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-        schema = result["schema"]
+        result = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not a result of aurora train") from error
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema}, this version reads schema {SCHEMA}")
-    return dict(result)
+    return check_result(result, str(path))
+
+
+def check_result(value: Any, where: str) -> Result:
+    """The value, if it is a result that this version can read.
+
+    Args:
+        value: what a file holds.
+        where: the file, for the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(value, dict) or "schema" not in value:
+        raise UserError(f"{where} is not a result of aurora train")
+    if value["schema"] != SCHEMA:
+        raise UserError(f"{where} has schema {value['schema']}, this version reads schema {SCHEMA}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a text in JSON; a ValueError where it is none, or has NaN or an infinity."""
+    return json.loads(text, parse_constant=_refuse)
 
 
 def _refuse(word: str) -> None:
@@ -220,13 +256,23 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable
         scores: as in result.json.
         deployed: the form to mark as such, if there are several.
     """
-    metrics = in_order(next(iter(scores.values())))
+    metrics = [name for name in _COLUMNS if name in next(iter(scores.values()))]
     rows = []
     for form, values in scores.items():
         name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
-        shown = [metric.shown(values[metric.name]) for metric in metrics]
+        shown = [shown_score(metric, values[metric]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
-    return ScoreTable([metric.heading for metric in metrics], rows)
+    return ScoreTable(list(map(heading, metrics)), rows)
+
+
+def heading(metric: str) -> str:
+    """A metric's name for people."""
+    return _COLUMNS[metric][0]
+
+
+def shown_score(metric: str, value: float | None) -> str:
+    """A metric's value for people."""
+    return files.NOT_FINITE if value is None or not math.isfinite(value) else _COLUMNS[metric][1](value)
 
 
 def versions() -> dict[str, str | None]:

@@ -179,8 +179,20 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
         return
+    check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds")
+
+
+def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds: str) -> None:
+    """Raise a UserError if the plain values are those of another recipe.
+
+    Args:
+        values: that are stored.
+        recipe: that is asked for.
+        source: where they are stored.
+        holds: how the message begins: what holds the run of another recipe.
+    """
     # validated, so that a field which a later version adds counts as its default
-    stored = validate_as(type(recipe), yaml_text.read(folder / RECIPE), str(folder / RECIPE))
+    stored = validate_as(type(recipe), values, str(source))
     there, here = flatten(stored.resolved()), flatten(recipe.resolved())
     missing = "not given"
     differing = [
@@ -190,8 +202,7 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     ]
     if differing:
         raise UserError(
-            f"{folder} holds the run of another recipe; they differ in {', '.join(differing)}: "
-            "choose another output folder"
+            f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"
         )
 
 
