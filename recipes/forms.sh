@@ -9,6 +9,8 @@ for seed in ${*:-0 1 2}; do
         name=lr$rate-seed$seed
         aurora train recipes/demo.yaml reference=null training.threads=1 training.learning_rate=$rate seed=$seed \
             --output "runs/forms/$name"
-        cp "runs/forms/$name/result.json" "results/forms/$name.json"
     done
 done
+python -c 'from pathlib import Path
+from aurora_lora.experiments.runs_file import RunsFile
+RunsFile(Path("results/forms")).collect("runs/forms")'
