@@ -7,7 +7,7 @@
 Each cell makes a virtual environment, installs the package and runs the tests against it; its record goes into
 results/versions.json at once, so an interrupted run goes on with the next cell. A cell is run again with `--again`.
 An interpreter that is not on the PATH as `pythonX.Y`, or a release that cannot be installed, is recorded as such.
-`docs/fill.py` makes the table of docs/versions.md of it.
+`docs/fill.py` makes the table of docs/versions.md of it. Exits with 1 if a cell that was run did not pass.
 """
 
 from __future__ import annotations
@@ -84,13 +84,15 @@ CELLS = (
 )
 
 
-def main() -> None:
+def main() -> int:
+    """Run the cells that were asked for; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="run only cells whose name holds one of these")
     parser.add_argument("--again", action="store_true", help="run cells that have a record, too")
     parser.add_argument("--list", action="store_true", help="show the cells and what is known of them")
     args = parser.parse_args()
     records: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    code = 0
     for cell in CELLS:
         if args.words and not any(word in cell.name for word in args.words):
             continue
@@ -104,6 +106,9 @@ def main() -> None:
             RESULTS.parent.mkdir(exist_ok=True)
             write_json(RESULTS, {name: records[name] for name in order})
             print(f"{cell.name}: {summary(records[cell.name])}", flush=True)
+        if records[cell.name].get("failed") != 0:
+            code = 1
+    return code
 
 
 def summary(record: dict[str, Any] | None) -> str:
@@ -230,4 +235,4 @@ def why(error: subprocess.SubprocessError) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .world import World  # isort: skip (finds the helpers of the training tests)
 from killing import aurora_processes
-
-from .world import World
 
 
 def kill_runs(world: World, kills: int, seed: int) -> dict[str, int]:

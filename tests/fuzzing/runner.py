@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -70,6 +70,17 @@ class Tally:
         if len(self.failures) < 20 and not any(one["place"] == place for one in self.failures):
             trace = "".join(traceback.format_tb(error.__traceback__)[-6:])
             self.failures.append({"place": place, "error": told, "input": repr(drawn)[:600], "trace": trace})
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """The tallies of a layer's pieces as one."""
+    whole = Tally(tallies[0].what, tallies[0].promise)
+    for name in ("inputs", "refused", "accepted", "tracebacks", "silent", "seconds"):
+        setattr(whole, name, round(sum(getattr(tally, name) for tally in tallies), 1))
+    for one in (one for tally in tallies for one in tally.failures):
+        if not any(one["place"] == other["place"] for other in whole.failures):
+            whole.failures.append(one)
+    return whole
 
 
 def run(layer: Layer, count: int, number: int = 0) -> Tally:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hypothesis import strategies as st
 
 from fuzzing import runner
-from fuzzing.__main__ import all_layers
 from fuzzing.hostile import same
+from fuzzing.pieces import all_layers
 from fuzzing.world import World
 
 NAMES = (
@@ -58,7 +58,7 @@ def test_what_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyError(drawn)
         return "refused" if drawn % 4 == 2 else "accepted"
 
-    tally = runner.run(_layer(check), 200)
+    tally = runner.total([runner.run(_layer(check), 120), runner.run(_layer(check), 80, number=5)])
     assert tally.inputs == 200 == tally.silent + tally.tracebacks + tally.refused + tally.accepted
     assert min(tally.silent, tally.tracebacks, tally.refused, tally.accepted) > 0
     assert len(tally.failures) == 2  # one of each place

@@ -7,7 +7,16 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, mean_squared_error
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import choice_metrics, classification_metrics, regression_metrics
+from aurora_lora.tasks import TASKS
+from aurora_lora.tasks.metrics import (
+    METRICS,
+    choice_metrics,
+    classification_metrics,
+    in_order,
+    metric_named,
+    regression_metrics,
+)
+from aurora_lora.training.results import score_table
 
 
 @pytest.mark.parametrize(("examples", "classes"), [(1, 2), (7, 2), (200, 3), (50, 1)])
@@ -148,3 +157,25 @@ def test_choices_that_are_not_numbers() -> None:
         choice_metrics([[[-1, -1], [-math.inf, -math.inf]]], [1])
     with pytest.raises(ValueError, match="expected scores"):
         choice_metrics([[-1, -1]], [1])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_metric_of_a_task_is_in_the_registry(name: str) -> None:
+    assert {TASKS[name].metric, *TASKS[name].metric_names} <= METRICS.keys()
+
+
+def test_metrics_for_people() -> None:
+    shown = METRICS["accuracy"].shown, METRICS["nll"].shown, METRICS["explained"].shown
+    assert [show(0.12345) for show in shown] == ["12.3", "0.123", "12.35"]
+    assert METRICS["accuracy"].shown(0.005, "+") == "+0.5"
+    assert {METRICS["nll"].shown(value) for value in (None, math.nan, math.inf)} == {"not finite"}
+    assert METRICS["accuracy"].heading == METRICS["accuracy"].column == "accuracy %"
+    assert (METRICS["nll"].heading, METRICS["nll"].column) == ("neg. log-likelihood", "nll")
+    assert (METRICS["nll"].axis, METRICS["f1"].axis) == ("nll, less is better", "f1, %")
+
+
+def test_a_metric_that_is_in_no_registry_is_shown_last() -> None:
+    assert [metric.name for metric in in_order({"bleu", "nll", "accuracy"})] == ["accuracy", "nll", "bleu"]
+    table = score_table("lora", {"merged": {"bleu": 0.25, "accuracy": 0.5}}, None)
+    assert (table.metrics, table.rows) == (["accuracy %", "bleu"], [["lora", "50.0", "0.250"]])
+    assert not metric_named("bleu").lower_is_better

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 from aurora_lora.errors import AuroraError
-
-MISSING_EXTRA = "aurora needs the Python package '{name}': pip install 'aurora-lora[train]'"
+from aurora_lora.extras import missing
 
 try:
     import typer
     from rich.console import Console
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
-    print(MISSING_EXTRA.format(name=error.name), file=sys.stderr)
+    print(missing(error, "train"), file=sys.stderr)
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("aurora_lora"):
                 raise
-            complain(MISSING_EXTRA.format(name=error.name.partition(".")[0]))
+            complain(missing(error, "train"))
             raise typer.Exit(2) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `aurora ... | head`

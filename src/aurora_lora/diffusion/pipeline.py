@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..extras import extra
 from ..finite import check_finite
-from ..tasks._extra import diffusion_extra
 from ..tasks._loading import NO_CODE, reason
 from .draws import generator
 
@@ -153,7 +153,7 @@ def load_diffusion(
     Raises:
         UserError: diffusers is missing, or the model or autoencoder cannot be loaded or is of another kind.
     """
-    with diffusion_extra():
+    with extra("diffusion"):
         import torchvision  # noqa: F401  (for the images, later)
         from diffusers import AutoencoderKL, StableDiffusionXLPipeline
     dtype = DTYPES[precision or recipe.training.precision]

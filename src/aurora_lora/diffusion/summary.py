@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..training.results import examples_scored, score_table, shown_score
+from ..tasks.metrics import METRICS
+from ..training.results import examples_scored, score_table
 from ..training.run import Run
 from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
 from ..training.summary import parameters, print_table
@@ -22,7 +23,7 @@ def print_subject_run(console: Console, run: Run) -> None:
     took, epochs = result["time"], result["epochs"]
     console.print(
         f"{epochs[-1]['step']} steps; {took['train_s']:.0f} s of training, {took['samples_per_s']:.2g} images/s; "
-        f"noise error {shown_score('noise_error', epochs[0]['validation']['noise_error'])} before it",
+        f"noise error {METRICS['noise_error'].shown(epochs[0]['validation']['noise_error'])} before it",
         highlight=False,
     )
     for path in written(run):

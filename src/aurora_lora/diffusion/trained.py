@@ -12,8 +12,8 @@ from torch import nn
 
 from .. import files
 from ..errors import FormError, UserError
+from ..extras import extra
 from ..methods.base import load_finite
-from ..tasks._extra import diffusion_extra
 from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
 from ..training.deployed import check_new
@@ -64,7 +64,7 @@ def export_subject(
     if (why := no_lora(method, form)) is not None:
         raise UserError(f"{run.folder} cannot be exported: {why}")
     check_new(output, overwrite)
-    with diffusion_extra():
+    with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     try:
         unet = UNet2DConditionModel.from_pretrained(

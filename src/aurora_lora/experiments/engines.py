@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UserError
+from ..extras import extra
 from ..training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
 
@@ -291,10 +292,8 @@ class Cluster:
     """
 
     def __init__(self, slots: int, options: dict[str, str], minutes: Callable[[Job], int]) -> None:
-        try:
+        with extra("slurm"):
             import submitit
-        except ModuleNotFoundError as error:
-            raise UserError("--launcher slurm needs the package submitit: pip install 'aurora-lora[slurm]'") from error
         self.slots = slots
         self.minutes = None if {"timeout_min", "slurm_time"} & set(options) else minutes
         cluster = options.pop("cluster", None)

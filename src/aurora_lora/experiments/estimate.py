@@ -45,7 +45,7 @@ class Estimate:
     Args:
         params: trained outside and inside the head, and all.
         memory_gb: at the peak of training.
-        hours: of each part of it; None where the number of examples is not known.
+        parts: the hours of each part; None where the number of examples is not known.
     """
 
     params: ParameterCounts

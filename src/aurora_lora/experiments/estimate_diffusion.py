@@ -19,8 +19,8 @@ import torch
 
 from ..diffusion.recipe import SubjectRecipe
 from ..errors import UserError
+from ..extras import extra
 from ..methods import ParameterCounts, count_parameters, get_method
-from ..tasks._extra import diffusion_extra
 from .kept import Kept, fused_attention
 from .machines import Machine
 from .work import CALIBRATION, WIDTH, Hours, loading
@@ -109,7 +109,7 @@ def _images_of_a_pass(recipe: SubjectRecipe) -> int:
 
 @lru_cache(maxsize=32)
 def _unet_config(model: str) -> str:
-    with diffusion_extra():
+    with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     if model == SDXL:
         return json.dumps(SDXL_UNET)
@@ -121,7 +121,7 @@ def _unet_config(model: str) -> str:
 
 
 def _unet(model: str) -> Any:
-    with diffusion_extra():
+    with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     config = json.loads(_unet_config(model))
     with torch.device("meta"):

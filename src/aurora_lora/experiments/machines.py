@@ -26,7 +26,8 @@ class Machine:
     Args:
         name: for people.
         memory_gb: of the GPU, or the main memory.
-        fp32, half: TFLOP/s, dense, in float32 and in 16 bits: at most on a GPU, on each core of a CPU in a training.
+        fp32: TFLOP/s, dense, in float32: at most on a GPU, on each core of a CPU in a training.
+        half: the same in 16 bits.
         bandwidth: GB/s of the memory.
         cores: of a CPU; None for a GPU.
     """

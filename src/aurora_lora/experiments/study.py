@@ -29,6 +29,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import UserError
 from ..methods.base import unknown
+from ..tasks.metrics import metric_named
 from ..training import yaml_text
 from ..training.recipe import Recipe, Section, Seed, Size, set_field, validate
 from .runs_file import RUNS
@@ -76,6 +77,11 @@ class Tuning(Section):
     """Of the runs, and of the sampler."""
     metric: str | None = None
     """Of the validation scores: what the values are chosen by; the task's own if None."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the least score is the best; of a task's own metric it is the highest."""
+        return self.metric is not None and metric_named(self.metric).lower_is_better
 
     @field_validator("space")
     @classmethod

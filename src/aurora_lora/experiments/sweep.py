@@ -25,7 +25,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .. import files
 from ..errors import DIVERGED, UserError
-from ..tasks.metrics import LOWER_IS_BETTER
 from ..training.results import Result
 from ..training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
@@ -99,7 +98,7 @@ class Sweep:
         book = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
-            direction="minimize" if tuning.metric in LOWER_IS_BETTER else "maximize",
+            direction="minimize" if tuning.lower_is_better else "maximize",
             load_if_exists=True,
         )
         space = self.study.space(setting)
@@ -243,7 +242,7 @@ class Sweep:
         lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
         found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
-        sign = 1 if self.study.tuning.metric in LOWER_IS_BETTER else -1
+        sign = 1 if self.study.tuning.lower_is_better else -1
         return sorted(found, key=lambda one: (one[1] is None, sign * (one[1] or 0.0)))
 
     def without_score(self) -> list[Setting]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..extras import extra
 from ..files import new_file, plain_write_errors
 from .tables import FORM_NAMES, Result, by_learning_rate, finite
 
@@ -30,8 +30,8 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def check_matplotlib() -> None:
     """Raise a UserError where figures cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("figures need matplotlib: pip install 'aurora-lora[report]'")
+    with extra("report"):
+        import matplotlib  # noqa: F401
 
 
 def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..tasks.metrics import LOWER_IS_BETTER
+from ..tasks.metrics import metric_named
 from ..training.storage import REFERENCE, flatten
 from .tables import Result, count, finite, setting
 
@@ -85,7 +85,7 @@ class Group:
         """How good the mean of the scores is that the runs were selected by; minus infinity where none is a number."""
         found = [run["metric"]["selected_by"].get("value") for run in self.runs]
         numbers = finite(found)
-        sign = -1 if self.selected_by in LOWER_IS_BETTER else 1
+        sign = -1 if metric_named(self.selected_by).lower_is_better else 1
         return sign * statistics.fmean(numbers) if numbers else -math.inf
 
     @property

@@ -10,11 +10,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..extras import extra
 from ..files import NOT_FINITE, write_text
+from ..tasks.metrics import Metric, metric_named
 from .catalogue import figures_of
 from .groups import Group, interval
 from .sections import Section
-from .study import PERCENT, every_answer
+from .study import every_answer
 from .tables import Result
 from .times import COLUMNS, time_rows
 
@@ -36,10 +38,8 @@ def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
     Raises:
         UserError: Jinja2 or matplotlib is missing.
     """
-    try:
+    with extra("report"):
         from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError as error:
-        raise UserError("the report page needs Jinja2: pip install 'aurora-lora[report]'") from error
     template = (files("aurora_lora.report") / "page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     results = [result for section in sections for result in section.results]
@@ -65,7 +65,7 @@ def _section(section: Section) -> dict[str, Any]:
             for metric, found in ([] if section.study is None else every_answer(section.study))
         ],
         "split": found[0].runs[0]["metric"]["split"],
-        "metrics": [f"{name} %" if name in PERCENT else name for name in metrics],
+        "metrics": [metric_named(name).column for name in metrics],
         "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
         "time_columns": COLUMNS,
         "time": time_rows(found),
@@ -96,20 +96,18 @@ def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[st
             "seeds": len(group.runs),
             "form": form,
             "deployed": form == group.deployed and len(group.forms) > 1,
-            "scores": [_score(group.scores(form, metric), metric, len(group.runs)) for metric in metrics],
+            "scores": [_score(group.scores(form, metric), metric_named(metric), len(group.runs)) for metric in metrics],
         }
 
 
-def _score(values: Sequence[float], metric: str, runs: int) -> dict[str, str]:
+def _score(values: Sequence[float], metric: Metric, runs: int) -> dict[str, str]:
     """Mean, and as the small print its interval, and of how many runs where some scores are not finite."""
     if not values:
         return {"mean": NOT_FINITE, "interval": ""}
-    scale, digits = (100, 1) if metric in PERCENT else (1, 3)
     low, high = interval(values)
-    between = "" if low is None or high is None else f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+    between = "" if low is None or high is None else f"{metric.shown(low)} to {metric.shown(high)}"
     of = "" if len(values) == runs else f"({len(values)} of {runs} finite)"
-    mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    return {"mean": mean, "interval": " ".join(filter(None, (between, of)))}
+    return {"mean": metric.shown(statistics.fmean(values)), "interval": " ".join(filter(None, (between, of)))}
 
 
 def _environments(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def reliability_tables(record: Mapping[str, Any]) -> dict[str, str]:
         lines.append(f"| {name} | {tally['what']} | {' | '.join(f'{tally[key]:,}' for key in COUNTS)} |")
     total = [f"**{sum(tally[key] for tally in layers.values()):,}**" for key in COUNTS]
     lines.append(f"| **total** | | {' | '.join(total)} |")
-    killed, minutes = record["kills"], sum(tally["seconds"] for tally in layers.values()) / 60
+    killed, minutes = record["kills"], record["seconds"] / 60
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("python", "torch", "peft", "transformers"))
     lines += [
         "",

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..tasks.metrics import LOWER_IS_BETTER
+from ..tasks.metrics import metric_named
 from .figures import new_figure
 from .groups import Group, chosen, half_interval
-from .study import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +49,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
         _errorbar(ax, points, metric, several[0].with_form(line), style(place))
     _parameter_axis(ax, [group.params for group in found])
     ax.set_xlabel("trained parameters outside the head")
-    ax.set_ylabel(_axis(metric))
+    ax.set_ylabel(metric_named(metric).axis)
     legend(figure, ax)
     return figure
 
@@ -88,7 +87,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     for ax in axes[: len(shown)][-columns:]:
         ax.set_xlabel("rank r")
     for ax in axes[::columns]:
-        ax.set_ylabel(_axis(metric))
+        ax.set_ylabel(metric_named(metric).axis)
     for ax in axes[len(sets) or 1 :]:
         ax.set_axis_off()
     legend(figure, axes[0])
@@ -112,7 +111,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
     if max(lengths) == 1:
         raise UserError("learning curves need runs that were evaluated more than once")
     curves.sort(key=lambda group: -group.validation)
-    scale = 100 if metric in PERCENT else 1
+    scale = metric_named(metric).scale
     names = [group.with_form(group.label) for group in curves[:MOST_CURVES]]
     figure, axes = panels(names, 4.8, rows=2)
     for place, (name, group) in enumerate(zip(names, curves, strict=False)):
@@ -128,7 +127,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
                 low, high = ([factor * f(points[epoch]) for epoch in epochs] for f in (min, max))
                 ax.fill_between(epochs, low, high, color=style(place)["color"], alpha=0.12, linewidth=0)
     axes[0].set_ylabel("training loss")
-    axes[1].set_ylabel(f"validation {_axis(metric)}")
+    axes[1].set_ylabel(f"validation {metric_named(metric).axis}")
     axes[1].set_xlabel("epoch")
     for ax in axes:
         ax.locator_params(axis="x", integer=True)
@@ -202,18 +201,12 @@ def _parameter_axis(ax: Axes, counts: Sequence[int]) -> None:
 def _errorbar(
     ax: Axes, points: Sequence[tuple[float, Sequence[float]]], metric: str, label: str, look: Mapping[str, Any]
 ) -> None:
-    scale = 100 if metric in PERCENT else 1
+    scale = metric_named(metric).scale
     points = [(x, values) for x, values in points if values]
     means = [scale * statistics.fmean(values) for _, values in points]
     bars = [scale * half_interval(values) for _, values in points]
     x = [x for x, _ in points]
     ax.errorbar(x, means, yerr=bars, label=label, capsize=2.5, markersize=5, linewidth=1.2, elinewidth=0.8, **look)
-
-
-def _axis(metric: str) -> str:
-    if metric in LOWER_IS_BETTER:
-        return f"{metric}, less is better"
-    return f"{metric}, %" if metric in PERCENT else metric
 
 
 def legend(figure: Figure, ax: Axes) -> None:

@@ -11,22 +11,9 @@ from rich import box
 from rich.table import Table
 
 from ..files import NOT_FINITE
+from ..tasks.metrics import metric_named
 from .groups import interval, plain
 from .tables import count, left_out
-
-PERCENT = (
-    "accuracy",
-    "accuracy_norm",
-    "accuracy_generated",
-    "unanswered",
-    "captured",
-    "explained",
-    "f1",
-    "matthews",
-    "pearson",
-    "spearman",
-)
-"""Metrics that are printed times 100."""
 
 
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
@@ -44,7 +31,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     table.add_column("chosen")
     table.add_column("form")
     for metric in metrics:
-        table.add_column(f"{metric} %" if metric in PERCENT else metric, justify="right")
+        table.add_column(metric_named(metric).column, justify="right")
     for setting in summary["settings"]:
         chosen = chosen_values(summary, setting)
         for index, (form, scores) in enumerate(setting["by_form"].items()):
@@ -106,21 +93,17 @@ class Answer:
 
     def cells(self) -> tuple[str, str]:
         """Difference and interval for people."""
-        scale, digits = (100, 1) if self.metric in PERCENT else (1, 3)
-        difference = f"{scale * self.difference:+.{digits}f}"
+        metric = metric_named(self.metric)
+        difference = metric.shown(self.difference, "+")
         if self.low is None or self.high is None:
             return difference, "one seed"
-        return difference, f"{scale * self.low:+.{digits}f} to {scale * self.high:+.{digits}f}"
+        return difference, f"{metric.shown(self.low, '+')} to {metric.shown(self.high, '+')}"
 
 
 def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
     """The answers by the study's metric, then by the negative log-likelihood, which sees more than accuracy does."""
     by_metric = answers(summary), answers(summary, "nll")
-    return [(_title(found[0].metric), found) for found in by_metric if found]
-
-
-def _title(metric: str) -> str:
-    return "neg. log-likelihood" if metric == "nll" else f"{metric} %" if metric in PERCENT else metric
+    return [(metric_named(found[0].metric).heading, found) for found in by_metric if found]
 
 
 def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answer]:
@@ -162,7 +145,7 @@ def study_page(summary: Mapping[str, Any]) -> str:
         for one in answered:
             lines.append(f"| {one.ask} | {one.first} | {one.second} | {' | '.join(one.cells())} |")
         lines.append("")
-    heads = [f"{metric} %" if metric in PERCENT else metric for metric in metrics]
+    heads = [metric_named(metric).column for metric in metrics]
     lines += [
         f"| setting | params | chosen | form | {' | '.join(heads)} | seeds | training s |",
         f"|---|--:|---|---|{'--:|' * (len(heads) + 2)}",
@@ -190,9 +173,9 @@ def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
     """`83.1 ± 0.4`."""
     if score is None or score["mean"] is None:
         return NOT_FINITE
-    scale, digits = (100, 1) if metric in PERCENT else (1, 3)
-    mean = f"{scale * score['mean']:.{digits}f}"
-    shown = mean if score["std"] is None else f"{mean} ± {scale * score['std']:.{digits}f}"
+    show = metric_named(metric).shown
+    mean = show(score["mean"])
+    shown = mean if score["std"] is None else f"{mean} ± {show(score['std'])}"
     return " ".join(filter(None, (shown, left_out(score["scores"]))))
 
 

@@ -14,12 +14,16 @@ from ..errors import UserError
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 from ..files import NOT_FINITE, write_text
 from ..tasks import Task
+from ..tasks.metrics import METRICS
 from ..training.storage import RESULT
 
 Result = Mapping[str, Any]
 
 NO_SAY = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
 """Fields of `training` that have no say in what comes out."""
+
+SHOWN = METRICS["accuracy"], METRICS["nll"]
+"""Metrics of the tables of forms."""
 
 FORM_NAMES = {
     "dynamic": "dynamic (trained)",
@@ -147,13 +151,12 @@ def forms_table(results: Sequence[Result]) -> str:
         forms = [run["metric"]["by_form"] for run in runs]
         for form in forms[0]:
             cells = [f"{rate:g}", FORM_NAMES.get(form, form)]
-            cells.append(spread([scores[form]["accuracy"] for scores in forms], 1, 100))
-            cells.append(spread([scores[form]["nll"] for scores in forms], 3))
+            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in SHOWN]
             if "dynamic" in forms[0] and form != "dynamic":
-                for name, digits, scale in (("accuracy", 2, 100), ("nll", 4, 1)):
-                    pairs = [(scores[form][name], scores["dynamic"][name]) for scores in forms]
+                for m in SHOWN:
+                    pairs = [(scores[form][m.name], scores["dynamic"][m.name]) for scores in forms]
                     gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                    cells.append(spread(gaps, digits, scale))
+                    cells.append(spread(gaps, m.decimals + 1, m.scale))
             else:
                 cells += ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
@@ -240,7 +243,7 @@ def calibration_table(curve: Mapping[str, Any]) -> str:
 
 def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> str:
     cells = [form, inputs]
-    cells += [spread([one[name] for one in found], d, k) for name, d, k in (("accuracy", 1, 100), ("nll", 3, 1))]
+    cells += [spread([one[m.name] for one in found], m.decimals, m.scale) for m in SHOWN]
     cells.append(spread([one["kl"] for one in found], 4))
     return f"| {' | '.join(cells)} |"
 

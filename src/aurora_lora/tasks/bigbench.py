@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurora_lora.errors import UserError
+from aurora_lora.extras import extra
 from aurora_lora.tasks import prompts
-from aurora_lora.tasks._extra import train_extra
 from aurora_lora.tasks.fetch import Archive, fetch
 from aurora_lora.tasks.packaged import normalise
 from aurora_lora.tasks.task import SplitSizes, Task
@@ -179,7 +179,7 @@ FORMS: dict[str, dict[str, Form]] = {
 
 def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> datasets.DatasetDict:
     """In memory: nothing is written to the cache of `datasets`."""
-    with train_extra():
+    with extra("train"):
         from datasets import Dataset, DatasetDict
     make = FORMS[name][form]
     splits = split_questions(read_questions(fetch(BIGBENCH) / f"{name}.json", GROUPS[name]), sizes, split_seed)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aurora_lora.errors import UserError
+from aurora_lora.extras import extra
 from aurora_lora.tasks import prompts
-from aurora_lora.tasks._extra import train_extra
 from aurora_lora.tasks.hub import HubData, seeded_order, subset
 from aurora_lora.tasks.task import SplitSizes, Task
 
@@ -160,7 +160,7 @@ def _load_test(name: str, size: int | None, split_seed: int) -> datasets.Dataset
 
 def _load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
     """Training data, with a validation part held out of it as in LLM-Adapters; here by the seed."""
-    with train_extra():
+    with extra("train"):
         from datasets import DatasetDict
     rows = TRAINING.load("train", ("instruction", "input", "output", "answer"))
     examples = [_training_example(row, f"{TRAINING.repo}, train, row {n}") for n, row in enumerate(rows)]
@@ -194,7 +194,7 @@ def _example(prompt: str, choices: Sequence[str], label: int) -> dict[str, Any]:
 
 
 def _dataset(examples: list[dict[str, Any]]) -> datasets.Dataset:
-    with train_extra():
+    with extra("train"):
         from datasets import Dataset
     return Dataset.from_dict({name: [one[name] for one in examples] for name in ("prompt", "choices", "label")})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks._extra import diffusion_extra
+from aurora_lora.extras import extra
 from aurora_lora.tasks.hub import HubData
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     Raises:
         UserError: there are none, or one of them cannot be read.
     """
-    with diffusion_extra():
+    with extra("diffusion"):
         from PIL import Image, ImageOps
     folder = Path(source).expanduser()
     if not folder.is_dir():

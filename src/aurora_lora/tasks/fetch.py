@@ -17,8 +17,8 @@ from typing import IO, Literal
 from filelock import FileLock, Timeout
 
 from aurora_lora.errors import UserError
+from aurora_lora.extras import extra
 from aurora_lora.tasks import _pip
-from aurora_lora.tasks._extra import train_extra
 from aurora_lora.tasks._pip import OfflineError
 
 __all__ = ["Archive", "OfflineError", "cache_dir", "fetch"]
@@ -71,7 +71,7 @@ def cache_dir() -> Path:
     """`AURORA_LORA_CACHE` if set, else the user's cache folder of the platform."""
     if folder := os.environ.get("AURORA_LORA_CACHE"):
         return Path(folder).expanduser().absolute()
-    with train_extra():
+    with extra("train"):
         from platformdirs import user_cache_dir
     return Path(user_cache_dir("aurora-lora", appauthor=False))
 

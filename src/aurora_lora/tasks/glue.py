@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks._extra import train_extra
+from aurora_lora.extras import extra
 from aurora_lora.tasks.hub import HubData, seeded_order, subset
 from aurora_lora.tasks.task import SplitSizes, Task
 
@@ -27,7 +27,7 @@ REPO = "nyu-mll/glue"
 def _load(
     config: str, columns: tuple[str, ...], labels: tuple[str, ...], validation: str, sizes: SplitSizes, split_seed: int
 ) -> datasets.DatasetDict:
-    with train_extra():
+    with extra("train"):
         from datasets import DatasetDict
     data = HubData(REPO, config)
     splits = {}
@@ -42,7 +42,7 @@ def _load_mnli(
     columns: tuple[str, ...], labels: tuple[str, ...], sizes: SplitSizes, split_seed: int
 ) -> datasets.DatasetDict:
     """Both validation splits: the best epoch is chosen on all of them, and each is a test set of its own."""
-    with train_extra():
+    with extra("train"):
         from datasets import concatenate_datasets
     splits = _load("mnli", columns, labels, "validation_matched", SplitSizes(sizes.train, None, None), split_seed)
     matched, data = splits["validation"], HubData(REPO, "mnli")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks._extra import train_extra
+from aurora_lora.extras import extra
 from aurora_lora.tasks._loading import NO_CODE, reason
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class HubData:
         Raises:
             UserError: it cannot be had, or lacks a column.
         """
-        with train_extra():
+        with extra("train"):
             import datasets
         copy = self.copy()
         # In a copy the revision is the one that was copied.

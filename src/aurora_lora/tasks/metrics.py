@@ -1,15 +1,97 @@
-"""The metrics, computed with scikit-learn and SciPy in float64."""
+"""The metrics: how each is called and shown, and how it is computed, with scikit-learn and SciPy in float64."""
 
+import math
 import warnings
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aurora_lora.tasks._extra import train_extra
+from aurora_lora.extras import extra
+from aurora_lora.files import NOT_FINITE
 
-LOWER_IS_BETTER = ("nll", "mse", "noise_error")
-"""Metrics of which the least is the best."""
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called, compared and shown.
+
+    Args:
+        name: the key in results.
+        title: for people.
+        percent: whether it is shown times 100.
+        decimals: how many are shown.
+        lower_is_better: whether the least is the best.
+    """
+
+    name: str
+    title: str
+    percent: bool = False
+    decimals: int = 3
+    lower_is_better: bool = False
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by to be shown."""
+        return 100 if self.percent else 1
+
+    @property
+    def heading(self) -> str:
+        """The title with its unit."""
+        return f"{self.title} %" if self.percent else self.title
+
+    @property
+    def column(self) -> str:
+        """The name with its unit, for tables with many columns."""
+        return f"{self.name} %" if self.percent else self.name
+
+    @property
+    def axis(self) -> str:
+        """The label of a figure's axis."""
+        if self.lower_is_better:
+            return f"{self.name}, less is better"
+        return f"{self.name}, %" if self.percent else self.name
+
+    def shown(self, value: float | None, sign: str = "") -> str:
+        """A value for people; `sign="+"` for a difference."""
+        if value is None or not math.isfinite(value):
+            return NOT_FINITE
+        return f"{self.scale * value:{sign}.{self.decimals}f}"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", percent=True, decimals=1),
+        Metric("accuracy_norm", "per character", percent=True, decimals=1),
+        Metric("accuracy_generated", "written", percent=True, decimals=1),
+        Metric("unanswered", "unanswered", percent=True, decimals=1, lower_is_better=True),
+        Metric("nll", "neg. log-likelihood", lower_is_better=True),
+        Metric("matthews", "matthews", percent=True, decimals=1),
+        Metric("f1", "F1", percent=True, decimals=1),
+        Metric("pearson", "pearson", percent=True, decimals=1),
+        Metric("spearman", "spearman", percent=True, decimals=1),
+        Metric("captured", "captured", percent=True, decimals=1),
+        Metric("clip_i", "CLIP-I"),
+        Metric("clip_t", "CLIP-T"),
+        Metric("dino", "DINO"),
+        Metric("explained", "explained", percent=True, decimals=2),
+        Metric("noise_error", "noise error", decimals=4, lower_is_better=True),
+        Metric("mse", "mean squared error", lower_is_better=True),
+    )
+}
+"""Every metric, in the order of the columns of a table."""
+
+
+def metric_named(name: str) -> Metric:
+    """A metric; one that is not in `METRICS`, of another version's results, is shown as it is."""
+    return METRICS.get(name) or Metric(name, name)
+
+
+def in_order(names: Collection[str]) -> list[Metric]:
+    """The metrics of these names, in the order of the columns of a table, unknown ones last."""
+    known = [metric for name, metric in METRICS.items() if name in names]
+    return known + [metric_named(name) for name in names if name not in METRICS]
 
 
 def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collection[str] = ()) -> dict[str, float]:
@@ -30,7 +112,7 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
     Raises:
         ValueError: shapes that do not match, no examples, or a label outside the classes.
     """
-    with train_extra():
+    with extra("train"):
         from scipy.special import log_softmax
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -108,7 +190,7 @@ def regression_metrics(predictions: ArrayLike, labels: ArrayLike, also: Collecti
     Raises:
         ValueError: shapes that do not match, or fewer than two examples.
     """
-    with train_extra():
+    with extra("train"):
         from scipy.stats import pearsonr, spearmanr
 
     values = np.asarray(predictions, dtype=np.float64)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks._extra import train_extra
+from aurora_lora.extras import extra
 from aurora_lora.tasks.fetch import Archive, fetch
 from aurora_lora.tasks.task import SplitSizes, Task
 
@@ -142,7 +142,7 @@ def split_sentences(
 
 
 def _load_sentiment(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-    with train_extra():
+    with extra("train"):
         from datasets import ClassLabel
     splits = split_sentences(_movie_sentences(), sizes, split_seed, clear_only=True)
     labels = {name: [int(one.rating > 0) for one in split] for name, split in splits.items()}
@@ -150,7 +150,7 @@ def _load_sentiment(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
 
 
 def _load_rating(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
-    with train_extra():
+    with extra("train"):
         from datasets import Value
     splits = split_sentences(_movie_sentences(), sizes, split_seed, clear_only=False)
     labels = {name: [one.rating for one in split] for name, split in splits.items()}
@@ -165,7 +165,7 @@ def _dataset(
     splits: dict[str, list[RatedSentence]], labels: dict[str, list[Any]], label_type: Any
 ) -> datasets.DatasetDict:
     """In memory: nothing is written to the cache of `datasets`."""
-    with train_extra():
+    with extra("train"):
         from datasets import Dataset, DatasetDict, Features, Value
     features = Features({"text": Value("string"), "label": label_type})
     return DatasetDict(

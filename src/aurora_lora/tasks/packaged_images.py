@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks._extra import train_extra, vision_extra
+from aurora_lora.extras import extra
 from aurora_lora.tasks.bigbench import BIGBENCH, CIFAR10_FILE
 from aurora_lora.tasks.fetch import fetch
 from aurora_lora.tasks.hub import HubData
@@ -108,7 +108,7 @@ DIGIT_LABELS = tuple("0123456789")
 
 
 def _digits_pieces() -> dict[str, datasets.Dataset]:
-    with train_extra():
+    with extra("train"):
         from sklearn.datasets import load_digits
     found = load_digits()
     images = np.rint(found.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0 to 16
@@ -146,7 +146,7 @@ def _cifar10_pieces() -> dict[str, datasets.Dataset]:
 
 def png(image: NDArray[np.uint8]) -> bytes:
     """A PNG file of an image (height, width) or (height, width, 3)."""
-    with vision_extra():
+    with extra("vision"):
         from PIL import Image
     file = io.BytesIO()
     Image.fromarray(image).save(file, "png", compress_level=1)
@@ -155,7 +155,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 def _dataset(images: Any, labels: Sequence[int], names: Sequence[str], split: str) -> datasets.Dataset:
     """In memory: nothing is written to the cache of `datasets`."""
-    with train_extra():
+    with extra("train"):
         from datasets import ClassLabel, Dataset, Features, Image
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
     columns = {"image": [{"bytes": image, "path": None} for image in images], "label": list(labels)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks._extra import train_extra
+from aurora_lora.extras import extra
 from aurora_lora.tasks.hub import HubData, seeded_order
 from aurora_lora.tasks.task import Augment, SplitSizes, Task
 
@@ -88,7 +88,7 @@ def split_images(
     Raises:
         UserError: more images asked for than there are, or nothing left to train on.
     """
-    with train_extra():
+    with extra("train"):
         from datasets import DatasetDict
     whole = pieces["train"]
     order, found = seeded_order(len(whole), split_seed), {}

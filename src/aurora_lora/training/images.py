@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UserError
-from ..tasks._extra import vision_extra
+from ..extras import extra
 from ..tasks.task import Augment
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Stack:
 
 def plain_transform(processor: BaseImageProcessor) -> Transform:
     """For scoring: the shorter side resized to the model's, the centre cut out, normalised as the model expects."""
-    with vision_extra():
+    with extra("vision"):
         from torchvision.transforms import v2
     height, width = image_size(processor)
     made: Transform = v2.Compose(
@@ -109,7 +109,7 @@ def training_transform(processor: BaseImageProcessor, augment: Augment) -> Trans
     """
     if augment == "none":
         return plain_transform(processor)
-    with vision_extra():
+    with extra("vision"):
         from torchvision.transforms import v2
     size = image_size(processor)
     if augment == "crop-flip":
@@ -146,7 +146,7 @@ def read_image(path: Path) -> Any:
     Raises:
         UserError: the file cannot be read as one.
     """
-    with vision_extra():
+    with extra("vision"):
         from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(path) as image:

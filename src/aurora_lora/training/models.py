@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from ..errors import UserError
+from ..extras import extra
 from ..tasks import Task
-from ..tasks._extra import vision_extra
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.models import ResolvedModel, resolve_model
 
@@ -45,7 +45,7 @@ def load_image_processor(model: str) -> BaseImageProcessor:
     Raises:
         UserError: it cannot be loaded, or torchvision is missing.
     """
-    with vision_extra():
+    with extra("vision"):
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
     source = resolve_model(model)
     try:

@@ -13,8 +13,8 @@ from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 from .. import files
 from ..errors import UserError
+from ..extras import extra
 from ..methods.base import unknown
-from ..tasks._extra import vision_extra
 from ..tasks.models import MODELS, PretrainedHere
 from .finished import load_run
 from .recipe import Recipe, validate
@@ -79,7 +79,7 @@ def _make(made: PretrainedHere, work: Path, callbacks: Callbacks) -> None:
 
 def _write_start(made: PretrainedHere, folder: Path) -> None:
     """The model with random weights, always the same ones, and its image processor."""
-    with vision_extra():
+    with extra("vision"):
         from transformers import ViTImageProcessor
     size = {"height": made.vit["image_size"], "width": made.vit["image_size"]}
     processor = ViTImageProcessor(size=size, image_mean=list(made.mean), image_std=list(made.std))

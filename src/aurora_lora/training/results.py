@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from .. import files
 from ..errors import UserError
 from ..methods import MERGED, ParameterCounts
+from ..tasks.metrics import in_order
 from .recipe import RunRecipe
 from .storage import RESULT
 
@@ -30,24 +31,6 @@ _FORM_NAMES = {
     "dynamic": "trained (dynamic)",
     "static": "static (the paper's merge)",
     "calibrated": "calibrated merge",
-}
-_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "accuracy": ("accuracy %", lambda value: f"{100 * value:.1f}"),
-    "accuracy_norm": ("per character %", lambda value: f"{100 * value:.1f}"),
-    "accuracy_generated": ("written %", lambda value: f"{100 * value:.1f}"),
-    "unanswered": ("unanswered %", lambda value: f"{100 * value:.1f}"),
-    "nll": ("neg. log-likelihood", lambda value: f"{value:.3f}"),
-    "matthews": ("Matthews", lambda value: f"{value:.3f}"),
-    "f1": ("F1 %", lambda value: f"{100 * value:.1f}"),
-    "pearson": ("Pearson", lambda value: f"{value:.3f}"),
-    "spearman": ("Spearman", lambda value: f"{value:.3f}"),
-    "captured": ("captured %", lambda value: f"{100 * value:.1f}"),
-    "clip_i": ("CLIP-I", lambda value: f"{value:.3f}"),
-    "clip_t": ("CLIP-T", lambda value: f"{value:.3f}"),
-    "dino": ("DINO", lambda value: f"{value:.3f}"),
-    "explained": ("explained %", lambda value: f"{100 * value:.2f}"),
-    "noise_error": ("noise error", lambda value: f"{value:.4f}"),
-    "mse": ("mean squared error", lambda value: f"{value:.3f}"),
 }
 
 
@@ -256,23 +239,13 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable
         scores: as in result.json.
         deployed: the form to mark as such, if there are several.
     """
-    metrics = [name for name in _COLUMNS if name in next(iter(scores.values()))]
+    metrics = in_order(next(iter(scores.values())))
     rows = []
     for form, values in scores.items():
         name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
-        shown = [shown_score(metric, values[metric]) for metric in metrics]
+        shown = [metric.shown(values[metric.name]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
-    return ScoreTable(list(map(heading, metrics)), rows)
-
-
-def heading(metric: str) -> str:
-    """A metric's name for people."""
-    return _COLUMNS[metric][0]
-
-
-def shown_score(metric: str, value: float | None) -> str:
-    """A metric's value for people."""
-    return files.NOT_FINITE if value is None or not math.isfinite(value) else _COLUMNS[metric][1](value)
+    return ScoreTable([metric.heading for metric in metrics], rows)
 
 
 def versions() -> dict[str, str | None]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .results import Result, Scores, ScoreTable, examples_scored, heading, score_table, shown_score
+from ..tasks.metrics import metric_named
+from .results import Result, Scores, ScoreTable, examples_scored, score_table
 from .run import Run
 from .storage import ADAPTER, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
@@ -34,16 +35,15 @@ def print_run(console: Console, run: Run) -> None:
 
 def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:
     """The main metric of each form on each test set; a row for each set."""
-    name = result["metric"]["name"]
-    table = Table(title=heading(name), title_justify="left")
+    metric = metric_named(result["metric"]["name"])
+    table = Table(title=metric.heading, title_justify="left")
     table.add_column("test set")
     table.add_column("examples", justify="right")
     forms = list(next(iter(by_test_set.values())))
     for form in forms:
         table.add_column(form.replace("merged", result["method"]), justify="right")
     for test_set, scores in by_test_set.items():
-        values = [scores[form][name] for form in forms]
-        cells = [shown_score(name, value) for value in values]
+        cells = [metric.shown(scores[form][metric.name]) for form in forms]
         table.add_row(test_set, f"{result['metric']['examples'][test_set]:,}", *cells)
     console.print(table)
 
