@@ -1,7 +1,10 @@
 """A whole run on a tiny model: what it writes, what it refuses, and what one can do with it afterwards."""
 
+import errno
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from aurora_lora import calibrate
-from aurora_lora.errors import FormError, UserError
+from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
 from aurora_lora.training import trained as trained_module
 from aurora_lora.training.batches import Share
@@ -98,7 +101,7 @@ def test_parameter_counts(run: Run) -> None:
 
 def test_only_what_is_finished_remains(run: Run) -> None:
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"recipe.yaml", "adapter", "lora", "result.json", "reference", ".lock"}
+    assert names - {".lock"} == {"recipe.yaml", "adapter", "lora", "result.json", "reference"}
 
 
 def test_finished_run_is_not_run_again(run: Run, write_recipe: WriteRecipe) -> None:
@@ -143,8 +146,38 @@ def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> Non
     from aurora_lora.training import storage
 
     (tmp_path / "run").mkdir()
-    with storage.lock(tmp_path / "run"), pytest.raises(UserError, match="another aurora train"):
+    with storage.lock(tmp_path / "run"), pytest.raises(RunLockedError, match=f"{tmp_path}/run: another aurora train"):
         train(load_recipe(write_recipe()), tmp_path / "run")
+
+
+def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
+    from aurora_lora.training import storage
+
+    hold = "import sys, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert storage.is_locked(tmp_path)
+        holder.kill()
+        holder.wait()
+        assert not storage.is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_on_a_file_system_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    from aurora_lora.training import storage
+
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with storage.lock(tmp_path), storage.lock(tmp_path):
+        assert not storage.is_locked(tmp_path)
 
 
 @pytest.mark.parametrize(

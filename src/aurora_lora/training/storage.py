@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .. import files
 from ..errors import RunLockedError, UserError
@@ -31,6 +32,8 @@ SPLITS = "splits.json"
 UPDATES = "updates"
 """The update of the weights at each epoch, where `training.save_updates` asks for it."""
 MANIFEST = "manifest.json"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Of a file system without locks, as some of the network are: runs go on without."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -41,23 +44,20 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         RunLockedError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock
-        yield
-        return
+    # a mere file in place of a lock, as filelock offers it, would outlive a killed process
+    held = FileLock(folder / ".lock", fallback_to_soft=False)
     with plain_write_errors(folder):
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.acquire(timeout=0)
+        except Timeout as error:
+            raise RunLockedError(f"{folder}: another aurora train is writing there") from error
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunLockedError(f"{folder}: another aurora train is writing there") from error
-            # some network file systems have no locks: go on without
+            if error.errno not in _NO_LOCKS:
+                raise
+    try:
         yield
     finally:
-        os.close(handle)
+        held.release()
 
 
 def is_locked(folder: Path) -> bool:
