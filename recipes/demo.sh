@@ -11,7 +11,7 @@ run() {
     "$@"
 }
 
-run aurora train recipes/demo.yaml --output runs/demo
+run aurora train demo --output runs/demo
 run aurora merge runs/demo --form calibrated --output runs/demo/merged
 run aurora predict runs/demo/merged \
     "A warm, funny and beautifully acted film." \

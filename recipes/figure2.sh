@@ -7,9 +7,9 @@ set -eu
 mkdir -p results/figures
 targets='target_modules: [query, value]'
 for seed in ${*:-0 1}; do
-    aurora train recipes/figure2.yaml "method={name: lora, r: 2, lora_alpha: 4, $targets}" seed="$seed" --output "runs/figure2/lora-$seed"
-    aurora train recipes/figure2.yaml "method={name: moslora, r: 2, alpha: 4, $targets}" seed="$seed" --output "runs/figure2/moslora-$seed"
-    aurora train recipes/figure2.yaml seed="$seed" --output "runs/figure2/aurora-$seed"
+    aurora train figure2 "method={name: lora, r: 2, lora_alpha: 4, $targets}" seed="$seed" --output "runs/figure2/lora-$seed"
+    aurora train figure2 "method={name: moslora, r: 2, alpha: 4, $targets}" seed="$seed" --output "runs/figure2/moslora-$seed"
+    aurora train figure2 seed="$seed" --output "runs/figure2/aurora-$seed"
     aurora gap "runs/figure2/aurora-$seed"
     aurora sigma "runs/figure2/aurora-$seed"
     cp "runs/figure2/aurora-$seed/gap.json" "results/figures/gap-$seed.json"

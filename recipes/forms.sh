@@ -7,7 +7,7 @@ mkdir -p results/forms
 for seed in ${*:-0 1 2}; do
     for rate in 2e-3 5e-3 1e-2; do
         name=lr$rate-seed$seed
-        aurora train recipes/demo.yaml reference=null training.threads=1 training.learning_rate=$rate seed=$seed \
+        aurora train demo reference=null training.threads=1 training.learning_rate=$rate seed=$seed \
             --output "runs/forms/$name"
     done
 done

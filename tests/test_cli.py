@@ -136,8 +136,7 @@ def test_brackets_in_texts_and_paths_are_no_markup(aurora: Invoke, recipe: Path,
 
 
 @pytest.mark.parametrize("what", ["tasks", "methods", "models", "recipes", "suites", "studies"])
-def test_list(aurora: Invoke, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent)
+def test_list(aurora: Invoke, what: str) -> None:
     rows = json.loads(aurora("list", what, "--json").stdout)
     shown = aurora("list", what)
     assert shown.exit_code == 0
@@ -148,19 +147,59 @@ def test_list(aurora: Invoke, what: str, monkeypatch: pytest.MonkeyPatch) -> Non
         "tasks": "movie-sentiment",
         "methods": "aurora",
         "models": "minilm-l6",
-        "recipes": "recipes/demo.yaml",
+        "recipes": "demo",
         "suites": "table1 --scale hub",
-        "studies": "recipes/studies/movie-sentiment.yaml",
+        "studies": "movie-sentiment",
     }
     assert names[what] in [row["name"] for row in rows]
 
 
-def test_recipes_open_with_their_command(aurora: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent)
+def test_recipes_open_with_their_command(aurora: Invoke) -> None:
     for row in json.loads(aurora("list", "recipes", "--json").stdout):
         assert row["command"].startswith(f"aurora train {row['name']} --output ")
     for row in json.loads(aurora("list", "studies", "--json").stdout):
         assert row["command"].startswith(f"aurora sweep {row['name']} --output results/studies/")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("what", ["recipes", "studies", "models"])
+def test_a_list_fits_the_terminal_and_cuts_no_name(
+    aurora: Invoke, what: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = json.loads(aurora("list", what, "--json").stdout)
+    lines = aurora("list", what).stdout.splitlines()
+    shown = {line.split("  ")[0] for line in lines}
+    assert {row["name"] for row in rows} <= shown
+    groups = {row.get("group") for row in rows}
+    named = {row["name"] for row in rows}
+    assert all(len(line) <= columns or line in groups | named for line in lines)
+    assert max(map(len, lines)) > 0.8 * min(columns, 150)
+    text = " ".join(" ".join(lines).split())
+    assert all(row["description"].split()[-1] in text for row in rows if "title" not in row)
+
+
+def test_list_one(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = aurora("list", "recipe", "table1/base-lora-rte")
+    assert (printed.exit_code, printed.stderr) == (0, "")
+    record = json.loads(aurora("list", "recipe", "table1/base-lora-rte", "--json").stdout)
+    assert yaml_text.parse(printed.stdout, "printed") == record["recipe"]
+    assert record["command"] == "aurora train table1/base-lora-rte --output runs/hub/table1/base-lora-rte"
+    file = Path(__file__).parents[1] / "recipes" / "studies" / "digits.yaml"
+    assert aurora("list", "study", "digits").stdout == file.read_text()
+
+
+def test_names_work_from_any_folder(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(run_module, "train", lambda recipe, output, *_: seen.append(recipe) or sys.exit(3))
+    monkeypatch.chdir(tmp_path)
+    assert aurora("train", "demo", "model=none", "-o", "run").exit_code == 3
+    assert aurora("train", "table1/base-lora-rte", "-o", "run").exit_code == 3
+    assert [recipe.name for recipe in seen] == ["demo", "table1-base-lora-rte"]
+    done = aurora("sweep", "captured-effect", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "LoRA r=1: 5 runs to tune" in done.stdout
 
 
 def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
@@ -274,19 +313,26 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["report", "RUN", "--only", "curves"], "--only goes with --figures DIR"),
         (["predict", "none", "text"], "none is neither the folder of a run"),
         (["list", "task"], "did you mean 'tasks'?"),
+        (["list", "recipe"], "`aurora list recipe NAME` prints one; which?"),
+        (["list", "recipe", "table1/base-lora-rt"], "did you mean 'table1/base-lora-rte'?"),
+        (["list", "study", "digit"], "'digit' is an unknown study; did you mean 'digits'?"),
+        (["list", "recipes", "demo"], "`aurora list recipes` takes no name"),
+        (["train", "demoo", "-o", "run"], "'demoo' is an unknown recipe; did you mean 'demo'?"),
+        (["sweep", "demo", "-o", "run"], "'demo' is a recipe, not a study: aurora train demo"),
         (["trian"], "No such command 'trian'."),
-        (["train"], "Missing argument 'RECIPE.yaml'"),
+        (["train"], "Missing argument 'RECIPE'"),
         (["train", "RECIPE"], "Missing option '--output'"),
         (["train", "RECIPE", "--otput", "run"], "No such option: --otput"),
         (["gap", "RUN", "--examples", "many"], "Invalid value for '--examples'"),
-        (["list", "tasks", "more"], "unexpected extra argument"),
+        (["list", "tasks", "more", "again"], "unexpected extra argument"),
         (
             ["train", "RECIPE", "method.target_modules=[query,valu]", "-o", "run"],
             "'valu' is an unknown module; did",
         ),
         (["train", "RECIPE", "method.modules_to_save=[nope]", "-o", "run"], "modules_to_save: 'nope' is an unknown"),
         (["train", "RECIPE", "-o", LONG], "File name too long"),
-        (["train", LONG, "-o", "run"], "File name too long"),
+        (["train", LONG, "-o", "run"], "is neither a file nor a recipe of `aurora list recipes`"),
+        (["train", f"{LONG}.yaml", "-o", "run"], "File name too long"),
         (["evaluate", LONG], "File name too long"),
         (["predict", LONG, "text"], "File name too long"),
         (["report", LONG], "File name too long"),

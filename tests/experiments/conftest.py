@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import tiny
 
-from aurora_lora.training import yaml_text
+from aurora_lora.experiments.paper import SUITES
+from aurora_lora.experiments.suite import Suite
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,38 +34,42 @@ def base(model: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def recipes(tmp_path: Path, base: dict[str, Any]) -> Callable[..., Path]:
-    """Write a suite `tiny` of two methods and two tasks; gives the folder of the suites."""
+def tiny_suite(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Suite]:
+    """Make a suite of two methods and two tasks, known by its name (`tiny`) at scale packaged."""
 
-    def write(**changes: Any) -> Path:
-        folder = tmp_path / "recipes" / "tiny" / "packaged"
-        folder.mkdir(parents=True, exist_ok=True)
+    def make(name: str = "tiny", **changes: Any) -> Suite:
+        values = {field: value for field, value in base.items() if field != "name"}
         methods = {
             "aurora": {"name": "aurora", "target_modules": ["query", "value"]},
             "lora": {"name": "lora", "r": 2, "target_modules": ["query", "value"]},
         }
-        for name, method in methods.items():
-            for task in ("sentiment", "rating"):
-                recipe = {**base, "method": method, "task": {**base["task"], "name": f"tiny-{task}"}}
-                (folder / f"{name}-{task}.yaml").write_text(yaml_text.dump(recipe))
-        rows = [
+        rows = (
             {"name": "LoRA", "recipe": "lora-{column}", "params": "0.3K", "quoted": True, "scores": {"sentiment": 80}},
             {"name": "AuroRA", "recipe": "aurora-{column}", "form": "static", "scores": {"sentiment": 90}},
             {"name": "AuroRA, calibrated", "recipe": "aurora-{column}", "form": "calibrated"},
-        ]
-        suite = {
+        )
+        fields = {
             "title": "A tiny table",
-            "seeds": [0, 1],
+            "seeds": (0, 1),
             "statistic": "median",
             "note": "Tiny data.",
-            "columns": [
+            "columns": (
                 {"name": "sentiment", "label": "Sentiment", "metric": "accuracy"},
                 {"name": "rating", "label": "Rating", "metric": "pearson"},
-            ],
-            "groups": [{"name": "Tiny", "rows": rows}],
+            ),
+            "groups": ({"name": "Tiny", "rows": rows},),
+            "recipes": {
+                f"{short}-{task}": {
+                    "values": {**values, "method": method, "task": {**base["task"], "name": f"tiny-{task}"}},
+                    "words": (f"{short} on {task}.",),
+                }
+                for short, method in methods.items()
+                for task in ("sentiment", "rating")
+            },
             **changes,
         }
-        (folder / "suite.yaml").write_text(yaml_text.dump(suite))
-        return tmp_path / "recipes"
+        suite = Suite.model_validate({"name": name, "scale": "packaged", **fields})
+        monkeypatch.setitem(SUITES, name, {"packaged": lambda: suite})
+        return suite
 
-    return write
+    return make

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +15,21 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.experiments import suite as suite_module
 from aurora_lora.experiments.engines import InProcess, Workers, make_engine, outcomes
 from aurora_lora.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.experiments.reproduce import Reproduction, prepare, run
+from aurora_lora.experiments.suite import Suite
 from aurora_lora.report.paper import compare, markdown, notes, tables
 from aurora_lora.report.tables import reproduced_table
 from aurora_lora.training import storage, yaml_text
 
-Recipes = Callable[..., Path]
+MakeSuite = Callable[..., Suite]
 
 
 @pytest.fixture
-def todo(recipes: Recipes, tmp_path: Path) -> Reproduction:
-    return prepare("tiny", "packaged", tmp_path / "runs", recipes=recipes(), only=["sentiment"])
+def todo(tiny_suite: MakeSuite, tmp_path: Path) -> Reproduction:
+    tiny_suite()
+    return prepare("tiny", "packaged", tmp_path / "runs", only=["sentiment"])
 
 
 def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
@@ -64,11 +64,11 @@ def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
     assert notes(todo.suite, [calibrated]) == ["Tiny data."]
 
 
-def test_averages(recipes: Recipes, tmp_path: Path) -> None:
+def test_averages(tiny_suite: MakeSuite, tmp_path: Path) -> None:
     """Over the columns, of the medians over the seeds; only where all columns are there."""
     rows = [{"name": "LoRA", "recipe": "lora-{column}", "scores": {"sentiment": 80}, "average": 70}]
-    folder = recipes(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
-    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=folder)
+    tiny_suite(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
     made = {
         (recipe, seed): {
             "metric": {"by_form": {"merged": {"accuracy": 0.5 + 0.1 * seed, "pearson": 0.25}}},
@@ -85,11 +85,11 @@ def test_averages(recipes: Recipes, tmp_path: Path) -> None:
     assert len(compare(todo.suite, todo.cells[:1], todo.seeds, made)) == 1
 
 
-def test_both_ends_of_the_parameters_where_runs_differ(recipes: Recipes, tmp_path: Path) -> None:
+def test_both_ends_of_the_parameters_where_runs_differ(tiny_suite: MakeSuite, tmp_path: Path) -> None:
     """LoRA-drop keeps other layers on other data and from other seeds."""
     rows = [{"name": "LoRA", "recipe": "lora-{column}"}]
-    folder = recipes(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
-    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=folder)
+    tiny_suite(groups=[{"name": "Tiny", "rows": rows}], average="Avg.")
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
     made = {
         (recipe, seed): {
             "metric": {"by_form": {"merged": {"accuracy": 0.5, "pearson": 0.25}}},
@@ -294,9 +294,8 @@ def test_engine_errors(launcher: str, jobs: int | None, options: dict[str, str],
 
 
 @pytest.fixture
-def aurora(recipes: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    folder = recipes()
-    monkeypatch.setattr(suite_module, "recipes_folder", lambda: folder)
+def aurora(tiny_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    tiny_suite()
     monkeypatch.chdir(tmp_path)
     return lambda *args: CliRunner().invoke(cli.app, ["reproduce", "tiny", *map(str, args)])
 
@@ -327,11 +326,11 @@ def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp
     assert "* The paper takes these numbers from earlier work." in done.stdout
 
 
-def test_a_table_whose_runs_are_all_anothers_is_written(aurora: Callable[..., Any], tmp_path: Path) -> None:
-    tiny, other = (tmp_path / "recipes" / name / "packaged" for name in ("tiny", "other"))
-    shutil.copytree(tiny, other)
-    shared = (tiny / "suite.yaml").read_text().replace("lora-{column}", "other/lora-{column}")
-    (tiny / "suite.yaml").write_text(shared)
+def test_a_table_whose_runs_are_all_anothers_is_written(
+    aurora: Callable[..., Any], tiny_suite: MakeSuite, tmp_path: Path
+) -> None:
+    tiny_suite("other")
+    tiny_suite(groups=[{"name": "Tiny", "rows": [{"name": "LoRA", "recipe": "other/lora-{column}"}]}])
     done = aurora("--only", "other/lora-sentiment", "--seeds", "0", "training.precision=fp16")  # which fails at once
     assert done.exit_code == 1, done.output
     assert (tmp_path / "runs" / "packaged" / "tiny" / "table.md").exists()

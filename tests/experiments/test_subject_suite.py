@@ -12,10 +12,10 @@ from aurora_lora.experiments.estimate_diffusion import images
 from aurora_lora.experiments.jobs import run_job
 from aurora_lora.experiments.kinds import load_any
 from aurora_lora.experiments.machines import GPUS
+from aurora_lora.experiments.paper import SUITES
 from aurora_lora.experiments.reproduce import prepare
-from aurora_lora.experiments.suite import recipes_folder
+from aurora_lora.experiments.suite import Suite
 from aurora_lora.report.paper import compare
-from aurora_lora.training import yaml_text
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -51,7 +51,7 @@ def test_figure_4_has_the_papers_settings(tmp_path: Path) -> None:
     assert {tuple(options["target_modules"]) for options in methods.values()} == {
         ("to_q", "to_k", "to_v", "to_out.0"),
     }
-    smoke = load_any(recipes_folder() / "figure4" / "hub" / "smoke.yaml")
+    smoke = load_any("figure4/smoke")
     assert smoke.task.images == "diffusers/dog-example"
 
 
@@ -73,7 +73,7 @@ def test_the_plan_counts_without_weights(tmp_path: Path) -> None:
 
 
 def test_estimates_follow_the_settings() -> None:
-    recipe = load_any(recipes_folder() / "figure4" / "hub" / "dog-lora.yaml")
+    recipe = load_any("figure4/dog-lora")
     gpu = GPUS["L20"]
     plain = estimate(recipe, gpu)
 
@@ -93,8 +93,7 @@ def test_estimates_follow_the_settings() -> None:
 
 def test_images_are_counted_and_take_time() -> None:
     """Four prompts before the training, at five validations and in three forms; a hundred to score in each form."""
-    folder = recipes_folder() / "figure4" / "hub"
-    recipe, lora = (load_any(folder / f"dog-{name}.yaml") for name in ("aurora-paper", "lora"))
+    recipe, lora = (load_any(f"figure4/dog-{name}") for name in ("aurora-paper", "lora"))
     assert isinstance(recipe, SubjectRecipe)
     assert isinstance(lora, SubjectRecipe)
     assert (images(recipe), images(lora)) == (4 * 6 + 4 * 3 + 100 * 3, 4 * 6 + 4 + 100)
@@ -102,27 +101,26 @@ def test_images_are_counted_and_take_time() -> None:
     assert generation == pytest.approx(estimate(lora, GPUS["L20"]).parts.generation * 336 / 128)  # type: ignore[union-attr]
 
 
-def test_a_suite_runs_and_compares(tmp_path: Path) -> None:
+def test_a_suite_runs_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "diffusion"))
     import tiny_pipeline as tiny
 
     clip, dino = tiny.save_clip(tmp_path / "clip"), tiny.save_dino(tmp_path / "dino")
     model, images = tiny.save_pipeline(tmp_path / "model"), tiny.save_images(tmp_path / "subject")
-    folder = tmp_path / "recipes" / "tiny" / "packaged"
-    folder.mkdir(parents=True)
-    recipe = tiny.recipe(
+    values = tiny.recipe(
         model,
         images,
         training={"steps": 1},
         validation={"prompts": [], "inference_steps": 1},
         scores={"prompts": ["a [V] dog"], "images_per_prompt": 1, "clip": str(clip), "dino": str(dino)},
     )
-    (folder / "aurora.yaml").write_text(yaml_text.dump(recipe))
+    values.pop("name")
     rows = [{"name": form, "recipe": "aurora", "form": form} for form in ("static", "calibrated")]
     columns = [{"name": metric, "label": metric, "metric": metric} for metric in ("clip_i", "clip_t", "dino")]
-    suite = {"title": "Tiny", "seeds": [0], "columns": columns, "groups": [{"name": "dog", "rows": rows}]}
-    (folder / "suite.yaml").write_text(yaml_text.dump(suite))
-    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=tmp_path / "recipes")
+    suite = {"name": "tiny", "scale": "packaged", "title": "Tiny", "seeds": [0], "columns": columns}
+    suite |= {"groups": [{"name": "dog", "rows": rows}], "recipes": {"aurora": {"values": values, "words": ("Tiny.",)}}}
+    monkeypatch.setitem(SUITES, "tiny", {"packaged": lambda: Suite.model_validate(suite)})
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
     (job,) = todo.jobs.values()
     outcome = run_job(job)
     assert outcome.error is None

@@ -1,25 +1,28 @@
 """Suites: what cells there are, which runs they need, and the number of a cell in a result."""
 
-import subprocess
-import sys
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from transformers import AutoConfig, BertConfig
 
 from aurora_lora.errors import UserError
 from aurora_lora.experiments.architectures import architecture
+from aurora_lora.experiments.recipes import load_suite, suites
 from aurora_lora.experiments.reproduce import prepare
-from aurora_lora.experiments.suite import cells, load_suite, recipes_folder, score_of, suites
+from aurora_lora.experiments.suite import Suite, cells, score_of
 from aurora_lora.methods import METHODS
 
-Recipes = Callable[..., Path]
+MakeSuite = Callable[..., Suite]
+STUDIES = Path(__file__).parents[2] / "results" / "studies"
 
 
-def test_each_run_once(recipes: Recipes, tmp_path: Path) -> None:
-    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=recipes())
+def test_each_run_once(tiny_suite: MakeSuite, tmp_path: Path) -> None:
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
     assert len(todo.cells) == 6  # three rows, two columns
     assert sorted(todo.jobs) == [
         (f"{method}-{task}", seed)
@@ -44,15 +47,13 @@ def test_each_run_once(recipes: Recipes, tmp_path: Path) -> None:
         (["tiny"], 6),
     ],
 )
-def test_only(recipes: Recipes, only: list[str], expected: int) -> None:
-    suite, _ = load_suite("tiny", "packaged", recipes())
-    assert len(cells(suite, only)) == expected
+def test_only(tiny_suite: MakeSuite, only: list[str], expected: int) -> None:
+    assert len(cells(tiny_suite(), only)) == expected
 
 
-def test_overrides_and_seeds(recipes: Recipes, tmp_path: Path) -> None:
-    todo = prepare(
-        "tiny", "packaged", tmp_path, recipes=recipes(), seeds=[5, 5], overrides=["training.epochs=2"], only=["lora"]
-    )
+def test_overrides_and_seeds(tiny_suite: MakeSuite, tmp_path: Path) -> None:
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path, seeds=[5, 5], overrides=["training.epochs=2"], only=["lora"])
     assert list(todo.jobs) == [("lora-sentiment", 5), ("lora-rating", 5)]
     assert all(job.recipe.training.epochs == 2 for job in todo.jobs.values())
 
@@ -65,9 +66,10 @@ def test_overrides_and_seeds(recipes: Recipes, tmp_path: Path) -> None:
         ({"overrides": ["seed=7"]}, "seed is no change to the recipes: each is run with every seed of --seeds 0,1,..."),
     ],
 )
-def test_wrong_seeds(recipes: Recipes, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_seeds(tiny_suite: MakeSuite, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    tiny_suite()
     with pytest.raises(UserError) as error:
-        prepare("tiny", "packaged", tmp_path, recipes=recipes(), **changes)
+        prepare("tiny", "packaged", tmp_path, **changes)
     assert str(error.value) == message
 
 
@@ -75,7 +77,7 @@ def test_wrong_seeds(recipes: Recipes, tmp_path: Path, changes: dict[str, Any], 
     ("name", "scale", "only", "message"),
     [
         ("tinny", "packaged", [], "'tinny' is an unknown suite; did you mean 'tiny'?"),
-        ("tiny", "hub", [], "--scale: 'hub' is not allowed: tiny is there at scale packaged"),
+        ("tiny", "hub", [], "scale 'hub' is not allowed: tiny is there at scale packaged"),
         (
             "tiny",
             "packaged",
@@ -84,28 +86,20 @@ def test_wrong_seeds(recipes: Recipes, tmp_path: Path, changes: dict[str, Any], 
         ),
     ],
 )
-def test_errors(recipes: Recipes, name: str, scale: str, only: list[str], message: str, tmp_path: Path) -> None:
+def test_errors(tiny_suite: MakeSuite, name: str, scale: str, only: list[str], message: str, tmp_path: Path) -> None:
+    tiny_suite()
     with pytest.raises(UserError) as error:
-        prepare(name, scale, tmp_path, only=only, recipes=recipes())
+        prepare(name, scale, tmp_path, only=only)
     assert str(error.value) == message
 
 
-def test_a_wrong_file_names_the_field(recipes: Recipes) -> None:
-    folder = recipes(columns=[{"name": "sentiment", "label": "S", "metric": "accuracy"}])
-    load_suite("tiny", "packaged", folder)
-    folder = recipes(statistic="mode", seeds=[])
-    with pytest.raises(UserError, match=r"suite\.yaml: seeds: .*\n.*suite\.yaml: statistic: .*'median' or 'mean'"):
-        load_suite("tiny", "packaged", folder)
-    folder = recipes(seeds=[0, -1])
-    with pytest.raises(UserError, match=r"suite\.yaml: seeds\.1: .*greater than or equal to 0"):
-        load_suite("tiny", "packaged", folder)
-    folder = recipes(columns=[{"name": "other", "label": "O", "metric": "accuracy"}])
-    with pytest.raises(UserError, match="row LoRA: scores for sentiment, which is no column"):
-        load_suite("tiny", "packaged", folder)
+def test_scores_of_no_column(tiny_suite: MakeSuite) -> None:
+    with pytest.raises(ValidationError, match="row LoRA: scores for sentiment, which is no column"):
+        tiny_suite(columns=[{"name": "other", "label": "O", "metric": "accuracy"}])
 
 
-def test_score_of(recipes: Recipes) -> None:
-    suite, _ = load_suite("tiny", "packaged", recipes())
+def test_score_of(tiny_suite: MakeSuite) -> None:
+    suite = tiny_suite()
     static, calibrated = cells(suite, ["AuroRA"])[0], cells(suite, ["AuroRA, calibrated"])[0]
     result = {"metric": {"by_form": {"static": {"accuracy": 0.5}, "calibrated": {"accuracy": None}}}}
     assert score_of(result, static) == 50.0
@@ -135,28 +129,37 @@ def test_the_packages_own_suites_are_whole(name: str, scale: str, tmp_path: Path
             assert cell.column.test in (recipe.task.test_sets or ()), cell.recipe
 
 
-def test_the_recipes_are_as_their_script_writes_them() -> None:
-    script = recipes_folder() / "make.py"
-    checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=120)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+def test_the_rates_of_packaged_images_are_those_that_the_studies_chose() -> None:
+    """Of the method and of the head; a linear probe has the head's alone."""
+    for task, name in (("digits", "digits"), ("cifar10-10k", "cifar10")):
+        study = json.loads((STUDIES / name / "study.json").read_text())
+        method_of = {one["name"]: one["method"] for one in study["study"]["settings"]}
+        chosen = {}
+        for setting in study["settings"]:
+            method = method_of[setting["name"]]
+            chosen[method if isinstance(method, str) else method["name"]] = setting["chosen"]
+        for suite in (load_suite(f"table{number}", "packaged") for number in (3, 4, 5)):
+            for recipe in (recipe for recipe in suite.recipes if recipe.endswith(f"-{task}")):
+                training = suite.recipes[recipe].values["training"]
+                rates = chosen.pop(recipe.removesuffix(f"-{task}"))
+                head_rate = rates["training.head_learning_rate"]
+                assert training["head_learning_rate"] == head_rate, recipe
+                assert training["learning_rate"] == rates.get("training.learning_rate", head_rate), recipe
+        assert not chosen
 
 
-def test_a_run_of_another_suite_is_shared(recipes: Recipes, tmp_path: Path) -> None:
-    folder = recipes()
-    other = folder / "other" / "packaged"
-    other.mkdir(parents=True)
-    text = (folder / "tiny" / "packaged" / "suite.yaml").read_text()
-    (other / "suite.yaml").write_text(text.replace("lora-{column}", "tiny/lora-{column}"))
-    for path in (folder / "tiny" / "packaged").glob("aurora-*.yaml"):
-        (other / path.name).write_text(path.read_text())
-    todo = prepare("other", "packaged", tmp_path / "runs", recipes=folder)
+def test_a_run_of_another_suite_is_shared(tiny_suite: MakeSuite, tmp_path: Path) -> None:
+    tiny_suite()
+    rows = [{"name": "LoRA", "recipe": "tiny/lora-{column}"}, {"name": "AuroRA", "recipe": "aurora-{column}"}]
+    tiny_suite("other", groups=[{"name": "Tiny", "rows": rows}])
+    todo = prepare("other", "packaged", tmp_path / "runs")
     assert todo.jobs["tiny/lora-rating", 0].folder == tmp_path / "runs" / "tiny" / "lora-rating" / "seed0"
     assert todo.jobs["aurora-rating", 0].folder == tmp_path / "runs" / "other" / "aurora-rating" / "seed0"
     assert todo.folder == tmp_path / "runs" / "other"
 
 
-def test_hours_are_the_time_of_training(recipes: Recipes) -> None:
-    suite, _ = load_suite("tiny", "packaged", recipes(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}]))
+def test_hours_are_the_time_of_training(tiny_suite: MakeSuite) -> None:
+    suite = tiny_suite(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}])
     assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5
 
 

@@ -118,8 +118,12 @@ def reproduce(
 
 
 def sweep(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to compare, and the budget.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the study.")] = ...,  # type: ignore[assignment]
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A name that `aurora list studies` has, or a YAML file.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the study; runs/studies/NAME.")
+    ] = None,
     jobs: Jobs = None,
     launcher: LauncherOption = "local",
     settings: Settings = None,
@@ -144,6 +148,7 @@ def sweep(
     if dry_run:
         _print_plan(plan, as_json)
         return
+    output = output or Path("runs") / "studies" / plan.name
     engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu))
     check_access(str(plan.base.get("model")))
     make_models([str(plan.base.get("model"))])

@@ -2,43 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+import textwrap
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from .common import Json, print_json, stdout
+from .common import WIDTH, Json, print_json, stdout
 
-STUDIES = "studies"
+if TYPE_CHECKING:
+    from aurora_lora.experiments.recipes import Found, Kind
+
+NARROW = 24
+"""Columns that a description needs beside its name; with fewer, it stands below."""
 
 
 def list_command(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="tasks, methods, models, recipes, suites or studies.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="tasks, methods, models, recipes, suites or studies; recipe or study.")
+    ],
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of the recipe or study to print.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the tasks, methods, models, recipes, suites (tables of the paper) or studies that there are."""
+    """List the tasks, methods, models, recipes, suites (tables of the paper) or studies that there are.
+
+    `aurora list recipe NAME` and `aurora list study NAME` print one as YAML, to be changed:
+    `aurora list recipe table1/base-lora-rte > mine.yaml`.
+    """
+    from aurora_lora.errors import UserError
+    from aurora_lora.methods.base import unknown
+
+    if (kind := _KINDS.get(what)) is not None:
+        _print_one(kind, name, as_json)
+        return
     entries = _LISTS.get(what)
     if entries is None:
-        from aurora_lora.errors import UserError
-        from aurora_lora.methods.base import unknown
-
         raise UserError(f"'{what}' is an {unknown('list', _LISTS, what)}")
+    if name is not None:
+        raise UserError(f"'{name}': `aurora list {what}` takes no name, `aurora list recipe` and `study` do")
     rows = entries()
     if as_json:
         print_json(rows)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    group = None
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for row in rows:
-        if row.get("group") not in (None, group):
-            group = row["group"]
-            table.add_row(group, style="bold")
-        table.add_row(row["name"], row["description"])
-    stdout().print(table if rows else f"no {what} here")
+    console = stdout()
+    for group, of_group in groupby(rows, key=lambda row: row.get("group")):
+        if group is not None:
+            console.print(group, style="bold", highlight=False, soft_wrap=True)
+        for line in _lines([(row["name"], row.get("title") or row["description"]) for row in of_group]):
+            print(line)
+    if not rows:
+        print(f"no {what} here")
+
+
+def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
+    """Names and descriptions in the terminal's width. Names are never broken; a description is beside or below."""
+    terminal = get_terminal_size((WIDTH, 0)).columns
+    width = max(len(name) for name, _ in rows) + 2
+    beside = terminal - width >= NARROW
+    indent = width if beside else 2
+    for name, words in rows:
+        wrapped = textwrap.wrap(words, max(terminal - indent, 1), break_long_words=False, break_on_hyphens=False)
+        first = wrapped.pop(0) if wrapped and beside else ""
+        yield f"{name:{indent}}{first}".rstrip()
+        yield from (" " * indent + line for line in wrapped)
+
+
+def _print_one(kind: Kind, name: str | None, as_json: bool) -> None:
+    from aurora_lora.errors import UserError
+    from aurora_lora.experiments.recipes import find
+
+    if name is None:
+        raise UserError(f"`aurora list {kind} NAME` prints one; which?")
+    found = find(name, kind)
+    if as_json:
+        print_json({**_described(found), kind: found.values()})
+    else:
+        print(found.yaml(), end="")
 
 
 def _tasks() -> list[dict[str, Any]]:
@@ -74,46 +115,42 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    """The recipes; each one's opening comment holds its command, then a description."""
-    from aurora_lora.experiments.suite import SUITE, recipes_folder
+    from aurora_lora.experiments.recipes import named
 
-    folder = recipes_folder()
-    paths = (path for path in sorted(folder.rglob("*.yaml")) if path.name != SUITE and STUDIES not in path.parts)
-    return [_described(path) for path in paths]
+    return [_described(found) for found in named("recipe").values()]
 
 
 def _studies() -> list[dict[str, Any]]:
-    from aurora_lora.experiments.suite import recipes_folder
+    from aurora_lora.experiments.recipes import named
 
-    return [_described(path) for path in sorted((recipes_folder() / STUDIES).glob("*.yaml"))]
-
-
-def _described(path: Path) -> dict[str, Any]:
-    comment = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        comment.append(line.lstrip("# ").rstrip())
-    words = " ".join(line for line in comment[1:] if line)
-    return {"name": str(_from_here(path)), "description": words, "command": comment[0] if comment else ""}
+    return [_described(found) for found in named("study").values()]
 
 
-def _from_here(path: Path) -> Path:
-    """As one would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _described(found: Found) -> dict[str, Any]:
+    """The opening comment holds the command, then a description; a cell's first line says which it is."""
+    from aurora_lora.experiments.recipes import RecipeOfCell
+
+    command, *words = [line for line in found.opening() if line] or [""]
+    row = {"name": found.source, "description": " ".join(words), "command": command}
+    if isinstance(found, RecipeOfCell):
+        suite = found.suite
+        row |= {"group": f"{suite.title} (--scale {suite.scale})", "suite": suite.name, "scale": suite.scale}
+        row |= {"title": words[0]}
+    return row
 
 
 def _suites() -> list[dict[str, Any]]:
-    from aurora_lora.experiments.suite import load_suite, suites
+    from aurora_lora.experiments.recipes import load_suite, suites
 
     rows = []
     for name, scales in suites().items():
         for scale in scales:
-            title = load_suite(name, scale)[0].title
+            title = load_suite(name, scale).title
             rows.append({"name": f"{name} --scale {scale}", "suite": name, "scale": scale, "description": title})
     return rows
 
 
+_KINDS: dict[str, Kind] = {"recipe": "recipe", "study": "study"}
 _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "tasks": _tasks,
     "methods": _methods,

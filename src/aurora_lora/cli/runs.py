@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train; see `aurora list recipes`.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A name that `aurora list recipes` has, or a YAML file.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as training.epochs=1."),

@@ -1,4 +1,4 @@
-"""The kinds of recipes: which one a file holds, and what runs it."""
+"""The kinds of recipes: which one a recipe is of, and what runs it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from typing import TYPE_CHECKING
 
 from ..diffusion.recipe import SubjectRecipe
 from ..tasks.dreambooth import DREAMBOOTH
-from ..training.recipe import Recipe, RunRecipe, read_values, task_name, validate, validate_as
+from ..training.recipe import Recipe, RunRecipe, override, task_name, validate, validate_as
+from .recipes import Found, find
 
 if TYPE_CHECKING:
     from ..training.run import Run
 
 
-def load_any(path: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
-    """Read and validate a recipe of any kind; as `load_recipe`.
+def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
+    """Find and validate a recipe of any kind; as `load_recipe`, also by name.
 
     Raises:
-        UserError: the file cannot be read, or a value is wrong; one line for each mistake.
+        UserError: there is no such recipe, the file cannot be read, or a value is wrong; one line for each mistake.
     """
-    path = Path(path)
-    values = read_values(path, overrides)
+    return load_found(find(given, "recipe"), overrides)
+
+
+def load_found(found: Found, overrides: Sequence[str] = ()) -> RunRecipe:
+    """As `load_any`, what was found already."""
+    values = override(found.values(), overrides)
     if task_name(values) == DREAMBOOTH.name:
-        return validate_as(SubjectRecipe, values, str(path))
-    return validate(values, str(path))
+        return validate_as(SubjectRecipe, values, found.source)
+    return validate(values, found.source)
 
 
 def train_any(recipe: RunRecipe, output: Path) -> Run:

@@ -30,8 +30,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ..errors import UserError
 from ..methods.base import unknown
 from ..tasks.metrics import metric_named
-from ..training import yaml_text
 from ..training.recipe import Recipe, Section, Seed, Size, set_field, validate
+from .recipes import find
 from .runs_file import RUNS
 
 SUMMARY = "study.json"
@@ -207,14 +207,14 @@ def point(values: Mapping[str, Any]) -> str:
     )
 
 
-def load_study(path: Path | str) -> Study:
-    """Read and validate a study, and the recipe of every setting of it.
+def load_study(given: Path | str) -> Study:
+    """Find and validate a study, by its name or file, and the recipe of every setting of it.
 
     Raises:
-        UserError: the file cannot be read, or a value is wrong; one line for each mistake.
+        UserError: there is no such study, the file cannot be read, or a value is wrong; one line for each mistake.
     """
-    path = Path(path)
-    data = yaml_text.read(path)
+    found = find(given, "study")
+    path, data = found.source, found.values()
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
     try:

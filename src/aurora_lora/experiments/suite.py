@@ -1,15 +1,16 @@
 """A table or figure of the paper as data: its rows and columns, the paper's numbers, and the recipes of its cells.
 
-`recipes/<suite>/<scale>/suite.yaml`, with one recipe a cell beside it:
+    Suite(
+        name="table1",
+        scale="hub",
+        title="Table 1: GLUE with RoBERTa",
+        seeds=(0, 11111, 22222, 33333, 44444),
+        columns=(Column(name="sst2", label="SST-2", metric="accuracy"), ...),
+        groups=(Group(name="RoBERTa-Base", rows=(Row(name="LoRA", recipe="base-lora-{column}", ...), ...)), ...),
+        recipes={"base-lora-sst2": CellRecipe(values={"model": ..., "task": ...}, words=("Settings of ...",)), ...},
+    )
 
-    title: "Table 1: GLUE with RoBERTa"
-    seeds: [0, 11111, 22222, 33333, 44444]
-    statistic: median
-    columns: [{name: sst2, label: SST-2, metric: accuracy}, ...]
-    groups:
-      - name: RoBERTa-Base
-        rows:
-          - {name: LoRA, recipe: "base-lora-{column}", form: merged, params: 0.3M, quoted: true, scores: {sst2: 95.1}}
+The suites themselves are in `experiments.paper`, and found by name in `experiments.recipes`.
 """
 
 from __future__ import annotations
@@ -17,21 +18,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..errors import UserError
 from ..methods.base import unknown
-from ..training import yaml_text
-from ..training.recipe import RunRecipe, Section, Seed
-from .jobs import Job
-from .kinds import load_any
+from ..training.recipe import Section, Seed
 
-SUITE = "suite.yaml"
-SCALES = ("hub", "packaged")
 HOURS = "hours"
 
 
@@ -60,8 +54,8 @@ class Row(Section):
 
     name: str
     recipe: str
-    """Name of the cell's recipe, without `.yaml`; `{column}` stands for the column's name. `table2/lora` is one of
-    another suite, at the same scale: the run is shared."""
+    """Name of the cell's recipe; `{column}` stands for the column's name. `table2/lora` is one of another suite, at the
+    same scale: the run is shared."""
     form: str = "merged"
     params: str | None = None
     """As the paper prints it."""
@@ -80,9 +74,19 @@ class Group(Section):
     rows: Annotated[tuple[Row, ...], Field(min_length=1, strict=False)]
 
 
+class CellRecipe(Section):
+    """The recipe of a cell: its fields without `name`, and the lines that say what it is and where it comes from."""
+
+    values: dict[str, Any]
+    words: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
 class Suite(Section):
     """The whole table."""
 
+    name: str
+    scale: Literal["hub", "packaged"]
+    """The paper's models and data, or small ones from the package index."""
     title: str
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)]
     statistic: Literal["median", "mean"] = "median"
@@ -94,6 +98,8 @@ class Suite(Section):
     """What the paper ran it on."""
     note: str | None = None
     """Printed below the table."""
+    recipes: dict[str, CellRecipe]
+    """By name. It has those of its cells that are not another suite's, and may have more."""
 
     @model_validator(mode="after")
     def _known_columns(self) -> Suite:
@@ -121,39 +127,6 @@ class Cell:
     def paper(self) -> float | None:
         """The paper's number."""
         return self.row.scores.get(self.column.name)
-
-
-def recipes_folder() -> Path:
-    """Where the recipes are: in the package, or beside it in a checkout."""
-    packaged = Path(str(files("aurora_lora") / "recipes"))
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
-
-
-def suites(folder: Path | None = None) -> dict[str, list[str]]:
-    """The suites that there are, and the scales of each."""
-    found: dict[str, list[str]] = {}
-    for path in sorted((folder or recipes_folder()).glob(f"*/*/{SUITE}")):
-        found.setdefault(path.parts[-3], []).append(path.parts[-2])
-    return found
-
-
-def load_suite(name: str, scale: str, folder: Path | None = None) -> tuple[Suite, Path]:
-    """A suite and the folder of its recipes.
-
-    Raises:
-        UserError: there is no such suite, not at this scale, or its file is wrong.
-    """
-    known = suites(folder)
-    if name not in known:
-        raise UserError(f"'{name}' is an {unknown('suite', known, name)}")
-    if scale not in known[name]:
-        raise UserError(f"--scale: '{scale}' is not allowed: {name} is there at scale {' and '.join(known[name])}")
-    path = (folder or recipes_folder()) / name / scale / SUITE
-    try:
-        return Suite.model_validate(yaml_text.read(path)), path.parent
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise UserError("\n".join(f"{path}: {line}" for line in lines)) from error
 
 
 def cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
@@ -185,63 +158,6 @@ def _cells(suite: Suite) -> Iterator[Cell]:
 def _matches(cell: Cell, pattern: str) -> bool:
     names = (cell.recipe, cell.row.name, cell.column.name, cell.column.label, cell.group)
     return any(fnmatch.fnmatch(name.casefold(), pattern.casefold()) for name in names)
-
-
-def plan(
-    chosen: Sequence[Cell], seeds: Sequence[int], recipes: Path, output: Path, overrides: Sequence[str] = ()
-) -> dict[tuple[str, int], Job]:
-    """The runs that the cells need, by recipe and seed: each once, seed by seed, so that early tables are whole.
-
-    Args:
-        chosen: the cells.
-        seeds: of each.
-        recipes: the suite's folder, `<suite>/<scale>`.
-        output: folder of the runs: `output/<suite>/<recipe>/seed<N>`.
-        overrides: changes to every recipe, as in `aurora train`.
-
-    Returns:
-        The runs. Of the test sets of a recipe, those that some cell shows are scored.
-
-    Raises:
-        UserError: a recipe cannot be read.
-    """
-    loaded: dict[str, tuple[RunRecipe, Path]] = {}
-    for cell in chosen:
-        if cell.recipe not in loaded:
-            suite, _, name = cell.recipe.rpartition("/")
-            suite = suite or recipes.parent.name
-            path = recipes.parents[1] / suite / recipes.name / f"{name}.yaml"
-            loaded[cell.recipe] = load_any(path, overrides), output / suite / name
-    loaded = {name: (_narrowed(recipe, name, chosen), folder) for name, (recipe, folder) in loaded.items()}
-    return {
-        (name, seed): Job(f"{name}, seed {seed}", recipe.model_copy(update={"seed": seed}), folder / f"seed{seed}")
-        for seed in seeds
-        for name, (recipe, folder) in loaded.items()
-    }
-
-
-def _narrowed(recipe: RunRecipe, name: str, chosen: Sequence[Cell]) -> RunRecipe:
-    """The recipe with those of its test sets that its cells show; with all where a cell shows their mean."""
-    shown = {cell.column.test for cell in chosen if cell.recipe == name and cell.column.metric != HOURS}
-    sets = tuple(one for one in getattr(recipe.task, "test_sets", None) or () if one in shown)
-    if None in shown or not sets:
-        return recipe
-    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": sets})})
-
-
-def scored(chosen: Sequence[Cell], jobs: Mapping[tuple[str, int], Job]) -> list[Cell]:
-    """The cells whose test set their run scores: a change to the recipes may have left some out.
-
-    Raises:
-        UserError: none is left.
-    """
-    sets = {name: getattr(job.recipe.task, "test_sets", None) or () for (name, _), job in jobs.items()}
-    left = [cell for cell in chosen if cell.column.test is None or cell.column.test in sets[cell.recipe]]
-    if not left:
-        wanted = ", ".join(dict.fromkeys(str(cell.column.test) for cell in chosen))
-        given = ", ".join(dict.fromkeys(name for some in sets.values() for name in some))
-        raise UserError(f"task.test_sets: the wanted columns show {wanted}, and the recipes score {given} only")
-    return left
 
 
 def score_of(result: Mapping[str, Any], cell: Cell) -> float | None:

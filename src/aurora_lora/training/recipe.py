@@ -292,18 +292,20 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file cannot be read, or a value is wrong; one line for each mistake.
     """
-    return validate(read_values(Path(path), overrides), str(path))
+    return validate(override(yaml_text.read(Path(path)), overrides), str(path))
 
 
-def read_values(path: Path, overrides: Sequence[str] = ()) -> Any:
-    """The plain values of a recipe's file, changed as the overrides say, not validated yet.
+def override(data: Any, overrides: Sequence[str]) -> Any:
+    """A recipe's plain values, not validated yet, changed in place as the overrides say.
 
     Raises:
-        UserError: the file cannot be read, or an override is wrong.
+        UserError: an override is wrong.
     """
-    data = yaml_text.read(path)
-    for override in overrides if isinstance(data, dict) else ():
-        _override(data, override)
+    for one in overrides if isinstance(data, dict) else ():
+        key, equals, text = one.partition("=")
+        if not equals or not key or not all(key.split(".")):
+            raise UserError(f"'{one}' is not of the form key=value, such as training.epochs=1")
+        set_field(data, key, yaml_text.parse(text, f"'{one}'"))
     return data
 
 
@@ -332,13 +334,6 @@ def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
         return kind.model_validate(data)
     except ValidationError as error:
         raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, kind))) from error
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key or not all(key.split(".")):
-        raise UserError(f"'{override}' is not of the form key=value, such as training.epochs=1")
-    set_field(data, key, yaml_text.parse(text, f"'{override}'"))
 
 
 def set_field(data: dict[str, Any], key: str, value: Any) -> None:

@@ -159,8 +159,17 @@ def read(path: Path) -> Any:
     Raises:
         UserError: the file cannot be read or is not valid YAML.
     """
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -168,7 +177,6 @@ def read(path: Path) -> Any:
         raise UserError(f"{path}, line {line}: not UTF-8 text") from error
     except ValueError as error:  # a NUL in the path
         raise UserError(f"{str(path)!r}: {error}") from error
-    return parse(text, str(path))
 
 
 def dump(value: Any) -> str:

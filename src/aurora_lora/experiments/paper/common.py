@@ -1,0 +1,34 @@
+"""What the suites share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..suite import Row
+
+Values = dict[str, Any]
+"""Fields of a recipe, or of a part of one."""
+
+PAPER = "The paper's settings"
+OURS = "Ours, not in the paper: the method as this package recommends it, with the paper's schedule."
+SMALL_NOTE = "The method and the code of the paper's cell, on other models and data: the numbers are not comparable."
+
+
+def printed(table: str) -> list[tuple[str, list[float], str]]:
+    """The rows of a table of scores: name, numbers (the average last), parameters."""
+    rows = [line.split() for line in table.strip().splitlines()]
+    return [(row[0], [float(number) for number in row[1:-1]], row[-1]) for row in rows]
+
+
+def our_rows(paper: str, ours: str) -> tuple[Row, ...]:
+    """Beside the paper's merge: the trained form and the calibrated merge of the same runs, and our own setting."""
+    return (
+        Row(name="AuroRA, unmerged", recipe=paper, form="dynamic"),
+        Row(name="AuroRA, calibrated", recipe=paper, form="calibrated"),
+        Row(name="ours, calibrated", recipe=ours, form="calibrated"),
+    )
+
+
+def form_of(short: str) -> str:
+    """The form that a method's row has: the paper merges its own statically."""
+    return "static" if short.startswith("aurora-paper") else "merged"
