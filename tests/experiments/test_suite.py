@@ -17,7 +17,7 @@ from aurora_lora.experiments.suite import Suite, cells, score_of
 from aurora_lora.methods import METHODS
 
 MakeSuite = Callable[..., Suite]
-STUDIES = Path(__file__).parents[2] / "results" / "studies"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_each_run_once(tiny_suite: MakeSuite, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_packages_own_suites_are_whole(name: str, scale: str, tmp_path: Path
 def test_the_rates_of_packaged_images_are_those_that_the_studies_chose() -> None:
     """Of the method and of the head; a linear probe has the head's alone."""
     for task, name in (("digits", "digits"), ("cifar10-10k", "cifar10")):
-        study = json.loads((STUDIES / name / "study.json").read_text())
+        study = json.loads((RESULTS / "studies" / name / "study.json").read_text())
         method_of = {one["name"]: one["method"] for one in study["study"]["settings"]}
         chosen = {}
         for setting in study["settings"]:
@@ -146,6 +146,15 @@ def test_the_rates_of_packaged_images_are_those_that_the_studies_chose() -> None
                 assert training["head_learning_rate"] == head_rate, recipe
                 assert training["learning_rate"] == rates.get("training.learning_rate", head_rate), recipe
         assert not chosen
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "reproduce").glob("*.json")), ids=lambda path: path.stem)
+def test_the_tables_that_were_reproduced_are_of_these_cells(path: Path) -> None:
+    record = json.loads(path.read_text())
+    suite = load_suite(record["suite"], record["scale"])
+    known = {(cell.group, cell.row.name, cell.column.label, cell.recipe) for cell in cells(suite)}
+    had = {(one["group"], one["row"], one["column"], one["recipe"]) for one in record["cells"]}
+    assert {one for one in had if one[2] != suite.average} <= known
 
 
 def test_a_run_of_another_suite_is_shared(tiny_suite: MakeSuite, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from rich.console import Console
 
 from aurora_lora.errors import UserError
 from aurora_lora.experiments.engines import make_engine
+from aurora_lora.experiments.paper import SUITES
 from aurora_lora.experiments.reproduce import prepare, run
+from aurora_lora.experiments.suite import Suite
 from aurora_lora.report.paper import compare
 from aurora_lora.tasks import TASKS, SplitSizes
-from aurora_lora.training import load_run, train, yaml_text
+from aurora_lora.training import load_run, train
 from aurora_lora.training.recipe import Recipe, validate
 from aurora_lora.training.results import examples_scored
 from aurora_lora.training.summary import print_run
@@ -94,37 +96,38 @@ def test_further_sets_are_scored_without_training(of: Of, tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def suites(values: dict[str, Any], tmp_path: Path) -> Path:
+def _suite(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite with a column for each test set, all from one run."""
-    folder = tmp_path / "recipes" / "tiny" / "packaged"
-    folder.mkdir(parents=True)
-    (folder / "aurora.yaml").write_text(yaml_text.dump(values))
     columns = [{"name": name, "label": name, "metric": "accuracy", "test": name} for name in SETS]
     columns.append({"name": "hours", "label": "hours", "metric": "hours"})
     rows = [{"name": "AuroRA", "recipe": "aurora", "form": "static", "scores": dict.fromkeys(SETS, 50.0)}]
     groups = [{"name": "Tiny", "rows": rows}]
-    suite = {"title": "Tiny", "seeds": [0], "columns": columns, "groups": groups, "average": "Avg."}
-    (folder / "suite.yaml").write_text(yaml_text.dump(suite))
-    return tmp_path / "recipes"
+    recipe = {"values": {name: value for name, value in values.items() if name != "name"}, "words": ("Tiny.",)}
+    fields = {"name": "tiny", "scale": "packaged", "title": "Tiny", "seeds": [0], "average": "Avg."}
+    suite = Suite.model_validate({**fields, "columns": columns, "groups": groups, "recipes": {"aurora": recipe}})
+    monkeypatch.setitem(SUITES, "tiny", {"packaged": lambda: suite})
 
 
-def test_a_table_shows_what_the_recipes_score(suites: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_suite")
+def test_a_table_shows_what_the_recipes_score(tmp_path: Path) -> None:
     overrides = ["task.test_sets=[boolq,piqa]"]
-    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=suites, overrides=overrides)
+    todo = prepare("tiny", "packaged", tmp_path / "runs", overrides=overrides)
     assert not run(todo, make_engine("local", 1)).failed
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     assert [one.column for one in compared] == ["boolq", "piqa", "hours"]  # and no average of some
     assert all(one.ours is not None for one in compared)
 
 
-def test_a_table_without_a_column_is_refused_first(suites: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_suite")
+def test_a_table_without_a_column_is_refused_first(tmp_path: Path) -> None:
     why = r"task.test_sets: the wanted columns show siqa, and the recipes score boolq only"
     with pytest.raises(UserError, match=why):
-        prepare("tiny", "packaged", tmp_path, recipes=suites, overrides=["task.test_sets=[boolq]"], only=["siqa"])
+        prepare("tiny", "packaged", tmp_path, overrides=["task.test_sets=[boolq]"], only=["siqa"])
 
 
-def test_only_narrows_what_is_scored_and_the_rest_comes_later(suites: Path, tmp_path: Path) -> None:
-    narrow = prepare("tiny", "packaged", tmp_path / "runs", recipes=suites, only=["boolq", "hours"])
+@pytest.mark.usefixtures("_suite")
+def test_only_narrows_what_is_scored_and_the_rest_comes_later(tmp_path: Path) -> None:
+    narrow = prepare("tiny", "packaged", tmp_path / "runs", only=["boolq", "hours"])
     (job,) = narrow.jobs.values()
     assert job.recipe.task.test_sets == ("boolq",)
     assert not run(narrow, make_engine("local", 1)).failed
@@ -132,7 +135,7 @@ def test_only_narrows_what_is_scored_and_the_rest_comes_later(suites: Path, tmp_
     weights = job.folder / "adapter" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
 
-    whole = prepare("tiny", "packaged", tmp_path / "runs", recipes=suites)
+    whole = prepare("tiny", "packaged", tmp_path / "runs")
     assert [one.status() for one in whole.jobs.values()] == ["started"]
     assert not run(whole, make_engine("local", 1)).failed
     compared = compare(whole.suite, whole.cells, whole.seeds, whole.results())

@@ -1,4 +1,4 @@
-"""Runs `aurora reproduce SUITE --scale hub`, and says what its table must hold: from the files, not by the package."""
+"""Runs `aurora reproduce SUITE --scale hub`, and says what its table must hold, from the files of the runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+from aurora_lora.experiments.recipes import load_suite
+
 SMALL = (
     "training.epochs=1",
     "training.batch_size=8",
@@ -51,7 +51,7 @@ class Cell:
 
 def cells(suite: str, only: Sequence[str]) -> Iterator[Cell]:
     """The cells of a suite whose recipe matches one of the patterns."""
-    table = yaml.safe_load((RECIPES / suite / "hub" / "suite.yaml").read_text())
+    table = load_suite(suite, "hub").model_dump()
     for group in table["groups"]:
         for row in group["rows"]:
             for column in table["columns"]:

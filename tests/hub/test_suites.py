@@ -10,7 +10,7 @@ import hub_data
 import hub_models
 import hub_server
 import pytest
-from reproduced import RECIPES, SMALL, Aurora, reproduce
+from reproduced import SMALL, Aurora, reproduce
 
 pytestmark = pytest.mark.slow
 TEXTS = (*SMALL, "task.validation_size=8")
@@ -95,7 +95,7 @@ def test_figure_4(aurora: Aurora, runs: Path) -> None:
     scores = (f'scores.prompts=["{IMAGE}"]', "scores.images_per_prompt=1")
     assert len(reproduce(aurora, runs, "figure4", ["dog-*"], *SUBJECT, *scores)) == 3
     smoke = runs / "smoke"
-    done = aurora("train", RECIPES / "figure4" / "hub" / "smoke.yaml", *SUBJECT, "-o", smoke)
+    done = aurora("train", "figure4/smoke", *SUBJECT, "-o", smoke)
     assert done["status"] == 0, done["stderr"]
     assert (smoke / "grid.png").exists()
 
@@ -117,7 +117,7 @@ def test_figures_1_and_2(aurora: Aurora, runs: Path, tmp_path: Path) -> None:
         task = "task={name: cifar10, train_size: 16, validation_size: 4, test_size: 4}"
         model = "model=google/vit-base-patch16-224-in21k"
         small = [model, options, task, *SMALL[1:4], "training.epochs=2", "training.precision=fp32"]
-        done = aurora("train", RECIPES / "figure2.yaml", *small, "-o", runs / "figure2" / method)
+        done = aurora("train", "figure2", *small, "-o", runs / "figure2" / method)
         assert done["status"] == 0, done["stderr"]
     made = aurora("report", runs / "figure2", "--figures", tmp_path / "figure2", "--only", "updates")
     assert made["status"] == 0, made["stderr"]
