@@ -16,21 +16,24 @@ from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.experiments import lengths, machines, work
 from aurora_lora.experiments.estimate import Estimate, describe, estimate, time_limit
+from aurora_lora.experiments.kinds import load_any
 from aurora_lora.experiments.machines import GPUS, of_cpu, of_gpu
+from aurora_lora.experiments.recipes import suites
 from aurora_lora.experiments.reproduce import prepare
-from aurora_lora.experiments.suite import recipes_folder, suites
 from aurora_lora.experiments.work import Hours
 from aurora_lora.methods import ParameterCounts
 from aurora_lora.report.plan import plan_lines, plan_tables
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.task import SplitSizes
-from aurora_lora.training.recipe import Recipe, load_recipe, validate
+from aurora_lora.training.recipe import Recipe, validate
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def hub(path: str, *overrides: str) -> Recipe:
-    return load_recipe(recipes_folder() / f"{path}.yaml", overrides)
+def recipe_of(name: str, *overrides: str) -> Recipe:
+    recipe = load_any(name, overrides)
+    assert isinstance(recipe, Recipe)
+    return recipe
 
 
 # ---------------------------------------------------------------- the machine
@@ -127,48 +130,48 @@ def test_hours_on_a_cpu_are_those_of_the_studies() -> None:
 
 def test_lora_on_the_paper_s_gpu_takes_about_as_long_as_the_paper_says() -> None:
     """Its Table 7: 15.05 hours of training and inference."""
-    assert 0.5 < (estimate(hub("table2/hub/lora"), GPUS["L20"]).hours or 0) / 15.05 < 2
+    assert 0.5 < (estimate(recipe_of("table2/lora"), GPUS["L20"]).hours or 0) / 15.05 < 2
 
 
 def test_evaluation_counts() -> None:
     """Each form, each test set, each beam; the calibrations; each epoch."""
     gpu = GPUS["L20"]
-    lora, aurora = (work.hours(hub(f"table2/hub/{name}"), gpu) for name in ("lora", "aurora"))
+    lora, aurora = (work.hours(recipe_of(f"table2/{name}"), gpu) for name in ("lora", "aurora"))
     assert lora is not None
     assert aurora is not None
     assert aurora.generation == pytest.approx(3 * lora.generation, rel=0.01)
     assert aurora.generation > 2
     assert (lora.calibration, aurora.calibration > 0) == (0, True)
-    two = work.hours(hub("table2/hub/lora", "task.test_sets=[boolq,piqa]"), gpu)
+    two = work.hours(recipe_of("table2/lora", "task.test_sets=[boolq,piqa]"), gpu)
     assert two is not None
     assert two.generation == pytest.approx(lora.generation * (3270 + 1838) / 22_419, rel=0.01)
-    one, four = (work.hours(hub("table1/hub/base-lora-sst2", f"training.epochs={n}"), gpu) for n in (1, 4))
+    one, four = (work.hours(recipe_of("table1/base-lora-sst2", f"training.epochs={n}"), gpu) for n in (1, 4))
     assert one is not None
     assert four is not None
     assert four.evaluation == pytest.approx(one.evaluation * 5 / 2)  # and once in the end
-    by_likelihood = work.hours(hub("table2/hub/lora", "task.scorer=choices"), gpu)
+    by_likelihood = work.hours(recipe_of("table2/lora", "task.scorer=choices"), gpu)
     assert by_likelihood is not None
     assert by_likelihood.generation == 0
 
 
 def test_the_time_that_a_cluster_is_asked_for() -> None:
-    recipe = hub("table2/hub/lora")
+    recipe = recipe_of("table2/lora")
     hours = estimate(recipe, GPUS["L20"]).hours
     assert hours is not None
     assert time_limit(recipe, "L20") == pytest.approx(2 * 60 * hours, abs=1)
     assert time_limit(recipe, None) > time_limit(recipe, "L20") > time_limit(recipe, "H100")
-    assert time_limit(load_recipe(recipes_folder() / "table1/packaged/lora-movie-sentiment.yaml"), None) == 30
+    assert time_limit(recipe_of("table1/lora-movie-sentiment"), None) == 30
 
 
 # ---------------------------------------------------------------- lengths and sizes
 
 
 def test_lengths() -> None:
-    recipe = hub("table2/hub/lora")
+    recipe = recipe_of("table2/lora")
     assert 218 <= lengths.padded(recipe, 16) <= 238
     assert lengths.padded(recipe, 1) < lengths.padded(recipe, 4) < lengths.padded(recipe, 16) < 256
     assert lengths.longest(recipe) == 256
-    similarity = hub("table1/hub/base-lora-stsb")
+    similarity = recipe_of("table1/base-lora-stsb")
     assert similarity.task.max_length == 512
     assert lengths.longest(similarity, 514) == 129
     assert 60 < lengths.padded(similarity, 16) < 80
@@ -178,7 +181,7 @@ def test_lengths_of_packaged_data_are_its_own() -> None:
     """Against what the tokenizer gives."""
     from aurora_lora.training.models import load_tokenizer
 
-    recipe = hub("table1/packaged/lora-movie-sentiment")
+    recipe = recipe_of("table1/lora-movie-sentiment")
     texts = get_task("movie-sentiment").load(SplitSizes(1500, 1000, 2000), 0)["train"]["text"]
     found = [min(len(ids), 48) for ids in load_tokenizer("minilm-l6")(list(texts))["input_ids"]]
     batches = [max(found[at : at + 32]) for at in range(0, 1472, 32)]

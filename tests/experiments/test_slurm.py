@@ -9,9 +9,9 @@ import tiny
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.experiments import suite as suite_module
 from aurora_lora.experiments.engines import make_engine
 from aurora_lora.experiments.reproduce import prepare
+from aurora_lora.experiments.suite import Suite
 
 STAND_INS = {
     "sbatch": 'cp "$1" "{folder}/job.sh"; echo "Submitted batch job 7"; test "$HELD" && exit\n'
@@ -45,10 +45,9 @@ def parameters(script: Path) -> dict[str, str]:
 
 
 def test_a_job_of_slurm_asks_for_a_gpu_and_the_time_of_the_plan(
-    recipes: Callable[..., Path], slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_suite: Callable[..., Suite], slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = recipes()
-    monkeypatch.setattr(suite_module, "recipes_folder", lambda: folder)
+    tiny_suite()
     monkeypatch.chdir(tmp_path)
     run = ["reproduce", "tiny", "--only", "lora-sentiment", "--seeds", "0", "--launcher", "slurm"]
     done = CliRunner().invoke(cli.app, [*run, "--set", "slurm_partition=fast"])
@@ -69,13 +68,14 @@ def test_a_job_of_slurm_asks_for_a_gpu_and_the_time_of_the_plan(
 def test_what_is_given_counts(
     options: dict[str, str],
     asked: dict[str, str],
-    recipes: Callable[..., Path],
+    tiny_suite: Callable[..., Suite],
     slurm: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HELD", "1")
-    todo = prepare("tiny", "packaged", tmp_path / "runs", recipes=recipes())
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
     engine = make_engine("slurm", 1, {"logs": str(tmp_path / "logs"), **options}, lambda job: 1234)
     with engine.open() as submit:
         submit(next(iter(todo.jobs.values())))

@@ -67,13 +67,15 @@ def fake(job: Job) -> Outcome:
     return Outcome(job, result)
 
 
-def test_a_study(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write()
-    done = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(tmp_path / "out"), "--json"])
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "runs" / "studies" / "tiny"
+    done = CliRunner().invoke(cli.app, ["sweep", str(path), "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
     assert not summary.pop("failed")
-    assert summary == json.loads((tmp_path / "out" / "study.json").read_text())
+    assert summary == json.loads((out / "study.json").read_text())
     for setting in summary["settings"]:
         assert sorted(trial["values"]["training.learning_rate"] for trial in setting["trials"]) == RATES
         best = max(setting["trials"], key=lambda trial: trial["validation"])
@@ -82,7 +84,7 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path) -> None:
         assert setting["seeds"] == [0, 1]
         assert setting["most_params"] == setting["params"]["adapter"]
         for form, metrics in setting["by_form"].items():
-            folder = tmp_path / "out" / "runs" / {"LoRA r=2": "lora-r=2", "AuroRA": "aurora"}[setting["name"]]
+            folder = out / "runs" / {"LoRA r=2": "lora-r=2", "AuroRA": "aurora"}[setting["name"]]
             folder /= f"learning_rate={setting['chosen']['training.learning_rate']:g}"
             scores = [
                 json.loads((folder / f"seed{seed}" / "result.json").read_text())["metric"]["by_form"][form]["accuracy"]
@@ -92,12 +94,12 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path) -> None:
             assert metrics["accuracy"]["mean"] == pytest.approx(sum(scores) / 2)
     assert {form for setting in summary["settings"] for form in setting["by_form"]} >= {"merged", "calibrated"}
     # 2 settings x 2 rates on seed 0, and one more seed of the chosen
-    assert len(list((tmp_path / "out" / "runs").rglob("result.json"))) == 6
-    (section,) = load_sections([tmp_path / "out"])  # a report finds the chosen runs
+    assert len(list((out / "runs").rglob("result.json"))) == 6
+    (section,) = load_sections([out])  # a report finds the chosen runs
     for group, setting in zip(section.groups, summary["settings"], strict=True):
         assert group.scores(group.deployed, "accuracy") == setting["by_form"][group.deployed]["accuracy"]["scores"]
         assert [run["epochs"] != [] for run in group.runs] == [True, True]
-    shown = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(tmp_path / "out")])
+    shown = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(out)])
     assert shown.exit_code == 0
     assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80
     assert "tiny: 2 runs to tune each, 2 seeds" in shown.stdout

@@ -148,7 +148,7 @@ def sweep(
     if dry_run:
         _print_plan(plan, as_json)
         return
-    output = output or Path("runs") / "studies" / plan.name
+    output = output or Path("runs") / "studies" / plan.slug
     engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu))
     check_access(str(plan.base.get("model")))
     make_models([str(plan.base.get("model"))])

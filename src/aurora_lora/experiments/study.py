@@ -121,7 +121,7 @@ class Setting(Section):
     @property
     def slug(self) -> str:
         """The name as a folder."""
-        return re.sub(r"[^a-z0-9.=]+", "-", self.name.casefold()).strip("-.") or "setting"
+        return _as_folder(self.name) or "setting"
 
 
 class Side(Section):
@@ -174,6 +174,11 @@ class Study(Section):
                 raise ValueError(f"setting {setting.name}: space: {error}") from error
         return self
 
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return _as_folder(self.name) or "study"
+
     def space(self, setting: Setting) -> Space:
         """What is tuned of a setting."""
         return self.tuning.space if setting.space is None else setting.space
@@ -194,6 +199,10 @@ class Study(Section):
             set_field(values, field, value)
         values["seed"] = seed
         return validate(values, f"{self.name}, setting {setting.name}")
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^a-z0-9.=]+", "-", name.casefold()).strip("-.")
 
 
 def point(values: Mapping[str, Any]) -> str:
