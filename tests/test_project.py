@@ -78,7 +78,8 @@ def test_the_wheel_has_the_package_its_recipes_and_the_licence(unpacked: Path, t
         licence = archive.read(f"{about}/licenses/LICENSE")
         metadata = HeaderParser().parsestr(archive.read(f"{about}/METADATA").decode())
     assert {f"aurora_lora/{name}" for name in sources()} <= names
-    assert [name for name in names if fnmatch(name, "aurora_lora/*/demo.yaml")]
+    own = {f"aurora_lora/recipes/{name}" for name in files(ROOT / "recipes") if name.endswith(".yaml")}
+    assert {name for name in names if "/recipes/" in name} == own
     assert {name.partition("/")[0] for name in names} == {"aurora_lora", about}
     assert hashlib.sha256(licence).hexdigest() == APACHE_2_0
     assert metadata["License-Expression"] == "Apache-2.0"
