@@ -10,7 +10,8 @@ from torch import nn
 
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError
-from aurora_lora.methods import MERGED, METHODS, count_parameters
+from aurora_lora.forms import MERGED
+from aurora_lora.methods import METHODS, count_parameters
 from aurora_lora.methods.base import TaskType, is_head
 
 CLASSIFIERS, LANGUAGE_MODELS = ("bert", "llama"), ("llama-lm", "qwen2", "gpt2")

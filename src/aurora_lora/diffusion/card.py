@@ -7,6 +7,7 @@ from textwrap import indent
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..training import yaml_text
@@ -15,17 +16,13 @@ from ..training.results import Result, examples_scored, score_table
 from .recipe import SubjectRecipe
 
 DIFFUSERS = "https://github.com/huggingface/diffusers"
-_FORMS = {
-    "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
-    "static": "the static form, `B sigma(A) x`",
-}
 
 
 def write_lora_card(folder: Path, recipe: SubjectRecipe, result: Result, form: str) -> None:
     """Write the card of the LoRA for diffusers."""
     came = ""
     if isinstance(recipe.method.method, AuroraMethod):
-        came = f'\nIt was trained as AuroRA ("{PAPER}") and exported: it computes exactly {_FORMS[form]}.\n'
+        came = f'\nIt was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.\n'
     text = f"""
 A LoRA for [diffusers]({DIFFUSERS}); it needs no other package than PEFT beside it.
 {came}

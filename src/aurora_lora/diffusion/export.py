@@ -11,6 +11,7 @@ from torch import nn
 from .. import files
 from ..deploy import export_lora
 from ..deploy.export import DIFFUSERS_WEIGHTS, METADATA, check_replaceable, in_dtype
+from ..forms import form_named
 from ..methods.aurora import AuroraMethod
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def no_lora(method: Method, form: str) -> str | None:
     """Why a form of a method is no LoRA of diffusers; None if it is one."""
-    if form == "dynamic":
+    if not form_named(form).mergeable:
         return "the dynamic form is no linear map"
     if isinstance(method, AuroraMethod) or method.name == "lora":
         return None

@@ -13,6 +13,7 @@ from transformers import set_seed
 from aurora_lora import calibrate
 
 from .. import files
+from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
@@ -20,7 +21,7 @@ from ..training import storage, yaml_text
 from ..training.batches import divide
 from ..training.distributed import on_main, state
 from ..training.results import Result, build_result, read_result, write_result
-from ..training.run import CALIBRATED, Run, apply_method
+from ..training.run import Run, apply_method
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from ..training.trainer import reset_peak_memory
 from .card import write_adapter_card, write_lora_card

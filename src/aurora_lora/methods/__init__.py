@@ -2,7 +2,7 @@
 
 from .adalora import ADALORA
 from .aurora import AURORAS
-from .base import MERGED, Method, ParameterCounts, Sample, count_parameters, unknown
+from .base import Method, ParameterCounts, Sample, count_parameters, unknown
 from .bitfit import BITFIT
 from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
 from .dylora import DYLORA
@@ -57,7 +57,6 @@ def get_method(name: str) -> Method:
 
 
 __all__ = [
-    "MERGED",
     "METHODS",
     "Method",
     "ParameterCounts",

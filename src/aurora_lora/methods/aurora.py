@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ..forms import CALIBRATED
 from .base import Options, PeftMethod
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class AuroraMethod(PeftMethod):
     def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
         from aurora_lora.tuner import check_calibrated, set_form
 
-        if form == "calibrated":  # eval() would compute the dynamic form where there is no such matrix
+        if form == CALIBRATED:  # eval() would compute the dynamic form where there is no such matrix
             check_calibrated(model)
         context: AbstractContextManager[Any] = set_form(model, form)
         return context

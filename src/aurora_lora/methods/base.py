@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import FormError
+from ..forms import MERGED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,9 +26,6 @@ exact values, or trains some of them, which then belong in float32."""
 
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS", "TEXT_TO_IMAGE"]
 Options = Mapping[str, Any]
-
-MERGED = "merged"
-"""The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
 
 WEIGHTS_FILE = "trained.safetensors"
 """What a method without a PEFT adapter writes: the weights that were trained, and buffers."""

@@ -8,9 +8,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..errors import FormError
+from ..forms import MERGED
 from ..tuner import AuroraLayer
 from ..tuner.calibration_state import whole
-from .base import MERGED
 from .edited import AdaptedLinear
 
 Factors = tuple[Tensor, Tensor]

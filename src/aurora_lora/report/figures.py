@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..extras import extra
 from ..files import new_file, plain_write_errors
-from .tables import FORM_NAMES, Result, by_learning_rate, finite
+from ..forms import FORMS, REFERENCE_FORM
+from .tables import Result, by_learning_rate, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 
 GAP = "gap.json"
 """In the folder of a run: what `aurora gap` measured."""
-
-# Okabe and Ito's colours, which stay apart under the common colour blindnesses.
-STYLES: dict[str, dict[str, Any]] = {
-    "dynamic": {"color": "#000000", "marker": "o", "linestyle": "-"},
-    "static": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
-    "calibrated": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
-}
 
 
 def check_matplotlib() -> None:
@@ -76,22 +70,22 @@ def forms_figure(results: Sequence[Result]) -> Figure:
     """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
     groups = by_learning_rate(results)
     forms = {form for runs in groups.values() for run in runs for form in run["metric"]["by_form"]}
-    if forms != STYLES.keys():
-        raise UserError(f"the forms figure needs runs with the forms {', '.join(STYLES)}")
+    if forms != FORMS.keys():
+        raise UserError(f"the forms figure needs runs with the forms {', '.join(FORMS)}")
     figure, axes = new_figure(2, 7.2, 2.9)
     rates = list(groups)
     places = range(len(rates))
     seeds = max(map(len, groups.values()))
     panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
     for ax, (name, label, factor) in zip(axes, panels, strict=True):
-        for offset, (form, style) in zip((-0.06, 0.0, 0.06), STYLES.items(), strict=True):
-            scores = [[run["metric"]["by_form"][form][name] for run in groups[rate]] for rate in rates]
+        for offset, form in zip((-0.06, 0.0, 0.06), FORMS.values(), strict=True):
+            scores = [[run["metric"]["by_form"][form.name][name] for run in groups[rate]] for rate in rates]
             values = [_or_gap([factor * value for value in finite(found)]) for found in scores]
             means = [statistics.fmean(v) for v in values]
             errors = [[m - min(v) for m, v in zip(means, values, strict=True)]]
             errors.append([max(v) - m for m, v in zip(means, values, strict=True)])
             ax.errorbar(
-                [place + offset for place in places], means, yerr=errors, label=FORM_NAMES[form], capsize=2.5, **style
+                [place + offset for place in places], means, errors, label=form.label, capsize=2.5, **form.style
             )
         ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
         ax.set_xlabel("learning rate of the adapter")
@@ -124,9 +118,9 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
             means = [statistics.fmean(values) for values in errors]
             low = [mean - min(values) for mean, values in zip(means, errors, strict=True)]
             high = [max(values) - mean for mean, values in zip(means, errors, strict=True)]
-            ax.plot(range(len(means)), means, label=FORM_NAMES[form], **STYLES[form])
+            ax.plot(range(len(means)), means, label=FORMS[form].label, **FORMS[form].style)
             if len(gaps) > 1:
-                colour = STYLES[form]["color"]
+                colour = FORMS[form].style["color"]
                 ax.errorbar(
                     range(len(means)), means, [low, high], fmt="none", ecolor=colour, elinewidth=0.8, capsize=2.5
                 )
@@ -164,12 +158,12 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
         means = [statistics.fmean(groups[size]) for size in sizes]
         low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
         high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
-        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **STYLES["calibrated"])
+        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORMS["calibrated"].style)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel("calibration inputs")
         ax.set_ylabel(label)
-    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label="trained (dynamic)")
+    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[REFERENCE_FORM].title)
     axes[1].set_yscale("log")
     legend_above(figure, axes[0])
     return figure

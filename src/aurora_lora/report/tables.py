@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import UserError
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 from ..files import NOT_FINITE, write_text
+from ..forms import REFERENCE_FORM, form_named
 from ..tasks import Task
 from ..tasks.metrics import METRICS
 from ..training.storage import RESULT
@@ -24,13 +25,6 @@ NO_SAY = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_
 
 SHOWN = METRICS["accuracy"], METRICS["nll"]
 """Metrics of the tables of forms."""
-
-FORM_NAMES = {
-    "dynamic": "dynamic (trained)",
-    "static": "static (the paper's merge)",
-    "calibrated": "calibrated (ours)",
-    "merged": "merged",
-}
 
 
 def load_results(paths: Iterable[Path | str]) -> list[Result]:
@@ -144,17 +138,17 @@ def count(least: int, most: int) -> str:
 def forms_table(results: Sequence[Result]) -> str:
     """Accuracy and negative log-likelihood of each form by learning rate, over the seeds of a classification task."""
     lines = [
-        "| learning rate | form | accuracy % | nll | accuracy - dynamic | nll - dynamic |",
+        f"| learning rate | form | accuracy % | nll | accuracy - {REFERENCE_FORM} | nll - {REFERENCE_FORM} |",
         "|---|---|---|---|---|---|",
     ]
     for rate, runs in by_learning_rate(results).items():
         forms = [run["metric"]["by_form"] for run in runs]
         for form in forms[0]:
-            cells = [f"{rate:g}", FORM_NAMES.get(form, form)]
+            cells = [f"{rate:g}", form_named(form).label]
             cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in SHOWN]
-            if "dynamic" in forms[0] and form != "dynamic":
+            if REFERENCE_FORM in forms[0] and form != REFERENCE_FORM:
                 for m in SHOWN:
-                    pairs = [(scores[form][m.name], scores["dynamic"][m.name]) for scores in forms]
+                    pairs = [(scores[form][m.name], scores[REFERENCE_FORM][m.name]) for scores in forms]
                     gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
                     cells.append(spread(gaps, m.decimals + 1, m.scale))
             else:
@@ -234,7 +228,7 @@ def calibration_table(curve: Mapping[str, Any]) -> str:
     lines = ["| form | inputs | accuracy % | nll | KL from trained |", "|---|---|---|---|---|"]
     for form in ("dynamic", "static"):
         found = [run[form] for run in runs]
-        lines.append(_curve_row(FORM_NAMES[form], "", found))
+        lines.append(_curve_row(form_named(form).label, "", found))
     for size in sorted({record["inputs"] for record in records}):
         found = [record for record in records if record["inputs"] == size]
         lines.append(_curve_row("calibrated", f"{size:,}", found))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .figures import STYLES, new_figure
+from ..forms import FORMS
+from .figures import new_figure
 from .theory import GRADIENT_NAMES, SIGMA_NAMES
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def nonlinear_figure(record: Record) -> Figure:
     axes[0].set_xticks(range(len(found["rows"])), [row["target"] for row in found["rows"]], fontsize=8)
     axes[0].set_ylabel("unexplained, %")
     gains = [row["gain"] for row in found["gains"]]
-    for key, line in (("linear", STYLES["static"]), ("dynamic", STYLES["dynamic"])):
+    for key, line in (("linear", FORMS["static"].style), ("dynamic", FORMS["dynamic"].style)):
         axes[1].plot(gains, [100 * row[key] for row in found["gains"]], **line)
     axes[1].annotate("best linear", (gains[-1], 100 * found["gains"][-1]["linear"]), xytext=(0, 5), **_NOTE)
     axes[1].annotate("AuroRA, as trained", (gains[-1], 100 * found["gains"][-1]["dynamic"]), xytext=(0, 5), **_NOTE)

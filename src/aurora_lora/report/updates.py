@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from ..forms import MERGED
 from ..training.storage import UPDATES
 from ..training.updates import LEFT, RIGHT, saved_updates
 from .groups import Group
@@ -140,7 +141,7 @@ def _ways(group: Group) -> list[_Way]:
         with safe_open(files[0], "np") as first:
             forms = list(dict.fromkeys(name.partition("/")[0] for name in first.keys()))  # noqa: SIM118
         for form in sorted(forms, key=lambda form: form != group.deployed):
-            label = f"{group.label} ({form})" if form != "merged" else group.label
+            label = f"{group.label} ({form})" if form != MERGED else group.label
             found.append(_Way(label, form, int(run["seed"]), files))
     return found
 

@@ -11,6 +11,7 @@ from textwrap import indent
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..forms import CALIBRATED, FORMS
 from ..methods.aurora import AuroraMethod
 from ..methods.edit import EditMethod
 from ..methods.singular import MILORA
@@ -35,11 +36,6 @@ _PIPELINES = {
     "CAUSAL_LM": "text-generation",
     "FEATURE_EXTRACTION": "feature-extraction",
     "IMAGE_CLS": "image-classification",
-}
-_FORMS = {
-    "calibrated": "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
-    "static": "the static form, `B sigma(A) x`",
-    "dynamic": "the dynamic form, `B sigma(A x)`, as it was trained",
 }
 
 
@@ -112,7 +108,7 @@ def write_lora_card(folder: Path, facts: Facts, form: str) -> None:
     text = f"""
 A plain LoRA adapter for [PEFT]({PEFT}) and all that reads PEFT's LoRA; it needs no package beside PEFT.
 
-It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {_FORMS[form]}.
+It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.
 
 ## Load it
 
@@ -133,8 +129,8 @@ def _aurora(facts: Facts, no_lora: str | None) -> str:
         if no_lora is None
         else f"There is no plain LoRA beside this folder: {no_lora}."
     )
-    if form == "dynamic":
-        other = "calibrated" if "calibrated" in forms else "static"
+    if not FORMS[form].mergeable:
+        other = CALIBRATED if CALIBRATED in forms else "static"
         deploy = f'aurora_lora.set_form(model, "{other}")  # the dynamic form is no weight update\n'
         what = f"It can be neither merged nor exported; the {other} form can"
     else:
@@ -157,7 +153,7 @@ and import `aurora_lora` before `PeftModel.from_pretrained`. {beside}
 
 {_python(load)}
 
-`model.eval()` computes {_FORMS[form]}. {what}.
+`model.eval()` computes {FORMS[form].description}. {what}.
 
 ## Merge, export
 

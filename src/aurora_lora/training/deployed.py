@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
+from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..tuner import check_calibrated
 from .finished import TrainedRun
-from .run import CALIBRATED, load_trained_model, make_trainer
+from .run import load_trained_model, make_trainer
 from .storage import ADAPTER
 
 

@@ -16,7 +16,8 @@ import torch
 
 from .. import files
 from ..errors import UserError
-from ..methods import MERGED, ParameterCounts
+from ..forms import MERGED, form_named
+from ..methods import ParameterCounts
 from ..tasks.metrics import in_order
 from .recipe import RunRecipe
 from .storage import RESULT
@@ -26,12 +27,6 @@ SCHEMA = 1
 Result = dict[str, Any]
 Scores = dict[str, dict[str, float]]
 """Metrics by form."""
-
-_FORM_NAMES = {
-    "dynamic": "trained (dynamic)",
-    "static": "static (the paper's merge)",
-    "calibrated": "calibrated merge",
-}
 
 
 def build_result(
@@ -242,7 +237,7 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable
     metrics = in_order(next(iter(scores.values())))
     rows = []
     for form, values in scores.items():
-        name = method.replace("-", " ") if form == MERGED else _FORM_NAMES.get(form, form)
+        name = method.replace("-", " ") if form == MERGED else form_named(form).title
         shown = [metric.shown(values[metric.name]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
     return ScoreTable([metric.heading for metric in metrics], rows)

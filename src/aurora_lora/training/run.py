@@ -20,6 +20,7 @@ from .. import files
 from ..deploy import export_lora
 from ..errors import DIVERGED, CheckpointError, UserError
 from ..finite import check_finite
+from ..forms import CALIBRATED, form_named
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import TaskType, load_finite
@@ -52,8 +53,6 @@ from .results import (
 from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
 from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
 from .updates import UpdateRecorder
-
-CALIBRATED = "calibrated"
 
 
 @dataclass(frozen=True)
@@ -421,7 +420,7 @@ def _write_lora(folder: Path, trainer: RecipeTrainer, facts: card.Facts) -> str 
         Why there is none; None if there is one.
     """
     form = facts.result["metric"]["selected_by"]["form"]
-    if form == "dynamic":
+    if not form_named(form).mergeable:
         return "`eval()` computes the dynamic form, which is no linear map"
     try:
         with files.new_folder(folder) as partial:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..forms import MERGED
 from ..tasks.metrics import metric_named
 from .results import Result, Scores, ScoreTable, examples_scored, score_table
 from .run import Run
@@ -41,7 +42,7 @@ def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Sc
     table.add_column("examples", justify="right")
     forms = list(next(iter(by_test_set.values())))
     for form in forms:
-        table.add_column(form.replace("merged", result["method"]), justify="right")
+        table.add_column(form.replace(MERGED, result["method"]), justify="right")
     for test_set, scores in by_test_set.items():
         cells = [metric.shown(scores[form][metric.name]) for form in forms]
         table.add_row(test_set, f"{result['metric']['examples'][test_set]:,}", *cells)

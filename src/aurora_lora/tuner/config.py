@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from ..forms import FORMS
 from ..ops.anl import ACTIVATIONS, ANL
 from .fields import (
     MAX_ALPHA,
@@ -27,10 +28,7 @@ from .fields import (
 )
 from .registration import METHOD
 
-Form = Literal["dynamic", "static", "calibrated"]
-
-TRAIN_FORMS = ("dynamic", "static")
-FORMS = ("dynamic", "static", "calibrated")
+TRAIN_FORMS = tuple(name for name, form in FORMS.items() if form.trainable)
 SPLINES = ("channelwise", "summed")
 BIASES = ("none", "all", "aurora_only")
 
@@ -227,7 +225,7 @@ class AuroraConfig(PeftConfig):
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms that differ and can be evaluated: one after static training or for plain LoRA, else all three."""
-        return ("static",) if self.train_form == "static" or self.anl.is_identity else FORMS
+        return ("static",) if self.train_form == "static" or self.anl.is_identity else tuple(FORMS)
 
     @property
     def resolved_eval_form(self) -> str:

@@ -7,7 +7,8 @@ from types import TracebackType
 from torch import nn
 
 from ..errors import FormError
-from .config import FORMS, AuroraConfig
+from ..forms import FORMS
+from .config import AuroraConfig
 from .model import active_adapters, aurora_layers
 
 

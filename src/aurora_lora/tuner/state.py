@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
+from ..forms import FORMS
 from ..ops import fused, identity_weights
 from ..ops.anl import ANL
 from . import calibration_state
 from .calibration_state import whole
-from .config import FORMS, AuroraConfig
+from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters
 from .ordinary import ordinary_tensors
 from .peft_names import (

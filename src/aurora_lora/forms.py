@@ -1,0 +1,75 @@
+"""The forms of a trained adapter: how each is called and shown, and what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MERGED = "merged"
+"""The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
+CALIBRATED = "calibrated"
+"""The form that `calibrate` makes."""
+REFERENCE_FORM = "dynamic"
+"""The form that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of AuroRA.
+
+    Args:
+        name: in configs, recipes and results.
+        title: beside the scores of one run.
+        label: in tables and figures over many runs.
+        description: what it computes, for model cards.
+        trainable: whether `model.train()` can compute it.
+        mergeable: whether it is an update of the weight, which can be merged and exported.
+        style: its colour, marker and line in figures, as matplotlib takes them.
+    """
+
+    name: str
+    title: str
+    label: str
+    description: str
+    trainable: bool = False
+    mergeable: bool = True
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Okabe and Ito's colours, which stay apart under the common colour blindnesses.
+FORMS = {
+    form.name: form
+    for form in (
+        Form(
+            REFERENCE_FORM,
+            "trained (dynamic)",
+            "dynamic (trained)",
+            "the dynamic form, `B sigma(A x)`, as it was trained",
+            trainable=True,
+            mergeable=False,
+            style={"color": "#000000", "marker": "o", "linestyle": "-"},
+        ),
+        Form(
+            "static",
+            "static (the paper's merge)",
+            "static (the paper's merge)",
+            "the static form, `B sigma(A) x`",
+            trainable=True,
+            style={"color": "#D55E00", "marker": "s", "linestyle": "--"},
+        ),
+        Form(
+            CALIBRATED,
+            "calibrated merge",
+            "calibrated (ours)",
+            "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
+            style={"color": "#0072B2", "marker": "^", "linestyle": "-."},
+        ),
+    )
+}
+"""The forms of AuroRA by name, in the order in which they are evaluated and shown."""
+
+
+def form_named(name: str) -> Form:
+    """A form; `MERGED`, and those of another version's results, are called by their name."""
+    return FORMS.get(name) or Form(name, name, name, f"the {name} form")
