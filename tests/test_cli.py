@@ -337,6 +337,7 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["predict", LONG, "text"], "File name too long"),
         (["report", LONG], "File name too long"),
         (["report", "RUN", "--figures", LONG], "File name too long"),
+        (["report", "RUN", "--into", "/dev/full"], "/dev/full is no document"),
         (["report", "RUN", "--output", "/proc/figures"], "cannot write /proc/figures"),
         (["report", "RUN", "--figures", "/proc/figures"], "cannot write /proc/figures"),
         (["report", "RUN", "--html", "/proc/page.html"], "cannot write /proc/page.html"),

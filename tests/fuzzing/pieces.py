@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import resource
 import shutil
 import tempfile
 import warnings
@@ -19,6 +20,10 @@ from .world import World
 
 PIECE = 250
 """Inputs that one process draws at a time: at most."""
+
+
+MEMORY = 12 * 2**30
+"""Bytes that a process may ask for: an input that wants more is a failure, and not the machine's end."""
 
 
 def all_layers(world: World) -> list[Layer]:
@@ -49,6 +54,7 @@ def draw(
 def _prepare() -> None:
     """What a process needs: quiet libraries, and a world of its own."""
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

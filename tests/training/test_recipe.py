@@ -156,6 +156,12 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     assert str(caught.value).startswith(f"{path}{message}")
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="/dev/zero is Linux's")
+def test_a_device_without_an_end() -> None:
+    with pytest.raises(UserError, match="/dev/zero: more than 10,000,000 bytes are no recipe"):
+        load_recipe("/dev/zero")
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         load_recipe(tmp_path / "none.yaml")

@@ -163,10 +163,12 @@ def insert(path: Path, name: str, text: str) -> None:
     Raises:
         UserError: the document has no such marks.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no document")  # a device may have no end
     try:
         document = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
     if not marks.search(document):
         raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")

@@ -22,8 +22,9 @@ _CORE = {
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
 """Which plain words are which type (YAML 1.2.2, section 10.3.2)."""
-_DEPTH, _SIZE = 100, 100_000
-"""How deep a text may be nested, and how many values it may have, each counted as often as it is referred to."""
+_BYTES, _DEPTH, _SIZE = 10_000_000, 100, 100_000
+"""How long a file may be, how deep it may be nested, and how many values it may have, each counted as often as it is
+referred to."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -169,7 +170,11 @@ def read_text(path: Path) -> str:
         UserError: the file cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_BYTES + 1)  # a device may have no end
+        if len(data) > _BYTES:
+            raise UserError(f"{path}: more than {_BYTES:,} bytes are no recipe")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
