@@ -92,7 +92,9 @@ def run(layer: Layer, count: int, number: int = 0) -> Tally:
         try:
             with _time_limit():
                 verdict = layer.check(drawn)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
             tally.fail(error, drawn)
         else:
             tally.refused += verdict == "refused"

@@ -65,6 +65,11 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             resumes = ": the same command goes on where it was" if command.__name__ in RESUMABLE else ""
             complain(f"interrupted{resumes}")
             raise typer.Exit(130) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of tokenizers, in Rust: no Exception, and of no public class
+                raise
+            complain(f"a tokenizer failed, it may be damaged: {' '.join(str(error).split())}")
+            raise typer.Exit(2) from error
 
     return guarded
 
