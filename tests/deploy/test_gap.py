@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
 from aurora_lora.bench.counts import peak_bytes
-from aurora_lora.deploy import gap as gap_module
+from aurora_lora.deploy import predictions, wide
 from aurora_lora.tuner import aurora_layers
 
 
@@ -220,7 +220,7 @@ def test_a_compiled_model_is_measured_as_any_other(way):
 
 def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
     whole = merge_gap(model, labelled)
-    monkeypatch.setattr(gap_module, "CHUNK_BYTES", 3 * 8 * 32)
+    monkeypatch.setattr(wide, "CHUNK_BYTES", 3 * 8 * 32)
     pieces = merge_gap(model, labelled)
     for one, other in zip(whole.layers, pieces.layers, strict=True):
         assert one.relative_error == pytest.approx(other.relative_error, rel=1e-9)
@@ -232,8 +232,8 @@ def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
 
 
 def test_the_logits_are_widened_in_pieces(monkeypatch):
-    monkeypatch.setattr(gap_module, "CHUNK_BYTES", 2**16)
-    found = gap_module._Predictions(None)
+    monkeypatch.setattr(wide, "CHUNK_BYTES", 2**16)
+    found = predictions._Predictions(None)
     logits, reference = torch.randn(2, 1, 500, 800)
     labels = torch.randint(0, 800, (1, 500))
     bytes_of_logits = 4 * logits.numel()

@@ -6,8 +6,8 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig
-from aurora_lora.deploy.gap import _positions
 from aurora_lora.deploy.inputs import Runner
+from aurora_lora.deploy.predictions import _positions
 from aurora_lora.tuner import aurora_layers
 
 

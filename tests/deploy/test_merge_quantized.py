@@ -20,10 +20,9 @@ from aurora_lora import (
     merge_quantized,
 )
 from aurora_lora.deploy.formats import format_of
-from aurora_lora.deploy.merge_quantized import _work_bytes
 from aurora_lora.deploy.merged_weight import adapters_of, merged_weight
 from aurora_lora.deploy.moments import Target
-from aurora_lora.deploy.plan import pack
+from aurora_lora.deploy.plan import pack, rounding_bytes
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
 pytest.importorskip("bitsandbytes")
@@ -264,7 +263,7 @@ def test_llama3_8b_is_planned_within_16_gib():
     for i in range(32):
         shapes = [[(4096, 4096), (4096, 1024), (4096, 1024)], [(4096, 4096)], [(4096, 14336)] * 2, [(14336, 4096)]]
         units += [[Target(f"{i}.{d_in}.{n}", Shape(d_in, d_out)) for n, (d_in, d_out) in enumerate(u)] for u in shapes]
-    groups = pack(units, 16 * 2**30, work=_work_bytes)
+    groups = pack(units, 16 * 2**30, work=rounding_bytes)
     assert [t for group in groups for t in group] == [t for unit in units for t in unit]
     assert len(groups) <= 12
 

@@ -2,16 +2,21 @@
 
 from .calibrate import CalibrationReport, LayerCalibration, calibrate
 from .export import export_lora, lora_factors
-from .gap import EndToEndGap, LayerGap, MergeGap, merge_gap
+from .gap import MergeGap, merge_gap
+from .layer_gaps import LayerGap
+from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
+from .predictions import EndToEndGap
 
 __all__ = [
     "CalibrationReport",
     "EndToEndGap",
     "LayerCalibration",
     "LayerGap",
+    "LayerLoss",
     "LayerMerge",
     "MergeGap",
+    "MergeLoss",
     "QuantizedMerge",
     "calibrate",
     "export_lora",

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.rounding import Grid
+from ..errors import UserError
+from ..ops.rounding import Grid, InputMoment, better_grid, round_to_moment
 from ..tuner.kept import dequantized, unpacked
 from ..tuner.peft_names import QuantizationBackend
 
@@ -44,6 +45,17 @@ class Format(ABC):
     def storable(self, grid: Grid) -> Grid:
         """The grid nearest to this one that the format can store."""
         return grid
+
+    def chosen(self, weight: Tensor, S: Tensor, inputs: InputMoment) -> tuple[Tensor, Grid]:
+        """Codes and their grid, held or fitted for each block, for which E|(W_q - W) x|^2 is small.
+
+        Args:
+            weight: W, (d_out, d_in).
+            S: E[x x^T], (d_in, d_in).
+            inputs: the same, ordered and factored.
+        """
+        grid = self.storable(better_grid(weight, self.grid(), self.fitted(weight), S.diagonal()))
+        return round_to_moment(weight, inputs, grid), grid
 
     @abstractmethod
     def stored(self, codes: Tensor, grid: Grid) -> nn.Parameter:
@@ -191,3 +203,45 @@ def format_of(base_layer: Any, backend: QuantizationBackend) -> Format | None:
     if backend.backend_name == "torchao" and TorchAo.reads(base_layer.weight):
         return TorchAo(base_layer, backend)
     return None
+
+
+QUANTIZATIONS = ("nf4", "fp4", "int8")
+"""The formats of bitsandbytes that a weight can be put into."""
+
+BLOCK = 64
+"""Consecutive entries with one scale, in 4 bits: what bitsandbytes takes by default."""
+
+
+def check_quantization(name: str) -> None:
+    """Raise a UserError for an unknown format, or where bitsandbytes is missing."""
+    if name not in QUANTIZATIONS:
+        raise UserError(f"quantization '{name}' is not one of {', '.join(QUANTIZATIONS)}")
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise UserError(
+            f"quantization '{name}' needs the Python package 'bitsandbytes': pip install 'aurora-lora[quantized]'"
+        ) from error
+
+
+def format_for(name: str, weight: Tensor) -> Format:
+    """The format in which bitsandbytes holds this weight, with its default settings. Changes nothing.
+
+    Args:
+        name: one of `QUANTIZATIONS`.
+        weight: (d_out, d_in), in float32.
+    """
+    backend: Any = None  # of a layer that is only read and rounded
+    if name == "int8":
+        state = SimpleNamespace(SCB=weight.abs().amax(1))
+        return Bnb8Bit(SimpleNamespace(in_features=weight.shape[1], state=state), backend)
+    bnb: Any = importlib.import_module("bitsandbytes.functional")
+    data, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=name)
+    return Bnb4Bit(SimpleNamespace(weight=SimpleNamespace(data=data, quant_state=state)), backend)
+
+
+def name_of(found: Format) -> str:
+    """How the format of a layer is called: one of `QUANTIZATIONS`, or "torchao"."""
+    if isinstance(found, Bnb4Bit):
+        return str(found.state.quant_type)
+    return "int8" if isinstance(found, Bnb8Bit) else "torchao"

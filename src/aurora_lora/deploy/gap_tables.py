@@ -6,6 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from ..files import NOT_FINITE
@@ -13,15 +14,18 @@ from ..files import NOT_FINITE
 if TYPE_CHECKING:
     from .gap import MergeGap
 
+ROWS = 20
+"""Of the layers of merges, of which there are as many as there are adapted layers."""
+
 
 def end_to_end_table(gap: MergeGap) -> Table:
-    """One row for each form."""
+    """One row for each form, and for each merge."""
     table = Table(title=f"end to end, {gap.predictions:,} predictions", title_justify="left")
-    table.add_column("form")
+    table.add_column("merge" if gap.merges else "form")
     names = list(gap.end_to_end[0].metric)
     for name in ("KL from trained", "largest logit diff", "same argmax", *names):
         table.add_column(name, justify="right")
-    for entry in gap.end_to_end:
+    for entry in (*gap.end_to_end, *(merge.end_to_end for merge in gap.merges)):
         shown = (
             "-" if entry.kl is None else _shown(entry.kl, ".5f"),
             _shown(entry.largest_logit_difference, ".3f"),
@@ -53,6 +57,27 @@ def layer_table(gap: MergeGap) -> Table:
     for (layer, adapter), cells in rows.items():
         mark = "*" if (layer, adapter) in marked else " "
         table.add_row(f"{mark} {layer.removeprefix(shared)}", *cells)
+    return table
+
+
+def merge_table(gap: MergeGap) -> Table:
+    """One row for each of the layers that lose most in some merge, the worst first."""
+    lost: dict[str, dict[str, float]] = {}
+    for merge in gap.merges:
+        for entry in merge.layers:
+            lost.setdefault(entry.layer, {})[merge.merge] = entry.lost
+    shared = _shared_path(list(lost))
+    where = f" of {shared.removeprefix('base_model.model.').rstrip('.')}" if shared else ""
+    title = f"layers{where}: error, as a share of the adapter's effect"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("layer", overflow="fold")
+    for merge in gap.merges:
+        table.add_column(merge.merge, justify="right")
+    order = sorted(lost, key=lambda layer: max(lost[layer].values()), reverse=True)
+    for layer in order[:ROWS]:
+        table.add_row(layer.removeprefix(shared), *(_shown(value, ".2%") for value in lost[layer].values()))
+    if len(order) > ROWS:
+        table.caption = f"and {len(order) - ROWS} layers that lose less"
     return table
 
 

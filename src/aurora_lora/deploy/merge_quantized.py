@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import MethodType
 from typing import Any
@@ -14,20 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError, NotFiniteError
-from ..ops.rounding import InputMoment, better_grid, input_moment, output_error, round_to_moment
+from ..ops.rounding import InputMoment, input_moment, output_error
 from ..tuner import AuroraLayer
 from ..tuner.kept import KeptWeight
 from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 from .formats import Format, format_of
 from .inputs import Runner, as_batches
-from .merged_weight import adapters_of, merged_weight
-from .moments import Collector, LayerMoments, Target, gather
-from .passes import Passes, evaluated, memory_bound
-from .plan import plan
-from .products import CHUNK_BYTES, FLOAT64_BYTES
-
-WEIGHTS = 4 * 12
-"""Bytes of all that is held of a weight's shape while a layer is rounded, for each entry."""
+from .merged_weight import adapters_of, check_change, merged_weight
+from .moments import Collector, LayerMoments, Target, by_input, gather
+from .passes import Passes, evaluated, memory_bound, unpacked_weights
+from .plan import plan, rounding_bytes
 
 
 @dataclass(frozen=True)
@@ -105,11 +99,11 @@ def merge_quantized(
     start = time.perf_counter()
     data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     layers, others = _layers(model)
-    with evaluated(model), _unpacked(model), Runner(model) as runner:
+    with evaluated(model), unpacked_weights(model), Runner(model) as runner:
         budget, bound = memory_bound(max_memory, runner.device)
         targets = [Target(path, layer.module) for path, layer in layers.items()]
         rounded: dict[str, _Rounded] = {}
-        for group in plan(runner, targets, data, budget, True, bound, _work_bytes):
+        for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
             rounded |= _round_all(layers, gather(Collector(runner, group), data.one_pass()), damping)
     for module in others:
         module.merge()
@@ -150,33 +144,17 @@ class _Layer:
         merged = merged_weight(self.path, self.module, base, self.names)
         if not torch.isfinite(merged).all():
             raise NotFiniteError(f"{self.path}: the merged weight is not finite; the adapter seems to be broken.")
-        self._check(merged - base, S)
-        held, own = self.format.grid(), self.format.fitted(merged)
+        check_change(self.path, self.module, self.names, merged - base, S)
         if torch.equal(merged, base):
             report = LayerMerge(self.path, self.format.backend.backend_name, 0.0, 0.0)
             return _Rounded(None, report, vectors)
-        grid = self.format.storable(better_grid(merged, held, own, S.diagonal()))
-        codes = round_to_moment(merged, inputs, grid)
+        own = self.format.fitted(merged)
+        codes, grid = self.format.chosen(merged, S, inputs)
         effect = output_error(merged - base, S)
         lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
         nearest, calibrated = ((error / effect) ** 0.5 if effect > 0 else 0.0 for error in lost)
         report = LayerMerge(self.path, self.format.backend.backend_name, nearest, calibrated)
         return _Rounded(self.format.stored(codes, grid), report, vectors)
-
-    def _check(self, update: Tensor, S: Tensor) -> None:
-        """Raise a MergeError unless dW x is what the adapters add to the output, for a few x like its inputs."""
-        noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0)).to(S.device)
-        dtype = self.module.get_base_layer().weight.dtype
-        x = (noise * S.diagonal().sqrt()).to(dtype if dtype.is_floating_point else torch.float32)
-        plain = self.module.get_base_layer()(x)
-        added = (self.module(x) - plain).float()
-        expected = x.float() @ update.T
-        allowed = 0.05 * expected.norm() + 0.02 * plain.float().norm()
-        if not (added - expected).norm() <= allowed:
-            raise MergeError(
-                f"{self.path}: what its adapters ({', '.join(self.names)}) compute is no change of the weight, so they "
-                "cannot be merged."
-            )
 
     def put(self, rounded: _Rounded) -> None:
         """Let the base layer hold the weight, and keep the original for `unmerge`."""
@@ -236,38 +214,12 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Layer], list[Any]]:
 
 def _round_all(layers: dict[str, _Layer], moments: list[LayerMoments], damping: float) -> dict[str, _Rounded]:
     """Layers that share an input share its factors."""
-    by_input: dict[int, list[LayerMoments]] = {}
-    for each in moments:
-        by_input.setdefault(id(each.shared), []).append(each)
     found = {}
-    for together in by_input.values():
-        shared = together[0].shared
-        assert shared.moment is not None
-        S = shared.moment.div_(shared.vectors).float()
-        shared.moment = None
+    for S, together in by_input(moments):
         inputs = input_moment(S, damping)
         for each in together:
             found[each.target.name] = layers[each.target.name].rounded(S, inputs, each.vectors)
     return found
-
-
-def _work_bytes(targets: Iterable[Target]) -> int:
-    """Memory beside the moments: of one layer its moment ordered and factored, and its weight some times over."""
-    needs = [3 * FLOAT64_BYTES * t.d_in**2 + WEIGHTS * t.d_in * t.module.get_base_layer().out_features for t in targets]
-    return int(max(needs)) + 2 * CHUNK_BYTES
-
-
-@contextmanager
-def _unpacked(model: nn.Module) -> Iterator[None]:
-    """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call, which rounds their scales."""
-    packing: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
-    try:
-        for module in packing:
-            module.support_avx512bf16_for_cpu = False
-        yield
-    finally:
-        for module in packing:
-            module.support_avx512bf16_for_cpu = True
 
 
 def _warn(report: QuantizedMerge) -> None:

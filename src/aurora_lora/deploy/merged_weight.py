@@ -43,6 +43,30 @@ def merged_weight(path: str, layer: BaseTunerLayer, weight: Tensor, names: Seque
     return merged
 
 
+def check_change(path: str, layer: Any, names: Sequence[str], update: Tensor, S: Tensor) -> None:
+    """Raise a MergeError unless dW x is what the adapters add to the output, for a few x like its inputs.
+
+    Args:
+        path: names the layer in the error.
+        layer: of any method of PEFT on a linear layer.
+        names: of its adapters.
+        update: dW, (d_out, d_in).
+        S: E[x x^T], (d_in, d_in).
+    """
+    noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0)).to(S.device)
+    dtype = layer.get_base_layer().weight.dtype
+    x = (noise * S.diagonal().sqrt()).to(dtype if dtype.is_floating_point else torch.float32)
+    plain = layer.get_base_layer()(x)
+    added = (layer(x) - plain).float()
+    expected = x.float() @ update.T
+    allowed = 0.05 * expected.norm() + 0.02 * plain.float().norm()
+    if not (added - expected).norm() <= allowed:
+        raise MergeError(
+            f"{path}: what its adapters ({', '.join(names)}) compute is no change of the weight, so they cannot be "
+            "merged."
+        )
+
+
 def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
     if isinstance(layer, AuroraLayer):
         return weight + layer.get_delta_weight(name).to(weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -38,7 +38,19 @@ class Target:
     def d_in(self) -> int:
         """Length of the vectors that the weight acts on."""
         layer = self.module
-        return int(layer.d_in if hasattr(layer, "d_in") else layer.get_base_layer().in_features)
+        return int(layer.d_in if hasattr(layer, "d_in") else linear_shape(layer.get_base_layer())[1])
+
+    @property
+    def d_out(self) -> int:
+        """Length of the vectors that it gives."""
+        return linear_shape(self.module.get_base_layer())[0]
+
+
+def linear_shape(base_layer: Any) -> tuple[int, int]:
+    """(d_out, d_in) of a linear layer, or of a Conv1D of Transformers, whose weight lies the other way round."""
+    if hasattr(base_layer, "in_features"):
+        return int(base_layer.out_features), int(base_layer.in_features)
+    return int(base_layer.nf), int(base_layer.nx)
 
 
 @dataclass
@@ -280,6 +292,18 @@ def gather(collector: Collector, batches: Iterable[Batch]) -> list[LayerMoments]
     """Run all batches with the collector's hooks in place; the moments of its targets."""
     collector.run_all(batches)
     return collector.finish()
+
+
+def by_input(moments: Iterable[LayerMoments]) -> Iterator[tuple[Tensor, list[LayerMoments]]]:
+    """E[x x^T] (d_in, d_in) in float32, and the layers that share it; the sums are gone then."""
+    groups: dict[int, list[LayerMoments]] = {}
+    for each in moments:
+        groups.setdefault(id(each.shared), []).append(each)
+    for together in groups.values():
+        shared = together[0].shared
+        S = _moment(shared).div_(shared.vectors).float()
+        shared.moment = None
+        yield S, together
 
 
 def several_processes() -> bool:

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import psutil
@@ -37,6 +38,19 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+@contextmanager
+def unpacked_weights(model: nn.Module) -> Iterator[None]:
+    """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call, which rounds their scales."""
+    packing: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    try:
+        for module in packing:
+            module.support_avx512bf16_for_cpu = False
+        yield
+    finally:
+        for module in packing:
+            module.support_avx512bf16_for_cpu = True
 
 
 def _is_compiled(module: nn.Module) -> bool:

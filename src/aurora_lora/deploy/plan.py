@@ -27,6 +27,16 @@ def work_bytes(targets: Iterable[Target]) -> int:
     return max(2 * FLOAT64_BYTES * t.d_in**2 for t in targets) + 2 * CHUNK_BYTES
 
 
+WEIGHTS = 4 * 12
+"""Bytes of all that is held of a weight's shape while a layer is rounded, for each entry."""
+
+
+def rounding_bytes(targets: Iterable[Target]) -> int:
+    """Memory beside the moments: of one layer its moment ordered and factored, and its weight some times over."""
+    needs = [3 * FLOAT64_BYTES * t.d_in**2 + WEIGHTS * t.d_in * t.d_out for t in targets]
+    return int(max(needs)) + 2 * CHUNK_BYTES
+
+
 def plan(
     runner: Runner,
     targets: list[Target],

@@ -1,0 +1,110 @@
+"""What each linear form loses in each layer of AuroRA, summed over the inputs that reach it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import CalibrationError
+from ..tuner import AuroraLayer, active_adapters, aurora_layers
+from .inputs import Runner
+from .wide import wide, wide_pieces
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """One adapter of one layer, in one linear form, over the inputs x that reach it in the trained model."""
+
+    layer: str
+    adapter: str
+    form: str
+    relative_error: float
+    """|B sigma(Ax) - B M x| / |B sigma(Ax)|, both norms over all inputs: 0 is exact, 1 is as bad as leaving it out."""
+    explained_variance: float
+    """1 - E|B sigma(Ax) - B M x|^2 / E|B sigma(Ax) - its mean|^2; negative where the mean alone would do better."""
+
+
+class FormSums:
+    """While entered, sums the squared errors of each layer's linear maps over the inputs that reach it."""
+
+    def __init__(self, model: nn.Module, runner: Runner, forms: list[str]) -> None:
+        self.runner = runner
+        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.layers: dict[tuple[str, str], _LayerSums] = {}
+        names = active_adapters(model)
+        for path, layer in aurora_layers(model):
+            for name in names:
+                if name in layer.aurora_A and layer.has_forms:  # an embedding merges exactly
+                    self.layers[path, name] = _LayerSums(layer, name, forms)
+
+    def __enter__(self) -> FormSums:
+        for entry in self.layers.values():
+            self.hooks.append(entry.layer.register_forward_pre_hook(self._hook(entry), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
+
+    def _hook(self, entry: _LayerSums) -> Any:
+        def measure(module: AuroraLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entry.add(self.runner.vectors(module, args[0] if args else kwargs["x"]))
+
+        return measure
+
+    def result(self) -> tuple[LayerGap, ...]:
+        return tuple(gap for (path, name), entry in self.layers.items() for gap in entry.result(path, name))
+
+
+class _LayerSums:
+    """The sums of one adapter of one layer. |B v|^2 = v^T (B^T B) v is taken in the rank space."""
+
+    def __init__(self, layer: AuroraLayer, name: str, forms: list[str]) -> None:
+        self.layer, self.name = layer, name
+        factors = {form: layer.get_factors(name, form) for form in forms}
+        self.matrices = {form: wide(lora_A) for form, (lora_A, _) in factors.items()}
+        B = wide(factors[forms[0]][1])  # s B: the scale drops out of every ratio
+        self.gram = B.T @ B
+        self.n = 0
+        self.power = 0.0
+        self.mean = B.new_zeros(B.shape[1])
+        self.errors = dict.fromkeys(forms, 0.0)
+
+    def _square(self, v: Tensor) -> float:
+        return float(((v @ self.gram) * v).sum())
+
+    def add(self, x: Tensor) -> None:
+        A = self.layer.aurora_A[self.name]
+        x = self.layer._cast_input_dtype(x, A.dtype)
+        sigma = self.layer.sigma(self.name, functional.linear(x, A))  # (n, r)
+        sigma = wide(sigma)
+        self.n += len(sigma)
+        self.power += self._square(sigma)
+        self.mean += sigma.sum(0)
+        for piece, inputs in wide_pieces(sigma, x):
+            for form, M in self.matrices.items():
+                self.errors[form] += self._square(piece - inputs @ M.T)
+
+    def result(self, path: str, name: str) -> list[LayerGap]:
+        if self.n == 0:
+            raise CalibrationError(f"No input reached {path}: the inputs of merge_gap must use every adapted layer.")
+        if not math.isfinite(self.power):
+            raise CalibrationError(f"The adapter of {path} gives no finite numbers: is the model or a batch broken?")
+        mean = self.mean / self.n
+        variance = self.power - self.n * self._square(mean[None])
+        return [
+            LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, 1 - _ratio(error, variance))
+            for form, error in self.errors.items()
+        ]
+
+
+def _ratio(error: float, power: float) -> float:
+    """Non-negative up to rounding; an adapter that does nothing (B = 0) loses nothing. NaN of what is not finite."""
+    if not math.isfinite(error) or not math.isfinite(power):
+        return math.nan
+    return max(error, 0.0) / power if power > 0 else 0.0

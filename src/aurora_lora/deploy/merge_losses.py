@@ -1,0 +1,301 @@
+"""What the merges of an adapter lose: in each layer, and end to end; each is tried on copies of single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import CalibrationError, MergeError, NotFiniteError
+from ..ops.rounding import Grid, input_moment, output_error
+from ..tuner import AuroraLayer
+from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+from .formats import Format, format_for, format_of, name_of
+from .inputs import Runner
+from .merged_weight import adapters_of, check_change, merged_weight
+from .moments import Collector, Target, by_input, gather, linear_shape
+from .passes import Passes, memory_bound, unpacked_weights
+from .plan import plan, rounding_bytes
+from .predictions import EndToEndGap, Metric, Variants, compare
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What a merge loses in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out."""
+
+    layer: str
+    lost: float
+    """sqrt(E|(W_q - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_q the weight that the merge gives."""
+
+
+@dataclass(frozen=True)
+class MergeLoss:
+    """What one kind of merge loses."""
+
+    merge: str
+    """The dtype of the merged weights, or their format and how they were rounded to it: nearest or calibrated."""
+    layers: tuple[LayerLoss, ...]
+    """The worst first."""
+    end_to_end: EndToEndGap
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A kind of merge.
+
+    Args:
+        name: of the merge.
+        dtype: of the merged weight; None is the one that the layer has.
+        quantization: its format instead; see `formats`.
+        calibrated: not the nearest values, but those that keep the layer's outputs.
+    """
+
+    name: str
+    dtype: torch.dtype | None = None
+    quantization: str | None = None
+    calibrated: bool = False
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A linear layer with active adapters of any method.
+
+    Args:
+        path: in the model.
+        module: PEFT's layer.
+        names: its active adapters.
+        format: of its weight if that is quantised.
+    """
+
+    path: str
+    module: Any
+    names: list[str]
+    format: Format | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in; float32 of a quantised one that does not say."""
+        base = self.module.get_base_layer()
+        found = base.weight.dtype if self.format is None else getattr(base, "compute_dtype", None)
+        return found or torch.float32
+
+    def _upright(self, weight: Tensor) -> Tensor:
+        """(d_out, d_in), from how the layer has it, or the other way round."""
+        return weight.T if hasattr(self.module.get_base_layer(), "nf") else weight  # a Conv1D of Transformers
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """W0 and W = W0 + dW, (d_out, d_in) in float32.
+
+        Raises:
+            MergeError, NotFiniteError: see `merge_gap`.
+        """
+        held = self.module.get_base_layer().weight.data.float() if self.format is None else self.format.dense()
+        merged = merged_weight(self.path, self.module, held, self.names)
+        if not torch.isfinite(merged).all():
+            raise NotFiniteError(f"{self.path}: the merged weight is not finite; the adapter seems to be broken.")
+        return self._upright(held).contiguous(), self._upright(merged).contiguous()
+
+    def in_dtype(self, dtype: torch.dtype | None, exact: Tensor) -> Tensor:
+        """The weight (d_out, d_in) that a merge into a base of this dtype gives, rounded as the layer does."""
+        dtype = dtype or self.dtype
+        if isinstance(self.module, AuroraLayer) or dtype == torch.float32:
+            return exact.to(dtype).float()
+        held = self.module.get_base_layer().weight.data if self.format is None else self.format.dense()
+        return self._upright(merged_weight(self.path, self.module, held.to(dtype), self.names)).contiguous()
+
+    def format_named(self, name: str, exact: Tensor) -> Format:
+        """Its own format if that is the one, or else a new one for the merged weight."""
+        if self.format is not None and name_of(self.format) == name:
+            return self.format
+        return format_for(name, exact)
+
+
+def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
+    """The layers of a model with active adapters.
+
+    Raises:
+        CalibrationError: one is merged, or its adapters are switched off.
+        MergeError: one whose merges cannot be measured.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer) or not (names := adapters_of(module)):
+            continue
+        if module.merged:
+            raise CalibrationError(f"{path} is merged: call unmerge_adapter() before merge_gap.")
+        if module.disable_adapters:
+            raise CalibrationError(f"The adapters of {path} are switched off: enable them before merge_gap.")
+        found.append(AdaptedLayer(path, module, names, _format(path, module, model)))
+    return found
+
+
+def _format(path: str, module: Any, model: nn.Module) -> Format | None:
+    base: Any = module.get_base_layer()
+    backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
+    if backend is not None:
+        if (known := format_of(base, backend)) is None:
+            raise MergeError(f"{path}: merge_gap cannot read a weight quantised by {backend.backend_name}.")
+        return known
+    if not isinstance(base, nn.Linear) and not hasattr(base, "nf"):
+        raise MergeError(f"{path}: merge_gap measures merges of linear layers, not of {type(base).__name__}.")
+    if base.weight.is_meta:
+        raise MergeError(f"{path}: its weight is not in memory: load the whole model to measure merges.")
+    return None
+
+
+class MergeSums:
+    """Tries merges of some layers.
+
+    Args:
+        layers: all adapted layers of a model.
+        quantizations: the formats to merge into, beside the base's own format or dtype and bfloat16.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> None:
+        self.layers = {layer.path: layer for layer in layers}
+        self.merges = _merges(layers, quantizations)
+        self._chosen: dict[tuple[str, str], tuple[Tensor, Grid]] = {}  # by merge and layer: codes, and their grid
+        self._lost: dict[str, list[LayerLoss]] = {merge.name: [] for merge in self.merges}
+
+    def measure(self, runner: Runner, data: Passes, calibration: Passes | None) -> None:
+        """Choose the calibrated weights by the inputs of `calibration`, and take each layer's losses over `data`."""
+        if calibration is not None and any(merge.calibrated for merge in self.merges):
+            for S, layers in self._moments(runner, calibration):
+                self._calibrate(S, layers)
+        for S, layers in self._moments(runner, data):
+            if calibration is None:
+                self._calibrate(S, layers)
+            for layer in layers:
+                self._measure(S, layer)
+
+    def _moments(self, runner: Runner, data: Passes) -> Iterator[tuple[Tensor, list[AdaptedLayer]]]:
+        """E[x x^T], with the layers that have these inputs."""
+        targets = [Target(path, layer.module) for path, layer in self.layers.items()]
+        budget, bound = memory_bound(None, runner.device)
+        with unpacked_weights(runner.model):
+            for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
+                for S, together in by_input(gather(Collector(runner, group), data.one_pass())):
+                    yield S, [self.layers[each.target.name] for each in together]
+
+    def _calibrate(self, S: Tensor, layers: Sequence[AdaptedLayer]) -> None:
+        merges = [merge for merge in self.merges if merge.calibrated]
+        if not merges:
+            return
+        inputs = input_moment(S)
+        for layer in layers:
+            held, exact = layer.weights()
+            for merge in merges:
+                assert merge.quantization is not None
+                own = layer.format_named(merge.quantization, exact)
+                if own is layer.format and torch.equal(held, exact):
+                    continue  # nothing to merge: the weight stays what it is
+                codes, grid = own.chosen(exact, S, inputs)
+                self._chosen[merge.name, layer.path] = codes.to(torch.uint8), grid
+
+    def _measure(self, S: Tensor, layer: AdaptedLayer) -> None:
+        held, exact = layer.weights()
+        check_change(layer.path, layer.module, layer.names, exact - held, S)
+        effect = output_error(exact - held, S)
+        for merge in self.merges:
+            error = output_error(self._weight(merge, layer, held, exact) - exact, S)
+            share = (error / effect) ** 0.5 if effect > 0 else 0.0 if error == 0 else float("inf")
+            self._lost[merge.name].append(LayerLoss(layer.path, share))
+
+    def _weight(self, merge: Merge, layer: AdaptedLayer, held: Tensor, exact: Tensor) -> Tensor:
+        """W_q, (d_out, d_in) in float32."""
+        if merge.quantization is None:
+            return layer.in_dtype(merge.dtype, exact)
+        own = layer.format_named(merge.quantization, exact)
+        if own is layer.format and torch.equal(held, exact):
+            return held
+        if merge.calibrated:
+            codes, grid = self._chosen[merge.name, layer.path]
+            return grid.dequantised(codes.int())
+        grid = own.fitted(exact)
+        return grid.dequantised(grid.round(exact))
+
+    def layers_of(self, merge: str) -> tuple[LayerLoss, ...]:
+        """What a merge loses in each layer, the worst first."""
+        return tuple(sorted(self._lost[merge], key=lambda loss: loss.lost, reverse=True))
+
+    def compare(
+        self, runner: Runner, data: Passes, reference: Variants, metric: Metric | None
+    ) -> tuple[tuple[EndToEndGap, ...], int]:
+        """The predictions of each merge beside those of the reference, which comes first.
+
+        As many merges at once as half of the free memory holds, with a pass over the inputs for each such group.
+        """
+        entry = sum(FLOAT32_BYTES * d_out * d_in for d_out, d_in in map(_shape, self.layers.values()))
+        at_once = max(1, memory_bound(None, runner.device)[0] // entry)
+        found: dict[str, EndToEndGap] = {}
+        n = 0
+        for start in range(0, len(self.merges), at_once):
+            variants = dict(reference) | {m.name: self._variant(m) for m in self.merges[start : start + at_once]}
+            with unpacked_weights(runner.model):
+                ends, n = compare(runner, data.one_pass(), variants, metric, perplexity=True)
+            found |= {end.form: end for end in ends}
+        return tuple(found.values()), n
+
+    def _variant(self, merge: Merge) -> Callable[[], AbstractContextManager[None]]:
+        """Turns the model into one whose adapted layers have this merge's weights."""
+        weights = {}
+        for path, layer in self.layers.items():
+            weights[path] = self._weight(merge, layer, *layer.weights()).to(layer.dtype)
+        return lambda: _merged(self.layers, weights)
+
+
+@contextmanager
+def _merged(layers: Mapping[str, AdaptedLayer], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """While the block runs, each layer computes with the weight (d_out, d_in) given for it, and with no adapter."""
+    earlier = {path: layer.module.__dict__.get("forward") for path, layer in layers.items()}
+    try:
+        for path, layer in layers.items():
+            layer.module.forward = _Plain(weights[path], layer.module.get_base_layer().bias)
+        yield
+    finally:
+        for path, layer in layers.items():
+            if earlier[path] is None:
+                layer.module.__dict__.pop("forward", None)
+            else:
+                layer.module.forward = earlier[path]
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The forward pass of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+        return functional.linear(x.to(self.weight.dtype), self.weight, bias).to(x.dtype)
+
+
+def _shape(layer: AdaptedLayer) -> tuple[int, int]:
+    return linear_shape(layer.module.get_base_layer())
+
+
+def _merges(layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> list[Merge]:
+    """The base's own format or dtype, then bfloat16, then the formats that were asked for."""
+    formats = [name_of(layer.format) for layer in layers if layer.format is not None]
+    own = {layer.dtype for layer in layers}
+    merges = []
+    if not formats:
+        merges = [Merge(_dtype_name(*own) if len(own) == 1 else "own dtypes")]
+    if own != {torch.bfloat16} or formats:
+        merges.append(Merge("bfloat16", torch.bfloat16))
+    for name in dict.fromkeys([*formats, *quantizations]):
+        merges += [Merge(f"{name} {how}", None, name, how == "calibrated") for how in ("nearest", "calibrated")]
+    return merges
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,236 @@
+"""End to end: the predictions of a model in some variant beside those of a reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import CalibrationError
+from .inputs import NO_BATCHES, Batch, Runner
+from .wide import wide_pieces
+
+Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class EndToEndGap:
+    """The predictions of one form beside those of the trained (dynamic) one."""
+
+    form: str
+    kl: float | None
+    """Mean KL(dynamic || form) of the predicted distributions, in nats; None where the model predicts no classes."""
+    largest_logit_difference: float
+    agreement: float | None
+    """Share of positions at which the largest logit is the same; None where the model predicts no classes."""
+    metric: dict[str, float] = field(default_factory=dict)
+    """Where the batches have labels; see `merge_gap`."""
+
+
+Variants = Mapping[str, Callable[[], AbstractContextManager[Any]]]
+"""By name, what turns the model into that variant of itself; the first one is the reference."""
+
+
+def compare(
+    runner: Runner,
+    batches: Iterable[Batch],
+    variants: Variants,
+    metric: Metric | None,
+    *,
+    watch: AbstractContextManager[Any] | None = None,
+    perplexity: bool = False,
+) -> tuple[tuple[EndToEndGap, ...], int]:
+    """Run each batch through each variant.
+
+    Args:
+        runner: runs the model.
+        batches: the inputs.
+        variants: of the model.
+        metric: see `merge_gap`.
+        watch: entered while the reference runs.
+        perplexity: score a causal language model without labels on its inputs, and give the perplexity.
+
+    Returns:
+        One entry for each variant, and how many predictions were compared.
+
+    Raises:
+        CalibrationError: no batches.
+    """
+    causal = _predicts_next_token(runner.model)
+    found = {name: _Predictions(metric, perplexity and causal) for name in variants}
+    n = 0
+    for batch in batches:
+        n += 1
+        reference: Any = None
+        for name, variant in variants.items():
+            with variant(), (watch or nullcontext()) if reference is None else nullcontext():
+                output = runner.run(batch)
+            if reference is None:
+                reference, classes = _predictions(output), _are_classes(runner.model, output)
+                keep = _positions(runner, reference)
+                labels = _labels(batch, reference.device)
+                if labels is None and perplexity and causal:
+                    labels = _next_tokens(batch, reference.device)
+            found[name].add(_predictions(output), reference, keep, labels, shift=causal, classes=classes)
+    if n == 0:
+        raise CalibrationError(NO_BATCHES.replace("calibrate", "merge_gap"))
+    return tuple(each.result(name) for name, each in found.items()), next(iter(found.values())).n
+
+
+class _Predictions:
+    """Compares the predictions of a form with the reference, batch by batch."""
+
+    def __init__(self, metric: Metric | None, perplexity: bool = False) -> None:
+        self.metric = metric
+        self.perplexity = perplexity
+        self.score = _Score()
+        self.n = 0
+        self.kl = 0.0
+        self.same = 0.0
+        self.largest = 0.0
+        self.classes = False
+        self.kept: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def add(
+        self,
+        logits: Tensor,
+        reference: Tensor,
+        keep: Tensor | None,
+        labels: Tensor | None,
+        *,
+        shift: bool,
+        classes: bool,
+    ) -> None:
+        mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
+        self.n += len(mine)
+        self.classes = classes
+        for one, other in wide_pieces(mine, theirs):
+            self._compare(one, other)
+        if labels is None:
+            return
+        if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
+            if shift:  # position t predicts token t + 1
+                labels, logits = labels[:, 1:], logits[:, :-1]
+            logits, labels = logits[labels != -100], labels[labels != -100]
+        else:
+            logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
+        if self.metric is None:
+            self.score.add(logits, labels)
+        else:
+            self.kept.append(logits.double().cpu())
+            self.labels.append(labels.cpu())
+
+    def _compare(self, mine: Tensor, theirs: Tensor) -> None:
+        """(n, classes) each, in float64."""
+        difference = float((mine - theirs).abs().max())
+        if not math.isnan(self.largest):  # a NaN must show
+            self.largest = difference if math.isnan(difference) else max(self.largest, difference)
+        if self.classes:
+            p, q = theirs.log_softmax(-1), mine.log_softmax(-1)
+            self.kl += float((p.exp() * (p - q)).sum())
+            self.same += _count(mine.argmax(-1) == theirs.argmax(-1), mine, theirs)
+
+    def result(self, form: str) -> EndToEndGap:
+        figures = self.score.result()
+        if self.metric is not None and self.labels:
+            figures = dict(self.metric(torch.cat(self.kept), torch.cat(self.labels)))
+        elif self.perplexity and "nll" in figures:
+            figures["perplexity"] = math.exp(min(figures["nll"], 700.0))  # where exp is still finite
+        kl, agreement = self.kl / max(self.n, 1), self.same / max(self.n, 1)
+        if not self.classes:
+            return EndToEndGap(form, None, self.largest, None, figures)
+        return EndToEndGap(form, kl, self.largest, agreement, figures)
+
+
+class _Score:
+    """Negative log-likelihood and accuracy for classes, mean squared error for values, batch by batch."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sums: dict[str, float] = {}
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """logits (n, classes) or (n, 1), labels (n,)."""
+        self.n += len(labels)
+        start = 0
+        for (rows,) in wide_pieces(logits):
+            self._add(rows, labels[start : start + len(rows)].to(rows.device))
+            start += len(rows)
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.shape[-1] == 1 or labels.is_floating_point():
+            found: dict[str, Any] = {"mse": (logits.squeeze(-1) - labels).square().sum()}
+        else:
+            nll = functional.cross_entropy(logits, labels.long(), reduction="sum")
+            found = {"nll": nll, "accuracy": _count(logits.argmax(-1) == labels, logits)}
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def result(self) -> dict[str, float]:
+        return {name: value / max(self.n, 1) for name, value in self.sums.items()}
+
+
+def _count(true: Tensor, *logits: Tensor) -> float:
+    """How many are true; NaN where there is NaN among the logits, which argmax takes for the largest."""
+    return math.nan if any(bool(values.isnan().any()) for values in logits) else float(true.sum())
+
+
+def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
+    return logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
+
+
+def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
+    """Which of the positions of (batch, tokens, classes) predictions are not padding."""
+    name = "attention_mask" if runner.encoder is None else "decoder_attention_mask"
+    mask = runner.masks.get(name)
+    fits = mask is not None and logits.dim() == 3 and mask.shape == logits.shape[:2]
+    return mask.to(logits.device) if mask is not None and fits else None
+
+
+def _predicts_next_token(model: nn.Module) -> bool:
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    base = get_base_model() if get_base_model is not None else model
+    name = type(base).__name__
+    if name.endswith("ForConditionalGeneration"):  # encoder-decoder models, and decoders that also read images
+        return not getattr(getattr(base, "config", None), "is_encoder_decoder", False)
+    return "CausalLM" in name or name.endswith("LMHeadModel")
+
+
+def _are_classes(model: nn.Module, output: Any) -> bool:
+    """Whether the predictions are the logits of classes: not of a regression, and no images or hidden states."""
+    regression = getattr(getattr(model, "config", None), "problem_type", None) == "regression"
+    logits = getattr(output, "logits", None)
+    return isinstance(logits, Tensor) and logits.shape[-1] > 1 and not regression
+
+
+def _predictions(output: Any) -> Tensor:
+    """What a model predicts: its `logits`, its `sample` (diffusers), its last hidden states, or the output itself."""
+    for name in ("logits", "sample", "last_hidden_state"):
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    value = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(value, Tensor):
+        raise TypeError(f"merge_gap finds no predictions in a {type(output).__name__}.")
+    return value
+
+
+def _labels(batch: Any, device: torch.device) -> Tensor | None:
+    labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
+    return labels.to(device) if isinstance(labels, Tensor) else None
+
+
+def _next_tokens(batch: Any, device: torch.device) -> Tensor | None:
+    """A causal language model's inputs as labels: (batch, tokens), -100 where there is padding."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
+    if not isinstance(ids, Tensor):
+        return None
+    mask = batch.get("attention_mask")
+    return (ids if mask is None else ids.masked_fill(mask == 0, -100)).to(device)
