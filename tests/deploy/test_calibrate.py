@@ -14,7 +14,8 @@ from torch import nn
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.moments import Collector, Target, solve
+from aurora_lora.deploy.moments import Collector, Target
+from aurora_lora.deploy.solve import solve
 from aurora_lora.tuner import aurora_layers
 
 calibrate_module = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function

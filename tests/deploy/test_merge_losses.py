@@ -255,6 +255,7 @@ def test_worst_first_in_80_columns_and_as_json(make_bert, batches):
     assert "unmerged" in text
     rows = [line for line in text.splitlines() if "attention.self" in line]
     assert len(rows) == 4
+    assert all(row.count("%") == 6 for row in rows)
     worst = max((loss for merge in gap.merges for loss in merge.layers), key=lambda loss: loss.lost)
     place = "layer." + worst.layer.split("layer.")[1]
     assert place.removeprefix("layer.") in rows[0]
@@ -271,7 +272,7 @@ def test_mistakes(make_bert, batches, monkeypatch):
         merge_gap(model, batches, quantizations=["nf3"])
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "bitsandbytes", None)
-        with pytest.raises(UserError, match=r"needs the Python package 'bitsandbytes': pip install .*\[quantized\]"):
+        with pytest.raises(UserError, match=r"'bitsandbytes' is missing: pip install 'aurora-lora\[quantized\]'"):
             merge_gap(model, batches, quantizations=["nf4"])
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
         merge_gap(model, batches)

@@ -144,7 +144,7 @@ def register() -> None:
     TASKS[IMAGES.name] = IMAGES
 
 
-def save_model(folder: Path, dropout: float = 0.1) -> Path:
+def save_model(folder: Path, dropout: float = 0.1, width: int = 16) -> Path:
     """Write a random BERT and its word tokenizer."""
     words = [*SPECIAL, *PLAIN, *GOOD, *BAD]
     ids = {word: index for index, word in enumerate(words)}
@@ -159,10 +159,10 @@ def save_model(folder: Path, dropout: float = 0.1) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **names).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(words),
-        hidden_size=16,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=2 * width,
         max_position_embeddings=32,
         initializer_range=0.5,  # large enough for the pooled output to differ from text to text
         hidden_dropout_prob=dropout,

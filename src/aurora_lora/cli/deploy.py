@@ -10,6 +10,9 @@ import typer
 
 from .common import Json, RunFolder, Split, print_json, progress_bars, stderr, stdout
 
+Figures = dict[str, Callable[[dict[str, Any]], Any]]
+"""What draws what was measured, by the name of the file."""
+
 MeasuredInto = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
 ]
@@ -22,6 +25,12 @@ def merge(
         str | None, typer.Option("--form", help="Which form to merge; the one that the run deploys by default.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", help="nf4, fp4 or int8: merge into the base in this format.")
+    ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Round so that outputs are kept, by the run's calibration inputs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a stand-alone model that loads with plain Transformers.
@@ -34,28 +43,59 @@ def merge(
 
     run = load_run(folder)
     progress_bars()
-    merged = merge_run(run, form, output, overwrite=overwrite)
+    with stderr().status("merging"):
+        merged = merge_run(run, form, output, overwrite=overwrite, quantization=quantization, calibrated=calibrated)
+    kind = "a plain Transformers model" if quantization is None else f"a plain Transformers model in {quantization}"
     if as_json:
-        print_json({"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there})
+        record = {"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there}
+        if quantization is not None:
+            lost = None if merged.rounding is None else merged.rounding.to_dict()
+            record |= {"quantization": quantization, "calibrated": calibrated, "rounding": lost}
+        print_json(record)
     elif merged.was_there:
         print(f"{merged.folder} already holds this merge ({merged.form} form)")
     else:
-        print(f"wrote {merged.folder}: a plain Transformers model, {merged.form} form")
+        print(f"wrote {merged.folder}: {kind}, {merged.form} form")
+        if merged.rounding is not None:
+            print(f"of what the adapter does in a layer, rounding costs {merged.rounding.summary}")
 
 
 def gap(
-    folder: RunFolder,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`, or of any adapter of PEFT.")
+    ],
     split: Split = None,
     examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
+    merges: Annotated[
+        bool, typer.Option("--merges", help="Of AuroRA, also what merges in the base's own dtype and bfloat16 lose.")
+    ] = False,
+    quantization: Annotated[
+        list[str] | None, typer.Option("--quantization", help="Also merges in nf4, fp4 or int8; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="BASE", help="Of an adapter: its base; by default as it says.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Of an adapter: texts, as .jsonl, .csv or .txt.")
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Of FILE: the column with the texts.")] = "text",
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
-    """How far each mergeable form is from the trained one, by layer and end to end.
+    """What a merge loses, by layer and end to end: how far each mergeable form is from the trained one, and merges.
 
-    Writes gap.json, gap.png and gap.svg.
+    Writes gap.json and figures; of an adapter, only with --output.
     """
+    from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
-    from aurora_lora.report.figures import GAP, gap_figure
+    from aurora_lora.report.figures import GAP
+    from aurora_lora.training.storage import RECIPE
+
+    if not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file()):
+        _adapter_gap(folder, model, data, column, quantization or [], examples, output, as_json)
+        return
+    if model is not None or data is not None:
+        raise UserError("--model and --data go with the folder of an adapter, not with a run")
     from aurora_lora.training.deployed import gap as measure
     from aurora_lora.training.finished import load_run
 
@@ -65,12 +105,57 @@ def gap(
     progress_bars()
     split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
-        found = measure(run, split, examples)
+        found = measure(run, split, examples, quantizations=quantization or ([] if merges else None))
     record = {"run": str(folder), "split": split, **found.to_dict()}
     if not as_json:
         for table in found.tables():
             stdout().print(table)
-    _write_measured(target / GAP, record, gap_figure, as_json)
+    _write_measured(target / GAP, record, _gap_figures(record), as_json)
+
+
+def _adapter_gap(
+    folder: Path,
+    model: str | None,
+    data: Path | None,
+    column: str,
+    quantizations: list[str],
+    examples: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """As `gap`, of the folder of an adapter."""
+    from aurora_lora.errors import UserError
+    from aurora_lora.files import check_writable
+    from aurora_lora.report.figures import GAP
+    from aurora_lora.training.adapters import adapter_gap
+
+    if data is None:
+        raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
+    if output is not None:
+        check_writable(output)
+    progress_bars()
+    with stderr().status(f"trying merges on {data.name}"):
+        found = adapter_gap(folder, model, data, column=column, quantizations=quantizations, examples=examples)
+    of = {"adapter": str(folder), "model": found.model, "data": str(data)}
+    record = {**of, "texts": found.texts, "calibration_texts": found.calibration_texts, **found.gap.to_dict()}
+    if not as_json:
+        for table in found.gap.tables():
+            stdout().print(table)
+        if found.calibration_texts:
+            print(f"measured on {found.texts:,} texts; calibrated merges round by {found.calibration_texts:,} others")
+    if output is not None:
+        _write_measured(output / GAP, record, _gap_figures(record), as_json)
+    elif as_json:
+        print_json(record)
+
+
+def _gap_figures(record: dict[str, Any]) -> Figures:
+    """Those that a gap report has something for."""
+    from aurora_lora.report.figures import gap_figure
+    from aurora_lora.report.merges_figure import merges_figure
+
+    found: Figures = {"gap": gap_figure} if record["layers"] else {}
+    return found | ({"merges": merges_figure} if record["merges"] else {})
 
 
 def sigma(
@@ -96,11 +181,11 @@ def sigma(
     progress_bars()
     with stderr().status("running the calibration inputs"):
         record = {"run": str(folder), **measure(run, examples)}
-    _write_measured(target / SIGMA, record, sigma_figure, as_json)
+    _write_measured(target / SIGMA, record, {"sigma": sigma_figure}, as_json)
 
 
-def _write_measured(path: Path, record: dict[str, Any], figure: Callable[[dict[str, Any]], Any], as_json: bool) -> None:
-    """Write what was measured on a run as JSON, its figure beside it where one can be drawn, and say so."""
+def _write_measured(path: Path, record: dict[str, Any], figures: Figures, as_json: bool) -> None:
+    """Write what was measured as JSON, its figures beside it where any can be drawn, and say so."""
     from aurora_lora.errors import UserError
     from aurora_lora.files import write_json
     from aurora_lora.report.figures import check_matplotlib, save
@@ -112,7 +197,8 @@ def _write_measured(path: Path, record: dict[str, Any], figure: Callable[[dict[s
     except UserError as error:
         stderr().print(f"no figure: {error}", markup=False, highlight=False, soft_wrap=True)
     else:
-        written += save(figure(record), path.with_suffix(""))
+        for name, figure in figures.items():
+            written += save(figure(record), path.with_name(name))
     if as_json:
         print_json({**record, "written": [str(each) for each in written]})
         return

@@ -31,7 +31,9 @@ def report(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma or gap; may be repeated."),
+        typer.Option(
+            "--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma, gap or merges; may be repeated."
+        ),
     ] = None,
 ) -> None:
     """The forms of AuroRA runs by learning rate, or the tables of a study; or a page, and figures, about any runs.

@@ -15,10 +15,11 @@ from ..errors import CalibrationError, FormError
 from ..finite import is_finite
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .inputs import Runner, as_batches
-from .moments import Collector, LayerMoments, Solution, Target, gather, solve
+from .moments import Collector, LayerMoments, Target, gather
 from .passes import Passes, evaluated, memory_bound
 from .plan import plan
 from .products import LEAST_RIDGE_OF_SLICES
+from .solve import Solution, solve
 
 
 @dataclass(frozen=True)

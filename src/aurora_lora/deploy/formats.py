@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..extras import extra
 from ..ops.rounding import Grid, InputMoment, better_grid, round_to_moment
 from ..tuner.kept import dequantized, unpacked
 from ..tuner.peft_names import QuantizationBackend
@@ -216,12 +217,8 @@ def check_quantization(name: str) -> None:
     """Raise a UserError for an unknown format, or where bitsandbytes is missing."""
     if name not in QUANTIZATIONS:
         raise UserError(f"quantization '{name}' is not one of {', '.join(QUANTIZATIONS)}")
-    try:
+    with extra("quantized"):
         importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise UserError(
-            f"quantization '{name}' needs the Python package 'bitsandbytes': pip install 'aurora-lora[quantized]'"
-        ) from error
 
 
 def format_for(name: str, weight: Tensor) -> Format:

@@ -13,11 +13,12 @@ from torch import nn
 
 from ..errors import CalibrationError, NotCalibratedError
 from ..tuner import AuroraLayer, check_calibrated, set_form
+from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
 from .formats import check_quantization
 from .inputs import NO_BATCHES, Runner, as_batches
 from .layer_gaps import FormSums, LayerGap
-from .merge_losses import AdaptedLayer, MergeLoss, MergeSums, adapted_layers
+from .merge_losses import MergeLoss, MergeSums
 from .passes import Passes, evaluated
 from .predictions import EndToEndGap, Metric, compare
 

@@ -14,6 +14,8 @@ from ..files import NOT_FINITE
 if TYPE_CHECKING:
     from .gap import MergeGap
 
+WIDTH = 80
+"""Of a table of merges, in which a layer's name has what the numbers leave."""
 ROWS = 20
 """Of the layers of merges, of which there are as many as there are adapted layers."""
 
@@ -70,9 +72,12 @@ def merge_table(gap: MergeGap) -> Table:
     where = f" of {shared.removeprefix('base_model.model.').rstrip('.')}" if shared else ""
     title = f"layers{where}: error, as a share of the adapter's effect"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("layer", overflow="fold")
-    for merge in gap.merges:
-        table.add_column(merge.merge, justify="right")
+    widest = max(len(layer) for layer in lost) - len(shared)
+    headings = [merge.merge.replace(" ", "\n") for merge in gap.merges]
+    columns = sum(max(7, *map(len, heading.split())) + 1 for heading in headings)
+    table.add_column("layer", overflow="fold", width=max(8, min(widest, WIDTH - columns)))
+    for heading in headings:
+        table.add_column(heading, justify="right")
     order = sorted(lost, key=lambda layer: max(lost[layer].values()), reverse=True)
     for layer in order[:ROWS]:
         table.add_row(layer.removeprefix(shared), *(_shown(value, ".2%") for value in lost[layer].values()))

@@ -52,6 +52,16 @@ class QuantizedMerge:
         """The n layers that lose most."""
         return tuple(sorted(self.layers, key=lambda layer: layer.calibrated, reverse=True)[:n])
 
+    @property
+    def summary(self) -> str:
+        """For people: the least and the most that a layer loses, beside what the nearest values would."""
+        after = [layer.calibrated for layer in self.layers]
+        before = [layer.nearest for layer in self.layers]
+        return (
+            f"{min(after):.0%} to {max(after):.0%} on the inputs given (the nearest values: {min(before):.0%} to "
+            f"{max(before):.0%}), over {len(after)} layers"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
@@ -223,11 +233,8 @@ def _round_all(layers: dict[str, _Layer], moments: list[LayerMoments], damping: 
 
 
 def _warn(report: QuantizedMerge) -> None:
-    after = [layer.calibrated for layer in report.layers]
-    before = [layer.nearest for layer in report.layers]
     warnings.warn(
-        f"Merging into quantised weights rounds them again: of what the adapter does in a layer, that costs "
-        f"{min(after):.0%} to {max(after):.0%} on the inputs given (the nearest values: {min(before):.0%} to "
-        f"{max(before):.0%}), over {len(after)} layers.",
+        "Merging into quantised weights rounds them again: of what the adapter does in a layer, that costs "
+        f"{report.summary}.",
         stacklevel=3,
     )

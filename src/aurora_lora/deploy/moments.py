@@ -256,12 +256,12 @@ class Collector:
             shared = inputs.setdefault(leaders[target.name], SharedInput(leaders[target.name]))
             layers.append(reached.get(target.name) or _without_input(target, shared))
         for shared in inputs.values():
-            mirror(_moment(shared))
+            mirror(moment_of(shared))
         _sum_over_processes(layers)
         for layer in layers:
             if layer.vectors != layer.shared.vectors:
                 raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
-            sums = (_moment(layer.shared), *layer.cross.values(), *layer.power.values())
+            sums = (moment_of(layer.shared), *layer.cross.values(), *layer.power.values())
             if not all(map(_is_finite, sums)):
                 raise CalibrationError(
                     f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
@@ -279,7 +279,8 @@ def _without_input(target: Target, shared: SharedInput) -> LayerMoments:
     return LayerMoments(target, shared, cross=cross, power={a: nothing.clone() for a in target.adapters})
 
 
-def _moment(shared: SharedInput) -> Tensor:
+def moment_of(shared: SharedInput) -> Tensor:
+    """The sum of x x^T, (d_in, d_in), where there has been an input."""
     assert shared.moment is not None
     return shared.moment
 
@@ -301,7 +302,7 @@ def by_input(moments: Iterable[LayerMoments]) -> Iterator[tuple[Tensor, list[Lay
         groups.setdefault(id(each.shared), []).append(each)
     for together in groups.values():
         shared = together[0].shared
-        S = _moment(shared).div_(shared.vectors).float()
+        S = moment_of(shared).div_(shared.vectors).float()
         shared.moment = None
         yield S, together
 
@@ -316,58 +317,13 @@ def _sum_over_processes(layers: list[LayerMoments]) -> None:
     if not several_processes():
         return
     for shared in {id(layer.shared): layer.shared for layer in layers}.values():
-        count = torch.tensor(shared.vectors, device=_moment(shared).device)
+        count = torch.tensor(shared.vectors, device=moment_of(shared).device)
         dist.all_reduce(count)
-        dist.all_reduce(_moment(shared))
+        dist.all_reduce(moment_of(shared))
         shared.vectors = int(count)
     for layer in layers:
-        count = torch.tensor(layer.vectors, device=_moment(layer.shared).device)
+        count = torch.tensor(layer.vectors, device=moment_of(layer.shared).device)
         dist.all_reduce(count)
         layer.vectors = int(count)
         for total in (*layer.cross.values(), *layer.power.values()):
             dist.all_reduce(total)
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A_cal (r, d_in) of one adapter of one layer, and how good it is."""
-
-    target: Target
-    adapter: str
-    matrix: Tensor
-    vectors: int
-    explained: float
-    ridge: float
-
-
-def solve(layers: list[LayerMoments], ridge: float) -> list[Solution]:
-    """A_cal = C (S + lambda I)^-1 for layers that share one input: one Cholesky factor serves them all.
-
-    lambda = ridge * mean(diag S), raised tenfold until S + lambda I is positive definite. S is overwritten; beside it
-    there are its factor, and a copy of the factor that `cholesky_solve` makes.
-    """
-    shared = layers[0].shared
-    n = shared.vectors
-    S = _moment(shared).div_(n)
-    scale = float(S.diagonal().mean())
-    added = ridge * scale
-    S.diagonal().add_(added)
-    factor = None
-    while scale > 0:
-        factor, failed = torch.linalg.cholesky_ex(S)
-        if not failed:
-            break
-        del factor
-        more = max(10 * added, 1e-12 * scale)
-        S.diagonal().add_(more - added)
-        added = more
-    solutions = []
-    for layer in layers:
-        for adapter, cross in layer.cross.items():
-            C, power = cross / n, float(layer.power[adapter] / n)
-            M = torch.zeros_like(C) if factor is None else torch.cholesky_solve(C.T, factor).T
-            # E|sigma - Mx|^2 = E|sigma|^2 - 2 <M, C> + <M S, M>, from the sums: no second pass over the inputs
-            error = power - 2 * float((M * C).sum()) + float(((M @ S) * M).sum() - added * M.square().sum())
-            explained = 1 - error / power if power > 0 else 1.0
-            solutions.append(Solution(layer.target, adapter, M, n, explained, added))
-    return solutions

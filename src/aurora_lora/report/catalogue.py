@@ -13,6 +13,7 @@ from ..files import write_json, write_text
 from ..methods.base import unknown
 from .figures import GAP, gap_figure, save
 from .groups import Group
+from .merges_figure import merges_figure
 from .run_figures import curves_figure, rank_figure, score_figure
 from .sections import Section, slug
 from .sigma_figure import SIGMA, sigma_figure
@@ -83,10 +84,26 @@ def _sigmas(section: Section) -> list[Made]:
 def _gaps(section: Section) -> list[Made]:
     """Of each setting that has been measured, over its seeds."""
     found = {group.label: _measured(group, GAP) for group in section.groups}
-    made = [Made(gap_figure(*records), label) for label, records in found.items() if records]
+    made = [
+        Made(gap_figure(*chosen), label) for label, records in found.items() if (chosen := _with(records, "layers"))
+    ]
     if not made:
         raise UserError(f"the merge gap needs AuroRA runs with a {GAP}, which `aurora gap DIR` writes")
     return made
+
+
+def _merges(section: Section) -> list[Made]:
+    """The same, of merges."""
+    found = {group.label: _with(_measured(group, GAP), "merges") for group in section.groups}
+    made = [Made(merges_figure(*records), label) for label, records in found.items() if records]
+    if not made:
+        raise UserError(f"merges need a {GAP} with some, which `aurora gap DIR --merges` writes")
+    return made
+
+
+def _with(records: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    """Those that have something of a part of a gap report."""
+    return [record for record in records if record.get(part)]
 
 
 def _measured(group: Group, name: str) -> list[dict[str, Any]]:
@@ -144,6 +161,13 @@ KINDS = (
         "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs. Mean over the seeds, "
         "and their range.",
         _gaps,
+    ),
+    Kind(
+        "merges",
+        "What merges lose",
+        "sqrt(E|(W_q - W) x|^2 / E|dW x|^2) of each adapted layer, with W_q the weight that the merge gives, and the "
+        "predictions beside those of the unmerged model. All seeds.",
+        _merges,
     ),
 )
 

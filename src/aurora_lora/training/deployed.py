@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import FormError, UserError
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
+from ..methods.base import PeftMethod
 from ..tuner import check_calibrated
 from .finished import TrainedRun
 from .run import load_trained_model, make_trainer
 from .storage import ADAPTER
 
 
-def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, batch_size: int = 64) -> MergeGap:
+def gap(
+    run: TrainedRun,
+    split: str | None = None,
+    examples: int | None = None,
+    batch_size: int = 64,
+    quantizations: Sequence[str] | None = None,
+) -> MergeGap:
     """The merge gap of a run on a split, in float32: what it measures is often below the noise of a lower precision.
 
     Args:
-        run: an AuroRA run, trained in the dynamic form.
+        run: of AuroRA, or of another adapter of PEFT.
         split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: the first so many of the split; all if None.
         batch_size: examples of one forward pass.
+        quantizations: what `merge_gap` merges into; calibrated merges round by the run's calibration inputs.
 
     Raises:
-        UserError: no AuroRA run, no such split, or no examples.
+        UserError: a run without such an adapter, no such split, no examples, or no such quantisation.
         FormError: the run was trained in the static form, which merges exactly.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
-    need_aurora(run)
+    if not isinstance(run.recipe.method.method, PeftMethod):
+        raise UserError(
+            f"{run.folder} is a run of {run.recipe.method.name}: only adapters of PEFT have a merge to measure"
+        )
     split = split or run.test_sets[0]
     run.check_split(split)
     if examples is not None and examples < 1:
@@ -43,10 +55,11 @@ def gap(run: TrainedRun, split: str | None = None, examples: int | None = None, 
     batches = (
         data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
     )
+    calibration = data.calibration_batches(run.recipe) if quantizations else None
     if data.questions is not None:  # the next token of the texts that it is trained on
-        return merge_gap(trainer.module, batches)
+        return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration)
     metric = lambda predictions, labels: data.task.compute_metrics(predictions.numpy(), labels.numpy())  # noqa: E731
-    return merge_gap(trainer.module, batches, metric=metric)
+    return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration, metric=metric)
 
 
 def export(

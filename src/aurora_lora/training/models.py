@@ -134,6 +134,27 @@ def load_causal_model(model: str) -> PreTrainedModel:
         raise _unusable(model, error) from error
 
 
+def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
+    """The pretrained model with a head for texts, in float32.
+
+    Args:
+        model: a packaged model, a local folder or a hub model.
+        labels: how many classes; as the model says if None.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    source = resolve_model(model)
+    try:
+        config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        if labels is not None:
+            config.num_labels = labels
+        more = {"ignore_mismatched_sizes": True}  # a head of other classes is replaced by the adapter's
+        return _pretrained(AutoModelForSequenceClassification, source, config, dtype=torch.float32, **more)
+    except Exception as error:
+        raise _unusable(model, error) from error
+
+
 def _pretrained(kind: Any, source: ResolvedModel, config: Any, **more: Any) -> PreTrainedModel:
     loaded: PreTrainedModel = kind.from_pretrained(
         source.path,

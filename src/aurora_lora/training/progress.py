@@ -157,7 +157,7 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
-    for name in ("accelerate", "datasets", "torch.distributed", "huggingface_hub"):
+    for name in ("accelerate", "bitsandbytes", "datasets", "torch.distributed", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for package in ("torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"):
         warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")

@@ -16,12 +16,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
 
 from .. import files
 from .._version import __version__
+from ..deploy import QuantizedMerge
+from ..deploy.formats import check_quantization
 from ..errors import AuroraError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
@@ -32,6 +35,7 @@ from .finished import TrainedRun, load_run
 from .history import MERGE_NOTE, merge_note, trained_on
 from .images import Stack, plain_transform, read_image
 from .models import Processor, load_image_processor, load_tokenizer
+from .quantized import merge_into
 from .results import Scores, mean_scores
 from .run import keep_splits, load_trained_model, make_trainer, score
 from .storage import ADAPTER, RECIPE, SPLITS
@@ -75,27 +79,46 @@ class Merged:
     form: str
     was_there: bool
     """The very same merge was already there: nothing was written."""
+    rounding: QuantizedMerge | None = None
+    """What a calibrated merge into a quantised base has lost."""
 
 
-def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: bool = False) -> Merged:
+def merge(
+    run: TrainedRun,
+    form: str | None,
+    output: Path | str,
+    *,
+    overwrite: bool = False,
+    quantization: str | None = None,
+    calibrated: bool = False,
+) -> Merged:
     """Write a model without adapters, with its tokenizer: it loads with plain Transformers.
 
-    It is in float32 whatever precision the run was trained in: no weight is rounded.
+    It is in float32 whatever precision the run was trained in, and no weight is rounded, unless it is quantised.
 
     Args:
         run: which.
         form: which form of it; the deployed one if None.
         output: a new or empty folder. One that already holds this very merge is left as it is.
         overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
+        quantization: "nf4", "fp4" or "int8": the base is loaded in this format, and the adapter merged into it.
+        calibrated: round by the run's calibration inputs (`merge_quantized`), not to the nearest quantised values.
 
     Raises:
         FormError: the run has no such form, or it cannot be merged.
         NotFiniteError: NaN or infinity among the weights.
-        UserError: the folder holds something else or cannot be written.
+        UserError: the folder holds something else or cannot be written; quantisation: no such format, bitsandbytes is
+            missing, or a method that has none.
+        MergeError: see `merge_quantized`.
     """
     form, output = form or run.deployed_form, Path(output)
     run.check_form(form)
-    source = {"adapter": _digest(run.folder / ADAPTER), "form": form, "version": __version__}
+    source: dict[str, Any] = {"adapter": _digest(run.folder / ADAPTER), "form": form, "version": __version__}
+    if quantization is not None:
+        check_quantization(quantization)
+        source |= {"quantization": quantization, "calibrated": calibrated}
+    elif calibrated:
+        raise UserError("--calibrated goes with --quantization: without it, no weight is rounded")
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
@@ -104,8 +127,7 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise UserError(f"{output} already holds {what}: {hint}")
     _check_only_merge(output)
-    model, processor = load_trained_model(run.in_float32)
-    plain = run.recipe.method.method.merge(model, form)
+    plain, processor, rounding = _merged(run, form, quantization, calibrated)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
@@ -114,7 +136,17 @@ def merge(run: TrainedRun, form: str | None, output: Path | str, *, overwrite: b
         sizes = {name: path.stat().st_size for name, path in written.items()}
         files.write_json(folder / MERGE_NOTE, {"source": source, "trained_on": trained_on(run.recipe), "files": sizes})
         _check_only_merge(output)  # again: a merge takes a while
-    return Merged(output, form, False)
+    return Merged(output, form, False, rounding)
+
+
+def _merged(
+    run: TrainedRun, form: str, quantization: str | None, calibrated: bool
+) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
+    """The merged model, its tokenizer or image processor, and what calibrated rounding has lost."""
+    if quantization is not None:
+        return merge_into(run, form, quantization, calibrated)
+    model, processor = load_trained_model(run.in_float32)
+    return run.recipe.method.method.merge(model, form), processor, None
 
 
 def _check_only_merge(folder: Path) -> None:

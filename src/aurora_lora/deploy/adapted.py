@@ -1,0 +1,102 @@
+"""The linear layers of a model that have active adapters, of any method, and their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError, MergeError, NotFiniteError
+from ..tuner import AuroraLayer
+from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+from .formats import Format, format_for, format_of, name_of
+from .merged_weight import adapters_of, merged_weight
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A linear layer with active adapters of any method.
+
+    Args:
+        path: in the model.
+        module: PEFT's layer.
+        names: its active adapters.
+        format: of its weight if that is quantised.
+    """
+
+    path: str
+    module: Any
+    names: list[str]
+    format: Format | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in; float32 of a quantised one that does not say."""
+        base = self.module.get_base_layer()
+        found = base.weight.dtype if self.format is None else getattr(base, "compute_dtype", None)
+        return found or torch.float32
+
+    def _upright(self, weight: Tensor) -> Tensor:
+        """(d_out, d_in), from how the layer has it, or the other way round."""
+        return weight.T if hasattr(self.module.get_base_layer(), "nf") else weight  # a Conv1D of Transformers
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """W0 and W = W0 + dW, (d_out, d_in) in float32.
+
+        Raises:
+            MergeError, NotFiniteError: see `merge_gap`.
+        """
+        held = self.module.get_base_layer().weight.data.float() if self.format is None else self.format.dense()
+        merged = merged_weight(self.path, self.module, held, self.names)
+        if not torch.isfinite(merged).all():
+            raise NotFiniteError(f"{self.path}: the merged weight is not finite; the adapter seems to be broken.")
+        return self._upright(held).contiguous(), self._upright(merged).contiguous()
+
+    def in_dtype(self, dtype: torch.dtype | None, exact: Tensor) -> Tensor:
+        """The weight (d_out, d_in) that a merge into a base of this dtype gives, rounded as the layer does."""
+        dtype = dtype or self.dtype
+        if isinstance(self.module, AuroraLayer) or dtype == torch.float32:
+            return exact.to(dtype).float()
+        held = self.module.get_base_layer().weight.data if self.format is None else self.format.dense()
+        return self._upright(merged_weight(self.path, self.module, held.to(dtype), self.names)).contiguous()
+
+    def format_named(self, name: str, exact: Tensor) -> Format:
+        """Its own format if that is the one, or else a new one for the merged weight."""
+        if self.format is not None and name_of(self.format) == name:
+            return self.format
+        return format_for(name, exact)
+
+
+def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
+    """The layers of a model with active adapters.
+
+    Raises:
+        CalibrationError: one is merged, or its adapters are switched off.
+        MergeError: one whose merges cannot be measured.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer) or not (names := adapters_of(module)):
+            continue
+        if module.merged:
+            raise CalibrationError(f"{path} is merged: call unmerge_adapter() before merge_gap.")
+        if module.disable_adapters:
+            raise CalibrationError(f"The adapters of {path} are switched off: enable them before merge_gap.")
+        found.append(AdaptedLayer(path, module, names, _format(path, module, model)))
+    return found
+
+
+def _format(path: str, module: Any, model: nn.Module) -> Format | None:
+    base: Any = module.get_base_layer()
+    backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
+    if backend is not None:
+        if (known := format_of(base, backend)) is None:
+            raise MergeError(f"{path}: merge_gap cannot read a weight quantised by {backend.backend_name}.")
+        return known
+    if not isinstance(base, nn.Linear) and not hasattr(base, "nf"):
+        raise MergeError(f"{path}: merge_gap measures merges of linear layers, not of {type(base).__name__}.")
+    if base.weight.is_meta:
+        raise MergeError(f"{path}: its weight is not in memory: load the whole model to measure merges.")
+    return None

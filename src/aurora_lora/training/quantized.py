@@ -1,0 +1,83 @@
+"""A run's adapter merged into its base in 4 or 8 bits."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from ..deploy import QuantizedMerge, merge_quantized
+from ..errors import UserError
+from ..methods.base import PeftMethod, head_modules
+from ..methods.linear import untie_adapted
+from .data import load_data
+from .finished import TrainedRun
+from .memory import base_for
+from .models import Processor, load_processor
+from .run import make_model
+from .storage import ADAPTER
+
+
+def merge_into(
+    run: TrainedRun, form: str, quantization: str, calibrated: bool
+) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
+    """The quantised base of a run with its adapter merged.
+
+    Args:
+        run: of a method of PEFT.
+        form: of it.
+        quantization: see `deploy.formats.QUANTIZATIONS`.
+        calibrated: round by the run's calibration inputs, not to the nearest values.
+
+    Returns:
+        The model, its tokenizer or image processor, and what rounding lost where it was calibrated.
+
+    Raises:
+        UserError: a run of another method, or of one that starts from the base's exact weights.
+    """
+    recipe = run.in_float32.recipe
+    method, options = recipe.method.method, recipe.method.options
+    if not isinstance(method, PeftMethod) or method.base_use(options) == "start":
+        raise UserError(
+            f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
+            "without --quantization"
+        )
+    processor = load_processor(str(run.folder / ADAPTER), run.task)
+    base = _quantized(base_for(recipe, run.task, processor, run.labels), quantization)
+    model = make_model(recipe, base, run.folder / ADAPTER)
+    untie_adapted(model)
+    with method.using(model, form), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says what is lost
+        if not calibrated:
+            return method.merge(model, form), processor, None
+        report = merge_quantized(model, load_data(recipe, processor).calibration_batches(recipe))
+        return model.merge_and_unload(), processor, report  # type: ignore[operator]
+
+
+def _quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """The model with its linear layers but its head in a format of bitsandbytes, as Transformers loads it."""
+    heads, kind, name = head_modules(base), type(base), base.config.name_or_path
+    base.config.__dict__.pop("quantization_config", None)  # of weights that came from a GGUF file
+    with tempfile.TemporaryDirectory() as folder:
+        base.save_pretrained(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found: PreTrainedModel = kind.from_pretrained(
+            folder,
+            quantization_config=_settings(quantization, heads),
+            dtype=torch.float32,
+            device_map={"": device},
+        )
+    found.config.name_or_path = name
+    return found
+
+
+def _settings(quantization: str, heads: list[str]) -> Any:
+    settings: Any = BitsAndBytesConfig  # Transformers annotates no types here
+    more: dict[str, Any] = {"llm_int8_skip_modules": heads} if heads else {}  # none: the output layer, by default
+    if quantization == "int8":
+        return settings(load_in_8bit=True, **more)
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return settings(load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_compute_dtype=compute, **more)

@@ -1,0 +1,200 @@
+"""`aurora merge --quantization` of whole runs, and `aurora gap` of any adapter's folder."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.training import yaml_text
+from aurora_lora.training.recipe import load_recipe
+from aurora_lora.training.run import train
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized")
+    recipe = folder / "recipe.yaml"
+    model = tiny.save_model(folder / "model", width=64)  # one block of 4 bits, as bitsandbytes wants it on a CPU
+    recipe.write_text(yaml_text.dump(tiny.recipe(model)), encoding="utf-8")
+    return train(load_recipe(recipe), folder / "run").folder
+
+
+def aurora(*args: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+SCRIPT = """
+import json, sys
+sys.modules["aurora_lora"] = None  # importing it now raises ImportError
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], device_map={"": "cpu"}).eval()
+inputs = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2], return_tensors="pt")
+with torch.no_grad():
+    found = model(**inputs).logits.softmax(-1).max().item()
+kinds = sorted({type(module).__name__ for module in model.modules() if "inear" in type(module).__name__})
+print(json.dumps([found, kinds]))
+"""
+
+
+@pytest.mark.parametrize(("name", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
+def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kind: str) -> None:
+    merged = tmp_path / "merged"
+    done = aurora("merge", run, "-o", merged, "--quantization", name, "--calibrated", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert (record["quantization"], record["calibrated"], record["form"]) == (name, True, "calibrated")
+    assert all(0 < layer["calibrated"] <= layer["nearest"] for layer in record["rounding"]["layers"])
+    answer = json.loads(aurora("predict", merged, "a warm film", "--json").stdout)[0]
+    plain = subprocess.run([sys.executable, "-c", SCRIPT, str(merged), "a warm film"], capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr
+    probability, kinds = json.loads(plain.stdout)
+    assert probability == pytest.approx(answer["probability"], abs=1e-5)
+    assert kinds == ["Linear", kind]  # the head is not quantised
+    again = aurora("merge", run, "-o", merged, "--quantization", name, "--calibrated")
+    assert "already holds this merge" in again.stdout
+    other = aurora("merge", run, "-o", merged, "--quantization", name)
+    assert (other.exit_code, "--overwrite replaces it" in other.stderr) == (2, True)
+    nearest = aurora("merge", run, "-o", merged, "--quantization", name, "--overwrite")
+    assert nearest.exit_code == 0, nearest.output
+    assert f"a plain Transformers model in {name}, calibrated form" in nearest.stdout
+
+
+def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object) -> str:
+        done = aurora("merge", run, "-o", tmp_path / "merged", *args)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert not (tmp_path / "merged").exists()
+        return str(done.stderr)
+
+    assert "quantization 'nf3' is not one of nf4, fp4, int8" in refused("--quantization", "nf3")
+    assert "--calibrated goes with --quantization" in refused("--calibrated")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert "pip install 'aurora-lora[quantized]'" in refused("--quantization", "nf4")
+
+
+def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
+    done = aurora("gap", run, "--quantization", "nf4", "-o", tmp_path / "gap")
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    names = {path.name for path in (tmp_path / "gap").iterdir()}
+    assert names == {"gap.json", "gap.png", "gap.svg", "merges.png", "merges.svg"}
+    record = json.loads((tmp_path / "gap" / "gap.json").read_text())
+    assert [entry["form"] for entry in record["end_to_end"]] == ["dynamic", "static", "calibrated"]
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16", "nf4 nearest", "nf4 calibrated"]
+    (run / "gap.json").write_text(json.dumps(record))
+    try:
+        page = aurora("report", run, "--html", tmp_path / "page.html")
+        assert page.exit_code == 0, page.output
+        assert "What merges lose" in (tmp_path / "page.html").read_text()
+    finally:
+        (run / "gap.json").unlink()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_the_gap_of_a_run_of_another_method(write_recipe: Callable[..., Path], tmp_path: Path, method: str) -> None:
+    options = {"name": method, "r": 2, "target_modules": ["query", "value"]}
+    folder = train(load_recipe(write_recipe(method=options)), tmp_path / "run").folder
+    done = aurora("gap", folder, "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert [entry["form"] for entry in record["end_to_end"]] == ["unmerged"]
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16"]
+    scores = json.loads((folder / "result.json").read_text())["metric"]["by_form"]["merged"]
+    assert record["end_to_end"][0]["metric"] == pytest.approx(scores, abs=1e-6)
+    assert [Path(path).name for path in record["written"]] == ["gap.json", "merges.png", "merges.svg"]
+
+
+TEXTS = ["the film was warm", "a dull plot", "very funny actor and scene", "the plot was bad", "a good film", "slow"]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny causal language model, and a LoRA for it."""
+    folder = tmp_path_factory.mktemp("lm")
+    base = tiny.save_language_model(folder / "base")
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder / "lora")
+    return base, folder / "lora"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
+def test_the_gap_of_an_adapter(language_model: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
+    base, adapter = language_model
+    file = tmp_path / f"texts.{ending}"
+    lines = {"jsonl": [json.dumps({"said": text}) for text in TEXTS], "csv": ["said,n", *(f"{t},1" for t in TEXTS)]}
+    file.write_text("\n".join(lines.get(ending, TEXTS)) + "\n")
+    column = () if ending == "txt" else ("--column", "said")
+    before = {path.name for path in adapter.iterdir()}
+    done = aurora("gap", adapter, "--model", base, "--data", file, *column, "--json")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in adapter.iterdir()} == before
+    record = json.loads(done.stdout)
+    assert (record["texts"], record["calibration_texts"]) == (6, 0)
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16"]
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    total, n = 0.0, 0
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1]
+        total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        n += ids.shape[1] - 1
+    assert record["end_to_end"][0]["metric"]["nll"] == pytest.approx(total / n, rel=1e-4)
+
+
+def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = language_model
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    done = aurora("gap", adapter, "--model", base, "--data", file, "--quantization", "int8", "-o", tmp_path / "gap")
+    assert done.exit_code == 0, done.output
+    assert "measured on 3 texts; calibrated merges round by 3 others" in done.stdout
+    assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
+
+
+def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = language_model
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    (tmp_path / "texts.xml").touch()
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "broken.jsonl").write_text("{")
+    prompt = tmp_path / "prompt"
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(prompt)
+
+    def refused(*args: object) -> str:
+        done = aurora("gap", *args)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        return str(done.stderr)
+
+    assert "--data FILE says on which texts" in refused(adapter)
+    assert "No such file" in refused(adapter, "--data", tmp_path / "none.txt")
+    assert "'.xml' is not one of .jsonl, .json, .csv, .txt" in refused(adapter, "--data", tmp_path / "texts.xml")
+    assert "has no column 'said' (it has text)" in refused(adapter, "--data", file, "--column", "said")
+    assert "has 0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
+    assert "broken.jsonl cannot be read" in refused(adapter, "--data", tmp_path / "broken.jsonl")
+    assert "examples must be at least 1" in refused(adapter, "--data", file, "--examples", "0")
+    assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
+    assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
+    assert "which changes no layer" in refused(prompt, "--data", file)
+    assert "cannot be loaded" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
+    assert "--model and --data go with the folder of an adapter" in refused(run, "--data", file)
