@@ -10,7 +10,8 @@ from rich.console import Console
 from aurora_lora.bench.paper import costs
 from aurora_lora.report.bench_figures import grid_figure, scaling_figure, times_figure
 from aurora_lora.report.bench_page import parts
-from aurora_lora.report.bench_tables import Rows, exponents, grid, interval, tables, times
+from aurora_lora.report.bench_tables import exponents, grid, interval, tables, times
+from aurora_lora.text_table import TextTable
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 
@@ -161,7 +162,7 @@ def test_grid_and_exponents() -> None:
 
 
 def test_markdown() -> None:
-    rows = Rows("t", ["", "a", "b"], [["x", "1", "2"]], note="n")
+    rows = TextTable("t", ["", "a", "b"], [["x", "1", "2"]], note="n")
     assert rows.markdown() == "|  | a | b |\n|---|--:|--:|\n| x | 1 | 2 |\n\nn"
 
 

@@ -177,5 +177,5 @@ def test_metrics_for_people() -> None:
 def test_a_metric_that_is_in_no_registry_is_shown_last() -> None:
     assert [metric.name for metric in in_order({"bleu", "nll", "accuracy"})] == ["accuracy", "nll", "bleu"]
     table = score_table("lora", {"merged": {"bleu": 0.25, "accuracy": 0.5}}, None)
-    assert (table.metrics, table.rows) == (["accuracy %", "bleu"], [["lora", "50.0", "0.250"]])
+    assert (table.headers, table.rows) == (["form", "accuracy %", "bleu"], [["lora", "50.0", "0.250"]])
     assert not metric_named("bleu").lower_is_better

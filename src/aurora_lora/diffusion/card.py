@@ -95,8 +95,6 @@ def _record(recipe: SubjectRecipe, result: Result) -> str:
     """What came out, and of what."""
     params = result["params"]
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
-    rows = [["form", *table.metrics], ["---", *("---:" for _ in table.metrics)], *table.rows]
-    scores = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     versions = "\n".join(f"- {name} {found}" for name, found in result["versions"].items() if found)
     return f"""
 `{recipe.task.identifier}` in a prompt names the subject.
@@ -105,7 +103,7 @@ def _record(recipe: SubjectRecipe, result: Result) -> str:
 
 {examples_scored(result)}:
 
-{scores}
+{table.markdown()}
 
 Trained parameters: {params["adapter"]:,} of {params["total"]:,} of the U-Net.
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.run import read_record, units
+from ..text_table import TextTable
 from .bench_figures import write_figures
-from .bench_tables import Record, Rows, interval, on_paper, shown_case, tables
+from .bench_tables import Record, interval, on_paper, shown_case, tables
 
 FIGURES = {
     "linear": "Time of one layer by variant",
@@ -75,9 +76,9 @@ def environment(record: Record) -> str:
 # ---------------------------------------------------------------- the budget
 
 
-def targets(records: Mapping[str, Record]) -> Rows:
+def targets(records: Mapping[str, Record]) -> TextTable:
     """The budget of AuroRA's dynamic form at r = 2, beside PEFT's LoRA at r = 8, and what is measured."""
-    return Rows("", ["", "LoRA r=8", "budget", "AuroRA r=2"], [*_layer_targets(records), *_model_targets(records)])
+    return TextTable("", ["", "LoRA r=8", "budget", "AuroRA r=2"], [*_layer_targets(records), *_model_targets(records)])
 
 
 def _layer_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:

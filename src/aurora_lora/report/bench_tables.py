@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from ..text_table import TextTable
 
 Record = Mapping[str, Any]
 
@@ -15,43 +13,7 @@ LAYER_CASE = (4096, 768)
 """Tokens and width of the one layer that is shown in full; the others make the grid."""
 
 
-@dataclass
-class Rows:
-    """A table before it has a form: the first column is words, the others are figures.
-
-    Args:
-        title: above it.
-        headers: of the columns.
-        rows: cells.
-        note: below it.
-    """
-
-    title: str
-    headers: Sequence[str]
-    rows: list[Sequence[str]] = field(default_factory=list)
-    note: str = ""
-
-    def rich(self) -> Table:
-        from rich import box
-        from rich.table import Table
-
-        caption = f"{self.note}\n" if self.note else None
-        table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
-        table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-        table.title_style, table.caption_style = "bold", ""
-        for number, header in enumerate(self.headers):
-            table.add_column(header, justify="left" if number == 0 else "right", no_wrap=number == 0)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        lines = [f"| {' | '.join(self.headers)} |", f"|---|{'--:|' * (len(self.headers) - 1)}"]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n".join([*lines, "", self.note] if self.note else lines)
-
-
-def tables(record: Record) -> list[Rows]:
+def tables(record: Record) -> list[TextTable]:
     """All tables of one record."""
     if record["workload"] == "scaling":
         return [*axis_tables(record), exponents(record), on_paper(record)]
@@ -81,7 +43,7 @@ def title(record: Record, case: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- the comparison of variants
 
 
-def times(record: Record, case: Mapping[str, Any]) -> Rows:
+def times(record: Record, case: Mapping[str, Any]) -> TextTable:
     """Time of a training step and of inference, as ratios."""
     compiled = record["compiled"]
     clock = "CPU time" if record["settings"]["device"] == "cpu" else "GPU time"
@@ -90,7 +52,7 @@ def times(record: Record, case: Mapping[str, Any]) -> Rows:
     if compiled:
         headers = ["", "training step", "/ eager", "inference", "/ eager"]
         note += "; in LoRA r=8's step and the base model's inference, of the same mode, and eager"
-    found = Rows(f"Time: {title(record, case)}", headers, note=note)
+    found = TextTable(f"Time: {title(record, case)}", headers, note=note)
     for entry in case["variants"]:
         cells = [_label(entry, compiled)]
         for kind in ("training", "inference"):
@@ -106,7 +68,7 @@ def times(record: Record, case: Mapping[str, Any]) -> Rows:
     return found
 
 
-def counts(record: Record, case: Mapping[str, Any]) -> Rows:
+def counts(record: Record, case: Mapping[str, Any]) -> TextTable:
     """Parameters, calls, bytes kept for the backward pass, and peak memory."""
     launches = any("launches" in entry.get("training", ()) for entry in case["variants"])
     of_model = "d" not in case["sizes"]
@@ -118,7 +80,7 @@ def counts(record: Record, case: Mapping[str, Any]) -> Rows:
         f"backward, and in inference; saved: for the backward pass{', without weights' if of_model else ''}; "
         "peak: of a whole step, beyond the model"
     )
-    found = Rows(f"Counts: {title(record, case)}", [*headers, *(["launches"] if launches else [])], note=note)
+    found = TextTable(f"Counts: {title(record, case)}", [*headers, *(["launches"] if launches else [])], note=note)
     for entry in case["variants"]:
         training, inference = entry.get("training"), entry.get("inference")
         cells = [_label(entry, record["compiled"])]
@@ -135,12 +97,12 @@ def counts(record: Record, case: Mapping[str, Any]) -> Rows:
     return found
 
 
-def grid(record: Record) -> Rows:
+def grid(record: Record) -> TextTable:
     """Training step over tokens and widths."""
     label = {entry["variant"]: entry["label"] for entry in record["cases"][0]["variants"]}
     names = [name for name in ("aurora-dynamic", "aurora-r8", "aurora-static") if name in label]
     headers = ["tokens x width", "base", *(label[name].replace("dynamic ", "") for name in names)]
-    found = Rows("Training step / LoRA r=8, over the grid", headers)
+    found = TextTable("Training step / LoRA r=8, over the grid", headers)
     for case in record["cases"]:
         ratios = {
             entry["variant"]: entry["training"]["ratio"]
@@ -156,14 +118,14 @@ def grid(record: Record) -> Rows:
 # ---------------------------------------------------------------- scaling
 
 
-def axis_tables(record: Record) -> Iterator[Rows]:
+def axis_tables(record: Record) -> Iterator[TextTable]:
     """Milliseconds at each value of an axis, and what the adapters add to the base."""
     for axis in record["axes"]:
         labels = axis["labels"]
         series = list(axis["points"][0]["added"])
         headers = [axis["name"], labels["frozen"], *(labels[name] for name in series)]
         headers += [f"{labels[name]} - base" for name in series]
-        found = Rows(f"Milliseconds against {axis['name']}: {axis['fixed']}", headers)
+        found = TextTable(f"Milliseconds against {axis['name']}: {axis['fixed']}", headers)
         for point in axis["points"]:
             cells = [f"{point['value']:,}", *(_ms(point["seconds"][name]) for name in ("frozen", *series))]
             cells += [_ms(point["added"][name]["median"]) for name in series]
@@ -171,11 +133,11 @@ def axis_tables(record: Record) -> Iterator[Rows]:
         yield found
 
 
-def exponents(record: Record) -> Rows:
+def exponents(record: Record) -> TextTable:
     """b of cost = a n^b for each axis."""
     headers = ["b of n^b, n =", "base", "LoRA", "AuroRA", "LoRA - base", "AuroRA - base"]
     note = "least squares of the logarithms, with standard errors; what an adapter adds has none where noise hides it"
-    found = Rows("Exponents", headers, note=note)
+    found = TextTable("Exponents", headers, note=note)
     for axis in record["axes"]:
         fits = axis["fits"]
         cells = [fits["seconds"]["frozen"], fits["seconds"]["lora"], fits["seconds"]["aurora"]]
@@ -184,7 +146,7 @@ def exponents(record: Record) -> Rows:
     return found
 
 
-def on_paper(record: Record) -> Rows:
+def on_paper(record: Record) -> TextTable:
     """What adapters cost on larger models, by counting."""
     headers = ["", "trained", "share", "state MB", "flops", "kept MB", "with x", "calls"]
     note = (
@@ -192,7 +154,7 @@ def on_paper(record: Record) -> Rows:
         "float32. Flops: of a training step, in the base's. Kept: for the backward pass of 1,000 tokens, without and "
         "with x. Calls: of a step."
     )
-    found = Rows("On paper: LLaMA3 of 8B and 70B", headers, note=note)
+    found = TextTable("On paper: LLaMA3 of 8B and 70B", headers, note=note)
     for entry in record["paper"]:
         cells = [f"{entry['model']['name'].split('-')[-1]} {entry['method']}", f"{entry['parameters'] / 1e6:.3g}M"]
         cells += [f"{100 * entry['share']:.3f}%", f"{entry['state_bytes'] / 1e6:,.0f}"]

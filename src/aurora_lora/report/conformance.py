@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from ..text_table import TextTable
+
 COLUMNS = {
     "passed": "passed",
     "skipped": "skipped",
@@ -28,14 +30,15 @@ def conformance_tables(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _counts(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"| file | {' | '.join(COLUMNS.values())} |", f"|---|{'---|' * len(COLUMNS)}"]
+    table = TextTable("", ["file", *COLUMNS.values()], align="l")
     for name, each in files.items():
         cells = [f"not run: {each['not_run']}", *[""] * (len(COLUMNS) - 1)] if "not_run" in each else _cells(each)
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        table.rows.append([f"`{name}`", *cells])
     total = {key: sum(each[key] for each in files.values()) for key in COLUMNS}
-    lines.append(f"| **total** | {' | '.join(f'**{cell}**' for cell in _cells(total))} |")
+    table.rows.append([f"**{cell}**" for cell in ("total", *_cells(total))])
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return "\n".join([*lines, "", f"Run with {versions}."])
+    table.note = f"Run with {versions}."
+    return table.markdown()
 
 
 def _cells(counts: Mapping[str, int]) -> list[str]:
@@ -50,9 +53,8 @@ def _reasons(files: Mapping[str, Mapping[str, Any]], outcome: str) -> str:
         for reason, n in each["reasons"].get(outcome, {}).items():
             counted[reason] += n
             where.setdefault(reason, []).append(name.removeprefix("test_"))
-    lines = ["| tests | reason | files |", "|---|---|---|"]
-    lines += [f"| {n:,} | {_plain(reason)} | {', '.join(where[reason])} |" for reason, n in counted.most_common()]
-    return "\n".join(lines)
+    rows = [[f"{n:,}", _plain(reason), ", ".join(where[reason])] for reason, n in counted.most_common()]
+    return TextTable("", ["tests", "reason", "files"], list(rows), align="l").markdown()
 
 
 def _rows(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from ..experiments.suite import Cell, Suite, score_of
+from ..text_table import TextTable
 from .tables import count
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -162,16 +163,13 @@ def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
     lines = [f"# {suite.title}", ""]
     for group in dict.fromkeys(one.group for one in compared):
         lines += [f"## {group}", ""]
-        lines += [
-            f"| method | params, paper | params, ours | data | paper | ours, {suite.statistic} | difference "
-            "| std. dev. | seeds |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        headers = ["method", "params, paper", "params, ours", "data", "paper", f"ours, {suite.statistic}"]
+        table = TextTable("", [*headers, "difference", "std. dev.", "seeds"], align="l")
         for one in (one for one in compared if one.group == group):
             name, data, *numbers = _cells(one, True)
             params = "" if one.params is None or one.most_params is None else count(one.params, one.most_params)
-            lines.append(f"| {' | '.join([name, one.paper_params or '', params, data, *numbers])} |")
-        lines.append("")
+            table.rows.append([name, one.paper_params or "", params, data, *numbers])
+        lines += [table.markdown(), ""]
     for note in notes(suite, compared):
         lines += [note.replace("*", "\\*"), ""]
     return "\n".join(lines).strip() + "\n"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..files import NOT_FINITE
 from ..tasks.metrics import metric_named
+from ..text_table import TextTable
 from .groups import interval, plain
 from .tables import count, left_out
 
@@ -139,26 +140,21 @@ def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -
 
 def study_page(summary: Mapping[str, Any]) -> str:
     """The study as Markdown: the answers, then every setting in every form."""
-    metrics, lines = _metrics(summary), []
+    metrics, tables = _metrics(summary), []
     for metric, answered in every_answer(summary):
-        lines += [f"| question | first | second | {metric}, difference | 95% interval |", "|---|---|---|--:|--:|"]
-        for one in answered:
-            lines.append(f"| {one.ask} | {one.first} | {one.second} | {' | '.join(one.cells())} |")
-        lines.append("")
+        table = TextTable("", ["question", "first", "second", f"{metric}, difference", "95% interval"], align="lllr")
+        table.rows += [[one.ask, one.first, one.second, *one.cells()] for one in answered]
+        tables.append(table)
     heads = [metric_named(metric).column for metric in metrics]
-    lines += [
-        f"| setting | params | chosen | form | {' | '.join(heads)} | seeds | training s |",
-        f"|---|--:|---|---|{'--:|' * (len(heads) + 2)}",
-    ]
+    table = TextTable("", ["setting", "params", "chosen", "form", *heads, "seeds", "training s"], align="lrllr")
     for setting in summary["settings"]:
         chosen = chosen_values(summary, setting)
         params = _params(setting)
         seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
         for form, scores in setting["by_form"].items():
             shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
-            cells = [setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            table.rows.append([setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds])
+    return "\n\n".join(table.markdown() for table in [*tables, table])
 
 
 def _params(setting: Mapping[str, Any]) -> str:

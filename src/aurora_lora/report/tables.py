@@ -16,6 +16,7 @@ from ..files import NOT_FINITE, write_text
 from ..forms import REFERENCE_FORM, form_named
 from ..tasks import Task
 from ..tasks.metrics import METRICS
+from ..text_table import TextTable
 from ..training.storage import RESULT
 
 Result = Mapping[str, Any]
@@ -137,10 +138,8 @@ def count(least: int, most: int) -> str:
 
 def forms_table(results: Sequence[Result]) -> str:
     """Accuracy and negative log-likelihood of each form by learning rate, over the seeds of a classification task."""
-    lines = [
-        f"| learning rate | form | accuracy % | nll | accuracy - {REFERENCE_FORM} | nll - {REFERENCE_FORM} |",
-        "|---|---|---|---|---|---|",
-    ]
+    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in SHOWN]
+    table = TextTable("", ["learning rate", "form", *(metric.column for metric in SHOWN), *against], align="l")
     for rate, runs in by_learning_rate(results).items():
         forms = [run["metric"]["by_form"] for run in runs]
         for form in forms[0]:
@@ -153,8 +152,8 @@ def forms_table(results: Sequence[Result]) -> str:
                     cells.append(spread(gaps, m.decimals + 1, m.scale))
             else:
                 cells += ["", ""]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            table.rows.append(cells)
+    return table.markdown()
 
 
 def insert(path: Path, name: str, text: str) -> None:
@@ -177,12 +176,12 @@ def insert(path: Path, name: str, text: str) -> None:
 
 def tasks_table(tasks: Iterable[Task]) -> str:
     """What there is to train on: for docs/tasks.md."""
-    lines = ["| task | what is asked | train | scored on | metrics | source |", "|---|---|---|---|---|---|"]
+    table = TextTable("", ["task", "what is asked", "train", "scored on", "metrics", "source"], align="l")
     for task in tasks:
         whole = "" if task.train_examples is None else f"{task.train_examples:,}"
         cells = [f"`{task.name}`", task.description, whole, _scored_on(task), ", ".join(task.metric_names), task.source]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        table.rows.append(cells)
+    return table.markdown()
 
 
 def _scored_on(task: Task) -> str:
@@ -198,7 +197,7 @@ def reproduced_table(record: Mapping[str, Any]) -> str:
     """A suite's scores, a row for each method: the `table.json` of `aurora reproduce`, for docs/results.md."""
     cells = record["cells"]
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
-    lines = [f"| method | trained parameters | {' | '.join(columns)} |", f"|---|---:|{'---:|' * len(columns)}"]
+    table = TextTable("", ["method", "trained parameters", *columns])
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in cells:
         rows.setdefault((cell["group"], cell["row"]), {})[cell["column"]] = cell
@@ -210,10 +209,11 @@ def reproduced_table(record: Mapping[str, Any]) -> str:
             count(min(least), max([*least, *most])) if least else "",
             *(_reproduced(found.get(column), seeds) for column in columns),
         ]
-        lines.append(f"| {' | '.join([name, *shown])} |")
+        table.rows.append([name, *shown])
     spread = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
     what = spread if seeds > 1 else "One seed"
-    return "\n".join([*lines, "", f"{what}; the head is not among the parameters."])
+    table.note = f"{what}; the head is not among the parameters."
+    return table.markdown("---:")
 
 
 def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:
@@ -227,54 +227,50 @@ def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:
 def calibration_table(curve: Mapping[str, Any]) -> str:
     """Calibration inputs against what the calibrated form gives: `benchmarks/calibration.py curve`."""
     runs, records = curve["runs"], curve["records"]
-    lines = ["| form | inputs | accuracy % | nll | KL from trained |", "|---|---|---|---|---|"]
+    table = TextTable("", ["form", "inputs", *(metric.column for metric in SHOWN), "KL from trained"], align="l")
     for form in ("dynamic", "static"):
         found = [run[form] for run in runs]
-        lines.append(_curve_row(form_named(form).label, "", found))
+        table.rows.append(_curve_row(form_named(form).label, "", found))
     for size in sorted({record["inputs"] for record in records}):
         found = [record for record in records if record["inputs"] == size]
-        lines.append(_curve_row("calibrated", f"{size:,}", found))
-    return "\n".join(lines)
+        table.rows.append(_curve_row("calibrated", f"{size:,}", found))
+    return table.markdown()
 
 
-def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> str:
+def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> list[str]:
     cells = [form, inputs]
     cells += [spread([one[m.name] for one in found], m.decimals, m.scale) for m in SHOWN]
-    cells.append(spread([one["kl"] for one in found], 4))
-    return f"| {' | '.join(cells)} |"
+    return [*cells, spread([one["kl"] for one in found], 4)]
 
 
 def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
     """What a calibration costs: `benchmarks/calibration.py cost`."""
-    lines = [
-        "| model | inputs | seconds | share of an epoch of training | peak memory over running the inputs |",
-        "|---|---|---|---|---|",
-    ]
+    table = TextTable(
+        "",
+        ["model", "inputs", "seconds", "share of an epoch of training", "peak memory over running the inputs"],
+        align="l",
+    )
     for cost in costs:
         share = f"1/{1 / cost['of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
         more = cost["peak_mb"]["calibrate"] - cost["peak_mb"]["none"]
-        lines.append(
-            f"| {cost['model']}, {cost['layers']} layers | {cost['examples']:,} "
-            f"| {cost['calibrate_s']:.1f} | {share} | {more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB |"
-        )
-    return "\n".join(lines)
+        memory = f"{more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB"
+        model = f"{cost['model']}, {cost['layers']} layers"
+        table.rows.append([model, f"{cost['examples']:,}", f"{cost['calibrate_s']:.1f}", share, memory])
+    return table.markdown()
 
 
 def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Perplexity by form and learning rate: `benchmarks/causal_lm.py`."""
     forms = list(dict.fromkeys(form for result in results for form in result["by_form"]))
-    lines = [
-        f"| learning rate | without adapter | {' | '.join(forms)} |",
-        f"|---|---|{'---|' * len(forms)}",
-    ]
+    table = TextTable("", ["learning rate", "without adapter", *forms], align="l")
     for rate in sorted({result["learning_rate"] for result in results}):
         runs = [result for result in results if result["learning_rate"] == rate]
         cells = [f"{rate:g}", spread([run["base"]["perplexity"] for run in runs], 2)]
         for form in forms:
             values = [run["by_form"][form]["perplexity"] for run in runs if form in run["by_form"]]
             cells.append(spread(values, 2) if values else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        table.rows.append(cells)
+    return table.markdown()
 
 
 def qlora_table(distances: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -291,10 +287,9 @@ def qlora_table(distances: Mapping[str, Mapping[str, float | None]]) -> str:
 def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     """What the unit tests gave with other versions, and what was skipped in some environments only: `make versions`."""
     shown = ("python", "torch", "peft", "transformers", "numpy")
-    lines = [
-        "| Python | torch | peft | transformers | NumPy | passed | skipped | failed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    table = TextTable(
+        "", ["Python", "torch", "peft", "transformers", "NumPy", "passed", "skipped", "failed"], align="l"
+    )
     for record in records.values():
         versions = record.get("versions", record)
         cells = [versions.get(name, "") for name in shown]
@@ -302,12 +297,12 @@ def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
             cells += [f"not run: {record['problem']}", "", ""]
         else:
             cells += [f"{record[name]:,}" for name in ("passed", "skipped", "failed")]
-        lines.append(f"| {' | '.join(cells)} |")
+        table.rows.append(cells)
     tested = {name: record for name, record in records.items() if "skips" in record}
     reasons = dict.fromkeys(reason for record in tested.values() for reason in record["skips"])
     everywhere = [reason for reason in reasons if all(reason in record["skips"] for record in tested.values())]
     some = [reason for reason in reasons if reason not in everywhere]
-    lines += ["", f"Skipped in all: {'; '.join(everywhere) or 'nothing'}.", *([""] if some else [])]
+    lines = [table.markdown(), "", f"Skipped in all: {'; '.join(everywhere) or 'nothing'}.", *([""] if some else [])]
     for reason in some:
         where = [f"{n} with {name}" for name, record in tested.items() if (n := record["skips"].get(reason))]
         lines.append(f"- Skipped, {'; '.join(where)}: {reason}")

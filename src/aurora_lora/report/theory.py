@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .bench_tables import Rows
+from ..text_table import TextTable
 
 Record = Mapping[str, Any]
 
@@ -21,7 +21,7 @@ SIGMA_NAMES = {
 }
 
 
-def theory_tables(record: Record) -> dict[str, Rows]:
+def theory_tables(record: Record) -> dict[str, TextTable]:
     """Every table of a record by the name of its place in a document, in the order of the paper's text."""
     return {
         "theory-cases": _cases(record["appendix_c"]),
@@ -35,9 +35,9 @@ def theory_tables(record: Record) -> dict[str, Rows]:
     }
 
 
-def _cases(found: Record) -> Rows:
+def _cases(found: Record) -> TextTable:
     draws = sum(row["draws"] for row in found["cases"])
-    table = Rows(
+    table = TextTable(
         f"Appendix C, Eq. 11 on {draws:,} random a, b and alpha: largest deviations",
         ("signs", "printed - dW", "printed - dW^T", "2nd singular value", "dW from LoRA's set", "LoRA from dW's set"),
     )
@@ -47,17 +47,17 @@ def _cases(found: Record) -> Rows:
     return table
 
 
-def _reach(found: Record) -> Rows:
-    return Rows(
+def _reach(found: Record) -> TextTable:
+    return TextTable(
         "The nearest B sigma(A) of rank 1 to [[1, -1], [1, -1]] / 2",
         ("sigma", "distance found"),
         [(SIGMA_NAMES[row["sigma"]], f"{row['distance']:.4f}") for row in found["reach"]],
     )
 
 
-def _gradients(found: Record) -> Rows:
+def _gradients(found: Record) -> TextTable:
     both = [(row, how) for row in found["rows"] for how in ("random", "attacked")]
-    table = Rows(
+    table = TextTable(
         f"Proposition 2.2: largest |gradient| / bound, {found['draws']:,} random layers and attacked",
         ("gradient of", *(f"{row['sigma']}, {how}" for row, how in both)),
     )
@@ -67,17 +67,17 @@ def _gradients(found: Record) -> Rows:
     return table
 
 
-def _growth(found: Record) -> Rows:
-    return Rows(
+def _growth(found: Record) -> TextTable:
+    return TextTable(
         "Largest gradient of A of 100 random layers, B times a factor",
         ("factor", "AuroRA", "LoRA"),
         [(f"{row['scale']:g}", f"{row['AuroRA']:.3g}", f"{row['LoRA']:.3g}") for row in found["growth"]],
     )
 
 
-def _linear(found: Record) -> Rows:
+def _linear(found: Record) -> TextTable:
     starts = len(found["rows"][0]["mean_square"])
-    table = Rows(
+    table = TextTable(
         f"Proposition 2.1, linear M: least error found of {starts} searches, above the bound by",
         ("activation", "spline", "mean square", "supremum", "mean square, skip", "supremum, skip"),
     )
@@ -91,8 +91,8 @@ def _linear(found: Record) -> Rows:
     return table
 
 
-def _slip(found: Record) -> Rows:
-    return Rows(
+def _slip(found: Record) -> TextTable:
+    return TextTable(
         "Two inputs x, x' with |x| = |x'| = 1 and A x = A x'",
         ("", "distance"),
         [
@@ -103,9 +103,9 @@ def _slip(found: Record) -> Rows:
     )
 
 
-def _nonlinear(found: Record, spline: str) -> Rows:
+def _nonlinear(found: Record, spline: str) -> TextTable:
     r = found["rank"]
-    table = Rows(
+    table = TextTable(
         f"Nonlinear targets, r = {r}, {spline} spline: % of E|f|^2 unexplained, held out",
         ("target", "floor", f"LoRA r={r}", f"LoRA r={2 * r}", "trained", "calibrated", "static"),
     )

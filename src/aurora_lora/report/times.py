@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..text_table import TextTable
 from .groups import Group
 from .tables import spread
 
@@ -34,5 +35,5 @@ def _memory(group: Group) -> str:
 
 def time_table(found: Sequence[Group]) -> str:
     """As Markdown."""
-    lines = [f"| setting | {' | '.join(COLUMNS)} |", f"|---|{'--:|' * len(COLUMNS)}"]
-    return "\n".join([*lines, *(f"| {label} | {' | '.join(cells)} |" for label, cells in time_rows(found))])
+    rows: list[Sequence[str]] = [[label, *cells] for label, cells in time_rows(found)]
+    return TextTable("", ["setting", *COLUMNS], rows).markdown()

@@ -242,15 +242,13 @@ def _record(facts: Facts) -> str:
     recipe, result = facts.recipe, facts.result
     chosen, params = result["metric"]["selected_by"], result["params"]
     table = score_table(result["method"], result["metric"]["by_form"], chosen["form"])
-    rows = [["form", *table.metrics], ["---", *("---:" for _ in table.metrics)], *table.rows]
-    scores = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     versions = "\n".join(f"- {_NAMES.get(name, name)} {found}" for name, found in result["versions"].items() if found)
     return f"""
 ## Scores
 
 {recipe.task.name}, {examples_scored(result)} ({facts.task.source}):
 
-{scores}
+{table.markdown()}
 
 Epoch {chosen["epoch"]:g} of {recipe.training.epochs}, the best by {chosen["name"]} on the validation split.
 Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} in the head, of {params["total"]:,}.

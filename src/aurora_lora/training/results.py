@@ -7,7 +7,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..forms import MERGED, form_named
 from ..methods import ParameterCounts
 from ..tasks.metrics import in_order
+from ..text_table import TextTable
 from .recipe import RunRecipe
 from .storage import RESULT
 
@@ -218,16 +219,8 @@ def examples_scored(result: Result) -> str:
     return f"{metric['examples'][sets[0]]:,} examples of {sets[0]}"
 
 
-@dataclass(frozen=True)
-class ScoreTable:
-    """Scores for people: a row for each form, which starts with the form's name."""
-
-    metrics: list[str]
-    rows: list[list[str]]
-
-
-def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable:
-    """The scores of a method's forms.
+def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
+    """The scores of a method's forms, a row for each, which starts with the form's name.
 
     Args:
         method: its name, which stands for its only form.
@@ -235,12 +228,12 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> ScoreTable
         deployed: the form to mark as such, if there are several.
     """
     metrics = in_order(next(iter(scores.values())))
-    rows = []
+    rows: list[Sequence[str]] = []
     for form, values in scores.items():
         name = method.replace("-", " ") if form == MERGED else form_named(form).title
         shown = [metric.shown(values[metric.name]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
-    return ScoreTable([metric.heading for metric in metrics], rows)
+    return TextTable("", ["form", *(metric.heading for metric in metrics)], rows)
 
 
 def versions() -> dict[str, str | None]:

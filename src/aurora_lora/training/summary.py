@@ -9,7 +9,8 @@ from rich.table import Table
 
 from ..forms import MERGED
 from ..tasks.metrics import metric_named
-from .results import Result, Scores, ScoreTable, examples_scored, score_table
+from ..text_table import TextTable
+from .results import Result, Scores, examples_scored, score_table
 from .run import Run
 from .storage import ADAPTER, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
@@ -62,12 +63,11 @@ def written(run: Run) -> list[Path]:
     return [path for path in paths if path.exists()]  # not every adapter has a plain LoRA beside it
 
 
-def print_table(console: Console, title: str, table: ScoreTable) -> None:
+def print_table(console: Console, title: str, table: TextTable) -> None:
     """A table of scores."""
     shown = Table(title=title, title_justify="left")
-    shown.add_column("form")
-    for metric in table.metrics:
-        shown.add_column(metric, justify="right")
+    for number, header in enumerate(table.headers):
+        shown.add_column(header, justify="right" if number else "left")
     for name, *values in table.rows:
         shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
     console.print(shown)
