@@ -2,11 +2,12 @@
 
     python benchmarks/quantized_merge.py --output results/quantized [--only lora-0] [--bits 4 8]
 
-SmolLM2-135M in NF4 (blocks of 64) or LLM.int8(); adapters trained as `RECIPE` says, on the NF4 weights dequantised: on a
-CPU that takes a fraction of the time and gives the same adapter. Compared on questions that were not trained on: the KL
-divergence from the unmerged adapter over the same quantised base, the share of positions with the same most likely token,
-the perplexity, and the accuracy of the task. Inputs of the calibration: 256 training texts of the task, or as many
-film-review sentences. One JSON file for each adapter and base, written as it is finished; what is there is not run again.
+SmolLM2-135M in NF4 (blocks of 64) or LLM.int8(); adapters trained as `RECIPE` says, on the NF4 weights dequantised:
+on a CPU that takes a fraction of the time and gives the same adapter. Compared on questions that were not trained
+on: the KL divergence from the unmerged adapter over the same quantised base, the share of positions with the same
+most likely token, the perplexity, and the accuracy of the task. Inputs of the calibration: 256 training texts of
+the task, or as many film-review sentences. One JSON file for each adapter and base, written as it is finished; what
+is there is not run again.
 """
 
 from __future__ import annotations
