@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="such as lora-0; all by default")
     parser.add_argument("--bits", nargs="*", type=int, choices=[4, 8], default=[4, 8])
     args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     warnings.filterwarnings("ignore", message="Merg|MatMul8bitLt|.*already merged")
     torch.set_num_threads(1)

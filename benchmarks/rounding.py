@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/quantized"))
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     torch.set_num_threads(1)
     paths = bases(args.runs)
