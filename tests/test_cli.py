@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 import tiny
 
 from aurora_lora import __version__, cli
+from aurora_lora.errors import ArgumentError
 from aurora_lora.training import run as run_module
 from aurora_lora.training import yaml_text
 
@@ -420,6 +421,20 @@ def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytes
     done = aurora("train", recipe, "-o", tmp_path / "run")
     assert done.exit_code == 130
     assert done.stderr == "interrupted: the same command goes on where it was\n"
+
+
+def test_arguments_are_called_as_the_options_are(
+    aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ArgumentError("`inference_steps`: 0 is not allowed; `of_layer` or `options` too, but not `aurora gap`")
+
+    monkeypatch.setattr(run_module, "train", refuse)
+    done = aurora("train", recipe, "-o", tmp_path / "run")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "--steps: 0 is not allowed; --of-layer or --set too, but not `aurora gap`\n",
+    )
 
 
 def test_missing_extra(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

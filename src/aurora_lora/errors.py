@@ -46,5 +46,12 @@ class UserError(AuroraError):
     """A mistake that the user can correct. The command line prints it as one plain line and exits with code 2."""
 
 
+class ArgumentError(UserError):
+    """An argument has a value that is not allowed, or is missing.
+
+    Arguments are named in backticks; the command line puts its own options in their place.
+    """
+
+
 class RunLockedError(UserError):
     """Another process is writing into a run's folder."""

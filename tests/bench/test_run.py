@@ -152,7 +152,7 @@ def test_no_compiler_is_one_line(aurora: Invoke, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("aurora_lora.bench.measure._phase", no_compiler)
     done = aurora("linear", *QUICK)
     assert done.exit_code == 2
-    assert done.stderr == "torch.compile finds no C++ compiler: install one, or use --no-compile\n"
+    assert done.stderr == "torch.compile finds no C++ compiler: install one, or measure without compiling\n"
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda:1", ["cuda:1"]), ("cpu", [])])

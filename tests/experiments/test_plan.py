@@ -50,7 +50,7 @@ def test_a_plan_is_for_the_paper_s_gpu_this_machine_or_the_one_named(
     assert describe(table2, "a100")[0]["machine"] == "A100"
     assert describe(table2, "here")[0]["machine"] == "CPU of 2 cores"
     assert describe(packaged)[0]["machine"] == "CPU of 2 cores"
-    with pytest.raises(UserError, match=r"--gpu: 'L21' is an unknown GPU; did you mean 'L20'\?"):
+    with pytest.raises(UserError, match=r"`gpu`: 'L21' is an unknown GPU; did you mean 'L20'\?"):
         describe(table2, "L21")
 
 

@@ -269,19 +269,19 @@ def test_cluster(todo: Reproduction, tmp_path: Path) -> None:
     engine = make_engine("slurm", None, {"cluster": "debug", "logs": str(tmp_path / "logs"), "timeout_min": "5"})
     (outcome,) = outcomes(list(todo.jobs.values())[:1], engine)
     assert outcome.result["status"] == "finished"
-    with pytest.raises(UserError, match="--launcher slurm: there is no Slurm here"):
+    with pytest.raises(UserError, match="`launcher` slurm: there is no Slurm here"):
         make_engine("slurm", 4)
-    with pytest.raises(UserError, match="--set: "):
+    with pytest.raises(UserError, match="`options`: "):
         make_engine("slurm", 4, {"cluster": "local", "no_such_parameter": "1"})
 
 
 @pytest.mark.parametrize(
     ("launcher", "jobs", "options", "message"),
     [
-        ("lokal", None, {}, "--launcher: 'lokal' is an unknown launcher; did you mean 'local'?"),
-        ("local", 0, {}, "--jobs: 0 is not allowed: it must be at least 1"),
-        ("local", 1, {"a": "b"}, "--set is for --launcher slurm, not for local"),
-        ("accelerate", 2, {}, "--jobs: with --launcher accelerate, one run at a time has all the devices (allowed: 1)"),
+        ("lokal", None, {}, "`launcher`: 'lokal' is an unknown launcher; did you mean 'local'?"),
+        ("local", 0, {}, "`jobs`: 0 is not allowed: it must be at least 1"),
+        ("local", 1, {"a": "b"}, "`options` is for `launcher` slurm, not for local"),
+        ("accelerate", 2, {}, "`jobs`: with `launcher` accelerate, one run at a time has all the devices (allowed: 1)"),
     ],
 )
 def test_engine_errors(launcher: str, jobs: int | None, options: dict[str, str], message: str) -> None:

@@ -61,9 +61,9 @@ def test_overrides_and_seeds(tiny_suite: MakeSuite, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [0, -1]}, "--seeds: -1 is not allowed: a seed is at least 0 and below 2**32"),
-        ({"seeds": [2**32]}, "--seeds: 4294967296 is not allowed: a seed is at least 0 and below 2**32"),
-        ({"overrides": ["seed=7"]}, "seed is no change to the recipes: each is run with every seed of --seeds 0,1,..."),
+        ({"seeds": [0, -1]}, "`seeds`: -1 is not allowed: a seed is at least 0 and below 2**32"),
+        ({"seeds": [2**32]}, "`seeds`: 4294967296 is not allowed: a seed is at least 0 and below 2**32"),
+        ({"overrides": ["seed=7"]}, "seed is no change to the recipes: each is run with every seed of `seeds` 0,1,..."),
     ],
 )
 def test_wrong_seeds(tiny_suite: MakeSuite, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -82,7 +82,7 @@ def test_wrong_seeds(tiny_suite: MakeSuite, tmp_path: Path, changes: dict[str, A
             "tiny",
             "packaged",
             ["lora-ratin"],
-            "--only: 'lora-ratin' is an unknown recipe, row or column; did you mean 'lora-rating'?",
+            "`only`: 'lora-ratin' is an unknown recipe, row or column; did you mean 'lora-rating'?",
         ),
     ],
 )

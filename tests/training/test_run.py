@@ -298,11 +298,11 @@ def test_merging_twice(run: Run, tmp_path: Path) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
     assert not merge(trained, "calibrated", output).was_there
     assert merge(trained, None, output).was_there
-    with pytest.raises(UserError, match="another merged model: --overwrite replaces it"):
+    with pytest.raises(UserError, match="another merged model: `overwrite` replaces it"):
         merge(trained, "static", output)
     assert not merge(trained, "static", output, overwrite=True).was_there
     (output / "model.safetensors").write_bytes(b"")  # damaged: no longer that merge
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="`overwrite`"):
         merge(trained, "static", output)
 
 

@@ -98,7 +98,7 @@ def measure(case: Case, plan: Plan, after_round: Callable[[], object] = lambda: 
             torch.compiler.reset()  # graphs of this phase, and with them its models
     except Exception as error:
         if "InvalidCxxCompiler" in type(error).__name__ or "InvalidCxxCompiler" in str(error):
-            raise UserError("torch.compile finds no C++ compiler: install one, or use --no-compile") from error
+            raise UserError("torch.compile finds no C++ compiler: install one, or measure without compiling") from error
         raise
     return list(found.values())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..files import check_writable, clear_leftovers, write_json
 from ..methods.base import unknown
 from ..ops import anl_op
@@ -254,9 +254,9 @@ def finished(unit: Unit, settings: Settings, folder: Path) -> Record | None:
     differing = [name for name in here if there.get(name) != here[name]]
     if differing:
         name = differing[0]
-        raise UserError(
+        raise ArgumentError(
             f"{path} holds a benchmark with another setting of {name} (there {there.get(name)}, here {here[name]}): "
-            "use --overwrite to replace it, or another --output"
+            "use `overwrite` to replace it, or another `output`"
         )
     return record
 

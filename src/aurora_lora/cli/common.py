@@ -7,12 +7,13 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
-from aurora_lora.errors import AuroraError
+from aurora_lora.errors import ArgumentError, AuroraError
 from aurora_lora.extras import missing
 
 try:
@@ -41,6 +42,17 @@ Split = Annotated[
 ]
 
 
+_OPTIONS = {"options": "--set", "inference_steps": "--steps"}
+"""Of arguments of the library that have another name here."""
+
+
+def _with_options(error: AuroraError) -> str:
+    """An error, with the command's options in place of the library's arguments."""
+    if not isinstance(error, ArgumentError):
+        return str(error)
+    return re.sub(r"`(\w+)`", lambda name: _OPTIONS.get(name[1], f"--{name[1].replace('_', '-')}"), str(error))
+
+
 def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Print what a user can put right as one line, without a traceback."""
 
@@ -49,7 +61,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except AuroraError as error:
-            complain(str(error))
+            complain(_with_options(error))
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("aurora_lora"):

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..extras import extra
 from ..training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
@@ -56,16 +56,18 @@ def make_engine(
     from ..methods.base import unknown
 
     if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher: '{launcher}' is an {unknown('launcher', LAUNCHERS, launcher)}")
+        raise ArgumentError(f"`launcher`: '{launcher}' is an {unknown('launcher', LAUNCHERS, launcher)}")
     if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs: {jobs} is not allowed: it must be at least 1")
+        raise ArgumentError(f"`jobs`: {jobs} is not allowed: it must be at least 1")
     if options and launcher != "slurm":
-        raise UserError(f"--set is for --launcher slurm, not for {launcher}")
+        raise ArgumentError(f"`options` is for `launcher` slurm, not for {launcher}")
     if launcher == "slurm":
         return Cluster(jobs or 64, dict(options or {}), minutes)
     if launcher == "accelerate":
         if jobs not in (None, 1):
-            raise UserError("--jobs: with --launcher accelerate, one run at a time has all the devices (allowed: 1)")
+            raise ArgumentError(
+                "`jobs`: with `launcher` accelerate, one run at a time has all the devices (allowed: 1)"
+            )
         return InProcess(launch_job)
     devices = _gpus()
     slots = jobs or max(1, len(devices))
@@ -175,7 +177,9 @@ class Workers:
 
     def __init__(self, slots: int, devices: list[str]) -> None:
         if devices and slots > len(devices):
-            raise UserError(f"--jobs: {slots} runs at a time on {len(devices)} GPUs (allowed: up to {len(devices)})")
+            raise ArgumentError(
+                f"`jobs`: {slots} runs at a time on {len(devices)} GPUs (allowed: up to {len(devices)})"
+            )
         self.slots, self.devices = slots, devices
 
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
@@ -301,13 +305,13 @@ class Cluster:
         try:
             self.executor = submitit.AutoExecutor(folder / "%j", cluster=cluster)
             if cluster is None and self.executor.cluster != "slurm":
-                raise UserError("--launcher slurm: there is no Slurm here (srun is not found)")
+                raise ArgumentError("`launcher` slurm: there is no Slurm here (srun is not found)")
             wanted: dict[str, int | str] = {"name": "aurora"}
             if self.executor.cluster == "slurm" and not any("gpu" in name or "gres" in name for name in options):
                 wanted["gpus_per_node"] = 1
             self.executor.update_parameters(**wanted, **{name: _number(value) for name, value in options.items()})
         except (NameError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"--set: {' '.join(str(error).split())}") from error
+            raise ArgumentError(f"`options`: {' '.join(str(error).split())}") from error
 
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
         return nullcontext(self._submit)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from ..errors import UserError
+from ..errors import ArgumentError
 from ..methods.base import unknown
 
 UTILISATION = 0.4
@@ -87,7 +87,7 @@ def named(name: str) -> Machine:
     for known, gpu in GPUS.items():
         if name.lower() == known.lower():
             return gpu
-    raise UserError(f"--gpu: '{name}' is an {unknown('GPU', [*GPUS, 'here'], name)}")
+    raise ArgumentError(f"`gpu`: '{name}' is an {unknown('GPU', [*GPUS, 'here'], name)}")
 
 
 def here() -> Machine:

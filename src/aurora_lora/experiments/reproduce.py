@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..training.recipe import RunRecipe
 from ..training.results import Result
 from .engines import Engine, outcomes
@@ -67,15 +67,15 @@ def prepare(
             an override; a recipe that is wrong; a folder that holds another recipe's run.
     """
     if any(override.partition("=")[0].strip() == "seed" for override in overrides):
-        raise UserError("seed is no change to the recipes: each is run with every seed of --seeds 0,1,...")
+        raise ArgumentError("seed is no change to the recipes: each is run with every seed of `seeds` 0,1,...")
     for seed in seeds or ():
         if not 0 <= seed < 2**32:
-            raise UserError(f"--seeds: {seed} is not allowed: a seed is at least 0 and below 2**32")
+            raise ArgumentError(f"`seeds`: {seed} is not allowed: a seed is at least 0 and below 2**32")
     suite = load_suite(name, scale)
     chosen = tuple(cells(suite, only))
     wanted = tuple(dict.fromkeys(suite.seeds if seeds is None else seeds))
     if not wanted:
-        raise UserError("--seeds: at least one is needed")
+        raise ArgumentError("`seeds`: at least one is needed")
     output = Path(output)
     jobs = plan(suite, chosen, wanted, output, overrides)
     return Reproduction(name, scale, suite, tuple(_scored(chosen, jobs)), wanted, jobs, output / name)

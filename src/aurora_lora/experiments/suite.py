@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..methods.base import unknown
 from ..training.recipe import Section, Seed
 
@@ -143,7 +143,7 @@ def cells(suite: Suite, only: Sequence[str] = ()) -> list[Cell]:
         found = {index for index, cell in enumerate(every) if _matches(cell, pattern)}
         if not found:
             names = {name for cell in every for name in (cell.recipe, cell.row.name, cell.column.name, cell.group)}
-            raise UserError(f"--only: '{pattern}' is an {unknown('recipe, row or column', names, pattern)}")
+            raise ArgumentError(f"`only`: '{pattern}' is an {unknown('recipe, row or column', names, pattern)}")
         chosen |= found
     return [every[index] for index in sorted(chosen)]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..files import write_json, write_text
 from ..methods.base import unknown
 from .figures import GAP, gap_figure, save
@@ -190,7 +190,7 @@ def choose(names: Sequence[str]) -> list[Kind]:
     known = {kind.name: kind for kind in KINDS}
     for name in names:
         if name not in known:
-            raise UserError(f"--only: '{name}' is an {unknown('figure', known, name)}")
+            raise ArgumentError(f"`only`: '{name}' is an {unknown('figure', known, name)}")
     return [known[name] for name in dict.fromkeys(names)] if names else list(KINDS)
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..deploy import MergeGap, merge_gap
 from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..finite import check_finite
 from ..tasks._loading import reason
 from .data import encode
@@ -77,7 +77,7 @@ def adapter_gap(
     settings = _settings(adapter)
     base = model or settings.get("base_model_name_or_path")
     if not base:
-        raise UserError(f"{adapter / CONFIG} names no base model: --model says which")
+        raise ArgumentError(f"{adapter / CONFIG} names no base model: `model` says which")
     rows = _read(file, column, examples)
     if len(rows) < (2 if quantizations else 1):
         raise UserError(f"{file} has {len(rows)} texts in column '{column}': too few to measure on")
@@ -129,8 +129,8 @@ def _read(file: Path, column: str, examples: int | None) -> list[dict[str, Any]]
         except Exception as error:  # pyarrow raises of many kinds
             raise UserError(f"{file} cannot be read: {reason(error)}") from error
         if column not in rows.column_names:
-            raise UserError(
-                f"{file} has no column '{column}' (it has {', '.join(rows.column_names)}): --column names it"
+            raise ArgumentError(
+                f"{file} has no column '{column}' (it has {', '.join(rows.column_names)}): `column` names it"
             )
         found = [row for row in rows if isinstance(row[column], str) and row[column].strip()]
     return found[:examples]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..errors import FormError, UserError
+from ..errors import ArgumentError, FormError, UserError
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
@@ -97,4 +97,4 @@ def need_aurora(run: TrainedRun) -> None:
 def check_new(output: Path, overwrite: bool) -> None:
     """Raise a UserError if an export would replace something that it may not."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
-        raise UserError(f"{output} is not empty: choose another folder, or --overwrite replaces an earlier export")
+        raise ArgumentError(f"{output} is not empty: choose another folder, or `overwrite` replaces an earlier export")

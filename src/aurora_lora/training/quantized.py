@@ -10,7 +10,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..deploy import QuantizedMerge, merge_quantized
-from ..errors import UserError
+from ..errors import ArgumentError
 from ..methods.base import PeftMethod, head_modules
 from ..methods.linear import untie_adapted
 from .data import load_data
@@ -41,9 +41,9 @@ def merge_into(
     recipe = run.in_float32.recipe
     method, options = recipe.method.method, recipe.method.options
     if not isinstance(method, PeftMethod) or method.base_use(options) == "start":
-        raise UserError(
+        raise ArgumentError(
             f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
-            "without --quantization"
+            "without `quantization`"
         )
     processor = load_processor(str(run.folder / ADAPTER), run.task)
     base = _quantized(base_for(recipe, run.task, processor, run.labels), quantization)

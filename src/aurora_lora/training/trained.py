@@ -25,7 +25,7 @@ from .. import files
 from .._version import __version__
 from ..deploy import QuantizedMerge
 from ..deploy.formats import check_quantization
-from ..errors import AuroraError, UserError
+from ..errors import ArgumentError, AuroraError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.prompts import alpaca
@@ -118,14 +118,14 @@ def merge(
         check_quantization(quantization)
         source |= {"quantization": quantization, "calibrated": calibrated}
     elif calibrated:
-        raise UserError("--calibrated goes with --quantization: without it, no weight is rounded")
+        raise ArgumentError("`calibrated` goes with `quantization`: without it, no weight is rounded")
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (overwrite and note):
-        hint = "--overwrite replaces it" if note else "choose another folder"
+        hint = "`overwrite` replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
-        raise UserError(f"{output} already holds {what}: {hint}")
+        raise ArgumentError(f"{output} already holds {what}: {hint}")
     _check_only_merge(output)
     plain, processor, rounding = _merged(run, form, quantization, calibrated)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
