@@ -107,9 +107,14 @@ def measured() -> Iterator[tuple[Recipe, float]]:
     The others shared the machine with more runs than it has cores.
     """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path in sorted(RESULTS.glob("studies/*/runs/**/result.json")):
-        result = json.loads(path.read_text())
-        key = (path.parts[-6], result["model"], result["method"], result["task"])
+    runs = [
+        (path.parent.name, line)
+        for path in sorted(RESULTS.glob("studies/*/runs.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    for study, line in runs:
+        result = json.loads(line)
+        key = (study, result["model"], result["method"], result["task"])
         found[key] = min(found.get(key, result), result, key=lambda one: float(one["time"]["train_s"]))
     for result in found.values():
         recipe = {**result["recipe"], "task": {**result["recipe"]["task"], "teacher": None}}
