@@ -246,13 +246,16 @@ def test_an_adapter_that_does_nothing(make_bert, batches):
 
 def test_worst_first_in_80_columns_and_as_json(make_bert, batches):
     pytest.importorskip("bitsandbytes")
-    gap = merge_gap(adapted(make_bert()), batches, quantizations=["nf4", "int8"])
+    labelled = [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
+    names = {"nll": 5.2444, "accuracy": 0.25, "perplexity": 1895.0}
+    gap = merge_gap(adapted(make_bert()), labelled, quantizations=["nf4", "int8"], metric=lambda *_: names)
     console = Console(width=80, record=True, file=io.StringIO())
     for table in gap.tables():
         console.print(table)
     text = console.export_text()
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "unmerged" in text
+    assert "…" not in text
     rows = [line for line in text.splitlines() if "attention.self" in line]
     assert len(rows) == 4
     assert all(row.count("%") == 6 for row in rows)

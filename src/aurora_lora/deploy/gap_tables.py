@@ -23,10 +23,10 @@ ROWS = 20
 def end_to_end_table(gap: MergeGap) -> Table:
     """One row for each form, and for each merge."""
     table = Table(title=f"end to end, {gap.predictions:,} predictions", title_justify="left")
-    table.add_column("merge" if gap.merges else "form")
+    table.add_column("merge" if gap.merges else "form", min_width=10 if gap.merges else None)
     names = list(gap.end_to_end[0].metric)
     for name in ("KL from trained", "largest logit diff", "same argmax", *names):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
     for entry in (*gap.end_to_end, *(merge.end_to_end for merge in gap.merges)):
         shown = (
             "-" if entry.kl is None else _shown(entry.kl, ".5f"),
