@@ -8,11 +8,13 @@ import textwrap
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import aurora_lora
 from aurora_lora import AuroraConfig, FormError, NotCalibratedError, StaleCalibrationError, export_lora, set_form
+from aurora_lora.deploy.export import write_export
 from aurora_lora.errors import NotFiniteError
 from aurora_lora.tuner import aurora_layers
 
@@ -23,6 +25,22 @@ def model(make_bert, config, batches, train_step):
     train_step(made, n=3)
     aurora_lora.calibrate(made, batches)
     return made
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    """safetensors alone writes two entries of metadata in either order."""
+    weights = {"b.weight": torch.randn(3, 5), "ä.weight": torch.randn(2).bfloat16()}
+    path = tmp_path / "weights.safetensors"
+    written = set()
+    for _ in range(16):
+        write_export(path, weights)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    loaded = load_file(path)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "pt"
 
 
 @pytest.mark.parametrize("form", ["static", "calibrated", None])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -86,7 +87,7 @@ def export_lora(
         lead = prefix if prefix is not None else _component(model)
         weights = {f"{lead}.{key.removeprefix(_BASE)}" if lead else key: v for key, v in weights.items()}
         with new_folder(path) as partial:
-            save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata=METADATA)
+            write_export(partial / DIFFUSERS_WEIGHTS, weights)
         return path
     lora_config = LoraConfig(
         r=rank,
@@ -104,9 +105,23 @@ def export_lora(
     if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
         lora_config.target_modules = sorted(lora_config.target_modules)
     with new_folder(path) as partial:
-        save_file({**weights, **others}, partial / PEFT_WEIGHTS, metadata=METADATA)
+        write_export(partial / PEFT_WEIGHTS, {**weights, **others})
         lora_config.save_pretrained(str(partial))
     return path
+
+
+def write_export(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write the weights of an export: the same bytes for the same weights.
+
+    safetensors writes the entries of a file's metadata in another order in each process.
+    """
+    data = save(weights, METADATA)
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 _BASE = "base_model.model."

@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import files
 from ..deploy import export_lora
-from ..deploy.export import DIFFUSERS_WEIGHTS, METADATA, check_replaceable, in_dtype
+from ..deploy.export import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
 from ..forms import form_named
 from ..methods.aurora import AuroraMethod
 
@@ -45,12 +45,10 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
     if isinstance(method, AuroraMethod):
         export_lora(model, folder, form, format="diffusers", dtype=dtype)
         return
-    from safetensors.torch import save_file
-
     weights = in_dtype(_lora_state(model), dtype)
     check_replaceable(folder)
     with files.new_folder(folder) as partial:
-        save_file(weights, partial / DIFFUSERS_WEIGHTS, metadata=METADATA)
+        write_export(partial / DIFFUSERS_WEIGHTS, weights)
 
 
 @torch.no_grad()
