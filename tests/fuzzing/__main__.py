@@ -50,6 +50,7 @@ def main() -> int:
         record = {"versions": versions(), "seed": options.seed, "layers": layers, "kills": killed}
         record["seconds"] = round(time.monotonic() - start)
         if options.scale >= 1:
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
             write_json(RESULTS, record)
         print(reliability_tables(record)["reliability"])
     print(f"{failed} failed")

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError, RunLockedError, UserError
+from aurora_lora.report.tables import load_results
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
 from aurora_lora.training import trained as trained_module
 from aurora_lora.training.batches import Share
@@ -402,6 +403,12 @@ def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
     (run.folder / "result.json").write_text(json.dumps({**earlier, "params": float("nan")}))
     with pytest.raises(UserError, match="not a result of aurora train"):
         load_run(run.folder)
+    for name, value in (("seed", True), ("metric", {}), ("epochs", None), ("recipe", 3)):
+        (run.folder / "result.json").write_text(json.dumps({**earlier, name: value}))
+        with pytest.raises(UserError, match=rf"result.json is damaged: {name}.* is missing, or of another kind"):
+            load_run(run.folder)
+        with pytest.raises(UserError, match=r"result.json is damaged"):
+            load_results([run.folder])
     (run.folder / "result.json").write_text("{")
     with pytest.raises(UserError, match="not a result of aurora train"):
         load_run(run.folder)

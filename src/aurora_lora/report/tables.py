@@ -17,6 +17,7 @@ from ..forms import REFERENCE_FORM, form_named
 from ..tasks import Task
 from ..tasks.metrics import METRICS
 from ..text_table import TextTable
+from ..training.results import check_result, parse_json
 from ..training.storage import RESULT
 
 Result = Mapping[str, Any]
@@ -68,7 +69,7 @@ def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
     if path.name == RUNS_FILE:
         return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if must_be:
             raise UserError(f"{path} cannot be read: {error}") from error
@@ -76,7 +77,7 @@ def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
     is_result = isinstance(value, dict) and {"schema", "recipe", "metric"} <= value.keys()
     if must_be and not is_result:
         raise UserError(f"{path} is not a result of aurora train")
-    return [(path, value)] if is_result else []
+    return [(path, check_result(value, str(path)))] if is_result else []
 
 
 def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[float, list[Result]]:

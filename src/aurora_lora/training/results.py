@@ -156,6 +156,15 @@ def read_result(folder: Path) -> Result | None:
     return check_result(result, str(path))
 
 
+_SHAPE: dict[str, type] = {
+    **dict.fromkeys(("recipe", "metric", "params", "time"), dict),
+    **dict.fromkeys(("method", "model", "task"), str),
+    "seed": int,
+    "epochs": list,
+}
+_METRIC: dict[str, type] = {"name": str, "split": str, "by_form": dict, "selected_by": dict}
+
+
 def check_result(value: Any, where: str) -> Result:
     """The value, if it is a result that this version can read.
 
@@ -170,7 +179,19 @@ def check_result(value: Any, where: str) -> Result:
         raise UserError(f"{where} is not a result of aurora train")
     if value["schema"] != SCHEMA:
         raise UserError(f"{where} has schema {value['schema']}, this version reads schema {SCHEMA}")
+    if "status" in value:
+        _check_shape(value, where)
     return value
+
+
+def _check_shape(value: Result, where: str) -> None:
+    """Raise a UserError where a result that `build_result` made has lost what every reader relies on."""
+    for place, part, shape in (("", value, _SHAPE), ("metric.", value.get("metric"), _METRIC)):
+        for name, kind in shape.items():
+            if not isinstance(part, dict) or not isinstance(part.get(name), kind) or isinstance(part[name], bool):
+                raise UserError(f"{where} is damaged: {place}{name} is missing, or of another kind")
+    if not all(isinstance(scores, dict) for scores in value["metric"]["by_form"].values()):
+        raise UserError(f"{where} is damaged: metric.by_form has no scores")
 
 
 def parse_json(text: str) -> Any:
