@@ -13,6 +13,7 @@ from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError
 from ..methods.base import PeftMethod, head_modules
 from ..methods.linear import untie_adapted
+from ..tasks._loading import NO_CODE
 from .data import load_data
 from .finished import TrainedRun
 from .memory import base_for
@@ -69,6 +70,7 @@ def _quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
             quantization_config=_settings(quantization, heads),
             dtype=torch.float32,
             device_map={"": device},
+            **NO_CODE,
         )
     found.config.name_or_path = name
     return found
