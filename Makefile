@@ -12,7 +12,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make fuzz   draw 20,000 hostile inputs and kill runs, into results/reliability and docs/ (about 15 minutes)"
 	@echo "make conformance   run PEFT's own tests against AuroRA (about 5 minutes)"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy, and that imports run one way"
 	@echo "make bench  speed and memory against PEFT's LoRA, into results/bench and docs/ (about 25 minutes)"
 	@echo "make docs   put the tables and figures into docs/"
 	@echo "make site   docs/ as a site, in build/site"
@@ -71,6 +71,7 @@ bench: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 clean:

@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 from aurora_lora.errors import UserError
-from aurora_lora.report.bench_page import parts
-from aurora_lora.report.catalogue import figures_of
-from aurora_lora.report.conformance import conformance_tables
-from aurora_lora.report.figures import calibration_curve, forms_figure, gap_figure, save
-from aurora_lora.report.reliability import reliability_tables
-from aurora_lora.report.sections import Section, load_sections
-from aurora_lora.report.sigma_figure import sigma_figure
-from aurora_lora.report.study import study_page
-from aurora_lora.report.tables import (
+from aurora_lora.lab.report.bench_page import parts
+from aurora_lora.lab.report.catalogue import figures_of
+from aurora_lora.lab.report.conformance import conformance_tables
+from aurora_lora.lab.report.figures import calibration_curve, forms_figure, gap_figure, save
+from aurora_lora.lab.report.reliability import reliability_tables
+from aurora_lora.lab.report.sections import Section, load_sections
+from aurora_lora.lab.report.sigma_figure import sigma_figure
+from aurora_lora.lab.report.study import study_page
+from aurora_lora.lab.report.tables import (
     calibration_table,
     causal_lm_table,
     cost_table,
@@ -27,9 +27,9 @@ from aurora_lora.report.tables import (
     tasks_table,
     versions_table,
 )
-from aurora_lora.report.theory import theory_tables
-from aurora_lora.report.theory_figures import theory_figures
-from aurora_lora.report.updates import lengths_table, trajectories_figure
+from aurora_lora.lab.report.theory import theory_tables
+from aurora_lora.lab.report.theory_figures import theory_figures
+from aurora_lora.lab.report.updates import lengths_table, trajectories_figure
 from aurora_lora.tasks import TASKS
 from aurora_lora.text_table import TextTable
 

@@ -12,5 +12,5 @@ for seed in ${*:-0 1 2}; do
     done
 done
 python -c 'from pathlib import Path
-from aurora_lora.experiments.runs_file import RunsFile
+from aurora_lora.lab.experiments.runs_file import RunsFile
 RunsFile(Path("results/forms")).collect("runs/forms")'

@@ -3,10 +3,10 @@ import sys
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.experiments.engines import Cluster
 from aurora_lora.extras import extra
-from aurora_lora.report.figures import new_figure
-from aurora_lora.report.page import write_page
+from aurora_lora.lab.experiments.engines import Cluster
+from aurora_lora.lab.report.figures import new_figure
+from aurora_lora.lab.report.page import write_page
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

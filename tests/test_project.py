@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -87,11 +88,13 @@ def test_the_wheel_has_the_package_its_recipes_and_the_licence(unpacked: Path, t
 
 def test_the_map_of_the_source_is_the_source() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    there = {path.parent.name for path in (ROOT / "src" / "aurora_lora").glob("*/__init__.py")}
+    package = ROOT / "src" / "aurora_lora"
+    rooms = {path.parent.relative_to(package).as_posix() for path in package.glob("**/__init__.py")}
+    there = {room for room in rooms if room.count("/") == room.startswith("lab/")} - {"."}
     rows = [line.partition("|")[2].partition("|")[0] for line in text.splitlines() if line.startswith("| `")]
-    assert {room for row in rows for room in re.findall(r"`(\w+)/`", row)} == there
-    (chain,) = (line for line in text.splitlines() if line.startswith("    ops <- "))
-    assert set(re.findall(r"\w+", chain)) == there
+    assert {room for row in rows for room in re.findall(r"`([\w/]+)/`", row)} == there - {"lab"}
+    floors = re.findall(r"^    (?:library|command|laboratory) +(.*)$", text, flags=re.M)
+    assert set(re.findall(r"\w+", " ".join(floors))) == {room.removeprefix("lab/") for room in there}
     for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", text):
         places = (ROOT, ROOT / "src" / "aurora_lora", ROOT / "tests" / "methods", ROOT / "tests" / "training")
         assert any((place / name).exists() for place in places), name
@@ -157,3 +160,15 @@ def test_no_commit_has_scratch_or_large_files() -> None:
     for name in filter(None, listed.stdout.split("\0")):
         assert not re.search(hooks["scratch"]["files"], name)
         assert not (ROOT / name).is_file() or (ROOT / name).stat().st_size < limit, name
+
+
+@pytest.mark.parametrize("line", ["", "from ..training import train"], ids=["as it is", "an import upwards"])
+def test_an_import_from_a_lower_floor_to_a_higher_one_fails_the_lint(tmp_path: Path, line: str) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "src/aurora_lora/deploy/gap.py").open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n")
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=tmp_path, env={"PYTHONPATH": "src"}, capture_output=True, text=True)
+    assert done.returncode == bool(line)
+    assert ("aurora_lora.deploy is not allowed to import aurora_lora.training" in done.stdout) == bool(line)

@@ -13,8 +13,8 @@ from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
-from aurora_lora.bench.counts import peak_bytes
 from aurora_lora.deploy import predictions, wide
+from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
 
 

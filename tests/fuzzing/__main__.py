@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from aurora_lora.files import write_json
-from aurora_lora.report.reliability import reliability_tables
+from aurora_lora.lab.report.reliability import reliability_tables
 from aurora_lora.training.results import versions
 
 from . import kills

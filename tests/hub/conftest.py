@@ -20,7 +20,12 @@ import hub_models
 import hub_server
 
 ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
-IMPORTS = ("aurora_lora.experiments.reproduce", "aurora_lora.report.paper", "aurora_lora.diffusion.run", "diffusers")
+IMPORTS = (
+    "aurora_lora.lab.experiments.reproduce",
+    "aurora_lora.lab.report.paper",
+    "aurora_lora.diffusion.run",
+    "diffusers",
+)
 
 
 @pytest.fixture(scope="session")

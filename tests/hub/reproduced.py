@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aurora_lora.experiments.recipes import load_suite
+from aurora_lora.lab.experiments.recipes import load_suite
 
 SMALL = (
     "training.epochs=1",

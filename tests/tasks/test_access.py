@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.tasks import access
 from aurora_lora.training import train
 

@@ -13,8 +13,8 @@ import tiny
 
 import aurora_lora
 from aurora_lora.errors import UserError
-from aurora_lora.experiments.architectures import architecture
-from aurora_lora.experiments.estimate import trained_parameters
+from aurora_lora.lab.experiments.architectures import architecture
+from aurora_lora.lab.experiments.estimate import trained_parameters
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.hub import COPIES, HubData
 from aurora_lora.training.models import load_base_model, load_image_processor, load_tokenizer

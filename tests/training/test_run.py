@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError, RunLockedError, UserError
-from aurora_lora.report.tables import load_results
+from aurora_lora.lab.report.tables import load_results
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
 from aurora_lora.training import trained as trained_module
 from aurora_lora.training.batches import Share

@@ -48,11 +48,11 @@ def bench(
     """
     import torch
 
-    from aurora_lora.bench import VARIANTS, Settings, units
-    from aurora_lora.bench import bench as measure
-    from aurora_lora.report.bench_figures import write_figures
-    from aurora_lora.report.bench_tables import tables
-    from aurora_lora.report.figures import check_matplotlib
+    from aurora_lora.lab.bench import VARIANTS, Settings, units
+    from aurora_lora.lab.bench import bench as measure
+    from aurora_lora.lab.report.bench_figures import write_figures
+    from aurora_lora.lab.report.bench_tables import tables
+    from aurora_lora.lab.report.figures import check_matplotlib
     from aurora_lora.training.progress import rounds_bar
 
     wanted = units(workloads or (), compiled)

@@ -88,7 +88,7 @@ def gap(
     """
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
-    from aurora_lora.report.figures import GAP
+    from aurora_lora.lab.report.figures import GAP
     from aurora_lora.training.storage import RECIPE
 
     if not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file()):
@@ -126,7 +126,7 @@ def _adapter_gap(
     """As `gap`, of the folder of an adapter."""
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
-    from aurora_lora.report.figures import GAP
+    from aurora_lora.lab.report.figures import GAP
     from aurora_lora.training.adapters import adapter_gap
 
     if data is None:
@@ -151,8 +151,8 @@ def _adapter_gap(
 
 def _gap_figures(record: dict[str, Any]) -> Figures:
     """Those that a gap report has something for."""
-    from aurora_lora.report.figures import gap_figure
-    from aurora_lora.report.merges_figure import merges_figure
+    from aurora_lora.lab.report.figures import gap_figure
+    from aurora_lora.lab.report.merges_figure import merges_figure
 
     found: Figures = {"gap": gap_figure} if record["layers"] else {}
     return found | ({"merges": merges_figure} if record["merges"] else {})
@@ -171,7 +171,7 @@ def sigma(
     Writes sigma.json, sigma.png and sigma.svg.
     """
     from aurora_lora.files import check_writable
-    from aurora_lora.report.sigma_figure import SIGMA, sigma_figure
+    from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
     from aurora_lora.training.finished import load_run
     from aurora_lora.training.sigma import sigma as measure
 
@@ -188,7 +188,7 @@ def _write_measured(path: Path, record: dict[str, Any], figures: Figures, as_jso
     """Write what was measured as JSON, its figures beside it where any can be drawn, and say so."""
     from aurora_lora.errors import UserError
     from aurora_lora.files import write_json
-    from aurora_lora.report.figures import check_matplotlib, save
+    from aurora_lora.lab.report.figures import check_matplotlib, save
 
     write_json(path, record)
     written = [path]

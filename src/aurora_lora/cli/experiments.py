@@ -56,7 +56,7 @@ def reproduce(
     Finished runs are taken as they are, interrupted ones gone on with, and a run that fails does not stop the others.
     Writes DIR/SUITE/table.md and table.json.
     """
-    from aurora_lora.experiments.reproduce import prepare
+    from aurora_lora.lab.experiments.reproduce import prepare
 
     todo = prepare(
         suite,
@@ -67,8 +67,8 @@ def reproduce(
         overrides=overrides or (),
     )
     if dry_run:
-        from aurora_lora.experiments.estimate import describe
-        from aurora_lora.report.plan import plan_lines, plan_tables
+        from aurora_lora.lab.experiments.estimate import describe
+        from aurora_lora.lab.report.plan import plan_lines, plan_tables
         from aurora_lora.tasks.access import why_no_access
 
         rows = describe(todo, gpu)
@@ -82,11 +82,11 @@ def reproduce(
         for line in plan_lines(rows):
             stdout().print(line, highlight=False, markup=False)
         return
-    from aurora_lora.experiments.engines import make_engine
-    from aurora_lora.experiments.progress import Overall
-    from aurora_lora.experiments.reproduce import run
     from aurora_lora.files import check_writable, write_json, write_text
-    from aurora_lora.report.paper import compare, markdown, notes, tables
+    from aurora_lora.lab.experiments.engines import make_engine
+    from aurora_lora.lab.experiments.progress import Overall
+    from aurora_lora.lab.experiments.reproduce import run
+    from aurora_lora.lab.report.paper import compare, markdown, notes, tables
     from aurora_lora.tasks.access import check_access
 
     minutes = _minutes(gpu or todo.suite.gpu)
@@ -137,11 +137,11 @@ def sweep(
 
     Several processes may be started on the same folder: they share the work. Writes DIR/runs.jsonl and DIR/study.json.
     """
-    from aurora_lora.experiments.engines import make_engine
-    from aurora_lora.experiments.progress import Overall
-    from aurora_lora.experiments.study import load_study
-    from aurora_lora.experiments.sweep import Sweep
-    from aurora_lora.report.study import study_tables
+    from aurora_lora.lab.experiments.engines import make_engine
+    from aurora_lora.lab.experiments.progress import Overall
+    from aurora_lora.lab.experiments.study import load_study
+    from aurora_lora.lab.experiments.sweep import Sweep
+    from aurora_lora.lab.report.study import study_tables
     from aurora_lora.tasks.access import check_access
 
     plan = load_study(study)
@@ -207,8 +207,8 @@ def _minutes(gpu: str | None) -> Callable[[Any], int]:
     Raises:
         UserError: the GPU is not known.
     """
-    from aurora_lora.experiments.estimate import time_limit
-    from aurora_lora.experiments.machines import named
+    from aurora_lora.lab.experiments.estimate import time_limit
+    from aurora_lora.lab.experiments.machines import named
 
     if gpu is not None:
         named(gpu)

@@ -13,7 +13,7 @@ import typer
 from .common import WIDTH, Json, print_json, stdout
 
 if TYPE_CHECKING:
-    from aurora_lora.experiments.recipes import Found, Kind
+    from aurora_lora.lab.experiments.recipes import Found, Kind
 
 NARROW = 24
 """Columns that a description needs beside its name; with fewer, it stands below."""
@@ -71,7 +71,7 @@ def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
 
 def _print_one(kind: Kind, name: str | None, as_json: bool) -> None:
     from aurora_lora.errors import UserError
-    from aurora_lora.experiments.recipes import find
+    from aurora_lora.lab.experiments.recipes import find
 
     if name is None:
         raise UserError(f"`aurora list {kind} NAME` prints one; which?")
@@ -115,20 +115,20 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from aurora_lora.experiments.recipes import named
+    from aurora_lora.lab.experiments.recipes import named
 
     return [_described(found) for found in named("recipe").values()]
 
 
 def _studies() -> list[dict[str, Any]]:
-    from aurora_lora.experiments.recipes import named
+    from aurora_lora.lab.experiments.recipes import named
 
     return [_described(found) for found in named("study").values()]
 
 
 def _described(found: Found) -> dict[str, Any]:
     """The opening comment holds the command, then a description; a cell's first line says which it is."""
-    from aurora_lora.experiments.recipes import RecipeOfCell
+    from aurora_lora.lab.experiments.recipes import RecipeOfCell
 
     command, *words = [line for line in found.opening() if line] or [""]
     row = {"name": found.source, "description": " ".join(words), "command": command}
@@ -140,7 +140,7 @@ def _described(found: Found) -> dict[str, Any]:
 
 
 def _suites() -> list[dict[str, Any]]:
-    from aurora_lora.experiments.recipes import load_suite, suites
+    from aurora_lora.lab.experiments.recipes import load_suite, suites
 
     rows = []
     for name, scales in suites().items():

@@ -46,10 +46,10 @@ def report(
             return
     elif only:
         raise UserError("--only goes with --figures DIR")
-    from aurora_lora.report.figures import forms_figure, save
-    from aurora_lora.report.sections import load_sections
-    from aurora_lora.report.study import study_tables
-    from aurora_lora.report.tables import forms_table, insert
+    from aurora_lora.lab.report.figures import forms_figure, save
+    from aurora_lora.lab.report.sections import load_sections
+    from aurora_lora.lab.report.study import study_tables
+    from aurora_lora.lab.report.tables import forms_table, insert
 
     sections = load_sections(runs)
     for study in (section.study for section in sections if section.study is not None):
@@ -70,9 +70,9 @@ def report(
 
 
 def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:
-    from aurora_lora.report.catalogue import write_figures
-    from aurora_lora.report.page import write_page
-    from aurora_lora.report.sections import load_sections
+    from aurora_lora.lab.report.catalogue import write_figures
+    from aurora_lora.lab.report.page import write_page
+    from aurora_lora.lab.report.sections import load_sections
 
     sections = load_sections(runs)
     if html is not None:

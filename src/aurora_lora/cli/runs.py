@@ -32,7 +32,7 @@ def train(
     DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command goes on
     from the last checkpoint. A finished run is shown again.
     """
-    from aurora_lora.experiments.kinds import load_any
+    from aurora_lora.lab.experiments.kinds import load_any
     from aurora_lora.training.recipe import Recipe
 
     plan = load_any(recipe, overrides or ())

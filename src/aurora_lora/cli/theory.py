@@ -22,10 +22,10 @@ def theory(
     With --output, writes theory.json, and the figures as PNG and SVG.
     """
     from aurora_lora.files import check_writable, write_json
-    from aurora_lora.report.figures import check_matplotlib, save
-    from aurora_lora.report.theory import theory_tables
-    from aurora_lora.report.theory_figures import theory_figures
-    from aurora_lora.theory import run, total_steps
+    from aurora_lora.lab.report.figures import check_matplotlib, save
+    from aurora_lora.lab.report.theory import theory_tables
+    from aurora_lora.lab.report.theory_figures import theory_figures
+    from aurora_lora.lab.theory import run, total_steps
     from aurora_lora.training.progress import rounds_bar
 
     if output is not None:

@@ -1,0 +1,1 @@
+"""The laboratory: studies (`experiments`), tables and pages (`report`), speed (`bench`), propositions (`theory`)."""

@@ -1,0 +1,73 @@
+"""The shapes of the paper's models, so that a plan needs no download.
+
+From each model's published config.json. A model that is not here is looked up through Transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from ...errors import UserError
+from ...tasks._loading import NO_CODE, reason
+from ...tasks.models import MODELS, PretrainedHere, resolve_model
+
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_VIT = {"image_size": 224, "patch_size": 16}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "FacebookAI/roberta-base": ("roberta", _ROBERTA),
+    "FacebookAI/roberta-large": ("roberta", {**_ROBERTA, **_LARGE}),
+    "meta-llama/Meta-Llama-3-8B": (
+        "llama",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+        },
+    ),
+    "google/vit-base-patch16-224-in21k": ("vit", _VIT),
+    "google/vit-large-patch16-224-in21k": ("vit", {**_VIT, **_LARGE}),
+}
+"""Model type and the fields that differ from its defaults, by hub id."""
+
+
+def architecture(model: str) -> PretrainedConfig:
+    """The configuration of a model, the caller's own.
+
+    Raises:
+        UserError: it is not known here and cannot be loaded.
+    """
+    return copy.deepcopy(_architecture(model))
+
+
+@lru_cache(maxsize=16)
+def _architecture(model: str) -> PretrainedConfig:
+    """Read once: of a GGUF file that takes seconds, and a plan asks for each of its runs."""
+    if model in ARCHITECTURES:
+        kind, fields = ARCHITECTURES[model]
+        return AutoConfig.for_model(kind, **fields)
+    if isinstance(here := MODELS.get(model), PretrainedHere):
+        return AutoConfig.for_model("vit", **here.vit)
+    source = resolve_model(model)
+    more = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **more, **NO_CODE)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
+    return config
+
+
+def image_tokens(config: PretrainedConfig) -> int | None:
+    """The patches of an image and the token of its class; None for a model of texts."""
+    if not hasattr(config, "image_size"):
+        return None
+    return int(config.image_size // config.patch_size) ** 2 + 1

@@ -1,0 +1,191 @@
+"""What a run will need: parameters counted on a model without weights, memory and time estimated from its shapes.
+
+The parameters are exact. Memory, at the peak of a training step, is the sum of
+
+- the weights, each in its precision; of each trained one AdamW's two moments, and its gradient, 4 bytes each;
+- what autograd keeps for the longest texts that there are: counted, see `shapes`; with gradient checkpointing the
+  inputs of the layers and all of one;
+- of a causal model's loss, 12 bytes a logit: the log-probabilities, their gradient and that of the logits, in float32.
+
+Time is work by the speed that a machine attains in a training, see `work` and `machines`; within about a factor of two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...diffusion.recipe import SubjectRecipe
+from ...methods import ParameterCounts
+from ...training.recipe import Recipe, RunRecipe
+from . import estimate_diffusion, lengths, shapes, work
+from .architectures import architecture, image_tokens
+from .engines import DAY
+from .machines import GPUS, PROCESS_GB, Machine, here, named
+from .reproduce import Reproduction
+from .work import Hours
+
+LOGIT = 12
+"""Bytes of the loss for each logit."""
+ANSWER = 8
+"""Tokens of an answer, where it alone has a loss."""
+RECOMPUTED = 1.5
+"""Of what a layer keeps: that, and the gradients of some of it, while checkpointing goes back through it."""
+
+AT_WORK = 3
+"""Tensors of a layer's greatest width that are there at a time where nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one run needs.
+
+    Args:
+        params: trained outside and inside the head, and all.
+        memory_gb: at the peak of training.
+        parts: the hours of each part; None where the number of examples is not known.
+    """
+
+    params: ParameterCounts
+    memory_gb: float
+    parts: Hours | None
+
+    @property
+    def hours(self) -> float | None:
+        """Of the whole run, on one machine."""
+        return None if self.parts is None else self.parts.total
+
+
+def estimate(recipe: RunRecipe, machine: Machine) -> Estimate:
+    """What a recipe needs on a machine.
+
+    Raises:
+        UserError: its model is not known, or its method does not fit the model.
+    """
+    more = 0.0 if machine.is_gpu else PROCESS_GB
+    if isinstance(recipe, SubjectRecipe):
+        params, memory = estimate_diffusion.trained_parameters(recipe), estimate_diffusion.memory(recipe)
+    else:
+        assert isinstance(recipe, Recipe)
+        reference = recipe.reference_recipe()
+        params, memory = trained_parameters(recipe), training_memory(recipe)
+        memory = memory if reference is None else max(memory, training_memory(reference))
+    return Estimate(params, memory / 1e9 + more, _parts(recipe, machine))
+
+
+def _parts(recipe: RunRecipe, machine: Machine) -> Hours | None:
+    if isinstance(recipe, SubjectRecipe):
+        return estimate_diffusion.hours(recipe, machine)
+    assert isinstance(recipe, Recipe)
+    parts, reference = work.hours(recipe, machine), recipe.reference_recipe()
+    if reference is None or parts is None:
+        return parts
+    other = work.hours(reference, machine)
+    return None if other is None else parts + other
+
+
+def trained_parameters(recipe: Recipe) -> ParameterCounts:
+    """The parameters that the recipe trains, counted on the meta device: no weights are loaded.
+
+    Raises:
+        UserError: the model is not known, or the method does not fit it.
+    """
+    return shapes.weights(recipe).params
+
+
+def training_memory(recipe: Recipe) -> float:
+    """Bytes of GPU memory at the peak of a training step.
+
+    Raises:
+        UserError: as `trained_parameters`.
+    """
+    training, config = recipe.training, architecture(recipe.model).get_text_config()
+    own, kept = shapes.weights(recipe), shapes.step_shapes(recipe)
+    longest = image_tokens(config) or lengths.longest(recipe, work.positions(config))
+    tokens = recipe.training.batch_size * longest
+    layers, wide = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    outside, layer = (constant + slope * tokens for constant, slope in (kept.outside, kept.layer))
+    head = 0
+    if recipe.task.definition.task_type == "CAUSAL_LM":
+        learned = tokens if recipe.task.loss_on == "all" else min(tokens, recipe.training.batch_size * ANSWER)
+        head = LOGIT * learned * config.vocab_size
+    trained = own.params.adapter + own.params.head
+    gradients = 4 * trained
+    if training.gradient_checkpointing:
+        passing = outside + layers * kept.entering * tokens + max(head, RECOMPUTED * layer)
+    else:
+        passing = outside + max(layers * layer, AT_WORK * work.WIDTH[training.precision] * tokens * wide) + head
+    before = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
+    return float(own.bytes + 8 * trained + max(gradients, before + passing))
+
+
+def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]:
+    """One row for each run of a suite: what it is, what it needs, and whether it is done.
+
+    Args:
+        todo: the runs.
+        gpu: the machine that the plan is for, see `machines.named`; that of the suite, or else this one, if None.
+
+    Raises:
+        UserError: a recipe's model or method cannot be had, or the GPU is not known.
+    """
+    machine = machine_for(todo, gpu)
+    rows = []
+    for (name, seed), job in todo.jobs.items():
+        needs = estimate(job.recipe, machine)
+        parts = {} if needs.parts is None else {key: _rounded(value) for key, value in asdict(needs.parts).items()}
+        rows.append(
+            {
+                "recipe": name,
+                "seed": seed,
+                "model": job.recipe.model,
+                "data": job.recipe.task.name,
+                "method": job.recipe.method.name,
+                "params": asdict(needs.params),
+                "memory_gb": _rounded(needs.memory_gb),
+                "fits": needs.memory_gb <= machine.memory_gb,
+                "hours": None if needs.hours is None else _rounded(needs.hours),
+                "hours_of": parts,
+                "machine": machine.name,
+                "machine_memory_gb": _rounded(machine.memory_gb),
+                "status": job.status(),
+                "folder": str(job.folder),
+            }
+        )
+    return rows
+
+
+def machine_for(todo: Reproduction, gpu: str | None) -> Machine:
+    """The machine that is named, that of the suite, or this one.
+
+    Raises:
+        UserError: the GPU is not known.
+    """
+    name = gpu or todo.suite.gpu
+    return here() if name is None else named(name)
+
+
+def time_limit(recipe: RunRecipe, gpu: str | None) -> int:
+    """Minutes to ask a cluster for: twice the estimate, which is no better than that, and half an hour at least.
+
+    Args:
+        recipe: of the run.
+        gpu: what the cluster has, see `machines.named`; the slowest that is known if None.
+
+    Raises:
+        UserError: the GPU or the model is not known, or the method does not fit it.
+    """
+    machine = min(GPUS.values(), key=lambda one: one.half) if gpu is None else named(gpu)
+    parts = _parts(recipe, machine)
+    return DAY if parts is None else max(30, math.ceil(2 * 60 * parts.total))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def unfit(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs that are not finished and need more memory than the machine has."""
+    return [row for row in rows if row["status"] != "finished" and not row["fits"]]

@@ -1,0 +1,137 @@
+"""One run of many: a recipe and its folder, done by `aurora train` wherever an engine puts it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import files
+from ...errors import AuroraError, RunLockedError, UserError
+from ...training import yaml_text
+from ...training.recipe import RunRecipe
+from ...training.results import Result, lacking, read_result
+from ...training.storage import RECIPE, check_recipe, check_same_recipe, is_locked
+from .runs_file import RunsFile
+
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be had.
+
+    Args:
+        name: how tables and messages call it.
+        recipe: what to run.
+        folder: where; a finished run there is taken as it is.
+        runs: of a study: the file of its finished runs, which are taken from there.
+    """
+
+    name: str
+    recipe: RunRecipe
+    folder: Path
+    runs: RunsFile | None = None
+
+    def result(self) -> Result | None:
+        """The result, if the run is finished, with scores of all test sets that are wanted.
+
+        Raises:
+            UserError: the folder, or the file of the finished runs, holds another recipe's run.
+        """
+        kept = None if self.runs is None else self.runs.get(self.folder)
+        if self.runs is not None and kept is not None:
+            check_same_recipe(kept["recipe"], self.recipe, self.runs.path, f"{self.runs.path} holds for {self.folder}")
+            if not lacking(kept, self.recipe):
+                return kept
+        check_recipe(self.folder, self.recipe)
+        result = read_result(self.folder)
+        return None if result is None or lacking(result, self.recipe) else result
+
+    def status(self) -> str:
+        """`finished`, `started` or `to do`."""
+        if self.result() is not None:
+            return "finished"
+        return "started" if (self.folder / RECIPE).exists() else "to do"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a result, an error, or neither where another process is at it.
+
+    Args:
+        job: which.
+        result: of the finished run.
+        error: why there is none.
+        was_there: the run was finished before: nothing was run.
+    """
+
+    job: Job
+    result: Result | None = None
+    error: str | None = None
+    was_there: bool = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another process is running the job now."""
+        return self.result is None and self.error is None
+
+
+def run_job(job: Job) -> Outcome:
+    """Run a job in this process. What it prints goes to `log.txt` in its folder; it never raises but for Ctrl-C."""
+    from ...training.progress import quiet_libraries
+    from .kinds import train_any
+
+    try:
+        files.check_writable(job.folder)
+        with (
+            (job.folder / LOG).open("a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            try:
+                quiet_libraries()
+                return Outcome(job, train_any(job.recipe, job.folder).result)
+            except RunLockedError:  # the log is the other process's
+                raise
+            except Exception:
+                traceback.print_exc()
+                raise
+    except RunLockedError:
+        return Outcome(job)
+    except Exception as error:
+        kind = "" if isinstance(error, AuroraError) else f"{type(error).__name__}: "
+        return Outcome(job, error=f"{kind}{' '.join(str(error).split())}")
+
+
+def launch_job(job: Job) -> Outcome:
+    """Run a job under `accelerate launch`, as the user has configured Accelerate: on all its GPUs, or all its hosts."""
+    try:
+        files.check_writable(job.folder)
+        if is_locked(job.folder):
+            return Outcome(job)
+        if not (job.folder / RECIPE).exists():
+            files.write_text(job.folder / RECIPE, yaml_text.dump(job.recipe.resolved()))
+        recipe, folder = str(job.folder / RECIPE), str(job.folder)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "aurora_lora.cli", "train", recipe]
+        if sets := getattr(job.recipe.task, "test_sets", None):  # may be others than those of an earlier run there
+            command.append(f"task.test_sets={json.dumps(sets)}")
+        with (job.folder / LOG).open("a", encoding="utf-8") as log:
+            done = subprocess.run([*command, "--output", folder], stdout=log, stderr=log, check=False)
+        result = job.result()
+    except UserError as error:
+        return Outcome(job, error=str(error))
+    if result is None and is_locked(job.folder):  # another process was quicker
+        return Outcome(job)
+    if result is None:
+        return Outcome(job, error=f"exit code {done.returncode}: {_last_line(job.folder / LOG)}")
+    return Outcome(job, result)
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it printed nothing"

@@ -1,0 +1,46 @@
+"""The kinds of recipes: which one a recipe is of, and what runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...diffusion.recipe import SubjectRecipe
+from ...tasks.dreambooth import DREAMBOOTH
+from ...training.recipe import Recipe, RunRecipe, override, task_name, validate, validate_as
+from .recipes import Found, find
+
+if TYPE_CHECKING:
+    from ...training.run import Run
+
+
+def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
+    """Find and validate a recipe of any kind; as `load_recipe`, also by name.
+
+    Raises:
+        UserError: there is no such recipe, the file cannot be read, or a value is wrong; one line for each mistake.
+    """
+    return load_found(find(given, "recipe"), overrides)
+
+
+def load_found(found: Found, overrides: Sequence[str] = ()) -> RunRecipe:
+    """As `load_any`, what was found already."""
+    values = override(found.values(), overrides)
+    if task_name(values) == DREAMBOOTH.name:
+        return validate_as(SubjectRecipe, values, found.source)
+    return validate(values, found.source)
+
+
+def train_any(recipe: RunRecipe, output: Path) -> Run:
+    """Run a recipe of any kind; as `train`."""
+    if isinstance(recipe, SubjectRecipe):
+        from ...diffusion.progress import quiet
+        from ...diffusion.run import train_subject
+
+        quiet()
+        return train_subject(recipe, output)
+    from ...training.run import train
+
+    assert isinstance(recipe, Recipe)
+    return train(recipe, output)

@@ -1,0 +1,176 @@
+"""Recipes, studies and suites by name: the cells of the paper's tables, and the YAML files that come with the package.
+
+`table1/base-lora-rte` is a cell, `demo` a file, `captured-effect` a study. What is no name is a file of the user's.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from os.path import exists
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import UserError
+from ...methods.base import unknown
+from ...training import yaml_text
+from .paper import SUITES
+from .suite import Suite
+
+Kind = Literal["recipe", "study"]
+_LISTS = {"recipe": "recipes", "study": "studies"}
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe or a study that is a YAML file."""
+
+    path: Path
+    name: str | None = None
+    """Of one that comes with the package."""
+
+    @property
+    def source(self) -> str:
+        """As a user types it."""
+        return self.name or str(self.path)
+
+    def values(self) -> Any:
+        """What is in it.
+
+        Raises:
+            UserError: the file cannot be read or is not valid YAML.
+        """
+        return yaml_text.read(self.path)
+
+    def yaml(self) -> str:
+        """Its text.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return yaml_text.read_text(self.path)
+
+    def opening(self) -> list[str]:
+        """The lines of the comment that it opens with: its command, and what it is."""
+        lines = []
+        for line in self.yaml().splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("# ").rstrip())
+        return lines
+
+
+@dataclass(frozen=True)
+class RecipeOfCell:
+    """A recipe of a suite."""
+
+    suite: Suite
+    name: str
+
+    @property
+    def source(self) -> str:
+        """As a user types it."""
+        return f"{self.suite.name}/{self.name}"
+
+    def values(self) -> dict[str, Any]:
+        """Its fields; the caller's own copy."""
+        return {"name": f"{self.suite.name}-{self.name}", **copy.deepcopy(self.suite.recipes[self.name].values)}
+
+    def yaml(self) -> str:
+        """As a file would have it: its command, what it is, and its fields."""
+        comment = "\n".join(f"# {line}".rstrip() for line in self.opening())
+        return f"{comment}\n{yaml_text.dump(self.values())}"
+
+    def opening(self) -> list[str]:
+        """Its command, and what it is."""
+        folder = f"runs/{self.suite.scale}/{self.source}"
+        return [f"aurora train {self.source} --output {folder}", "", *self.suite.recipes[self.name].words]
+
+
+Found = RecipeFile | RecipeOfCell
+
+
+def recipes_folder() -> Path:
+    """Where the files are: in the package, or beside it in a checkout."""
+    package = Path(str(files("aurora_lora")))
+    packaged = package / "recipes"
+    return packaged if packaged.is_dir() else package.parents[1] / "recipes"
+
+
+def suites() -> dict[str, list[str]]:
+    """The suites that there are, and the scales of each."""
+    return {name: list(scales) for name, scales in SUITES.items()}
+
+
+def load_suite(name: str, scale: str) -> Suite:
+    """A suite.
+
+    Raises:
+        UserError: there is no such suite, or not at this scale.
+    """
+    known = suites()
+    if name not in known:
+        raise UserError(f"'{name}' is an {unknown('suite', known, name)}")
+    if scale not in known[name]:
+        raise UserError(f"scale '{scale}' is not allowed: {name} is there at scale {' and '.join(known[name])}")
+    return SUITES[name][scale]()
+
+
+def named(kind: Kind) -> dict[str, Found]:
+    """The recipes or studies that have a name: the files of the package, then the cells of its suites."""
+    folder = recipes_folder() / ("studies" if kind == "study" else ".")
+    found: dict[str, Found] = {path.stem: RecipeFile(path, path.stem) for path in sorted(folder.glob("*.yaml"))}
+    if kind == "recipe":
+        for suite in (load_suite(name, scale) for name, scales in suites().items() for scale in scales):
+            cells = (RecipeOfCell(suite, name) for name in suite.recipes)
+            found.update((cell.source, cell) for cell in cells)
+    return found
+
+
+def find(given: Path | str, kind: Kind) -> Found:
+    """What a user means by a name or a file.
+
+    A name is looked up first: `./demo` is a file, whatever recipe is called `demo`. The words of a cell's name may come
+    in any order: `table1/lora-rte-base` is `table1/base-lora-rte`.
+
+    Args:
+        given: a name or a file's name; a `Path` is always a file.
+        kind: what is wanted.
+
+    Raises:
+        UserError: it is no name and no file; the message has the nearest name.
+    """
+    if isinstance(given, Path):
+        return RecipeFile(given)
+    known = named(kind)
+    if given in known:
+        return known[given]
+    if given.endswith((".yaml", ".yml")) or exists(given):
+        return RecipeFile(Path(given))
+    for name, found in known.items():
+        if _words(name) == _words(given):
+            return found
+    raise UserError(f"'{given}' is {_what_it_is(given, kind, known)}")
+
+
+def _words(name: str) -> tuple[str, list[str]]:
+    suite, _, words = name.rpartition("/")
+    return suite, sorted(words.split("-"))
+
+
+def _what_it_is(given: str, kind: Kind, known: Collection[str]) -> str:
+    """A thing of another kind, nearly a name, or nothing."""
+    others: Mapping[str, tuple[Collection[str], str]] = {
+        "suite": (SUITES, "reproduce"),
+        "study": (named("study"), "sweep"),
+        "recipe": (named("recipe"), "train"),
+    }
+    for other, (names, command) in others.items():
+        if given in names:
+            return f"a {other}, not a {kind}: aurora {command} {given}"
+    if near := difflib.get_close_matches(given, known, n=1):
+        return f"an unknown {kind}; did you mean '{near[0]}'?"
+    return f"neither a file nor a {kind} of `aurora list {_LISTS[kind]}`"

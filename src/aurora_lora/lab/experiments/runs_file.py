@@ -1,0 +1,152 @@
+"""`runs.jsonl`: the finished runs of a study in one file, a run a line, recipe and result together.
+
+A line is a run's `result.json` with its place in the study before it:
+
+    {"run": "lora-r=2/learning_rate=0.005/seed0", "schema": 1, "recipe": {...}, "method": "lora", "metric": {...}, ...}
+
+The folder of that run is `runs/lora-r=2/learning_rate=0.005/seed0`: what is under way lies there, and the adapter and
+the log stay there. The file is replaced as a whole, under a lock: whatever moment a process is killed at, it holds each
+run once or not yet, and a run that it does not hold yet is taken in from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from ... import files
+from ...errors import UserError
+from ...training.results import Result, check_result, parse_json, read_result, test_sets
+from ...training.storage import REFERENCE, RESULT
+
+RUNS_FILE = "runs.jsonl"
+RUNS = "runs"
+"""Beside it: the folder of the runs' folders."""
+_LOCK = ".runs.lock"
+_RUN = "run"
+"""Of a line: the path of the run's folder below `runs`."""
+
+
+@dataclass(frozen=True)
+class RunsFile:
+    """The finished runs of a study.
+
+    Args:
+        study: the folder of the study.
+    """
+
+    study: Path
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.study / RUNS_FILE
+
+    def read(self) -> Mapping[Path, Result]:
+        """The results by the folders of their runs, which need not be there; in the order of the folders' names.
+
+        A last line that is not whole (the file was copied while the disk was full, say) is left out with a warning.
+
+        Raises:
+            UserError: the file cannot be read, or a line is not a run's.
+        """
+        return {self.study / RUNS / name: result for name, result in self._by_name().items()}
+
+    def get(self, folder: Path) -> Result | None:
+        """The result of the run of this folder, if the file has it.
+
+        Raises:
+            UserError: as `read`.
+        """
+        return self._by_name().get(self._name(folder))
+
+    def add(self, results: Mapping[Path, Result]) -> int:
+        """Add the results of finished runs, by their folders, to the file on the disk; gives how many are new.
+
+        A run that the file has stays as it is, unless it has now scores of further test sets. Several processes may add
+        at once.
+
+        Raises:
+            UserError: as `read`, or the file cannot be written.
+        """
+        with files.plain_write_errors(self.path), FileLock(self.study / _LOCK):
+            there = self._by_name()
+            new = {self._name(folder): result for folder, result in results.items()}
+            new = {name: result for name, result in new.items() if not _covers(there.get(name), result)}
+            if new:
+                files.write_text(self.path, "".join(_line(*run) for run in _in_order({**there, **new}).items()))
+        return len(new)
+
+    def collect(self, runs: Path | str | None = None) -> int:
+        """Add the finished runs in the folders below `runs`, by default the study's own; gives how many are new.
+
+        They are those of a process that was killed before it added them, or of a version that kept no such file. A
+        folder whose `result.json` cannot be read is left to who asks for that run.
+
+        Raises:
+            UserError: as `add`.
+        """
+        below = self.study / RUNS if runs is None else Path(runs)
+        found = {}
+        for folder in (path.parent for path in below.rglob(RESULT) if path.parent.name != REFERENCE):
+            with suppress(UserError):
+                if (result := read_result(folder)) is not None:
+                    found[self.study / RUNS / folder.relative_to(below)] = result
+        return self.add(found)
+
+    def _name(self, folder: Path) -> str:
+        return folder.relative_to(self.study / RUNS).as_posix()
+
+    def _by_name(self) -> Mapping[str, Result]:
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return {}
+        return _parsed(self.path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: Path, version: tuple[int, ...]) -> Mapping[str, Result]:
+    """The results by name, of the version of the file that inode, time and size name."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    found: dict[str, Result] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = parse_json(line)
+            name = str(record.pop(_RUN))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):  # without the newline that every whole line ends with
+                warnings.warn(f"{where}: the run is left out, its line is not whole", stacklevel=2)
+                continue
+            raise UserError(f"{where} is not a run of aurora sweep") from error
+        if name in found:
+            raise UserError(f"{where}: the run {name} is there a second time")
+        found[name] = check_result(record, where)
+    return _in_order(found)
+
+
+def _covers(there: Result | None, result: Result) -> bool:
+    """Whether a line has all that a result of its run has."""
+    return there is not None and set(test_sets(result)) <= set(test_sets(there))
+
+
+def _line(name: str, result: Result) -> str:
+    return json.dumps(files.finite_or_none({_RUN: name, **result}), allow_nan=False) + "\n"
+
+
+def _in_order(results: Mapping[str, Result]) -> dict[str, Result]:
+    """As their folders are sorted: the file is the same whichever run was finished first."""
+    return dict(sorted(results.items(), key=lambda run: run[0].split("/")))

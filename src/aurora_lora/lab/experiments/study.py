@@ -1,0 +1,271 @@
+"""A study: settings to compare at the same tuning budget, in one YAML file.
+
+    name: movie-sentiment
+    base:                               # a recipe without its method
+      model: minilm-l6
+      task: {name: movie-sentiment, train_size: 3000}
+    tuning:
+      budget: 4                         # runs for each setting
+      sampler: grid                     # grid, random or tpe (Optuna's)
+      metric: accuracy                  # of the validation scores; of nll less is better
+      space: {training.learning_rate: [1e-3, 2e-3, 5e-3, 1e-2]}
+    seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
+    settings:
+      - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+
+What is left out has a default.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ...errors import UserError
+from ...methods.base import unknown
+from ...tasks.metrics import metric_named
+from ...training.recipe import Recipe, Section, Seed, Size, set_field, validate
+from .recipes import find
+from .runs_file import RUNS
+
+SUMMARY = "study.json"
+"""In the folder of a study, when it is done: what was tried and chosen, and how that scored."""
+
+Value = str | int | float | bool
+
+
+class Range(Section):
+    """A range to draw from, on a linear or logarithmic scale."""
+
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low={self.low}, high={self.high}: low must be below high, and above 0 with log")
+        return self
+
+
+Space = dict[str, Range | Annotated[tuple[Value, ...], Field(strict=False)]]
+
+
+def check_space(space: Space) -> Space:
+    """Raise a ValueError for a field without values."""
+    for field, values in space.items():
+        if isinstance(values, tuple) and not values:
+            raise ValueError(f"{field}: give at least one value")
+    return space
+
+
+class Tuning(Section):
+    """How each setting is tuned: on one seed, by a validation score of the form that it deploys."""
+
+    budget: Size
+    """Runs for each setting."""
+    space: Space
+    """Dotted fields of the recipe, each with its values or a range."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    seed: Seed = 0
+    """Of the runs, and of the sampler."""
+    metric: str | None = None
+    """Of the validation scores: what the values are chosen by; the task's own if None."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the least score is the best; of a task's own metric it is the highest."""
+        return self.metric is not None and metric_named(self.metric).lower_is_better
+
+    @field_validator("space")
+    @classmethod
+    def _no_empty_list(cls, space: Space) -> Space:
+        return check_space(space)
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> Tuning:
+        self.check_grid(self.space)
+        return self
+
+    def check_grid(self, space: Space) -> None:
+        """Raise a ValueError for a grid that is not as large as the budget."""
+        if self.sampler == "grid":
+            if ranges := [field for field, values in space.items() if isinstance(values, Range)]:
+                raise ValueError(f"{ranges[0]}: a grid needs a list of values, not a range")
+            size = math.prod(len(values) for values in space.values() if isinstance(values, tuple))
+            if size != self.budget:
+                raise ValueError(f"budget={self.budget} is not allowed: the grid has {size} points")
+
+
+class Setting(Section):
+    """One of the things compared."""
+
+    name: Annotated[str, Field(min_length=1)]
+    method: str | dict[str, Any]
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Other fields of the recipe that differ from the base, by dotted name."""
+    space: Space | None = None
+    """Instead of the study's: full fine-tuning wants other learning rates than an adapter. The budget is the same."""
+
+    @field_validator("space")
+    @classmethod
+    def _no_empty_list(cls, space: Space | None) -> Space | None:
+        return space if space is None else check_space(space)
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return _as_folder(self.name) or "setting"
+
+
+class Side(Section):
+    """What is compared: a setting, in one of its forms (the deployed one by default)."""
+
+    setting: str
+    form: str | None = None
+
+
+class Question(Section):
+    """A question that the study answers by a difference: the first less the second, paired by seed."""
+
+    ask: Annotated[str, Field(min_length=1)]
+    first: Side
+    second: Side
+
+    @field_validator("first", "second", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"setting": value} if isinstance(value, str) else value
+
+
+class Study(Section):
+    """The whole file."""
+
+    name: Annotated[str, Field(min_length=1)]
+    base: dict[str, Any]
+    tuning: Tuning
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0, 1, 2, 3, 4)
+    settings: Annotated[tuple[Setting, ...], Field(min_length=1, strict=False)]
+    questions: Annotated[tuple[Question, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _known_settings(self) -> Study:
+        names = {setting.name for setting in self.settings}
+        for side in (side for question in self.questions for side in (question.first, question.second)):
+            if side.setting not in names:
+                raise ValueError(f"questions: '{side.setting}' is an {unknown('setting', names, side.setting)}")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Study:
+        slugs = [setting.slug for setting in self.settings]
+        if twice := [setting.name for setting in self.settings if slugs.count(setting.slug) > 1]:
+            raise ValueError(f"settings: the names {', '.join(twice)} are not distinct")
+        for setting in self.settings:
+            try:
+                self.tuning.check_grid(self.space(setting))
+            except ValueError as error:
+                raise ValueError(f"setting {setting.name}: space: {error}") from error
+        return self
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return _as_folder(self.name) or "study"
+
+    def space(self, setting: Setting) -> Space:
+        """What is tuned of a setting."""
+        return self.tuning.space if setting.space is None else setting.space
+
+    def run_folder(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Path:
+        """Where a run of a setting lies in the folder of the study."""
+        return Path(RUNS) / setting.slug / (point(values).replace("/", "-") or "as-given") / f"seed{seed}"
+
+    def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
+        """The recipe of a run of a setting, with the tuned fields as chosen.
+
+        Raises:
+            UserError: a field that a recipe does not have, or a value that is not allowed.
+        """
+        values: dict[str, Any] = copy.deepcopy({"name": self.name, **self.base})
+        values["method"] = copy.deepcopy(setting.method)
+        for field, value in {**setting.fields, **chosen}.items():
+            set_field(values, field, value)
+        values["seed"] = seed
+        return validate(values, f"{self.name}, setting {setting.name}")
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^a-z0-9.=]+", "-", name.casefold()).strip("-.")
+
+
+def point(values: Mapping[str, Any]) -> str:
+    """Tuned values in one word: `learning_rate=0.005`; by their whole names where the last parts are the same."""
+    ends = [field.rpartition(".")[2] for field in values]
+    shown = {
+        end if ends.count(end) == 1 else field: value for (field, value), end in zip(values.items(), ends, strict=True)
+    }
+    return ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
+    )
+
+
+def load_study(given: Path | str) -> Study:
+    """Find and validate a study, by its name or file, and the recipe of every setting of it.
+
+    Raises:
+        UserError: there is no such study, the file cannot be read, or a value is wrong; one line for each mistake.
+    """
+    found = find(given, "study")
+    path, data = found.source, found.values()
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
+    try:
+        study = Study.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in _lines(error))) from error
+    recipes = {}
+    for setting in study.settings:
+        space = {field: _samples(values) for field, values in study.space(setting).items()}
+        first = {field: values[0] for field, values in space.items()}
+        for field, values in space.items():
+            for value in values:
+                study.recipe(setting, {**first, field: value}, study.tuning.seed)
+        recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
+    metric = study.tuning.metric
+    for recipe in recipes.values():
+        if metric is not None and metric not in (known := recipe.task.definition.metric_names):
+            raise UserError(f"{path}: tuning.metric: '{metric}' is an {unknown('metric', known, metric)}")
+    for side in (side for question in study.questions for side in (question.first, question.second)):
+        method = recipes[side.setting].method
+        forms = method.method.forms(method.options)
+        if side.form is not None and side.form not in forms:
+            raise UserError(f"{path}: questions: {side.setting} has no form '{side.form}' (it has {', '.join(forms)})")
+    return study
+
+
+def _samples(values: Range | tuple[Value, ...]) -> tuple[Value, ...]:
+    """Every value that may be proposed; of a range its ends and one between them, which no whole number allows."""
+    if isinstance(values, tuple):
+        return values
+    return values.low, values.high, values.low + (values.high - values.low) / math.pi
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors(include_url=False):
+        where = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] in ("missing", "value_error"):
+            lines.append(f"{where}: {message}" if where else message)
+        elif detail["type"] == "extra_forbidden":
+            lines.append(f"{where}: there is no such field")
+        else:
+            lines.append(f"{where}: {detail['input']!r} is not allowed: {message}")
+    return lines

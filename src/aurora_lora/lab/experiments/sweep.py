@@ -1,0 +1,332 @@
+"""`aurora sweep`: tune every setting at the same budget on validation data, then run what was chosen over the seeds.
+
+Optuna proposes and keeps the books, in a journal file that several processes may share. Runs are kept by what they
+are, in the folders `runs/<setting>/<values>/seed<N>` and, once finished, in `runs.jsonl`: whatever was killed goes on
+where it was, and the tuned run of a seed is also its final one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from ... import files
+from ...errors import DIVERGED, UserError
+from ...training.results import Result
+from ...training.storage import is_locked
+from .engines import PATIENCE, Engine, outcomes
+from .jobs import Job, Outcome
+from .runs_file import RUNS, RunsFile
+from .study import SUMMARY, Range, Setting, Study, Value, point
+
+JOURNAL = "journal.log"
+_LOCK = ".journal.lock"
+"""Held while the books are read and then written: Optuna's journal alone does not keep two processes apart there."""
+_VALUES = "values"
+"""Attribute of a trial: the values of the tuned fields, as the study file writes them."""
+_AGAIN = "again"
+"""Attribute of a trial: the number of the lost or failed one whose values it has."""
+_DIVERGED = "diverged"
+"""Attribute of a failed trial: it would fail again."""
+
+Report = Callable[[str, Outcome], Any]
+
+
+class Sweep:
+    """A study in its folder.
+
+    Args:
+        study: what to compare.
+        output: the folder; several processes may work in it.
+        engine: where the runs are done.
+        report: called with the stage (`tuning` or `seeds`) and each outcome as it comes.
+
+    Attributes:
+        runs: the finished runs.
+        taken_in: how many of them were in their folders only, as after a kill, or in a study of an earlier version.
+    """
+
+    def __init__(
+        self, study: Study, output: Path | str, engine: Engine, report: Report = lambda stage, outcome: None
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study, self.folder, self.engine, self.report = study, Path(output), engine, report
+        files.check_writable(self.folder)
+        self.runs = RunsFile(self.folder)
+        self.taken_in = self.runs.collect()
+        self._lock = FileLock(self.folder / _LOCK)
+        storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
+        self.books = {setting.name: self._open(setting, storage) for setting in study.settings}
+
+    # ---------------------------------------------------------------- tuning
+
+    def tune(self) -> None:
+        """Spend the budget of every setting. What died goes on, what failed is tried again."""
+        for setting in self.study.settings:
+            self._try_again(setting)
+        while True:
+            asked: dict[Path, tuple[Setting, optuna.Trial]] = {}
+            for outcome in outcomes(self._ask(asked), self.engine):
+                setting, trial = asked[outcome.job.folder]
+                if self._score(outcome) is None and (outcome.result is not None or DIVERGED in (outcome.error or "")):
+                    with suppress(UpdateFinishedTrialError):  # another process took it for lost, and proposed it again
+                        trial.set_user_attr(_DIVERGED, True)
+                self._tell(setting, trial.number, outcome)
+                self.report("tuning", outcome)
+            if not any(self._running(setting) for setting in self.study.settings):
+                return
+            time.sleep(PATIENCE)  # another process is at the last ones
+            for setting in self.study.settings:
+                self._reclaim(setting)
+
+    def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
+        """The setting's book. A grid is enqueued whole, so that processes share it without asking twice."""
+        tuning = self.study.tuning
+        book = optuna.create_study(
+            study_name=f"{self.study.name}/{setting.slug}",
+            storage=storage,
+            direction="minimize" if tuning.lower_is_better else "maximize",
+            load_if_exists=True,
+        )
+        space = self.study.space(setting)
+        described = {
+            "method": setting.method,
+            "fields": setting.fields,
+            "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json", exclude_none=True),
+        }
+        if (before := book.user_attrs.get("setting")) not in (None, described):
+            raise UserError(
+                f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
+                f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
+            )
+        book.set_user_attr("setting", described)
+        if tuning.sampler == "grid":
+            names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
+            with self._lock:
+                for places in product(*(range(len(values)) for values in lists)):
+                    book.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
+        return book
+
+    def _ask(self, asked: dict[Path, tuple[Setting, optuna.Trial]]) -> Iterator[Job]:
+        """The next trial of each setting in turn, until all budgets are spent."""
+        for setting in self.study.settings:
+            self._reclaim(setting)
+        open_settings = list(self.study.settings)
+        while open_settings:
+            for setting in list(open_settings):
+                with self._lock:
+                    if self._spent(setting) >= self.study.tuning.budget:
+                        open_settings.remove(setting)
+                        continue
+                    book = self.books[setting.name]
+                    book.sampler = self._sampler(setting, len(book.get_trials(deepcopy=False)))
+                    trial = book.ask()
+                    space = self.study.space(setting)
+                    values = {field: self._suggest(trial, field, space[field]) for field in space}
+                    trial.set_user_attr(_VALUES, values)
+                job = self.job(setting, values, self.study.tuning.seed)
+                asked[job.folder] = setting, trial
+                yield job
+
+    def _sampler(self, setting: Setting, trials: int) -> optuna.samplers.BaseSampler:
+        """Seeded by the number of the draw: a process that goes on, or joins in, draws new values and not the first
+        ones again."""
+        tuning = self.study.tuning
+        drawn = f"{tuning.seed}\n{setting.slug}\n{trials}".encode()
+        seed = int.from_bytes(hashlib.sha256(drawn).digest()[:4])
+        if tuning.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    @staticmethod
+    def _suggest(trial: optuna.Trial, field: str, space: Range | tuple[Value, ...]) -> Any:
+        if isinstance(space, Range):
+            return trial.suggest_float(field, space.low, space.high, log=space.log)
+        # by place: Optuna keeps a value of a list as it is, and 1 and 1.0 would be one
+        return space[int(trial.suggest_categorical(field, list(range(len(space)))))]
+
+    def _score(self, outcome: Outcome) -> float | None:
+        """On validation data; None where the run failed or the score is not a number."""
+        return None if outcome.result is None else _validation(outcome.result, self.study.tuning.metric)
+
+    def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
+        self._keep(outcome)
+        value = self._score(outcome)
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        self.books[setting.name].tell(number, value, state=state, skip_if_finished=True)
+
+    def _keep(self, outcome: Outcome) -> None:
+        if outcome.result is not None:
+            self.runs.add({outcome.job.folder: outcome.result})
+
+    def _reclaim(self, setting: Setting) -> None:
+        """Trials whose process died: told if their run was finished, else proposed again with the same values."""
+        book = self.books[setting.name]
+        with self._lock:
+            for trial in book.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                values = trial.user_attrs.get(_VALUES)
+                job = None if values is None else self.job(setting, values, self.study.tuning.seed)
+                if job is not None and is_locked(job.folder):
+                    continue
+                result = None if job is None else job.result()
+                if job is not None and result is not None:
+                    self._tell(setting, trial.number, Outcome(job, result))
+                    continue
+                book.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                self._propose_again(book, trial)
+
+    def _try_again(self, setting: Setting) -> None:
+        """Propose again what failed: a full disk or a lost node says nothing of the values. Divergence does."""
+        book = self.books[setting.name]
+        with self._lock:
+            failed = book.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            replaced = {trial.user_attrs.get(_AGAIN) for trial in book.get_trials(deepcopy=False)}
+            for trial in failed:
+                if trial.number not in replaced and not trial.user_attrs.get(_DIVERGED):
+                    self._propose_again(book, trial)
+
+    @staticmethod
+    def _propose_again(book: optuna.Study, trial: FrozenTrial) -> None:
+        proposed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        book.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
+
+    def _spent(self, setting: Setting) -> int:
+        """Trials asked for; one that was proposed again counts once."""
+        trials = self.books[setting.name].get_trials(deepcopy=False)
+        again = sum(_AGAIN in trial.user_attrs for trial in trials)
+        return sum(trial.state != TrialState.WAITING for trial in trials) - again
+
+    def _running(self, setting: Setting) -> list[FrozenTrial]:
+        return self.books[setting.name].get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def told(self) -> int:
+        """Trials that have ended, in earlier calls say, and are not run again."""
+        for setting in self.study.settings:
+            self._reclaim(setting)
+        trials = [trial for book in self.books.values() for trial in book.get_trials(deepcopy=False)]
+        return sum(trial.state == TrialState.COMPLETE or _DIVERGED in trial.user_attrs for trial in trials)
+
+    # ---------------------------------------------------------------- seeds
+
+    def run_seeds(self) -> None:
+        """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
+        left_out = self.without_score()
+        chosen = [(one, self.chosen(one)[0]) for one in self.study.settings if one not in left_out]
+        jobs = [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in chosen]
+        for outcome in outcomes(jobs, self.engine):
+            self._keep(outcome)
+            self.report("seeds", outcome)
+
+    def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
+        """A run of a setting."""
+        recipe = self.study.recipe(setting, values, seed)
+        folder = self.folder / self.study.run_folder(setting, values, seed)
+        return Job(f"{setting.name}, {point(values)}, seed {seed}", recipe, folder, self.runs)
+
+    def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
+        """The tuned values of a setting with their validation scores, best first; None where the run failed."""
+        trials = self.books[setting.name].get_trials(deepcopy=False)
+        lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
+        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
+        found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
+        sign = 1 if self.study.tuning.lower_is_better else -1
+        return sorted(found, key=lambda one: (one[1] is None, sign * (one[1] or 0.0)))
+
+    def without_score(self) -> list[Setting]:
+        """The settings none of whose trials gave a score."""
+        return [setting for setting in self.study.settings if all(score is None for _, score in self.trials(setting))]
+
+    def chosen(self, setting: Setting) -> tuple[dict[str, Any], float]:
+        """The values with the best validation score.
+
+        Raises:
+            UserError: no trial gave a score.
+        """
+        values, score = next(iter(self.trials(setting)), ({}, None))
+        if score is None:
+            raise UserError(
+                f"setting {setting.name}: none of its runs gave a validation score; their logs are in "
+                f"{self.folder / RUNS / setting.slug}"
+            )
+        return values, score
+
+    # ---------------------------------------------------------------- what came out
+
+    def summary(self) -> dict[str, Any]:
+        """The budget, what was tried and chosen, and the chosen runs' test scores: also written to `study.json`.
+
+        Raises:
+            UserError: there is no score at all.
+        """
+        left_out = self.without_score()
+        described = [setting for setting in self.study.settings if setting not in left_out] or self.study.settings
+        summary = {
+            "study": self.study.model_dump(mode="json"),
+            "settings": [self._describe(setting) for setting in described],
+        }
+        files.write_json(self.folder / SUMMARY, summary)
+        return summary
+
+    def _describe(self, setting: Setting) -> dict[str, Any]:
+        values, score = self.chosen(setting)
+        results = {
+            seed: result
+            for seed in self.study.seeds
+            if (result := self.job(setting, values, seed).result()) is not None
+        }
+        params = sorted((result["params"] for result in results.values()), key=lambda counts: counts["adapter"])
+        return {
+            "name": setting.name,
+            "chosen": values,
+            "validation": score,
+            "deployed": next((result["metric"]["selected_by"]["form"] for result in results.values()), None),
+            "metric": next((result["metric"]["name"] for result in results.values()), None),
+            "split": next((result["metric"].get("split") for result in results.values()), None),
+            "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
+            "seeds": list(results),
+            "by_form": _by_form(list(results.values())),
+            "params": params[0] if params else None,
+            "most_params": params[-1]["adapter"] if params else None,  # LoRA-drop's differ by seed
+            "train_s": [result["time"]["train_s"] for result in results.values()],
+        }
+
+
+def _validation(result: Result, metric: str | None) -> float | None:
+    """A validation score of the epoch that was chosen; the one that it was chosen by if `metric` is None."""
+    chosen = result["metric"]["selected_by"]
+    if metric in (None, chosen["name"]):
+        value: float | None = chosen["value"]
+        return value
+    epoch = next(entry for entry in result["epochs"] if entry["epoch"] == chosen["epoch"])
+    if metric not in epoch["validation"]:
+        there = ", ".join(epoch["validation"])
+        raise UserError(f"tuning.metric: the validation scores have no {metric} (they have {there})")
+    return epoch["validation"][metric]  # type: ignore[no-any-return]
+
+
+def _by_form(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each form and metric: the scores seed by seed, their mean, and their standard deviation."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for form in results[0]["metric"]["by_form"] if results else ():
+        for metric in results[0]["metric"]["by_form"][form]:
+            scores = [result["metric"]["by_form"][form][metric] for result in results]
+            numbers = [score for score in scores if score is not None]
+            table.setdefault(form, {})[metric] = {
+                "scores": scores,
+                "mean": statistics.fmean(numbers) if numbers else None,
+                "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
+            }
+    return table

@@ -1,0 +1,164 @@
+"""The work of a run in floating-point operations, and the hours it takes on a machine: not of training alone.
+
+- Forward, 2 operations a parameter and token; backward 2 more through a frozen model, 4 through a trained one, none
+  where the head alone is trained; and once more forward where activations are computed again.
+- Validation after each epoch, and before it the calibration where the calibrated form is deployed.
+- In the end, validation and each test set in each form; where the model writes its answers, all its beams at once.
+- A GPU needs at least so long for each layer as it takes to launch its kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ...training.choices import BEAMS, NEW_TOKENS
+from ...training.recipe import Recipe
+from . import lengths, shapes
+from .architectures import architecture, image_tokens
+from .machines import Machine
+
+TRAINED_LAYER_S, FORWARD_LAYER_S = 2e-3, 0.7e-3
+"""Seconds that a layer takes at least on a GPU, in a training step and in a forward pass: some 200 launches of 10
+microseconds, and a third of them."""
+IMAGE_S = 0.7e-3
+"""Seconds to read and transform a small image, where the same cores train."""
+CHOICES = 18
+"""Tokens of a question's choices, which are scored after its prompt."""
+CALIBRATION = 2
+"""Forward passes that calibrating on a batch is worth: one, and the second moments of each layer's inputs."""
+START_S, READ = 10, 0.5e9
+"""Seconds until a process has begun, and bytes of weights that it reads in one."""
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours of the parts of a run."""
+
+    training: float
+    evaluation: float
+    calibration: float
+    generation: float = 0.0
+    loading: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Of all of them."""
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+    def __add__(self, other: Hours) -> Hours:
+        return Hours(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+def positions(config: Any) -> int | None:
+    """The longest text that a model takes, where it has learned positions."""
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    return most
+
+
+def hours(recipe: Recipe, machine: Machine) -> Hours | None:
+    """How long a run takes; None where it is not known how much data there is.
+
+    Raises:
+        UserError: the model is not known, or the method does not fit it.
+    """
+    counts = {name: examples(recipe, name) for name in ("train", "validation", *(recipe.task.test_sets or ()))}
+    if None in counts.values():
+        return None
+    known = {name: count or 0 for name, count in counts.items()}
+    clock = _Clock(recipe, machine)
+    options, method = recipe.method.options, recipe.method.method
+    forms, wanted = method.forms(options), recipe.training
+    rounds = wanted.epochs
+    if isinstance(wanted.eval_every, int):
+        of_a_step = wanted.batch_size * wanted.gradient_accumulation_steps
+        steps = math.ceil(known["train"] / of_a_step) * wanted.epochs
+        rounds = max(1, steps // wanted.eval_every)
+    evaluation = (rounds + len(forms)) * clock.scoring(known["validation"])
+    writing = 0.0
+    for name in recipe.task.test_sets or ():
+        if name != "validation":
+            evaluation += len(forms) * clock.scoring(known[name])
+        if recipe.task.scorer == "generated":
+            writing += len(forms) * clock.writing(known[name])
+    calibrations = (rounds if method.deployed_form(options) == "calibrated" else 0) + ("calibrated" in forms)
+    calibration = calibrations * clock.calibration()
+    return Hours(
+        training=wanted.epochs * clock.training(known["train"]) / 3600,
+        evaluation=evaluation / 3600,
+        calibration=calibration / 3600,
+        generation=writing / 3600,
+        loading=loading(clock.weights.bytes),
+    )
+
+
+def examples(recipe: Recipe, split: str) -> int | None:
+    """How many examples a split has; None where only the data itself can tell."""
+    task, section = recipe.task.definition, recipe.task
+    wanted = {"train": section.train_size, "validation": section.validation_size}.get(split, section.test_size)
+    if wanted is not None:
+        return wanted
+    return task.train_examples if split == "train" else task.held_out.get(split)
+
+
+def loading(size: float) -> float:
+    """Hours until a model of so many bytes is there and trains."""
+    return (START_S + size / READ) / 3600
+
+
+class _Clock:
+    """Seconds of the parts of a run."""
+
+    def __init__(self, recipe: Recipe, machine: Machine) -> None:
+        self.recipe, self.machine = recipe, machine
+        self.weights = shapes.weights(recipe)
+        self.speed = machine.speed(recipe.training.precision, recipe.training.threads)
+        config = architecture(recipe.model)
+        text = config.get_text_config()
+        self.layers, self.positions = int(text.num_hidden_layers), positions(text)
+        self.image = image_tokens(config)
+
+    def length(self, batch: int) -> float:
+        """Tokens of an example in a batch of so many."""
+        return self.image or lengths.padded(self.recipe, batch, self.positions)
+
+    def training(self, count: int) -> float:
+        """One epoch."""
+        batch, params = self.recipe.training.batch_size, self.weights.params
+        trained = params.adapter + params.head
+        passes = 2 if not params.adapter else 6 if trained > params.total / 2 else 4
+        if self.recipe.training.gradient_checkpointing and params.adapter:
+            passes += 2
+        operations = passes * self.weights.multiplied * self.length(batch) * count
+        return max(operations / self.speed, self._launching(TRAINED_LAYER_S, count, batch)) + self._reading(count)
+
+    def scoring(self, count: int) -> float:
+        """A split in one form: sorted by length, with hardly any padding."""
+        tokens = self.length(1) + (CHOICES if self.recipe.task.definition.kind == "multiple-choice" else 0)
+        return self._forward(count, tokens, self.recipe.training.eval_batch_size)
+
+    def calibration(self) -> float:
+        """On the recipe's examples."""
+        wanted = self.recipe.calibration
+        return CALIBRATION * self._forward(wanted.examples, self.length(wanted.batch_size), wanted.batch_size)
+
+    def writing(self, count: int) -> float:
+        """The model's own answers to so many questions: each token waits for the one before it."""
+        batch = self.recipe.training.eval_batch_size
+        read = WIDTH[self.recipe.training.precision] * self.weights.multiplied / (1e9 * self.machine.bandwidth)
+        tokens = self.length(1) + NEW_TOKENS
+        compute = BEAMS * self._forward(count, tokens, batch)
+        one_by_one = NEW_TOKENS * max(read * count / batch, self._launching(FORWARD_LAYER_S, count, batch))
+        return max(compute, one_by_one)
+
+    def _forward(self, count: int, tokens: float, batch: int) -> float:
+        operations = 2 * self.weights.multiplied * tokens * count
+        return max(operations / self.speed, self._launching(FORWARD_LAYER_S, count, batch)) + self._reading(count)
+
+    def _reading(self, count: int) -> float:
+        return 0.0 if self.image is None or self.machine.is_gpu else IMAGE_S * count
+
+    def _launching(self, layer: float, count: int, batch: int) -> float:
+        return self.layers * layer * math.ceil(count / batch) if self.machine.is_gpu else 0.0

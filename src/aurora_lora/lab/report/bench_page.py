@@ -1,0 +1,125 @@
+"""The parts of `docs/performance.md`, from what `aurora bench` has written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...text_table import TextTable
+from ..bench.run import read_record, units
+from .bench_figures import write_figures
+from .bench_tables import Record, interval, on_paper, shown_case, tables
+
+FIGURES = {
+    "linear": "Time of one layer by variant",
+    "linear-grid": "Training step over tokens and widths",
+    "linear-compiled": "Time of one layer by variant, compiled",
+    "minilm-l6": "Time of MiniLM-L6 by variant",
+    "smollm2-135m": "Time of SmolLM2-135M by variant",
+    "scaling": "Milliseconds against tokens, width, rank, layers and adapters",
+}
+DYNAMIC = "aurora-dynamic"
+
+
+def parts(results: Path, figures: Path) -> dict[str, str]:
+    """Markdown by the name of its place in the page; what is not measured yet says how to measure it.
+
+    Args:
+        results: where `aurora bench --output` has written.
+        figures: where the figures go, beside the page.
+
+    Raises:
+        UserError: a file there is of something else.
+    """
+    records: dict[str, Record] = {}
+    for unit in units((), None):
+        path = results / f"{unit.name}.json"
+        if path.exists():
+            record = read_record(path)
+            if not record["settings"]["quick"]:  # the figures of a quick look mean nothing
+                records[unit.name] = record
+    found = {"bench-targets": targets(records).markdown(), "bench-paper": _missing("scaling")}
+    for unit in units((), None):
+        found[f"bench-{unit.name}"] = _missing(unit.workload)
+    for name, known in records.items():
+        found[f"bench-{name}"] = _section(known, name, figures)
+        if name == "scaling":
+            found["bench-paper"] = on_paper(known).markdown()
+    return found
+
+
+def _missing(workload: str) -> str:
+    return f"Not measured yet: `aurora bench {workload} --threads 1 --output results/bench`, then `make docs`."
+
+
+def _section(record: Record, name: str, figures: Path) -> str:
+    pictures = []
+    for path in write_figures(record, figures / f"bench-{name}"):
+        if path.suffix == ".svg":
+            title = FIGURES.get(path.stem.removeprefix("bench-"), name)
+            pictures.append(f"![{title}]({figures.name}/{path.name})")
+    paper = on_paper(record).title if record["workload"] == "scaling" else None
+    shown = [f"**{rows.title}**\n\n{rows.markdown()}" for rows in tables(record) if rows.title != paper]
+    return "\n\n".join([*pictures, *shown, environment(record)])
+
+
+def environment(record: Record) -> str:
+    """One line on where the figures come from."""
+    there = record["environment"]
+    versions = ", ".join(f"{name} {there['versions'][name]}" for name in ("torch", "peft", "transformers"))
+    load = f"; load average before: {there['load_before'][0]:.2f}" if there.get("load_before") else ""
+    commit = f"; commit {there['git_commit'][:9]}" if there.get("git_commit") else ""
+    return f"{there['device']}; {record['settings']['threads']} thread(s); {versions}{load}{commit}."
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def targets(records: Mapping[str, Record]) -> TextTable:
+    """The budget of AuroRA's dynamic form at r = 2, beside PEFT's LoRA at r = 8, and what is measured."""
+    return TextTable("", ["", "LoRA r=8", "budget", "AuroRA r=2"], [*_layer_targets(records), *_model_targets(records)])
+
+
+def _layer_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
+    record = records.get("linear")
+    entries = _entries(record)
+    operator = {} if record is None else record["with_operator"]
+
+    def calls(kind: str, name: str, of: str = "both") -> str:
+        return f"{entries[name][kind]['calls'][of]}" if name in entries else "not measured"
+
+    def with_operator(name: str) -> str:
+        return f"{operator[name]['calls']['both']}" if operator else "not measured"
+
+    def saved(name: str) -> str:
+        return f"{entries[name]['training']['saved_bytes'] / 1e6:.2f} MB" if name in entries else "not measured"
+
+    lora = calls("training", "lora-r8")
+    yield ["calls of a layer, forward and backward, CPU", lora, "<= 34", calls("training", DYNAMIC)]
+    yield ["the same, sigma one operator each way (CUDA)", lora, "<= 14", with_operator(DYNAMIC)]
+    yield ["the same, static form", lora, "<= 14 and sigma(A) once", with_operator("aurora-static")]
+    calibrated = calls("inference", "aurora-calibrated", "forward")
+    yield ["calls of a layer in inference, calibrated", calls("inference", "lora-r8", "forward"), "<= 5", calibrated]
+    yield ["bytes kept for the backward pass", saved("lora-r8"), "<= 15.4 MB", saved(DYNAMIC)]
+
+
+def _model_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
+    for name, label, budget in (("minilm-l6", "MiniLM-L6", 1.02), ("smollm2-135m", "SmolLM2-135M", 1.01)):
+        entries = _entries(records.get(name))
+        step = interval(entries[DYNAMIC]["training"]["ratio"]) if DYNAMIC in entries else "not measured"
+        yield [f"training step, {label}", "1.000", f"<= {budget:.2f}", step]
+    for name, label in (("minilm-l6", "MiniLM-L6"), ("smollm2-135m", "SmolLM2-135M")):
+        merged = _entries(records.get(name)).get("aurora-merged")
+        if merged is None:
+            found = "not measured"
+        else:
+            same = "same calls" if merged["inference"]["same_calls_as_base"] else "other calls"
+            found = f"{interval(merged['inference']['ratio'])}, {same}"
+        yield [f"merged model, inference / base, {label}", "", "1.00, same calls", found]
+
+
+def _entries(record: Record | None) -> dict[str, Any]:
+    if record is None:
+        return {}
+    return {entry["variant"]: entry for entry in shown_case(record)["variants"]}

@@ -1,0 +1,230 @@
+"""The figures of a report, each with what it needs of the runs: those that apply are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ArgumentError, UserError
+from ...files import write_json, write_text
+from ...methods.base import unknown
+from .figures import GAP, gap_figure, save
+from .groups import Group
+from .merges_figure import merges_figure
+from .run_figures import curves_figure, rank_figure, score_figure
+from .sections import Section, slug
+from .sigma_figure import SIGMA, sigma_figure
+from .times import time_table
+from .updates import trajectories, trajectories_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Made:
+    """A figure.
+
+    Args:
+        figure: with matplotlib.
+        of: the setting that it is about; empty for all of a section.
+        record: what it was drawn from, where that is not in the results.
+    """
+
+    figure: Figure
+    of: str = ""
+    record: Mapping[str, Any] | None = None
+
+    @property
+    def slug(self) -> str:
+        """`of` as a file name."""
+        return slug(self.of)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure.
+
+    Args:
+        name: of its files, and on the command line.
+        title: above it.
+        note: below it.
+        make: gives the figures of a section; raises UserError where the runs lack what they need.
+    """
+
+    name: str
+    title: str
+    note: str
+    make: Callable[[Section], Iterable[Made]]
+
+
+def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], list[Made]]:
+    return lambda section: [Made(draw(section.groups, section.metric))]
+
+
+def _ways(section: Section) -> list[Made]:
+    record = trajectories(section.groups)
+    return [Made(trajectories_figure(record), record=record)]
+
+
+def _sigmas(section: Section) -> list[Made]:
+    """Of the first seed of each setting that has been measured."""
+    made = []
+    for group in section.groups:
+        for record in _measured(group, SIGMA)[:1]:
+            made.append(Made(sigma_figure(record), group.label))
+    if not made:
+        raise UserError(f"sigma needs AuroRA runs with a {SIGMA}, which `aurora sigma DIR` writes")
+    return made
+
+
+def _gaps(section: Section) -> list[Made]:
+    """Of each setting that has been measured, over its seeds."""
+    found = {group.label: _measured(group, GAP) for group in section.groups}
+    made = [
+        Made(gap_figure(*chosen), label) for label, records in found.items() if (chosen := _with(records, "layers"))
+    ]
+    if not made:
+        raise UserError(f"the merge gap needs AuroRA runs with a {GAP}, which `aurora gap DIR` writes")
+    return made
+
+
+def _merges(section: Section) -> list[Made]:
+    """The same, of merges."""
+    found = {group.label: _with(_measured(group, GAP), "merges") for group in section.groups}
+    made = [Made(merges_figure(*records), label) for label, records in found.items() if records]
+    if not made:
+        raise UserError(f"merges need a {GAP} with some, which `aurora gap DIR --merges` writes")
+    return made
+
+
+def _with(records: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    """Those that have something of a part of a gap report."""
+    return [record for record in records if record.get(part)]
+
+
+def _measured(group: Group, name: str) -> list[dict[str, Any]]:
+    """What a command has written into the folders of a setting's runs."""
+    records = []
+    for folder in group.folders:
+        if folder is None or not (folder / name).is_file():
+            continue
+        try:
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / name} cannot be read: {error}") from error
+        if not isinstance(record, dict) or "layers" not in record:
+            raise UserError(f"{folder / name} has no layers")
+        records.append(record)
+    return records
+
+
+BEST = "Of settings that differ in their training alone, the best one on validation data."
+KINDS = (
+    Kind(
+        "scores",
+        "Score against trained parameters",
+        f"Bars: 95% interval of the mean over the seeds. Settings of the same size stand side by side. {BEST}",
+        _whole(score_figure),
+    ),
+    Kind(
+        "ranks",
+        "Score against rank",
+        f"Bars: 95% interval of the mean over the seeds. {BEST}",
+        _whole(rank_figure),
+    ),
+    Kind(
+        "curves",
+        "Learning curves",
+        "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
+        _whole(curves_figure),
+    ),
+    Kind(
+        "updates",
+        "The way of the weight updates",
+        "Principal components of the updates of all runs, at the start (ring) and after each epoch. Of AuroRA, the "
+        "form is named.",
+        _ways,
+    ),
+    Kind(
+        "sigma",
+        "Sigma before and after the training",
+        "Each layer's sigma, and the histogram of the z that reach it on the calibration inputs. The first seed.",
+        _sigmas,
+    ),
+    Kind(
+        "gap",
+        "Merge gap by layer",
+        "|B sigma(Ax) - B M x| / |B sigma(Ax)| of each form's linear map M, over held-out inputs. Mean over the seeds, "
+        "and their range.",
+        _gaps,
+    ),
+    Kind(
+        "merges",
+        "What merges lose",
+        "sqrt(E|(W_q - W) x|^2 / E|dW x|^2) of each adapted layer, with W_q the weight that the merge gives, and the "
+        "predictions beside those of the unmerged model. All seeds.",
+        _merges,
+    ),
+)
+
+
+def figures_of(section: Section, kinds: Iterable[Kind] = KINDS) -> Iterator[tuple[Kind, list[Made] | UserError]]:
+    """Each kind with its figures, or with why there are none."""
+    for kind in kinds:
+        try:
+            yield kind, list(kind.make(section))
+        except UserError as error:
+            yield kind, error
+
+
+def choose(names: Sequence[str]) -> list[Kind]:
+    """Kinds by name; all for no name.
+
+    Raises:
+        UserError: there is no such figure.
+    """
+    known = {kind.name: kind for kind in KINDS}
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"`only`: '{name}' is an {unknown('figure', known, name)}")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(KINDS)
+
+
+def write_figures(sections: Sequence[Section], folder: Path, only: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
+    """Write the figures of a report as PNG and SVG, and a table of times.
+
+    Args:
+        sections: of the report. Where there are several, each has a folder of its own.
+        folder: where to.
+        only: names of kinds; each must then apply to every section.
+
+    Returns:
+        The files, and for each kind that does not apply a line that says why.
+
+    Raises:
+        UserError: an unknown kind, one of `only` that does not apply, or nothing to draw.
+    """
+    written, left_out, kinds = [], [], choose(only)
+    for section in sections:
+        place = folder / section.slug if len(sections) > 1 else folder
+        for kind, made in figures_of(section, kinds):
+            if isinstance(made, UserError):
+                if only:
+                    raise UserError(f"{section.title}: {made}") from made
+                left_out.append(f"{section.title}: no {kind.name}: {made}")
+                continue
+            for one in made:
+                path = place / "-".join(filter(None, (kind.name, one.slug)))
+                written += save(one.figure, path)
+                if one.record is not None:
+                    write_json(path.with_suffix(".json"), one.record)
+                    written.append(path.with_suffix(".json"))
+        if not only:
+            place.mkdir(parents=True, exist_ok=True)
+            write_text(place / "times.md", time_table(section.groups) + "\n")
+            written.append(place / "times.md")
+    return written, left_out

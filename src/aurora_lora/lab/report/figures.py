@@ -1,0 +1,169 @@
+"""Figures, as PNG and SVG; series differ in marker and line as well as colour, for black-and-white print."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from ...extras import extra
+from ...files import new_file, plain_write_errors
+from ...forms import FORMS, REFERENCE_FORM
+from .tables import Result, by_learning_rate, finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GAP = "gap.json"
+"""In the folder of a run: what `aurora gap` measured."""
+
+
+def check_matplotlib() -> None:
+    """Raise a UserError where figures cannot be drawn."""
+    with extra("report"):
+        import matplotlib  # noqa: F401
+
+
+def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of the common style, in inches, and its panels, row by row."""
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)  # no display, and no global state as with pyplot
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def legend_above(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, where no line can run through it."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=len(labels))
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG; `path` without its ending names both. The same figure gives the same files."""
+    import matplotlib
+
+    written = []
+    for ending in (".png", ".svg"):
+        target = path.with_suffix(ending)
+        with plain_write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        # without a salt the names within an SVG are random
+        with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
+        written.append(target)
+    return written
+
+
+def forms_figure(results: Sequence[Result]) -> Figure:
+    """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
+    groups = by_learning_rate(results)
+    forms = {form for runs in groups.values() for run in runs for form in run["metric"]["by_form"]}
+    if forms != FORMS.keys():
+        raise UserError(f"the forms figure needs runs with the forms {', '.join(FORMS)}")
+    figure, axes = new_figure(2, 7.2, 2.9)
+    rates = list(groups)
+    places = range(len(rates))
+    seeds = max(map(len, groups.values()))
+    panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
+    for ax, (name, label, factor) in zip(axes, panels, strict=True):
+        for offset, form in zip((-0.06, 0.0, 0.06), FORMS.values(), strict=True):
+            scores = [[run["metric"]["by_form"][form.name][name] for run in groups[rate]] for rate in rates]
+            values = [_or_gap([factor * value for value in finite(found)]) for found in scores]
+            means = [statistics.fmean(v) for v in values]
+            errors = [[m - min(v) for m, v in zip(means, values, strict=True)]]
+            errors.append([max(v) - m for m, v in zip(means, values, strict=True)])
+            ax.errorbar(
+                [place + offset for place in places], means, errors, label=form.label, capsize=2.5, **form.style
+            )
+        ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
+        ax.set_xlabel("learning rate of the adapter")
+        ax.set_ylabel(label)
+    legend_above(figure, axes[0])
+    axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
+    axes[1].set_title("lower is better", fontsize=9, loc="left")
+    return figure
+
+
+def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
+    """The relative error of each form, a panel for each kind of module, along the depth of the model.
+
+    Args:
+        gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range. What is not
+            finite is a gap in the line.
+    """
+    kinds: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for entry in (entry for gap in gaps for entry in gap["layers"]):
+        layers = kinds.setdefault(entry["layer"].rsplit(".", 1)[-1], {}).setdefault(entry["form"], {})
+        layers.setdefault(entry["layer"], []).extend(100 * value for value in finite([entry["relative_error"]]))
+    if not kinds:
+        raise UserError("the gap figure needs the gap of at least one layer")
+    figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.9)
+    every = [values for forms in kinds.values() for layers in forms.values() for values in layers.values()]
+    top = max((value for values in every for value in values), default=0.0)
+    for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
+        for form, layers in forms.items():
+            errors = [_or_gap(values) for values in layers.values()]
+            means = [statistics.fmean(values) for values in errors]
+            low = [mean - min(values) for mean, values in zip(means, errors, strict=True)]
+            high = [max(values) - mean for mean, values in zip(means, errors, strict=True)]
+            ax.plot(range(len(means)), means, label=FORMS[form].label, **FORMS[form].style)
+            if len(gaps) > 1:
+                colour = FORMS[form].style["color"]
+                ax.errorbar(
+                    range(len(means)), means, [low, high], fmt="none", ecolor=colour, elinewidth=0.8, capsize=2.5
+                )
+        ax.set_title(kind, fontsize=9, loc="left")
+        ax.set_xlabel("layer")
+        ax.locator_params(axis="x", integer=True)
+        ax.set_ylim(0, 1.05 * top if top > 0 else 1)
+    axes[0].set_ylabel("error of the adapter's output, %", fontsize=9)
+    legend_above(figure, axes[0])
+    return figure
+
+
+def _or_gap(values: Sequence[float]) -> Sequence[float]:
+    """NaN in place of no values: a gap in a line."""
+    return values or [math.nan]
+
+
+def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> Figure:
+    """Accuracy and KL divergence from the trained form against the number of calibration inputs.
+
+    Args:
+        records: one for each calibration: `inputs`, `accuracy` and `kl`. Repeats are averaged, bars are
+            the range.
+        trained: the `accuracy` of the trained form.
+    """
+    figure, axes = new_figure(2, 7.2, 2.9)
+    for ax, (name, label, factor) in zip(
+        axes, (("accuracy", "test accuracy, %", 100.0), ("kl", "KL from the trained form, nats", 1.0)), strict=True
+    ):
+        groups: dict[int, list[float]] = {}
+        for record in records:
+            if finite([record[name]]):
+                groups.setdefault(record["inputs"], []).append(factor * record[name])
+        sizes = sorted(groups)
+        means = [statistics.fmean(groups[size]) for size in sizes]
+        low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
+        high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
+        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORMS["calibrated"].style)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.set_xlabel("calibration inputs")
+        ax.set_ylabel(label)
+    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[REFERENCE_FORM].title)
+    axes[1].set_yscale("log")
+    legend_above(figure, axes[0])
+    return figure

@@ -1,0 +1,217 @@
+"""Runs that belong together: those of one setting, which differ in their seed alone, and settings at several ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...tasks.metrics import metric_named
+from ...training.storage import REFERENCE, flatten
+from .tables import Result, count, finite, setting
+
+OF_RANK = ("r", "alpha", "lora_alpha")
+"""Options that change with the rank: settings that differ in these alone are one line of a figure."""
+
+
+@dataclass
+class Group:
+    """The runs of one recipe over its seeds.
+
+    Args:
+        label: what tells it from the others of its model and task.
+        runs: results, by seed.
+        line: what it has in common with the same method at other ranks.
+        folders: of the runs; None where there is only a result.
+    """
+
+    label: str
+    runs: list[Result] = field(default_factory=list)
+    line: str = ""
+    folders: list[Path | None] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+        return str(self.runs[0]["method"])
+
+    @property
+    def rank(self) -> int | None:
+        """r; None for a method without."""
+        rank = self.runs[0]["recipe"]["method"].get("r")
+        return rank if isinstance(rank, int) else None
+
+    @property
+    def forms(self) -> list[str]:
+        """Of the runs."""
+        return list(self.runs[0]["metric"]["by_form"])
+
+    @property
+    def deployed(self) -> str:
+        """The form that the runs are selected by."""
+        return str(self.runs[0]["metric"]["selected_by"]["form"])
+
+    @property
+    def metric(self) -> str:
+        """The main one."""
+        return str(self.runs[0]["metric"]["name"])
+
+    @property
+    def params(self) -> int:
+        """Trained, outside the head; the least where the runs differ."""
+        return min(self._counts)
+
+    @property
+    def counted(self) -> str:
+        """The same for people, with both ends where the runs differ."""
+        return count(min(self._counts), max(self._counts))
+
+    @property
+    def _counts(self) -> list[int]:
+        return [int(run["params"]["adapter"]) for run in self.runs]
+
+    @property
+    def selected_by(self) -> str:
+        """The metric that the best epoch is chosen by: of the validation scores."""
+        return str(self.runs[0]["metric"]["selected_by"].get("name", self.metric))
+
+    @property
+    def validation(self) -> float:
+        """How good the mean of the scores is that the runs were selected by; minus infinity where none is a number."""
+        found = [run["metric"]["selected_by"].get("value") for run in self.runs]
+        numbers = finite(found)
+        sign = -1 if metric_named(self.selected_by).lower_is_better else 1
+        return sign * statistics.fmean(numbers) if numbers else -math.inf
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Their names, where there are several."""
+        return list(self.runs[0]["metric"].get("by_test_set", ()))
+
+    def scores(self, form: str, metric: str, test_set: str | None = None) -> list[float]:
+        """Seed by seed; those that are numbers.
+
+        Args:
+            form: of the trained model.
+            metric: its name.
+            test_set: one of several; None is the mean over them.
+        """
+        metrics = [run["metric"] for run in self.runs]
+        by_form = [
+            one["by_form"] if test_set is None else one.get("by_test_set", {}).get(test_set, {}) for one in metrics
+        ]
+        found = [one.get(form, {}).get(metric) for one in by_form]
+        return finite(found)
+
+    def with_form(self, label: str) -> str:
+        """A label with the form that is deployed, where there are several."""
+        return f"{label} ({self.deployed})" if len(self.forms) > 1 else label
+
+
+def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> dict[tuple[str, str], list[Group]]:
+    """By task and model, then by setting, in the order in which they come.
+
+    Args:
+        results: of finished runs.
+        folders: those of the runs; none if empty.
+
+    Raises:
+        UserError: two runs of one setting have the same seed: they would count twice.
+    """
+    settings: dict[tuple[str, str], dict[str, list[tuple[Result, Path | None]]]] = {}
+    for result, folder in zip(results, folders or [None] * len(results), strict=True):
+        key = json.dumps(setting(result["recipe"]), sort_keys=True)
+        settings.setdefault((result["task"], result["model"]), {}).setdefault(key, []).append((result, folder))
+    found = {}
+    for where, by_setting in settings.items():
+        several = [_by_seed(runs) for runs in by_setting.values()]
+        firsts = [runs[0][0] for runs in several]
+        found[where] = [
+            Group(name, [result for result, _ in runs], line, [folder for _, folder in runs])
+            for name, line, runs in zip(labels(firsts), lines(firsts), several, strict=True)
+        ]
+    return found
+
+
+def _by_seed(runs: Iterable[tuple[Result, Path | None]]) -> list[tuple[Result, Path | None]]:
+    """The runs of a setting, by seed. Runs that were compared with the same reference have each a copy of it."""
+    found: dict[int, tuple[Result, Path | None]] = {}
+    for result, folder in runs:
+        seed = int(result["seed"])
+        before = found.get(seed)
+        if before is None or _is_reference(before[1]):
+            found[seed] = result, folder
+        elif not _is_reference(folder):
+            where = "" if folder is None else f": {before[1]} and {folder}"
+            raise UserError(
+                f"two runs of {result['method']} on {result['task']} have seed {seed}{where}; leave one out"
+            )
+    return [found[seed] for seed in sorted(found)]
+
+
+def _is_reference(folder: Path | None) -> bool:
+    return folder is not None and folder.name == REFERENCE
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """The method of each, and the fields of its recipe in which runs of that method differ."""
+    sections = ("method", "training", "task")
+    return _named(results, [flatten({k: setting(r["recipe"]).get(k, {}) for k in sections}) for r in results])
+
+
+def lines(results: Sequence[Result]) -> list[str]:
+    """The method of each, and what runs of that method differ in of its options, those of the rank left out, and of the
+    task: on other data, or other validation data, the best setting is another question."""
+    recipes = [result["recipe"] for result in results]
+    options = [{key: value for key, value in one["method"].items() if key not in OF_RANK} for one in recipes]
+    tasks = [flatten({"task": one.get("task", {})}) for one in recipes]
+    return _named(results, [{**own, **task} for own, task in zip(options, tasks, strict=True)])
+
+
+def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = []
+    for result, own in zip(results, fields, strict=True):
+        others = [other for r, other in zip(results, fields, strict=True) if r["method"] == result["method"]]
+        differing = [key for key, value in own.items() if any(other.get(key) != value for other in others)]
+        given = ", ".join(f"{key.rpartition('.')[2]} {plain(own[key])}" for key in differing)
+        names.append(f"{result['method']}: {given}" if given else str(result["method"]))
+    return names
+
+
+def chosen(found: Iterable[Group]) -> dict[str, list[Group]]:
+    """By line, smallest first: of the settings of one method and rank (other learning rates, say), the best one on
+    validation data."""
+    best: dict[str, dict[int | None, Group]] = {}
+    for group in found:
+        at_rank = best.setdefault(group.line or group.label, {})
+        other = at_rank.get(group.rank)
+        if other is None or group.validation > other.validation:
+            at_rank[group.rank] = group
+    return {line: sorted(by_rank.values(), key=lambda group: group.params) for line, by_rank in best.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95% interval of the mean; nothing below two values."""
+    if len(values) < 2:
+        return None, None
+    from scipy.stats import t
+
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the interval; 0 for one value."""
+    low, high = interval(values)
+    return 0.0 if low is None or high is None else (high - low) / 2
+
+
+def plain(value: Any) -> str:
+    """A recipe's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,54 @@
+"""What merges lose, drawn: end to end, and in each layer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .figures import new_figure
+from .tables import finite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
+    """KL divergence of each merge from the unmerged model, and the loss of each layer with the median over them.
+
+    Args:
+        gaps: `MergeGap.to_dict()`, with merges, of runs that differ in their seed. What is not above 0 cannot be drawn
+            on the logarithmic scale, and is left out.
+    """
+    names = list(dict.fromkeys(merge["merge"] for gap in gaps for merge in gap["merges"]))
+    if not names:
+        raise UserError("the figure of merges needs a merge")
+    ends = _by_merge(gaps, lambda merge: [merge["end_to_end"]["kl"]])
+    layers = _by_merge(gaps, lambda merge: [entry["lost"] for entry in merge["layers"]])
+    figure, axes = new_figure(2, 7.2, 2.0 + 0.25 * len(names))
+    panels = (
+        (ends, "KL from the unmerged model, nats", "#D55E00"),
+        (layers, "error, as a share of the adapter's effect", "#0072B2"),
+    )
+    for ax, (values, label, colour) in zip(axes, panels, strict=True):
+        for place, name in enumerate(names):
+            if found := values.get(name):
+                ax.plot(found, [place] * len(found), "o", color=colour, alpha=0.4, markersize=4)
+                ax.plot([statistics.median(found)], [place], "|", color="#000000", markersize=12)
+        if any(values.values()):
+            ax.set_xscale("log")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlabel(label, fontsize=9)
+        ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes[0].set_title("end to end", fontsize=9, loc="left")
+    axes[1].set_title("each layer; the line is the median", fontsize=9, loc="left")
+    return figure
+
+
+def _by_merge(gaps: tuple[Mapping[str, Any], ...], values: Any) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for merge in (merge for gap in gaps for merge in gap["merges"]):
+        found.setdefault(merge["merge"], []).extend(value for value in finite(values(merge)) if value > 0)
+    return found

@@ -1,0 +1,140 @@
+"""The report page: one HTML file for a set of runs, with everything in it; nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from ...extras import extra
+from ...files import NOT_FINITE, write_text
+from ...tasks.metrics import Metric, metric_named
+from .catalogue import figures_of
+from .groups import Group, interval
+from .sections import Section
+from .study import every_answer
+from .tables import Result
+from .times import COLUMNS, time_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+
+def write_page(sections: Sequence[Section], path: Path, title: str) -> None:
+    """Write the page.
+
+    Args:
+        sections: what it is about; see `load_sections`.
+        path: of the HTML file.
+        title: its heading.
+
+    Raises:
+        UserError: Jinja2 or matplotlib is missing.
+    """
+    with extra("report"):
+        from jinja2 import Environment, StrictUndefined
+    template = (files("aurora_lora.lab.report") / "page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    results = [result for section in sections for result in section.results]
+    page = environment.from_string(template).render(
+        title=title,
+        runs=len(results),
+        sections=[_section(section) for section in sections],
+        environments=_environments(results),
+    )
+    write_text(path, page)
+
+
+def _section(section: Section) -> dict[str, Any]:
+    """What the template shows of one task and model, or of one study."""
+    found = section.groups
+    metrics = list(dict.fromkeys(m for g in found for f in g.forms for m in g.runs[0]["metric"]["by_form"][f]))
+    drawn = [(kind, made) for kind, made in figures_of(section) if not isinstance(made, UserError)]
+    return {
+        "title": section.title if section.study is None else f"{section.title}, {section.model}",
+        "tuning": None if section.study is None else _tuning(section.study),
+        "answers": [
+            (metric, [(one.ask, *one.cells()) for one in found])
+            for metric, found in ([] if section.study is None else every_answer(section.study))
+        ],
+        "split": found[0].runs[0]["metric"]["split"],
+        "metrics": [metric_named(name).column for name in metrics],
+        "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
+        "time_columns": COLUMNS,
+        "time": time_rows(found),
+        "figures": [
+            (f"{kind.title}: {one.of}" if one.of else kind.title, _svg(one.figure), kind.note)
+            for kind, made in drawn
+            for one in made
+        ],
+    }
+
+
+def _tuning(study: Mapping[str, Any]) -> str:
+    budget, seeds = study["study"]["tuning"]["budget"], len(study["study"]["seeds"])
+    return (
+        f"Each setting had {budget} runs to tune it, on one seed and validation data; what was chosen was run over "
+        f"{seeds} seeds."
+    )
+
+
+def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[str, Any]]:
+    for form in group.forms:
+        yield {
+            "label": group.label,
+            "chosen": chosen,
+            "first": form == group.forms[0],
+            "span": len(group.forms),
+            "params": group.counted,
+            "seeds": len(group.runs),
+            "form": form,
+            "deployed": form == group.deployed and len(group.forms) > 1,
+            "scores": [_score(group.scores(form, metric), metric_named(metric), len(group.runs)) for metric in metrics],
+        }
+
+
+def _score(values: Sequence[float], metric: Metric, runs: int) -> dict[str, str]:
+    """Mean, and as the small print its interval, and of how many runs where some scores are not finite."""
+    if not values:
+        return {"mean": NOT_FINITE, "interval": ""}
+    low, high = interval(values)
+    between = "" if low is None or high is None else f"{metric.shown(low)} to {metric.shown(high)}"
+    of = "" if len(values) == runs else f"({len(values)} of {runs} finite)"
+    return {"mean": metric.shown(statistics.fmean(values)), "interval": " ".join(filter(None, (between, of)))}
+
+
+def _environments(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Each environment that runs come from, once."""
+    found: dict[str, dict[str, Any]] = {}
+    for result in (result for result in results if "versions" in result):
+        versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items() if value)
+        commit = result.get("git_commit") or "unknown"
+        processes = result.get("processes", 1)  # results of earlier versions do not say
+        device = f"{processes} processes on {result['device']}" if processes > 1 else result["device"]
+        entry = found.setdefault(
+            f"{device} {versions} {commit}",
+            {"device": device, "versions": versions, "commit": commit, "runs": 0},
+        )
+        entry["runs"] += 1
+    return list(found.values())
+
+
+def _svg(figure: Figure) -> Markup:
+    """A figure as SVG for HTML, which scales with the page."""
+    import matplotlib
+    from markupsafe import Markup
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "page", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%" role="img"', svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # it names pages on the web
+    return Markup(svg)

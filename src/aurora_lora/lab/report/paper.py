@@ -1,0 +1,197 @@
+"""A table of the paper beside ours: computed from results, nothing typed but the paper's own numbers in the suite."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from ...text_table import TextTable
+from ..experiments.suite import Cell, Suite, score_of
+from .tables import count
+
+Results = Mapping[tuple[str, int], Mapping[str, Any]]
+"""Results by recipe and seed."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One number of the paper beside ours.
+
+    Args:
+        group: the group of rows in which it stands.
+        row: its row.
+        column: its column.
+        recipe: the name of its recipe.
+        form: the form that is compared.
+        paper: the paper's number, if it has one.
+        quoted: the paper took it from earlier work.
+        scores: ours, seed by seed.
+        ours: their median or mean, as the suite says; None without a score.
+        mean: the mean, whichever the suite asks for.
+        median: the median, likewise.
+        spread: their standard deviation; None below two scores.
+        params: trained parameters outside the head; the least, where the runs differ.
+        most_params: the most.
+        paper_params: what the paper prints for them.
+        missing: seeds that have no result, or one that is not a number.
+    """
+
+    group: str
+    row: str
+    column: str
+    recipe: str
+    form: str
+    paper: float | None
+    quoted: bool
+    scores: tuple[float, ...]
+    ours: float | None
+    mean: float | None
+    median: float | None
+    spread: float | None
+    params: int | None
+    most_params: int | None
+    paper_params: str | None
+    missing: int
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return None if self.paper is None or self.ours is None else self.ours - self.paper
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "scores": list(self.scores), "difference": self.difference}
+
+
+def compare(suite: Suite, chosen: Sequence[Cell], seeds: Sequence[int], results: Results) -> list[Compared]:
+    """Each cell's number of the paper beside the ones of our runs.
+
+    Raises:
+        UserError: a result without the cell's form or metric.
+    """
+    found = []
+    for cell in chosen:
+        runs = [results[key] for seed in seeds if (key := (cell.recipe, seed)) in results]
+        scores = tuple(score for run in runs if (score := score_of(run, cell)) is not None)
+        counts = [run["params"]["adapter"] for run in runs]
+        mean = statistics.fmean(scores) if scores else None
+        median = statistics.median(scores) if scores else None
+        found.append(
+            Compared(
+                group=cell.group,
+                row=cell.row.name,
+                column=cell.column.label,
+                recipe=cell.recipe,
+                form=cell.row.form,
+                paper=cell.paper,
+                quoted=cell.row.quoted,
+                scores=scores,
+                ours=median if suite.statistic == "median" else mean,
+                mean=mean,
+                median=median,
+                spread=statistics.stdev(scores) if len(scores) > 1 else None,
+                params=min(counts, default=None),
+                most_params=max(counts, default=None),
+                paper_params=cell.row.params,
+                missing=len(seeds) - len(scores),
+            )
+        )
+    if suite.average is not None:
+        found = _with_averages(suite, chosen, found)
+    return found
+
+
+def _with_averages(suite: Suite, chosen: Sequence[Cell], found: Sequence[Compared]) -> list[Compared]:
+    """After the cells of each row, their average: over the columns, of the medians or means over the seeds."""
+    assert suite.average is not None
+    percent = sum(column.is_percent for column in suite.columns)
+    rows: dict[tuple[str, str], list[tuple[Cell, Compared]]] = {}
+    for cell, one in zip(chosen, found, strict=True):
+        rows.setdefault((one.group, one.row), []).append((cell, one))
+    result = []
+    for pairs in rows.values():
+        result += [one for _, one in pairs]
+        counted = [one for cell, one in pairs if cell.column.is_percent]
+        if len(counted) < percent:  # not all columns were asked for
+            continue
+        values = [one.ours for one in counted if one.ours is not None]
+        ours = statistics.fmean(values) if len(values) == percent else None
+        least = [one.params for one in counted if one.params is not None]
+        most = [one.most_params for one in counted if one.most_params is not None]
+        result.append(
+            replace(
+                counted[-1],
+                column=suite.average,
+                paper=pairs[0][0].row.average,
+                scores=(),
+                ours=ours,
+                mean=None,
+                median=None,
+                spread=None,
+                params=min(least, default=None),
+                most_params=max(most, default=None),
+                missing=0,
+            )
+        )
+    return result
+
+
+def tables(suite: Suite, compared: Sequence[Compared]) -> Iterator[Table]:
+    """A table for each group, 80 columns wide."""
+    for group in dict.fromkeys(one.group for one in compared):
+        table = Table(title=group, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        table.add_column("method")
+        table.add_column("data")
+        for name in ("paper", f"ours, {suite.statistic}", "difference", "std. dev.", "seeds"):
+            table.add_column(name, justify="right")
+        rows = [one for one in compared if one.group == group]
+        for index, one in enumerate(rows):
+            is_new = index == 0 or rows[index - 1].row != one.row
+            if is_new and index:
+                table.add_section()
+            table.add_row(*_cells(one, is_new))
+        yield table
+
+
+def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
+    """The same as a Markdown page, with the parameters."""
+    lines = [f"# {suite.title}", ""]
+    for group in dict.fromkeys(one.group for one in compared):
+        lines += [f"## {group}", ""]
+        headers = ["method", "params, paper", "params, ours", "data", "paper", f"ours, {suite.statistic}"]
+        table = TextTable("", [*headers, "difference", "std. dev.", "seeds"], align="l")
+        for one in (one for one in compared if one.group == group):
+            name, data, *numbers = _cells(one, True)
+            params = "" if one.params is None or one.most_params is None else count(one.params, one.most_params)
+            table.rows.append([name, one.paper_params or "", params, data, *numbers])
+        lines += [table.markdown(), ""]
+    for note in notes(suite, compared):
+        lines += [note.replace("*", "\\*"), ""]
+    return "\n".join(lines).strip() + "\n"
+
+
+def notes(suite: Suite, compared: Sequence[Compared]) -> list[str]:
+    """What a reader of the table must know."""
+    star = "* The paper takes these numbers from earlier work."
+    found = [star] if any(one.quoted and one.paper is not None for one in compared) else []
+    return found if suite.note is None else [*found, suite.note]
+
+
+def _cells(one: Compared, is_new: bool) -> list[str]:
+    star = "*" if one.quoted and one.paper is not None else ""
+    total = len(one.scores) + one.missing
+    seeds = "" if not total else str(total) if not one.missing else f"{len(one.scores)} of {total}"
+    return [
+        one.row if is_new else "",
+        one.column,
+        "" if one.paper is None else f"{one.paper:.1f}{star}",
+        "" if one.ours is None else f"{one.ours:.1f}",
+        "" if one.difference is None else f"{one.difference:+.1f}",
+        "" if one.spread is None else f"{one.spread:.1f}",
+        seeds,
+    ]

@@ -1,0 +1,99 @@
+"""Sigma of each layer before and after the training, over the histogram of the z that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .figures import new_figure
+from .run_figures import WIDTH
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIGMA = "sigma.json"
+"""In the folder of a run: what `aurora sigma` measured."""
+MOST_ROWS, MOST_CHANNELS = 8, 2
+BEFORE: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1.2}
+AFTER: tuple[dict[str, Any], ...] = (
+    {"color": "#0072B2", "linestyle": "-", "linewidth": 1.4},
+    {"color": "#D55E00", "linestyle": "--", "linewidth": 1.4},
+)
+BARS: tuple[dict[str, Any], ...] = (
+    {"color": "#0072B2", "linestyle": "-", "alpha": 0.25, "fill": True},
+    {"color": "#D55E00", "linestyle": "--", "alpha": 0.6, "fill": False},
+)
+
+
+def sigma_figure(record: Mapping[str, Any]) -> Figure:
+    """A panel for each adapted layer: sigma_i(z_i), the other channels at 0, before and after the training.
+
+    A column for each kind of module, along the depth of the model; of deep models, layers at even distances. The first
+    two channels of the rank space are shown.
+
+    Args:
+        record: of `aurora sigma`.
+
+    Raises:
+        UserError: it has no layers.
+    """
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in record["layers"]:
+        kinds.setdefault(layer["layer"].rsplit(".", 1)[-1], []).append(layer)
+    if not kinds:
+        raise UserError("the figure of sigma needs at least one layer")
+    depth = max(map(len, kinds.values()))
+    places = _spread(depth, MOST_ROWS)
+    figure, axes = new_figure(len(kinds), max(WIDTH, 1.7 * len(kinds)), 0.75 + 1.1 * len(places), rows=len(places))
+    for row, place in enumerate(places):
+        for column, (kind, layers) in enumerate(kinds.items()):
+            ax = axes[row * len(kinds) + column]
+            if place >= len(layers):
+                ax.set_axis_off()
+                continue
+            _panel(ax, layers[place]["channels"])
+            ax.set_title(f"{kind} {place}", fontsize=7.5, loc="left", pad=2)
+            if row == len(places) - 1:
+                ax.set_xlabel("z", fontsize=8.5)
+            if column == 0:
+                ax.set_ylabel("sigma(z)", fontsize=8.5)
+    r = len(next(iter(kinds.values()))[0]["channels"])
+    handles = [*_entries(axes[0], min(r, MOST_CHANNELS))]
+    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=2, handlelength=2.4)
+    what = "the columns of A" if record["train_form"] == "static" else f"{record['examples']:,} inputs"
+    along = {1: "sigma", 2: "sigma along each channel, the other at 0"}
+    others = f"sigma along channels 1 and 2 of {r}, the others at 0"
+    figure.suptitle(f"{along.get(r, others)}; z of {what}", fontsize=8)
+    return figure
+
+
+def _panel(ax: Axes, channels: Sequence[Mapping[str, Any]]) -> None:
+    bars = ax.twinx()
+    bars.set_axis_off()
+    ax.set_zorder(bars.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    for channel, after, bar in zip(channels, AFTER, BARS, strict=False):
+        bars.stairs(channel["counts"], channel["edges"], linewidth=0.7, **bar)
+        ax.plot(channel["z"], channel["before"], **BEFORE)
+        ax.plot(channel["z"], channel["after"], **after)
+    bars.set_ylim(0, 1.6 * max(max(channel["counts"]) for channel in channels[:MOST_CHANNELS]))
+    ax.tick_params(labelsize=7)
+    ax.locator_params(nbins=4)
+
+
+def _entries(ax: Axes, channels: int) -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    lines = [Line2D([], [], label=f"channel {n + 1}, trained", **AFTER[n]) for n in range(channels)]
+    patches = [Patch(label=f"histogram of z_{n + 1}", linewidth=0.7, **BARS[n]) for n in range(channels)]
+    return [*lines, Line2D([], [], label="at the start", **BEFORE), *patches]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to so many places, first and last among them, at even distances."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(at * (count - 1) / (most - 1)) for at in range(most)})

@@ -1,0 +1,180 @@
+"""The tables of a study (`aurora sweep`), from its study.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from ...files import NOT_FINITE
+from ...tasks.metrics import metric_named
+from ...text_table import TextTable
+from .groups import interval, plain
+from .tables import count, left_out
+
+
+def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """What was chosen for each setting, and how it scored on test data, mean and standard deviation over the seeds."""
+    study = summary["study"]
+    metrics = _metrics(summary)
+    table = Table(
+        title=f"{study['name']}: {study['tuning']['budget']} runs to tune each, {len(study['seeds'])} seeds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("setting")
+    table.add_column("params", justify="right")
+    table.add_column("chosen")
+    table.add_column("form")
+    for metric in metrics:
+        table.add_column(metric_named(metric).column, justify="right")
+    for setting in summary["settings"]:
+        chosen = chosen_values(summary, setting)
+        for index, (form, scores) in enumerate(setting["by_form"].items()):
+            first = index == 0
+            table.add_row(
+                setting["name"] if first else "",
+                _params(setting) if first else "",
+                chosen if first else "",
+                form,
+                *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
+            )
+    yield table
+    for metric, answered in every_answer(summary):
+        table = Table(title=f"{metric}, first less second", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        for name, justify in (("question", "left"), ("difference", "right"), ("95% interval", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for one in answered:
+            table.add_row(one.ask, *one.cells())
+        yield table
+
+
+def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
+    """What was chosen for a setting, `lr 0.005`; `lowest` or `highest` where it is at the edge of the offer."""
+    study = summary["study"]
+    own = next((one.get("space") for one in study.get("settings", ()) if one["name"] == setting["name"]), None)
+    space = own or study["tuning"].get("space", {})
+    shown = []
+    for field, value in setting["chosen"].items():
+        name = field.rpartition(".")[2].replace("learning_rate", "lr")
+        offered = space.get(field)
+        edge = ""
+        if isinstance(offered, list) and len(offered) > 2 and not isinstance(value, (str, bool)):
+            edge = ", lowest" if value == min(offered) else ", highest" if value == max(offered) else ""
+        shown.append(f"{name} {plain(value)}{edge}")
+    return "; ".join(shown)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question of a study, answered: the first's score less the second's, paired by seed.
+
+    Args:
+        ask: the question.
+        first, second: setting and form.
+        metric: of the scores.
+        difference: mean over the seeds.
+        low, high: its 95% interval, of Student's t over the paired differences; None below two seeds.
+        seeds: how many both have.
+    """
+
+    ask: str
+    first: str
+    second: str
+    metric: str
+    difference: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    def cells(self) -> tuple[str, str]:
+        """Difference and interval for people."""
+        metric = metric_named(self.metric)
+        difference = metric.shown(self.difference, "+")
+        if self.low is None or self.high is None:
+            return difference, "one seed"
+        return difference, f"{metric.shown(self.low, '+')} to {metric.shown(self.high, '+')}"
+
+
+def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
+    """The answers by the study's metric, then by the negative log-likelihood, which sees more than accuracy does."""
+    by_metric = answers(summary), answers(summary, "nll")
+    return [(metric_named(found[0].metric).heading, found) for found in by_metric if found]
+
+
+def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answer]:
+    """The study's questions, in their order; those whose scores are missing are left out.
+
+    Args:
+        summary: the study.json.
+        metric: to answer them by; each setting's own if None.
+    """
+    settings = {setting["name"]: setting for setting in summary["settings"]}
+    found = []
+    for question in summary["study"].get("questions", ()):
+        if any(question[side]["setting"] not in settings for side in ("first", "second")):
+            continue
+        first, second = (
+            (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
+            for side in (question["first"], question["second"])
+        )
+        by = metric or first[0]["metric"]
+        ours, theirs = _by_seed(*first, by), _by_seed(*second, by)
+        paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if paired:
+            names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
+            mean, (low, high) = statistics.fmean(paired), interval(paired)
+            found.append(Answer(question["ask"], names[0], names[1], by, mean, low, high, len(paired)))
+    return found
+
+
+def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -> dict[int, float]:
+    scores = setting["by_form"].get(form, {}).get(metric, {}).get("scores", ())
+    return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
+
+
+def study_page(summary: Mapping[str, Any]) -> str:
+    """The study as Markdown: the answers, then every setting in every form."""
+    metrics, tables = _metrics(summary), []
+    for metric, answered in every_answer(summary):
+        table = TextTable("", ["question", "first", "second", f"{metric}, difference", "95% interval"], align="lllr")
+        table.rows += [[one.ask, one.first, one.second, *one.cells()] for one in answered]
+        tables.append(table)
+    heads = [metric_named(metric).column for metric in metrics]
+    table = TextTable("", ["setting", "params", "chosen", "form", *heads, "seeds", "training s"], align="lrllr")
+    for setting in summary["settings"]:
+        chosen = chosen_values(summary, setting)
+        params = _params(setting)
+        seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
+        for form, scores in setting["by_form"].items():
+            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
+            table.rows.append([setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds])
+    return "\n\n".join(table.markdown() for table in [*tables, table])
+
+
+def _params(setting: Mapping[str, Any]) -> str:
+    """Trained outside the head."""
+    if setting["params"] is None:
+        return ""
+    least = setting["params"]["adapter"]
+    return count(least, setting.get("most_params") or least)  # older summaries have the first seed's alone
+
+
+def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
+    """`83.1 ± 0.4`."""
+    if score is None or score["mean"] is None:
+        return NOT_FINITE
+    show = metric_named(metric).shown
+    mean = show(score["mean"])
+    shown = mean if score["std"] is None else f"{mean} ± {show(score['std'])}"
+    return " ".join(filter(None, (shown, left_out(score["scores"]))))
+
+
+def _metrics(summary: Mapping[str, Any]) -> list[str]:
+    found = [name for s in summary["settings"] for scores in s["by_form"].values() for name in scores]
+    return list(dict.fromkeys(found))

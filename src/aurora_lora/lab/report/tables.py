@@ -1,0 +1,314 @@
+"""Markdown tables from results, and their place in a document."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...files import NOT_FINITE, write_text
+from ...forms import REFERENCE_FORM, form_named
+from ...tasks import Task
+from ...tasks.metrics import METRICS
+from ...text_table import TextTable
+from ...training.results import check_result, parse_json
+from ...training.storage import RESULT
+from ..experiments.runs_file import RUNS_FILE, RunsFile
+
+Result = Mapping[str, Any]
+
+NO_SAY = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
+"""Fields of `training` that have no say in what comes out."""
+
+SHOWN = METRICS["accuracy"], METRICS["nll"]
+"""Metrics of the tables of forms."""
+
+
+def load_results(paths: Iterable[Path | str]) -> list[Result]:
+    """The results of runs: each path a `result.json`, a `runs.jsonl`, a run's folder, or a folder of such.
+
+    Raises:
+        UserError: a path with no result in or below it, or one that is not a result.
+    """
+    return [result for _, result in find_results(paths)]
+
+
+def find_results(
+    paths: Iterable[Path | str], leave_out: Collection[Path] = (), seen: set[Path] | None = None
+) -> list[tuple[Path, Result]]:
+    """As `load_results`, each with its file, or with what the file of a run in `runs.jsonl` would be. A file that
+    several paths lead to is there once.
+
+    Args:
+        paths: as there.
+        leave_out: folders below them that are not looked into.
+        seen: files, resolved, that were found before and are left out; those found now are added.
+    """
+    seen = set() if seen is None else seen
+    results = []
+    for path in map(Path, paths):
+        files = [path] if path.is_file() else [*path.rglob(RUNS_FILE), *path.rglob("*.json")]
+        files = [file for file in files if not any(folder in file.parents for folder in leave_out)]
+        found = [one for file in files for one in _read(file, must_be=path.is_file())]
+        found.sort(key=lambda one: one[0])  # of a run that is there as a folder, too, the line stays first
+        if not found:
+            raise UserError(f"{path} holds no result.json of a finished run")
+        for file, result in found:
+            if (place := file.resolve()) not in seen:
+                seen.add(place)
+                results.append((file, result))
+    return results
+
+
+def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
+    if path.name == RUNS_FILE:
+        return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
+    try:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if must_be:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        return []
+    is_result = isinstance(value, dict) and {"schema", "recipe", "metric"} <= value.keys()
+    if must_be and not is_result:
+        raise UserError(f"{path} is not a result of aurora train")
+    return [(path, check_result(value, str(path)))] if is_result else []
+
+
+def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[float, list[Result]]:
+    """The runs of a method by their learning rate, lowest first.
+
+    Raises:
+        UserError: none, or runs whose recipes differ in more than the learning rate and the seed.
+    """
+    groups: dict[float, list[Result]] = {}
+    chosen = [result for result in results if result["method"] == method]
+    if len({json.dumps(setting(r["recipe"], "learning_rate"), sort_keys=True) for r in chosen}) > 1:
+        raise UserError("the runs differ in more than learning rate and seed: report those of one setting at a time")
+    if not all({"accuracy", "nll"} <= scores.keys() for r in chosen for scores in r["metric"]["by_form"].values()):
+        raise UserError("the table of forms is for classification tasks, whose results have accuracy and nll")
+    if not chosen:
+        raise UserError(f"there is no result of a run of {method}")
+    for result in chosen:
+        groups.setdefault(float(result["recipe"]["training"]["learning_rate"]), []).append(result)
+    return dict(sorted(groups.items()))
+
+
+def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
+    """What tells a recipe from others but for the seed: without what has no say in the scores.
+
+    Args:
+        recipe: of a result.
+        but: further fields of `training` to leave out.
+    """
+    kept = {key: value for key, value in recipe.items() if key not in ("seed", "name", "reference")}
+    left_out = (*NO_SAY, *but)
+    return {**kept, "training": {k: v for k, v in recipe.get("training", {}).items() if k not in left_out}}
+
+
+def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+    """`mean ± standard deviation`, or the one value; of those that are finite, and of how many where some are not."""
+    scaled = [scale * value for value in finite(values)]
+    if not scaled:
+        return NOT_FINITE
+    mean = f"{statistics.fmean(scaled):.{digits}f}"
+    shown = f"{mean} ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else mean
+    return " ".join(filter(None, (shown, left_out(values))))
+
+
+def left_out(values: Sequence[float | None]) -> str:
+    """`(2 of 3 finite)`, where a mean leaves some out."""
+    kept = len(finite(values))
+    return "" if kept == len(values) else f"({kept} of {len(values)} finite)"
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+    """Those that are numbers; in JSON null stands for the others."""
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def count(least: int, most: int) -> str:
+    """A number of parameters; both ends where runs differ, as those of LoRA-drop do."""
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def forms_table(results: Sequence[Result]) -> str:
+    """Accuracy and negative log-likelihood of each form by learning rate, over the seeds of a classification task."""
+    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in SHOWN]
+    table = TextTable("", ["learning rate", "form", *(metric.column for metric in SHOWN), *against], align="l")
+    for rate, runs in by_learning_rate(results).items():
+        forms = [run["metric"]["by_form"] for run in runs]
+        for form in forms[0]:
+            cells = [f"{rate:g}", form_named(form).label]
+            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in SHOWN]
+            if REFERENCE_FORM in forms[0] and form != REFERENCE_FORM:
+                for m in SHOWN:
+                    pairs = [(scores[form][m.name], scores[REFERENCE_FORM][m.name]) for scores in forms]
+                    gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+                    cells.append(spread(gaps, m.decimals + 1, m.scale))
+            else:
+                cells += ["", ""]
+            table.rows.append(cells)
+    return table.markdown()
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- end name -->` in a document.
+
+    Raises:
+        UserError: the document has no such marks.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no document")  # a device may have no end
+    try:
+        document = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
+    if not marks.search(document):
+        raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")
+    write_text(path, marks.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", document))
+
+
+def tasks_table(tasks: Iterable[Task]) -> str:
+    """What there is to train on: for docs/tasks.md."""
+    table = TextTable("", ["task", "what is asked", "train", "scored on", "metrics", "source"], align="l")
+    for task in tasks:
+        whole = "" if task.train_examples is None else f"{task.train_examples:,}"
+        cells = [f"`{task.name}`", task.description, whole, _scored_on(task), ", ".join(task.metric_names), task.source]
+        table.rows.append(cells)
+    return table.markdown()
+
+
+def _scored_on(task: Task) -> str:
+    if task.test_sets == ("validation",):
+        return "validation"
+    if task.test_sets == ("test",):
+        held_out = f"test {task.sizes.test:,}" if task.sizes.test else "test"
+        return f"{held_out}; validation {task.sizes.validation:,}" if task.sizes.validation else held_out
+    return ", ".join(task.test_sets)
+
+
+def reproduced_table(record: Mapping[str, Any]) -> str:
+    """A suite's scores, a row for each method: the `table.json` of `aurora reproduce`, for docs/results.md."""
+    cells = record["cells"]
+    columns = list(dict.fromkeys(cell["column"] for cell in cells))
+    table = TextTable("", ["method", "trained parameters", *columns])
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in cells:
+        rows.setdefault((cell["group"], cell["row"]), {})[cell["column"]] = cell
+    seeds = len(record["seeds"])
+    for (_, name), found in rows.items():
+        least = [cell["params"] for cell in found.values() if cell["params"] is not None]
+        most = [cell["most_params"] for cell in found.values() if cell.get("most_params") is not None]
+        shown = [
+            count(min(least), max([*least, *most])) if least else "",
+            *(_reproduced(found.get(column), seeds) for column in columns),
+        ]
+        table.rows.append([name, *shown])
+    spread = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
+    what = spread if seeds > 1 else "One seed"
+    table.note = f"{what}; the head is not among the parameters."
+    return table.markdown("---:")
+
+
+def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:
+    if cell is None or cell["ours"] is None:
+        return ""
+    spread = "" if cell["spread"] is None else f" ± {cell['spread']:.1f}"
+    missing = f" ({len(cell['scores'])} of {seeds} seeds)" if cell["missing"] else ""
+    return f"{cell['ours']:.1f}{spread}{missing}"
+
+
+def calibration_table(curve: Mapping[str, Any]) -> str:
+    """Calibration inputs against what the calibrated form gives: `benchmarks/calibration.py curve`."""
+    runs, records = curve["runs"], curve["records"]
+    table = TextTable("", ["form", "inputs", *(metric.column for metric in SHOWN), "KL from trained"], align="l")
+    for form in ("dynamic", "static"):
+        found = [run[form] for run in runs]
+        table.rows.append(_curve_row(form_named(form).label, "", found))
+    for size in sorted({record["inputs"] for record in records}):
+        found = [record for record in records if record["inputs"] == size]
+        table.rows.append(_curve_row("calibrated", f"{size:,}", found))
+    return table.markdown()
+
+
+def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> list[str]:
+    cells = [form, inputs]
+    cells += [spread([one[m.name] for one in found], m.decimals, m.scale) for m in SHOWN]
+    return [*cells, spread([one["kl"] for one in found], 4)]
+
+
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
+    """What a calibration costs: `benchmarks/calibration.py cost`."""
+    table = TextTable(
+        "",
+        ["model", "inputs", "seconds", "share of an epoch of training", "peak memory over running the inputs"],
+        align="l",
+    )
+    for cost in costs:
+        share = f"1/{1 / cost['of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
+        more = cost["peak_mb"]["calibrate"] - cost["peak_mb"]["none"]
+        memory = f"{more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB"
+        model = f"{cost['model']}, {cost['layers']} layers"
+        table.rows.append([model, f"{cost['examples']:,}", f"{cost['calibrate_s']:.1f}", share, memory])
+    return table.markdown()
+
+
+def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Perplexity by form and learning rate: `benchmarks/causal_lm.py`."""
+    forms = list(dict.fromkeys(form for result in results for form in result["by_form"]))
+    table = TextTable("", ["learning rate", "without adapter", *forms], align="l")
+    for rate in sorted({result["learning_rate"] for result in results}):
+        runs = [result for result in results if result["learning_rate"] == rate]
+        cells = [f"{rate:g}", spread([run["base"]["perplexity"] for run in runs], 2)]
+        for form in forms:
+            values = [run["by_form"][form]["perplexity"] for run in runs if form in run["by_form"]]
+            cells.append(spread(values, 2) if values else "")
+        table.rows.append(cells)
+    return table.markdown()
+
+
+def qlora_table(distances: Mapping[str, Mapping[str, float | None]]) -> str:
+    """How far two models' predictions are apart: `examples/qlora.py`."""
+    lines = ["| | KL divergence | largest difference of a log-probability |", "|---|---|---|"]
+    for name, values in distances.items():
+        kl, largest = values["kl"], values["largest"]
+        cells = [NOT_FINITE if kl is None else f"{max(kl, 0.0):.5f}"]  # rounding may give -1e-8
+        cells.append(NOT_FINITE if largest is None else f"{largest:.2g}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the unit tests gave with other versions, and what was skipped in some environments only: `make versions`."""
+    shown = ("python", "torch", "peft", "transformers", "numpy")
+    table = TextTable(
+        "", ["Python", "torch", "peft", "transformers", "NumPy", "passed", "skipped", "failed"], align="l"
+    )
+    for record in records.values():
+        versions = record.get("versions", record)
+        cells = [versions.get(name, "") for name in shown]
+        if "problem" in record:
+            cells += [f"not run: {record['problem']}", "", ""]
+        else:
+            cells += [f"{record[name]:,}" for name in ("passed", "skipped", "failed")]
+        table.rows.append(cells)
+    tested = {name: record for name, record in records.items() if "skips" in record}
+    reasons = dict.fromkeys(reason for record in tested.values() for reason in record["skips"])
+    everywhere = [reason for reason in reasons if all(reason in record["skips"] for record in tested.values())]
+    some = [reason for reason in reasons if reason not in everywhere]
+    lines = [table.markdown(), "", f"Skipped in all: {'; '.join(everywhere) or 'nothing'}.", *([""] if some else [])]
+    for reason in some:
+        where = [f"{n} with {name}" for name, record in tested.items() if (n := record["skips"].get(reason))]
+        lines.append(f"- Skipped, {'; '.join(where)}: {reason}")
+    failures = {test: why for record in tested.values() for test, why in record["failures"].items()}
+    for test, why in failures.items():
+        where = [name for name, record in tested.items() if test in record["failures"]]
+        lines.append(f"- Failed with {'; '.join(where)}: `{test}`: {why}")
+    return "\n".join(lines)

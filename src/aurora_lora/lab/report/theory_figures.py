@@ -1,0 +1,144 @@
+"""The figures of `aurora theory`, from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...forms import FORMS
+from .figures import new_figure
+from .theory import GRADIENT_NAMES, SIGMA_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+
+MARKERS = {"channelwise": "o", "summed": "s", None: "^"}
+SIGMAS = {"AuroRA": ("#0072B2", "o"), "AuroRA, summed": ("#D55E00", "s"), "LoRA": ("#000000", "^")}
+
+
+def theory_figures(record: Record) -> dict[str, Figure]:
+    """Every figure, by the name of its file."""
+    return {
+        "theory-circle": circle_figure(record),
+        "theory-gradients": gradients_figure(record),
+        "theory-linear": linear_figure(record),
+        "theory-nonlinear": nonlinear_figure(record),
+    }
+
+
+def circle_figure(record: Record) -> Figure:
+    """Appendix C: the directions of sigma(A) for A on the unit circle, a panel for each sigma."""
+    images = record["appendix_c"]["circle"]
+    figure, axes = new_figure(len(images), 1.75 * len(images), 2.0)
+    for ax, (name, points) in zip(axes, images.items(), strict=True):
+        ax.plot(*zip(*images["LoRA"], strict=True), color="#BBBBBB", linewidth=0.8)
+        ax.plot(*zip(*points, strict=True), color="#0072B2", marker=".", markersize=3, linewidth=1)
+        ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+        ax.axhline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
+        ax.axvline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
+        ax.set_title("LoRA" if name == "LoRA" else SIGMA_NAMES[name], fontsize=9, loc="left")
+        ax.set_xlabel("first entry of sigma(A)", fontsize=7)
+        ax.tick_params(labelsize=7)
+    axes[0].set_ylabel("second entry", fontsize=7)
+    return figure
+
+
+def gradients_figure(record: Record) -> Figure:
+    """Proposition 2.2: how near each gradient comes to its bound, random (hollow) and attacked (filled)."""
+    figure, (ax,) = new_figure(1, 6.0, 2.8)
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    for i, row in enumerate(record["gradients"]["rows"]):
+        color, marker = SIGMAS[row["sigma"]]
+        for how, face in (("random", "white"), ("attacked", color)):
+            there = [(row[how][name], place) for place, name in enumerate(GRADIENT_NAMES) if row["attacked"][name] > 0]
+            ratios, places = zip(*there, strict=True)
+            ax.plot(
+                ratios,
+                [place + 0.22 * (i - 1) for place in places],
+                linestyle="none",
+                marker=marker,
+                markersize=5,
+                color=color,
+                markerfacecolor=face,
+                label=f"{row['sigma']}, {how}",
+            )
+    ax.axvline(1, color="#000000", linewidth=1)
+    ax.annotate("bound", (1, -0.75), xytext=(-4, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
+    ax.set_yticks(range(len(GRADIENT_NAMES)), list(GRADIENT_NAMES.values()))
+    ax.set(xlim=(0, 1.05), ylim=(len(GRADIENT_NAMES) - 0.5, -1.0), xlabel="largest norm of the gradient / its bound")
+    ax.set_ylabel("gradient of")
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=3)
+    return figure
+
+
+def linear_figure(record: Record) -> Figure:
+    """Proposition 2.1 on a linear target: every search over its bound, by sigma; hollow without skip."""
+    found = record["linear"]
+    figure, axes = new_figure(2, 7.2, 3.0)
+    activations = list(dict.fromkeys(row["activation"] for row in found["rows"]))
+    for ax, key, label in (
+        (axes[0], "mean_square", "mean square error / bound"),
+        (axes[1], "supremum", "supremum / bound"),
+    ):
+        for j, (spline, marker) in enumerate(MARKERS.items()):
+            for skip in (False, True):
+                rows = [row for row in found["rows"] if row["spline"] == spline and row["skip"] == skip]
+                points = [(activations.index(row["activation"]), value) for row in rows for value in row[key]]
+                if not points:
+                    continue
+                ax.plot(
+                    [place + 0.12 * (2 * j + skip - 2.5) for place, _ in points],
+                    [value for _, value in points],
+                    linestyle="none",
+                    marker=marker,
+                    markersize=4,
+                    color="#0072B2",
+                    markerfacecolor="#0072B2" if skip else "white",
+                    label=f"spline {spline or 'none'}{', skip' if skip else ''}",
+                )
+        ax.axhline(1, color="#D55E00", linewidth=1.2, label="bound, and truncated SVD", zorder=0)
+        ax.set_xticks(range(len(activations)), [SIGMA_NAMES[name] for name in activations], fontsize=8)
+        ax.set_xlabel("activation")
+        ax.set_ylabel(label)
+        ax.set_ylim(bottom=0.95)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=4)
+    return figure
+
+
+def nonlinear_figure(record: Record) -> Figure:
+    """Nonlinear targets: what is left unexplained, by target, and along the gain of the first."""
+    found = record["nonlinear"]
+    r = found["rank"]
+    figure, axes = new_figure(2, 7.2, 3.2)
+    bars: dict[str, tuple[Callable[[Record], float], dict[str, Any]]] = {
+        f"best linear, rank {r}": (lambda row: row[f"linear_{r}"], {"color": "#D55E00", "hatch": "//"}),
+        f"AuroRA, rank {r}, calibrated merge": (lambda row: row["channelwise"]["calibrated"], {"color": "#BBBBBB"}),
+        f"AuroRA, rank {r}, as trained": (lambda row: row["channelwise"]["dynamic"], {"color": "#000000"}),
+        f"floor of any adapter of rank {r}": (lambda row: row["floor"], {"color": "white", "edgecolor": "#000000"}),
+    }
+    for i, (label, (value, style)) in enumerate(bars.items()):
+        places = [place + 0.2 * (i - 1.5) for place in range(len(found["rows"]))]
+        axes[0].bar(places, [100 * value(row) for row in found["rows"]], 0.18, label=label, linewidth=0.6, **style)
+    axes[0].set_xticks(range(len(found["rows"])), [row["target"] for row in found["rows"]], fontsize=8)
+    axes[0].set_ylabel("unexplained, %")
+    gains = [row["gain"] for row in found["gains"]]
+    for key, line in (("linear", FORMS["static"].style), ("dynamic", FORMS["dynamic"].style)):
+        axes[1].plot(gains, [100 * row[key] for row in found["gains"]], **line)
+    axes[1].annotate("best linear", (gains[-1], 100 * found["gains"][-1]["linear"]), xytext=(0, 5), **_NOTE)
+    axes[1].annotate("AuroRA, as trained", (gains[-1], 100 * found["gains"][-1]["dynamic"]), xytext=(0, 5), **_NOTE)
+    axes[1].set_xscale("log", base=2)
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    axes[1].set_xlabel("gain of the target B tanh(tanh(gain A x))")
+    axes[1].set_ylabel("unexplained, %")
+    axes[1].set_ylim(bottom=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=2)
+    return figure
+
+
+_NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "right"}

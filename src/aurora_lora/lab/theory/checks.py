@@ -1,0 +1,192 @@
+"""All that `aurora theory` computes, as one record for its tables, its figures and theory.json."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._version import __version__
+from ...ops import ANL, adaptive_nonlinear, nonlinear_columns
+from ...ops.anl import ACTIVATIONS
+from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
+from .attack import attacked_ratios, growth, random_ratios
+from .rank_one import check_cases, check_reach, circle
+from .search import fit, fit_best, fit_supremum
+from .targets import RANK, SINGULAR_VALUES, SIZE, Target, gain_target, linear_matrix, nonlinear_targets
+
+Record = dict[str, Any]
+Advance = Callable[[], None]
+
+SIGMAS = {"AuroRA": ANL(), "AuroRA, summed": ANL(spline="summed"), "LoRA": ANL(None, None, skip=True)}
+"""What is attacked in the check of Proposition 2.2."""
+STUDENTS = {"channelwise": ANL(), "summed": ANL(spline="summed")}
+"""What is fitted to the nonlinear targets."""
+GAINS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+ATTACK_STEPS, ATTACK_STARTS, DRAWS = 400, 16, 10_000
+REACH_SEEDS = 6
+LINEAR_SEEDS = (None, 0, 1)
+SEEDS = (None, 0, 1, 2, 3, 4, 5)
+INPUTS, HELD_OUT = 256, 4_096
+
+
+def every_anl() -> list[ANL]:
+    """Every combination of activation, spline and skip that is not zero: 29, plain LoRA among them."""
+    options = itertools.product((*ACTIVATIONS, None), ("channelwise", "summed", None), (False, True))
+    return [ANL(act, spline, skip=skip) for act, spline, skip in options if act or spline or skip]
+
+
+def total_steps() -> int:
+    """How often `run` will call `advance`."""
+    fits = len(every_anl()) * len(LINEAR_SEEDS) + (len(nonlinear_targets(0)) * len(STUDENTS) + len(GAINS)) * len(SEEDS)
+    return fits + len(SIGMAS) * ATTACK_STEPS // 10
+
+
+def run(seed: int = 0, advance: Advance = lambda: None) -> Record:
+    """Appendix C, Proposition 2.2 and Proposition 2.1, in this order; about a minute on one core.
+
+    Args:
+        seed: of all that is drawn.
+        advance: is called `total_steps()` times.
+    """
+    with _one_thread():
+        return {
+            "schema": 1,
+            "versions": {"aurora-lora": __version__, "torch": torch.__version__},
+            "seed": seed,
+            "appendix_c": {"cases": check_cases(4_000, seed), "reach": check_reach(REACH_SEEDS), "circle": circle()},
+            "gradients": gradients(seed, advance),
+            "linear": linear(seed, advance),
+            "nonlinear": {"rank": RANK, "rows": nonlinear(seed, advance), "gains": gains(seed, advance)},
+        }
+
+
+def gradients(seed: int, advance: Advance) -> Record:
+    """Proposition 2.2: the largest |gradient| / bound, at random and under attack."""
+    rows = []
+    for name, anl in SIGMAS.items():
+        attacked = attacked_ratios(anl, ATTACK_STARTS, ATTACK_STEPS, seed, _every(10, advance))
+        rows.append({"sigma": name, "random": random_ratios(anl, DRAWS, seed), "attacked": attacked})
+    return {"draws": DRAWS, "starts": ATTACK_STARTS, "steps": ATTACK_STEPS, "rows": rows, "growth": growth(seed)}
+
+
+def linear(seed: int, advance: Advance) -> Record:
+    """Proposition 2.1 on a linear target: the least errors found for each sigma, over the bounds that SVD attains."""
+    M = linear_matrix(seed)
+    x = isotropic_inputs(INPUTS, SIZE, torch.Generator().manual_seed(seed))
+    f = x @ M.T
+    floor, sup_floor = linear_floor(M, RANK)
+    rows = []
+    for anl in every_anl():
+        found = []
+        for start in LINEAR_SEEDS:
+            found.append(fit(x, f, RANK, anl, start))
+            advance()
+        suprema = [fit_supremum(adapter, M, anl, seed)[1] for adapter, _ in found]
+        rows.append(
+            {
+                "activation": anl.fixed_activation,
+                "spline": anl.spline,
+                "skip": anl.skip,
+                "mean_square": [error / floor for _, error in found],
+                "supremum": [one / sup_floor for one in suprema],
+            }
+        )
+    svd = best_linear(x, f, RANK)
+    return {
+        "rank": RANK,
+        "singular_values": SINGULAR_VALUES,
+        "floor": {"mean_square": floor, "supremum": sup_floor},
+        "svd": {
+            "mean_square": mean_square(f - x @ svd.T) / floor,
+            "supremum": float(torch.linalg.matrix_norm(M - svd, ord=2)) / sup_floor,
+        },
+        "rows": rows,
+        "slip": slip(M, fit(x, f, RANK, ANL(), None)[0]),
+    }
+
+
+def slip(M: Tensor, adapter: Adapter) -> Record:
+    """The proof's step `h(z) = R x`: two inputs with one z, on which the adapter agrees, and R x and M x do not."""
+    null = torch.linalg.svd(adapter.A)[2][len(adapter.A) :]  # (d_in - r, d_in), A null^T = 0
+    direction = torch.linalg.svd(M @ null.T)[2][0] @ null
+    pair = torch.stack([direction, -direction])
+    outputs = update(adapter, pair, ANL())
+    return {
+        "difference_of_z": float((pair @ adapter.A.T).diff(dim=0).norm()),
+        "difference_of_outputs": float(outputs.diff(dim=0).norm()),
+        "difference_of_targets": float((pair @ M.T).diff(dim=0).norm()),
+    }
+
+
+def nonlinear(seed: int, advance: Advance) -> list[Record]:
+    """Proposition 2.1 on nonlinear targets: shares of E|f|^2 on held-out inputs that stay unexplained."""
+    x, held_out = _inputs(seed)
+    rows = []
+    for name, target in nonlinear_targets(seed).items():
+        f, g = _centred(target, x, held_out)
+        whole = mean_square(g)
+        row: Record = {"target": name, "floor": output_floor(g, RANK) / whole}
+        for rank in (RANK, 2 * RANK):
+            row[f"linear_{rank}"] = mean_square(g - held_out @ best_linear(held_out, g, rank).T) / whole
+        for student, anl in STUDENTS.items():
+            adapter, _ = fit_best(x, f, RANK, anl, SEEDS, advance)
+            forms = {"dynamic": update(adapter, held_out, anl), **_merges(adapter, x, held_out, anl)}
+            row[student] = {form: mean_square(g - output) / whole for form, output in forms.items()}
+        rows.append(row)
+    return rows
+
+
+def gains(seed: int, advance: Advance) -> list[Record]:
+    """The teacher B tanh(tanh(gain A x)): the less linear it is, the more the best linear map leaves."""
+    x, held_out = _inputs(seed)
+    rows = []
+    for gain in GAINS:
+        f, g = _centred(gain_target(seed, gain), x, held_out)
+        whole = mean_square(g)
+        adapter, _ = fit_best(x, f, RANK, ANL(), SEEDS, advance)
+        line = mean_square(g - held_out @ best_linear(held_out, g, RANK).T) / whole
+        rows.append(
+            {"gain": gain, "linear": line, "dynamic": mean_square(g - update(adapter, held_out, ANL())) / whole}
+        )
+    return rows
+
+
+def _merges(adapter: Adapter, x: Tensor, held_out: Tensor, anl: ANL) -> dict[str, Tensor]:
+    """The adapter merged: the paper's static form, and the calibrated one, with x for calibration inputs."""
+    hidden = adaptive_nonlinear(x @ adapter.A.T, adapter.H, adapter.spline_weight, anl)
+    static = nonlinear_columns(adapter.A, adapter.H, adapter.spline_weight, anl)
+    calibrated = best_linear(x, hidden)
+    return {"static": held_out @ static.T @ adapter.B.T, "calibrated": held_out @ calibrated.T @ adapter.B.T}
+
+
+def _inputs(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return isotropic_inputs(INPUTS, SIZE, generator), isotropic_inputs(HELD_OUT, SIZE, generator)
+
+
+def _centred(target: Target, x: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The target less its mean, so that no adapter wins by a constant alone, which no linear map has."""
+    g = target(held_out)
+    return target(x) - g.mean(0), g - g.mean(0)
+
+
+def _every(n: int, advance: Advance) -> Advance:
+    """Passes on every n-th call."""
+    calls = itertools.count(1)
+    return lambda: advance() if next(calls) % n == 0 else None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tensors are tiny: more threads than one only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

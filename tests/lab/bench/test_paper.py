@@ -1,0 +1,59 @@
+"""Costs on paper: the paper's parameter counts, and the formulas against what is measured on a layer that fits here."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aurora_lora.lab.bench import paper
+from aurora_lora.lab.bench.counts import saved_bytes
+from aurora_lora.lab.bench.variants import VARIANTS, build, share
+from aurora_lora.lab.bench.workloads import linear_case
+from aurora_lora.ops import anl_op
+
+LORA8, LORA32, AURORA = paper.METHODS
+
+
+def test_parameters() -> None:
+    found = {(entry["model"]["name"], entry["method"]): entry for entry in paper.costs({"lora": 14, "aurora": 33})}
+    assert found["LLaMA3-8B", "AuroRA r=2"]["parameters"] == 3_542_144
+    assert found["LLaMA3-8B", "LoRA r=32"]["parameters"] == 32 * 32 * 55_296
+    assert found["LLaMA3-8B", "LoRA r=8"]["calls"] == 14 * 5 * 32
+    assert paper.LLAMA3_8B.parameters() == 8_030_261_248
+    assert paper.LLAMA3_70B.parameters() == 70_553_706_496
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize("operator", [False, True])
+def test_kept_in_the_rank_space(
+    variant: str, method: paper.Method, dtype: torch.dtype, width: int, operator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What grows with the tokens, beside x."""
+    if operator:
+        monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)
+    sizes = []
+    for tokens in (64, 192):
+        case = linear_case(tokens, 32, dtype=dtype)
+        model = build(VARIANTS[variant], case, training=True).to(dtype)
+        x = case.batch(0)["x"]
+        sizes.append(saved_bytes(lambda model=model, x=x: model(x), but=[x]))
+    assert (sizes[1] - sizes[0]) / 128 == method.saved_bytes(width, operator=operator)
+
+
+@pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])
+def test_flops(variant: str, method: paper.Method) -> None:
+    """The products of a step; of AuroRA's, those with A and B are all but a constant number for each token."""
+
+    def flops(d: int, name: str) -> int:
+        case = linear_case(16, d)
+        model = share(case.base) if name == "frozen" else build(VARIANTS[name], case, training=True)
+        with FlopCounterMode(display=False) as counter:
+            for parameter in model.parameters() if name == "frozen" else ():
+                parameter.requires_grad_(False)
+            model(case.batch(0)["x"]).sum().backward()
+        return counter.get_total_flops()
+
+    added = {d: (flops(d, variant) - flops(d, "frozen")) / 16 for d in (32, 64)}
+    assert added[64] - added[32] == method.flops(64, 64) - method.flops(32, 32)
+    assert added[64] <= method.flops(64, 64)

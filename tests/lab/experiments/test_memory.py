@@ -1,0 +1,177 @@
+"""The memory of a training step at full shapes, measured on fake tensors with the trainer's own code, and the plan's.
+
+Fake tensors have shapes and no numbers: a model of 8 billion parameters takes no memory. What is alive is counted by
+storage, as an allocator would.
+"""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Trainer
+
+from aurora_lora.lab.experiments import lengths
+from aurora_lora.lab.experiments.architectures import architecture
+from aurora_lora.lab.experiments.estimate import training_memory
+from aurora_lora.lab.experiments.kept import fused_attention, to_fake
+from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.training import choice_trainer, models
+from aurora_lora.training.batches import divide
+from aurora_lora.training.choice_trainer import ChoiceTrainer
+from aurora_lora.training.memory import base_for, checkpoint_activations
+from aurora_lora.training.recipe import Recipe
+from aurora_lora.training.run import make_model
+from aurora_lora.training.trainer import RecipeTrainer, training_arguments
+
+LIMIT_GB = 24
+COMMONSENSE = [
+    *(("table2", name) for name in ("lora", "pissa", "milora", "aurora-paper", "aurora")),
+    ("table7", "aurora-paper-s"),
+    *(("figure5", name) for name in ("lora-r16", "moslora-r16", "aurora-paper-r16")),
+]
+OTHERS = [
+    *(("table1", f"base-{name}-stsb") for name in ("aurora-paper", "full")),
+    *(("table1", f"large-{name}-cola") for name in ("aurora-paper", "fourierft")),
+    *(("table3", f"base-{name}-cifar10") for name in ("aurora-paper", "lora", "full", "linear-probe")),
+]
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that are alive, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in _pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: Any) -> None:
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def suite_recipe(suite: str, name: str, tmp_path: Path) -> Recipe:
+    todo = prepare(suite, "hub", tmp_path / "runs", only=[name])
+    recipe = next(job.recipe for (found, _), job in todo.jobs.items() if found == name)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+@contextlib.contextmanager
+def without_weights(recipe: Recipe, layers: int | None) -> Iterator[None]:
+    """Within this context, models are made on the meta device, with the published shapes, or fewer layers."""
+    config = architecture(recipe.model)
+    config.dtype = torch.bfloat16 if "Llama" in recipe.model else torch.float32  # as they are stored
+    config.num_hidden_layers = layers or config.num_hidden_layers
+
+    def build(kind: Any, source: Any, config: Any, *, dtype: torch.dtype, **_: Any) -> Any:
+        return kind.from_config(config, dtype=dtype)
+
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(models, "_pretrained", build)
+        patch.setattr(models, "resolve_model", lambda model: models.ResolvedModel(model))
+        patch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: config)
+        yield
+
+
+def peak(recipe: Recipe, tmp_path: Path, layers: int | None = None) -> float:
+    """GB at the peak of the second training step, whose optimizer has its moments already."""
+    with without_weights(recipe, layers):
+        labels = [str(number) for number in range(recipe.task.definition.num_labels)]
+        model: Any = make_model(recipe, base_for(recipe, recipe.task.definition, None, labels))  # type: ignore[arg-type]
+    kind: Any = RecipeTrainer
+    if recipe.task.definition.kind == "multiple-choice":
+        kind = functools.partial(ChoiceTrainer, questions=None)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FakeTensorMode(allow_non_fake_inputs=True),
+        fused_attention(),
+        Alive() as alive,
+    ):
+        to_fake(model)
+        if recipe.training.gradient_checkpointing:
+            checkpoint_activations(model)
+        patch.setattr(Trainer, "_move_model_to_device", lambda *_: None)
+        args = training_arguments(recipe, divide(recipe.training, 1), tmp_path, 1000, "accuracy")
+        trainer = kind(recipe, tmp_path, model=model, args=args, train_dataset=[], eval_dataset=[])
+        patch.setattr(choice_trainer, "learned_positions", every_position)
+        optimizer = trainer.create_optimizer()
+        model.train()
+        prepared = trainer.accelerator.prepare_model(model, device_placement=False)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        alive.peak = alive.now
+        for _ in range(min(2, recipe.training.gradient_accumulation_steps)):  # the second finds the first's gradients
+            trainer.training_step(prepared, batch(recipe, model.config))
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    return alive.peak / 1e9
+
+
+def batch(recipe: Recipe, config: Any) -> dict[str, torch.Tensor]:
+    """One forward pass's examples, as long as the longest of the data."""
+    size = recipe.training.batch_size
+    if recipe.task.definition.is_of_images:
+        return {"pixel_values": torch.zeros(size, 3, 224, 224), "labels": torch.zeros(size, dtype=torch.long)}
+    ids = torch.zeros(size, lengths.longest(recipe, config.max_position_embeddings), dtype=torch.long)
+    of_choices = recipe.task.definition.kind == "multiple-choice"
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids if of_choices else ids[:, 0]}
+
+
+def every_position(inputs: dict[str, Any]) -> dict[str, Any]:
+    """In place of `learned_positions`, which asks numbers: the loss is on all of these texts."""
+    return {**inputs, "logits_to_keep": torch.arange(inputs["labels"].shape[1])}
+
+
+def full_peak(recipe: Recipe, tmp_path: Path) -> float:
+    """Of the whole model, from two and three of its layers: they are all alike."""
+    two, three = (peak(recipe, tmp_path, layers) for layers in (2, 3))
+    return two + (three - two) * (architecture(recipe.model).num_hidden_layers - 2)
+
+
+@pytest.mark.parametrize(("suite", "name"), COMMONSENSE)
+def test_commonsense_fits_in_24_gb(suite: str, name: str, tmp_path: Path) -> None:
+    recipe = suite_recipe(suite, name, tmp_path)
+    assert recipe.training.batch_size * recipe.training.gradient_accumulation_steps == 16
+    measured = full_peak(recipe, tmp_path)
+    assert measured <= LIMIT_GB
+    assert training_memory(recipe) / 1e9 == pytest.approx(measured, rel=0.15)
+
+
+def test_aurora_with_all_its_layers(tmp_path: Path) -> None:
+    """What two and three layers tell is true of all 32; one forward pass is enough for that."""
+    recipe = suite_recipe("table2", "aurora-paper", tmp_path)
+    training = recipe.training.model_copy(update={"gradient_accumulation_steps": 1})
+    recipe = recipe.model_copy(update={"training": training})
+    measured = peak(recipe, tmp_path)
+    assert measured <= LIMIT_GB
+    assert full_peak(recipe, tmp_path) == pytest.approx(measured, rel=1e-3)
+
+
+@pytest.mark.parametrize(("suite", "name"), OTHERS)
+def test_the_plan_of_smaller_models(suite: str, name: str, tmp_path: Path) -> None:
+    recipe = suite_recipe(suite, name, tmp_path)
+    assert training_memory(recipe) / 1e9 == pytest.approx(full_peak(recipe, tmp_path), rel=0.15)

@@ -1,0 +1,109 @@
+"""Recipes and studies by name: from any folder, as YAML, and what is said of a name that there is not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.kinds import load_any
+from aurora_lora.lab.experiments.recipes import RecipeFile, RecipeOfCell, find, named, recipes_folder
+from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.study import load_study
+
+
+def test_every_recipe_and_study_has_a_name_of_its_own_and_can_be_read() -> None:
+    """From Python, as its YAML says, and with its words in any order."""
+    recipes = named("recipe")
+    assert {
+        "demo",
+        "figure2",
+        "teacher",
+        "table1/base-lora-rte",
+        "table3/lora-digits",
+        "figure4/smoke",
+    } < recipes.keys()
+    cells = [found for found in recipes.values() if isinstance(found, RecipeOfCell)]
+    assert len(cells) == sum(len(suite.recipes) for suite in {id(cell.suite): cell.suite for cell in cells}.values())
+    assert len({(cell.suite.name, tuple(sorted(cell.name.split("-")))) for cell in cells}) == len(cells)
+    for name, found in recipes.items():
+        assert load_any(name).name == name.replace("/", "-")
+        assert find(name, "recipe") == found
+    for name in named("study"):
+        assert load_study(name).name == name
+
+
+def test_a_cell_as_yaml_is_the_recipe_that_reproduce_runs(tmp_path: Path) -> None:
+    todo = prepare("table1", "hub", tmp_path, seeds=[0], only=["base-lora-rte", "base-fourierft-*"])
+    assert len(todo.jobs) == 7
+    for (name, _), job in todo.jobs.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(find(f"table1/{name}", "recipe").yaml())
+        assert load_any(path).resolved() == job.recipe.resolved() == load_any(f"table1/{name}").resolved()
+    text = find("table1/base-lora-rte", "recipe").yaml()
+    assert text.splitlines()[:4] == [
+        "# aurora train table1/base-lora-rte --output runs/hub/table1/base-lora-rte",
+        "#",
+        "# Table 1: LoRA on RTE, RoBERTa base.",
+        "# Settings of LoRA's scripts (microsoft/LoRA), whose batch is that of several GPUs; here it is accumulated.",
+    ]
+    assert yaml.safe_load(text)["training"]["gradient_accumulation_steps"] == 8
+
+
+def test_the_words_of_a_cell_in_another_order() -> None:
+    assert find("table1/lora-rte-base", "recipe") == find("table1/base-lora-rte", "recipe")
+
+
+def test_a_caller_may_change_what_it_gets() -> None:
+    before = load_any("table1/base-lora-rte")
+    changed = load_any("table1/base-lora-rte", ["method.r=2", "task.max_length=64", "method.target_modules=[key]"])
+    assert changed.method.options["r"] == 2
+    assert load_any("table1/base-lora-rte") == before
+
+
+def test_a_name_comes_before_a_file_and_a_path_is_always_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("name: mine")
+    demo = find("demo", "recipe")
+    assert isinstance(demo, RecipeFile)
+    assert demo.path == recipes_folder() / "demo.yaml"
+    assert find("./demo", "recipe") == RecipeFile(Path("demo")) == find(Path("demo"), "recipe")
+    assert find("demo.yaml", "recipe") == RecipeFile(Path("demo.yaml"))  # which there is not, as reading it says
+    with pytest.raises(UserError, match=r"^demo\.yaml: No such file or directory$"):
+        load_any("demo.yaml")
+
+
+def test_an_error_in_a_named_recipe_has_its_name() -> None:
+    with pytest.raises(
+        UserError, match=r"^table1/base-lora-rte: training\.epoch: unknown field; did you mean 'epochs'"
+    ):
+        load_any("table1/base-lora-rte", ["training.epoch=1"])
+    with pytest.raises(UserError, match=r"^demo: training\.epochs: 0 is not allowed"):
+        load_any("demo", ["training.epochs=0"])
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ("demoo", "recipe", "'demoo' is an unknown recipe; did you mean 'demo'?"),
+        (
+            "table1/base-lora-rt",
+            "recipe",
+            "'table1/base-lora-rt' is an unknown recipe; did you mean 'table1/base-lora-rte'?",
+        ),
+        ("base-lora-rte", "recipe", "'base-lora-rte' is an unknown recipe; did you mean 'table1/base-lora-rte'?"),
+        ("movie-sentimnt", "study", "'movie-sentimnt' is an unknown study; did you mean 'movie-sentiment'?"),
+        ("captured-effect", "recipe", "'captured-effect' is a study, not a recipe: aurora sweep captured-effect"),
+        ("demo", "study", "'demo' is a recipe, not a study: aurora train demo"),
+        ("table1", "recipe", "'table1' is a suite, not a recipe: aurora reproduce table1"),
+        ("zzz", "recipe", "'zzz' is neither a file nor a recipe of `aurora list recipes`"),
+        ("zzz", "study", "'zzz' is neither a file nor a study of `aurora list studies`"),
+    ],
+)
+def test_unknown_names(given: str, kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        find(given, kind)  # type: ignore[arg-type]
+    assert str(error.value) == message

@@ -1,0 +1,84 @@
+"""Runs as jobs of a cluster: what Slurm is asked for, and what becomes of it, with stand-ins for its commands."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.lab.experiments.engines import make_engine
+from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.suite import Suite
+
+STAND_INS = {
+    "sbatch": 'cp "$1" "{folder}/job.sh"; echo "Submitted batch job 7"; test "$HELD" && exit\n'
+    '(SLURM_JOB_ID=7 bash "$1"; touch "{folder}/ended") > "{folder}/out.txt" 2>&1 < /dev/null &',
+    "srun": 'while [ "${{1#--}}" != "$1" ]; do case "$1" in *=*|--unbuffered) shift;; *) shift 2;; esac; done\n'
+    'PYTHONPATH="{folder}:$PYTHONPATH" SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 "$@"',
+    "sacct": 'echo "JobID|State|NodeList"; echo "7|$(test -e "{folder}/ended" && echo COMPLETED || echo RUNNING)|here"',
+}
+"""What Slurm's commands do, as far as submitit needs them: one job at a time, begun at once."""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster's commands on the PATH, whose jobs know the tiny tasks; gives where the last job's script is."""
+    pytest.importorskip("submitit")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, script in STAND_INS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script.format(folder=folder)}\n")
+        (folder / name).chmod(0o755)
+    known = f"import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r}); import tiny; tiny.register()\n"
+    (folder / "sitecustomize.py").write_text(known)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[2]), prepend=os.pathsep)
+    return folder / "job.sh"
+
+
+def parameters(script: Path) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "#SBATCH" in line]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_a_job_of_slurm_asks_for_a_gpu_and_the_time_of_the_plan(
+    tiny_suite: Callable[..., Suite], slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_suite()
+    monkeypatch.chdir(tmp_path)
+    run = ["reproduce", "tiny", "--only", "lora-sentiment", "--seeds", "0", "--launcher", "slurm"]
+    done = CliRunner().invoke(cli.app, [*run, "--set", "slurm_partition=fast"])
+    assert done.exit_code == 0, done.output + (slurm.parent / "out.txt").read_text()
+    assert "lora-sentiment, seed 0: validation accuracy" in done.stderr
+    asked = parameters(slurm)
+    assert (asked["gpus-per-node"], asked["partition"], asked["time"]) == ("1", "fast", "30")
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {"time": "1234", "gpus-per-node": "1"}),
+        ({"timeout_min": "7", "slurm_gres": "gpu:a100:1"}, {"time": "7", "gres": "gpu:a100:1"}),
+        ({"gpus_per_node": "0", "slurm_mem": "9GB"}, {"time": "1234", "gpus-per-node": "0", "mem": "9GB"}),
+    ],
+)
+def test_what_is_given_counts(
+    options: dict[str, str],
+    asked: dict[str, str],
+    tiny_suite: Callable[..., Suite],
+    slurm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HELD", "1")
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
+    engine = make_engine("slurm", 1, {"logs": str(tmp_path / "logs"), **options}, lambda job: 1234)
+    with engine.open() as submit:
+        submit(next(iter(todo.jobs.values())))
+    found = parameters(slurm)
+    names = ("time", "gpus-per-node", "gres", "mem")
+    assert {name: found[name] for name in names if name in found} == asked

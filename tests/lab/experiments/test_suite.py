@@ -1,0 +1,183 @@
+"""Suites: what cells there are, which runs they need, and the number of a cell in a result."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from transformers import AutoConfig, BertConfig
+
+from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.architectures import architecture
+from aurora_lora.lab.experiments.recipes import load_suite, suites
+from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.suite import Suite, cells, score_of
+from aurora_lora.methods import METHODS
+
+MakeSuite = Callable[..., Suite]
+RESULTS = Path(__file__).parents[3] / "results"
+
+
+def test_each_run_once(tiny_suite: MakeSuite, tmp_path: Path) -> None:
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
+    assert len(todo.cells) == 6  # three rows, two columns
+    assert sorted(todo.jobs) == [
+        (f"{method}-{task}", seed)
+        for method in ("aurora", "lora")
+        for task in ("rating", "sentiment")
+        for seed in (0, 1)
+    ]
+    job = todo.jobs["lora-rating", 1]
+    assert (job.recipe.method.name, job.recipe.task.name, job.recipe.seed) == ("lora", "tiny-rating", 1)
+    assert job.folder == tmp_path / "runs" / "tiny" / "lora-rating" / "seed1"
+    assert [key[1] for key in todo.jobs] == [0, 0, 0, 0, 1, 1, 1, 1]  # the first seed's table is whole first
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (["lora-*"], 2),
+        (["*sentiment"], 3),
+        (["AuroRA"], 2),
+        (["rating"], 3),
+        (["lora", "aurora-rating"], 4),
+        (["tiny"], 6),
+    ],
+)
+def test_only(tiny_suite: MakeSuite, only: list[str], expected: int) -> None:
+    assert len(cells(tiny_suite(), only)) == expected
+
+
+def test_overrides_and_seeds(tiny_suite: MakeSuite, tmp_path: Path) -> None:
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path, seeds=[5, 5], overrides=["training.epochs=2"], only=["lora"])
+    assert list(todo.jobs) == [("lora-sentiment", 5), ("lora-rating", 5)]
+    assert all(job.recipe.training.epochs == 2 for job in todo.jobs.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, -1]}, "`seeds`: -1 is not allowed: a seed is at least 0 and below 2**32"),
+        ({"seeds": [2**32]}, "`seeds`: 4294967296 is not allowed: a seed is at least 0 and below 2**32"),
+        ({"overrides": ["seed=7"]}, "seed is no change to the recipes: each is run with every seed of `seeds` 0,1,..."),
+    ],
+)
+def test_wrong_seeds(tiny_suite: MakeSuite, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    tiny_suite()
+    with pytest.raises(UserError) as error:
+        prepare("tiny", "packaged", tmp_path, **changes)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "only", "message"),
+    [
+        ("tinny", "packaged", [], "'tinny' is an unknown suite; did you mean 'tiny'?"),
+        ("tiny", "hub", [], "scale 'hub' is not allowed: tiny is there at scale packaged"),
+        (
+            "tiny",
+            "packaged",
+            ["lora-ratin"],
+            "`only`: 'lora-ratin' is an unknown recipe, row or column; did you mean 'lora-rating'?",
+        ),
+    ],
+)
+def test_errors(tiny_suite: MakeSuite, name: str, scale: str, only: list[str], message: str, tmp_path: Path) -> None:
+    tiny_suite()
+    with pytest.raises(UserError) as error:
+        prepare(name, scale, tmp_path, only=only)
+    assert str(error.value) == message
+
+
+def test_scores_of_no_column(tiny_suite: MakeSuite) -> None:
+    with pytest.raises(ValidationError, match="row LoRA: scores for sentiment, which is no column"):
+        tiny_suite(columns=[{"name": "other", "label": "O", "metric": "accuracy"}])
+
+
+def test_score_of(tiny_suite: MakeSuite) -> None:
+    suite = tiny_suite()
+    static, calibrated = cells(suite, ["AuroRA"])[0], cells(suite, ["AuroRA, calibrated"])[0]
+    result = {"metric": {"by_form": {"static": {"accuracy": 0.5}, "calibrated": {"accuracy": None}}}}
+    assert score_of(result, static) == 50.0
+    assert score_of(result, calibrated) is None
+    with pytest.raises(UserError, match=r"result of lora-sentiment has no form 'merged' \(it has static, calibrated"):
+        score_of(result, cells(suite, ["lora"])[0])
+    several = static.__class__(static.group, static.row, static.column.model_copy(update={"test": "piqa"}))
+    result["metric"]["by_test_set"] = {"piqa": {"static": {"accuracy": 0.25}}}
+    assert score_of(result, several) == 25.0
+    del result["metric"]["by_test_set"]
+    with pytest.raises(UserError, match="has no test set 'piqa'"):
+        score_of(result, several)
+
+
+OWN = [(name, scale) for name, scales in suites().items() for scale in scales]
+
+
+@pytest.mark.parametrize(("name", "scale"), OWN)
+def test_the_packages_own_suites_are_whole(name: str, scale: str, tmp_path: Path) -> None:
+    """Every cell's recipe can be read, and its run will have the cell's form and test set."""
+    todo = prepare(name, scale, tmp_path)
+    for cell in todo.cells:
+        recipe = todo.jobs[cell.recipe, todo.seeds[0]].recipe
+        method = METHODS[recipe.method.name]
+        assert cell.row.form in method.forms(recipe.method.options), cell.recipe
+        if cell.column.test is not None:
+            assert cell.column.test in (recipe.task.test_sets or ()), cell.recipe
+
+
+def test_the_rates_of_packaged_images_are_those_that_the_studies_chose() -> None:
+    """Of the method and of the head; a linear probe has the head's alone."""
+    for task, name in (("digits", "digits"), ("cifar10-10k", "cifar10")):
+        study = json.loads((RESULTS / "studies" / name / "study.json").read_text())
+        method_of = {one["name"]: one["method"] for one in study["study"]["settings"]}
+        chosen = {}
+        for setting in study["settings"]:
+            method = method_of[setting["name"]]
+            chosen[method if isinstance(method, str) else method["name"]] = setting["chosen"]
+        for suite in (load_suite(f"table{number}", "packaged") for number in (3, 4, 5)):
+            for recipe in (recipe for recipe in suite.recipes if recipe.endswith(f"-{task}")):
+                training = suite.recipes[recipe].values["training"]
+                rates = chosen.pop(recipe.removesuffix(f"-{task}"))
+                head_rate = rates["training.head_learning_rate"]
+                assert training["head_learning_rate"] == head_rate, recipe
+                assert training["learning_rate"] == rates.get("training.learning_rate", head_rate), recipe
+        assert not chosen
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "reproduce").glob("*.json")), ids=lambda path: path.stem)
+def test_the_tables_that_were_reproduced_are_of_these_cells(path: Path) -> None:
+    record = json.loads(path.read_text())
+    suite = load_suite(record["suite"], record["scale"])
+    known = {(cell.group, cell.row.name, cell.column.label, cell.recipe) for cell in cells(suite)}
+    had = {(one["group"], one["row"], one["column"], one["recipe"]) for one in record["cells"]}
+    assert {one for one in had if one[2] != suite.average} <= known
+
+
+def test_a_run_of_another_suite_is_shared(tiny_suite: MakeSuite, tmp_path: Path) -> None:
+    tiny_suite()
+    rows = [{"name": "LoRA", "recipe": "tiny/lora-{column}"}, {"name": "AuroRA", "recipe": "aurora-{column}"}]
+    tiny_suite("other", groups=[{"name": "Tiny", "rows": rows}])
+    todo = prepare("other", "packaged", tmp_path / "runs")
+    assert todo.jobs["tiny/lora-rating", 0].folder == tmp_path / "runs" / "tiny" / "lora-rating" / "seed0"
+    assert todo.jobs["aurora-rating", 0].folder == tmp_path / "runs" / "other" / "aurora-rating" / "seed0"
+    assert todo.folder == tmp_path / "runs" / "other"
+
+
+def test_hours_are_the_time_of_training(tiny_suite: MakeSuite) -> None:
+    suite = tiny_suite(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}])
+    assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5
+
+
+def test_a_model_is_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Reading a GGUF file's shapes takes seconds, and a plan has hundreds of runs."""
+    BertConfig(hidden_size=24).save_pretrained(tmp_path)
+    read, load = [], AutoConfig.from_pretrained
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **more: read.append(args) or load(*args, **more))
+    first = architecture(str(tmp_path))
+    first.num_labels = 7
+    second = architecture(str(tmp_path))
+    assert (len(read), second.hidden_size, second.num_labels) == (1, 24, 2)

@@ -1,0 +1,380 @@
+"""Studies: the same budget for each setting, choice on validation data, resuming, and several processes."""
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import DIVERGED, UserError
+from aurora_lora.lab.experiments.engines import InProcess
+from aurora_lora.lab.experiments.jobs import Job, Outcome, run_job
+from aurora_lora.lab.experiments.study import Study, load_study
+from aurora_lora.lab.experiments.sweep import Sweep
+from aurora_lora.lab.report.sections import load_sections
+from aurora_lora.lab.report.study import study_tables
+from aurora_lora.training import storage, yaml_text
+
+RATES = [1e-3, 3e-2]
+ONE = {"name": "a", "method": {"name": "lora", "target_modules": ["query"]}}
+
+
+@pytest.fixture
+def write(tmp_path: Path, base: dict[str, Any]) -> Callable[..., Path]:
+    """Write a study with changes; gives its path."""
+
+    def study(**changes: Any) -> Path:
+        own = {key: value for key, value in base.items() if key not in ("name", "method")}
+        values = {
+            "name": "tiny",
+            "base": own,
+            "tuning": {"budget": 2, "space": {"training.learning_rate": RATES}},
+            "seeds": [0, 1],
+            "settings": [
+                {"name": "LoRA r=2", "method": {"name": "lora", "r": 2, "target_modules": ["query"]}},
+                {"name": "AuroRA", "method": {"name": "aurora", "target_modules": ["query"]}},
+            ],
+            **changes,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml_text.dump(values))
+        return path
+
+    return study
+
+
+def fake(job: Job) -> Outcome:
+    """A run whose validation score is its learning rate's distance from 3e-2."""
+    rate = job.recipe.training.learning_rate
+    value = 1 - abs(rate - 3e-2)
+    score = {"accuracy": value - 0.1 * (job.recipe.seed == 1)}
+    result = {
+        "schema": 1,
+        "recipe": job.recipe.resolved(),
+        "metric": {"by_form": {"merged": score}, "selected_by": {"value": value, "name": "accuracy", "epoch": 2.0}},
+        "epochs": [
+            {"epoch": 1.0, "validation": {"accuracy": 0.1, "nll": 9.0}},
+            {"epoch": 2.0, "validation": {"accuracy": value, "nll": rate}},
+        ],
+        "params": {"adapter": 5, "head": 1, "total": 10},
+        "time": {"train_s": 1.0},
+    }
+    return Outcome(job, result)
+
+
+def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write()
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "runs" / "studies" / "tiny"
+    done = CliRunner().invoke(cli.app, ["sweep", str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert not summary.pop("failed")
+    assert summary == json.loads((out / "study.json").read_text())
+    for setting in summary["settings"]:
+        assert sorted(trial["values"]["training.learning_rate"] for trial in setting["trials"]) == RATES
+        best = max(setting["trials"], key=lambda trial: trial["validation"])
+        assert setting["chosen"] == best["values"]
+        assert setting["validation"] == best["validation"]
+        assert setting["seeds"] == [0, 1]
+        assert setting["most_params"] == setting["params"]["adapter"]
+        for form, metrics in setting["by_form"].items():
+            folder = out / "runs" / {"LoRA r=2": "lora-r=2", "AuroRA": "aurora"}[setting["name"]]
+            folder /= f"learning_rate={setting['chosen']['training.learning_rate']:g}"
+            scores = [
+                json.loads((folder / f"seed{seed}" / "result.json").read_text())["metric"]["by_form"][form]["accuracy"]
+                for seed in (0, 1)
+            ]
+            assert metrics["accuracy"]["scores"] == scores
+            assert metrics["accuracy"]["mean"] == pytest.approx(sum(scores) / 2)
+    assert {form for setting in summary["settings"] for form in setting["by_form"]} >= {"merged", "calibrated"}
+    # 2 settings x 2 rates on seed 0, and one more seed of the chosen
+    assert len(list((out / "runs").rglob("result.json"))) == 6
+    (section,) = load_sections([out])  # a report finds the chosen runs
+    for group, setting in zip(section.groups, summary["settings"], strict=True):
+        assert group.scores(group.deployed, "accuracy") == setting["by_form"][group.deployed]["accuracy"]["scores"]
+        assert [run["epochs"] != [] for run in group.runs] == [True, True]
+    shown = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(out)])
+    assert shown.exit_code == 0
+    assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80
+    assert "tiny: 2 runs to tune each, 2 seeds" in shown.stdout
+
+
+def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_path: Path) -> None:
+    full = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
+    study = load_study(write(settings=[full, {"name": "lora", "method": "lora"}]))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    tried = [sorted(values["training.learning_rate"] for values, _ in sweep.trials(one)) for one in study.settings]
+    assert tried == [[2e-2, 4e-2], RATES]
+    full["space"]["training.learning_rate"].append(1)
+    with pytest.raises(UserError, match="setting full: space: budget=2 is not allowed: the grid has 3 points"):
+        load_study(write(settings=[full]))
+
+
+def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write(tuning={"budget": 3, "space": {"training.learning_rate": [1e-3, 3e-2, 1e-1]}}))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    for setting in study.settings:
+        assert sweep.chosen(setting) == ({"training.learning_rate": 3e-2}, 1.0)
+
+
+def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -> None:
+    """The likelihood of the chosen epoch, of which less is better."""
+    tuning = {"budget": 3, "space": {"training.learning_rate": [1e-3, 3e-2, 1e-1]}}
+    study = load_study(write(tuning={**tuning, "metric": "nll"}))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    for setting in study.settings:
+        assert [score for _, score in sweep.trials(setting)] == [1e-3, 3e-2, 1e-1]
+        assert sweep.chosen(setting) == ({"training.learning_rate": 1e-3}, 1e-3)
+    with pytest.raises(UserError, match=r"tuning\.metric: 'nl' is an unknown metric; did you mean 'nll'\?"):
+        load_study(write(tuning={**tuning, "metric": "nl"}))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_ranges(write: Callable[..., Path], tmp_path: Path, sampler: str) -> None:
+    space = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+    study = load_study(write(tuning={"budget": 5, "sampler": sampler, "space": space}))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    for setting in study.settings:
+        trials = sweep.trials(setting)
+        rates = [values["training.learning_rate"] for values, _ in trials]
+        assert len(set(rates)) == 5
+        assert all(1e-4 <= rate <= 1e-1 for rate in rates)
+        assert [score for _, score in trials] == sorted((score for _, score in trials), reverse=True)
+    again = Sweep(study, tmp_path / "out", InProcess(fake))
+    again.tune()  # the budget is spent
+    assert again.trials(study.settings[0]) == sweep.trials(study.settings[0])
+
+
+def test_a_run_that_fails_counts_and_is_not_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write())
+
+    def half(job: Job) -> Outcome:
+        ran.append(job.name)
+        return Outcome(job, error=DIVERGED) if job.recipe.training.learning_rate == 3e-2 else fake(job)
+
+    ran: list[str] = []
+    Sweep(study, tmp_path / "out", InProcess(half)).tune()
+    sweep = Sweep(study, tmp_path / "out", InProcess(half))
+    assert sweep.told() == 4
+    sweep.tune()  # it would diverge again
+    assert len(ran) == 4
+    for setting in study.settings:
+        assert sweep.trials(setting)[-1] == ({"training.learning_rate": 3e-2}, None)
+        assert sweep.chosen(setting)[0] == {"training.learning_rate": 1e-3}
+    none = Sweep(study, tmp_path / "none", InProcess(lambda job: Outcome(job, error=DIVERGED)))
+    none.tune()
+    with pytest.raises(UserError, match="setting LoRA r=2: none of its runs gave a validation score"):
+        none.summary()
+
+
+def test_a_run_that_failed_of_something_else_is_tried_again(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write())
+    full = Sweep(study, tmp_path / "out", InProcess(lambda job: Outcome(job, error="the disk is full")))
+    full.tune()
+    full.tune()
+    assert full.without_score() == list(study.settings)
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    assert sweep.told() == 0
+    sweep.tune()
+    for setting in study.settings:
+        assert [score for _, score in sweep.trials(setting)] == [1.0, pytest.approx(0.971)]
+
+
+def test_a_run_that_another_process_took_for_lost_may_diverge(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write(settings=[ONE]))
+
+    def taken(job: Job) -> Outcome:
+        if not taken_once:
+            taken_once.append(True)
+            Sweep(study, tmp_path / "out", InProcess(fake))._reclaim(study.settings[0])
+        return Outcome(job, error=DIVERGED)
+
+    taken_once: list[bool] = []
+    sweep = Sweep(study, tmp_path / "out", InProcess(taken))
+    sweep.tune()
+    assert [score for _, score in sweep.trials(study.settings[0])] == [None, None]
+
+
+def test_a_setting_without_a_score_does_not_stop_the_others(write: Callable[..., Path], tmp_path: Path) -> None:
+    questions = [{"ask": "a", "first": "AuroRA", "second": "LoRA r=2"}]
+    study = load_study(write(questions=questions))
+
+    def diverges(job: Job) -> Outcome:
+        return Outcome(job, error=DIVERGED) if job.recipe.method.name == "aurora" else run_job(job)
+
+    sweep = Sweep(study, tmp_path / "out", InProcess(diverges))
+    sweep.tune()
+    sweep.run_seeds()
+    assert [setting.name for setting in sweep.without_score()] == ["AuroRA"]
+    summary = sweep.summary()
+    assert [(one["name"], one["seeds"], one["split"]) for one in summary["settings"]] == [("LoRA r=2", [0, 1], "test")]
+    assert [table.title for table in study_tables(summary)] == ["tiny: 2 runs to tune each, 2 seeds"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_that_goes_on_draws_new_values(write: Callable[..., Path], tmp_path: Path, sampler: str) -> None:
+    space = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+    study = load_study(write(tuning={"budget": 6, "sampler": sampler, "space": space}, settings=[ONE]))
+    left = iter([True, True, True, False])
+
+    def dies(job: Job) -> Outcome:
+        if not next(left):
+            raise Killed
+        return fake(job)
+
+    with pytest.raises(Killed):
+        Sweep(study, tmp_path / "out", InProcess(dies)).tune()
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    assert len({values["training.learning_rate"] for values, _ in sweep.trials(study.settings[0])}) == 6
+
+
+def _open_and_ask(study: Path, folder: Path, barrier: Any, names: Any) -> None:
+    barrier.wait()
+    sweep = Sweep(load_study(study), folder, InProcess(fake))
+    for job in sweep._ask({}):
+        names.put(job.name)
+
+
+def test_two_processes_at_once_share_a_grid(write: Callable[..., Path], tmp_path: Path) -> None:
+    rates = [1e-4 * number for number in range(1, 17)]
+    path = write(tuning={"budget": 16, "space": {"training.learning_rate": rates}}, settings=[ONE])
+    context = multiprocessing.get_context("fork")
+    barrier, names = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_open_and_ask, args=(path, tmp_path / "out", barrier, names)) for _ in range(2)]
+    for process in both:
+        process.start()
+    found = [names.get(timeout=60) for _ in rates]
+    for process in both:
+        process.join()
+    assert len(set(found)) == 16
+
+
+class Killed(BaseException):
+    """What a kill does to the books: nothing more is written."""
+
+
+def test_a_killed_study_goes_on(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write())
+    ran: list[str] = []
+
+    def dies(job: Job) -> Outcome:
+        ran.append(job.name)
+        if len(ran) == 2:
+            raise Killed
+        return fake(job)
+
+    with pytest.raises(Killed):
+        Sweep(study, tmp_path / "out", InProcess(dies)).tune()
+    reported: list[str] = []
+    sweep = Sweep(study, tmp_path / "out", InProcess(dies), lambda stage, outcome: reported.append(outcome.job.name))
+    told = sweep.told()
+    sweep.tune()
+    assert len(ran) == 5  # the one that was lost, twice
+    assert told + len(reported) == 4 == sweep.told()  # what a bar counts is all of it
+    for setting in study.settings:
+        assert sorted(values["training.learning_rate"] for values, _ in sweep.trials(setting)) == RATES
+        assert None not in [score for _, score in sweep.trials(setting)]
+
+
+def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write(settings=[ONE]))
+
+    def dies_after(job: Job) -> Outcome:
+        assert run_job(job).result is not None
+        raise Killed
+
+    with pytest.raises(Killed):
+        Sweep(study, tmp_path / "out", InProcess(dies_after)).tune()
+    ran: list[str] = []
+
+    def count(job: Job) -> Outcome:
+        ran.append(job.name)
+        return run_job(job)
+
+    sweep = Sweep(study, tmp_path / "out", InProcess(count))
+    sweep.tune()
+    assert len(ran) == 1
+    assert len(sweep.trials(study.settings[0])) == 2
+
+
+def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., Path], tmp_path: Path) -> None:
+    study = load_study(write(settings=[ONE]))
+    setting = study.settings[0]
+    mine, theirs = (Sweep(study, tmp_path / "out", InProcess(fake)) for _ in range(2))
+    job = next(theirs._ask({}))
+    job.folder.mkdir(parents=True)
+    with storage.lock(job.folder):
+        mine._reclaim(setting)
+        assert [trial.state for trial in mine._running(setting)] == [TrialState.RUNNING]
+        others = {}
+        assert len(list(mine._ask(others))) == 1  # the other value only
+    mine._reclaim(setting)  # its process has died
+    assert [job.folder, *others] == [job.folder, *(path for path in others if path != job.folder)]
+    assert len(list(mine._ask({}))) == 2  # both are proposed again: neither was told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning": {"budget": 3, "space": {"training.learning_rate": RATES}}}, "budget=3 is not allowed: the grid"),
+        ({"tuning": {"budget": 2, "space": {"training.learning_rate": {"low": 1, "high": 2}}}}, "a grid needs a list"),
+        ({"tuning": {"budget": 2, "sampler": "tpe", "space": {"x": {"low": 2, "high": 1}}}}, "low must be below high"),
+        ({"settings": [{"name": "a", "method": "full"}, {"name": "A", "method": "lora"}]}, "a, A are not distinct"),
+        ({"settings": [{"name": "a", "method": "lora", "speed": 1}]}, "settings.0.speed: there is no such field"),
+        ({"settings": [{"name": "a", "method": "lorra"}]}, "setting a: method.name: 'lorra' is an unknown"),
+        ({"tuning": {"budget": 1, "space": {"training.learning_rat": [1]}}}, "did you mean 'learning_rate'"),
+        ({"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, -1]}}}, "-1"),
+        (
+            {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.epochs": {"low": 1, "high": 5}}}},
+            "training.epochs: ",
+        ),
+        (
+            {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.batch_size": {"low": 1, "high": 10001}}}},
+            "training.batch_size: ",
+        ),
+        ({"seeds": []}, "seeds: "),
+        ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
+        (
+            {"questions": [{"ask": "a", "first": {"setting": "LoRA r=2", "form": "static"}, "second": "AuroRA"}]},
+            "questions: LoRA r=2 has no form 'static' (it has merged)",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_studies(write: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_study(write(**changes))
+    assert message in str(error.value)
+
+
+def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:
+    Sweep(load_study(write()), tmp_path / "out", InProcess(fake))
+    changed: Study = load_study(write(tuning={"budget": 1, "space": {"training.learning_rate": [1e-3]}}))
+    with pytest.raises(UserError, match="holds a study whose setting 'LoRA r=2' was another"):
+        Sweep(changed, tmp_path / "out", InProcess(fake))
+
+
+def test_every_point_has_a_folder_of_its_own(write: Callable[..., Path]) -> None:
+    space = {"training.batch_size": [8, 16], "training.eval_batch_size": [8], "calibration.batch_size": [8, 16]}
+    study = load_study(write(tuning={"budget": 4, "space": space}))
+    values = [{"training.batch_size": a, "calibration.batch_size": b} for a in (8, 16) for b in (8, 16)]
+    folders = {study.run_folder(study.settings[0], point, 0).parts[-2] for point in values}
+    assert len(folders) == 4
+    assert "training.batch_size=8,calibration.batch_size=16" in folders
+
+
+def test_dry_run(write: Callable[..., Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["sweep", str(write()), "-o", str(tmp_path / "out"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "8 runs in all, at most" in done.stdout
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,79 @@
+"""Which runs belong together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scipy.stats import t
+
+from aurora_lora.lab.report.groups import chosen, groups, interval, labels
+from aurora_lora.lab.report.tables import by_learning_rate
+
+
+def test_groups(results: list[dict[str, Any]]) -> None:
+    (found,) = groups(results).values()
+    assert [group.label for group in found] == ["lora: learning_rate 0.001", "lora: learning_rate 0.002", "aurora"]
+    assert [run["seed"] for run in found[0].runs] == [0, 1, 2]
+    assert found[0].scores("merged", "accuracy") == pytest.approx([0.8, 0.81, 0.82])
+    assert labels(results[:1]) == ["lora"]
+
+
+def test_interval() -> None:
+    values = [0.80, 0.81, 0.82]
+    low, high = t.interval(0.95, 2, loc=0.81, scale=0.01 / 3**0.5)
+    assert interval(values) == pytest.approx((low, high))
+    assert interval([1.0]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "field", [{"save_updates": True}, {"threads": 2}, {"workers": 4}, {"checkpoint_every": 10}, {"eval_batch_size": 8}]
+)
+def test_what_has_no_say_makes_no_other_setting(make_result: Callable[..., Any], field: dict[str, Any]) -> None:
+    other = make_result("aurora", 1e-3, 1, 5000, {"dynamic": 0.8, "calibrated": 0.8})
+    one = make_result("aurora", 1e-3, 0, 5000, {"dynamic": 0.8, "calibrated": 0.8})
+    other["recipe"]["training"] |= field
+    for result in (one, other):
+        for scores in result["metric"]["by_form"].values():
+            scores["nll"] = 0.5
+    (found,) = groups([one, other]).values()
+    assert [group.label for group in found] == ["aurora"]
+    assert list(by_learning_rate([one, other])) == [1e-3]
+
+
+@pytest.mark.parametrize("field", ["train_size", "validation_size", "split_seed"])
+def test_runs_on_other_data_are_another_line(make_result: Callable[..., Any], field: str) -> None:
+    """The best of one validation split is not to be chosen by its score on another."""
+    made = []
+    for value in (64, 1000):
+        for rate in (1e-3, 2e-3):
+            made.append(make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2))
+            made[-1]["recipe"]["task"][field] = value
+    (found,) = groups(made).values()
+    by_line = chosen(found)
+    assert list(by_line) == [f"lora: {field} 64", f"lora: {field} 1000"]
+    assert [len(several) for several in by_line.values()] == [1, 1]
+
+
+def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:
+    made = [make_result("lora", rate, 0, 100, {"merged": 0.9}) for rate in (1e-3, 2e-3)]
+    for one, error in zip(made, (0.5, 0.4), strict=True):
+        one["metric"]["selected_by"] |= {"name": "mse", "value": error}
+    (found,) = groups(made).values()
+    assert [group.selected_by for group in found] == ["mse", "mse"]
+    (best,) = chosen(found)["lora"]
+    assert best.runs[0]["recipe"]["training"]["learning_rate"] == 2e-3
+
+
+def test_a_line_is_a_method_over_its_ranks_at_the_best_learning_rate(make_result: Callable[..., Any]) -> None:
+    made = []
+    for r in (8, 2):
+        for rate in (2e-3, 1e-3):  # the second is better on validation data
+            made.append(make_result("lora", rate, 0, 100 * r, {"merged": 0.9}, r=r, lora_alpha=2 * r))
+            made.append(make_result("aurora", rate, 0, 100 * r, {"calibrated": 0.9}, r=r, alpha=2 * r, skip=r == 2))
+    (found,) = groups(made).values()
+    by_line = chosen(found)
+    assert list(by_line) == ["lora", "aurora: skip False", "aurora: skip True"]
+    assert [(group.rank, group.runs[0]["recipe"]["training"]["learning_rate"]) for group in by_line["lora"]] == [
+        (2, 1e-3),
+        (8, 1e-3),
+    ]

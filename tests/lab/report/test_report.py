@@ -1,0 +1,219 @@
+"""Tables and figures on known results."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.lab.report.figures import calibration_curve, forms_figure, gap_figure, save
+from aurora_lora.lab.report.tables import forms_table, insert, load_results, reproduced_table, spread, versions_table
+
+
+def result(rate: float, seed: int, static: float, method: str = "aurora") -> dict[str, Any]:
+    scores = {"dynamic": (0.84, 0.40), "static": (static, 0.90), "calibrated": (0.839, 0.41)}
+    return {
+        "schema": 1,
+        "recipe": {"training": {"learning_rate": rate}},
+        "method": method,
+        "seed": seed,
+        "metric": {"by_form": {form: {"accuracy": a, "nll": n} for form, (a, n) in scores.items()}},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for rate, seed, static in ((1e-2, 0, 0.70), (1e-2, 1, 0.72), (5e-3, 0, 0.78), (5e-3, 1, 0.78)):
+        run = tmp_path / "runs" / f"{rate}-{seed}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps(result(rate, seed, static)))
+        (run / "other.json").write_text("{}")
+    return tmp_path / "runs"
+
+
+def test_results_are_found_below_a_folder_and_by_name(folder: Path) -> None:
+    assert len(load_results([folder])) == 4
+    assert len(load_results([folder / "0.01-0", folder / "0.01-1" / "result.json"])) == 2
+    with pytest.raises(UserError, match="holds no result"):
+        load_results([folder / "nothing"])
+    with pytest.raises(UserError, match="is not a result"):
+        load_results([folder / "0.01-0" / "other.json"])
+
+
+def test_forms_table(folder: Path) -> None:
+    lines = forms_table(load_results([folder])).splitlines()
+    assert len(lines) == 2 + 2 * 3
+    assert lines[2] == "| 0.005 | dynamic (trained) | 84.0 ± 0.0 | 0.400 ± 0.000 |  |  |"
+    static, calibrated = lines[6], lines[7]
+    assert static.startswith(
+        "| 0.01 | static (the paper's merge) | 71.0 ± 1.4 | 0.900 ± 0.000 | -13.00 ± 1.41 | 0.5000"
+    )
+    assert "| -0.10 ± 0.00 | 0.0100 ± 0.0000 |" in calibrated
+    assert spread([0.5], 1, 100) == "50.0"
+
+
+def test_scores_that_are_not_finite(folder: Path, tmp_path: Path) -> None:
+    """A result has null for them."""
+    for seed, forms in ((0, ("static",)), (1, ("static", "calibrated"))):
+        path = folder / f"0.01-{seed}" / "result.json"
+        found = json.loads(path.read_text())
+        for form in forms:
+            found["metric"]["by_form"][form]["nll"] = None
+        path.write_text(json.dumps(found))
+    *_, dynamic, static, calibrated = forms_table(load_results([folder])).splitlines()
+    assert dynamic.endswith("| 84.0 ± 0.0 | 0.400 ± 0.000 |  |  |")
+    assert static.endswith("| 71.0 ± 1.4 | not finite | -13.00 ± 1.41 | not finite |")
+    assert "| 83.9 ± 0.0 | 0.410 (1 of 2 finite) |" in calibrated
+    assert calibrated.endswith("| 0.0100 (1 of 2 finite) |")
+    _, likelihood = forms_figure(load_results([folder])).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in likelihood.get_lines() if line.get_label()[0] != "_"}
+    assert not drawn or all(len(values) == 2 for values in drawn.values())
+    assert len(save(forms_figure(load_results([folder])), tmp_path / "forms")) == 2
+    assert spread([None, math.inf], 1) == "not finite"
+
+
+def test_a_gap_that_is_not_finite_is_a_gap_in_the_line() -> None:
+    def gap(*errors: float | None) -> dict[str, Any]:
+        layers = [
+            {"layer": f"m.{place}.query", "form": "static", "relative_error": error}
+            for place, error in enumerate(errors)
+        ]
+        return {"layers": layers}
+
+    (ax,) = gap_figure(gap(0.1, None, 0.3)).axes
+    drawn = list(ax.get_lines()[0].get_ydata())
+    assert (drawn[0], math.isnan(drawn[1]), drawn[2]) == (10, True, 30)
+    (ax,) = gap_figure(gap(0.1, None), gap(0.3, 0.2)).axes  # of the seeds that have one
+    assert list(ax.get_lines()[0].get_ydata()) == pytest.approx([20, 20])
+    gap_figure(gap(None))
+
+
+def test_other_methods_are_left_out(folder: Path) -> None:
+    (folder / "lora.json").write_text(json.dumps(result(1.0, 0, 0.1, method="lora")))
+    assert "| 1 |" not in forms_table(load_results([folder]))
+
+
+def test_insert_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- forms -->\nold\n<!-- end forms -->\nafter\n")
+    for _ in range(2):
+        insert(page, "forms", "| new \\1 |")
+    assert page.read_text() == "before\n<!-- forms -->\n\n| new \\1 |\n\n<!-- end forms -->\nafter\n"
+    with pytest.raises(UserError, match="no marks"):
+        insert(page, "other", "x")
+
+
+def series(ax: Any) -> dict[str, list[float]]:
+    return {container.get_label(): list(container.lines[0].get_ydata()) for container in ax.containers}
+
+
+def test_forms_figure_shows_the_means_of_the_forms(folder: Path, tmp_path: Path) -> None:
+    figure = forms_figure(load_results([folder]))
+    accuracy, nll = figure.axes
+    shown = series(accuracy)
+    assert shown["static (the paper's merge)"] == pytest.approx([78, 71])
+    assert shown["calibrated (ours)"] == pytest.approx([83.9, 83.9])
+    assert [label.get_text() for label in accuracy.get_xticklabels()] == ["0.005", "0.01"]
+    assert (accuracy.get_ylabel(), nll.get_ylabel()) == ("accuracy, %", "negative log-likelihood")
+    written = save(figure, tmp_path / "out" / "forms")
+    assert [path.name for path in written] == ["forms.png", "forms.svg"]
+    assert written[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in written[1].read_bytes()
+
+
+def test_gap_figure_has_a_panel_for_each_kind_of_module() -> None:
+    layers = [
+        {"layer": f"layer.{i}.{kind}", "form": form, "relative_error": error * (i + 1)}
+        for i in range(3)
+        for kind in ("query", "value")
+        for form, error in (("static", 0.3), ("calibrated", 0.05))
+    ]
+    figure = gap_figure({"layers": layers})
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["query", "value"]
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines["static (the paper's merge)"] == pytest.approx([30, 60, 90])
+    with pytest.raises(UserError, match="at least one layer"):
+        gap_figure({"layers": []})
+
+
+def test_gap_figure_of_several_seeds() -> None:
+    gaps = [{"layers": [{"layer": "l.0.q", "form": "static", "relative_error": error}]} for error in (0.1, 0.2, 0.6)]
+    (ax,) = gap_figure(*gaps).axes
+    assert ax.lines[0].get_ydata().tolist() == pytest.approx([30])
+    assert ax.get_ylabel() == "error of the adapter's output, %"
+    low, high = ax.collections[0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((10, 60))
+
+
+def test_calibration_curve_averages_repeats() -> None:
+    records = [{"inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n} for n in (16, 64) for repeat in (0, 2)]
+    figure = calibration_curve(records, {"accuracy": 0.83})
+    assert series(figure.axes[0])["calibrated"] == pytest.approx([81, 81])
+    assert figure.axes[0].get_xlabel() == "calibration inputs"
+
+
+def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
+    other = result(5e-3, 2, 0.7)
+    other["recipe"]["model"] = "another"
+    (folder / "other.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="differ in more than learning rate and seed"):
+        forms_table(load_results([folder]))
+    rating = result(5e-3, 0, 0.7)
+    rating["metric"]["by_form"] = {"dynamic": {"pearson": 0.5, "mse": 1.0}}
+    with pytest.raises(UserError, match="classification"):
+        forms_table([rating])
+    with pytest.raises(UserError, match="no result of a run of aurora"):
+        forms_table([result(5e-3, 0, 0.7, method="lora")])
+    static = result(5e-3, 0, 0.7)
+    del static["metric"]["by_form"]["dynamic"]
+    with pytest.raises(UserError, match="needs runs with the forms"):
+        forms_figure([static])
+    with pytest.raises(UserError, match="cannot be read"):
+        insert(folder / "none.md", "forms", "x")
+
+
+def test_versions_table() -> None:
+    old = {"python": "3.11.7", "torch": "2.6.0", "peft": "0.21.0", "transformers": "5.0.0", "numpy": "2.0.0"}
+    nothing: dict[str, Any] = {"skips": {"no trl": 1}, "skipped": 1, "failed": 0, "failures": {}}
+    records = {
+        "oldest": {
+            "versions": old,
+            "passed": 1200,
+            "skipped": 3,
+            "failed": 1,
+            "skips": {"no trl": 1, "torch < 2.7": 2},
+            "failures": {"tests.test_a::test_b": "it broke"},
+        },
+        "newest": {"versions": {**old, "torch": "2.13.0"}, "passed": 1203, **nothing},
+        "missing": {"python": "3.15", "problem": "there is no python3.15 here"},
+    }
+    lines = versions_table(records).splitlines()
+    assert lines[2] == "| 3.11.7 | 2.6.0 | 0.21.0 | 5.0.0 | 2.0.0 | 1,200 | 3 | 1 |"
+    assert lines[4] == "| 3.15 |  |  |  |  | not run: there is no python3.15 here |  |  |"
+    assert lines[6] == "Skipped in all: no trl."
+    assert lines[8:] == [
+        "- Skipped, 2 with oldest: torch < 2.7",
+        "- Failed with oldest: `tests.test_a::test_b`: it broke",
+    ]
+
+
+def test_reproduced_table() -> None:
+    def cell(row: str, column: str, scores: list[float], ours: float | None, spread: float | None = None) -> dict:
+        return {
+            "group": "ViT", "row": row, "column": column, "scores": scores, "ours": ours, "spread": spread,
+            "missing": 2 - len(scores), "params": None if ours is None else 1536,
+        }  # fmt: skip
+
+    cells = [
+        cell("LoRA", "digits", [96.0, 98.0], 97.0, 1.41),
+        cell("LoRA", "CIFAR10", [40.0], 40.0),
+        {**cell("LoRA", "Avg.", [], 68.5), "missing": 0},
+        cell("AuroRA", "digits", [], None),
+    ]
+    lines = reproduced_table({"seeds": [0, 1], "statistic": "mean", "cells": cells}).splitlines()
+    assert lines[0] == "| method | trained parameters | digits | CIFAR10 | Avg. |"
+    assert lines[2] == "| LoRA | 1,536 | 97.0 ± 1.4 | 40.0 (1 of 2 seeds) | 68.5 |"
+    assert lines[3] == "| AuroRA |  |  |  |  |"
+    assert lines[-1].startswith("Mean ± standard deviation over 2 seeds")

@@ -1,0 +1,175 @@
+"""What a report is about, from folders of runs and of studies."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.lab.report.page import write_page
+from aurora_lora.lab.report.sections import load_sections
+
+Result = dict[str, Any]
+
+
+@pytest.fixture
+def study(tmp_path: Path, make_result: Callable[..., Result]) -> Path:
+    """A study of LoRA at two ranks and AuroRA; the folder has the runs of LoRA r=2."""
+    folder = tmp_path / "studies" / "s"
+    methods = {
+        "LoRA r=2": {"name": "lora", "r": 2, "lora_alpha": 4},
+        "LoRA r=8": {"name": "lora", "r": 8, "lora_alpha": 16},
+        "AuroRA r=2, no F": {"name": "aurora-no-f", "r": 2},
+    }
+    settings = []
+    for name, method in methods.items():
+        forms = ["static", "calibrated"] if "AuroRA" in name else ["merged"]
+        scores = {"accuracy": {"scores": [0.7, 0.8], "mean": 0.75, "std": 0.07}}
+        settings.append(
+            {
+                "name": name,
+                "chosen": {"training.learning_rate": 0.005},
+                "validation": 0.75,
+                "deployed": forms[-1],
+                "metric": "accuracy",
+                "trials": [],
+                "seeds": [0, 1],
+                "by_form": dict.fromkeys(forms, scores),
+                "params": {"adapter": 100 * method["r"], "head": 2, "total": 9},
+                "train_s": [10.0, 12.0],
+            }
+        )
+    plan = {
+        "name": "s",
+        "base": {"model": "m", "task": {"name": "t"}},
+        "tuning": {"budget": 2, "space": {"training.learning_rate": [0.005, 0.01]}},
+        "seeds": [0, 1],
+        "settings": [{"name": name, "method": method} for name, method in methods.items()],
+    }
+    for rate in (0.005, 0.01):
+        for seed in (0, 1):
+            path = folder / "runs" / "lora-r=2" / f"learning_rate={rate}" / f"seed{seed}"
+            path.mkdir(parents=True)
+            one = make_result("lora", rate, seed, 200, {"merged": 0.7 if rate == 0.005 else 0.1}, r=2, lora_alpha=4)
+            (path / "result.json").write_text(json.dumps(one))
+    (folder / "study.json").write_text(json.dumps({"study": plan, "settings": settings}))
+    return folder
+
+
+def test_of_a_study_the_chosen_runs(study: Path) -> None:
+    for path in (study, study.parent, study / "study.json"):
+        (section,) = load_sections([path])
+        assert (section.title, section.model, section.slug) == ("s", "m", "s")
+        assert [group.label for group in section.groups] == ["LoRA r=2", "LoRA r=8", "AuroRA r=2, no F"]
+        assert [group.line for group in section.groups] == ["LoRA", "LoRA", "AuroRA, no F"]
+    with_runs, without, aurora = section.groups
+    assert with_runs.scores("merged", "accuracy") == pytest.approx([0.7, 0.71])  # of the runs
+    assert without.scores("merged", "accuracy") == [0.7, 0.8]  # of study.json
+    assert [len(group.runs[0]["epochs"]) for group in section.groups] == [2, 0, 0]
+    assert with_runs.folders[1] == study / "runs" / "lora-r=2" / "learning_rate=0.005" / "seed1"
+    assert without.folders == [None, None]
+    assert (without.rank, without.params, without.validation) == (8, 800, 0.75)
+    assert (aurora.deployed, aurora.forms) == ("calibrated", ["static", "calibrated"])
+
+
+def test_the_page_and_the_tables_of_a_study(study: Path, tmp_path: Path) -> None:
+    write_page(load_sections([study]), tmp_path / "page.html", "s")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>s, m</h2>" in page
+    assert "Each setting had 2 runs to tune it" in page
+    assert "AuroRA r=2, no F<small>lr 0.005</small>" in page
+    assert "Score against rank" in page
+    done = CliRunner().invoke(cli.app, ["report", str(study)])
+    assert done.exit_code == 0, done.output
+    assert "s: 2 runs to tune each, 2 seeds" in done.stdout
+    text = (study / "study.json").read_text()
+    (study / "study.json").write_text(
+        text.replace("AuroRA r=2, no F", "A [/b]").replace('"name": "s"', '"name": "[/i]"')
+    )
+    done = CliRunner().invoke(cli.app, ["report", str(study)])
+    assert done.exit_code == 0, done.output
+    assert "[/i]: 2 runs to tune each" in done.stdout
+    assert "A [/b]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("task", "written", "split"),
+    [("t", None, "test"), ("rte", None, "validation"), ({"name": "rte"}, None, "validation"), ("t", "dev", "dev")],
+)
+def test_the_split_of_a_study_without_its_runs(study: Path, task: Any, written: str | None, split: str) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    summary["study"]["base"]["task"] = task
+    for one in summary["settings"] if written else ():
+        one["split"] = written
+    (study / "study.json").write_text(json.dumps(summary))
+    (section,) = load_sections([study])
+    assert [run["metric"]["split"] for run in section.groups[1].runs] == [split, split]
+
+
+def test_a_study_that_chose_by_the_likelihood(study: Path) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    summary["study"]["tuning"]["metric"] = "nll"
+    (study / "study.json").write_text(json.dumps(summary))
+    (section,) = load_sections([study])
+    assert (section.groups[1].selected_by, section.groups[1].validation) == ("nll", -0.75)
+    assert section.metric == "nll"  # which its figures show
+
+
+def test_a_study_whose_final_runs_all_failed(study: Path) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    for one in summary["settings"]:
+        one |= {"seeds": [], "by_form": {}, "params": None, "train_s": [], "deployed": None, "metric": None}
+    (study / "study.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"study\.json: none of the study's final runs is finished"):
+        load_sections([study])
+
+
+def test_a_study_beside_other_runs(study: Path, make_result: Callable[..., Result]) -> None:
+    other = study.parent / "other"
+    other.mkdir()
+    (other / "result.json").write_text(json.dumps(make_result("lora", 1e-3, 0, 5, {"merged": 0.5})))
+    titles = [section.title for section in load_sections([study.parent])]
+    assert titles == ["s", "t, <m>"]
+
+
+def test_runs_have_their_folders(runs: Path) -> None:
+    (section,) = load_sections([runs])
+    assert section.title == "t, <m>"
+    assert section.slug == "t-m"
+    assert section.study is None
+    assert [folder.name for folder in section.groups[0].folders if folder] == ["6", "3", "0"]  # by seed
+
+
+def test_what_is_given_twice_counts_once(
+    study: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (once,) = load_sections([runs])
+    monkeypatch.chdir(tmp_path)
+    (section,) = load_sections([runs, "runs/6", runs / "6" / "result.json"])
+    assert [len(group.runs) for group in section.groups] == [len(group.runs) for group in once.groups]
+    assert len(load_sections([study, "studies", study / "study.json"])) == 1
+
+
+def test_a_seed_of_a_setting_is_there_once(runs: Path) -> None:
+    for place in ("0", "3"):  # two runs with the same reference
+        shutil.copytree(runs / "1", runs / place / "reference")
+    load_sections([runs])
+    shutil.copytree(runs / "0", runs / "copy", ignore=shutil.ignore_patterns("reference"))
+    with pytest.raises(UserError, match=r"two runs of lora on t have seed 2: .*runs/0 and .*runs/copy; leave one out"):
+        load_sections([runs])
+
+
+def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no result"):
+        load_sections([tmp_path / "none"])
+    (study / "study.json").write_text("{}")
+    with pytest.raises(UserError, match="is not what aurora sweep writes"):
+        load_sections([study])
+    (study / "study.json").write_text(json.dumps({"study": {"name": "s"}, "settings": []}))
+    with pytest.raises(UserError, match="does not fit this version"):
+        load_sections([study])

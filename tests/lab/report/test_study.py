@@ -1,0 +1,107 @@
+"""A study's answers and tables on known scores."""
+
+from typing import Any
+
+import pytest
+from scipy.stats import ttest_rel
+
+from aurora_lora.lab.report.study import answers, chosen_values, every_answer, study_page, study_tables
+
+FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
+
+
+def setting(name: str, by_form: dict[str, list[float | None]], deployed: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "chosen": {"training.learning_rate": 0.005},
+        "validation": 0.8,
+        "deployed": deployed,
+        "metric": "accuracy",
+        "trials": [],
+        "seeds": [0, 1, 2],
+        "by_form": {
+            form: {"accuracy": {"scores": scores, "mean": 0.8, "std": 0.01}} for form, scores in by_form.items()
+        },
+        "params": {"adapter": 1234, "head": 2, "total": 9},
+        "train_s": [10.0, 11.0, 12.0],
+    }
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    side = {"setting": "AuroRA", "form": None}
+    questions = [
+        {"ask": "Better", "first": side, "second": {"setting": "LoRA", "form": None}},
+        {"ask": "Static", "first": {"setting": "AuroRA", "form": "static"}, "second": side},
+        {"ask": "No such form", "first": {"setting": "LoRA", "form": "static"}, "second": side},
+    ]
+    return {
+        "study": {"name": "s", "tuning": {"budget": 4}, "seeds": [0, 1, 2], "questions": questions},
+        "settings": [
+            setting("LoRA", {"merged": SECOND}, "merged"),
+            setting("AuroRA", {"static": [None, 0.7, None], "calibrated": FIRST}, "calibrated"),
+        ],
+    }
+
+
+def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
+    better, static = answers(summary)
+    interval = ttest_rel(FIRST, SECOND).confidence_interval()
+    assert (better.first, better.second) == ("AuroRA, calibrated", "LoRA, merged")
+    assert better.difference == pytest.approx(0.02)
+    assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
+    assert better.seeds == 3
+    assert (static.difference, static.low, static.seeds) == (pytest.approx(0.7 - 0.84), None, 1)
+    assert static.cells() == ("-14.0", "one seed")
+
+
+def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
+    page = study_page(summary)
+    assert "| Better | AuroRA, calibrated | LoRA, merged | +2.0 |" in page
+    assert "| AuroRA | 1,234 | lr 0.005 | calibrated | 80.0 ± 1.0 | 3 | 11 |" in page
+    summary["settings"][1]["most_params"] = 1300  # as LoRA-drop's, which differ by seed
+    assert "| AuroRA | 1,234 to 1,300 | lr" in study_page(summary)
+    scores, differences = study_tables(summary)
+    assert (scores.row_count, differences.row_count) == (3, 2)
+
+
+def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
+    lora, aurora = summary["settings"]
+    lora["by_form"]["merged"]["accuracy"] = {"scores": [None] * 3, "mean": None, "std": None}
+    page = study_page(summary)
+    assert "| LoRA | 1,234 | lr 0.005 | merged | not finite | 3 | 11 |" in page
+    assert "| static | 80.0 ± 1.0 (1 of 3 finite) |" in page
+    assert "| Better |" not in page  # nothing to compare
+    assert len(list(study_tables(summary))) == 2
+    assert aurora["by_form"]["static"]["accuracy"]["scores"] == [None, 0.7, None]
+
+
+def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -> None:
+    for one, worse in zip(summary["settings"], ([0.5, 0.6, 0.5], [0.4, 0.45, 0.4]), strict=True):
+        for form in one["by_form"].values():
+            form["nll"] = {"scores": worse, "mean": 0.5, "std": 0.1}
+    (accuracy, _), (nll, by_nll) = every_answer(summary)
+    assert (accuracy, nll) == ("accuracy %", "neg. log-likelihood")
+    assert by_nll[0].difference == pytest.approx((-0.1 - 0.15 - 0.1) / 3)
+    assert "| question | first | second | neg. log-likelihood, difference | 95% interval |" in study_page(summary)
+    assert [table.title for table in study_tables(summary)][1:] == [
+        "accuracy %, first less second",
+        "neg. log-likelihood, first less second",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "value", "shown"),
+    [
+        (None, 1e-3, "lr 0.001, lowest"),
+        (None, 5e-3, "lr 0.005"),
+        (None, 1e-2, "lr 0.01, highest"),
+        ({"training.learning_rate": [1e-5, 5e-5, 1e-3]}, 1e-3, "lr 0.001, highest"),
+        ({"training.learning_rate": {"low": 1e-3, "high": 1.0, "log": True}}, 1e-3, "lr 0.001"),
+    ],
+)
+def test_a_choice_at_the_edge_is_named(summary: dict[str, Any], own: Any, value: float, shown: str) -> None:
+    summary["study"]["tuning"]["space"] = {"training.learning_rate": [1e-3, 5e-3, 1e-2]}
+    summary["study"]["settings"] = [{"name": "LoRA", "space": own}]
+    lora = {**summary["settings"][0], "chosen": {"training.learning_rate": value}}
+    assert chosen_values(summary, lora) == shown
