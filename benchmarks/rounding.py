@@ -4,8 +4,10 @@
 
 The layers of SmolLM2-135M in NF4 (blocks of 64) with the adapter lora-0 of `quantized_merge.py`, every fifth block.
 For each way the geometric mean over the layers of E|(W_q - W) x|^2 / E|dW x|^2: on 128 texts that were not
-calibrated on (test), and on them where other texts were calibrated on. With llmcompressor installed, its GPTQ is
-compared on a grid that both know (int4 and int8, symmetric), layer by layer.
+calibrated on (test), and on them where other texts were calibrated on. End to end, the KL divergence where the inputs
+are those of the model before the merge (used), and where each block is merged before the inputs of the next are
+gathered. With llmcompressor installed, its GPTQ is compared on a grid that both know (int4 and int8, symmetric), layer
+by layer.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from quantized_merge import CALIBRATION, TEST, Batch, bases, film_sentences, quantised, recipe, texts
+from quantized_merge import CALIBRATION, TEST, Batch, bases, film_sentences, predictions, quantised, recipe, texts
 from torch import Tensor
+from torch.nn.functional import kl_div
 
+from aurora_lora import merge_quantized
 from aurora_lora.deploy.formats import Format, format_of
 from aurora_lora.deploy.inputs import Runner
+from aurora_lora.deploy.merge_quantized import _layers, _round_all
 from aurora_lora.deploy.merged_weight import adapters_of, merged_weight
 from aurora_lora.deploy.moments import Collector, Target, gather
 from aurora_lora.files import write_json
@@ -118,6 +123,34 @@ def reference(weights: dict[str, Tensor], S: dict[str, Tensor], test: dict[str, 
     return rows
 
 
+def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, dict[str, float]]:
+    """KL divergence of the merge by the inputs of the unmerged model, and block by block by those of the merged one."""
+    reference, _ = predictions(model, test)
+
+    def distance() -> dict[str, float]:
+        found, _ = predictions(model, test)
+        same = (found.argmax(-1) == reference.argmax(-1)).float().mean().item()
+        return {"kl": kl_div(found, reference, log_target=True, reduction="batchmean").item(), "same_top": same}
+
+    merge_quantized(model, batches)
+    result = {"inputs of the unmerged model (used)": distance()}
+    model.unmerge_adapter()
+    layers, _ = _layers(model)
+    blocks: dict[str, list[str]] = {}
+    for path in layers:
+        blocks.setdefault(path.split(".layers.")[1].split(".")[0], []).append(path)
+    for paths in blocks.values():
+        with torch.no_grad(), Runner(model) as runner:
+            targets = [Target(path, layers[path].module) for path in paths]
+            found = gather(Collector(runner, targets), batches)
+            rounded = _round_all(layers, found, 1e-3)
+        for path in paths:
+            layers[path].put(rounded[path])
+    result["inputs of the merged blocks before"] = distance()
+    model.unmerge_adapter()
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
@@ -158,6 +191,8 @@ def main() -> None:
             found[texts_of] = statistics.geometric_mean(shares)
         result["ways"][tag] = {**found, "seconds": (time.perf_counter() - start) / 2}
         print(f"{tag}: {found['its texts']:.4f}, other texts {found['other texts']:.4f}")
+    result["order"] = in_order(model, texts(data, "train", CALIBRATION), texts(data, "test", TEST))
+    print(result["order"])
     try:
         chosen = {n: w for n, w in weights.items() if n.split(".")[-1] in ("q_proj", "up_proj", "down_proj")}
         result["llmcompressor"] = reference(chosen, own, test)

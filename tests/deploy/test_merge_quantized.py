@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -198,6 +199,30 @@ def test_little_memory_takes_more_passes_and_gives_the_same(folder):
     assert same(state(wide), state(narrow))
     with pytest.raises(CalibrationError, match=r"needs .* MiB"):
         merge_quantized(quantised.adapted(quantised.load(folder, "nf4"), "lora"), INPUTS, max_memory="1MiB")
+
+
+def merge_a_share(rank, world, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    model = quantised.adapted(quantised.load(f"{folder}/base", "nf4"), "lora")
+    report = merge_quantized(model, INPUTS[rank::world])
+    held = {n: dense(layer, model) for n, layer in layers(model).items()}
+    torch.save({"held": held, "vectors": report.vectors}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_their_inputs_and_round_alike(tmp_path):
+    base = quantised.save_base(tmp_path / "base")
+    mp.spawn(merge_a_share, args=(2, str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same(one["held"], other["held"])
+    model = quantised.adapted(quantised.load(base, "nf4"), "lora")
+    report = merge_quantized(model, INPUTS)  # all of them: sums in another order, so a tie may fall the other way
+    assert one["vectors"] == other["vectors"] == report.vectors
+    for n, layer in layers(model).items():
+        assert (one["held"][n] == dense(layer, model)).float().mean() > 0.999
+    model.unmerge_adapter()
+    merge_quantized(model, INPUTS[::2])  # what one of them had would give another weight
+    assert not all(torch.equal(one["held"][n], dense(layer, model)) for n, layer in layers(model).items())
 
 
 def test_aurora_merges_the_form_that_it_evaluates(folder):
