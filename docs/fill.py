@@ -6,6 +6,8 @@ python docs/fill.py
 import json
 from pathlib import Path
 
+from quantised_merges import cost_of_merges, merges_by_bits, merges_table
+
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.bench_page import parts
 from aurora_lora.lab.report.catalogue import figures_of
@@ -31,7 +33,6 @@ from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
 from aurora_lora.lab.report.updates import lengths_table, trajectories_figure
 from aurora_lora.tasks import TASKS
-from aurora_lora.text_table import TextTable
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -50,28 +51,6 @@ def figures(section: Section) -> list[str]:
             save(one.figure, FIGURES / name)
             shown.append(f"![{kind.title}](figures/{name}.svg)\n\n{kind.title}. {kind.note}")
     return shown
-
-
-def merges_table(records: list[dict]) -> str:
-    """What merges into 4 and 8 bits lose: `benchmarks/quantized_merge.py`."""
-    headers = ["adapter", "bits", "model", "KL", "same top token %", "perplexity", "accuracy %"]
-    table = TextTable("", headers, align="llr")
-    for record in records:
-        name, kept = record["adapter"], record["unmerged"]
-        rows = {"adapter, unmerged": {"kl": None, "same_top": None, **kept}}
-        rows |= {
-            "no adapter": record["no adapter"],
-            "merged, nearest values": record["nearest"],
-            "**merged, calibrated**": record["calibrated"],
-            "merged, calibrated on other texts": record["calibrated, other texts"],
-        }
-        for title, row in rows.items():
-            kl = "" if row["kl"] is None else f"{row['kl']:.3f}"
-            same = "" if row["same_top"] is None else f"{100 * row['same_top']:.1f}"
-            table.rows.append(
-                [name, str(record["bits"]), title, kl, same, f"{row['perplexity']:.0f}", f"{100 * row['accuracy']:.1f}"]
-            )
-    return table.markdown()
 
 
 def main() -> None:
@@ -99,6 +78,9 @@ def main() -> None:
         insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
     if merges := read(RESULTS / "quantized", "*bit.json"):
         insert(ROOT / "docs" / "quantised.md", "merges", merges_table(merges))
+        save(merges_by_bits(merges), FIGURES / "quantised-merges")
+    for record in read(RESULTS / "quantized", "cost.json"):
+        insert(ROOT / "docs" / "quantised.md", "cost of merges", cost_of_merges(record))
     for record in read(RESULTS / "theory", "theory.json"):
         for name, rows in theory_tables(record).items():
             insert(ROOT / "docs" / "theory.md", name, f"{rows.title}:\n\n{rows.markdown()}")

@@ -1,0 +1,87 @@
+"""The table, the figure and the costs of docs/quantised.md."""
+
+import statistics
+
+from matplotlib.figure import Figure
+
+from aurora_lora.lab.report.figures import legend_above, new_figure
+from aurora_lora.text_table import TextTable
+
+SHOWN = {"lora": "LoRA r=8", "dora": "DoRA r=8", "aurora": "AuroRA r=2"}
+MERGES = {
+    "adapter, unmerged": "unmerged",
+    "no adapter": "no adapter",
+    "merged, nearest values": "nearest",
+    "**merged, calibrated**": "calibrated",
+    "merged, calibrated on other texts": "calibrated, other texts",
+}
+"""Rows of the table of merges into 4 and 8 bits: `benchmarks/quantized_merge.py`."""
+
+
+def by_adapter(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
+    """The records of all seeds, by method and bits."""
+    found: dict[tuple[str, int], list[dict]] = {}
+    for record in records:
+        found.setdefault((record["adapter"].partition("-")[0], record["bits"]), []).append(record)
+    return {key: found[key] for method in SHOWN for key in sorted(found) if key[0] == method}
+
+
+def merges_table(records: list[dict]) -> str:
+    """What merges into 4 and 8 bits lose; the mean over the seeds, and of the KL divergence its range."""
+    headers = ["adapter", "bits", "seeds", "model", "KL", "same top token %", "perplexity", "accuracy %"]
+    table = TextTable("", headers, align="lrrlrrrr")
+    for (method, bits), group in by_adapter(records).items():
+        for title, key in MERGES.items():
+            rows = [record[key] for record in group]
+
+            def mean(name: str, rows: list[dict] = rows) -> float:
+                return statistics.mean(row[name] for row in rows)
+
+            kl = same = ""
+            if "kl" in rows[0]:
+                least, most = (pick(row["kl"] for row in rows) for pick in (min, max))
+                kl = f"{mean('kl'):.3f}" + (f" ({least:.3f} to {most:.3f})" if len(rows) > 1 else "")
+                same = f"{100 * mean('same_top'):.1f}"
+            ends = [f"{mean('perplexity'):.0f}", f"{100 * mean('accuracy'):.1f}"]
+            table.rows.append([SHOWN[method], str(bits), str(len(rows)), title, kl, same, *ends])
+    return table.markdown()
+
+
+def merges_by_bits(records: list[dict]) -> Figure:
+    """KL divergence of the merged model from the unmerged one, one point a seed."""
+    groups = by_adapter(records)
+    ways = {"nearest": ("#D55E00", "x"), "calibrated, other texts": ("#56B4E9", "^"), "calibrated": ("#0072B2", "o")}
+    figure, (ax,) = new_figure(1, 6.4, 1.0 + 0.36 * len(groups))
+    for way, (colour, marker) in ways.items():
+        for place, group in enumerate(groups.values()):
+            values = [record[way]["kl"] for record in group]
+            label = {"nearest": "nearest values", "calibrated": "calibrated"}.get(way, "calibrated on other texts")
+            ax.plot(values, [place] * len(values), marker, color=colour, alpha=0.7, label=label if place == 0 else None)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(groups)), [f"{SHOWN[method]}, {bits} bits" for method, bits in groups])
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_xlabel("KL divergence from the unmerged adapter, nats a token", fontsize=9)
+    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    legend_above(figure, ax)
+    return figure
+
+
+def cost_of_merges(record: dict) -> str:
+    """`benchmarks/quantized_cost.py`, as sentences."""
+    small, full = record["smollm2"], record["llama3_8b"]
+    seconds = {name: statistics.median(values) for name, values in small.items()}
+    wide = record["llama"][-1]
+    hours = full["core_hours"]
+    operations = sum(full["operations"].values())
+    return (
+        f"SmolLM2-135M, seven projections a block, 256 texts, one core: `calibrate` {seconds['calibrate']:.0f} s, "
+        f"`merge_quantized` {seconds['merge_quantized']:.0f} s "
+        f"({seconds['merge_quantized'] / seconds['calibrate']:.1f} times as much; medians of "
+        f"{len(small['calibrate'])}, in turn).\n\n"
+        f"LLaMA3-8B within {full['memory']} of moments: {full['passes']} passes over {full['vectors']:,} tokens. "
+        f"A block at three sixteenths of its widths takes {wide['seconds_a_block']['rounding']:.0f} s of one core to round and "
+        f"{wide['seconds_a_block']['for 1,000 vectors']:.2f} s for every 1,000 tokens (foretold from two sixteenths: "
+        f"{record['foretold']['rounding']:.0f} s). By the number of operations that is "
+        f"{sum(hours.values()):.0f} core hours at full width, {hours['rounding']:.0f} of them for rounding; it is "
+        f"{2 * operations / 1e15:.1f} PFLOP, most of them in float32, so minutes on a GPU, which was not measured."
+    )
