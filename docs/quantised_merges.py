@@ -71,7 +71,7 @@ def cost_of_merges(record: dict) -> str:
     small, full = record["smollm2"], record["llama3_8b"]
     seconds = {name: statistics.median(values) for name, values in small.items()}
     wide = record["llama"][-1]
-    hours = full["core_hours"]
+    hours, block = full["core_hours"], wide["seconds_a_block"]
     operations = sum(full["operations"].values())
     return (
         f"SmolLM2-135M, seven projections a block, 256 texts, one core: `calibrate` {seconds['calibrate']:.0f} s, "
@@ -79,8 +79,8 @@ def cost_of_merges(record: dict) -> str:
         f"({seconds['merge_quantized'] / seconds['calibrate']:.1f} times as much; medians of "
         f"{len(small['calibrate'])}, in turn).\n\n"
         f"LLaMA3-8B within {full['memory']} of moments: {full['passes']} passes over {full['vectors']:,} tokens. "
-        f"A block at three sixteenths of its widths takes {wide['seconds_a_block']['rounding']:.0f} s of one core to round and "
-        f"{wide['seconds_a_block']['for 1,000 vectors']:.2f} s for every 1,000 tokens (foretold from two sixteenths: "
+        f"A block at three sixteenths of its widths takes {block['rounding']:.0f} s of one core to round and "
+        f"{block['for 1,000 vectors']:.2f} s for every 1,000 tokens (foretold from two sixteenths: "
         f"{record['foretold']['rounding']:.0f} s). By the number of operations that is "
         f"{sum(hours.values()):.0f} core hours at full width, {hours['rounding']:.0f} of them for rounding; it is "
         f"{2 * operations / 1e15:.1f} PFLOP, most of them in float32, so minutes on a GPU, which was not measured."
