@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aurora_lora.errors import UserError
 from aurora_lora.extras import extra
@@ -45,18 +45,10 @@ class HubData:
         Raises:
             UserError: it cannot be had, or lacks a column.
         """
-        with extra("train"):
-            import datasets
+        loaded: datasets.Dataset = self._load(
+            f"the {split} split", split=split, files=self.files and {split: self.files[split]}
+        )
         copy = self.copy()
-        # In a copy the revision is the one that was copied.
-        where = {} if copy is not None or self.revision is None else {"revision": self.revision}
-        files = {} if self.files is None else {"data_files": {split: self.files[split]}}
-        try:
-            loaded = datasets.load_dataset(
-                str(copy or self.repo), self.config, split=split, **files, **where, **NO_CODE
-            )
-        except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
-            raise UserError(self._failure(copy, split, error)) from error
         missing = [column for column in columns if column not in loaded.column_names]
         if missing:
             raise UserError(
@@ -64,6 +56,27 @@ class HubData:
                 f"{', '.join(loaded.column_names)})"
             )
         return loaded
+
+    def load_all(self) -> datasets.DatasetDict:
+        """Every split.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+        found: datasets.DatasetDict = self._load("the data", files=self.files)
+        return found
+
+    def _load(self, what: str, *, split: str | None = None, files: Mapping[str, str] | None) -> Any:
+        with extra("train"):
+            import datasets
+        copy = self.copy()
+        # In a copy the revision is the one that was copied.
+        where = {} if copy is not None or self.revision is None else {"revision": self.revision}
+        given = {} if files is None else {"data_files": dict(files)}
+        try:
+            return datasets.load_dataset(str(copy or self.repo), self.config, split=split, **given, **where, **NO_CODE)
+        except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
+            raise UserError(self._failure(copy, what, error)) from error
 
     def copy(self) -> Path | None:
         """The folder of its copy on this machine, if there is one."""
@@ -73,12 +86,12 @@ class HubData:
         path = Path(folder).expanduser() / self.repo
         return path if path.is_dir() else None
 
-    def _failure(self, copy: Path | None, split: str, error: Exception) -> str:
-        what = self.repo if self.config is None else f"{self.repo} ({self.config})"
+    def _failure(self, copy: Path | None, what: str, error: Exception) -> str:
+        repo = self.repo if self.config is None else f"{self.repo} ({self.config})"
         if copy is not None:
-            return f"{copy}: the {split} split cannot be loaded: {reason(error)}"
+            return f"{copy}: {what} cannot be loaded: {reason(error)}"
         return (
-            f"the {split} split of {what} cannot be loaded from the Hugging Face hub: {reason(error)}; "
+            f"{what} of {repo} cannot be loaded from the Hugging Face hub: {reason(error)}; "
             f"{COPIES}=FOLDER names a folder with copies of data sets, this one in FOLDER/{self.repo}"
         )
 

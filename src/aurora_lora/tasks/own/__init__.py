@@ -1,0 +1,1 @@
+"""Data of the user's own: files, folders and data sets of the hub, split and checked."""

@@ -1,0 +1,138 @@
+"""What is wrong with a file of rows, and in which line: asked before a CSV file is read, and when another fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from aurora_lora.errors import UserError
+from aurora_lora.extras import extra
+
+UTF8 = "utf-8-sig"
+"""With the mark that some programs begin a file with, or without it."""
+
+
+def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
+    """How `datasets` is to read a CSV file: every column as text, as it stands there.
+
+    Nothing is guessed from what the first rows look like: `007`, `NA` and `1e3` stay what they are.
+
+    Raises:
+        UserError: a row with more or fewer fields than the header, a header that names a column twice, or text in
+            another encoding.
+    """
+    with extra("train"):
+        from datasets import Features, Value
+    csv.field_size_limit(2**31 - 1)
+    separator = _separator(path, encoding)
+    with _text(path, encoding, newline="") as file:
+        try:
+            header = _check_rows(csv.reader(file, delimiter=separator), path)
+        except UnicodeError as error:
+            raise UserError(not_text(path, encoding)) from error
+        except csv.Error as error:
+            raise UserError(f"{path}: {error}") from error
+    return {
+        "sep": separator,
+        "column_names": header,
+        "header": 0,
+        "features": Features({name: Value("string") for name in header}),
+        "keep_default_na": False,
+        "encoding": encoding or UTF8,
+    }
+
+
+def _check_rows(rows: Any, path: Path) -> list[str]:
+    """The names of the columns."""
+    header: list[str] = []
+    for row in rows:
+        if not header:
+            header = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
+            if twice := [name for name in header if header.count(name) > 1]:
+                raise UserError(f"{path}: the header has the column '{twice[0]}' twice")
+        elif row and len(row) != len(header):
+            raise UserError(
+                f"{path}, line {rows.line_num}: a row of {len(row)} fields, where the header has {len(header)} "
+                f"({', '.join(header)[:60]}): a text with a separator in it must stand in quotation marks"
+            )
+    return header
+
+
+def _separator(path: Path, encoding: str | None) -> str:
+    """A tab by the suffix; a semicolon where the header has no comma, as spreadsheets of many countries write it."""
+    if path.suffix.lower() != ".csv":
+        return "\t"
+    with _text(path, encoding, errors="replace") as file:
+        header = file.readline()
+    return ";" if ";" in header and "," not in header else ","
+
+
+def _text(path: Path, encoding: str | None, **more: Any) -> IO[str]:
+    try:
+        file: IO[str] = path.open(encoding=encoding or UTF8, **more)
+    except LookupError as error:
+        raise UserError(f"task.encoding: '{encoding}' is no encoding, such as utf-8, cp1252 or utf-16") from error
+    return file
+
+
+def check_text(path: Path, encoding: str | None) -> None:
+    """Raise a UserError where a file is not text of its encoding: JSON's own reader would not notice."""
+    try:
+        with _text(path, encoding) as file:
+            while file.read(2**20):
+                pass
+    except UnicodeError as error:
+        raise UserError(not_text(path, encoding)) from error
+
+
+def why_broken(path: Path, encoding: str | None) -> str | None:
+    """Which line of a file that could not be loaded is broken, and how; None if nothing is seen."""
+    if path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
+        return None
+    with _text(path, encoding) as file:
+        return _broken_json(file, path)
+
+
+def _broken_json(file: IO[str], path: Path) -> str | None:
+    whole = path.suffix.lower() == ".json"
+    if whole and (start := file.read(4096).lstrip()[:1]) != "{":
+        file.seek(0)
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            return f"{path} is no JSON: {error}"
+        wrong = next((number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)
+        return None if wrong is None or start != "[" else f"{path}, row {wrong}: it is no object with named fields"
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            return f"{path}, line {number}: no JSON: {error}"
+        if not isinstance(row, dict):
+            return f'{path}, line {number}: it is no object with named fields, such as {{"text": ...}}'
+    return None
+
+
+def not_text(path: Path, encoding: str | None) -> str:
+    """The message for a file that is in another encoding, with its first bad line."""
+    if encoding is None and path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return f"{path} is UTF-16 text: task.encoding=utf-16 reads it"
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            line.decode(encoding or "utf-8")
+        except UnicodeError as error:
+            byte = f" (byte 0x{line[error.start]:02x})" if isinstance(error, UnicodeDecodeError) else ""
+            other = "" if encoding else "; task.encoding=cp1252 or another names the one that it has"
+            return f"{path}, line {number}: no {encoding or 'UTF-8'} text{byte}{other}"
+    return f"{path} is no {encoding or 'UTF-8'} text"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file

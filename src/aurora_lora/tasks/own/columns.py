@@ -1,0 +1,259 @@
+"""Columns of the user's own data: texts, labels, numbers, options and images, each row checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from aurora_lora.errors import UserError
+from aurora_lora.extras import extra
+from aurora_lora.tasks.own.source import Piece, Pieces
+from aurora_lora.tasks.own.split import BadRow
+
+Values = dict[str, list[Any]]
+"""The labels of each piece, in the order of its rows."""
+
+
+def text(value: Any, column: str) -> str:
+    """A text that is not blank.
+
+    Raises:
+        BadRow: it is none.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadRow(f"'{column}' is empty")
+    if not isinstance(value, str):
+        raise BadRow(f"'{column}' is {value!r:.40}, which is no text")
+    return value
+
+
+def values(piece: Piece, columns: Sequence[str]) -> Iterator[Any]:
+    """What stands in a column, or the list of what stands in several; a class as its name."""
+    with extra("train"):
+        from datasets import ClassLabel
+    data = piece.data.select_columns(list(columns))
+    names = {one: data.features[one].names for one in columns if isinstance(data.features[one], ClassLabel)}
+    for batch in data.iter(batch_size=1000):
+        lists = [[_named(value, names.get(column)) for value in batch[column]] for column in columns]
+        yield from lists[0] if len(lists) == 1 else map(list, zip(*lists, strict=True))
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    if names is None:
+        return value
+    return names[value] if value is not None and 0 <= value < len(names) else None  # -1: the label is not public
+
+
+def read(pieces: Pieces, columns: Sequence[str], convert: Callable[[Any], Any]) -> Values:
+    """The values of all pieces, converted.
+
+    Raises:
+        UserError: one that cannot be; names its row.
+    """
+    found: Values = {}
+    for name, piece in pieces.items():
+        found[name] = []
+        for number, value in enumerate(values(piece, columns), start=1):
+            try:
+                found[name].append(convert(value))
+            except BadRow as error:
+                raise UserError(f"{piece.name}, row {number}: {error}") from error
+    return found
+
+
+# ---------------------------------------------------------------- labels
+
+
+def class_name(value: Any) -> str:
+    """The name of a class that a column has as a text, a whole number or a switch.
+
+    Raises:
+        BadRow: it is none of these.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers in which one is missing
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+        raise BadRow("it has no label")
+    if isinstance(value, str | int):
+        return str(value).strip()
+    raise BadRow(
+        f"the label {value!r:.40} is no text and no whole number"
+        + (": is this regression?" if isinstance(value, float) else "")
+    )
+
+
+def number(value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        BadRow: it is none.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise BadRow("it has no label" if value in (None, "") else f"the label {value!r:.40} is no number") from None
+    if not math.isfinite(found):
+        raise BadRow(f"the label {value!r} is not finite")
+    return found
+
+
+def label_set(value: Any) -> tuple[str, ...]:
+    """The labels of one example: a list of them, or a text with commas, semicolons or bars between them."""
+    if isinstance(value, str):
+        listed = json_list(value)
+        value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        value = [value]
+    return tuple(dict.fromkeys(class_name(one) for one in value))
+
+
+def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of those of several columns that are on.
+
+    Raises:
+        BadRow: one that is neither on (1, true, yes) nor off (0, false, no).
+    """
+    on = []
+    for name, one in zip(names, value, strict=True):
+        word = str(one).strip().casefold().removesuffix(".0")
+        if word not in ("0", "1", "true", "false", "yes", "no"):
+            raise BadRow(f"'{name}' is {one!r:.40}, which is neither 0 nor 1")
+        on += [name] if word in ("1", "true", "yes") else []
+    return tuple(on)
+
+
+def json_list(value: str) -> list[Any] | None:
+    """The list that a text holds as JSON, or None."""
+    try:
+        found = json.loads(value) if value.lstrip().startswith("[") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None
+
+
+def in_order(names: set[str]) -> list[str]:
+    """Class names as people sort them: numbers by their size."""
+    whole = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name) if whole else (0, name))
+
+
+def declared(piece: Piece, column: str) -> list[str] | None:
+    """The class names that a column of the data declares."""
+    return getattr(piece.data.features[column], "names", None)
+
+
+def class_names(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: list[str] | None = None) -> list[str]:
+    """The names of the classes, in label order.
+
+    Args:
+        pieces: the data.
+        labels: the labels of each row of each piece.
+        known: those that the data declares.
+
+    Raises:
+        UserError: a class that training has not seen, one class alone, or one with a single example where train and
+            test come from the same rows.
+    """
+    train = pieces["train"].name
+    counts = Counter(one for some in labels["train"] for one in some)
+    names = known or in_order(set(counts))
+    for name, piece in pieces.items():
+        for row, some in enumerate(labels[name], start=1):
+            if unseen := [one for one in some if one not in counts]:
+                raise UserError(
+                    f"{piece.name}, row {row}: the label '{unseen[0]}' is in no row of {train} (its labels: "
+                    f"{_shown(names)})"
+                )
+    if len(counts) < 2:
+        raise UserError(f"{train} has one label only, {_shown(list(counts)) or 'none'}: there is nothing to tell apart")
+    single = [one for one, count in counts.items() if count == 1]
+    if single and len(pieces) == 1:
+        numbers = all(re.fullmatch(r"-?[\d.]+", one) for one in counts)
+        hint = ": is this regression?" if numbers and 2 * len(single) > len(counts) else ""
+        row = next(row for row, some in enumerate(labels["train"], start=1) if single[0] in some)
+        more = f" (as have {len(single) - 1:,} more)" if len(single) > 1 else ""
+        raise UserError(
+            f"{train}, row {row}: the label '{single[0]}' has one example{more}, and training and testing need one "
+            f"each{hint or ': add examples, or leave it out'}"
+        )
+    return names
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
+
+
+# ---------------------------------------------------------------- options and images
+
+
+def options(value: Any) -> tuple[list[str], list[str]]:
+    """The options of a question, and the names by which its answer may call them.
+
+    Args:
+        value: a list of texts, also as JSON in a text, or `{"text": [...], "label": [...]}`, as on the hub.
+
+    Raises:
+        BadRow: fewer than two, or one that is no text.
+    """
+    labels: list[str] = []
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value, labels = value["text"], [str(one) for one in value.get("label") or ()]
+    if isinstance(value, str):
+        value = json_list(value)
+    if not isinstance(value, list):
+        raise BadRow("the options are no list: name several columns, or a column with a list")
+    found = [
+        text(str(one) if isinstance(one, int | float) else one, "options").strip()
+        for one in value
+        if one not in (None, "")
+    ]
+    if len(found) < 2:
+        raise BadRow(f"there are {len(found)} options: a question needs two")
+    return found, labels
+
+
+def answer(value: Any, found: Sequence[str], labels: Sequence[str], columns: Sequence[str]) -> int:
+    """Which option is right: its text, its letter, the name of its column, or its number from 0.
+
+    Raises:
+        BadRow: none of them.
+    """
+    word = (
+        "" if value is None else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    )
+    letters = [chr(ord("A") + place) for place in range(len(found))]
+    numbers = [str(place) for place in range(len(found))]
+    for names in (found, labels, columns, letters, numbers):
+        if word in names and names.index(word) < len(found):
+            return names.index(word)
+    raise BadRow(
+        f"the answer {word!r:.40} is none of the options: it must be one of them, {letters[0]} to {letters[-1]}, or 0 "
+        f"to {numbers[-1]}"
+    )
+
+
+def image_file(value: Any, column: str) -> bytes:
+    """The bytes of an image.
+
+    Raises:
+        BadRow: there is none, or it is no image.
+    """
+    with extra("vision"):
+        from PIL import Image, UnidentifiedImageError
+    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+        raise BadRow(f"'{column}' is empty")
+    try:
+        if (data := value.get("bytes")) is None:
+            with open(value["path"], "rb") as file:
+                data = file.read()
+        with Image.open(io.BytesIO(data)):
+            return bytes(data)
+    except (OSError, UnidentifiedImageError) as error:
+        raise BadRow(f"{value.get('path') or 'the image'} is no image that can be read") from error

@@ -1,0 +1,258 @@
+"""The kinds of tasks that a user's own data can be: which columns each reads, and what it makes of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from aurora_lora.extras import extra
+from aurora_lora.tasks import prompts
+from aurora_lora.tasks.own import columns as cells
+from aurora_lora.tasks.own.source import OwnData, Piece, Pieces, open_data
+from aurora_lora.tasks.own.split import Row, Splits, split_data
+from aurora_lora.tasks.packaged import normalise
+from aurora_lora.tasks.task import SplitSizes, Task
+from aurora_lora.tasks.vision import with_rows
+
+Columns = Mapping[str, tuple[str, ...]]
+"""The user's columns, by the field of a recipe's `task` that names them."""
+
+
+@dataclass(frozen=True)
+class OwnKind:
+    """One kind.
+
+    Args:
+        name: `task.name` in a recipe, and the name of the recipe to start from.
+        kind: of the task.
+        description: in one line.
+        columns: the fields that name columns, and the column that each is by default.
+        load: `load(data, columns, sizes, split_seed)` gives the splits.
+        metric: that is reported and selected by.
+        also: further metrics.
+        several: how many columns a field may name, where that is not one.
+        more: what else the task has.
+    """
+
+    name: str
+    kind: Any  # `Task.kind`
+    description: str
+    columns: Mapping[str, tuple[str, ...]]
+    load: Callable[..., Splits]
+    metric: str
+    also: tuple[str, ...] = ()
+    several: Mapping[str, int] = field(default_factory=dict)
+    text_columns: tuple[str, ...] = ("text",)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def task(self, data: OwnData, columns: Columns) -> Task:
+        """The task that a recipe's data and columns make."""
+        pair = self.text_columns == ("text",) and len(columns["text"]) == 2
+        return Task(
+            name=f"{self.name} of {data.data}",
+            description=self.description,
+            kind=self.kind,
+            labels=(),
+            metric=self.metric,
+            text_columns=("text", "text_b") if pair else self.text_columns,
+            source=data.data,
+            license="its owner's",
+            load=functools.partial(self.load, data, columns),
+            group="own",
+            also=self.also,
+            sizes=SplitSizes(None, None, None),
+            **self.more,
+        )
+
+
+def _open(data: OwnData, columns: Columns) -> Pieces:
+    pieces = open_data(data)
+    for piece in pieces.values():
+        for where, names in columns.items():
+            for name in names:
+                piece.need(name, where)
+    return pieces
+
+
+def _split_texts(
+    pieces: Pieces,
+    columns: Columns,
+    labels: cells.Values,
+    feature: Any,
+    sizes: SplitSizes,
+    seed: int,
+    strata: Any = None,
+) -> Splits:
+    """Splits with `text`, `text_b` for a second column, and `label`; the texts stay where they are."""
+    own = dict(zip(("text", "text_b"), columns["text"], strict=False))
+
+    def prepared(name: str, piece: Piece) -> Piece:
+        data = piece.data.select_columns(list(own.values())).rename_columns({old: new for new, old in own.items()})
+        return replace(piece, data=data.add_column("label", _array(labels[name]), feature=feature))
+
+    def key(row: Row) -> str:
+        """Texts that differ in case, punctuation or spaces only are the same."""
+        return "\n".join(normalise(cells.text(row[new], old)) for new, old in own.items())
+
+    ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
+    return split_data(ready, columns=list(own), key=key, sizes=sizes, split_seed=seed, strata=strata)
+
+
+def _array(labels: list[Any]) -> Any:
+    """What `datasets` hashes in no time; lists of labels stay lists."""
+    return labels if labels and isinstance(labels[0], list) else np.asarray(labels)
+
+
+def _classification(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+    with extra("train"):
+        from datasets import ClassLabel
+    pieces = _open(data, columns)
+    (label,) = columns["label"]
+    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
+    names = cells.class_names(pieces, found, cells.declared(pieces["train"], label))
+    places = {name: place for place, name in enumerate(names)}
+    labels = {name: [places[one] for (one,) in some] for name, some in found.items()}
+    return _split_texts(pieces, columns, labels, ClassLabel(names=names), sizes, split_seed, labels["train"])
+
+
+def _regression(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+    with extra("train"):
+        from datasets import Value
+    pieces = _open(data, columns)
+    labels = cells.read(pieces, columns["label"], cells.number)
+    return _split_texts(pieces, columns, labels, Value("float64"), sizes, split_seed)
+
+
+def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+    with extra("train"):
+        from datasets import ClassLabel, List
+    pieces = _open(data, columns)
+    given = columns["label"]
+    convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
+    found = cells.read(pieces, given, convert)
+    names = cells.class_names(pieces, found, list(given) if len(given) > 1 else None)
+    places = {name: place for place, name in enumerate(names)}
+    labels = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
+    return _split_texts(pieces, columns, labels, List(ClassLabel(names=names)), sizes, split_seed)
+
+
+def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> Splits:
+    with extra("train"):
+        from datasets import Dataset
+    pieces = _open(data, columns)
+    (question,), (answer,), named = columns["question"], columns["answer"], columns["options"]
+
+    def read(row: Row) -> tuple[str, list[str], int]:
+        given = row[named[0]] if len(named) == 1 else [row[name] for name in named]
+        found, labels = cells.options(given)
+        return cells.text(row[question], question), found, cells.answer(row[answer], found, labels, named)
+
+    def key(row: Row) -> str:
+        asked, found, _ = read(row)
+        return "\n".join((normalise(asked), *sorted(map(normalise, found))))
+
+    splits = split_data(pieces, columns=[question, answer, *named], key=key, sizes=sizes, split_seed=split_seed)
+    made = {}
+    for name, split in splits.items():
+        asked = [_FORMS[form](*read(row)) for row in split.select_columns([question, answer, *named])]
+        made[name] = Dataset.from_dict(
+            {column: [one[at] for one in asked] for at, column in enumerate(("prompt", "choices", "label"))}
+        )
+    return Splits(made, splits.record)
+
+
+_FORMS: dict[str, Callable[[str, list[str], int], tuple[str, list[str], int]]] = {
+    "cloze": lambda question, found, right: (f"Question: {question}\nAnswer:", [f" {one}" for one in found], right),
+    "instruction": lambda question, found, right: (
+        prompts.alpaca(prompts.answers(question, found)),
+        [prompts.target(f"answer{n}") for n in range(1, len(found) + 1)],
+        right,
+    ),
+}
+
+
+def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+    with extra("vision"):
+        from datasets import ClassLabel, Image
+    pieces = _open(data, columns)
+    (image,), (label,) = columns["image"], columns["label"]
+    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
+    names = cells.class_names(pieces, found, cells.declared(pieces["train"], label))
+    places = {name: place for place, name in enumerate(names)}
+    labels = {name: [places[one] for (one,) in some] for name, some in found.items()}
+
+    def prepared(name: str, piece: Piece) -> Piece:
+        pixels = piece.data.select_columns([image]).rename_columns({image: "image"}).cast_column("image", Image())
+        return replace(
+            piece, data=with_rows(pixels.add_column("label", _array(labels[name]), feature=ClassLabel(names=names)))
+        )
+
+    def key(row: Row) -> str:
+        return hashlib.sha256(cells.image_file(row["image"], image)).hexdigest()
+
+    ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
+    return split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=labels["train"])
+
+
+_TEXT = {"text": ("text",), "label": ("label",)}
+OWN: dict[str, OwnKind] = {
+    kind.name: kind
+    for kind in (
+        OwnKind(
+            "classification",
+            "classification",
+            "Which class is a text, or a pair of texts, of?",
+            _TEXT,
+            _classification,
+            "accuracy",
+            also=("macro_f1",),
+            several={"text": 2},
+        ),
+        OwnKind(
+            "regression",
+            "regression",
+            "Which number belongs to a text, or a pair of texts?",
+            _TEXT,
+            _regression,
+            "pearson",
+            also=("spearman",),
+            several={"text": 2},
+        ),
+        OwnKind(
+            "multi-label",
+            "multi-label",
+            "Which of several labels does a text have?",
+            _TEXT,
+            _multi_label,
+            "micro_f1",
+            several={"text": 2, "label": 10_000},
+        ),
+        OwnKind(
+            "choices",
+            "multiple-choice",
+            "Which of its options is the answer to a question?",
+            {"question": ("question",), "options": ("options",), "answer": ("answer",)},
+            _choices,
+            "accuracy",
+            several={"options": 26},
+            text_columns=("prompt", "choices"),
+            more={"max_length": 256, "prompt_forms": ("cloze", "instruction")},
+        ),
+        OwnKind(
+            "images",
+            "image-classification",
+            "Which class is an image of?",
+            {"image": ("image",), "label": ("label",)},
+            _images,
+            "accuracy",
+            also=("macro_f1",),
+            text_columns=(),
+        ),
+    )
+}
+"""The kinds, by the name that a recipe's `task.name` has."""

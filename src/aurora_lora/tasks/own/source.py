@@ -1,0 +1,229 @@
+"""Opens data of the user's own through `datasets`: memory-mapped, and each mistake in it as one plain line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aurora_lora.errors import UserError
+from aurora_lora.extras import extra
+from aurora_lora.tasks._loading import NO_CODE, reason
+from aurora_lora.tasks.hub import HubData
+from aurora_lora.tasks.own.broken import check_text, csv_options, why_broken
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""What `datasets` calls the formats of files, by their suffix."""
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+"""The splits, and the names that they are looked for under."""
+_REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Where the data is: the fields of a recipe's `task` of these names."""
+
+    data: str
+    validation_data: str | None = None
+    test_data: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    encoding: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A split as it came.
+
+    Args:
+        data: its rows.
+        name: for people.
+    """
+
+    data: datasets.Dataset
+    name: str
+
+    def need(self, column: str, field: str) -> None:
+        """Raise a UserError where there is no such column; `field` is where the recipe names it."""
+        there = self.data.column_names
+        if column not in there:
+            near = difflib.get_close_matches(column, there, n=1) or [
+                one for one in there if one.casefold() == column.casefold()
+            ]
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UserError(
+                f"task.{field}: {self.name} has no column '{column}' (it has {', '.join(map(repr, there))}{hint})"
+            )
+
+
+class Pieces(dict[str, Piece]):
+    """The splits that there are, `train` always; `files` has the sha256 of each file or folder, by its name."""
+
+    def __init__(self, pieces: Mapping[str, Piece], files: Mapping[str, str]) -> None:
+        super().__init__(pieces)
+        self.files = dict(files)
+
+
+def open_data(own: OwnData) -> Pieces:
+    """Open the data.
+
+    Raises:
+        UserError: it cannot be found, read or understood; or a split that is asked for is not there.
+    """
+    files: dict[str, str] = {}
+    main = _open(own, own.data, "data", files)
+    found = {"train": _split_of(main, own.data, "train", own.train_split)}
+    for name, given in (("validation", own.validation_data), ("test", own.test_data)):
+        wanted = getattr(own, f"{name}_split")
+        if given is not None:
+            source = _open(own, given, f"{name}_data", files)
+            found[name] = _split_of(source, given, name, wanted)
+        elif wanted is not None or any(each in main and len(main) > 1 for each in SPLITS[name]):
+            found[name] = _split_of(main, own.data, name, wanted)
+    for name, piece in found.items():
+        if not len(piece.data):
+            raise UserError(f"{piece.name} has no rows")
+        if any(piece.data is other.data for key, other in found.items() if key != name):
+            raise UserError(f"task.{name}_split: {piece.name} is another split already")
+    return Pieces(found, files)
+
+
+def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str | None) -> Piece:
+    """The split that a recipe asks for, or the one that is called so, or the only one."""
+    names = SPLITS[name] if wanted is None else (wanted,)
+    chosen = next((each for each in names if each in source), None)
+    if chosen is None and wanted is None and len(source) == 1:
+        chosen = next(iter(source))
+    if chosen is None:
+        raise UserError(f"task.{name}_split: {given} has no split '{names[0]}' (it has {', '.join(source)})")
+    return Piece(source[chosen], given if len(source) == 1 else f"{given}, {chosen}")
+
+
+# ---------------------------------------------------------------- files, folders, the hub
+
+
+def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datasets.DatasetDict:
+    path = Path(given).expanduser()
+    try:
+        if path.is_file():
+            files[given] = _digest(path)
+            return _file(path, own.encoding)
+        if path.is_dir():
+            files[given] = _folder_digest(path)
+            return _folder(path, own.config)
+    except OSError as error:
+        raise UserError(f"task.{field}: {given}: {error.strerror or error}") from error
+    if path.suffix.lower() in FORMATS or not _REPO.fullmatch(given):
+        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
+        hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
+        raise UserError(f"task.{field}: '{given}' is no file, no folder and no data set of the hub (owner/name){hint}")
+    hub = HubData(given, own.config, own.revision)
+    found = hub.load_all()
+    copy = hub.copy()
+    files[given] = _folder_digest(copy) if copy is not None else _hub_digest(found)
+    return found
+
+
+def _file(path: Path, encoding: str | None) -> datasets.DatasetDict:
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"task.data: {path}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
+    options: dict[str, Any] = {}
+    if kind == "csv":
+        options = csv_options(path, encoding)
+    elif kind == "json":
+        check_text(path, encoding)
+        options = {} if encoding is None else {"encoding": encoding}
+    return _load(path, kind, data_files={"train": str(path)}, encoding=encoding, options=options)
+
+
+def _folder(path: Path, config: str | None) -> datasets.DatasetDict:
+    """What `save_to_disk` wrote, or any files that `datasets` knows: images by class among them."""
+    with extra("train"):
+        import datasets
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        try:
+            found = datasets.load_from_disk(str(path))
+        except Exception as error:
+            raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
+        return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
+    if not any(path.iterdir()):
+        raise UserError(f"{path} is empty")
+    return _load(path, str(path), name=config)
+
+
+def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
+    with extra("train"):
+        import datasets
+    options = more.pop("options", {})
+    try:
+        loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
+    except Exception as error:  # `datasets` raises many kinds, some of them its own
+        why = _cause(error)
+        if "corresponds to no data" in why:
+            raise UserError(f"{path} has no rows") from error
+        raise UserError(why_broken(path, encoding) or f"{path} cannot be loaded: {why}") from error
+    return loaded
+
+
+def _cause(error: BaseException) -> str:
+    """The first reason: `datasets` wraps it in errors that say nothing."""
+    while (before := error.__cause__ or error.__context__) is not None and type(error).__name__.startswith("Dataset"):
+        error = before
+    return reason(error) if isinstance(error, Exception) else str(error)
+
+
+def _names_beside(path: Path) -> list[str]:
+    try:
+        return [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return []
+
+
+# ---------------------------------------------------------------- what it was
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files; hidden ones, such as caches, are left out."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith((".", "cache-")) for part in inside.parts):
+            digest.update(f"{inside.as_posix()}\0{_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hub_digest(found: datasets.DatasetDict) -> str:
+    """sha256 over the addresses of a hub data set's files, which name the commit."""
+    addresses = {address for split in found.values() for address in split.info.download_checksums or {}}
+    return hashlib.sha256("\n".join(sorted(addresses)).encode()).hexdigest()

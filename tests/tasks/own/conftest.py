@@ -1,0 +1,14 @@
+"""Where `datasets` keeps what it has read: a folder of the test's own."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("AURORA_LORA_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)

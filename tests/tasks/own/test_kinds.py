@@ -1,0 +1,233 @@
+"""The kinds of own data: what each makes of its columns, and its mistakes as one line with the row."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from PIL import Image as Pillow
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.own.kinds import OWN
+from aurora_lora.tasks.own.source import OwnData
+from aurora_lora.tasks.task import SplitSizes
+
+ALL = SplitSizes(None, None, None)
+TEXT = {"text": ("text",), "label": ("label",)}
+QUESTION = {"question": ("question",), "options": ("options",), "answer": ("answer",)}
+
+
+def _write(name: str, rows: list[dict[str, Any]]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def _load(
+    kind: str, rows: list[dict[str, Any]] | str, columns: Any = TEXT, sizes: SplitSizes = ALL, **more: Any
+) -> Any:
+    data = rows if isinstance(rows, str) else _write("rows.jsonl", rows)
+    source = {
+        name: _write(f"{name}.jsonl", more.pop(name)) for name in ("validation_data", "test_data") if name in more
+    }
+    return OWN[kind].load(OwnData(data, **source), columns, sizes, 0, **more)
+
+
+def _rows(labels: list[Any]) -> list[dict[str, Any]]:
+    return [{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["bad", "good", " fine "], ["bad", "fine", "good"]),
+        ([2, 10, 1], ["1", "2", "10"]),
+        (["2", "10", "-1"], ["-1", "2", "10"]),
+        ([True, False], ["False", "True"]),
+        ([1.0, 2.0], ["1", "2"]),
+    ],
+)
+def test_classes(labels: list[Any], names: list[str]) -> None:
+    splits = _load("classification", _rows(labels * 10))
+    assert splits["train"].features["label"].names == names
+    for split in splits.values():
+        for row in split:
+            n = int(row["text"].split()[1])
+            assert names[row["label"]] == str(labels[n % len(labels)]).strip().removesuffix(".0")
+
+
+def test_classes_that_the_data_declares_keep_their_order() -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["zero", "one", "never"])})
+    Dataset.from_list(_rows([0, 1] * 10), features=features).to_parquet("rows.parquet")
+    splits = _load("classification", "rows.parquet")
+    assert splits["train"].features["label"].names == ["zero", "one", "never"]
+    assert all(row["label"] == int(row["text"].split()[1]) % 2 for row in splits["train"])
+
+
+def test_two_text_columns_and_columns_called_label_and_text() -> None:
+    rows = [{"label": f"first {n}", "text": f"second {n}", "stars": n % 2} for n in range(20)]
+    splits = _load("classification", rows, {"text": ("label", "text"), "label": ("stars",)})
+    assert splits["train"].column_names == ["text", "text_b", "label"]
+    assert {(row["text"].split()[0], row["text_b"].split()[0]) for row in splits["train"]} == {("first", "second")}
+
+
+def test_texts_that_differ_in_case_and_punctuation_are_the_same() -> None:
+    splits = _load("classification", [*_rows(["a", "b"] * 10), {"text": "TEXT 3!", "label": "a"}])
+    assert splits.record["repeated"] == 1
+
+
+def test_numbers() -> None:
+    splits = _load("regression", _rows([0, "1.5", -2, "1e2"] * 5))
+    expected = [0, 1.5, -2, 100]
+    assert all(row["label"] == expected[int(row["text"].split()[1]) % 4] for row in splits["train"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        ([["a", "b"], [], ["c"]], None),
+        (["a, b", "", "c"], None),
+        (["b;a", None, "c"], None),
+        (['["a", "b"]', "[]", '["c"]'], None),
+        ([(1, 1, 0), (0, 0, 0), (0, 0, 1)], ("a", "b", "c")),
+        ([("true", "Yes", "no"), (False, False, False), ("0", "0", "1.0")], ("a", "b", "c")),
+    ],
+)
+def test_several_labels(labels: list[Any], columns: tuple[str, ...] | None) -> None:
+    rows = [{"text": f"text {n}"} for n in range(15)]
+    for n, row in enumerate(rows):
+        row |= {"label": labels[n % 3]} if columns is None else dict(zip(columns, map(str, labels[n % 3]), strict=True))
+    splits = _load("multi-label", rows, {"text": ("text",), "label": columns or ("label",)})
+    assert splits["train"].features["label"].feature.names == ["a", "b", "c"]
+    for row in splits["train"]:
+        assert set(row["label"]) == ({0, 1}, set(), {2})[int(row["text"].split()[1]) % 3]
+
+
+CHOICES: dict[str, tuple[dict[str, Any], Any]] = {
+    "text": ({"options": ["warm", "cold"], "answer": "cold"}, QUESTION),
+    "letter": ({"options": ["warm", "cold"], "answer": "B"}, QUESTION),
+    "number": ({"options": ["warm", "cold"], "answer": 1}, QUESTION),
+    "as JSON": ({"options": '["warm", "cold"]', "answer": "1"}, QUESTION),
+    "as on the hub": ({"options": {"text": ["warm", "cold"], "label": ["1", "2"]}, "answer": "2"}, QUESTION),
+    "columns": ({"x": "warm", "y": "cold", "answer": "y"}, {**QUESTION, "options": ("x", "y")}),
+    "a column that is empty": (
+        {"x": "warm", "y": "cold", "z": None, "answer": "B"},
+        {**QUESTION, "options": ("x", "y", "z")},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choices(case: str) -> None:
+    row, columns = CHOICES[case]
+    rows = [{"question": f"question {n}?", **row} for n in range(20)]
+    example = _load("choices", rows, columns)["test"][0]
+    assert example["prompt"].startswith("Question: question ")
+    assert example["prompt"].endswith("?\nAnswer:")
+    assert (example["choices"], example["label"]) == ([" warm", " cold"], 1)
+    numbered = _load("choices", rows, columns, form="instruction")["test"][0]
+    assert numbered["choices"] == ["the correct answer is answer1", "the correct answer is answer2"]
+    assert "Answer1: warm Answer2: cold" in numbered["prompt"]
+
+
+def test_the_same_question_with_its_options_in_another_order_is_the_same() -> None:
+    rows = [{"question": f"question {n % 10}?", "options": ["a", "b"][:: (-1) ** n], "answer": 0} for n in range(20)]
+    assert _load("choices", rows, QUESTION).record["repeated"] == 10
+
+
+def _images(folder: Path, count: int = 30) -> None:
+    for n in range(count):
+        path = folder / ("red", "green", "blue")[n % 3] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Pillow.fromarray(np.full((8, 8, 3), n, np.uint8)).save(path)
+
+
+def test_images_by_class() -> None:
+    _images(Path("pictures"))
+    (Path("pictures") / "red" / "again.png").write_bytes((Path("pictures") / "red" / "0.png").read_bytes())
+    splits = _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+    assert splits.record["examples"] == {"train": 23, "validation": 4, "test": 4}
+    assert splits.record["repeated"] == 1
+    assert splits["train"].features["label"].names == ["blue", "green", "red"]
+    assert all({0: 2, 1: 1, 2: 0}[np.asarray(row["image"])[0, 0, 0] % 3] == row["label"] for row in splits["train"])
+
+
+def test_images_in_folders_of_splits() -> None:
+    _images(Path("pictures/train"))
+    _images(Path("pictures/test"), 6)
+    splits = _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+    assert splits.record["examples"] == {"train": 21, "validation": 3, "test": 6}
+    assert splits.record["left_out"] == 6
+
+
+MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
+    "no text": ("classification", [*_rows(["a", "b"] * 5), {"text": " ", "label": "a"}], r"row 11: 'text' is empty"),
+    "no text either": ("classification", [*_rows(["a", "b"] * 5), {"label": "a"}], r"row 11: 'text' is empty"),
+    "a number": (
+        "classification",
+        [{"text": 5, "label": n % 2} for n in range(9)],
+        r"row 1: 'text' is 5, which is no text",
+    ),
+    "no label": ("classification", _rows(["a", "b", None] * 5), r"row 3: it has no label"),
+    "fractions": ("classification", _rows([1.5, 2.5] * 5), r"row 1: the label 1\.5 .*is this regression\?"),
+    "one class": ("classification", _rows(["a"] * 9), r"rows\.jsonl has one label only, 'a': there is nothing to tell"),
+    "one example": (
+        "classification",
+        _rows(["a", "b"] * 5 + ["c"]),
+        r"rows\.jsonl, row 11: the label 'c' has one example, and training and testing need one each: add examples",
+    ),
+    "many": ("classification", _rows(list(range(9))), r"row 1: the label '0' has one example \(as have 8 more\).*regr"),
+    "no number": ("regression", _rows([1, 2, 3, "four"]), r"row 4: the label 'four' is no number"),
+    "nan": ("regression", _rows([1, 2, 3, "nan"]), r"row 4: the label 'nan' is not finite"),
+    "one option": ("choices", [{"question": "q", "options": ["a"], "answer": 0}] * 9, r"row 1: there are 1 options"),
+    "no list": ("choices", [{"question": "q", "options": "a", "answer": 0}] * 9, r"row 1: the options are no list"),
+    "no answer": (
+        "choices",
+        [{"question": "q", "options": ["yes", "no"], "answer": "2"}] * 9,
+        r"row 1: the answer '2' is none of the options: it must be one of them, A to B, or 0 to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str) -> None:
+    kind, rows, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message) as raised:
+        _load(kind, rows, QUESTION if kind == "choices" else TEXT)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi-label"])
+def test_a_label_of_the_test_file_that_training_has_not(kind: str) -> None:
+    with pytest.raises(
+        UserError, match=r"test_data\.jsonl, row 3: the label 'c' is in no row of rows\.jsonl \(its labels: 'a', 'b'\)"
+    ):
+        _load(kind, _rows(["a", "b"] * 9), test_data=_rows(["a", "b", "c"]))
+    _load(kind, _rows(["a", "b", "c"] * 9), test_data=[{"text": "new", "label": "c"}])
+
+
+def test_a_switch_that_is_none() -> None:
+    rows = [{"text": f"t {n}", "a": n % 2, "b": n} for n in range(9)]
+    with pytest.raises(UserError, match=r"row 3: 'b' is 2, which is neither 0 nor 1"):
+        _load("multi-label", rows, {"text": ("text",), "label": ("a", "b")})
+
+
+def test_a_file_that_is_no_image() -> None:
+    _images(Path("pictures"))
+    Path("pictures/red/broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"pictures, row \d+: .*broken\.png is no image that can be read"):
+        _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_column_that_is_not_there(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _write("rows.jsonl", [{"txt": "a", "n": 1}])
+    columns = OWN[kind].columns
+    field = next(iter(columns))
+    load: Callable[..., Any] = OWN[kind].load
+    with pytest.raises(
+        UserError, match=rf"task\.{field}: rows\.jsonl has no column '{columns[field][0]}' \(it has 'txt', 'n'"
+    ):
+        load(OwnData(data), columns, ALL, 0)

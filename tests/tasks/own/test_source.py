@@ -1,0 +1,159 @@
+"""Opening data: every format gives the same rows, and every mistake is one line that says where it is."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.own.source import OwnData, open_data
+
+ROWS = [{"review": f'a film, "number" {n}\nof {n + 1}', "stars": str(n % 3)} for n in range(12)]
+
+
+def _csv(path: Path, separator: str = ",", encoding: str = "utf-8") -> None:
+    lines = [separator.join(('"' + str(one).replace('"', '""') + '"') for one in row.values()) for row in ROWS]
+    path.write_text("\n".join([separator.join(ROWS[0]), *lines]) + "\n", encoding=encoding)
+
+
+def _cards(folder: Path) -> None:
+    (folder / "owner" / "name").mkdir(parents=True)
+    for split, rows in (("train", ROWS[:8]), ("dev", ROWS[8:])):
+        path = folder / "owner" / "name" / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+FORMATS: dict[str, Callable[[Path], object]] = {
+    "rows.csv": _csv,
+    "semicolons.csv": lambda path: _csv(path, ";"),
+    "marked.csv": lambda path: _csv(path, encoding="utf-8-sig"),
+    "rows.tsv": lambda path: _csv(path, "\t"),
+    "rows.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
+    "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8"),
+    "rows.parquet": lambda path: Dataset.from_list(ROWS).to_parquet(path),
+    "saved": lambda path: Dataset.from_list(ROWS).save_to_disk(path),
+    "saved-splits": lambda path: DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(path),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path / name)
+    pieces = open_data(OwnData(name))
+    assert list(pieces) == ["train"]
+    assert pieces["train"].data.to_list() == ROWS
+    assert pieces["train"].data.cache_files  # memory-mapped
+    assert re.fullmatch(r"[0-9a-f]{64}", pieces.files[name])
+
+
+def test_columns_of_a_csv_file_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("text,label\n007,NA\n1e3,null\n,None\n", encoding="utf-8")
+    rows = open_data(OwnData("odd.csv"))["train"].data.to_list()
+    assert [tuple(row.values()) for row in rows] == [("007", "NA"), ("1e3", "null"), ("", "None")]
+
+
+def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    _csv(tmp_path / "a.csv")
+    _csv(tmp_path / "b.csv")
+    a, b = (open_data(OwnData(name)).files[name] for name in ("a.csv", "b.csv"))
+    assert a == b
+    with (tmp_path / "b.csv").open("a") as file:
+        file.write('"more","1"\n')
+    again = open_data(OwnData("b.csv"))
+    assert again.files["b.csv"] != a
+    assert len(again["train"].data) == len(ROWS) + 1
+
+
+def test_files_for_the_splits(tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        _csv(tmp_path / name)
+    (tmp_path / "three.jsonl").write_text("\n".join(map(json.dumps, ROWS[:2])), encoding="utf-8")
+    pieces = open_data(OwnData("one.csv", validation_data="two.csv", test_data="three.jsonl"))
+    assert {name: (piece.name, len(piece.data)) for name, piece in pieces.items()} == {
+        "train": ("one.csv", 12),
+        "validation": ("two.csv", 12),
+        "test": ("three.jsonl", 2),
+    }
+    assert set(pieces.files) == {"one.csv", "two.csv", "three.jsonl"}
+
+
+@pytest.mark.parametrize("where", ["folder", "copy of the hub"])
+def test_named_splits(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cards(tmp_path / "copies")
+    monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path / "copies"))
+    data = "copies/owner/name" if where == "folder" else "owner/name"
+    pieces = open_data(OwnData(data))
+    assert {name: len(piece.data) for name, piece in pieces.items()} == {"train": 8, "validation": 4}
+    assert pieces["validation"].name == f"{data}, validation"
+    swapped = open_data(OwnData(data, train_split="validation", validation_split="train"))
+    assert {name: len(piece.data) for name, piece in swapped.items()} == {"train": 4, "validation": 8}
+    with pytest.raises(UserError, match=r"task\.test_split: .* has no split 'exam' \(it has train, validation\)"):
+        open_data(OwnData(data, test_split="exam"))
+    with pytest.raises(UserError, match=r"task\.\w+_split: .*, train is another split already"):
+        open_data(OwnData(data, test_split="train"))
+
+
+MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
+    "no file": ("revews.csv", None, r"task\.data: 'revews.csv' is no file, .*; did you mean 'reviews.csv'\?"),
+    "no data set": ("reviews", None, r"task\.data: 'reviews' is no file, no folder and no data set of the hub"),
+    "empty": ("x.csv", b"", r"x\.csv is empty"),
+    "a header alone": ("x.csv", b"text,label\n", r"x\.csv has no rows"),
+    "empty lines": ("x.jsonl", b"\n\n", r"x\.jsonl has no rows"),
+    "more fields": (
+        "x.csv",
+        b"text,label\na,1\nb, c,2\n",
+        r"x\.csv, line 3: a row of 3 fields, where the header has 2",
+    ),
+    "fewer fields": ("x.tsv", b"text\tlabel\na\t1\nb\n", r"x\.tsv, line 3: a row of 1 fields, where the header has 2"),
+    "twice": ("x.csv", b"text,text\na,1\n", r"x\.csv: the header has the column 'text' twice"),
+    "cp1252": (
+        "x.csv",
+        b"text,label\na,1\ncaf\xe9,2\n",
+        r"x\.csv, line 3: no UTF-8 text \(byte 0xe9\); task\.encoding=",
+    ),
+    "utf-16": ("x.csv", "text,label\na,1\n".encode("utf-16"), r"x\.csv is UTF-16 text: task\.encoding=utf-16"),
+    "json, a line": ("x.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"x\.jsonl, line 2: no JSON: "),
+    "json, no object": ("x.jsonl", b'{"text": "a"}\n["b"]\n', r"x\.jsonl, line 2: it is no object with named fields"),
+    "json, latin": ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"x\.jsonl, line 2: no UTF-8 text \(byte 0xe9\)"),
+    "json, whole": ("x.json", b'[{"text": "a"}, {"text"}]', r"x\.json is no JSON: .*line 1 column"),
+    "parquet": ("x.parquet", b"PAR1, or not", r"x\.parquet cannot be loaded: "),
+    "another suffix": ("x.xlsx", b"PK", r"task\.data: x\.xlsx: '\.xlsx' is not one of \.csv, \.tsv"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, tmp_path: Path) -> None:
+    name, content, message = MISTAKES[mistake]
+    _csv(tmp_path / "reviews.csv")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        open_data(OwnData(name))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize(("encoding", "kind"), [("cp1252", "csv"), ("utf-16", "csv"), ("cp1252", "jsonl")])
+def test_other_encodings(encoding: str, kind: str, tmp_path: Path) -> None:
+    text = "text,label\ncafé,1\n" if kind == "csv" else '{"text": "café", "label": "1"}\n'
+    (tmp_path / f"x.{kind}").write_bytes(text.encode(encoding))
+    assert open_data(OwnData(f"x.{kind}", encoding=encoding))["train"].data.to_list() == [
+        {"text": "café", "label": "1"}
+    ]
+    with pytest.raises(UserError, match=r"task\.encoding: 'klingon' is no encoding"):
+        open_data(OwnData(f"x.{kind}", encoding="klingon"))
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    _csv(tmp_path / "reviews.csv")
+    piece = open_data(OwnData("reviews.csv"))["train"]
+    piece.need("review", "text")
+    for wrong in ("reviw", "REVIEW"):
+        with pytest.raises(UserError) as raised:
+            piece.need(wrong, "text")
+        assert str(raised.value) == (
+            f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars'; did you mean 'review'?)"
+        )

@@ -1,0 +1,125 @@
+"""Splitting: no example in two splits, the same ones for the same seed, and everything said that was left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.own.source import Piece, Pieces
+from aurora_lora.tasks.own.split import BadRow, Splits, split_data
+from aurora_lora.tasks.task import SplitSizes
+
+ALL = SplitSizes(None, None, None)
+
+
+def _pieces(**texts: list[str]) -> Pieces:
+    made = {
+        name: Piece(Dataset.from_dict({"text": some, "n": list(range(len(some)))}), f"{name}.csv")
+        for name, some in texts.items()
+    }
+    return Pieces(made, {})
+
+
+def _split(pieces: Pieces, sizes: SplitSizes = ALL, seed: int = 0, **more: Any) -> Splits:
+    return split_data(
+        pieces, columns=["text"], key=lambda row: row["text"].casefold(), sizes=sizes, split_seed=seed, **more
+    )
+
+
+def _texts(splits: Splits) -> dict[str, set[str]]:
+    return {name: {text.casefold() for text in split["text"]} for name, split in splits.items()}
+
+
+def test_one_file() -> None:
+    texts = [f"text {n % 80}" if n < 90 else f"TEXT {n % 80}" for n in range(100)]
+    splits = _split(_pieces(train=texts))
+    assert list(splits) == ["train", "validation", "test"]
+    found = _texts(splits)
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["validation"]
+    assert not found["validation"] & found["test"]
+    assert (len(splits["validation"]), len(splits["test"])) == (10, 10)
+    assert splits.record["repeated"] == 20
+    assert splits.record["examples"] == {name: len(split) for name, split in splits.items()}
+    again = _split(_pieces(train=texts))
+    assert [split.to_dict() for split in splits.values()] == [split.to_dict() for split in again.values()]
+    assert _texts(_split(_pieces(train=texts), seed=1)) != found
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
+    texts = [f"text {n}" for n in range(60)]
+    assert _texts(_split(_pieces(train=texts))) == _texts(_split(_pieces(train=texts[::-1])))
+
+
+def test_a_smaller_size_gives_a_part_of_a_larger_one() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(60)])
+    large, small = _split(pieces, SplitSizes(40, 8, 10)), _split(pieces, SplitSizes(20, 8, 5))
+    assert large["train"]["text"][:20] == small["train"]["text"][:]
+    assert large["test"]["text"][:5] == small["test"]["text"][:]
+    assert _texts(_split(pieces, SplitSizes(20, 8, 10)))["test"] == _texts(large)["test"]
+
+
+def test_given_splits_keep_their_rows_and_training_loses_them() -> None:
+    pieces = _pieces(train=["a", "b", "c", "C", "d", "e"], validation=["c", "f", "T"], test=["t", "E", "t"])
+    splits = _split(pieces)
+    assert _texts(splits) == {"train": {"a", "b", "d"}, "validation": {"c", "f"}, "test": {"t", "e"}}
+    assert len(splits["test"]) == 3
+    assert splits.record["left_out"] == 4  # c, C and e of train, T of validation
+    smaller = _split(pieces, SplitSizes(None, None, 1))
+    assert _texts(smaller)["train"] == {"a", "b", "d"}  # whatever of the test file is scored
+
+
+def test_a_given_test_file_and_a_share_for_validation() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(30)], test=["text 3", "other"])
+    splits = _split(pieces)
+    assert splits.record["examples"] == {"train": 26, "validation": 3, "test": 2}
+    assert "text 3" not in _texts(splits)["train"] | _texts(splits)["validation"]
+
+
+def test_every_class_stays_in_training() -> None:
+    texts = [f"text {n}" for n in range(100)]
+    classes = ["common"] * 80 + [f"rare {n // 2}" for n in range(20)]
+    for seed in range(5):
+        splits = _split(_pieces(train=texts), SplitSizes(None, 20, 20), seed, strata=classes)
+        assert {classes[n] for n in splits["train"]["n"]} == set(classes)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sizes", "message"),
+    [
+        (["a"], ALL, r"train\.csv: 1 rows are too few"),
+        (["a", "b"], ALL, r"train\.csv: 2 rows are too few"),
+        (["a"] * 9, ALL, r"train\.csv: 9 rows are too few"),
+        (list("abcdef"), SplitSizes(9, 1, 1), r"task\.train_size: 9 is more than the 4 rows"),
+        (list("abcdef"), SplitSizes(None, 1, 6), r"task\.test_size: 6 is more than the 5 rows"),
+        (["a", "b", ""], ALL, r"train\.csv, row 3: nothing there"),
+    ],
+)
+def test_what_cannot_be_split(texts: list[str], sizes: SplitSizes, message: str) -> None:
+    def key(row: Any) -> str:
+        if not row["text"]:
+            raise BadRow("nothing there")
+        return str(row["text"])
+
+    with pytest.raises(UserError, match=message):
+        split_data(_pieces(train=texts), columns=["text"], key=key, sizes=sizes, split_seed=0)
+
+
+def test_conversations_are_passed_through(tmp_path: Path) -> None:
+    from aurora_lora.tasks.own.source import OwnData, open_data
+
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n % 9}?"}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(30)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    key = lambda row: row["messages"][0]["content"]  # noqa: E731
+    splits = split_data(open_data(OwnData(str(path))), columns=["messages"], key=key, sizes=ALL, split_seed=0)
+    asked = {name: {one[0]["content"] for one in split["messages"]} for name, split in splits.items()}
+    assert not asked["train"] & asked["test"]
+    assert all(row in rows for split in splits.values() for row in split)
+    assert splits.record["repeated"] == 21
