@@ -31,7 +31,7 @@ from aurora_lora.lab.report.tables import (
 )
 from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
-from aurora_lora.lab.report.updates import lengths_table, trajectories_figure
+from aurora_lora.lab.report.trajectory import lengths_table, trajectories_figure
 from aurora_lora.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent

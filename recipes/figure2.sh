@@ -1,5 +1,5 @@
 #!/bin/sh
-# The way of the weight updates over nine epochs, LoRA, MoSLoRA and AuroRA at r = 2; AuroRA's sigma and merge gap. The figures of
+# The trajectory of the weight updates over nine epochs, LoRA, MoSLoRA and AuroRA at r = 2; AuroRA's sigma and merge gap. The figures of
 # docs/figures.md:
 #   sh recipes/figure2.sh && make docs
 # Interrupted, it goes on where it was. With arguments, only the seeds that they name.

@@ -14,7 +14,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 Order = dict[str, Any]
 ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
-IMPORTS = ("aurora_lora.diffusion.run", "aurora_lora.diffusion.summary", "aurora_lora.diffusion.trained", "diffusers")
+IMPORTS = (*(f"aurora_lora.diffusion.{name}" for name in ("run", "summary", "finished_run")), "diffusers")
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -15,10 +15,10 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from aurora_lora.diffusion import fidelity
-from aurora_lora.diffusion.draws import generator, row_of
 from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from aurora_lora.diffusion.loss import snr_weights, squared_errors, target, total_loss
 from aurora_lora.diffusion.pipeline import load_diffusion
+from aurora_lora.diffusion.random_numbers import generator, row_of
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject, frame, resize

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.training import yaml_text
-from aurora_lora.training.finished import load_run
+from aurora_lora.training.finished_run import load_run
+from aurora_lora.training.merge_and_predict import merge
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.recipe import load_recipe
 from aurora_lora.training.run import train
-from aurora_lora.training.trained import merge
 
 from .runner import SilentError
 

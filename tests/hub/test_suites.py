@@ -106,7 +106,7 @@ def test_figure_5(aurora: Aurora, runs: Path) -> None:
 
 
 def test_figures_1_and_2(aurora: Aurora, runs: Path, tmp_path: Path) -> None:
-    """Scores against parameters, of what Table 1 has run; the way of the updates, of two methods."""
+    """Scores against parameters, of what Table 1 has run; the trajectory of the updates, of two methods."""
     pytest.importorskip("matplotlib")
     reproduce(aurora, runs, "table1", ["base-lora-rte", "base-fourierft-rte"], *TEXTS)
     made = aurora("report", runs / "table1", "--figures", tmp_path / "figure1", "--only", "scores")

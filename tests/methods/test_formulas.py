@@ -156,8 +156,8 @@ def test_pfeiffers_place_in_a_bert(make_model: Callable[[str], Any]) -> None:
 
     hidden = torch.relu(ln(s) @ adapter.down.weight.T + adapter.down.bias)
     torch.testing.assert_close(norm(s), ln(s + hidden @ adapter.up.weight.T + adapter.up.bias))
-    edited = {path for path, module in model.named_modules() if hasattr(module, "adapter")}
-    assert edited == {f"bert.encoder.layer.{i}.output.LayerNorm" for i in range(3)}
+    adapted = {path for path, module in model.named_modules() if hasattr(module, "adapter")}
+    assert adapted == {f"bert.encoder.layer.{i}.output.LayerNorm" for i in range(3)}
 
 
 def test_houlsby_trains_norms_and_adapterdrop_leaves_layers_out(make_model: Callable[[str], Any]) -> None:

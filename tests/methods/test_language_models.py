@@ -16,7 +16,7 @@ from aurora_lora.methods import METHODS, count_parameters
 from aurora_lora.methods.base import head_modules
 from aurora_lora.methods.bottleneck import Bottleneck
 from aurora_lora.methods.linear import untie_adapted
-from aurora_lora.methods.targets import edited_modules
+from aurora_lora.methods.targets import adapted_modules
 
 MakeModel = Callable[[str], Any]
 Batches = list[dict[str, torch.Tensor]]
@@ -108,7 +108,7 @@ def test_what_is_not_adapted_stays_tied(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(("family", "kinds"), [("llama-lm", 7), ("qwen2", 7), ("gpt2", 4)])
 def test_all_linear_layers_but_the_output(make_model: MakeModel, family: str, kinds: int) -> None:
     model, _ = apply(make_model, "moslora", family, target_modules="all-linear")
-    adapted = [path for path, _ in edited_modules(model)]
+    adapted = [path for path, _ in adapted_modules(model)]
     assert len(adapted) == 3 * kinds
     assert not any("lm_head" in path for path in adapted)
 

@@ -12,7 +12,7 @@ from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
 from aurora_lora.methods import METHODS, count_parameters, get_method
 from aurora_lora.methods.base import head_modules, is_head, load_trained, save_trained
-from aurora_lora.methods.targets import edited_modules
+from aurora_lora.methods.targets import adapted_modules
 
 OPTIONS = {"aurora": {"target_modules": ["query"]}, "lora": {"target_modules": ["query"], "r": 2}}
 MakeBert = Callable[..., nn.Module]
@@ -133,7 +133,7 @@ def test_targets(make_bert: MakeBert) -> None:
     def adapted(**options: object) -> set[str]:
         method = METHODS["moslora"]
         model = method.apply(make_bert(), method.validate(options), "SEQ_CLS")
-        return {path.removeprefix("bert.encoder.") for path, _ in edited_modules(model)}
+        return {path.removeprefix("bert.encoder.") for path, _ in adapted_modules(model)}
 
     queries = {f"layer.{i}.attention.self.query" for i in range(2)}
     values = {f"layer.{i}.attention.self.value" for i in range(2)}

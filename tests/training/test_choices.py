@@ -25,9 +25,9 @@ from aurora_lora.training.choices import (
     encode_questions,
     next_token_loss,
 )
-from aurora_lora.training.deployed import gap
+from aurora_lora.training.gap_and_export import gap
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.run import make_trainer
-from aurora_lora.training.trained import evaluate, merge, predict
 
 WriteRecipe = Callable[..., Path]
 TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}

@@ -13,7 +13,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
 from aurora_lora.training import Run, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
-from aurora_lora.training.trained import evaluate, merge, predict
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 
 WriteRecipe = Callable[..., Path]
 TASK = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}

@@ -24,10 +24,10 @@ from aurora_lora.tasks.packaged_images import png
 from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.data import load_data
 from aurora_lora.training.images import Images, Stack, image_size, plain_transform, training_transform
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_image_processor
 from aurora_lora.training.recipe import Recipe, validate
 from aurora_lora.training.storage import SPLITS
-from aurora_lora.training.trained import evaluate, merge, predict
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
 

@@ -19,10 +19,10 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
 from aurora_lora.training.memory import base_for
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_processor
 from aurora_lora.training.run import make_model, make_trainer
 from aurora_lora.training.storage import write_manifest
-from aurora_lora.training.trained import evaluate, merge, predict
 
 SMALL: dict[str, dict[str, Any]] = {
     "adalora": {"init_r": 4, "target_r": 2},

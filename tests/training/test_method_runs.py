@@ -1,4 +1,4 @@
-"""Whole runs of the methods with hooks or module edits: scored again, merged or refused, resumed after a kill."""
+"""Whole runs of the methods with hooks or adapted modules: scored again, merged or refused, resumed after a kill."""
 
 import json
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
-from aurora_lora.training.deployed import export, gap
+from aurora_lora.training.gap_and_export import export, gap
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.run import make_trainer
-from aurora_lora.training.trained import evaluate, merge, predict
 
 Aurora = Callable[..., list[dict[str, Any]]]
 WriteRecipe = Callable[..., Path]

@@ -18,11 +18,10 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
-from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, train, yaml_text
-from aurora_lora.training import trained as trained_module
+from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merge_and_predict, train, yaml_text
 from aurora_lora.training.batches import Share
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.run import make_trainer
-from aurora_lora.training.trained import evaluate, merge, predict
 from aurora_lora.training.trainer import peak_memory, reset_peak_memory, training_arguments
 
 WriteRecipe = Callable[..., Path]
@@ -326,13 +325,13 @@ def test_merging_anew_keeps_what_was_added(run: Run, tmp_path: Path) -> None:
 def test_what_is_added_while_a_model_is_merged_stays(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
     merge(trained, "calibrated", output)
-    load = trained_module.load_trained_model
+    load = merge_and_predict.load_trained_model
 
     def meanwhile(*args: Any) -> Any:
         (output / "notes.txt").write_text("mine")
         return load(*args)
 
-    monkeypatch.setattr(trained_module, "load_trained_model", meanwhile)
+    monkeypatch.setattr(merge_and_predict, "load_trained_model", meanwhile)
     with pytest.raises(UserError, match=r"holds notes\.txt"):
         merge(trained, "static", output, overwrite=True)
     assert (output / "notes.txt").read_text() == "mine"

@@ -24,7 +24,7 @@ import tiny
 import torch
 
 from aurora_lora import cli
-from aurora_lora.training import run, summary, trained  # noqa: F401 (what the commands import)
+from aurora_lora.training import merge_and_predict, run, summary  # noqa: F401 (what the commands import)
 from aurora_lora.training.progress import quiet_libraries
 
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

@@ -38,8 +38,8 @@ def merge(
     OUT must be new or empty, or hold this very merge, which is then left as it is. What was added to a merged model is
     never removed: then another folder must do.
     """
-    from aurora_lora.training.finished import load_run
-    from aurora_lora.training.trained import merge as merge_run
+    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.training.merge_and_predict import merge as merge_run
 
     run = load_run(folder)
     progress_bars()
@@ -96,8 +96,8 @@ def gap(
         return
     if model is not None or data is not None:
         raise UserError("--model and --data go with the folder of an adapter, not with a run")
-    from aurora_lora.training.deployed import gap as measure
-    from aurora_lora.training.finished import load_run
+    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.training.gap_and_export import gap as measure
 
     run = load_run(folder)
     target = output or folder
@@ -172,7 +172,7 @@ def sigma(
     """
     from aurora_lora.files import check_writable
     from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
-    from aurora_lora.training.finished import load_run
+    from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.sigma import sigma as measure
 
     run = load_run(folder)
@@ -219,12 +219,12 @@ def export(
 
     Of a run of dreambooth, it is a LoRA file of diffusers.
     """
-    from aurora_lora.training.deployed import export as export_run
-    from aurora_lora.training.finished import load_run
+    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.training.gap_and_export import export as export_run
 
     progress_bars()
     if (subject := _subject_run(folder)) is not None:
-        from aurora_lora.diffusion.trained import export_subject
+        from aurora_lora.diffusion.finished_run import export_subject
 
         written, used = export_subject(subject, form, output, dtype=dtype, overwrite=overwrite)
     else:
@@ -237,12 +237,12 @@ def export(
 
 def _subject_run(folder: Path) -> Any:
     """The run of subject-driven generation in a folder, or None."""
-    from aurora_lora.training.finished import is_subject_run
+    from aurora_lora.training.finished_run import is_subject_run
 
     if not is_subject_run(folder):
         return None
+    from aurora_lora.diffusion.finished_run import load_subject_run
     from aurora_lora.diffusion.progress import quiet
-    from aurora_lora.diffusion.trained import load_subject_run
 
     quiet()
     return load_subject_run(folder)

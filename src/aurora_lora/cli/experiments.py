@@ -86,7 +86,7 @@ def reproduce(
     from aurora_lora.lab.experiments.engines import make_engine
     from aurora_lora.lab.experiments.progress import Overall
     from aurora_lora.lab.experiments.reproduce import run
-    from aurora_lora.lab.report.paper import compare, markdown, notes, tables
+    from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
     from aurora_lora.tasks.access import check_access
 
     minutes = _minutes(gpu or todo.suite.gpu)

@@ -32,7 +32,7 @@ def train(
     DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command goes on
     from the last checkpoint. A finished run is shown again.
     """
-    from aurora_lora.lab.experiments.kinds import load_any
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
     from aurora_lora.training.recipe import Recipe
 
     plan = load_any(recipe, overrides or ())
@@ -130,8 +130,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a finished run again."""
-    from aurora_lora.training.finished import load_run
-    from aurora_lora.training.trained import evaluate as score
+    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.training.merge_and_predict import evaluate as score
 
     run = load_run(folder)
     bar = progress_bars()("scoring")
@@ -162,9 +162,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate images with a run of subject-driven generation: one file each, and grid.png with all."""
+    from aurora_lora.diffusion.finished_run import generate as make
+    from aurora_lora.diffusion.finished_run import load_subject_run
     from aurora_lora.diffusion.progress import quiet
-    from aurora_lora.diffusion.trained import generate as make
-    from aurora_lora.diffusion.trained import load_subject_run
 
     run = load_subject_run(folder)
     quiet()
@@ -192,7 +192,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Label texts or image files, with the probability of each label."""
-    from aurora_lora.training.trained import predict as answer
+    from aurora_lora.training.merge_and_predict import predict as answer
 
     progress_bars()
     answers = answer(folder, texts)

@@ -6,12 +6,12 @@ The names below are imported when they are first used: printing help needs no Py
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"SubjectRecipe": "recipe", "train_subject": "run"}
+_MODULE_OF = {"SubjectRecipe": "recipe", "train_subject": "run"}
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -24,8 +24,8 @@ from ..training import storage
 from ..training.batches import divide
 from ..training.distributed import on_main, state
 from ..training.trainer import peak_memory
-from .draws import seed_of
 from .loss import snr_weights, squared_errors, total_loss
+from .random_numbers import seed_of
 from .recipe import SubjectRecipe
 from .subject import Noised, Subject
 

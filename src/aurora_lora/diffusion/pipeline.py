@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
-from .draws import generator
+from .random_numbers import generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -25,7 +25,7 @@ class Watcher(Protocol):
         """What was begun last is over."""
 
 
-class Nobody:
+class SilentWatcher:
     """Watches nothing."""
 
     def begin(self, what: str, total: int, done: int = 0) -> Callable[[str], None]:

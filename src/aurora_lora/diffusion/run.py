@@ -25,13 +25,13 @@ from ..training.run import Run, apply_method
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from ..training.trainer import reset_peak_memory
 from .card import write_adapter_card, write_lora_card
-from .draws import mine, seed_of
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
 from .grid import write_grid
 from .loop import Loop, make_accelerator, prediction_scores
 from .pipeline import load_diffusion
-from .progress import Nobody, Watcher
+from .progress import SilentWatcher, Watcher
+from .random_numbers import mine, seed_of
 from .recipe import SubjectRecipe
 from .subject import Subject, class_images, prepare_class_images
 
@@ -57,7 +57,7 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; a
             step's images cannot be divided among the processes; the training diverged.
     """
-    folder, watcher = Path(output), watcher or Nobody()
+    folder, watcher = Path(output), watcher or SilentWatcher()
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: _open(folder, recipe, stack))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError
-from .draws import generator, mine, row_of, seed_of
 from .pipeline import Diffusion
+from .random_numbers import generator, mine, row_of, seed_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,8 +15,8 @@ from .lora_drop import LORA_DROP
 from .loran import LORAN
 from .moslora import MOSLORA
 from .neat import NEAT
+from .pissa_milora import MILORA, PISSA
 from .sine_lora import SINE_LORA
-from .singular import MILORA, PISSA
 from .vera import VERA
 
 _ALL: tuple[Method, ...] = (

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from ..errors import UserError
 from .base import Options, PeftMethod
-from .options import TARGETS, dropout, number, peft_method, positive, rank, whole
+from .options import TARGETS, dropout, integer, number, peft_method, positive, rank
 
 STATE_FILE = "adalora.safetensors"
 UNKNOWN_STEPS = 10**9
@@ -140,9 +140,9 @@ ADALORA = peft_method(
     table={
         "target_r": rank(8),
         "init_r": rank(12),
-        "tinit": whole(0, least=0),
-        "tfinal": whole(0, least=0),
-        "deltaT": whole(1),
+        "tinit": integer(0, least=0),
+        "tfinal": integer(0, least=0),
+        "deltaT": integer(1),
         "beta1": _rate(0.85),
         "beta2": _rate(0.85),
         "orth_reg_weight": number(0.5, "of at least 0", lambda value: value >= 0),

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
+from .adapted_module import AdaptedModule
 from .base import BaseUse, Options
-from .edit import EditMethod
-from .edited import Edited
+from .injection import InjectionMethod
 from .linear import Linear, features, is_linear
-from .options import TARGETS, Table, one_of, rank, whole
+from .options import TARGETS, Table, integer, one_of, rank
 from .targets import replace, target_paths
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu, "silu": silu}
@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
         return update.to(h.dtype)
 
 
-class AfterLinear(Edited):
+class AfterLinear(AdaptedModule):
     """`y + up(act(down(y)))` with the output y of a linear layer, before the block's residual is added."""
 
     base_layer: Linear
@@ -58,7 +58,7 @@ class AfterLinear(Edited):
         return y + self.adapter(y)  # type: ignore[no-any-return]
 
 
-class AroundNorm(Edited):
+class AroundNorm(AdaptedModule):
     """`LN(s + up(act(down(LN(s)))))` with the sum s that reaches a block's last LayerNorm: Pfeiffer's place."""
 
     base_layer: nn.LayerNorm
@@ -106,7 +106,7 @@ def insert(model: nn.Module, options: dict[str, Any], places: tuple[str, ...], d
         replace(model, path, _with_adapter, options)
 
 
-def _with_adapter(module: nn.Module, options: dict[str, Any]) -> Edited:
+def _with_adapter(module: nn.Module, options: dict[str, Any]) -> AdaptedModule:
     return AfterLinear(module, options) if is_linear(module) else AroundNorm(module, options)  # type: ignore[arg-type]
 
 
@@ -137,13 +137,13 @@ def _table(activation: str, train_norms: bool, drop_layers: int) -> Table:
         "r": rank(64),
         "activation": one_of(activation, *others),
         "train_norms": one_of(train_norms, not train_norms),
-        "drop_layers": whole(drop_layers, least=0),
+        "drop_layers": integer(drop_layers, least=0),
         **TARGETS,
     }
 
 
 @dataclass(frozen=True, kw_only=True)
-class BottleneckMethod(EditMethod):
+class BottleneckMethod(InjectionMethod):
     """Adapters of dimension r after linear layers or around LayerNorms.
 
     Args:
@@ -155,7 +155,7 @@ class BottleneckMethod(EditMethod):
     def base_use(self, options: Options) -> BaseUse:
         return "start" if self.validate(options)["train_norms"] else "frozen"
 
-    def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
+    def inject(self, model: nn.Module, options: dict[str, Any]) -> None:
         if options["train_norms"]:
             train_norms(model)
         insert(model, options, self.places, options["drop_layers"])

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import TrainerCallback
 
+from .adapted_module import AdaptedLinear, Update
 from .base import Options
-from .edit import UpdateMethod
-from .edited import AdaptedLinear, Update
+from .injection import UpdateMethod
 from .linear import Linear
-from .options import LOW_RANK, one_of, optional_whole, whole
-from .targets import edited_modules
+from .options import LOW_RANK, integer, one_of, optional_integer
+from .targets import adapted_modules
 
 
 class DyLoRA(Update):
@@ -56,7 +56,7 @@ class DrawRank(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         rank = random.Random(f"{args.seed}:{state.global_step}").choice(self.ranks)
-        for _, module in edited_modules(kwargs["model"]):
+        for _, module in adapted_modules(kwargs["model"]):
             if isinstance(module, AdaptedLinear) and isinstance(module.update, DyLoRA):
                 module.update.training_rank = rank
 
@@ -82,5 +82,5 @@ DYLORA = DyLoRAMethod(
     name="dylora",
     description="LoRA at a random rank each step, to be cut to any",
     update=DyLoRA,
-    table={**LOW_RANK, "min_rank": whole(1), "eval_rank": optional_whole(), "frozen": one_of(False, True)},
+    table={**LOW_RANK, "min_rank": integer(1), "eval_rank": optional_integer(), "frozen": one_of(False, True)},
 )

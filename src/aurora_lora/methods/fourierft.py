@@ -1,15 +1,15 @@
 """FourierFT (Gao et al., ICML 2024), PEFT's own: a few spectral coefficients of dW are trained."""
 
-from .options import TARGETS, Option, optional_whole, peft_method, positive, whole
+from .options import TARGETS, Option, integer, optional_integer, peft_method, positive
 
 FOURIERFT = peft_method(
     name="fourierft",
     description="dW from n trained Fourier coefficients (PEFT)",
     config="FourierFTConfig",
     table={
-        "n_frequency": whole(1000),
+        "n_frequency": integer(1000),
         "scaling": positive(150.0),
-        "random_loc_seed": Option(777, "a whole number of at least 0", optional_whole(0).accepts),
+        "random_loc_seed": Option(777, "a whole number of at least 0", optional_integer(0).accepts),
         **TARGETS,
     },
 )

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 
 from ..errors import FormError
-from .edit import UpdateMethod
-from .edited import Update
+from .adapted_module import Update
+from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, number
 

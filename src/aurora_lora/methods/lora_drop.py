@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import DIVERGED, UserError
+from .adapted_module import AdaptedLinear, Update
 from .base import WEIGHTS_FILE, Options, Sample
-from .edit import UpdateMethod
-from .edited import AdaptedLinear, Update
+from .injection import UpdateMethod
 from .linear import features
-from .options import LOW_RANK, number, whole
-from .targets import edited_modules
+from .options import LOW_RANK, integer, number
+from .targets import adapted_modules
 
 
 class LoRADrop(Update):
@@ -37,7 +37,7 @@ Kind = tuple[str, int, int]
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     """The adapted layers by path."""
-    return {path: module for path, module in edited_modules(model) if isinstance(module, AdaptedLinear)}
+    return {path: module for path, module in adapted_modules(model) if isinstance(module, AdaptedLinear)}
 
 
 def kind_of(path: str, layer: AdaptedLinear) -> Kind:
@@ -157,6 +157,6 @@ LORA_DROP = LoRADropMethod(
         **LOW_RANK,
         "threshold": number(0.9, _SHARE, lambda value: 0 < value <= 1),
         "sample_share": number(0.1, _SHARE, lambda value: 0 < value <= 1),
-        "sample_epochs": whole(3),
+        "sample_epochs": integer(3),
     },
 )

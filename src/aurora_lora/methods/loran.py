@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .edit import UpdateMethod
-from .edited import WeightUpdate
+from .adapted_module import WeightUpdate
+from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, number, positive
 

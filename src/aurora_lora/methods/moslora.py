@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .edit import UpdateMethod
-from .edited import Update, kaiming
+from .adapted_module import Update, kaiming
+from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, one_of
 

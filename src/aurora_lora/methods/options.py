@@ -22,7 +22,7 @@ class Option:
 Table = Mapping[str, Option]
 
 
-def whole(default: int, least: int = 1, most: int = 2**31 - 1) -> Option:
+def integer(default: int, least: int = 1, most: int = 2**31 - 1) -> Option:
     """A whole number of at least `least`, and at most `most`."""
     words = f"a whole number of at least {least}" + (f" and at most {most}" if most < 2**31 - 1 else "")
     return Option(default, words, lambda value: is_int(value, least, most))
@@ -30,12 +30,12 @@ def whole(default: int, least: int = 1, most: int = 2**31 - 1) -> Option:
 
 def rank(default: int) -> Option:
     """A rank."""
-    return whole(default, most=MAX_RANK)
+    return integer(default, most=MAX_RANK)
 
 
-def optional_whole(least: int = 1) -> Option:
+def optional_integer(least: int = 1) -> Option:
     """A whole number of at least `least`, or None, which is the default."""
-    number = whole(least, least)
+    number = integer(least, least)
     return Option(None, f"{number.allowed}, or null", lambda value: value is None or number.accepts(value))
 
 

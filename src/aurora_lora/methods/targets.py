@@ -1,4 +1,4 @@
-"""Finding the modules that a method edits, by names as in PEFT, and replacing them."""
+"""Finding the modules that a method adapts, by names as in PEFT, and replacing them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, check_target_module_exists
+from .adapted_module import AdaptedModule
 from .base import head_modules, unknown
-from .edited import Edited
 from .linear import is_linear
 
 ALL_LINEAR = "all-linear"
@@ -123,19 +123,19 @@ def replace(model: nn.Module, path: str, make: Callable[..., nn.Module], *args: 
     setattr(parent, name, make(parent.get_submodule(name), *args))
 
 
-def edited_modules(model: nn.Module) -> Iterator[tuple[str, Edited]]:
-    """The edited modules of a model, with their paths."""
+def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
+    """The adapted modules of a model, with their paths."""
     for path, module in model.named_modules():
-        if isinstance(module, Edited):
+        if isinstance(module, AdaptedModule):
             yield path, module
 
 
-def merge_edits(model: nn.Module) -> None:
-    """Replace every edited module by a plain one that computes the same.
+def merge_adapted(model: nn.Module) -> None:
+    """Replace every adapted module by a plain one that computes the same.
 
     Raises:
-        FormError: an edited module cannot be merged; the model is then left partly merged, and of no further use.
+        FormError: an adapted module cannot be merged; the model is then left partly merged, and of no further use.
     """
-    for path, module in list(edited_modules(model)):
+    for path, module in list(adapted_modules(model)):
         plain = module.merged()
         replace(model, path, lambda _, plain=plain: plain)

@@ -11,7 +11,7 @@ from ..errors import FormError
 from ..forms import MERGED
 from ..tuner import AuroraLayer
 from ..tuner.calibration_state import whole
-from .edited import AdaptedLinear
+from .adapted_module import AdaptedLinear
 
 Factors = tuple[Tensor, Tensor]
 

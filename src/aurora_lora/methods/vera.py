@@ -1,6 +1,6 @@
 """VeRA (Kopiczko et al., ICLR 2024), PEFT's own: two vectors scale one frozen random pair of matrices."""
 
-from .options import TARGETS, dropout, number, peft_method, rank, whole
+from .options import TARGETS, dropout, integer, number, peft_method, rank
 
 VERA = peft_method(
     name="vera",
@@ -10,7 +10,7 @@ VERA = peft_method(
         "r": rank(256),
         "d_initial": number(0.1, "other than 0", lambda value: value != 0),
         "vera_dropout": dropout(),
-        "projection_prng_key": whole(0, least=0),
+        "projection_prng_key": integer(0, least=0),
         **TARGETS,
     },
 )

@@ -6,21 +6,21 @@ The names below are imported when they are first used: listing tasks or printing
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_MODULE_OF = {
     "CalibrationCallback": "callback",
     "Recipe": "recipe",
     "Run": "run",
-    "TrainedRun": "finished",
+    "TrainedRun": "finished_run",
     "load_recipe": "recipe",
-    "load_run": "finished",
+    "load_run": "finished_run",
     "read_result": "results",
     "train": "run",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

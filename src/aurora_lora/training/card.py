@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..forms import CALIBRATED, FORMS
 from ..methods.aurora import AuroraMethod
-from ..methods.edit import EditMethod
-from ..methods.singular import MILORA
+from ..methods.injection import InjectionMethod
+from ..methods.pissa_milora import MILORA
 from ..tasks import Task
 from ..tasks.models import MODELS, ModelSource, PretrainedHere, resolve_model
 from . import yaml_text
@@ -180,7 +180,7 @@ An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it need
 
 def _weights(facts: Facts) -> str:
     method = facts.recipe.method.method
-    refusal = method.refusal if isinstance(method, EditMethod) else None
+    refusal = method.refusal if isinstance(method, InjectionMethod) else None
     merge = "\n    aurora merge RUN --output OUT    # a plain Transformers model, from the folder of the run"
     cannot = f"\nThey cannot be merged: {refusal}.\n" if refusal else ""
     return f"""

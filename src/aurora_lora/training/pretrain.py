@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..methods.base import unknown
 from ..tasks.models import MODELS, PretrainedHere
-from .finished import load_run
+from .finished_run import load_run
 from .recipe import Recipe, validate
 from .run import load_trained_model, train
 from .storage import RECIPE, RESULT

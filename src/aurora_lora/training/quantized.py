@@ -15,7 +15,7 @@ from ..methods.base import PeftMethod, head_modules
 from ..methods.linear import untie_adapted
 from ..tasks._loading import NO_CODE
 from .data import load_data
-from .finished import TrainedRun
+from .finished_run import TrainedRun
 from .memory import base_for
 from .models import Processor, load_processor
 from .run import make_model

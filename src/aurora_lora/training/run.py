@@ -24,18 +24,18 @@ from ..forms import CALIBRATED, form_named
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import TaskType, load_finite
-from ..methods.singular import START_FILE, SingularMethod
+from ..methods.pissa_milora import START_FILE, SingularMethod
 from ..methods.targets import check_modules
 from ..tasks.access import check_access
 from . import card, storage, yaml_text
 from .batches import Share, divide
 from .callback import CalibrationCallback, is_calibrated
 from .choice_trainer import ChoiceTrainer
+from .contamination_guard import check_contamination
 from .data import Data, load_data
 from .distillation import DistillationTrainer, teach
 from .distributed import on_main, state
-from .finished import TrainedRun, load_run
-from .history import check_history
+from .finished_run import TrainedRun, load_run
 from .images import EpochOfImages, Images
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, load_base_model, load_processor
@@ -84,7 +84,7 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
             step's examples cannot be divided among the processes; the training diverged.
     """
     folder = Path(output)
-    check_history(recipe)
+    check_contamination(recipe)
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: _open(folder, recipe, stack))

@@ -14,8 +14,8 @@ from ..deploy.hidden import hidden_values, sigma_along
 from ..errors import UserError
 from ..finite import check_finite
 from ..tuner import AuroraLayer, aurora_layers
-from .deployed import need_aurora
-from .finished import TrainedRun
+from .finished_run import TrainedRun
+from .gap_and_export import need_aurora
 from .memory import base_for
 from .run import make_model, make_trainer
 from .storage import ADAPTER

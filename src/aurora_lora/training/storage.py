@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from .. import files
 from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
-from ..methods.singular import START_FILE
+from ..methods.pissa_milora import START_FILE
 from . import yaml_text
 from .recipe import RunRecipe, validate_as
 

@@ -18,11 +18,11 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer
 
-from aurora_lora.lab.experiments import lengths
+from aurora_lora.lab.experiments import text_lengths
 from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.estimate import training_memory
-from aurora_lora.lab.experiments.kept import fused_attention, to_fake
 from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.saved_tensors import fused_attention, to_fake
 from aurora_lora.training import choice_trainer, models
 from aurora_lora.training.batches import divide
 from aurora_lora.training.choice_trainer import ChoiceTrainer
@@ -136,7 +136,7 @@ def batch(recipe: Recipe, config: Any) -> dict[str, torch.Tensor]:
     size = recipe.training.batch_size
     if recipe.task.definition.is_of_images:
         return {"pixel_values": torch.zeros(size, 3, 224, 224), "labels": torch.zeros(size, dtype=torch.long)}
-    ids = torch.zeros(size, lengths.longest(recipe, config.max_position_embeddings), dtype=torch.long)
+    ids = torch.zeros(size, text_lengths.longest(recipe, config.max_position_embeddings), dtype=torch.long)
     of_choices = recipe.task.definition.kind == "multiple-choice"
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids if of_choices else ids[:, 0]}
 

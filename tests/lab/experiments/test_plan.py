@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments import lengths, machines, work
+from aurora_lora.lab.experiments import flops, machines, text_lengths
 from aurora_lora.lab.experiments.estimate import Estimate, describe, estimate, time_limit
-from aurora_lora.lab.experiments.kinds import load_any
+from aurora_lora.lab.experiments.flops import Hours
 from aurora_lora.lab.experiments.machines import GPUS, of_cpu, of_gpu
+from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.recipes import suites
 from aurora_lora.lab.experiments.reproduce import prepare
-from aurora_lora.lab.experiments.work import Hours
 from aurora_lora.lab.report.plan import plan_lines, plan_tables
 from aurora_lora.methods import ParameterCounts
 from aurora_lora.tasks import get_task
@@ -126,7 +126,7 @@ def test_hours_on_a_cpu_are_those_of_the_studies() -> None:
     machine, checked = of_cpu(2, 16), 0
     for recipe, seconds in measured():
         assert recipe.training.threads == 1
-        parts = work.hours(recipe, machine)
+        parts = flops.hours(recipe, machine)
         assert parts is not None
         assert 0.5 < 3600 * parts.training / seconds < 2, (recipe.method.name, recipe.task.name, seconds)
         checked += 1
@@ -141,20 +141,20 @@ def test_lora_on_the_paper_s_gpu_takes_about_as_long_as_the_paper_says() -> None
 def test_evaluation_counts() -> None:
     """Each form, each test set, each beam; the calibrations; each epoch."""
     gpu = GPUS["L20"]
-    lora, aurora = (work.hours(recipe_of(f"table2/{name}"), gpu) for name in ("lora", "aurora"))
+    lora, aurora = (flops.hours(recipe_of(f"table2/{name}"), gpu) for name in ("lora", "aurora"))
     assert lora is not None
     assert aurora is not None
     assert aurora.generation == pytest.approx(3 * lora.generation, rel=0.01)
     assert aurora.generation > 2
     assert (lora.calibration, aurora.calibration > 0) == (0, True)
-    two = work.hours(recipe_of("table2/lora", "task.test_sets=[boolq,piqa]"), gpu)
+    two = flops.hours(recipe_of("table2/lora", "task.test_sets=[boolq,piqa]"), gpu)
     assert two is not None
     assert two.generation == pytest.approx(lora.generation * (3270 + 1838) / 22_419, rel=0.01)
-    one, four = (work.hours(recipe_of("table1/base-lora-sst2", f"training.epochs={n}"), gpu) for n in (1, 4))
+    one, four = (flops.hours(recipe_of("table1/base-lora-sst2", f"training.epochs={n}"), gpu) for n in (1, 4))
     assert one is not None
     assert four is not None
     assert four.evaluation == pytest.approx(one.evaluation * 5 / 2)  # and once in the end
-    by_likelihood = work.hours(recipe_of("table2/lora", "task.scorer=choices"), gpu)
+    by_likelihood = flops.hours(recipe_of("table2/lora", "task.scorer=choices"), gpu)
     assert by_likelihood is not None
     assert by_likelihood.generation == 0
 
@@ -173,13 +173,13 @@ def test_the_time_that_a_cluster_is_asked_for() -> None:
 
 def test_lengths() -> None:
     recipe = recipe_of("table2/lora")
-    assert 218 <= lengths.padded(recipe, 16) <= 238
-    assert lengths.padded(recipe, 1) < lengths.padded(recipe, 4) < lengths.padded(recipe, 16) < 256
-    assert lengths.longest(recipe) == 256
+    assert 218 <= text_lengths.padded(recipe, 16) <= 238
+    assert text_lengths.padded(recipe, 1) < text_lengths.padded(recipe, 4) < text_lengths.padded(recipe, 16) < 256
+    assert text_lengths.longest(recipe) == 256
     similarity = recipe_of("table1/base-lora-stsb")
     assert similarity.task.max_length == 512
-    assert lengths.longest(similarity, 514) == 129
-    assert 60 < lengths.padded(similarity, 16) < 80
+    assert text_lengths.longest(similarity, 514) == 129
+    assert 60 < text_lengths.padded(similarity, 16) < 80
 
 
 def test_lengths_of_packaged_data_are_its_own() -> None:
@@ -190,8 +190,8 @@ def test_lengths_of_packaged_data_are_its_own() -> None:
     texts = get_task("movie-sentiment").load(SplitSizes(1500, 1000, 2000), 0)["train"]["text"]
     found = [min(len(ids), 48) for ids in load_tokenizer("minilm-l6")(list(texts))["input_ids"]]
     batches = [max(found[at : at + 32]) for at in range(0, 1472, 32)]
-    assert lengths.padded(recipe, 1) == pytest.approx(statistics.mean(found), rel=0.05)
-    assert lengths.padded(recipe, 32) == pytest.approx(statistics.mean(batches), rel=0.05)
+    assert text_lengths.padded(recipe, 1) == pytest.approx(statistics.mean(found), rel=0.05)
+    assert text_lengths.padded(recipe, 32) == pytest.approx(statistics.mean(batches), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-10k", "siqa", "wikihow-goal", "strategyqa", "winowhy"])
@@ -206,7 +206,7 @@ def test_each_run_of_each_suite_has_a_length(tmp_path: Path) -> None:
             for job in prepare(suite, scale, tmp_path).jobs.values():
                 if isinstance(job.recipe, Recipe):
                     for split in ("train", "validation", *(job.recipe.task.test_sets or ())):
-                        assert work.examples(job.recipe, split), (suite, scale, split)
+                        assert flops.examples(job.recipe, split), (suite, scale, split)
 
 
 # ---------------------------------------------------------------- in a terminal

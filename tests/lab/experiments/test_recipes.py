@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.kinds import load_any
+from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.recipes import RecipeFile, RecipeOfCell, find, named, recipes_folder
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.study import load_study

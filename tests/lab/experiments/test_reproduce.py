@@ -19,7 +19,7 @@ from aurora_lora.lab.experiments.engines import InProcess, Workers, make_engine,
 from aurora_lora.lab.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare, run
 from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper import compare, markdown, notes, tables
+from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
 from aurora_lora.lab.report.tables import reproduced_table
 from aurora_lora.training import storage, yaml_text
 

@@ -10,12 +10,12 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.lab.experiments.estimate import describe, estimate
 from aurora_lora.lab.experiments.estimate_diffusion import images
 from aurora_lora.lab.experiments.jobs import run_job
-from aurora_lora.lab.experiments.kinds import load_any
 from aurora_lora.lab.experiments.machines import GPUS
 from aurora_lora.lab.experiments.paper import SUITES
+from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper import compare
+from aurora_lora.lab.report.paper_comparison import compare
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 

@@ -261,7 +261,7 @@ def test_two_processes_at_once_share_a_grid(write: Callable[..., Path], tmp_path
 
 
 class Killed(BaseException):
-    """What a kill does to the books: nothing more is written."""
+    """What a kill does to the journal: nothing more is written."""
 
 
 def test_a_killed_study_goes_on(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from aurora_lora.lab.experiments.engines import make_engine
 from aurora_lora.lab.experiments.paper import SUITES
 from aurora_lora.lab.experiments.reproduce import prepare, run
 from aurora_lora.lab.experiments.suite import Suite
-from aurora_lora.lab.report.paper import compare
+from aurora_lora.lab.report.paper_comparison import compare
 from aurora_lora.tasks import TASKS, SplitSizes
 from aurora_lora.training import load_run, train
+from aurora_lora.training.merge_and_predict import evaluate
 from aurora_lora.training.recipe import Recipe, validate
 from aurora_lora.training.results import examples_scored
 from aurora_lora.training.summary import print_run
-from aurora_lora.training.trained import evaluate
 
 SETS = ("boolq", "piqa", "siqa")
 Of = Callable[..., Recipe]

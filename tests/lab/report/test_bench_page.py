@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aurora_lora.lab.bench.paper import costs
+from aurora_lora.lab.bench.analytic_cost import costs
 from aurora_lora.lab.report.bench_figures import grid_figure, scaling_figure, times_figure
 from aurora_lora.lab.report.bench_page import parts
 from aurora_lora.lab.report.bench_tables import exponents, grid, interval, tables, times
 from aurora_lora.text_table import TextTable
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
+PAGE = Path(__file__).parents[3] / "docs" / "performance.md"
 
 
 def ratio(median: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.groups import groups
 from aurora_lora.lab.report.sections import Section, load_sections
-from aurora_lora.lab.report.times import time_table
+from aurora_lora.lab.report.training_cost import time_table
 
 
 def test_those_that_apply_are_written(runs: Path, tmp_path: Path) -> None:

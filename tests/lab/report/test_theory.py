@@ -18,7 +18,7 @@ from aurora_lora.lab.report.theory_figures import (
     theory_figures,
 )
 
-RECORD = Path(__file__).parent.parent.parent / "results" / "theory" / "theory.json"
+RECORD = Path(__file__).parents[3] / "results" / "theory" / "theory.json"
 
 
 @pytest.fixture

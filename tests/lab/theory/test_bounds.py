@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_lora.lab.theory import GRADIENTS, Layer, gradient_bounds, gradient_norms
-from aurora_lora.lab.theory.attack import attacked_ratios, random_ratios
 from aurora_lora.lab.theory.bounds import basis_bound, sigma_bound, slope_bound
+from aurora_lora.lab.theory.worst_gradients import attacked_ratios, random_ratios
 from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis
 
 ROUNDING = 1 + 1e-9

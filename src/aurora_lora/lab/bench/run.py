@@ -20,7 +20,7 @@ from ...methods.base import unknown
 from ...ops import anl_op
 from ...training.results import device as device_name
 from ...training.results import git_commit, versions
-from . import paper
+from . import analytic_cost
 from .measure import Plan, TrainingStep, count_step, measure
 from .scaling import AXES, measure_axis
 from .variants import VARIANTS, aurora, build, choose
@@ -198,7 +198,7 @@ def _scaling(settings: Settings, progress: Progress) -> Record:
         for axis in AXES
     ]
     calls = {name: entry["calls"]["both"] for name, entry in _with_operator(linear_case(16, 16)).items()}
-    return {"axes": axes, "paper": paper.costs({"lora": calls["lora-r8"], "aurora": calls["aurora-dynamic"]})}
+    return {"axes": axes, "paper": analytic_cost.costs({"lora": calls["lora-r8"], "aurora": calls["aurora-dynamic"]})}
 
 
 def _with_operator(case: Case) -> dict[str, Any]:

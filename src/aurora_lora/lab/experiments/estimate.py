@@ -20,12 +20,12 @@ from typing import Any
 from ...diffusion.recipe import SubjectRecipe
 from ...methods import ParameterCounts
 from ...training.recipe import Recipe, RunRecipe
-from . import estimate_diffusion, lengths, shapes, work
+from . import estimate_diffusion, flops, shapes, text_lengths
 from .architectures import architecture, image_tokens
 from .engines import DAY
+from .flops import Hours
 from .machines import GPUS, PROCESS_GB, Machine, here, named
 from .reproduce import Reproduction
-from .work import Hours
 
 LOGIT = 12
 """Bytes of the loss for each logit."""
@@ -79,10 +79,10 @@ def _parts(recipe: RunRecipe, machine: Machine) -> Hours | None:
     if isinstance(recipe, SubjectRecipe):
         return estimate_diffusion.hours(recipe, machine)
     assert isinstance(recipe, Recipe)
-    parts, reference = work.hours(recipe, machine), recipe.reference_recipe()
+    parts, reference = flops.hours(recipe, machine), recipe.reference_recipe()
     if reference is None or parts is None:
         return parts
-    other = work.hours(reference, machine)
+    other = flops.hours(reference, machine)
     return None if other is None else parts + other
 
 
@@ -103,9 +103,9 @@ def training_memory(recipe: Recipe) -> float:
     """
     training, config = recipe.training, architecture(recipe.model).get_text_config()
     own, kept = shapes.weights(recipe), shapes.step_shapes(recipe)
-    longest = image_tokens(config) or lengths.longest(recipe, work.positions(config))
+    longest = image_tokens(config) or text_lengths.longest(recipe, flops.positions(config))
     tokens = recipe.training.batch_size * longest
-    layers, wide = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    layers, inner = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
     outside, layer = (constant + slope * tokens for constant, slope in (kept.outside, kept.layer))
     head = 0
     if recipe.task.definition.task_type == "CAUSAL_LM":
@@ -116,7 +116,7 @@ def training_memory(recipe: Recipe) -> float:
     if training.gradient_checkpointing:
         passing = outside + layers * kept.entering * tokens + max(head, RECOMPUTED * layer)
     else:
-        passing = outside + max(layers * layer, AT_WORK * work.WIDTH[training.precision] * tokens * wide) + head
+        passing = outside + max(layers * layer, AT_WORK * flops.WIDTH[training.precision] * tokens * inner) + head
     before = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
     return float(own.bytes + 8 * trained + max(gradients, before + passing))
 

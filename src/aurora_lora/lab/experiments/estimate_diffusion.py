@@ -21,9 +21,9 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...extras import extra
 from ...methods import ParameterCounts, count_parameters, get_method
-from .kept import Kept, fused_attention
+from .flops import CALIBRATION, WIDTH, Hours, loading
 from .machines import Machine
-from .work import CALIBRATION, WIDTH, Hours, loading
+from .saved_tensors import SavedTensors, fused_attention
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_UNET: dict[str, Any] = {
@@ -159,7 +159,7 @@ def _measure(model: str, side: int, checkpointing: bool) -> tuple[int, int]:
     }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(**inputs)
-    kept = Kept(
+    kept = SavedTensors(
         unet, (module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)))
     )
     with kept.counting(), fused_attention():

@@ -84,7 +84,7 @@ class Outcome:
 def run_job(job: Job) -> Outcome:
     """Run a job in this process. What it prints goes to `log.txt` in its folder; it never raises but for Ctrl-C."""
     from ...training.progress import quiet_libraries
-    from .kinds import train_any
+    from .recipe_kinds import train_any
 
     try:
         files.check_writable(job.folder)

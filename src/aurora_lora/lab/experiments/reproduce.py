@@ -12,7 +12,7 @@ from ...training.recipe import RunRecipe
 from ...training.results import Result
 from .engines import Engine, outcomes
 from .jobs import Job, Outcome
-from .kinds import load_found
+from .recipe_kinds import load_found
 from .recipes import RecipeOfCell, load_suite
 from .suite import HOURS, Cell, Suite, cells
 

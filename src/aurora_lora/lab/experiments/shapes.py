@@ -17,7 +17,7 @@ from ...tasks._loading import NO_CODE, reason
 from ...training.memory import frozen_dtype
 from ...training.recipe import Recipe
 from .architectures import architecture, image_tokens
-from .kept import Kept, fused_attention, to_fake
+from .saved_tensors import SavedTensors, fused_attention, to_fake
 
 TEXT = 64
 """Tokens of the texts that are counted with; what is kept grows in proportion."""
@@ -158,7 +158,7 @@ def _count(model: nn.Module, examples: int, precision: str) -> _Counted:
     else:
         ids = torch.zeros(examples, _text(config), dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    kept = Kept(model, blocks(model))
+    kept = SavedTensors(model, blocks(model))
     # CPUs have no autocast to fp16; its shapes are those of bf16
     with kept.counting(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
         model(**inputs)

@@ -1,6 +1,6 @@
 """`aurora sweep`: tune every setting at the same budget on validation data, then run what was chosen over the seeds.
 
-Optuna proposes and keeps the books, in a journal file that several processes may share. Runs are kept by what they
+Optuna proposes values and records trials, in a journal file that processes may share. Runs are kept by what they
 are, in the folders `runs/<setting>/<values>/seed<N>` and, once finished, in `runs.jsonl`: whatever was killed goes on
 where it was, and the tuned run of a seed is also its final one.
 """
@@ -34,7 +34,7 @@ from .study import SUMMARY, Range, Setting, Study, Value, point
 
 JOURNAL = "journal.log"
 _LOCK = ".journal.lock"
-"""Held while the books are read and then written: Optuna's journal alone does not keep two processes apart there."""
+"""Held while trials are read and then written: Optuna's journal alone does not keep two processes apart there."""
 _VALUES = "values"
 """Attribute of a trial: the values of the tuned fields, as the study file writes them."""
 _AGAIN = "again"
@@ -69,7 +69,7 @@ class Sweep:
         self.taken_in = self.runs.collect()
         self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
-        self.books = {setting.name: self._open(setting, storage) for setting in study.settings}
+        self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
 
     # ---------------------------------------------------------------- tuning
 
@@ -93,9 +93,9 @@ class Sweep:
                 self._reclaim(setting)
 
     def _open(self, setting: Setting, storage: JournalStorage) -> optuna.Study:
-        """The setting's book. A grid is enqueued whole, so that processes share it without asking twice."""
+        """The setting's study in Optuna. All of a grid is enqueued, so that processes share it without asking twice."""
         tuning = self.study.tuning
-        book = optuna.create_study(
+        optuna_study = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
             direction="minimize" if tuning.lower_is_better else "maximize",
@@ -107,18 +107,18 @@ class Sweep:
             "fields": setting.fields,
             "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json", exclude_none=True),
         }
-        if (before := book.user_attrs.get("setting")) not in (None, described):
+        if (before := optuna_study.user_attrs.get("setting")) not in (None, described):
             raise UserError(
                 f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
                 f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
             )
-        book.set_user_attr("setting", described)
+        optuna_study.set_user_attr("setting", described)
         if tuning.sampler == "grid":
             names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
             with self._lock:
                 for places in product(*(range(len(values)) for values in lists)):
-                    book.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
-        return book
+                    optuna_study.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
+        return optuna_study
 
     def _ask(self, asked: dict[Path, tuple[Setting, optuna.Trial]]) -> Iterator[Job]:
         """The next trial of each setting in turn, until all budgets are spent."""
@@ -131,9 +131,9 @@ class Sweep:
                     if self._spent(setting) >= self.study.tuning.budget:
                         open_settings.remove(setting)
                         continue
-                    book = self.books[setting.name]
-                    book.sampler = self._sampler(setting, len(book.get_trials(deepcopy=False)))
-                    trial = book.ask()
+                    optuna_study = self.optuna_studies[setting.name]
+                    optuna_study.sampler = self._sampler(setting, len(optuna_study.get_trials(deepcopy=False)))
+                    trial = optuna_study.ask()
                     space = self.study.space(setting)
                     values = {field: self._suggest(trial, field, space[field]) for field in space}
                     trial.set_user_attr(_VALUES, values)
@@ -166,7 +166,7 @@ class Sweep:
         self._keep(outcome)
         value = self._score(outcome)
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self.books[setting.name].tell(number, value, state=state, skip_if_finished=True)
+        self.optuna_studies[setting.name].tell(number, value, state=state, skip_if_finished=True)
 
     def _keep(self, outcome: Outcome) -> None:
         if outcome.result is not None:
@@ -174,9 +174,9 @@ class Sweep:
 
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""
-        book = self.books[setting.name]
+        optuna_study = self.optuna_studies[setting.name]
         with self._lock:
-            for trial in book.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 values = trial.user_attrs.get(_VALUES)
                 job = None if values is None else self.job(setting, values, self.study.tuning.seed)
                 if job is not None and is_locked(job.folder):
@@ -185,38 +185,38 @@ class Sweep:
                 if job is not None and result is not None:
                     self._tell(setting, trial.number, Outcome(job, result))
                     continue
-                book.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                self._propose_again(book, trial)
+                optuna_study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                self._propose_again(optuna_study, trial)
 
     def _try_again(self, setting: Setting) -> None:
         """Propose again what failed: a full disk or a lost node says nothing of the values. Divergence does."""
-        book = self.books[setting.name]
+        optuna_study = self.optuna_studies[setting.name]
         with self._lock:
-            failed = book.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            replaced = {trial.user_attrs.get(_AGAIN) for trial in book.get_trials(deepcopy=False)}
+            failed = optuna_study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            replaced = {trial.user_attrs.get(_AGAIN) for trial in optuna_study.get_trials(deepcopy=False)}
             for trial in failed:
                 if trial.number not in replaced and not trial.user_attrs.get(_DIVERGED):
-                    self._propose_again(book, trial)
+                    self._propose_again(optuna_study, trial)
 
     @staticmethod
-    def _propose_again(book: optuna.Study, trial: FrozenTrial) -> None:
+    def _propose_again(optuna_study: optuna.Study, trial: FrozenTrial) -> None:
         proposed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        book.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
+        optuna_study.enqueue_trial(proposed, user_attrs={_AGAIN: trial.number})
 
     def _spent(self, setting: Setting) -> int:
         """Trials asked for; one that was proposed again counts once."""
-        trials = self.books[setting.name].get_trials(deepcopy=False)
+        trials = self.optuna_studies[setting.name].get_trials(deepcopy=False)
         again = sum(_AGAIN in trial.user_attrs for trial in trials)
         return sum(trial.state != TrialState.WAITING for trial in trials) - again
 
     def _running(self, setting: Setting) -> list[FrozenTrial]:
-        return self.books[setting.name].get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return self.optuna_studies[setting.name].get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def told(self) -> int:
         """Trials that have ended, in earlier calls say, and are not run again."""
         for setting in self.study.settings:
             self._reclaim(setting)
-        trials = [trial for book in self.books.values() for trial in book.get_trials(deepcopy=False)]
+        trials = [trial for each in self.optuna_studies.values() for trial in each.get_trials(deepcopy=False)]
         return sum(trial.state == TrialState.COMPLETE or _DIVERGED in trial.user_attrs for trial in trials)
 
     # ---------------------------------------------------------------- seeds
@@ -238,7 +238,7 @@ class Sweep:
 
     def trials(self, setting: Setting) -> list[tuple[dict[str, Any], float | None]]:
         """The tuned values of a setting with their validation scores, best first; None where the run failed."""
-        trials = self.books[setting.name].get_trials(deepcopy=False)
+        trials = self.optuna_studies[setting.name].get_trials(deepcopy=False)
         lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
         found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]

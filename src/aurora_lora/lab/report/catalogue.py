@@ -17,8 +17,8 @@ from .merges_figure import merges_figure
 from .run_figures import curves_figure, rank_figure, score_figure
 from .sections import Section, slug
 from .sigma_figure import SIGMA, sigma_figure
-from .times import time_table
-from .updates import trajectories, trajectories_figure
+from .training_cost import time_table
+from .trajectory import trajectories, trajectories_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], 
     return lambda section: [Made(draw(section.groups, section.metric))]
 
 
-def _ways(section: Section) -> list[Made]:
+def _trajectories(section: Section) -> list[Made]:
     record = trajectories(section.groups)
     return [Made(trajectories_figure(record), record=record)]
 
@@ -144,10 +144,10 @@ KINDS = (
     ),
     Kind(
         "updates",
-        "The way of the weight updates",
+        "The trajectory of the weight updates",
         "Principal components of the updates of all runs, at the start (ring) and after each epoch. Of AuroRA, the "
         "form is named.",
-        _ways,
+        _trajectories,
     ),
     Kind(
         "sigma",

@@ -18,7 +18,7 @@ from .groups import Group, interval
 from .sections import Section
 from .study import every_answer
 from .tables import Result
-from .times import COLUMNS, time_rows
+from .training_cost import COLUMNS, time_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from ..experiments.runs_file import RUNS_FILE, RunsFile
 
 Result = Mapping[str, Any]
 
-NO_SAY = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
+NO_EFFECT_ON_RESULT = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
 """Fields of `training` that have no say in what comes out."""
 
 SHOWN = METRICS["accuracy"], METRICS["nll"]
@@ -107,7 +107,7 @@ def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
         but: further fields of `training` to leave out.
     """
     kept = {key: value for key, value in recipe.items() if key not in ("seed", "name", "reference")}
-    left_out = (*NO_SAY, *but)
+    left_out = (*NO_EFFECT_ON_RESULT, *but)
     return {**kept, "training": {k: v for k, v in recipe.get("training", {}).items() if k not in left_out}}
 
 

@@ -14,10 +14,10 @@ from ..._version import __version__
 from ...ops import ANL, adaptive_nonlinear, nonlinear_columns
 from ...ops.anl import ACTIVATIONS
 from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
-from .attack import attacked_ratios, growth, random_ratios
 from .rank_one import check_cases, check_reach, circle
 from .search import fit, fit_best, fit_supremum
 from .targets import RANK, SINGULAR_VALUES, SIZE, Target, gain_target, linear_matrix, nonlinear_targets
+from .worst_gradients import attacked_ratios, growth, random_ratios
 
 Record = dict[str, Any]
 Advance = Callable[[], None]

@@ -30,6 +30,6 @@ def row_of(sample: int, rows: int, *what: object) -> int:
 
 
 def mine(work: Sequence[T]) -> list[tuple[int, T]]:
-    """This process's share of some work, with its numbers: of several processes, each does every so-manieth piece."""
+    """This process's share of some work, with its numbers: process i of n does i, i + n, i + 2 n, ...."""
     peers = state()
     return list(enumerate(work))[peers.process_index :: peers.num_processes]

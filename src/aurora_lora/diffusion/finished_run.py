@@ -16,14 +16,14 @@ from ..extras import extra
 from ..methods.base import load_finite
 from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
-from ..training.deployed import check_new
-from ..training.finished import FinishedRun, read_finished
+from ..training.finished_run import FinishedRun, read_finished
+from ..training.gap_and_export import check_new
 from ..training.recipe import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
-from .draws import seed_of
 from .export import no_lora, write_lora
 from .grid import write_grid
 from .pipeline import load_diffusion
+from .random_numbers import seed_of
 from .recipe import SubjectRecipe
 from .run import GRID
 

@@ -30,9 +30,9 @@ from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.prompts import alpaca
 from .choices import write_answers
+from .contamination_guard import MERGE_NOTE, merge_note, trained_on
 from .data import encode
-from .finished import TrainedRun, load_run
-from .history import MERGE_NOTE, merge_note, trained_on
+from .finished_run import TrainedRun, load_run
 from .images import Stack, plain_transform, read_image
 from .models import Processor, load_image_processor, load_tokenizer
 from .quantized import merge_into

@@ -1,4 +1,4 @@
-"""Methods that replace modules of the model by edited ones."""
+"""Methods that replace modules of the model by adapted ones."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import FormError
+from .adapted_module import AdaptedLinear, Update
 from .base import OneForm, Options, TaskType, is_head, keep_in_float32, load_trained, save_trained
-from .edited import AdaptedLinear, Update
 from .linear import Linear, is_linear, untie_adapted
 from .options import Table, check
-from .targets import lora_targets, merge_edits, replace, target_paths
+from .targets import lora_targets, merge_adapted, replace, target_paths
 
 
 @dataclass(frozen=True)
-class EditMethod(OneForm, ABC):
+class InjectionMethod(OneForm, ABC):
     """A method that freezes the body and adds something to some of its modules.
 
     Args:
@@ -37,24 +37,24 @@ class EditMethod(OneForm, ABC):
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name))
-        self.edit(model, self.validate(options))
+        self.inject(model, self.validate(options))
         keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model
 
     @abstractmethod
-    def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
-        """Replace the targets in a frozen model by edited modules.
+    def inject(self, model: nn.Module, options: dict[str, Any]) -> None:
+        """Replace the targets in a frozen model by adapted ones.
 
         Raises:
-            ValueError: the targets are not in the model, or of a kind that cannot be edited.
+            ValueError: the targets are not in the model, or of a kind that cannot be adapted.
         """
 
     def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
-        edited = self.apply(model, options, "SEQ_CLS")
-        self.restore(edited, directory, options)
-        load_trained(edited, directory)
-        edited.train(False)
-        return edited
+        adapted = self.apply(model, options, "SEQ_CLS")
+        self.restore(adapted, directory, options)
+        load_trained(adapted, directory)
+        adapted.train(False)
+        return adapted
 
     def save(self, model: nn.Module, directory: Path) -> None:
         save_trained(model, directory)
@@ -64,12 +64,12 @@ class EditMethod(OneForm, ABC):
         if self.refusal is not None:
             raise FormError(f"{self.name} cannot be merged: {self.refusal}.")
         untie_adapted(model)
-        merge_edits(model)
+        merge_adapted(model)
         return model  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateMethod(EditMethod):
+class UpdateMethod(InjectionMethod):
     """A method that adds an update to the output of linear layers, by default those that LoRA adapts.
 
     Args:
@@ -78,7 +78,7 @@ class UpdateMethod(EditMethod):
 
     update: Callable[[Linear, dict[str, Any]], Update]
 
-    def edit(self, model: nn.Module, options: dict[str, Any]) -> None:
+    def inject(self, model: nn.Module, options: dict[str, Any]) -> None:
         paths = target_paths(model, options, lora_targets(model))
         for path in paths:
             module = model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""The way of the weight updates over the epochs (the paper's Figure 2): one principal component analysis for all."""
+"""The trajectory of the weight updates (the paper's Figure 2): one principal component analysis for all runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Trajectory:
     """The updates of one form of one run, a file for each epoch."""
 
     label: str
@@ -53,32 +53,34 @@ def trajectories(found: Sequence[Group]) -> dict[str, Any]:
     """
     from sklearn.decomposition import KernelPCA
 
-    ways = [way for group in found for way in _ways(group)]
-    if not ways:
-        raise UserError("the way of the updates needs runs that were trained with training.save_updates=true")
-    layers = _layers(ways)
-    products = np.asarray(sum(_products(ways, layer) for layer in layers))
-    starts = np.cumsum([0, *(len(way.files) for way in ways)])
+    saved = [one for group in found for one in _trajectories(group)]
+    if not saved:
+        raise UserError("the trajectory of the updates needs runs that were trained with training.save_updates=true")
+    layers = _layers(saved)
+    products = np.asarray(sum(_products(saved, layer) for layer in layers))
+    starts = np.cumsum([0, *(len(one.files) for one in saved)])
     from_start = np.eye(len(products))
     for start, stop in pairwise(starts):
         from_start[start:stop, start] -= 1
     products = from_start @ products @ from_start.T
     if len(products) < 3 or not np.trace(products) > 0:
-        raise UserError("the way of the updates needs runs of two epochs at least, in which something was learned")
+        raise UserError(
+            "the trajectory of the updates needs runs of at least two epochs, in which something was learned"
+        )
     pca = KernelPCA(n_components=2, kernel="precomputed", eigen_solver="dense")
     points = pca.fit_transform(products)
     total = np.trace(products) - products.sum() / len(products)  # n times the variance
     norms = np.sqrt(np.maximum(np.diag(products), 0))
     runs = [
         {
-            "label": way.label,
-            "form": way.form,
-            "seed": way.seed,
-            "epochs": list(way.files),
+            "label": one.label,
+            "form": one.form,
+            "seed": one.seed,
+            "epochs": list(one.files),
             "points": points[start:stop].round(6).tolist(),
             "norms": norms[start:stop].round(6).tolist(),
         }
-        for way, (start, stop) in zip(ways, pairwise(starts), strict=True)
+        for one, (start, stop) in zip(saved, pairwise(starts), strict=True)
     ]
     explained = (pca.eigenvalues_ / total).round(6).tolist()
     return {"schema": 1, "layers": layers, "explained": explained, "runs": runs}
@@ -114,12 +116,12 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
 
 
 def lengths_table(record: Mapping[str, Any]) -> str:
-    """The length of the update after the last epoch, and of the way to it, over the seeds, as Markdown.
+    """The length of the update after the last epoch, and of the trajectory to it, over the seeds, as Markdown.
 
     Args:
         record: of `trajectories`.
     """
-    lines = ["| | length of the update | length of the way in the figure |", "|---|--:|--:|"]
+    lines = ["| | length of the update | length of the trajectory in the figure |", "|---|--:|--:|"]
     for label in dict.fromkeys(run["label"] for run in record["runs"]):
         runs = [run for run in record["runs"] if run["label"] == label]
         steps = [np.linalg.norm(np.diff(np.asarray(run["points"]), axis=0), axis=1).sum() for run in runs]
@@ -127,7 +129,7 @@ def lengths_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _ways(group: Group) -> list[_Way]:
+def _trajectories(group: Group) -> list[_Trajectory]:
     from safetensors import safe_open
 
     found = []
@@ -142,11 +144,11 @@ def _ways(group: Group) -> list[_Way]:
             forms = list(dict.fromkeys(name.partition("/")[0] for name in first.keys()))  # noqa: SIM118
         for form in sorted(forms, key=lambda form: form != group.deployed):
             label = f"{group.label} ({form})" if form != MERGED else group.label
-            found.append(_Way(label, form, int(run["seed"]), files))
+            found.append(_Trajectory(label, form, int(run["seed"]), files))
     return found
 
 
-def _layers(ways: Sequence[_Way]) -> list[str]:
+def _layers(runs: Sequence[_Trajectory]) -> list[str]:
     """Those that every run adapts.
 
     Raises:
@@ -155,28 +157,28 @@ def _layers(ways: Sequence[_Way]) -> list[str]:
     from safetensors import safe_open
 
     layers: list[str] = []
-    for way in ways:
-        with safe_open(way.files[0], "np") as first:
+    for one in runs:
+        with safe_open(one.files[0], "np") as first:
             names = first.keys()
-        own = sorted({name.split("/")[1] for name in names if name.startswith(f"{way.form}/")})
+        own = sorted({name.split("/")[1] for name in names if name.startswith(f"{one.form}/")})
         layers = layers or own
         if own != layers:
             raise UserError(
-                f"{way.files[0].parent} adapts other layers than {ways[0].files[0].parent}: report them apart"
+                f"{one.files[0].parent} adapts other layers than {runs[0].files[0].parent}: report them apart"
             )
     return layers
 
 
-def _products(ways: Sequence[_Way], layer: str) -> Array:
-    """The (n, n) inner products of a layer's updates, over all ways and epochs."""
+def _products(runs: Sequence[_Trajectory], layer: str) -> Array:
+    """The (n, n) inner products of a layer's updates, over all trajectories and epochs."""
     from safetensors import safe_open
 
     lefts, rights = [], []
-    for way in ways:
-        for path in way.files.values():
+    for one in runs:
+        for path in one.files.values():
             with safe_open(path, "np") as file:
-                lefts.append(file.get_tensor(f"{way.form}/{layer}/{LEFT}").astype(np.float64))
-                rights.append(file.get_tensor(f"{way.form}/{layer}/{RIGHT}").astype(np.float64))
+                lefts.append(file.get_tensor(f"{one.form}/{layer}/{LEFT}").astype(np.float64))
+                rights.append(file.get_tensor(f"{one.form}/{layer}/{RIGHT}").astype(np.float64))
     left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0)
     blocks = (left.T @ left) * (right @ right.T)
     starts = np.cumsum([0, *(len(one) for one in rights)])[:-1]

@@ -4,22 +4,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from aurora_lora.lab.bench import paper
+from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, LLAMA3_70B, METHODS, Method, costs
 from aurora_lora.lab.bench.counts import saved_bytes
 from aurora_lora.lab.bench.variants import VARIANTS, build, share
 from aurora_lora.lab.bench.workloads import linear_case
 from aurora_lora.ops import anl_op
 
-LORA8, LORA32, AURORA = paper.METHODS
+LORA8, LORA32, AURORA = METHODS
 
 
 def test_parameters() -> None:
-    found = {(entry["model"]["name"], entry["method"]): entry for entry in paper.costs({"lora": 14, "aurora": 33})}
+    found = {(entry["model"]["name"], entry["method"]): entry for entry in costs({"lora": 14, "aurora": 33})}
     assert found["LLaMA3-8B", "AuroRA r=2"]["parameters"] == 3_542_144
     assert found["LLaMA3-8B", "LoRA r=32"]["parameters"] == 32 * 32 * 55_296
     assert found["LLaMA3-8B", "LoRA r=8"]["calls"] == 14 * 5 * 32
-    assert paper.LLAMA3_8B.parameters() == 8_030_261_248
-    assert paper.LLAMA3_70B.parameters() == 70_553_706_496
+    assert LLAMA3_8B.parameters() == 8_030_261_248
+    assert LLAMA3_70B.parameters() == 70_553_706_496
     assert len(found) == 6
 
 
@@ -27,7 +27,12 @@ def test_parameters() -> None:
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
 @pytest.mark.parametrize("operator", [False, True])
 def test_kept_in_the_rank_space(
-    variant: str, method: paper.Method, dtype: torch.dtype, width: int, operator: bool, monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    method: Method,
+    dtype: torch.dtype,
+    width: int,
+    operator: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What grows with the tokens, beside x."""
     if operator:
@@ -42,7 +47,7 @@ def test_kept_in_the_rank_space(
 
 
 @pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])
-def test_flops(variant: str, method: paper.Method) -> None:
+def test_flops(variant: str, method: Method) -> None:
     """The products of a step; of AuroRA's, those with A and B are all but a constant number for each token."""
 
     def flops(d: int, name: str) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Kept:
+class SavedTensors:
     """Counts the bytes that autograd keeps, by block, each tensor once and without the model's own.
 
     Args:

@@ -14,7 +14,7 @@ from ..errors import FormError
 from .linear import Linear, features, is_plain_linear, matrix
 
 
-class Edited(nn.Module):
+class AdaptedModule(nn.Module):
     """A frozen module, `base_layer`, with trained parameters around it."""
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -31,7 +31,7 @@ class Edited(nn.Module):
         raise FormError(f"{type(self).__name__} is not linear in its input: no weight of the base layer computes it.")
 
 
-class AdaptedLinear(Edited):
+class AdaptedLinear(AdaptedModule):
     """`W0 x + b + s f(x)` for a linear layer, a method's update f and its scaling."""
 
     base_layer: Linear

@@ -30,7 +30,7 @@ def trained_on(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*earlier, recipe.task.name]))
 
 
-def check_history(recipe: Recipe) -> None:
+def check_contamination(recipe: Recipe) -> None:
     """Raise a UserError if the recipe's model was trained on a task that the recipe's must not be mixed with."""
     *earlier, task = trained_on(recipe)
     for before in earlier:

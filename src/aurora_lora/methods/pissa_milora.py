@@ -49,8 +49,8 @@ def decompose(layer: Any, largest: bool) -> tuple[Tensor, Tensor]:
     device = weight.device
     if device.type == "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
-    wide = weight.to(device, torch.promote_types(weight.dtype, torch.float32))
-    U, S, Vh = torch.linalg.svd(wide, full_matrices=False)
+    precise = weight.to(device, torch.promote_types(weight.dtype, torch.float32))
+    U, S, Vh = torch.linalg.svd(precise, full_matrices=False)
     part = slice(0, r) if largest else slice(len(S) - r, None)
     root = (S[part] / s).sqrt()
     return root[:, None] * Vh[part], U[:, part] * root
@@ -59,11 +59,11 @@ def decompose(layer: Any, largest: bool) -> tuple[Tensor, Tensor]:
 def start_from(layer: Any, A: Tensor, B: Tensor) -> None:
     """Let the adapter be B A, and the base weight `W0 - s B A`, so that the model computes what it did."""
     weight = matrix(layer.get_base_layer())
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    A, B = A.to(wide), B.to(wide)
+    precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    A, B = A.to(precise), B.to(precise)
     layer.lora_A[ADAPTER].weight.copy_(A)
     layer.lora_B[ADAPTER].weight.copy_(B)
-    weight.copy_(wide - layer.scaling[ADAPTER] * (B @ A))
+    weight.copy_(precise - layer.scaling[ADAPTER] * (B @ A))
     layer.start = {"A": A.cpu().contiguous(), "B": B.cpu().contiguous()}
 
 

@@ -14,7 +14,7 @@ from looking import PRIOR, PROMPTS, contents, pixels, result_of
 from PIL import Image
 from safetensors.torch import load_file
 
-from aurora_lora.diffusion.draws import seed_of
+from aurora_lora.diffusion.random_numbers import seed_of
 
 Train = Callable[..., list[dict[str, Any]]]
 PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
@@ -23,7 +23,7 @@ PROMPTS_OF_SCORES = ["a [V] dog", "a [V] dog on the beach"]
 def test_stock_diffusers_loads_the_lora_with_equal_output(
     runs: dict[str, Any], model: Path, tiny: Any, tmp_path: Path
 ) -> None:
-    from aurora_lora.diffusion.draws import generator
+    from aurora_lora.diffusion.random_numbers import generator
 
     forms = {"aurora": "calibrated", "lora": "merged"}
     seed = generator("image", seed_of("generated", 0, 1, 0)).initial_seed()

@@ -12,7 +12,7 @@ from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tuner import check_calibrated
-from .finished import TrainedRun
+from .finished_run import TrainedRun
 from .run import load_trained_model, make_trainer
 from .storage import ADAPTER
 

@@ -1,4 +1,4 @@
-"""The way of the updates: the analysis against scikit-learn's on the whole matrices, and what is drawn."""
+"""The trajectory of the updates: the analysis against scikit-learn's on the whole matrices, and what is drawn."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.groups import Group, groups
 from aurora_lora.lab.report.sections import Section
-from aurora_lora.lab.report.updates import lengths_table, trajectories, trajectories_figure
+from aurora_lora.lab.report.trajectory import lengths_table, trajectories, trajectories_figure
 
 LAYERS = ("bert.q", "bert.v")
 SIZES = {"bert.q": (6, 5), "bert.v": (4, 5)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...training.choices import BEAMS, NEW_TOKENS
 from ...training.recipe import Recipe
-from . import lengths, shapes
+from . import shapes, text_lengths
 from .architectures import architecture, image_tokens
 from .machines import Machine
 
@@ -122,7 +122,7 @@ class _Clock:
 
     def length(self, batch: int) -> float:
         """Tokens of an example in a batch of so many."""
-        return self.image or lengths.padded(self.recipe, batch, self.positions)
+        return self.image or text_lengths.padded(self.recipe, batch, self.positions)
 
     def training(self, count: int) -> float:
         """One epoch."""
