@@ -11,10 +11,19 @@ import pytest
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import TASKS, SplitSizes, get_task
 from aurora_lora.tasks.glue import GLUE
+from aurora_lora.training.kinds import kind_of
 
 Hub = Callable[..., Path]
 ALL = SplitSizes(None, None, None)
 FIXTURE = hub_copy.read("glue.json")
+
+
+def names(name: str) -> tuple[str, ...]:
+    return kind_of(get_task(name)).metric_names(get_task(name))
+
+
+def measure(name: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return kind_of(get_task(name)).compute_metrics(get_task(name), predictions, labels)
 
 
 @pytest.mark.parametrize("task", GLUE, ids=lambda task: task.name)
@@ -54,22 +63,22 @@ def test_columns_labels_and_metrics() -> None:
         assert TASKS[task.name] is task
     metrics = {task.name: task.metric for task in GLUE}
     assert metrics == {**dict.fromkeys(columns, "accuracy"), "cola": "matthews", "stsb": "pearson"}
-    assert get_task("mrpc").metric_names == get_task("qqp").metric_names == ("accuracy", "f1", "nll")
-    assert get_task("stsb").metric_names == ("pearson", "spearman", "mse")
+    assert names("mrpc") == names("qqp") == ("accuracy", "f1", "nll")
+    assert names("stsb") == ("pearson", "spearman", "mse")
     for task in GLUE:
         predictions = np.eye(len(task.labels))[[0, 1]] if task.labels else np.array([[0.0], [1.0]])
-        assert set(task.compute_metrics(predictions, np.array([0, 1]))) == set(task.metric_names)
+        assert set(measure(task.name, predictions, np.array([0, 1]))) == set(names(task.name))
 
 
 def test_constant_predictors() -> None:
     labels = np.array([0, 1, 1, 0])
-    assert get_task("cola").compute_metrics(np.tile([0.0, 1.0], (4, 1)), labels)["matthews"] == 0
+    assert measure("cola", np.tile([0.0, 1.0], (4, 1)), labels)["matthews"] == 0
     with pytest.warns(UserWarning, match=r"all 4 predictions are 2\.5: no correlation, reported as 0"):
-        scores = get_task("stsb").compute_metrics(np.full((4, 1), 2.5), labels.astype(float))
+        scores = measure("stsb", np.full((4, 1), 2.5), labels.astype(float))
     assert scores["pearson"] == scores["spearman"] == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        never = get_task("mrpc").compute_metrics(np.tile([1.0, 0.0], (4, 1)), labels)
+        never = measure("mrpc", np.tile([1.0, 0.0], (4, 1)), labels)
     assert (never["f1"], never["accuracy"]) == (0, 0.5)
 
 

@@ -11,6 +11,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks import TASKS, SplitSizes, get_task, packaged
 from aurora_lora.tasks.fetch import OfflineError, fetch
 from aurora_lora.tasks.packaged import RatedSentence, normalise, read_sentences, split_sentences
+from aurora_lora.training.kinds import KINDS, kind_of
 
 
 def _rows(count: int) -> list[tuple[float, str]]:
@@ -172,14 +173,16 @@ def test_registry() -> None:
 
 
 def test_metrics_fit_the_kind() -> None:
-    assert set(get_task("movie-sentiment").compute_metrics(np.eye(2), np.array([0, 1]))) == {"accuracy", "nll"}
-    assert set(get_task("movie-rating").compute_metrics(np.arange(2.0), np.array([0.0, 1.0]))) == {"pearson", "mse"}
+    assert KINDS["classification"].metric_names(get_task("movie-sentiment")) == ("accuracy", "nll")
+    assert KINDS["regression"].metric_names(get_task("movie-rating")) == ("pearson", "mse")
     for task in TASKS.values():
         is_class = task.kind in ("classification", "image-classification")
         predictions, labels = (np.eye(2), [0, 1]) if is_class else (np.arange(2.0), [0.0, 1.0])
         if task.kind == "multiple-choice":
             predictions, labels = -np.ones((2, 2, 2)), [0, 1]
-        assert task.metric in task.compute_metrics(predictions, np.array(labels))
+        found = kind_of(task).compute_metrics(task, predictions, np.array(labels))
+        assert task.metric in found
+        assert found.keys() <= set(kind_of(task).metric_names(task))
 
 
 def test_import_needs_no_extra() -> None:

@@ -287,14 +287,14 @@ def test_workers_read_the_same_images(vit: Path, tmp_path: Path) -> None:
     [
         (
             {"name": "tiny-images", "max_length": 5},
-            "task.max_length: only tasks with texts have it, tiny-images is one",
+            "task.max_length: only tasks of classification, regression, multiple-choice have it, tiny-images",
         ),
         (
             {"name": "tiny-sentiment", "augment": "shift"},
-            "task.augment: only tasks with images have it, tiny-sentiment",
+            "task.augment: only tasks of image-classification have it, tiny-sentiment",
         ),
         ({"name": "tiny-images", "augment": "crop"}, "task.augment: 'crop' is not allowed"),
-        ({"name": "tiny-images", "scorer": "choices"}, "task.scorer: only tasks of multiple choice have it"),
+        ({"name": "tiny-images", "scorer": "choices"}, "task.scorer: only tasks of multiple-choice have it"),
     ],
 )
 def test_fields_of_the_task(vit: Path, task: dict[str, Any], message: str) -> None:

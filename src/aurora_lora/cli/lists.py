@@ -85,6 +85,7 @@ def _print_one(kind: Kind, name: str | None, as_json: bool) -> None:
 def _tasks() -> list[dict[str, Any]]:
     from aurora_lora.tasks import TASKS
     from aurora_lora.tasks.dreambooth import DREAMBOOTH
+    from aurora_lora.training.kinds import kind_of
 
     keys = (
         "name",
@@ -98,7 +99,10 @@ def _tasks() -> list[dict[str, Any]]:
         "source",
         "license",
     )
-    return [{key: getattr(task, key) for key in keys} for task in (*TASKS.values(), DREAMBOOTH)]
+    rows = [{key: getattr(task, key, None) for key in keys} for task in (*TASKS.values(), DREAMBOOTH)]
+    for row, task in zip(rows, TASKS.values(), strict=False):  # image generation is no kind of `training`
+        row["metric_names"] = kind_of(task).metric_names(task)
+    return rows
 
 
 def _methods() -> list[dict[str, Any]]:

@@ -192,21 +192,17 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Label texts or image files, with the probability of each label."""
-    from aurora_lora.training.merge_and_predict import predict as answer
+    from aurora_lora.training.merge_and_predict import load_predictor
 
     progress_bars()
-    answers = answer(folder, texts)
+    predictor = load_predictor(folder)
+    answers = predictor.answers(texts)
     if as_json:
         print_json(answers)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for one in answers:
-        if "answer" in one:
-            table.add_row(one["answer"], "", one["text"])
-        elif "value" in one:
-            table.add_row(f"{one['value']:+.2f}", one["text"])
-        else:
-            table.add_row(one["label"], f"{100 * one['probability']:.1f}%", one["text"])
+        table.add_row(*predictor.kind.shown(one))
     stdout().print(table)
 
 

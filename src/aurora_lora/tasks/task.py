@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.metrics import captured_metrics, choice_metrics, classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
     import datasets
-    import numpy as np
 
-Kind = Literal["classification", "regression", "multiple-choice", "distillation", "image-classification"]
-TASK_TYPES: dict[Kind, Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]] = {
-    "classification": "SEQ_CLS",
-    "regression": "SEQ_CLS",
-    "multiple-choice": "CAUSAL_LM",
-    "distillation": "FEATURE_EXTRACTION",
-    "image-classification": "IMAGE_CLS",
-}
 Augment = Literal["crop-flip", "shift-flip", "shift", "none"]
 """What is done to training images: a random part is taken, or the image is shifted by up to an eighth; half of them are
 mirrored."""
@@ -67,12 +57,9 @@ class Task:
     Args:
         name: the name on the command line and in `TASKS`.
         description: one line for `aurora list tasks`.
-        kind: `"classification"` (integer labels), `"regression"` (float labels), `"multiple-choice"`: a causal
-            language model is trained to answer a prompt, and judged by which choice it finds most likely; or
-            `"image-classification"` (integer labels). A task of the first two becomes `"distillation"` when a recipe
-            gives it a teacher.
+        kind: the key of `training.kinds.KINDS`, such as `"classification"` (integer labels).
         labels: the class names in label order; empty for the other kinds, and where they come with the data.
-        metric: the key of `compute_metrics` that is reported and selected by; higher is better.
+        metric: the one of `METRICS` that is reported and selected by.
         text_columns: the columns that go to the tokenizer, one sentence or a pair. A multiple-choice task has
             `prompt`, `choices` (a list of strings) and `label` (the index of the right one). Empty for images, which
             are in the column `image`.
@@ -98,7 +85,7 @@ class Task:
 
     name: str
     description: str
-    kind: Kind
+    kind: str
     labels: tuple[str, ...]
     metric: str
     text_columns: tuple[str, ...]
@@ -119,55 +106,14 @@ class Task:
     augment: Augment = "crop-flip"
 
     @property
-    def task_type(self) -> Literal["SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION", "IMAGE_CLS"]:
-        """PEFT's name for the kind of model that it takes; image classifiers have none there."""
-        return TASK_TYPES[self.kind]
-
-    def distilled(self) -> Task:
-        """The same texts, with a teacher's hidden states to learn in place of the labels."""
-        return replace(self, kind="distillation", labels=(), metric="captured", also=())
-
-    @property
     def num_labels(self) -> int:
         """The outputs of the model's head."""
         return len(self.labels) or self.classes or 1
 
     @property
-    def is_of_images(self) -> bool:
-        """Whether its examples are images, not texts."""
-        return self.kind == "image-classification"
-
-    @property
     def reported_split(self) -> Literal["test", "validation"]:
         """What the scores of a result are scores of."""
         return "test" if "test" in self.test_sets or self.load_test is not None else "validation"
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """The keys of `compute_metrics`, the main one first; the last two of multiple choice only where asked for."""
-        found: dict[str, tuple[str, ...]] = {
-            "classification": ("accuracy", "nll"),
-            "regression": ("pearson", "mse"),
-            "multiple-choice": ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered"),
-            "image-classification": ("accuracy", "nll"),
-            "distillation": ("captured",),
-        }
-        return tuple(dict.fromkeys((self.metric, *self.also, *found[self.kind])))
-
-    def compute_metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The metrics of this task's kind.
-
-        Args:
-            predictions: logits (examples, classes); predicted values (examples,) or (examples, 1) for regression;
-                (examples, choices, 2 or 3), see `choice_metrics`; or (examples, 2), see `captured_metrics`.
-            labels: (examples,).
-        """
-        if self.kind == "distillation":
-            return captured_metrics(predictions)
-        if self.kind == "multiple-choice":
-            return choice_metrics(predictions, labels)
-        compute = regression_metrics if self.kind == "regression" else classification_metrics
-        return compute(predictions, labels, also=self.also)
 
     def load_splits(
         self, sizes: SplitSizes, split_seed: int, test_sets: Sequence[str] | None = None, form: str | None = None

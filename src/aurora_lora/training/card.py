@@ -18,25 +18,14 @@ from ..methods.pissa_milora import MILORA
 from ..tasks import Task
 from ..tasks.models import MODELS, ModelSource, PretrainedHere, resolve_model
 from . import yaml_text
+from .kinds import kind_of
+from .kinds.base import HeadKind
 from .recipe import Recipe
 from .results import Result, examples_scored, score_table
 
 CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
-
-_AUTO = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-    "IMAGE_CLS": "AutoModelForImageClassification",
-}
-_PIPELINES = {
-    "SEQ_CLS": "text-classification",
-    "CAUSAL_LM": "text-generation",
-    "FEATURE_EXTRACTION": "feature-extraction",
-    "IMAGE_CLS": "image-classification",
-}
 
 
 @dataclass(frozen=True)
@@ -187,7 +176,7 @@ def _weights(facts: Facts) -> str:
 The weights that {method.name} has trained, without the model's others, for the command of `aurora-lora`:
 
     pip install 'aurora-lora[train]'{"" if refusal else merge}
-    aurora predict RUN {"IMAGE..." if facts.task.is_of_images else "TEXT..."}
+    aurora predict RUN {kind_of(facts.task).inputs.upper()}...
 {cannot}"""
 
 
@@ -199,12 +188,11 @@ def _load(facts: Facts, *, packaged: bool) -> str:
         packaged: take a packaged base model from its package, which needs aurora-lora; else from the hub.
     """
     imports, base = [], repr(facts.base)
-    auto = _AUTO[facts.task.task_type]
-    has_head = facts.task.task_type in ("SEQ_CLS", "IMAGE_CLS")
-    arguments: dict[str, object] = {"num_labels": facts.task.num_labels} if has_head else {}
-    if facts.task.is_of_images:
-        arguments["ignore_mismatched_sizes"] = True  # of the head, which the adapter brings
-    else:
+    kind = kind_of(facts.task)
+    auto = kind.auto
+    arguments: dict[str, object] = {"num_labels": facts.task.num_labels} if isinstance(kind, HeadKind) else {}
+    arguments |= kind.load_options
+    if kind.inputs == "text":
         arguments["pad_token_id"] = facts.pad_token_id
     source = MODELS.get(facts.recipe.model)
     if source is not None and (packaged or isinstance(source, PretrainedHere)):
@@ -231,7 +219,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 
 
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
-    data.pipeline_tag = _PIPELINES[facts.task.task_type]
+    data.pipeline_tag = kind_of(facts.task).pipeline
     recipe = facts.recipe
     title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .choices import Questions, choice_scores, generated_choices, learned_positions, next_token_loss, takes
+from .choices import Questions, choice_scores, generated_choices, learned_positions, takes
 from .recipe import Recipe
 from .trainer import RecipeTrainer
 
@@ -36,9 +35,9 @@ class ChoiceTrainer(RecipeTrainer):
         self.generate = False
         """Whether evaluations also let the model write its answer, which takes many times as long."""
 
-    @property
-    def loss_function(self) -> Callable[..., Tensor]:
-        return next_token_loss
+    def scoring(self, split: str) -> None:
+        task = self.recipe.task
+        self.generate = task.scorer == "generated" and split in (task.test_sets or ())
 
     def compute_loss(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..tasks import SplitSizes, Task
-from ..tasks.vision import class_names
-from .choices import Questions, TrainingText, encode_questions
-from .images import Images, Stack, plain_transform, training_transform
+from .choices import Questions
 from .models import Processor
 from .recipe import Recipe
 
@@ -41,15 +39,23 @@ class Pad:
     """Collates examples into tensors (batch, longest), with labels (batch,) if there are any."""
 
     padding: PreTrainedTokenizerBase  # under the name `tokenizer`, Transformers would save it with each checkpoint
-    kind: str
+    dtype: torch.dtype
+    """Of the labels."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         inputs = [{name: value for name, value in example.items() if name not in TARGETS} for example in examples]
         batch = dict(self.padding.pad(inputs, return_tensors="pt"))
         if "labels" in examples[0]:
-            dtype = torch.long if self.kind == "classification" else torch.float32
-            batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=dtype)
+            batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=self.dtype)
         return batch
+
+
+class Examples(Protocol):
+    """A split, encoded."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
@@ -72,14 +78,14 @@ class Data:
 
     task: Task
     processor: Processor
-    splits: dict[str, Encoded | Images]
+    splits: Mapping[str, Examples]
     collate: Collate
     questions: Questions | None = None
     labels: tuple[str, ...] = ()
-    unchanged: Images | None = None
+    unchanged: Examples | None = None
     rows: dict[str, dict[str, Any]] | None = None
 
-    def fixed(self, split: str) -> Encoded | Images:
+    def fixed(self, split: str) -> Examples:
         """A split for everything but training: its examples are the same at every call."""
         return self.unchanged if split == "train" and self.unchanged is not None else self.splits[split]
 
@@ -116,47 +122,4 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     task, section = recipe.task.definition, recipe.task
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
-    if task.is_of_images:
-        return _load_images(task, recipe, processor, loaded)
-    tokenizer = cast(PreTrainedTokenizerBase, processor)
-    if task.kind == "multiple-choice":
-        return _load_questions(task, recipe, tokenizer, loaded)
-    assert section.max_length is not None  # filled in by validation
-    max_length = min(section.max_length, tokenizer.model_max_length)
-    splits: dict[str, Encoded | Images] = {}
-    for name, split in loaded.items():
-        examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
-        for example, label in zip(examples, split["label"], strict=True):
-            example["labels"] = label
-        if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
-            examples.sort(key=lambda example: len(example["input_ids"]))
-        splits[name] = Encoded(examples)
-    return Data(task, tokenizer, splits, Pad(tokenizer, task.kind), labels=task.labels)
-
-
-def _load_images(task: Task, recipe: Recipe, processor: Any, loaded: Any) -> Data:
-    assert recipe.task.augment is not None  # filled in by validation
-    plain = plain_transform(processor)
-    splits: dict[str, Encoded | Images] = {name: Images(split, plain) for name, split in loaded.items()}
-    splits["train"] = Images(loaded["train"], training_transform(processor, recipe.task.augment), recipe.seed)
-    labels = class_names(loaded["train"]) or task.labels or tuple(map(str, range(task.num_labels)))
-    rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in loaded.items()}
-    unchanged = Images(loaded["train"], plain)
-    return Data(task, processor, splits, Stack(), labels=labels, unchanged=unchanged, rows=rows)
-
-
-def _load_questions(task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, loaded: Any) -> Data:
-    section = recipe.task
-    assert section.max_length is not None  # filled in by validation
-    assert section.loss_on is not None
-    splits: dict[str, Encoded | Images] = {}
-    encoded: list[Example] = []
-    for name, split in loaded.items():
-        examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
-        if name != "train":
-            examples.sort(key=lambda example: len(example["prompt"]))
-        splits[name] = Encoded(examples)
-        encoded += examples
-    max_choices = max(len(one["choices"]) for one in encoded)
-    collate = TrainingText(tokenizer, min(section.max_length, tokenizer.model_max_length), section.loss_on)
-    return Data(task, tokenizer, splits, collate, Questions(tokenizer, max_choices), task.labels)
+    return section.kind.encode(recipe, task, processor, loaded)

@@ -5,7 +5,7 @@ Accuracy saturates; this does not. On held-out texts, 0 is the base model and 1 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .batches import IGNORED
 from .data import Data, Encoded, Example, Pad
-from .images import Images
+from .finished_run import load_run
+from .models import load_base_model
+from .recipe import Recipe
+from .run import make_model
+from .storage import ADAPTER
 from .trainer import RecipeTrainer
 
 
@@ -36,6 +40,24 @@ class PadStates:
         return batch
 
 
+def taught(data: Data, recipe: Recipe) -> Data:
+    """The data of a recipe that names a teacher, with what that one makes of them, in the form that it deploys.
+
+    Raises:
+        UserError: there is no such run, it is not finished, it is one of another model, or it has learned nothing.
+    """
+    assert recipe.task.teacher is not None
+    try:
+        run = load_run(recipe.task.teacher).in_float32
+    except UserError as error:
+        raise UserError(f"task.teacher: {error}") from error
+    if run.recipe.model != recipe.model:
+        raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
+    base = load_base_model(recipe.model, data.task, data.processor)
+    teacher = make_model(run.recipe, load_base_model(recipe.model, run.task, data.processor), run.folder / ADAPTER)
+    return teach(data, base, teacher, recipe.training.eval_batch_size)
+
+
 def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> Data:
     """Put the teacher's hidden states in place of the labels.
 
@@ -52,7 +74,7 @@ def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> D
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
     base, teacher = base.to(device).eval(), teacher.to(device).eval()
-    splits: dict[str, Encoded | Images] = {}
+    splits: dict[str, Encoded] = {}
     effect = 0.0
     for name, split in data.splits.items():
         assert isinstance(split, Encoded)
@@ -80,10 +102,6 @@ def _last_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 class DistillationTrainer(RecipeTrainer):
     """`RecipeTrainer` for hidden states: mean squared error over tokens and channels, scored by distances."""
-
-    @property
-    def loss_function(self) -> Callable[..., Tensor]:
-        return states_loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs = {name: value for name, value in inputs.items() if name != "base_distance"}

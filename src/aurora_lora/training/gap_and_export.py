@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..errors import ArgumentError, FormError, UserError
 from ..forms import CALIBRATED
@@ -13,6 +15,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tuner import check_calibrated
 from .finished_run import TrainedRun
+from .kinds import kind_of
 from .run import load_trained_model, make_trainer
 from .storage import ADAPTER
 
@@ -56,9 +59,13 @@ def gap(
         data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
     )
     calibration = data.calibration_batches(run.recipe) if quantizations else None
-    if data.questions is not None:  # the next token of the texts that it is trained on
+    kind = kind_of(data.task)
+
+    def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+        return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())
+
+    if not kind.scores_batches:  # then the next token of the texts that it is trained on
         return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration)
-    metric = lambda predictions, labels: data.task.compute_metrics(predictions.numpy(), labels.numpy())  # noqa: E731
     return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration, metric=metric)
 
 

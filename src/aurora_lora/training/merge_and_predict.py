@@ -7,19 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .. import files
 from .._version import __version__
@@ -28,13 +20,10 @@ from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, AuroraError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
-from ..tasks.prompts import alpaca
-from .choices import write_answers
 from .contamination_guard import MERGE_NOTE, merge_note, trained_on
-from .data import encode
 from .finished_run import TrainedRun, load_run
-from .images import Stack, plain_transform, read_image
-from .models import Processor, load_image_processor, load_tokenizer
+from .kinds import Kind, kind_of, kind_of_model
+from .models import Processor
 from .quantized import merge_into
 from .results import Scores, mean_scores
 from .run import keep_splits, load_trained_model, make_trainer, score
@@ -174,6 +163,29 @@ def _complete(folder: Path, files: dict[str, int]) -> bool:
 # ---------------------------------------------------------------- predicting
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """A model that answers, of the kind of task that it was made for: a run in its deployed form, or a plain model."""
+
+    folder: Path
+    kind: Kind
+    model: nn.Module
+    processor: Processor
+
+    def answers(self, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
+        """As `predict`."""
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
+            try:
+                found += self.kind.answers(self.model, self.processor, batch, str(self.folder))
+            except AuroraError:
+                raise
+            except Exception as error:  # settings of a model or tokenizer that do not fit each other
+                raise UserError(f"{self.folder} cannot be used: {reason(error)}") from error
+        return found
+
+
 def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
     """What a model says about texts, or about images.
 
@@ -192,70 +204,31 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         NotFiniteError: NaN or infinity among the weights, or in the logits of a classifier.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
-    model, processor = _load_for_prediction(Path(folder))
-    answers: list[dict[str, Any]] = []
-    for start in range(0, len(texts), batch_size):
-        try:
-            answers += _answers(model, processor, texts[start : start + batch_size], Path(folder))
-        except AuroraError:
-            raise
-        except Exception as error:  # settings of a model or tokenizer that do not fit each other
-            raise UserError(f"{folder} cannot be used: {reason(error)}") from error
-    return answers
+    return load_predictor(folder).answers(texts, batch_size)
 
 
-def _answers(model: Any, processor: Processor, batch: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """As `predict`, of one batch."""
-    if model.get_output_embeddings() is not None:
-        tokenizer = cast(PreTrainedTokenizerBase, processor)
-        written = write_answers(model, tokenizer, [alpaca(text) for text in batch])
-        return [{"text": text, "answer": answer} for text, answer in zip(batch, written, strict=True)]
-    inputs = _inputs(processor, batch)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
-    check_finite(zip(batch, logits, strict=True), f"{folder} has no answer")
-    return [_answer(text, row, model.config) for text, row in zip(batch, logits, strict=True)]
-
-
-def _inputs(processor: Processor, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """A batch of texts, or of images by their paths, for a classifier."""
-    if isinstance(processor, PreTrainedTokenizerBase):
-        max_length = min(processor.model_max_length, 512)
-        return dict(processor.pad(encode(processor, [texts], max_length), return_tensors="pt"))
-    transform = plain_transform(processor)
-    return Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
-
-
-def _answer(text: str, logits: torch.Tensor, config: Any) -> dict[str, Any]:
-    if logits.numel() == 1:
-        return {"text": text, "value": logits.item()}
-    probability, index = logits.softmax(-1).max(-1)
-    return {"text": text, "label": config.id2label[int(index)], "probability": probability.item()}
-
-
-def _load_for_prediction(folder: Path) -> tuple[nn.Module, Processor]:
+def load_predictor(folder: Path | str) -> Predictor:
+    """What answers with the model in a folder; the errors are those of `predict`."""
+    folder = Path(folder)
     if (folder / RECIPE).is_file():
         run = load_run(folder)
-        if run.task.kind == "distillation":
-            raise UserError(f"the run in {folder} has learned hidden states: it has nothing to say about a text")
+        kind = kind_of(run.task)
+        if kind.no_answer:
+            raise UserError(f"the run in {folder} {kind.no_answer}")
         model, processor = load_trained_model(run.in_float32)
         with run.recipe.method.method.using(model, run.deployed_form):  # refuses a calibration of other weights
             pass
-        return model.eval(), processor
+        return Predictor(folder, kind, model.eval(), processor)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
-        names = AutoConfig.from_pretrained(folder, **NO_CODE).architectures or []
-        if any(name.endswith("ForImageClassification") for name in names):
-            return _pretrained(AutoModelForImageClassification, folder), load_image_processor(str(folder.resolve()))
-        causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-        kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        model, tokenizer = _pretrained(kind, folder), load_tokenizer(str(folder.resolve()))
+        kind = kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
+        model = _pretrained(getattr(transformers, kind.auto), folder)
+        processor = kind.processor(str(folder.resolve()))
         config: Any = model.config
-        if not causal and config.pad_token_id is None:  # by which a decoder finds a text's last token
-            config.pad_token_id = tokenizer.pad_token_id
-        return model, tokenizer
+        if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
+            config.pad_token_id = processor.pad_token_id  # by which a decoder finds a text's last token
+        return Predictor(folder, kind, model, processor)
     except AuroraError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files

@@ -10,9 +10,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
@@ -25,6 +23,7 @@ from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.models import ResolvedModel, resolve_model
+from .kinds import kind_of
 
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: its `save_pretrained` writes it beside the model."""
@@ -36,7 +35,7 @@ def load_processor(model: str, task: Task) -> Processor:
     Raises:
         UserError: it cannot be loaded.
     """
-    return load_image_processor(model) if task.is_of_images else load_tokenizer(model)
+    return kind_of(task).processor(model)
 
 
 def load_image_processor(model: str) -> BaseImageProcessor:
@@ -80,9 +79,7 @@ def load_base_model(
     *,
     exact: bool = False,
 ) -> PreTrainedModel:
-    """The pretrained model, with a new head for the task.
-
-    For multiple choice the language model as it is; for distillation the body without a head.
+    """The pretrained model, with a new head where the task needs one.
 
     Args:
         model: a packaged model, a local folder or a hub model.
@@ -96,26 +93,15 @@ def load_base_model(
         UserError: it cannot be loaded.
     """
     source = resolve_model(model)
-    labels = dict(enumerate(names or task.labels or (task.name,)))
+    kind = kind_of(task)
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
         if exact and config.dtype != dtype:
             dtype = torch.float32
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
-        if task.kind == "multiple-choice":
-            return _pretrained(AutoModelForCausalLM, source, config, dtype=dtype)
-        if task.kind == "distillation":
-            return _pretrained(AutoModel, source, config, dtype=dtype)
-        config.num_labels = len(labels)
-        config.id2label = labels
-        config.label2id = {label: index for index, label in labels.items()}
-        config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
-        if task.is_of_images:
-            # the head of a model that was trained on other classes is replaced
-            more = {"ignore_mismatched_sizes": True}
-            return _pretrained(AutoModelForImageClassification, source, config, dtype=dtype, **more)
-        return _pretrained(AutoModelForSequenceClassification, source, config, dtype=dtype)
+        kind.set_head(config, names or task.labels or (task.name,))
+        return _pretrained(getattr(transformers, kind.auto), source, config, dtype=dtype, **kind.load_options)
     except Exception as error:
         raise _unusable(model, error) from error
 

@@ -25,6 +25,8 @@ from ..methods.base import unknown
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.task import Augment
 from . import yaml_text
+from .kinds import KINDS, Kind, kind_of
+from .kinds.distillation import DISTILLATION
 
 if TYPE_CHECKING:
     from ..tasks import Task
@@ -77,7 +79,12 @@ class TaskSection(Section):
         from ..tasks import get_task
 
         task = get_task(self.name)
-        return task if self.teacher is None else task.distilled()
+        return task if self.teacher is None else DISTILLATION.of(task)
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of task it is, as this section uses it."""
+        return kind_of(self.definition)
 
     @field_validator("name")
     @classmethod
@@ -104,9 +111,7 @@ class TaskSection(Section):
             "test_size": task.sizes.test,
             "test_sets": task.test_sets,
         }
-        own |= {"augment": task.augment} if task.is_of_images else {"max_length": task.max_length}
-        if task.kind == "multiple-choice":
-            own |= {"prompt": task.prompt_forms[0], "scorer": "choices", "loss_on": "all"}
+        own |= kind_of(task).defaults(task)
         return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
 
     @model_validator(mode="after")
@@ -118,28 +123,17 @@ class TaskSection(Section):
             task.check_test_sets(self.test_sets)
         except UserError as error:
             raise PydanticCustomError("task", "test_sets: {why}", {"why": str(error)}) from error
-        of_choices, of_images = task.kind == "multiple-choice", task.is_of_images
-        for name, fits, kind in (
-            *((name, of_choices, "of multiple choice") for name in ("prompt", "scorer", "loss_on")),
-            ("augment", of_images, "with images"),
-            ("max_length", not of_images, "with texts"),
-        ):
-            if getattr(self, name) is not None and not fits:
-                why = f"only tasks {kind} have it, {self.name} is one of {task.kind}"
-                raise PydanticCustomError("task", "{name}: {why}", {"name": name, "why": why})
-        if self.teacher is not None and task.task_type != "SEQ_CLS":
-            why = f"only tasks of classification and regression have one, {self.name} is one of {task.kind}"
-            raise PydanticCustomError("task", "teacher: {why}", {"why": why})
-        if self.prompt is not None and self.prompt not in task.prompt_forms:
-            allowed = ", ".join(map(repr, task.prompt_forms))
-            why = f"{self.prompt!r} is not a form of the prompts of {self.name} (allowed: {allowed})"
-            raise PydanticCustomError("task", "prompt: {why}", {"why": why})
-        if self.scorer == "generated" and self.prompt == "cloze":
-            why = "'generated' needs prompt: instruction, whose answers can be found in a text"
-            raise PydanticCustomError("task", "scorer: {why}", {"why": why})
-        if self.test_size is not None and task.reported_split == "validation":
-            why = f"the scores of {self.name} are those of its validation split, so give validation_size"
-            raise PydanticCustomError("task", "test_size: {why}", {"why": why})
+        try:
+            for field in dict.fromkeys(field for kind in KINDS.values() for field in kind.fields):
+                if getattr(self, field) is not None and field not in kind_of(task).fields:
+                    those = ", ".join(kind.name for kind in KINDS.values() if field in kind.fields)
+                    raise UserError(f"{field}: only tasks of {those} have it, {self.name} is one of {task.kind}")
+            kind_of(task).check(self, task)
+            if self.test_size is not None and task.reported_split == "validation":
+                scored = f"the scores of {self.name} are those of its validation split"
+                raise UserError(f"test_size: {scored}, so give validation_size")
+        except UserError as error:
+            raise PydanticCustomError("task", "{why}", {"why": str(error)}) from error
         return self
 
 

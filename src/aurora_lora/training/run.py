@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,15 +29,13 @@ from ..tasks.access import check_access
 from . import card, storage, yaml_text
 from .batches import Share, divide
 from .callback import CalibrationCallback, is_calibrated
-from .choice_trainer import ChoiceTrainer
 from .contamination_guard import check_contamination
 from .data import Data, load_data
-from .distillation import DistillationTrainer, teach
 from .distributed import on_main, state
-from .finished_run import TrainedRun, load_run
-from .images import EpochOfImages, Images
+from .finished_run import TrainedRun
+from .kinds import kind_of
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
-from .models import Processor, load_base_model, load_processor
+from .models import Processor, load_processor
 from .recipe import Recipe, RunRecipe
 from .results import (
     Result,
@@ -195,10 +192,8 @@ def make_trainer(
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     processor = load_processor(recipe.model, recipe.task.definition)
-    data = load_data(recipe, processor)
-    if recipe.task.teacher is not None:
-        body = load_base_model(recipe.model, data.task, processor)
-        data = teach(data, body, _teacher(recipe, processor), recipe.training.eval_batch_size)
+    kind = recipe.task.kind
+    data = kind.with_targets(load_data(recipe, processor), recipe)
     wanted = recipe.training
     share = Share(wanted.batch_size, 1) if adapter else divide(wanted, state().num_processes)  # loaded: takes no steps
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
@@ -213,14 +208,7 @@ def make_trainer(
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
-    if isinstance(images := data.splits["train"], Images):
-        callbacks = [EpochOfImages(images), *callbacks]
-    kind: Any = RecipeTrainer
-    if recipe.task.teacher is not None:
-        kind = DistillationTrainer
-    elif data.questions is not None:
-        kind = functools.partial(ChoiceTrainer, questions=data.questions)
-    trainer: RecipeTrainer = kind(
+    trainer = kind.trainer(data)(
         recipe,
         checkpoints,
         model=model,
@@ -228,8 +216,8 @@ def make_trainer(
         train_dataset=data.splits["train"],
         eval_dataset=data.splits["validation"],
         data_collator=data.collate,
-        compute_metrics=lambda scored: data.task.compute_metrics(scored.predictions, scored.label_ids),
-        callbacks=list(callbacks),
+        compute_metrics=lambda scored: kind.compute_metrics(data.task, scored.predictions, scored.label_ids),
+        callbacks=[*kind.callbacks(data), *callbacks],
     )
     return trainer, data
 
@@ -252,7 +240,7 @@ def make_model(
     method, options = recipe.method.method, recipe.method.options
     pretrained = list(base.parameters())
     if adapter is None:
-        model = apply_method(recipe, base, recipe.task.definition.task_type, kept)
+        model = apply_method(recipe, base, recipe.task.kind.task_type, kept)
     else:
         model = load_finite(method, base, adapter, options)
     if method.base_use(options) == "start":
@@ -299,22 +287,6 @@ def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:
     return make_model(run.recipe, base, run.folder / ADAPTER), processor
 
 
-def _teacher(recipe: Recipe, processor: Processor) -> nn.Module:
-    """The model whose hidden states the recipe learns, in the form that it deploys.
-
-    Raises:
-        UserError: there is no such run, it is not finished, or it is one of another model.
-    """
-    assert recipe.task.teacher is not None
-    try:
-        run = load_run(recipe.task.teacher).in_float32
-    except UserError as error:
-        raise UserError(f"task.teacher: {error}") from error
-    if run.recipe.model != recipe.model:
-        raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
-    return make_model(run.recipe, load_base_model(recipe.model, run.task, processor), run.folder / ADAPTER)
-
-
 def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:
     """Let the method decide from training data what is trained, or take that from the checkpoint of a run that goes on.
 
@@ -354,15 +326,15 @@ def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
 def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms: Sequence[str]) -> Scores:
     """Metrics of each form on a split."""
     scores = {}
-    if isinstance(trainer, ChoiceTrainer):
-        trainer.generate = recipe.task.scorer == "generated" and split in (recipe.task.test_sets or ())
+    trainer.scoring(split)
     for form in forms:
         with recipe.method.method.using(trainer.module, form):
-            metrics = trainer.evaluate(data.fixed(split), metric_key_prefix=split)
+            examples: Any = data.fixed(split)
+            metrics = trainer.evaluate(examples, metric_key_prefix=split)
         scores[form] = {
             name.removeprefix(f"{split}_"): value
             for name, value in metrics.items()
-            if name.removeprefix(f"{split}_") in data.task.metric_names
+            if name.removeprefix(f"{split}_") in kind_of(data.task).metric_names(data.task)
         }
     return scores
 
@@ -370,7 +342,8 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
 def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     method, options = recipe.method.method, recipe.method.options
     forms, steps = method.forms(options), trainer.state.max_steps
-    epochs = epochs_from_log(trainer.state.log_history, data.task.metric_names)
+    kind, task = kind_of(data.task), data.task
+    epochs = epochs_from_log(trainer.state.log_history, kind.metric_names(task))
     best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
     scored = {"validation": score(recipe, trainer, data, "validation", forms)}
     for name in recipe.task.test_sets or ():
@@ -378,16 +351,16 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
             scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
         recipe,
-        metric="accuracy_generated" if recipe.task.scorer == "generated" else data.task.metric,
-        split=data.task.reported_split,
+        metric=kind.reported(recipe.task, task),
+        split=task.reported_split,
         examples={name: len(split) for name, split in data.splits.items()},
         validation=scored["validation"],
         test={name: scored[name] for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": method.deployed_form(options),
-            "name": data.task.metric,
-            "value": best["validation"][data.task.metric],
+            "name": task.metric,
+            "value": best["validation"][task.metric],
             "epoch": best["epoch"],
         },
         params=count_parameters(trainer.module),
@@ -396,7 +369,7 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         peak_mb=trainer.measure_memory(),
         processes=trainer.args.world_size,
         epochs=epochs,
-        labels=() if data.task.labels else data.labels,
+        labels=() if task.labels else data.labels,
     )
 
 

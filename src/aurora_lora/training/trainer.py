@@ -7,7 +7,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from .. import files
 from ..errors import DIVERGED, UserError
 from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
+from ..tasks.metrics import metric_named
 from . import storage
 from .batches import IGNORED, Filled, IgnoreFilling, Share, WholeSteps
 from .distributed import on_main
@@ -73,7 +73,7 @@ def training_arguments(
         save_strategy="epoch" if every is None else "steps",
         save_steps=every or 500,
         metric_for_best_model=metric,
-        greater_is_better=True,
+        greater_is_better=not metric_named(metric).lower_is_better,
         logging_steps=max(1, steps // 200),
         logging_nan_inf_filter=False,
         seed=recipe.seed,
@@ -157,16 +157,14 @@ class RecipeTrainer(Trainer):
         if kwargs["args"].world_size > 1:
             kwargs["train_dataset"] = Filled(kwargs["train_dataset"])
             kwargs["data_collator"] = IgnoreFilling(kwargs["data_collator"])
-        super().__init__(callbacks=callbacks, compute_loss_func=self.loss_function, **kwargs)
+        super().__init__(callbacks=callbacks, compute_loss_func=recipe.task.kind.loss(), **kwargs)
         self.remove_callback(PrinterCallback)
         # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
         # gradient accumulation or on N processes. `mean_loss` divides by it instead.
         self.model_accepts_loss_kwargs = False
 
-    @property
-    def loss_function(self) -> Callable[..., Tensor]:
-        """The loss of a batch from the model's outputs and the labels."""
-        return mean_loss
+    def scoring(self, split: str) -> None:
+        """Prepare to score a split."""
 
     @property
     def module(self) -> nn.Module:

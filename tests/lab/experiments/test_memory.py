@@ -134,7 +134,7 @@ def peak(recipe: Recipe, tmp_path: Path, layers: int | None = None) -> float:
 def batch(recipe: Recipe, config: Any) -> dict[str, torch.Tensor]:
     """One forward pass's examples, as long as the longest of the data."""
     size = recipe.training.batch_size
-    if recipe.task.definition.is_of_images:
+    if recipe.task.kind.inputs == "image":
         return {"pixel_values": torch.zeros(size, 3, 224, 224), "labels": torch.zeros(size, dtype=torch.long)}
     ids = torch.zeros(size, text_lengths.longest(recipe, config.max_position_embeddings), dtype=torch.long)
     of_choices = recipe.task.definition.kind == "multiple-choice"

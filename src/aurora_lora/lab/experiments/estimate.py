@@ -108,7 +108,7 @@ def training_memory(recipe: Recipe) -> float:
     layers, inner = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
     outside, layer = (constant + slope * tokens for constant, slope in (kept.outside, kept.layer))
     head = 0
-    if recipe.task.definition.task_type == "CAUSAL_LM":
+    if recipe.task.kind.task_type == "CAUSAL_LM":
         learned = tokens if recipe.task.loss_on == "all" else min(tokens, recipe.training.batch_size * ANSWER)
         head = LOGIT * learned * config.vocab_size
     trained = own.params.adapter + own.params.head

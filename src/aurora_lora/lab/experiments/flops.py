@@ -24,8 +24,6 @@ TRAINED_LAYER_S, FORWARD_LAYER_S = 2e-3, 0.7e-3
 microseconds, and a third of them."""
 IMAGE_S = 0.7e-3
 """Seconds to read and transform a small image, where the same cores train."""
-CHOICES = 18
-"""Tokens of a question's choices, which are scored after its prompt."""
 CALIBRATION = 2
 """Forward passes that calibrating on a batch is worth: one, and the second moments of each layer's inputs."""
 START_S, READ = 10, 0.5e9
@@ -136,7 +134,7 @@ class _Clock:
 
     def scoring(self, count: int) -> float:
         """A split in one form: sorted by length, with hardly any padding."""
-        tokens = self.length(1) + (CHOICES if self.recipe.task.definition.kind == "multiple-choice" else 0)
+        tokens = self.length(1) + self.recipe.task.kind.scored_tokens
         return self._forward(count, tokens, self.recipe.training.eval_batch_size)
 
     def calibration(self) -> float:

@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.targets import check_modules
 from ...tasks._loading import NO_CODE, reason
+from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.recipe import Recipe
 from .architectures import architecture, image_tokens
@@ -79,36 +80,26 @@ Key = tuple[str, str, str, str, int, torch.dtype]
 def _key(recipe: Recipe) -> Key:
     options = json.dumps(recipe.method.options, sort_keys=True)
     task = recipe.task.definition
-    return recipe.model, recipe.method.name, options, task.task_type, task.num_labels, frozen_dtype(recipe)
+    return recipe.model, recipe.method.name, options, task.kind, task.num_labels, frozen_dtype(recipe)
 
 
 def _build(key: Key, layers: int | None = None) -> nn.Module:
-    from transformers import (
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForImageClassification,
-        AutoModelForSequenceClassification,
-    )
+    import transformers
 
-    classes: dict[str, Any] = {
-        "SEQ_CLS": AutoModelForSequenceClassification,
-        "CAUSAL_LM": AutoModelForCausalLM,
-        "FEATURE_EXTRACTION": AutoModel,
-        "IMAGE_CLS": AutoModelForImageClassification,
-    }
-    model, method, options, task_type, labels, dtype = key
+    model, method, options, kind_name, labels, dtype = key
+    kind = KINDS[kind_name]
     config = architecture(model)
     config.num_labels = labels
     if layers is not None:
         config.get_text_config().num_hidden_layers = layers
     with torch.device("meta"):
         try:
-            base = classes[task_type].from_config(config, dtype=dtype, **NO_CODE)
+            base = getattr(transformers, kind.auto).from_config(config, dtype=dtype, **NO_CODE)
         except ValueError as error:
             raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
         try:
             check_modules(base, json.loads(options))
-            return get_method(method).apply(base, json.loads(options), task_type)  # type: ignore[arg-type]
+            return get_method(method).apply(base, json.loads(options), kind.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
 

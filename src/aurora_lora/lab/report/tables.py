@@ -16,6 +16,7 @@ from ...forms import REFERENCE_FORM, form_named
 from ...tasks import Task
 from ...tasks.metrics import METRICS
 from ...text_table import TextTable
+from ...training.kinds import kind_of
 from ...training.results import check_result, parse_json
 from ...training.storage import RESULT
 from ..experiments.runs_file import RUNS_FILE, RunsFile
@@ -180,7 +181,8 @@ def tasks_table(tasks: Iterable[Task]) -> str:
     table = TextTable("", ["task", "what is asked", "train", "scored on", "metrics", "source"], align="l")
     for task in tasks:
         whole = "" if task.train_examples is None else f"{task.train_examples:,}"
-        cells = [f"`{task.name}`", task.description, whole, _scored_on(task), ", ".join(task.metric_names), task.source]
+        metrics = ", ".join(kind_of(task).metric_names(task))
+        cells = [f"`{task.name}`", task.description, whole, _scored_on(task), metrics, task.source]
         table.rows.append(cells)
     return table.markdown()
 

@@ -1,0 +1,215 @@
+"""What a kind of task needs, and what the kinds of texts with a new head share.
+
+These files load neither PyTorch nor Transformers before a method asks for them: lists of tasks need only the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from ...methods.base import TaskType
+    from ...tasks import Task
+    from ..data import Data
+    from ..models import Processor
+    from ..recipe import Recipe, TaskSection
+    from ..trainer import RecipeTrainer
+
+Loss = Callable[..., "Tensor"]
+"""From the model's outputs, the labels, and how many items the whole step has, as `trainer.mean_loss`."""
+
+
+class Kind:
+    """A kind of task.
+
+    Attributes:
+        name: what `Task.kind` says.
+        task_type: PEFT's name for the kind of model; image classifiers have none there.
+        auto: the class of Transformers that loads the model.
+        architectures: how the names of the models' own classes end.
+        load_options: further arguments of its `from_pretrained`.
+        pipeline: the tag of a model card.
+        inputs: what an example is, `"text"` or `"image"`.
+        metrics: those that every task of this kind has; `Task.also` adds to them.
+        fields: those of a recipe's task that only some kinds have.
+        scores_batches: whether `compute_metrics` takes the outputs on batches as they are trained on.
+        scored_tokens: tokens of an example that come on top of its text when it is scored, for plans.
+        no_answer: why `predict` has nothing to say.
+    """
+
+    name: ClassVar[str]
+    task_type: ClassVar[TaskType]
+    auto: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]] = ()
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    pipeline: ClassVar[str]
+    inputs: ClassVar[str] = "text"
+    metrics: ClassVar[tuple[str, ...]]
+    fields: ClassVar[tuple[str, ...]] = ("max_length",)
+    scores_batches: ClassVar[bool] = True
+    scored_tokens: ClassVar[int] = 0
+    no_answer: ClassVar[str | None] = None
+
+    # ---------------------------------------------------------------- metrics
+
+    def metric_names(self, task: Task) -> tuple[str, ...]:
+        """The keys that `compute_metrics` may have, the main one first."""
+        return tuple(dict.fromkeys((task.metric, *task.also, *self.metrics)))
+
+    def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The metrics of all examples of a split, from what the trainer's prediction steps gave."""
+        raise NotImplementedError
+
+    def reported(self, section: TaskSection, task: Task) -> str:
+        """The metric that a result is known by."""
+        return task.metric
+
+    # ---------------------------------------------------------------- recipe
+
+    def defaults(self, task: Task) -> dict[str, Any]:
+        """The fields of a recipe's task that are filled in where it does not give them."""
+        return {"max_length": task.max_length}
+
+    def check(self, section: TaskSection, task: Task) -> None:
+        """Raise a UserError, which begins with the field, where fields do not fit each other or the task."""
+
+    # ---------------------------------------------------------------- model
+
+    def processor(self, model: str) -> Processor:
+        """What makes the inputs of a model: its tokenizer, where nothing else is said.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        from ..models import load_tokenizer
+
+        return load_tokenizer(model)
+
+    def set_head(self, config: Any, labels: Sequence[str]) -> None:
+        """Write the head that the task needs into a model's configuration, where it needs a new one."""
+
+    def made(self, config: Any) -> bool:
+        """Whether a model's configuration is that of one made for this kind."""
+        return any(name.endswith(self.architectures) for name in config.architectures or ())
+
+    # ---------------------------------------------------------------- data and training
+
+    def encode(self, recipe: Recipe, task: Task, processor: Processor, splits: Mapping[str, Any]) -> Data:
+        """The examples and how they become batches, without the network.
+
+        Args:
+            recipe: of the run.
+            task: of the recipe.
+            processor: of the model.
+            splits: of the task, by name: `datasets.Dataset`.
+
+        Raises:
+            UserError: the data do not fit the recipe.
+        """
+        raise NotImplementedError
+
+    def with_targets(self, data: Data, recipe: Recipe) -> Data:
+        """The data with what is to be learned, where that is not in the data themselves."""
+        return data
+
+    def loss(self) -> Loss:
+        """The loss of a batch."""
+        from ..trainer import mean_loss
+
+        return mean_loss
+
+    def trainer(self, data: Data) -> Callable[..., RecipeTrainer]:
+        """What trains and scores: takes the arguments of `RecipeTrainer`."""
+        from ..trainer import RecipeTrainer
+
+        return RecipeTrainer
+
+    def callbacks(self, data: Data) -> list[TrainerCallback]:
+        """Trainer callbacks that the data need."""
+        return []
+
+    # ---------------------------------------------------------------- prediction
+
+    def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
+        """What a model says about a batch of texts, or of paths of images; see `predict`.
+
+        Args:
+            model: in eval mode.
+            processor: of the model.
+            texts: the batch.
+            source: names the model in errors.
+        """
+        raise NotImplementedError
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        """The cells of an answer's line on the terminal."""
+        raise NotImplementedError
+
+
+class TextKind(Kind):
+    """A kind of texts, or pairs of texts, in the columns that the task names, with a `label`."""
+
+    label_dtype: ClassVar[str] = "long"
+
+    def encode(self, recipe: Recipe, task: Task, processor: Processor, splits: Mapping[str, Any]) -> Data:
+        import torch
+
+        from ..data import Data, Encoded, Pad, encode
+
+        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        assert recipe.task.max_length is not None  # filled in by validation
+        max_length = min(recipe.task.max_length, tokenizer.model_max_length)
+        encoded = {}
+        for name, split in splits.items():
+            examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
+            for example, label in zip(examples, split["label"], strict=True):
+                example["labels"] = label
+            if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
+                examples.sort(key=lambda example: len(example["input_ids"]))
+            encoded[name] = Encoded(examples)
+        return Data(task, tokenizer, encoded, Pad(tokenizer, getattr(torch, self.label_dtype)), labels=task.labels)
+
+
+class HeadKind(TextKind):
+    """A kind whose model gets a new head, of one output a label."""
+
+    task_type: ClassVar[TaskType] = "SEQ_CLS"
+    auto = "AutoModelForSequenceClassification"
+    architectures = ("ForSequenceClassification",)
+    pipeline = "text-classification"
+    problem_type: ClassVar[str] = "single_label_classification"
+
+    def set_head(self, config: Any, labels: Sequence[str]) -> None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = self.problem_type
+
+    def batch(self, processor: Processor, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The model's inputs for a batch to predict."""
+        from ..data import encode
+
+        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        max_length = min(tokenizer.model_max_length, 512)
+        return dict(tokenizer.pad(encode(tokenizer, [texts], max_length), return_tensors="pt"))
+
+    def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
+        import torch
+
+        from ...finite import check_finite
+
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            batch = {name: value.to(device) for name, value in self.batch(processor, texts).items()}
+            logits = model(**batch).logits.float()
+        check_finite(zip(texts, logits, strict=True), f"{source} has no answer")
+        return [{"text": text, **self.answer(row, model.config)} for text, row in zip(texts, logits, strict=True)]
+
+    def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
+        """What the logits (labels,) of one example say."""
+        raise NotImplementedError

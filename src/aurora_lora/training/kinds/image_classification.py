@@ -1,0 +1,70 @@
+"""Images with one label each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .classification import Classification
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainerCallback
+
+    from ...tasks import Task
+    from ..data import Data
+    from ..models import Processor
+    from ..recipe import Recipe
+
+
+class ImageClassification(Classification):
+    """Integer labels; cross-entropy. The class names may come with the data."""
+
+    name = "image-classification"
+    task_type = "IMAGE_CLS"
+    auto = "AutoModelForImageClassification"
+    architectures = ("ForImageClassification",)
+    # a head that was trained on other classes is replaced
+    load_options: ClassVar[Mapping[str, Any]] = {"ignore_mismatched_sizes": True}
+    pipeline = "image-classification"
+    inputs = "image"
+    fields = ("augment",)
+
+    def defaults(self, task: Task) -> dict[str, Any]:
+        return {"augment": task.augment}
+
+    def processor(self, model: str) -> Processor:
+        from ..models import load_image_processor
+
+        return load_image_processor(model)
+
+    def encode(self, recipe: Recipe, task: Task, processor: Any, splits: Mapping[str, Any]) -> Data:
+        from ...tasks.vision import class_names
+        from ..data import Data
+        from ..images import Images, Stack, plain_transform, training_transform
+
+        assert recipe.task.augment is not None  # filled in by validation
+        plain = plain_transform(processor)
+        images = {name: Images(split, plain) for name, split in splits.items()}
+        unchanged = images["train"]
+        images["train"] = Images(splits["train"], training_transform(processor, recipe.task.augment), recipe.seed)
+        labels = class_names(splits["train"]) or task.labels or tuple(map(str, range(task.num_labels)))
+        rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in splits.items()}
+        return Data(task, processor, images, Stack(), labels=labels, unchanged=unchanged, rows=rows)
+
+    def callbacks(self, data: Data) -> list[TrainerCallback]:
+        from ..images import EpochOfImages, Images
+
+        train = data.splits["train"]
+        assert isinstance(train, Images)
+        return [EpochOfImages(train)]
+
+    def batch(self, processor: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+        from ..images import Stack, plain_transform, read_image
+
+        transform = plain_transform(processor)
+        return Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
+
+
+IMAGE_CLASSIFICATION = ImageClassification()

@@ -1,0 +1,95 @@
+"""Questions with choices: a causal language model is trained to answer, and judged by the choice that it finds most
+likely."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ...errors import UserError
+from ...tasks.metrics import choice_metrics
+from ...tasks.prompts import alpaca
+from .base import Kind, Loss
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from ...tasks import Task
+    from ..data import Data
+    from ..models import Processor
+    from ..recipe import Recipe, TaskSection
+    from ..trainer import RecipeTrainer
+
+
+class MultipleChoice(Kind):
+    """Columns `prompt`, `choices` and `label`; cross-entropy of the next token."""
+
+    name = "multiple-choice"
+    task_type = "CAUSAL_LM"
+    auto = "AutoModelForCausalLM"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    pipeline = "text-generation"
+    metrics = ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered")  # the last two where asked for
+    fields = ("max_length", "prompt", "scorer", "loss_on")
+    scores_batches = False
+    scored_tokens = 18
+
+    def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return choice_metrics(predictions, labels)
+
+    def reported(self, section: TaskSection, task: Task) -> str:
+        return "accuracy_generated" if section.scorer == "generated" else task.metric
+
+    def defaults(self, task: Task) -> dict[str, Any]:
+        return {**super().defaults(task), "prompt": task.prompt_forms[0], "scorer": "choices", "loss_on": "all"}
+
+    def check(self, section: TaskSection, task: Task) -> None:
+        if section.prompt not in task.prompt_forms:
+            allowed = ", ".join(map(repr, task.prompt_forms))
+            raise UserError(
+                f"prompt: {section.prompt!r} is not a form of the prompts of {task.name} (allowed: {allowed})"
+            )
+        if section.scorer == "generated" and section.prompt == "cloze":
+            raise UserError("scorer: 'generated' needs prompt: instruction, whose answers can be found in a text")
+
+    def encode(self, recipe: Recipe, task: Task, processor: Processor, splits: Mapping[str, Any]) -> Data:
+        from ..choices import Questions, TrainingText, encode_questions
+        from ..data import Data, Encoded
+
+        section, tokenizer = recipe.task, cast("PreTrainedTokenizerBase", processor)
+        assert section.max_length is not None  # filled in by validation
+        assert section.loss_on is not None
+        encoded = {}
+        for name, split in splits.items():
+            examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
+            if name != "train":
+                examples.sort(key=lambda example: len(example["prompt"]))
+            encoded[name] = Encoded(examples)
+        max_choices = max(len(one["choices"]) for split in encoded.values() for one in split.examples)
+        collate = TrainingText(tokenizer, min(section.max_length, tokenizer.model_max_length), section.loss_on)
+        return Data(task, tokenizer, encoded, collate, Questions(tokenizer, max_choices), task.labels)
+
+    def loss(self) -> Loss:
+        from ..choices import next_token_loss
+
+        return next_token_loss
+
+    def trainer(self, data: Data) -> Callable[..., RecipeTrainer]:
+        from ..choice_trainer import ChoiceTrainer
+
+        assert data.questions is not None
+        return functools.partial(ChoiceTrainer, questions=data.questions)
+
+    def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
+        from ..choices import write_answers
+
+        written = write_answers(model, cast("PreTrainedTokenizerBase", processor), [alpaca(text) for text in texts])
+        return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return answer["answer"], "", answer["text"]
+
+
+MULTIPLE_CHOICE = MultipleChoice()

@@ -1,0 +1,40 @@
+"""Texts, or pairs of texts, with a number each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...tasks.metrics import regression_metrics
+from .base import HeadKind
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ...tasks import Task
+
+
+class Regression(HeadKind):
+    """Float labels; squared error."""
+
+    name = "regression"
+    metrics = ("pearson", "mse")
+    fields = ("max_length", "teacher")
+    problem_type = "regression"
+    label_dtype = "float32"
+
+    def made(self, config: Any) -> bool:
+        return super().made(config) and config.num_labels == 1
+
+    def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return regression_metrics(predictions, labels, also=task.also)
+
+    def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
+        return {"value": logits.item()}
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return f"{answer['value']:+.2f}", answer["text"]
+
+
+REGRESSION = Regression()

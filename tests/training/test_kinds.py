@@ -1,0 +1,53 @@
+"""The kinds of task: each is one object, and no other file of the command decides by a kind's name."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aurora_lora
+from aurora_lora.tasks import TASKS
+from aurora_lora.tasks.metrics import METRICS
+from aurora_lora.training.kinds import KINDS, Kind, kind_of
+from aurora_lora.training.recipe import TaskSection
+
+ROOT = Path(aurora_lora.__file__).parent
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_what_a_kind_names_is_there(kind: Kind) -> None:
+    import transformers
+
+    assert hasattr(transformers, kind.auto)
+    assert set(kind.metrics) <= METRICS.keys()
+    assert set(kind.fields) <= TaskSection.model_fields.keys()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_defaults_are_fields_of_the_kind(task) -> None:
+    kind = kind_of(task)
+    assert kind.defaults(task).keys() <= set(kind.fields)
+    assert TaskSection(name=task.name).kind is kind
+
+
+def test_only_the_kinds_compare_their_names() -> None:
+    """Tasks say of which kind they are (`kind=...`); nothing else has a kind's name in it."""
+    found = []
+    for path in (path for room in ("cli", "lab", "tasks", "training") for path in (ROOT / room).rglob("*.py")):
+        if path.parent.name == "kinds":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        compared = (node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Dict | ast.Tuple | ast.List))
+        inside = {id(one) for node in compared for one in ast.walk(node)}
+        for node in ast.walk(tree):
+            if id(node) in inside and isinstance(node, ast.Constant) and node.value in KINDS:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.value}")
+    assert found == []
+
+
+def test_lists_load_no_pytorch() -> None:
+    code = "import sys, aurora_lora.training.kinds; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
