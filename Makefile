@@ -43,7 +43,7 @@ test: $(VENV)/.dev
 
 # Small draws of the same are part of the tests.
 fuzz: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore -m fuzzing
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:docs $(BIN)/python -W ignore -m fuzzing
 	$(BIN)/python docs/fill.py
 
 # Fetches PEFT's tests from the package index, once, into .conformance/.

@@ -6,33 +6,30 @@ python docs/fill.py
 import json
 from pathlib import Path
 
-from quantised_merges import cost_of_merges, merges_by_bits, merges_table
-
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.bench_page import parts
 from aurora_lora.lab.report.catalogue import figures_of
-from aurora_lora.lab.report.conformance import conformance_tables
-from aurora_lora.lab.report.figures import calibration_curve, forms_figure, gap_figure, save
-from aurora_lora.lab.report.reliability import reliability_tables
+from aurora_lora.lab.report.figures import forms_figure, gap_figure, save
 from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
-from aurora_lora.lab.report.study import study_page
-from aurora_lora.lab.report.tables import (
-    calibration_table,
+from aurora_lora.lab.report.tables import forms_table, insert, load_results
+from aurora_lora.lab.report.theory import theory_tables
+from aurora_lora.lab.report.theory_figures import theory_figures
+from aurora_lora.lab.report.trajectory import trajectories_figure
+from aurora_lora.tasks import TASKS
+from make.calibration import calibration_curve, calibration_table, cost_table
+from make.conformance import conformance_tables
+from make.performance import parts
+from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table
+from make.reliability import reliability_tables
+from make.tables import (
     causal_lm_table,
-    cost_table,
-    forms_table,
-    insert,
-    load_results,
+    lengths_table,
     qlora_table,
     reproduced_table,
+    study_page,
     tasks_table,
     versions_table,
 )
-from aurora_lora.lab.report.theory import theory_tables
-from aurora_lora.lab.report.theory_figures import theory_figures
-from aurora_lora.lab.report.trajectory import lengths_table, trajectories_figure
-from aurora_lora.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"

@@ -1,6 +1,6 @@
 """Draws at full size, prints what came of it, and writes results/reliability/fuzz.json.
 
-    PYTHONPATH=tests python -m fuzzing [LAYER...] [--scale 0.1] [--seed N] [--kills N] [--jobs N]
+    PYTHONPATH=tests:docs python -m fuzzing [LAYER...] [--scale 0.1] [--seed N] [--kills N] [--jobs N]
 
 Exits with 1 if anything failed. A run of all layers writes the record, of which `docs/fill.py` makes the table of
 docs/reliability.md.
@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from aurora_lora.files import write_json
-from aurora_lora.lab.report.reliability import reliability_tables
 from aurora_lora.training.results import versions
+from make.reliability import reliability_tables
 
 from . import kills
 from .pieces import all_layers, draw

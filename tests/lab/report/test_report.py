@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.report.figures import calibration_curve, forms_figure, gap_figure, save
-from aurora_lora.lab.report.tables import forms_table, insert, load_results, reproduced_table, spread, versions_table
+from aurora_lora.lab.report.figures import forms_figure, gap_figure, save
+from aurora_lora.lab.report.tables import forms_table, insert, load_results, spread
 
 
 def result(rate: float, seed: int, static: float, method: str = "aurora") -> dict[str, Any]:
@@ -147,13 +147,6 @@ def test_gap_figure_of_several_seeds() -> None:
     assert (low, high) == pytest.approx((10, 60))
 
 
-def test_calibration_curve_averages_repeats() -> None:
-    records = [{"inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n} for n in (16, 64) for repeat in (0, 2)]
-    figure = calibration_curve(records, {"accuracy": 0.83})
-    assert series(figure.axes[0])["calibrated"] == pytest.approx([81, 81])
-    assert figure.axes[0].get_xlabel() == "calibration inputs"
-
-
 def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
     other = result(5e-3, 2, 0.7)
     other["recipe"]["model"] = "another"
@@ -172,48 +165,3 @@ def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
         forms_figure([static])
     with pytest.raises(UserError, match="cannot be read"):
         insert(folder / "none.md", "forms", "x")
-
-
-def test_versions_table() -> None:
-    old = {"python": "3.11.7", "torch": "2.6.0", "peft": "0.21.0", "transformers": "5.0.0", "numpy": "2.0.0"}
-    nothing: dict[str, Any] = {"skips": {"no trl": 1}, "skipped": 1, "failed": 0, "failures": {}}
-    records = {
-        "oldest": {
-            "versions": old,
-            "passed": 1200,
-            "skipped": 3,
-            "failed": 1,
-            "skips": {"no trl": 1, "torch < 2.7": 2},
-            "failures": {"tests.test_a::test_b": "it broke"},
-        },
-        "newest": {"versions": {**old, "torch": "2.13.0"}, "passed": 1203, **nothing},
-        "missing": {"python": "3.15", "problem": "there is no python3.15 here"},
-    }
-    lines = versions_table(records).splitlines()
-    assert lines[2] == "| 3.11.7 | 2.6.0 | 0.21.0 | 5.0.0 | 2.0.0 | 1,200 | 3 | 1 |"
-    assert lines[4] == "| 3.15 |  |  |  |  | not run: there is no python3.15 here |  |  |"
-    assert lines[6] == "Skipped in all: no trl."
-    assert lines[8:] == [
-        "- Skipped, 2 with oldest: torch < 2.7",
-        "- Failed with oldest: `tests.test_a::test_b`: it broke",
-    ]
-
-
-def test_reproduced_table() -> None:
-    def cell(row: str, column: str, scores: list[float], ours: float | None, spread: float | None = None) -> dict:
-        return {
-            "group": "ViT", "row": row, "column": column, "scores": scores, "ours": ours, "spread": spread,
-            "missing": 2 - len(scores), "params": None if ours is None else 1536,
-        }  # fmt: skip
-
-    cells = [
-        cell("LoRA", "digits", [96.0, 98.0], 97.0, 1.41),
-        cell("LoRA", "CIFAR10", [40.0], 40.0),
-        {**cell("LoRA", "Avg.", [], 68.5), "missing": 0},
-        cell("AuroRA", "digits", [], None),
-    ]
-    lines = reproduced_table({"seeds": [0, 1], "statistic": "mean", "cells": cells}).splitlines()
-    assert lines[0] == "| method | trained parameters | digits | CIFAR10 | Avg. |"
-    assert lines[2] == "| LoRA | 1,536 | 97.0 ± 1.4 | 40.0 (1 of 2 seeds) | 68.5 |"
-    assert lines[3] == "| AuroRA |  |  |  |  |"
-    assert lines[-1].startswith("Mean ± standard deviation over 2 seeds")

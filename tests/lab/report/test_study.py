@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from aurora_lora.lab.report.study import answers, chosen_values, every_answer, study_page, study_tables
+from aurora_lora.lab.report.study import answers, chosen_values, every_answer, study_tables
+from make.tables import study_page
 
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
 

@@ -13,7 +13,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.groups import Group, groups
 from aurora_lora.lab.report.sections import Section
-from aurora_lora.lab.report.trajectory import lengths_table, trajectories, trajectories_figure
+from aurora_lora.lab.report.trajectory import trajectories, trajectories_figure
 
 LAYERS = ("bert.q", "bert.v")
 SIZES = {"bert.q": (6, 5), "bert.v": (4, 5)}
@@ -100,15 +100,6 @@ def test_what_is_drawn(found: list[Group]) -> None:
     assert ax.get_ylabel() == f"second component, {second}% of the variance"
     assert ax.get_title(loc="left") == "updates of 2 matrices, epochs 0 (ring) to 3"
     assert ax.get_aspect() == 1
-
-
-def test_lengths() -> None:
-    runs = [
-        {"label": "a", "norms": [0, 5.0 + seed], "points": [[0, 0], [3, 4 + seed], [3, 5 + seed]]} for seed in (0, 2)
-    ]
-    last = {"label": "b", "norms": [0, 1.25], "points": [[0, 0], [1, 0]]}
-    lines = lengths_table({"runs": [*runs, last]}).splitlines()
-    assert lines[2:] == ["| a | 6.0 ± 1.4 | 6.9 ± 1.2 |", "| b | 1.2 | 1.0 |"]
 
 
 def test_the_data_is_written_beside_the_figure(found: list[Group], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...extras import extra
 from ...files import new_file, plain_write_errors
-from ...forms import FORMS, REFERENCE_FORM
+from ...forms import FORMS
 from .tables import Result, by_learning_rate, finite
 
 if TYPE_CHECKING:
@@ -136,34 +136,3 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
 def _or_gap(values: Sequence[float]) -> Sequence[float]:
     """NaN in place of no values: a gap in a line."""
     return values or [math.nan]
-
-
-def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> Figure:
-    """Accuracy and KL divergence from the trained form against the number of calibration inputs.
-
-    Args:
-        records: one for each calibration: `inputs`, `accuracy` and `kl`. Repeats are averaged, bars are
-            the range.
-        trained: the `accuracy` of the trained form.
-    """
-    figure, axes = new_figure(2, 7.2, 2.9)
-    for ax, (name, label, factor) in zip(
-        axes, (("accuracy", "test accuracy, %", 100.0), ("kl", "KL from the trained form, nats", 1.0)), strict=True
-    ):
-        groups: dict[int, list[float]] = {}
-        for record in records:
-            if finite([record[name]]):
-                groups.setdefault(record["inputs"], []).append(factor * record[name])
-        sizes = sorted(groups)
-        means = [statistics.fmean(groups[size]) for size in sizes]
-        low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
-        high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
-        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORMS["calibrated"].style)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.set_xlabel("calibration inputs")
-        ax.set_ylabel(label)
-    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[REFERENCE_FORM].title)
-    axes[1].set_yscale("log")
-    legend_above(figure, axes[0])
-    return figure

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ...files import NOT_FINITE
 from ...tasks.metrics import metric_named
-from ...text_table import TextTable
 from .groups import interval, plain
 from .tables import count, left_out
 
@@ -20,7 +19,7 @@ from .tables import count, left_out
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     """What was chosen for each setting, and how it scored on test data, mean and standard deviation over the seeds."""
     study = summary["study"]
-    metrics = _metrics(summary)
+    metrics = metric_names(summary)
     table = Table(
         title=f"{study['name']}: {study['tuning']['budget']} runs to tune each, {len(study['seeds'])} seeds",
         title_justify="left",
@@ -39,7 +38,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
             first = index == 0
             table.add_row(
                 setting["name"] if first else "",
-                _params(setting) if first else "",
+                trained_parameters(setting) if first else "",
                 chosen if first else "",
                 form,
                 *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
@@ -138,26 +137,7 @@ def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -
     return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
 
 
-def study_page(summary: Mapping[str, Any]) -> str:
-    """The study as Markdown: the answers, then every setting in every form."""
-    metrics, tables = _metrics(summary), []
-    for metric, answered in every_answer(summary):
-        table = TextTable("", ["question", "first", "second", f"{metric}, difference", "95% interval"], align="lllr")
-        table.rows += [[one.ask, one.first, one.second, *one.cells()] for one in answered]
-        tables.append(table)
-    heads = [metric_named(metric).column for metric in metrics]
-    table = TextTable("", ["setting", "params", "chosen", "form", *heads, "seeds", "training s"], align="lrllr")
-    for setting in summary["settings"]:
-        chosen = chosen_values(summary, setting)
-        params = _params(setting)
-        seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
-        for form, scores in setting["by_form"].items():
-            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
-            table.rows.append([setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds])
-    return "\n\n".join(table.markdown() for table in [*tables, table])
-
-
-def _params(setting: Mapping[str, Any]) -> str:
+def trained_parameters(setting: Mapping[str, Any]) -> str:
     """Trained outside the head."""
     if setting["params"] is None:
         return ""
@@ -175,6 +155,6 @@ def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
     return " ".join(filter(None, (shown, left_out(score["scores"]))))
 
 
-def _metrics(summary: Mapping[str, Any]) -> list[str]:
+def metric_names(summary: Mapping[str, Any]) -> list[str]:
     found = [name for s in summary["settings"] for scores in s["by_form"].values() for name in scores]
     return list(dict.fromkeys(found))

@@ -16,7 +16,6 @@ from ...training.storage import UPDATES
 from ...training.updates import LEFT, RIGHT, saved_updates
 from .groups import Group
 from .run_figures import legend, panels, style
-from .tables import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,20 +112,6 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
     ax.set_title(title, fontsize=8, loc="left")
     legend(figure, ax)
     return figure
-
-
-def lengths_table(record: Mapping[str, Any]) -> str:
-    """The length of the update after the last epoch, and of the trajectory to it, over the seeds, as Markdown.
-
-    Args:
-        record: of `trajectories`.
-    """
-    lines = ["| | length of the update | length of the trajectory in the figure |", "|---|--:|--:|"]
-    for label in dict.fromkeys(run["label"] for run in record["runs"]):
-        runs = [run for run in record["runs"] if run["label"] == label]
-        steps = [np.linalg.norm(np.diff(np.asarray(run["points"]), axis=0), axis=1).sum() for run in runs]
-        lines.append(f"| {label} | {spread([run['norms'][-1] for run in runs], 1)} | {spread(steps, 1)} |")
-    return "\n".join(lines)
 
 
 def _trajectories(group: Group) -> list[_Trajectory]:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from aurora_lora.lab.report.reliability import COUNTS, reliability_tables
+from make.reliability import COUNTS, reliability_tables
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_kind_is_a_row_and_the_total_is_their_sum() -> None:

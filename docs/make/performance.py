@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...text_table import TextTable
-from ..bench.run import read_record, units
-from .bench_figures import write_figures
-from .bench_tables import Record, interval, on_paper, shown_case, tables
+from aurora_lora.lab.bench.run import read_record, units
+from aurora_lora.lab.report.bench_figures import write_figures
+from aurora_lora.lab.report.bench_tables import Record, interval, on_paper, shown_case, tables
+from aurora_lora.text_table import TextTable
 
 FIGURES = {
     "linear": "Time of one layer by variant",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...text_table import TextTable
+from aurora_lora.text_table import TextTable
 
 COUNTS = {
     "inputs": "inputs",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ...text_table import TextTable
+from aurora_lora.text_table import TextTable
 
 COLUMNS = {
     "passed": "passed",

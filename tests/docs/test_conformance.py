@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aurora_lora.lab.report.conformance import conformance_tables
+from make.conformance import conformance_tables
 
 
 def record_of(passed: int, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Tables and the figure of docs/deploy.md about calibration: `benchmarks/calibration.py`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from aurora_lora.forms import FORMS, REFERENCE_FORM, form_named
+from aurora_lora.lab.report.figures import legend_above, new_figure
+from aurora_lora.lab.report.tables import SHOWN, finite, spread
+from aurora_lora.text_table import TextTable
+
+
+def calibration_table(curve: Mapping[str, Any]) -> str:
+    """Calibration inputs against what the calibrated form gives: `benchmarks/calibration.py curve`."""
+    runs, records = curve["runs"], curve["records"]
+    table = TextTable("", ["form", "inputs", *(metric.column for metric in SHOWN), "KL from trained"], align="l")
+    for form in ("dynamic", "static"):
+        found = [run[form] for run in runs]
+        table.rows.append(_curve_row(form_named(form).label, "", found))
+    for size in sorted({record["inputs"] for record in records}):
+        found = [record for record in records if record["inputs"] == size]
+        table.rows.append(_curve_row("calibrated", f"{size:,}", found))
+    return table.markdown()
+
+
+def _curve_row(form: str, inputs: str, found: Sequence[Mapping[str, float]]) -> list[str]:
+    cells = [form, inputs]
+    cells += [spread([one[m.name] for one in found], m.decimals, m.scale) for m in SHOWN]
+    return [*cells, spread([one["kl"] for one in found], 4)]
+
+
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
+    """What a calibration costs: `benchmarks/calibration.py cost`."""
+    table = TextTable(
+        "",
+        ["model", "inputs", "seconds", "share of an epoch of training", "peak memory over running the inputs"],
+        align="l",
+    )
+    for cost in costs:
+        share = f"1/{1 / cost['of_epoch']:.0f} ({cost['epoch_examples']:,} examples)"
+        more = cost["peak_mb"]["calibrate"] - cost["peak_mb"]["none"]
+        memory = f"{more:+.0f} MB of {cost['peak_mb']['none']:,.0f} MB"
+        model = f"{cost['model']}, {cost['layers']} layers"
+        table.rows.append([model, f"{cost['examples']:,}", f"{cost['calibrate_s']:.1f}", share, memory])
+    return table.markdown()
+
+
+def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> Figure:
+    """Accuracy and KL divergence from the trained form against the number of calibration inputs.
+
+    Args:
+        records: one for each calibration: `inputs`, `accuracy` and `kl`. Repeats are averaged, bars are
+            the range.
+        trained: the `accuracy` of the trained form.
+    """
+    figure, axes = new_figure(2, 7.2, 2.9)
+    for ax, (name, label, factor) in zip(
+        axes, (("accuracy", "test accuracy, %", 100.0), ("kl", "KL from the trained form, nats", 1.0)), strict=True
+    ):
+        groups: dict[int, list[float]] = {}
+        for record in records:
+            if finite([record[name]]):
+                groups.setdefault(record["inputs"], []).append(factor * record[name])
+        sizes = sorted(groups)
+        means = [statistics.fmean(groups[size]) for size in sizes]
+        low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
+        high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
+        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORMS["calibrated"].style)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.set_xlabel("calibration inputs")
+        ax.set_ylabel(label)
+    axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[REFERENCE_FORM].title)
+    axes[1].set_yscale("log")
+    legend_above(figure, axes[0])
+    return figure

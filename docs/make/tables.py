@@ -1,0 +1,155 @@
+"""Tables of docs/, from records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aurora_lora.files import NOT_FINITE
+from aurora_lora.lab.report.study import chosen_values, every_answer, mean_and_std, metric_names, trained_parameters
+from aurora_lora.lab.report.tables import count, spread
+from aurora_lora.tasks import Task
+from aurora_lora.tasks.metrics import metric_named
+from aurora_lora.text_table import TextTable
+from aurora_lora.training.kinds import kind_of
+
+
+def tasks_table(tasks: Iterable[Task]) -> str:
+    """What there is to train on: for docs/tasks.md."""
+    table = TextTable("", ["task", "what is asked", "train", "scored on", "metrics", "source"], align="l")
+    for task in tasks:
+        whole = "" if task.train_examples is None else f"{task.train_examples:,}"
+        metrics = ", ".join(kind_of(task).metric_names(task))
+        cells = [f"`{task.name}`", task.description, whole, _scored_on(task), metrics, task.source]
+        table.rows.append(cells)
+    return table.markdown()
+
+
+def _scored_on(task: Task) -> str:
+    if task.test_sets == ("validation",):
+        return "validation"
+    if task.test_sets == ("test",):
+        held_out = f"test {task.sizes.test:,}" if task.sizes.test else "test"
+        return f"{held_out}; validation {task.sizes.validation:,}" if task.sizes.validation else held_out
+    return ", ".join(task.test_sets)
+
+
+def reproduced_table(record: Mapping[str, Any]) -> str:
+    """A suite's scores, a row for each method: the `table.json` of `aurora reproduce`, for docs/results.md."""
+    cells = record["cells"]
+    columns = list(dict.fromkeys(cell["column"] for cell in cells))
+    table = TextTable("", ["method", "trained parameters", *columns])
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in cells:
+        rows.setdefault((cell["group"], cell["row"]), {})[cell["column"]] = cell
+    seeds = len(record["seeds"])
+    for (_, name), found in rows.items():
+        least = [cell["params"] for cell in found.values() if cell["params"] is not None]
+        most = [cell["most_params"] for cell in found.values() if cell.get("most_params") is not None]
+        shown = [
+            count(min(least), max([*least, *most])) if least else "",
+            *(_reproduced(found.get(column), seeds) for column in columns),
+        ]
+        table.rows.append([name, *shown])
+    spread = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
+    what = spread if seeds > 1 else "One seed"
+    table.note = f"{what}; the head is not among the parameters."
+    return table.markdown("---:")
+
+
+def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:
+    if cell is None or cell["ours"] is None:
+        return ""
+    spread = "" if cell["spread"] is None else f" ± {cell['spread']:.1f}"
+    missing = f" ({len(cell['scores'])} of {seeds} seeds)" if cell["missing"] else ""
+    return f"{cell['ours']:.1f}{spread}{missing}"
+
+
+def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Perplexity by form and learning rate: `benchmarks/causal_lm.py`."""
+    forms = list(dict.fromkeys(form for result in results for form in result["by_form"]))
+    table = TextTable("", ["learning rate", "without adapter", *forms], align="l")
+    for rate in sorted({result["learning_rate"] for result in results}):
+        runs = [result for result in results if result["learning_rate"] == rate]
+        cells = [f"{rate:g}", spread([run["base"]["perplexity"] for run in runs], 2)]
+        for form in forms:
+            values = [run["by_form"][form]["perplexity"] for run in runs if form in run["by_form"]]
+            cells.append(spread(values, 2) if values else "")
+        table.rows.append(cells)
+    return table.markdown()
+
+
+def qlora_table(distances: Mapping[str, Mapping[str, float | None]]) -> str:
+    """How far two models' predictions are apart: `examples/qlora.py`."""
+    lines = ["| | KL divergence | largest difference of a log-probability |", "|---|---|---|"]
+    for name, values in distances.items():
+        kl, largest = values["kl"], values["largest"]
+        cells = [NOT_FINITE if kl is None else f"{max(kl, 0.0):.5f}"]  # rounding may give -1e-8
+        cells.append(NOT_FINITE if largest is None else f"{largest:.2g}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the unit tests gave with other versions, and what was skipped in some environments only: `make versions`."""
+    shown = ("python", "torch", "peft", "transformers", "numpy")
+    table = TextTable(
+        "", ["Python", "torch", "peft", "transformers", "NumPy", "passed", "skipped", "failed"], align="l"
+    )
+    for record in records.values():
+        versions = record.get("versions", record)
+        cells = [versions.get(name, "") for name in shown]
+        if "problem" in record:
+            cells += [f"not run: {record['problem']}", "", ""]
+        else:
+            cells += [f"{record[name]:,}" for name in ("passed", "skipped", "failed")]
+        table.rows.append(cells)
+    tested = {name: record for name, record in records.items() if "skips" in record}
+    reasons = dict.fromkeys(reason for record in tested.values() for reason in record["skips"])
+    everywhere = [reason for reason in reasons if all(reason in record["skips"] for record in tested.values())]
+    some = [reason for reason in reasons if reason not in everywhere]
+    lines = [table.markdown(), "", f"Skipped in all: {'; '.join(everywhere) or 'nothing'}.", *([""] if some else [])]
+    for reason in some:
+        where = [f"{n} with {name}" for name, record in tested.items() if (n := record["skips"].get(reason))]
+        lines.append(f"- Skipped, {'; '.join(where)}: {reason}")
+    failures = {test: why for record in tested.values() for test, why in record["failures"].items()}
+    for test, why in failures.items():
+        where = [name for name, record in tested.items() if test in record["failures"]]
+        lines.append(f"- Failed with {'; '.join(where)}: `{test}`: {why}")
+    return "\n".join(lines)
+
+
+def lengths_table(record: Mapping[str, Any]) -> str:
+    """The length of the update after the last epoch, and of the trajectory to it, over the seeds, as Markdown.
+
+    Args:
+        record: of `trajectories`.
+    """
+    lines = ["| | length of the update | length of the trajectory in the figure |", "|---|--:|--:|"]
+    for label in dict.fromkeys(run["label"] for run in record["runs"]):
+        runs = [run for run in record["runs"] if run["label"] == label]
+        steps = [np.linalg.norm(np.diff(np.asarray(run["points"]), axis=0), axis=1).sum() for run in runs]
+        lines.append(f"| {label} | {spread([run['norms'][-1] for run in runs], 1)} | {spread(steps, 1)} |")
+    return "\n".join(lines)
+
+
+def study_page(summary: Mapping[str, Any]) -> str:
+    """The study as Markdown: the answers, then every setting in every form."""
+    metrics, tables = metric_names(summary), []
+    for metric, answered in every_answer(summary):
+        table = TextTable("", ["question", "first", "second", f"{metric}, difference", "95% interval"], align="lllr")
+        table.rows += [[one.ask, one.first, one.second, *one.cells()] for one in answered]
+        tables.append(table)
+    heads = [metric_named(metric).column for metric in metrics]
+    table = TextTable("", ["setting", "params", "chosen", "form", *heads, "seeds", "training s"], align="lrllr")
+    for setting in summary["settings"]:
+        chosen = chosen_values(summary, setting)
+        params = trained_parameters(setting)
+        seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
+        for form, scores in setting["by_form"].items():
+            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
+            table.rows.append([setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds])
+    return "\n\n".join(table.markdown() for table in [*tables, table])

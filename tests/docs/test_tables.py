@@ -1,0 +1,70 @@
+"""Tables and the figure of calibration of docs/, on known records."""
+
+from typing import Any
+
+import pytest
+
+from make.calibration import calibration_curve
+from make.tables import lengths_table, reproduced_table, versions_table
+
+
+def test_versions_table() -> None:
+    old = {"python": "3.11.7", "torch": "2.6.0", "peft": "0.21.0", "transformers": "5.0.0", "numpy": "2.0.0"}
+    nothing: dict[str, Any] = {"skips": {"no trl": 1}, "skipped": 1, "failed": 0, "failures": {}}
+    records = {
+        "oldest": {
+            "versions": old,
+            "passed": 1200,
+            "skipped": 3,
+            "failed": 1,
+            "skips": {"no trl": 1, "torch < 2.7": 2},
+            "failures": {"tests.test_a::test_b": "it broke"},
+        },
+        "newest": {"versions": {**old, "torch": "2.13.0"}, "passed": 1203, **nothing},
+        "missing": {"python": "3.15", "problem": "there is no python3.15 here"},
+    }
+    lines = versions_table(records).splitlines()
+    assert lines[2] == "| 3.11.7 | 2.6.0 | 0.21.0 | 5.0.0 | 2.0.0 | 1,200 | 3 | 1 |"
+    assert lines[4] == "| 3.15 |  |  |  |  | not run: there is no python3.15 here |  |  |"
+    assert lines[6] == "Skipped in all: no trl."
+    assert lines[8:] == [
+        "- Skipped, 2 with oldest: torch < 2.7",
+        "- Failed with oldest: `tests.test_a::test_b`: it broke",
+    ]
+
+
+def test_reproduced_table() -> None:
+    def cell(row: str, column: str, scores: list[float], ours: float | None, spread: float | None = None) -> dict:
+        return {
+            "group": "ViT", "row": row, "column": column, "scores": scores, "ours": ours, "spread": spread,
+            "missing": 2 - len(scores), "params": None if ours is None else 1536,
+        }  # fmt: skip
+
+    cells = [
+        cell("LoRA", "digits", [96.0, 98.0], 97.0, 1.41),
+        cell("LoRA", "CIFAR10", [40.0], 40.0),
+        {**cell("LoRA", "Avg.", [], 68.5), "missing": 0},
+        cell("AuroRA", "digits", [], None),
+    ]
+    lines = reproduced_table({"seeds": [0, 1], "statistic": "mean", "cells": cells}).splitlines()
+    assert lines[0] == "| method | trained parameters | digits | CIFAR10 | Avg. |"
+    assert lines[2] == "| LoRA | 1,536 | 97.0 ± 1.4 | 40.0 (1 of 2 seeds) | 68.5 |"
+    assert lines[3] == "| AuroRA |  |  |  |  |"
+    assert lines[-1].startswith("Mean ± standard deviation over 2 seeds")
+
+
+def test_calibration_curve_averages_repeats() -> None:
+    records = [{"inputs": n, "accuracy": 0.8 + repeat / 100, "kl": 0.1 / n} for n in (16, 64) for repeat in (0, 2)]
+    figure = calibration_curve(records, {"accuracy": 0.83})
+    drawn = {one.get_label(): list(one.lines[0].get_ydata()) for one in figure.axes[0].containers}
+    assert drawn["calibrated"] == pytest.approx([81, 81])
+    assert figure.axes[0].get_xlabel() == "calibration inputs"
+
+
+def test_lengths() -> None:
+    runs = [
+        {"label": "a", "norms": [0, 5.0 + seed], "points": [[0, 0], [3, 4 + seed], [3, 5 + seed]]} for seed in (0, 2)
+    ]
+    last = {"label": "b", "norms": [0, 1.25], "points": [[0, 0], [1, 0]]}
+    lines = lengths_table({"runs": [*runs, last]}).splitlines()
+    assert lines[2:] == ["| a | 6.0 ± 1.4 | 6.9 ± 1.2 |", "| b | 1.2 | 1.0 |"]
