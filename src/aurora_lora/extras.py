@@ -6,7 +6,7 @@ from typing import Literal
 
 from .errors import UserError
 
-Extra = Literal["train", "vision", "diffusion", "slurm", "report", "quantized"]
+Extra = Literal["train", "vision", "diffusion", "slurm", "report", "quantized", "tensorboard", "trackio", "wandb"]
 
 
 @contextmanager

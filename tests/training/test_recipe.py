@@ -21,6 +21,21 @@ def test_resolved_recipe_reads_back_as_itself(write_recipe: WriteRecipe, tmp_pat
     assert recipe.resolved()["seed"] == 0
 
 
+def test_the_model_is_a_name_or_a_section(write_recipe: WriteRecipe) -> None:
+    plain = load_recipe(write_recipe())
+    assert plain.resolved()["model"] == plain.model  # as recipes and results have always had it
+    section = load_recipe(write_recipe(), ["model.quantization=nf4", "model.attention=eager"])
+    assert section.resolved()["model"] == {"name": plain.model, "quantization": "nf4", "attention": "eager"}
+    assert (section.model, section.unquantized.base.quantization) == (plain.model, None)
+    assert load_recipe(write_recipe(), [f"model.name={plain.model}"]) == plain
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "pissa"])
+def test_a_quantised_base_is_for_adapters(write_recipe: WriteRecipe, method: str) -> None:
+    with pytest.raises(UserError, match=f"model.quantization: '{method}' changes the base's own weights"):
+        load_recipe(write_recipe(method=method), ["model.quantization=int8"])
+
+
 def test_overrides(write_recipe: WriteRecipe) -> None:
     recipe = load_recipe(
         write_recipe(),
@@ -75,7 +90,16 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
         ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
-        ("model=null", "model: None is not allowed: it must be a valid string"),
+        ("model=null", "model.name: None is not allowed: it must be a valid string"),
+        ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
+        ("model.quantisation=nf4", "model.quantisation: unknown field; did you mean 'quantization'?"),
+        ("model={name: m, dtype: bf16}", "model.dtype: 'bf16' is not allowed with training.precision 'fp32': it must"),
+        ("training.scheduler=cosin", "training.scheduler: 'cosin' is not allowed: it must be 'linear', 'cosine'"),
+        ("training.patience=0", "training.patience: 0 is not allowed: it must be greater than 0"),
+        (
+            "training.report_to=[wand]",
+            "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or",
+        ),
         ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
         ("training=3", "training: 3 is not allowed: it must be"),
         ("training.learning_rate=true", "training.learning_rate: True is not allowed: it must be a valid number"),

@@ -174,13 +174,14 @@ def save_model(folder: Path, dropout: float = 0.1, width: int = 16) -> Path:
     return folder
 
 
-def save_language_model(folder: Path, kind: str = "llama", *, tied: bool | None = None) -> Path:
+def save_language_model(folder: Path, kind: str = "llama", *, tied: bool | None = None, width: int = 16) -> Path:
     """Write a random causal language model and its word tokenizer, which begins each text with `[CLS]`.
 
     Args:
         folder: a new or empty one.
         kind: "llama" or "gpt2".
         tied: whether the output layer has the weight of the embeddings; None is the architecture's default.
+        width: of the Llama's hidden states.
     """
     asking = (
         "it",
@@ -216,10 +217,10 @@ def save_language_model(folder: Path, kind: str = "llama", *, tied: bool | None 
         else:
             llama = LlamaConfig(
                 vocab_size=len(words),
-                hidden_size=16,
+                hidden_size=width,
                 num_hidden_layers=2,
                 num_attention_heads=2,
-                intermediate_size=32,
+                intermediate_size=2 * width,
                 initializer_range=0.3,
                 max_position_embeddings=128,
                 **tokens,

@@ -143,6 +143,7 @@ def sweep(
     from aurora_lora.lab.experiments.sweep import Sweep
     from aurora_lora.lab.report.study import study_tables
     from aurora_lora.tasks.access import check_access
+    from aurora_lora.training.recipe import name_of
 
     plan = load_study(study)
     if dry_run:
@@ -150,8 +151,9 @@ def sweep(
         return
     output = output or Path("runs") / "studies" / plan.slug
     engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu))
-    check_access(str(plan.base.get("model")))
-    make_models([str(plan.base.get("model"))])
+    model = str(name_of("model", plan.base))
+    check_access(model)
+    make_models([model])
     failed: list[dict[str, Any]] = []
     tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -330,7 +331,8 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     for name, parameter in model.named_parameters():
         if ".original_module." in name:
             continue
-        total += parameter.numel()
+        packed = getattr(parameter, "quant_state", None)  # of bitsandbytes: two weights in a byte
+        total += parameter.numel() if packed is None else math.prod(packed.shape)
         if parameter.requires_grad and is_head(model, name):
             head += parameter.numel()
         elif parameter.requires_grad:

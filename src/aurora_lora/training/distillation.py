@@ -53,8 +53,8 @@ def taught(data: Data, recipe: Recipe) -> Data:
         raise UserError(f"task.teacher: {error}") from error
     if run.recipe.model != recipe.model:
         raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
-    base = load_base_model(recipe.model, data.task, data.processor)
-    teacher = make_model(run.recipe, load_base_model(recipe.model, run.task, data.processor), run.folder / ADAPTER)
+    base = load_base_model(recipe.base, data.task, data.processor)
+    teacher = make_model(run.recipe, load_base_model(recipe.base, run.task, data.processor), run.folder / ADAPTER)
     return teach(data, base, teacher, recipe.training.eval_batch_size)
 
 

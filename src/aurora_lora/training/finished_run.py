@@ -10,7 +10,7 @@ from ..errors import FormError, UserError
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
-from .recipe import Recipe, RunRecipe, task_name, validate
+from .recipe import CHANGE_NOTHING, Recipe, RunRecipe, task_name, validate
 from .results import Result, read_result
 from .storage import ADAPTER, RECIPE, RESULT, check_adapter, flatten
 
@@ -95,7 +95,13 @@ def load_run(folder: Path | str) -> TrainedRun:
 def _check_recipe(folder: Path, recipe: Recipe, result: Result) -> None:
     """Raise a UserError if the recipe is not that of the result; the model may have been moved, test sets added."""
     there, here = (flatten(one) for one in (result.get("recipe"), recipe.resolved()))
-    known = {field for field in here if field in there} - {"name", "model", "task.teacher", "task.test_sets"}
+    known = {field for field in here if field in there} - {
+        "name",
+        "model",
+        "model.name",
+        "task.teacher",
+        *CHANGE_NOTHING,
+    }
     if differing := sorted(field for field in known if there[field] != here[field]):
         raise UserError(f"{folder / RECIPE} is not the recipe of {folder / RESULT}: they differ in {differing[0]}")
 

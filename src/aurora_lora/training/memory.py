@@ -21,12 +21,14 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def frozen_dtype(recipe: Recipe) -> torch.dtype:
-    """Of the weights that are not trained: the precision of the recipe; float32 where the body's own are trained.
+    """Of the weights that are not trained: as the recipe says; float32 where the body's own are trained.
 
     The few weights that such a method freezes are in the same modules as those that it trains.
     """
     use = recipe.method.method.base_use(recipe.method.options)
-    return torch.float32 if use == "trained" else HALF.get(recipe.training.precision, torch.float32)
+    return (
+        torch.float32 if use == "trained" else HALF.get(recipe.base.dtype or recipe.training.precision, torch.float32)
+    )
 
 
 def base_for(recipe: Recipe, task: Task, processor: Processor, labels: Sequence[str]) -> PreTrainedModel:
@@ -36,7 +38,7 @@ def base_for(recipe: Recipe, task: Task, processor: Processor, labels: Sequence[
         UserError: it cannot be loaded.
     """
     exact = recipe.method.method.base_use(recipe.method.options) == "start"
-    return load_base_model(recipe.model, task, processor, labels, frozen_dtype(recipe), exact=exact)
+    return load_base_model(recipe.base, task, processor, labels, frozen_dtype(recipe), exact=exact)
 
 
 def keep_frozen_in(dtype: torch.dtype, pretrained: Iterable[nn.Parameter]) -> None:

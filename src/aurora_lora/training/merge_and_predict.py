@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,8 @@ def _merged(
     """The merged model, its tokenizer or image processor, and what calibrated rounding has lost."""
     if quantization is not None:
         return merge_into(run, form, quantization, calibrated)
-    model, processor = load_trained_model(run.in_float32)
+    # into the base's own weights, also where the adapter was trained on quantised ones
+    model, processor = load_trained_model(replace(run, recipe=run.recipe.in_float32.unquantized))
     return run.recipe.method.method.merge(model, form), processor, None
 
 

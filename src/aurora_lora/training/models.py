@@ -24,6 +24,8 @@ from ..tasks import Task
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.models import ResolvedModel, resolve_model
 from .kinds import kind_of
+from .quantized_base import quantized, quantized_while_loading, trainable
+from .recipe import ModelSection
 
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: its `save_pretrained` writes it beside the model."""
@@ -71,7 +73,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(
-    model: str,
+    base: ModelSection | str,
     task: Task,
     processor: Processor,
     names: Sequence[str] = (),
@@ -82,7 +84,7 @@ def load_base_model(
     """The pretrained model, with a new head where the task needs one.
 
     Args:
-        model: a packaged model, a local folder or a hub model.
+        base: the recipe's section; or a packaged model, a local folder or a hub model, as it is.
         task: what for.
         processor: the model's tokenizer or image processor.
         names: the class names, where they come with the data and not with the task.
@@ -92,7 +94,8 @@ def load_base_model(
     Raises:
         UserError: it cannot be loaded.
     """
-    source = resolve_model(model)
+    base = ModelSection(name=base) if isinstance(base, str) else base
+    source = resolve_model(base.name)
     kind = kind_of(task)
     try:
         config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
@@ -101,9 +104,9 @@ def load_base_model(
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
         kind.set_head(config, names or task.labels or (task.name,))
-        return _pretrained(getattr(transformers, kind.auto), source, config, dtype=dtype, **kind.load_options)
+        return _as_asked(getattr(transformers, kind.auto), source, config, base, dtype, **kind.load_options)
     except Exception as error:
-        raise _unusable(model, error) from error
+        raise _unusable(base.name, error) from error
 
 
 def load_causal_model(model: str) -> PreTrainedModel:
@@ -139,6 +142,20 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
         return _pretrained(AutoModelForSequenceClassification, source, config, dtype=torch.float32, **more)
     except Exception as error:
         raise _unusable(model, error) from error
+
+
+def _as_asked(
+    kind: Any, source: ResolvedModel, config: Any, base: ModelSection, dtype: torch.dtype, **more: Any
+) -> PreTrainedModel:
+    """As `_pretrained`, with the section's attention, and quantised as it says."""
+    if base.attention is not None:
+        more["attn_implementation"] = base.attention
+    if base.quantization is None:
+        return _pretrained(kind, source, config, dtype=dtype, **more)
+    if source.gguf_file is not None:  # quantised already, otherwise
+        return trainable(quantized(_pretrained(kind, source, config, dtype=dtype, **more), base.quantization, dtype))
+    more |= quantized_while_loading(kind, config, base.quantization, dtype)
+    return trainable(_pretrained(kind, source, config, dtype=dtype, **more))
 
 
 def _pretrained(kind: Any, source: ResolvedModel, config: Any, **more: Any) -> PreTrainedModel:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-from typing import Any
 
-import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError
-from ..methods.base import PeftMethod, head_modules
+from ..methods.base import PeftMethod
 from ..methods.linear import untie_adapted
-from ..tasks._loading import NO_CODE
 from .data import load_data
 from .finished_run import TrainedRun
 from .memory import base_for
 from .models import Processor, load_processor
+from .quantized_base import quantized
 from .run import make_model
 from .storage import ADAPTER
 
@@ -39,7 +36,7 @@ def merge_into(
     Raises:
         UserError: a run of another method, or of one that starts from the base's exact weights.
     """
-    recipe = run.in_float32.recipe
+    recipe = run.in_float32.recipe.unquantized
     method, options = recipe.method.method, recipe.method.options
     if not isinstance(method, PeftMethod) or method.base_use(options) == "start":
         raise ArgumentError(
@@ -47,7 +44,7 @@ def merge_into(
             "without `quantization`"
         )
     processor = load_processor(str(run.folder / ADAPTER), run.task)
-    base = _quantized(base_for(recipe, run.task, processor, run.labels), quantization)
+    base = quantized(base_for(recipe, run.task, processor, run.labels), quantization)
     model = make_model(recipe, base, run.folder / ADAPTER)
     untie_adapted(model)
     with method.using(model, form), warnings.catch_warnings():
@@ -56,30 +53,3 @@ def merge_into(
             return method.merge(model, form), processor, None
         report = merge_quantized(model, load_data(recipe, processor).calibration_batches(recipe))
         return model.merge_and_unload(), processor, report  # type: ignore[operator]
-
-
-def _quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
-    """The model with its linear layers but its head in a format of bitsandbytes, as Transformers loads it."""
-    heads, kind, name = head_modules(base), type(base), base.config.name_or_path
-    base.config.__dict__.pop("quantization_config", None)  # of weights that came from a GGUF file
-    with tempfile.TemporaryDirectory() as folder:
-        base.save_pretrained(folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        found: PreTrainedModel = kind.from_pretrained(
-            folder,
-            quantization_config=_settings(quantization, heads),
-            dtype=torch.float32,
-            device_map={"": device},
-            **NO_CODE,
-        )
-    found.config.name_or_path = name
-    return found
-
-
-def _settings(quantization: str, heads: list[str]) -> Any:
-    settings: Any = BitsAndBytesConfig  # Transformers annotates no types here
-    more: dict[str, Any] = {"llm_int8_skip_modules": heads} if heads else {}  # none: the output layer, by default
-    if quantization == "int8":
-        return settings(load_in_8bit=True, **more)
-    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return settings(load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_compute_dtype=compute, **more)

@@ -16,12 +16,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..errors import UserError
 from ..methods import Method, get_method
-from ..methods.base import unknown
+from ..methods.base import PeftMethod, unknown
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.task import Augment
 from . import yaml_text
@@ -44,6 +53,35 @@ class Section(BaseModel):
     """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+CHANGE_NOTHING = ("task.test_sets", "training.report_to")
+"""Fields that may change when a run goes on: what is trained does not depend on them."""
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class ModelSection(Section):
+    """The base model: its name, or a section with `name` and how its weights are kept."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """A packaged model, a hub id or a local folder."""
+    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
+    dtype: Precision | None = None
+    """Of the frozen weights: `training.precision` if None; `fp32` keeps them exact while a lower one is computed in."""
+    attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
+    """Transformers' implementation of attention; None is its own choice."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return data if isinstance(data, Mapping | ModelSection) else {"name": data}
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> Any:
+        """The name alone where there is no more to say."""
+        given = {name: value for name, value in dump(self).items() if value is not None}
+        return self.name if len(given) == 1 else given
 
 
 class TaskSection(Section):
@@ -169,7 +207,7 @@ class MethodSection(BaseModel):
 
 
 class TrainingSection(Section):
-    """AdamW with a linear schedule."""
+    """AdamW, by default with a linear schedule."""
 
     epochs: Size = 3
     batch_size: Size = 32
@@ -181,13 +219,24 @@ class TrainingSection(Section):
     head_learning_rate: Rate | None = None
     """None is `learning_rate`."""
     weight_decay: Number = 0.0
+    scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Share of all steps over which the learning rate rises."""
     warmup_steps: Steps | None = None
     """Instead of the ratio."""
     gradient_accumulation_steps: Size = 1
     max_grad_norm: Number = 1.0
     """0 switches clipping off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the computation, and of the weights that are not trained; what is trained is kept in fp32."""
     gradient_checkpointing: bool = False
     """Keep less for the backward pass, and compute it again: less memory, about a third more time."""
@@ -195,6 +244,11 @@ class TrainingSection(Section):
     """Score the validation split, and write a checkpoint, after each epoch or each N steps."""
     checkpoint_every: Size | None = None
     """Steps between further checkpoints, for long epochs."""
+    patience: Size | None = None
+    """Stop after so many evaluations in a row without a better validation score; None never stops early."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files
+    are in `logs/` of the run."""
     threads: Threads | None = None
     """CPU threads; None leaves the choice to PyTorch."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
@@ -225,14 +279,16 @@ class RunRecipe(Section):
 
     if TYPE_CHECKING:  # each kind has its own, in its own order
         name: str
-        model: str
         task: Any
         method: MethodSection
         seed: int
 
+        @property
+        def model(self) -> str: ...
+
     def resolved(self) -> dict[str, Any]:
         """Plain values, every default filled in: what result.json and recipe.yaml hold."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
@@ -242,7 +298,7 @@ class Recipe(RunRecipe):
     """A whole run. See the module's docstring for the file."""
 
     name: str
-    model: Annotated[str, Field(min_length=1)]
+    base: Annotated[ModelSection, Field(alias="model")]
     task: TaskSection
     method: MethodSection
     training: TrainingSection = TrainingSection()
@@ -251,9 +307,42 @@ class Recipe(RunRecipe):
     seed: Seed = 0
 
     @property
+    def model(self) -> str:
+        """The name of the base model."""
+        return self.base.name
+
+    @property
     def in_float32(self) -> Recipe:
-        """The same in float32."""
-        return self.model_copy(update={"training": self.training.model_copy(update={"precision": "fp32"})})
+        """The same in float32; a quantised base stays as it is."""
+        training = self.training.model_copy(update={"precision": "fp32"})
+        return self.model_copy(update={"training": training, "base": self.base.model_copy(update={"dtype": None})})
+
+    @property
+    def unquantized(self) -> Recipe:
+        """The same on the base's own weights."""
+        return self.model_copy(update={"base": self.base.model_copy(update={"quantization": None})})
+
+    @model_validator(mode="after")
+    def _base_fits(self) -> Recipe:
+        dtype, precision, method = self.base.dtype, self.training.precision, self.method
+        if dtype not in (None, "fp32", precision):
+            allowed = " or ".join(map(repr, dict.fromkeys(("fp32", precision))))
+            why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be {allowed}"
+            raise PydanticCustomError("task", "model.dtype: {why}", {"why": why})
+        if self.base.quantization is None:
+            return self
+        reference = [] if self.reference is None else [self.reference.method]
+        for one in (method, *reference):
+            if not isinstance(one.method, PeftMethod) or one.method.base_use(one.options) != "frozen":
+                why = f"{one.name!r} changes the base's own weights; an adapter of PEFT on a frozen base does not"
+                raise PydanticCustomError("task", "model.quantization: {why}", {"why": why})
+        if self.task.teacher is not None:
+            why = "with a teacher, hidden states are compared with those of the base's own weights"
+            raise PydanticCustomError("task", "model.quantization: {why}", {"why": why})
+        if dtype is not None:
+            why = "a quantised base has the dtype of its format; leave one of the two out"
+            raise PydanticCustomError("task", "model.dtype: {why}", {"why": why})
+        return self
 
     def reference_recipe(self) -> Recipe | None:
         """The run of the reference as a recipe of its own."""
@@ -303,10 +392,15 @@ def override(data: Any, overrides: Sequence[str]) -> Any:
     return data
 
 
+def name_of(section: str, data: Any) -> Any:
+    """The name that a section of a recipe's plain values has (`model`, `task`, `method`), or None."""
+    found = data.get(section) if isinstance(data, Mapping) else None
+    return found.get("name") if isinstance(found, Mapping) else found
+
+
 def task_name(data: Any) -> Any:
     """The name of the task in a recipe's plain values, or None."""
-    task = data.get("task") if isinstance(data, Mapping) else None
-    return task.get("name") if isinstance(task, Mapping) else task
+    return name_of("task", data)
 
 
 def validate(data: Any, source: str) -> Recipe:
@@ -342,7 +436,7 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
         below = here.get(name)
         if below is None:
             below = here[name] = {}
-        elif isinstance(below, str) and name in ("method", "task"):
+        elif isinstance(below, str) and name in ("method", "model", "task"):
             below = here[name] = {"name": below}
         if not isinstance(below, dict):
             raise UserError(f"'{key}': {name} is {below!r}, which has no fields")
@@ -353,7 +447,7 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
 def _lines(error: ValidationError, kind: type[RunRecipe]) -> Iterator[str]:
     """One line for each field that is wrong."""
     sections = _sections(kind)
-    fields = {*kind.model_fields, *(name for section in sections.values() for name in section.model_fields)}
+    fields = {*_names(kind), *(name for section in sections.values() for name in section.model_fields)}
     problems: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         # pydantic adds the member of a union that it tried ("constrained-int") to the path
@@ -362,7 +456,7 @@ def _lines(error: ValidationError, kind: type[RunRecipe]) -> Iterator[str]:
     for field, details in problems.items():
         what = _what(details[0], kind, sections)
         if details[0]["type"] == "task" or (details[0]["type"] == "method" and re.match(r"\w+[=:]", what)):
-            yield f"{field}.{what}"  # the message starts with the option's name
+            yield f"{field}.{what}".lstrip(".")  # the message starts with the option's name
         else:
             yield " or ".join([f"{field}: {what}", *(_allowed(detail) for detail in details[1:])])
 
@@ -373,7 +467,7 @@ def _what(detail: ErrorDetails, kind: type[RunRecipe], sections: Mapping[str, ty
         section: type[BaseModel] = kind
         for part in detail["loc"][:-1]:
             section = sections.get(str(part), section)
-        return unknown("field", section.model_fields, str(detail["loc"][-1]))
+        return unknown("field", _names(section), str(detail["loc"][-1]))
     if detail["type"] == "missing":
         return "this field must be given"
     if detail["type"] in ("method", "task"):
@@ -387,11 +481,16 @@ def _allowed(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
+def _names(section: type[BaseModel]) -> list[str]:
+    """The names that a section's fields have in a file."""
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
 def _sections(kind: type[RunRecipe]) -> dict[str, type[BaseModel]]:
     """The fields of a recipe that are sections, by name."""
     return {
         name: part
-        for name, field in kind.model_fields.items()
+        for name, field in zip(_names(kind), kind.model_fields.values(), strict=True)
         for part in (field.annotation, *get_args(field.annotation))
         if isinstance(part, type) and issubclass(part, BaseModel)
     }

@@ -34,6 +34,7 @@ from .data import Data, load_data
 from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .kinds import kind_of
+from .loggers import logger_callbacks
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, load_processor
 from .recipe import Recipe, RunRecipe
@@ -47,7 +48,7 @@ from .results import (
     with_test_sets,
     write_result,
 )
-from .storage import ADAPTER, CHECKPOINTS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
+from .storage import ADAPTER, CHECKPOINTS, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
 from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
 from .updates import UpdateRecorder
 
@@ -126,7 +127,8 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     on_main(lambda: keep_splits(folder, data))
     checkpoint = trainer.resume()
     prepare_for(recipe, trainer, data, checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if not trainer.has_ended(checkpoint):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.load_weights(trainer.best_checkpoint())
     check_finite(trainer.module.named_parameters(), DIVERGED)
     calibrate_for(recipe, trainer, data)
@@ -203,6 +205,8 @@ def make_trainer(
         checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
+    if adapter is None:
+        callbacks = [*callbacks, *logger_callbacks(recipe.training.report_to, checkpoints.parent / LOGS)]
     if recipe.training.save_updates:
         callbacks = [UpdateRecorder(recipe, checkpoints.parent / UPDATES, _own_share(data, recipe)), *callbacks]
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:

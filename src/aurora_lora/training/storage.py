@@ -23,10 +23,12 @@ from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
 from ..methods.pissa_milora import START_FILE
 from . import yaml_text
-from .recipe import RunRecipe, validate_as
+from .recipe import CHANGE_NOTHING, RunRecipe, validate_as
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 RESULT = "result.json"
+LOGS = "logs"
+"""TensorBoard's files, where `training.report_to` asks for them."""
 SPLITS = "splits.json"
 """Which rows of the data each split holds, of tasks whose rows are known."""
 UPDATES = "updates"
@@ -172,7 +174,8 @@ def _files(folder: Path) -> list[Path]:
 def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe.
 
-    Which test sets are scored is no part of that: it changes nothing before the end, and others can be scored later.
+    Which test sets are scored is no part of that: it changes nothing before the end, and others can be scored later;
+    nor is what it reports to.
     """
     if not (folder / RECIPE).exists():
         for name in (ADAPTER, LORA, CHECKPOINTS, RESULT):
@@ -198,7 +201,7 @@ def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds:
     differing = [
         f"{field} (there {there.get(field, missing)!r}, here {here.get(field, missing)!r})"
         for field in sorted({*there, *here})
-        if there.get(field, missing) != here.get(field, missing) and field != "task.test_sets"
+        if there.get(field, missing) != here.get(field, missing) and field not in CHANGE_NOTHING
     ]
     if differing:
         raise UserError(

@@ -62,7 +62,7 @@ def training_arguments(
         num_train_epochs=wanted.epochs,
         learning_rate=wanted.learning_rate,
         weight_decay=wanted.weight_decay,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=wanted.scheduler,
         warmup_steps=math.ceil(wanted.warmup_ratio * steps) if wanted.warmup_steps is None else wanted.warmup_steps,
         max_grad_norm=wanted.max_grad_norm,
         bf16=wanted.precision == "bf16",
@@ -84,13 +84,32 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
         log_level_replica="passive",
-        report_to="none",
+        report_to="none",  # see `loggers`
+        run_name=recipe.name,
         disable_tqdm=True,
     )
     # On several GPUs without a launcher, Trainer would use DataParallel, with as many times the recipe's batch.
     if args.n_gpu > 1:
         args._n_gpu = 1
     return args
+
+
+class EarlyStop(TrainerCallback):
+    """Ends the training after `patience` evaluations in a row without a better score. It keeps no state of its own."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.is_over(args, state):
+            control.should_training_stop = True
+
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the last evaluations of a log were in vain."""
+        name, sign = f"eval_{args.metric_for_best_model}", 1 if args.greater_is_better else -1
+        scores = [sign * record[name] for record in state.log_history if name in record]
+        known = [score for score in scores if not math.isnan(score)]
+        return len(scores) - (scores.index(max(known)) + 1 if known else 0) >= self.patience
 
 
 class Clock(TrainerCallback):
@@ -154,6 +173,9 @@ class RecipeTrainer(Trainer):
         callbacks = [self.clock, *kwargs.pop("callbacks", ())]
         if recipe.training.checkpoint_every is not None:
             callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
+        self.early_stop = None if recipe.training.patience is None else EarlyStop(recipe.training.patience)
+        if self.early_stop is not None:
+            callbacks.append(self.early_stop)
         if kwargs["args"].world_size > 1:
             kwargs["train_dataset"] = Filled(kwargs["train_dataset"])
             kwargs["data_collator"] = IgnoreFilling(kwargs["data_collator"])
@@ -243,6 +265,16 @@ class RecipeTrainer(Trainer):
         self.clock.seconds = saved["train_s"]
         self.peak_mb = saved["peak_mb"]
         return last
+
+    def has_ended(self, checkpoint: Path | None) -> bool:
+        """Whether a checkpoint is one that the training stopped at early; its state is then this trainer's."""
+        if checkpoint is None or self.early_stop is None:
+            return False
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if not self.early_stop.is_over(self.args, state):
+            return False
+        self.state = state
+        return True
 
     def _stateful_callbacks(self) -> list[Any]:
         """The callbacks of the method that keep a state in each checkpoint; see `Method.callbacks`."""

@@ -133,7 +133,8 @@ def test_finished_runs_are_taken_as_they_are(todo: Reproduction, monkeypatch: py
 def test_a_failure_does_not_stop_the_others(todo: Reproduction) -> None:
     bad = todo.jobs["lora-sentiment", 0]
     bad.folder.mkdir(parents=True)
-    broken = bad.recipe.model_copy(update={"model": str(bad.folder)})  # a folder without a model
+    base = bad.recipe.base.model_copy(update={"name": str(bad.folder)})  # a folder without a model
+    broken = bad.recipe.model_copy(update={"base": base})
     todo.jobs["lora-sentiment", 0] = Job(bad.name, broken, bad.folder)
     tally = run(todo, make_engine("local", None))
     assert [one.job.name for one in tally.failed] == [bad.name]

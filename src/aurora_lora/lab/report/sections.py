@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ...errors import UserError
 from ...tasks import TASKS
-from ...training.recipe import task_name
+from ...training.recipe import name_of, task_name
 from ...training.storage import RESULT
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
@@ -114,7 +114,7 @@ def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
     found = [_study_group(one, study, settings[one["name"]], folder) for one in summary["settings"] if one["seeds"]]
     if not found:
         raise UserError(f"{folder / SUMMARY}: none of the study's final runs is finished: run aurora sweep again")
-    return Section(study.name, str(study.base.get("model")), found, summary)
+    return Section(study.name, str(name_of("model", study.base)), found, summary)
 
 
 def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, folder: Path) -> Group:

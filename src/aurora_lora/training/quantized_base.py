@@ -1,0 +1,75 @@
+"""A base model whose linear layers, but its head, are in a format of bitsandbytes."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from ..deploy.formats import check_quantization
+from ..methods.base import head_modules
+from ..tasks._loading import NO_CODE
+from .distributed import state
+
+
+def quantized(base: PreTrainedModel, quantization: str, compute: torch.dtype | None = None) -> PreTrainedModel:
+    """A loaded model as Transformers loads it in this format.
+
+    Args:
+        base: the model.
+        quantization: "nf4", "fp4" or "int8".
+        compute: dtype of the computation in 4 bits, and of what is not quantised; by default bfloat16 on a GPU, float32
+            elsewhere, and float32 for the rest.
+
+    Raises:
+        UserError: bitsandbytes is missing.
+    """
+    check_quantization(quantization)
+    kind, name = type(base), base.config.name_or_path
+    settings = _settings(quantization, head_modules(base), compute)
+    base.config.__dict__.pop("quantization_config", None)  # of weights that came from a GGUF file
+    with tempfile.TemporaryDirectory() as folder:
+        base.save_pretrained(folder)
+        dtype = compute or torch.float32
+        found: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype, **settings, **NO_CODE)
+    found.config.name_or_path = name
+    return found
+
+
+def quantized_while_loading(kind: Any, config: Any, quantization: str, compute: torch.dtype) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that quantise layer by layer: there is never a whole model of wide weights.
+
+    Args:
+        kind: the auto class.
+        config: of the model.
+        quantization, compute: as for `quantized`.
+
+    Raises:
+        UserError: bitsandbytes is missing.
+    """
+    check_quantization(quantization)
+    with torch.device("meta"):
+        heads = head_modules(kind.from_config(config, **NO_CODE))
+    return _settings(quantization, heads, compute)
+
+
+def trainable(base: PreTrainedModel) -> PreTrainedModel:
+    """The same, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs weights anew."""
+    module: Any
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return base
+
+
+def _settings(quantization: str, heads: list[str], compute: torch.dtype | None) -> dict[str, Any]:
+    settings: Any = BitsAndBytesConfig  # Transformers annotates no types here
+    more: dict[str, Any] = {"llm_int8_skip_modules": heads} if heads else {}  # none: the output layer, by default
+    device = {"device_map": {"": state().device}}
+    if quantization == "int8":
+        return {**device, "quantization_config": settings(load_in_8bit=True, **more)}
+    compute = compute or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    more |= {"bnb_4bit_quant_type": quantization, "bnb_4bit_compute_dtype": compute}
+    return {**device, "quantization_config": settings(load_in_4bit=True, **more)}

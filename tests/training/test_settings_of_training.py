@@ -1,0 +1,183 @@
+"""What a training command has: schedules, early stopping, loggers, a quantised base, its dtype and its attention."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import TrainerCallback
+
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_recipe, load_run
+from aurora_lora.training.kinds import KINDS
+from aurora_lora.training.merge_and_predict import evaluate, merge
+from aurora_lora.training.run import Run, load_trained_model, train
+from aurora_lora.training.trainer import EarlyStop
+
+WriteRecipe = Callable[..., Path]
+
+
+class Rates(TrainerCallback):
+    """The learning rate of the adapter in each step, and the model that was trained."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.model: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
+        self.model = kwargs["model"]
+
+
+def run_with(recipe: Path, folder: Path, *changes: str) -> tuple[Run, Rates]:
+    rates = Rates()
+    return train(load_recipe(recipe, changes), folder, lambda: [rates]), rates
+
+
+def test_the_schedule(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    schedule = ["training.scheduler=cosine", "training.warmup_ratio=0.25"]
+    _, rates = run_with(write_recipe(), tmp_path / "run", *schedule)
+    warm, steps = 6, 24
+    by_hand = [step / warm for step in range(warm)]
+    by_hand += [0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) for step in range(warm, steps)]
+    assert rates.rates == pytest.approx([2e-2 * share for share in by_hand])
+
+
+class Scores:
+    """Stands in for the scores of a run's evaluations."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+        self.left = list(values)
+        kind = type(KINDS["classification"])
+        own = kind.compute_metrics
+
+        def next_score(*args: Any) -> dict[str, float]:
+            return {**own(*args), "accuracy": self.left.pop(0) if self.left else 0.0}
+
+        monkeypatch.setattr(kind, "compute_metrics", next_score)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_early_stopping(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    Scores(monkeypatch, [0.5, 0.8, 0.7, 0.8])
+    changes = ["training.epochs=9", "training.patience=2"]
+    if interrupted:  # after the checkpoint of the last evaluation: there is nothing left to train
+        from aurora_lora.training import run
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "check_finite", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run_with(write_recipe(), tmp_path / "run", *changes)
+        done, rates = run_with(write_recipe(), tmp_path / "run", *changes)
+        assert not rates.rates
+    else:
+        done, rates = run_with(write_recipe(), tmp_path / "run", *changes)
+        assert len(rates.rates) == 4 * 8
+    assert [entry["epoch"] for entry in done.result["epochs"]] == [1, 2, 3, 4]
+    assert done.result["metric"]["selected_by"]["epoch"] == 2
+
+
+def test_early_stopping_counts_what_is_not_a_number(tmp_path: Path) -> None:
+    from types import SimpleNamespace as Namespace
+
+    def over(*scores: float, greater: bool = True) -> bool:
+        args: Any = Namespace(metric_for_best_model="nll", greater_is_better=greater)
+        return EarlyStop(2).is_over(args, Namespace(log_history=[{"eval_nll": score} for score in scores]))  # type: ignore[arg-type]
+
+    assert not over(0.1)
+    assert over(0.1, 0.1, 0.1)
+    assert over(math.nan, math.nan)
+    assert not over(0.3, 0.2, math.nan, 0.1, greater=False)
+    assert over(0.1, math.nan, 0.2, greater=False)
+
+
+def test_a_logger_that_is_not_there(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"package 'wandb' is missing: pip install 'aurora-lora\[wandb\]' installs it"):
+        run_with(write_recipe(), tmp_path / "run", "training.report_to=[wandb]")
+
+
+def test_tensorboard(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, list[float]] = {}
+
+    class SummaryWriter:
+        def __init__(self, log_dir: str) -> None:
+            assert log_dir == str(tmp_path / "run" / "logs")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.setdefault(name, []).append(value)
+
+        def add_text(self, *args: Any) -> None: ...
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    stand_in = ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    done, rates = run_with(write_recipe(), tmp_path / "run", "training.report_to=[tensorboard]")
+    assert written["train/learning_rate"] == pytest.approx(rates.rates)
+    assert written["eval/accuracy"] == [entry["validation"]["accuracy"] for entry in done.result["epochs"]]
+    assert evaluate(load_run(done.folder), ["calibrated"])  # a finished run reports nothing more
+    assert len(written["eval/accuracy"]) == 3
+    again = train(load_recipe(write_recipe()), done.folder)  # with or without loggers, it is the same run
+    assert again.was_finished
+
+
+def test_the_attention_of_the_base(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    _, rates = run_with(write_recipe(), tmp_path / "run", "model.attention=eager", "training.epochs=1")
+    assert rates.model.config._attn_implementation == "eager"
+
+
+def test_a_base_kept_in_float32_under_a_lower_precision(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    for dtype, kept in (("null", torch.bfloat16), ("fp32", torch.float32)):
+        changes = ["training.precision=bf16", f"model.dtype={dtype}", "training.epochs=1"]
+        done, rates = run_with(write_recipe(), tmp_path / str(kept), *changes)
+        assert rates.model.get_input_embeddings().weight.dtype == kept
+        model, _ = load_trained_model(load_run(done.folder))
+        assert model.get_input_embeddings().weight.dtype == kept  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base(write_recipe: WriteRecipe, tmp_path: Path, quantization: str) -> None:
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+    model = tiny.save_model(tmp_path / "model", width=64)
+    done, rates = run_with(write_recipe(model=model), tmp_path / "run", f"model.quantization={quantization}")
+    kind = {"nf4": bitsandbytes.nn.Linear4bit, "int8": bitsandbytes.nn.Linear8bitLt}[quantization]
+    adapted = [module for name, module in rates.model.named_modules() if name.endswith("query.base_layer")]
+    assert adapted
+    assert all(isinstance(module, kind) for module in adapted)
+    heads = [module for name, module in rates.model.named_modules() if name.endswith("classifier.original_module")]
+    assert [type(module) for module in heads] == [torch.nn.Linear]
+    assert done.result["recipe"]["model"] == {"name": str(model), "quantization": quantization}
+    plain, _ = run_with(write_recipe(model=model), tmp_path / "plain")
+    assert done.result["params"] == plain.result["params"]
+    run = load_run(done.folder)
+    scores = evaluate(run, run.forms)
+    reported = done.result["metric"]["by_form"]
+    assert scores["calibrated"]["nll"] == pytest.approx(reported["calibrated"]["nll"], rel=1e-4)
+    merged = merge(run, None, tmp_path / "merged").folder  # into the base's own weights
+    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+
+
+def test_a_quantised_language_model(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+    model = tiny.save_language_model(tmp_path / "model", tied=False, width=64)
+    changes = {"task": {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16}}
+    method = {"name": "aurora", "target_modules": ["q_proj", "down_proj"]}
+    recipe = write_recipe(model=model, **changes, method=method)
+    _, rates = run_with(recipe, tmp_path / "run", "model.quantization=nf4", "training.epochs=1")
+    layers = {name: type(module) for name, module in rates.model.named_modules()}
+    assert layers["base_model.model.lm_head"] is torch.nn.Linear
+    assert layers["base_model.model.model.layers.0.self_attn.k_proj"] is bitsandbytes.nn.Linear4bit
