@@ -149,6 +149,21 @@ def test_regression_has_no_distribution():
     assert gap.end_to_end[1].largest_logit_difference > 0
 
 
+def test_several_labels_have_no_single_class(model, batches):
+    model.config.problem_type = "multi_label_classification"
+    given = [{**batch, "labels": (batch["input_ids"][:, :2] % 2).float()} for batch in batches]
+    gap = merge_gap(model, given)
+    with torch.no_grad(), set_form(model, "static"):
+        logits = torch.cat([model.eval()(**batch).logits for batch in batches]).double()
+    labels = torch.cat([batch["labels"] for batch in given]).double()
+    static = gap.end_to_end[1]
+    assert (static.kl, static.agreement) == (None, None)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    assert static.metric == {"nll": pytest.approx(float(expected), abs=1e-6)}
+    shapes = merge_gap(model, given, metric=lambda *both: {str(one.shape): 1.0 for one in both}).end_to_end[1].metric
+    assert set(shapes) == {str(labels.shape)}
+
+
 def test_own_metric(model, labelled):
     gap = merge_gap(model, labelled, metric=lambda logits, labels: {"positives": float((logits.argmax(-1) == 1).sum())})
     assert all(set(entry.metric) == {"positives"} for entry in gap.end_to_end)
@@ -238,7 +253,7 @@ def test_the_logits_are_widened_in_pieces(monkeypatch):
     labels = torch.randint(0, 800, (1, 500))
     bytes_of_logits = 4 * logits.numel()
     whole = peak_bytes(
-        lambda: found.add(logits, reference, None, labels, shift=True, classes=True), torch.device("cpu")
+        lambda: found.add(logits, reference, None, labels, shift=True, kind="classes"), torch.device("cpu")
     )
     assert whole < bytes_of_logits + 20 * 2**16  # those at labelled positions, in their own precision
 

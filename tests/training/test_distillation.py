@@ -105,5 +105,5 @@ def test_mistakes(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, model
     probe = train(recipe, tmp_path / "probe")
     with pytest.raises(UserError, match=r"task\.teacher: its body is the base model's: there is no effect to learn"):
         train(load_recipe(write_recipe(task={**TASK, "teacher": str(probe.folder)})), tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"task\.teacher: only tasks of classification, regression have it"):
+    with pytest.raises(UserError, match=r"task\.teacher: only tasks of regression, classification have it"):
         load_recipe(write_recipe(task={"name": "tiny-questions", "teacher": "x"}))

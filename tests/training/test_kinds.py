@@ -4,13 +4,15 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PretrainedConfig
 
 import aurora_lora
 from aurora_lora.tasks import TASKS
 from aurora_lora.tasks.metrics import METRICS
-from aurora_lora.training.kinds import KINDS, Kind, kind_of
+from aurora_lora.training.kinds import KINDS, Kind, kind_of, kind_of_model
 from aurora_lora.training.recipe import TaskSection
 
 ROOT = Path(aurora_lora.__file__).parent
@@ -45,6 +47,21 @@ def test_only_the_kinds_compare_their_names() -> None:
             if id(node) in inside and isinstance(node, ast.Constant) and node.value in KINDS:
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.value}")
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"architectures": ["BertForSequenceClassification"], "num_labels": 3}, "classification"),
+        ({"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}, "regression"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "multiple-choice"),
+        ({"architectures": ["ViTForImageClassification"], "num_labels": 1}, "image-classification"),
+        ({"architectures": ["BertModel"]}, "classification"),
+        ({}, "classification"),
+    ],
+)
+def test_the_kind_of_a_model_on_disk(config: dict[str, Any], name: str) -> None:
+    assert kind_of_model(PretrainedConfig(**config)).name == name
 
 
 def test_lists_load_no_pytorch() -> None:

@@ -89,9 +89,9 @@ def merge_gap(
         model: a model with active adapters, not merged: of AuroRA, trained in the dynamic form, or a `PeftModel` of any
             method that changes a weight. The base may be quantised; its own format is then one of those measured.
         batches: as in `calibrate`. Where a batch has `labels`, the metric of each form is reported: mean negative
-            log-likelihood and accuracy (of the next token, for a causal language model), or the mean squared error of
-            a regression. With merges, a causal language model without labels is scored on its inputs, and its
-            perplexity is given.
+            log-likelihood and accuracy (of the next token, for a causal language model), the mean squared error of a
+            regression, or the mean binary cross-entropy where several labels can hold. With
+            merges, a causal language model without labels is scored on its inputs, and its perplexity is given.
         quantizations: "nf4", "fp4" and "int8", as bitsandbytes has them. None measures no merge of AuroRA adapters.
         calibration: the inputs by which the calibrated merges round, as `batches`; `batches` themselves if None, and
             then what they lose is what they lose on inputs that they were made for.

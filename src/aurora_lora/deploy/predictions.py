@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from .inputs import NO_BATCHES, Batch, Runner
 from .wide import wide_pieces
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
+Kind = Literal["classes", "labels", "values"]
+"""What predictions are: the logits of classes that rule each other out, of labels that do not, or something else."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ def compare(
             with variant(), (watch or nullcontext()) if reference is None else nullcontext():
                 output = runner.run(batch)
             if reference is None:
-                reference, classes = _predictions(output), _are_classes(runner.model, output)
+                reference, kind = _predictions(output), _kind(runner.model, output)
                 keep = _positions(runner, reference)
                 labels = _labels(batch, reference.device)
                 if labels is None and perplexity and causal:
                     labels = _next_tokens(batch, reference.device)
-            found[name].add(_predictions(output), reference, keep, labels, shift=causal, classes=classes)
+            found[name].add(_predictions(output), reference, keep, labels, shift=causal, kind=kind)
     if n == 0:
         raise CalibrationError(NO_BATCHES.replace("calibrate", "merge_gap"))
     return tuple(each.result(name) for name, each in found.items()), next(iter(found.values())).n
@@ -106,11 +108,11 @@ class _Predictions:
         labels: Tensor | None,
         *,
         shift: bool,
-        classes: bool,
+        kind: Kind,
     ) -> None:
         mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
         self.n += len(mine)
-        self.classes = classes
+        self.classes = kind == "classes"
         for one, other in wide_pieces(mine, theirs):
             self._compare(one, other)
         if labels is None:
@@ -119,7 +121,7 @@ class _Predictions:
             if shift:  # position t predicts token t + 1
                 labels, logits = labels[:, 1:], logits[:, :-1]
             logits, labels = logits[labels != -100], labels[labels != -100]
-        else:
+        elif kind != "labels":
             logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
         if self.metric is None:
             self.score.add(logits, labels)
@@ -157,7 +159,7 @@ class _Score:
         self.sums: dict[str, float] = {}
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """logits (n, classes) or (n, 1), labels (n,)."""
+        """logits (n, classes) or (n, 1), labels (n,); or both (n, labels), 1 where a label is there, else 0."""
         self.n += len(labels)
         start = 0
         for (rows,) in wide_pieces(logits):
@@ -165,8 +167,12 @@ class _Score:
             start += len(rows)
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
-        if logits.shape[-1] == 1 or labels.is_floating_point():
-            found: dict[str, Any] = {"mse": (logits.squeeze(-1) - labels).square().sum()}
+        found: dict[str, Any]
+        if labels.dim() == 2:
+            each = functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+            found = {"nll": each.mean(-1).sum()}
+        elif logits.shape[-1] == 1 or labels.is_floating_point():
+            found = {"mse": (logits.squeeze(-1) - labels).square().sum()}
         else:
             nll = functional.cross_entropy(logits, labels.long(), reduction="sum")
             found = {"nll": nll, "accuracy": _count(logits.argmax(-1) == labels, logits)}
@@ -203,11 +209,15 @@ def _predicts_next_token(model: nn.Module) -> bool:
     return "CausalLM" in name or name.endswith("LMHeadModel")
 
 
-def _are_classes(model: nn.Module, output: Any) -> bool:
-    """Whether the predictions are the logits of classes: not of a regression, and no images or hidden states."""
-    regression = getattr(getattr(model, "config", None), "problem_type", None) == "regression"
+def _kind(model: nn.Module, output: Any) -> Kind:
+    """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
     logits = getattr(output, "logits", None)
-    return isinstance(logits, Tensor) and logits.shape[-1] > 1 and not regression
+    if not isinstance(logits, Tensor) or problem == "regression":
+        return "values"
+    if problem == "multi_label_classification":
+        return "labels"
+    return "classes" if logits.shape[-1] > 1 else "values"
 
 
 def _predictions(output: Any) -> Tensor:
