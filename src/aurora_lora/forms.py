@@ -10,7 +10,11 @@ MERGED = "merged"
 """The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
 CALIBRATED = "calibrated"
 """The form that `calibrate` makes."""
-REFERENCE_FORM = "dynamic"
+DYNAMIC = "dynamic"
+"""The form `B sigma(A x)`."""
+STATIC = "static"
+"""The form that the paper merges, `B sigma(A) x`."""
+REFERENCE_FORM = DYNAMIC
 """The form that the others are compared with."""
 
 
@@ -51,7 +55,7 @@ FORMS = {
             style={"color": "#000000", "marker": "o", "linestyle": "-"},
         ),
         Form(
-            "static",
+            STATIC,
             "static (the paper's merge)",
             "static (the paper's merge)",
             "the static form, `B sigma(A) x`",

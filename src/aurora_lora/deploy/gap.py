@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import CalibrationError, NotCalibratedError
+from ..forms import CALIBRATED, DYNAMIC, STATIC
 from ..tuner import AuroraLayer, check_calibrated, set_form
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
@@ -131,7 +132,7 @@ def merge_gap(
         sums.measure(runner, data, rounding)
         reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)
         if forms is not None:
-            reference = ("dynamic", lambda: set_form(model, "dynamic"))
+            reference = (DYNAMIC, lambda: set_form(model, DYNAMIC))
         ends, n = sums.compare(runner, data, dict([reference]), metric)
     first, *others = ends
     losses = tuple(MergeLoss(end.form, sums.layers_of(end.form), end) for end in others)
@@ -145,14 +146,14 @@ def _is_aurora(model: nn.Module) -> bool:
 def _is_dynamic(layers: Sequence[AdaptedLayer]) -> bool:
     """Whether AuroRA adapters were trained in the dynamic form: then there are forms to compare."""
     aurora = [(layer.module, name) for layer in layers if isinstance(layer.module, AuroraLayer) for name in layer.names]
-    return any(module.aurora_config[name].train_form == "dynamic" for module, name in aurora)
+    return any(module.aurora_config[name].train_form == DYNAMIC for module, name in aurora)
 
 
 def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perplexity: bool = False) -> MergeGap:
     check_unmerged(model, "merge_gap")
     forms = _forms(model)
     with trained_state(model), Runner(model) as runner:
-        sums = FormSums(model, runner, [form for form in forms if form != "dynamic"])
+        sums = FormSums(model, runner, [form for form in forms if form != DYNAMIC])
         variants = {form: partial(set_form, model, form) for form in forms}
         ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums, perplexity=perplexity)
     return MergeGap(sums.result(), ends, n)
@@ -160,10 +161,10 @@ def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perp
 
 def _forms(model: nn.Module) -> tuple[str, ...]:
     """The forms that can be compared; calibrated only where every active adapter has a fresh matrix."""
-    with set_form(model, "dynamic"):  # refuses adapters that were trained static
+    with set_form(model, DYNAMIC):  # refuses adapters that were trained static
         pass
     try:
         check_calibrated(model)
     except NotCalibratedError:
-        return ("dynamic", "static")
-    return ("dynamic", "static", "calibrated")
+        return (DYNAMIC, STATIC)
+    return (DYNAMIC, STATIC, CALIBRATED)

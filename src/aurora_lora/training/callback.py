@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.deploy.inputs import Batch
+from aurora_lora.forms import CALIBRATED
 from aurora_lora.tuner import aurora_layers
 
 
@@ -62,7 +63,7 @@ def deploys_calibrated(model: nn.Module) -> bool:
     configs = getattr(model, "peft_config", {})
     active = getattr(model, "active_adapters", [])
     return any(
-        isinstance(config, AuroraConfig) and config.resolved_eval_form == "calibrated"
+        isinstance(config, AuroraConfig) and config.resolved_eval_form == CALIBRATED
         for name, config in configs.items()
         if name in active
     )

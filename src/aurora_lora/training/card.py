@@ -11,7 +11,7 @@ from textwrap import indent
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..forms import CALIBRATED, FORMS
+from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
 from ..methods.injection import InjectionMethod
 from ..methods.pissa_milora import MILORA
@@ -119,7 +119,7 @@ def _aurora(facts: Facts, no_lora: str | None) -> str:
         else f"There is no plain LoRA beside this folder: {no_lora}."
     )
     if not FORMS[form].mergeable:
-        other = CALIBRATED if CALIBRATED in forms else "static"
+        other = CALIBRATED if CALIBRATED in forms else STATIC
         deploy = f'aurora_lora.set_form(model, "{other}")  # the dynamic form is no weight update\n'
         what = f"It can be neither merged nor exported; the {other} form can"
     else:

@@ -13,6 +13,7 @@ from transformers import set_seed
 from ..deploy.hidden import hidden_values, sigma_along
 from ..errors import UserError
 from ..finite import check_finite
+from ..forms import DYNAMIC
 from ..tuner import AuroraLayer, aurora_layers
 from .finished_run import TrainedRun
 from .gap_and_export import need_aurora
@@ -61,7 +62,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     ]
     if not layers:
         raise UserError(f"{run.folder}: sigma is the identity in every layer")
-    train_form = recipe.method.options.get("train_form", "dynamic")
+    train_form = recipe.method.options.get("train_form", DYNAMIC)
     return {"schema": 1, "examples": recipe.calibration.examples, "train_form": train_form, "layers": layers}
 
 

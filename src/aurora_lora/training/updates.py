@@ -16,7 +16,7 @@ from aurora_lora import calibrate
 from .. import files
 from ..deploy.inputs import Batch
 from ..errors import FormError, NotCalibratedError, UserError
-from ..forms import MERGED, form_named
+from ..forms import MERGED, STATIC, form_named
 from ..methods.updates import Factors, low_rank_updates
 from .recipe import Recipe
 
@@ -40,7 +40,7 @@ class UpdateRecorder(TrainerCallback):
     def __init__(self, recipe: Recipe, folder: Path, batches: Sequence[Batch]) -> None:
         method, options = recipe.method.method, recipe.method.options
         deployed = method.deployed_form(options)
-        kept = [form for form in method.forms(options) if form in ("static", MERGED, deployed)]
+        kept = [form for form in method.forms(options) if form in (STATIC, MERGED, deployed)]
         self.forms = [form for form in kept if form_named(form).mergeable]
         self.name, self.ridge = method.name, recipe.calibration.ridge
         self.folder, self.batches = folder, batches

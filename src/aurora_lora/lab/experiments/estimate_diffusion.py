@@ -20,6 +20,7 @@ import torch
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...extras import extra
+from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
 from .flops import CALIBRATION, WIDTH, Hours, loading
 from .machines import Machine
@@ -74,7 +75,7 @@ def hours(recipe: SubjectRecipe, machine: Machine) -> Hours:
     one = operations / machine.speed(training.precision, training.threads) / 3600
     passes = _images_of_a_pass(recipe) * training.gradient_accumulation_steps * training.steps
     held = recipe.validation.noise_samples * (_validations(recipe) + len(_forms(recipe)))
-    calibrations = recipe.calibration.examples if "calibrated" in _forms(recipe) else 0
+    calibrations = recipe.calibration.examples if CALIBRATED in _forms(recipe) else 0
     guided = 2 if recipe.validation.guidance_scale > 1 else 1
     drawing = guided * recipe.validation.inference_steps + DECODING
     return Hours(

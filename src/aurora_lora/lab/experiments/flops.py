@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ...forms import CALIBRATED
 from ...training.choices import BEAMS, NEW_TOKENS
 from ...training.recipe import Recipe
 from . import shapes, text_lengths
@@ -81,7 +82,7 @@ def hours(recipe: Recipe, machine: Machine) -> Hours | None:
             evaluation += len(forms) * clock.scoring(known[name])
         if recipe.task.scorer == "generated":
             writing += len(forms) * clock.writing(known[name])
-    calibrations = (rounds if method.deployed_form(options) == "calibrated" else 0) + ("calibrated" in forms)
+    calibrations = (rounds if method.deployed_form(options) == CALIBRATED else 0) + (CALIBRATED in forms)
     calibration = calibrations * clock.calibration()
     return Hours(
         training=wanted.epochs * clock.training(known["train"]) / 3600,

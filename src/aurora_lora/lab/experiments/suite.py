@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ...errors import ArgumentError, UserError
+from ...forms import MERGED
 from ...methods.base import unknown
 from ...training.recipe import Section, Seed
 
@@ -56,7 +57,7 @@ class Row(Section):
     recipe: str
     """Name of the cell's recipe; `{column}` stands for the column's name. `table2/lora` is one of another suite, at the
     same scale: the run is shared."""
-    form: str = "merged"
+    form: str = MERGED
     params: str | None = None
     """As the paper prints it."""
     quoted: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
+from ...forms import STATIC
 from .figures import new_figure
 from .run_figures import WIDTH
 
@@ -62,7 +63,7 @@ def sigma_figure(record: Mapping[str, Any]) -> Figure:
     r = len(next(iter(kinds.values()))[0]["channels"])
     handles = [*_entries(axes[0], min(r, MOST_CHANNELS))]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=2, handlelength=2.4)
-    what = "the columns of A" if record["train_form"] == "static" else f"{record['examples']:,} inputs"
+    what = "the columns of A" if record["train_form"] == STATIC else f"{record['examples']:,} inputs"
     along = {1: "sigma", 2: "sigma along each channel, the other at 0"}
     others = f"sigma along channels 1 and 2 of {r}, the others at 0"
     figure.suptitle(f"{along.get(r, others)}; z of {what}", fontsize=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...forms import CALIBRATED, DYNAMIC, STATIC
 from ...text_table import TextTable
 
 Record = Mapping[str, Any]
@@ -110,7 +111,7 @@ def _nonlinear(found: Record, spline: str) -> TextTable:
         ("target", "floor", f"LoRA r={r}", f"LoRA r={2 * r}", "trained", "calibrated", "static"),
     )
     for row in found["rows"]:
-        forms = [row[spline][form] for form in ("dynamic", "calibrated", "static")]
+        forms = [row[spline][form] for form in (DYNAMIC, CALIBRATED, STATIC)]
         shares = [row["floor"], row[f"linear_{r}"], row[f"linear_{2 * r}"], *forms]
         table.rows.append((row["target"], *(f"{100 * share:.1f}" for share in shares)))
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...forms import FORMS
+from ...forms import CALIBRATED, DYNAMIC, FORMS, STATIC
 from .figures import new_figure
 from .theory import GRADIENT_NAMES, SIGMA_NAMES
 
@@ -117,8 +117,8 @@ def nonlinear_figure(record: Record) -> Figure:
     figure, axes = new_figure(2, 7.2, 3.2)
     bars: dict[str, tuple[Callable[[Record], float], dict[str, Any]]] = {
         f"best linear, rank {r}": (lambda row: row[f"linear_{r}"], {"color": "#D55E00", "hatch": "//"}),
-        f"AuroRA, rank {r}, calibrated merge": (lambda row: row["channelwise"]["calibrated"], {"color": "#BBBBBB"}),
-        f"AuroRA, rank {r}, as trained": (lambda row: row["channelwise"]["dynamic"], {"color": "#000000"}),
+        f"AuroRA, rank {r}, calibrated merge": (lambda row: row["channelwise"][CALIBRATED], {"color": "#BBBBBB"}),
+        f"AuroRA, rank {r}, as trained": (lambda row: row["channelwise"][DYNAMIC], {"color": "#000000"}),
         f"floor of any adapter of rank {r}": (lambda row: row["floor"], {"color": "white", "edgecolor": "#000000"}),
     }
     for i, (label, (value, style)) in enumerate(bars.items()):
@@ -127,10 +127,10 @@ def nonlinear_figure(record: Record) -> Figure:
     axes[0].set_xticks(range(len(found["rows"])), [row["target"] for row in found["rows"]], fontsize=8)
     axes[0].set_ylabel("unexplained, %")
     gains = [row["gain"] for row in found["gains"]]
-    for key, line in (("linear", FORMS["static"].style), ("dynamic", FORMS["dynamic"].style)):
+    for key, line in (("linear", FORMS[STATIC].style), (DYNAMIC, FORMS[DYNAMIC].style)):
         axes[1].plot(gains, [100 * row[key] for row in found["gains"]], **line)
     axes[1].annotate("best linear", (gains[-1], 100 * found["gains"][-1]["linear"]), xytext=(0, 5), **_NOTE)
-    axes[1].annotate("AuroRA, as trained", (gains[-1], 100 * found["gains"][-1]["dynamic"]), xytext=(0, 5), **_NOTE)
+    axes[1].annotate("AuroRA, as trained", (gains[-1], 100 * found["gains"][-1][DYNAMIC]), xytext=(0, 5), **_NOTE)
     axes[1].set_xscale("log", base=2)
     axes[1].xaxis.set_major_formatter("{x:g}")
     axes[1].set_xlabel("gain of the target B tanh(tanh(gain A x))")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..._version import __version__
+from ...forms import CALIBRATED, DYNAMIC, STATIC
 from ...ops import ANL, adaptive_nonlinear, nonlinear_columns
 from ...ops.anl import ACTIVATIONS
 from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
@@ -135,7 +136,7 @@ def nonlinear(seed: int, advance: Advance) -> list[Record]:
             row[f"linear_{rank}"] = mean_square(g - held_out @ best_linear(held_out, g, rank).T) / whole
         for student, anl in STUDENTS.items():
             adapter, _ = fit_best(x, f, RANK, anl, SEEDS, advance)
-            forms = {"dynamic": update(adapter, held_out, anl), **_merges(adapter, x, held_out, anl)}
+            forms = {DYNAMIC: update(adapter, held_out, anl), **_merges(adapter, x, held_out, anl)}
             row[student] = {form: mean_square(g - output) / whole for form, output in forms.items()}
         rows.append(row)
     return rows
@@ -150,9 +151,7 @@ def gains(seed: int, advance: Advance) -> list[Record]:
         whole = mean_square(g)
         adapter, _ = fit_best(x, f, RANK, ANL(), SEEDS, advance)
         line = mean_square(g - held_out @ best_linear(held_out, g, RANK).T) / whole
-        rows.append(
-            {"gain": gain, "linear": line, "dynamic": mean_square(g - update(adapter, held_out, ANL())) / whole}
-        )
+        rows.append({"gain": gain, "linear": line, DYNAMIC: mean_square(g - update(adapter, held_out, ANL())) / whole})
     return rows
 
 
@@ -161,7 +160,7 @@ def _merges(adapter: Adapter, x: Tensor, held_out: Tensor, anl: ANL) -> dict[str
     hidden = adaptive_nonlinear(x @ adapter.A.T, adapter.H, adapter.spline_weight, anl)
     static = nonlinear_columns(adapter.A, adapter.H, adapter.spline_weight, anl)
     calibrated = best_linear(x, hidden)
-    return {"static": held_out @ static.T @ adapter.B.T, "calibrated": held_out @ calibrated.T @ adapter.B.T}
+    return {STATIC: held_out @ static.T @ adapter.B.T, CALIBRATED: held_out @ calibrated.T @ adapter.B.T}
 
 
 def _inputs(seed: int) -> tuple[Tensor, Tensor]:

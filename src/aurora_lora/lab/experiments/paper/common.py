@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....forms import CALIBRATED, DYNAMIC, MERGED, STATIC
 from ..suite import Row
 
 Values = dict[str, Any]
@@ -23,12 +24,12 @@ def printed(table: str) -> list[tuple[str, list[float], str]]:
 def our_rows(paper: str, ours: str) -> tuple[Row, ...]:
     """Beside the paper's merge: the trained form and the calibrated merge of the same runs, and our own setting."""
     return (
-        Row(name="AuroRA, unmerged", recipe=paper, form="dynamic"),
-        Row(name="AuroRA, calibrated", recipe=paper, form="calibrated"),
-        Row(name="ours, calibrated", recipe=ours, form="calibrated"),
+        Row(name="AuroRA, unmerged", recipe=paper, form=DYNAMIC),
+        Row(name="AuroRA, calibrated", recipe=paper, form=CALIBRATED),
+        Row(name="ours, calibrated", recipe=ours, form=CALIBRATED),
     )
 
 
 def form_of(short: str) -> str:
     """The form that a method's row has: the paper merges its own statically."""
-    return "static" if short.startswith("aurora-paper") else "merged"
+    return STATIC if short.startswith("aurora-paper") else MERGED

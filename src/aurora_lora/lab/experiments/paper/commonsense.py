@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
+from ....forms import CALIBRATED, DYNAMIC, MERGED, STATIC
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import OURS, Values, form_of, our_rows, printed
 
@@ -131,7 +132,7 @@ def table2() -> Suite:
 def table7() -> Suite:
     """The three settings of AuroRA, and their time. Two of them are two forms of one training run."""
     rows = []
-    forms = {"lora": "merged", "aurora-paper": "static", "aurora-paper-d": "dynamic", "aurora-paper-s": "static"}
+    forms = {"lora": MERGED, "aurora-paper": STATIC, "aurora-paper-d": DYNAMIC, "aurora-paper-s": STATIC}
     names = {"lora": "LoRA", "aurora-paper": "AuroRA", "aurora-paper-d": "AuroRA-D", "aurora-paper-s": "AuroRA-S"}
     for short, (hours, *numbers, average), params in printed(TABLE_7_SCORES):
         rows.append(
@@ -167,7 +168,7 @@ def figure5() -> Suite:
             recipes[name] = CellRecipe(values=commonsense_recipe(method, FIGURE_5), words=words)
             rows.append(Row(name=f"{title} r={r}", recipe=name, form=form_of(short)))
     rows += [
-        Row(name=f"AuroRA, calibrated r={r}", recipe=f"aurora-paper-r{r}", form="calibrated") for r in FIGURE_5_RANKS
+        Row(name=f"AuroRA, calibrated r={r}", recipe=f"aurora-paper-r{r}", form=CALIBRATED) for r in FIGURE_5_RANKS
     ]
     title = "Figure 5: commonsense reasoning against rank, LLaMA3-8B"
     return _suite("figure5", title, commonsense_columns(FIGURE_5), rows, recipes)

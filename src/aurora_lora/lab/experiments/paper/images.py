@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from ....forms import CALIBRATED, STATIC
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import OURS, PAPER, Values, form_of, our_rows, printed
 
@@ -203,8 +204,8 @@ def _variants(name: str, title: str, tasks: tuple[str, ...], scores: Scores) -> 
             what = f"{name.replace('table', 'Table ')}: {row} on {label(task)}, ViT base."
             recipes[f"base-{short}-{task}"] = image_recipe("base", task, short, {"name": short, **TARGETS}, what)
         scores_by_task = dict(zip(tasks, numbers, strict=True))
-        rows.append(Row(name=row, recipe=recipe, form="static", scores=scores_by_task))
-        calibrated.append(Row(name=f"{row}, calibrated", recipe=recipe, form="calibrated"))
+        rows.append(Row(name=row, recipe=recipe, form=STATIC, scores=scores_by_task))
+        calibrated.append(Row(name=f"{row}, calibrated", recipe=recipe, form=CALIBRATED))
     return Suite(
         name=name,
         scale="hub",

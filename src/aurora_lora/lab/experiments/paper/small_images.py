@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from ....forms import CALIBRATED
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import OURS, SMALL_NOTE, form_of, our_rows
 from .images import METHODS, TABLE_4_SCORES, TABLE_5_SCORES, TARGETS, Scores
@@ -112,7 +113,7 @@ def _small_variants(name: str, scores: Scores) -> Suite:
         Row(
             name=f"{row}, calibrated",
             recipe=f"{'table3/' if short == 'aurora-paper' else ''}{short}-{{column}}",
-            form="calibrated",
+            form=CALIBRATED,
         )
         for short, row in rows.items()
     )

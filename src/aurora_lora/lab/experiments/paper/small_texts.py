@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from ....forms import CALIBRATED, DYNAMIC, STATIC
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import OURS, SMALL_NOTE, Values, form_of, our_rows
 from .commonsense import FIGURE_5_METHODS, FIGURE_5_RANKS, FIVE, TABLE_2_METHODS
@@ -142,10 +143,10 @@ def table7_packaged() -> Suite:
     recipes = _on_choices("aurora-paper-s", "Table 7, packaged: AuroRA-S", method, SMALL_NOTE)
     rows = [
         Row(name="LoRA", recipe="table2/lora-{column}"),
-        Row(name="AuroRA-S", recipe="aurora-paper-s-{column}", form="static"),
-        Row(name="AuroRA-D", recipe="table2/aurora-paper-{column}", form="dynamic"),
-        Row(name="AuroRA", recipe="table2/aurora-paper-{column}", form="static"),
-        Row(name="AuroRA, calibrated", recipe="table2/aurora-paper-{column}", form="calibrated"),
+        Row(name="AuroRA-S", recipe="aurora-paper-s-{column}", form=STATIC),
+        Row(name="AuroRA-D", recipe="table2/aurora-paper-{column}", form=DYNAMIC),
+        Row(name="AuroRA", recipe="table2/aurora-paper-{column}", form=STATIC),
+        Row(name="AuroRA, calibrated", recipe="table2/aurora-paper-{column}", form=CALIBRATED),
     ]
     return _small_suite("table7", "Table 7, packaged: settings of AuroRA with SmolLM2-135M", recipes, rows)
 
@@ -160,7 +161,7 @@ def figure5_packaged() -> Suite:
             methods[f"{short}-r{r}"] = (f"{title} r={r}", method)
     recipes, rows = _small_rows(methods, "Figure 5")
     rows += [
-        Row(name=f"AuroRA, calibrated r={r}", recipe=f"aurora-paper-r{r}-{{column}}", form="calibrated")
+        Row(name=f"AuroRA, calibrated r={r}", recipe=f"aurora-paper-r{r}-{{column}}", form=CALIBRATED)
         for r in FIGURE_5_RANKS
     ]
     return _small_suite("figure5", "Figure 5, packaged: multiple choice against rank", recipes, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from ....forms import MERGED, STATIC
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import PAPER, Values, our_rows
 
@@ -122,8 +123,8 @@ def figure4() -> Suite:
             words = (f"Figure 4: {title}, {noun}.", SETTINGS, *rank, PROMPTS)
             recipes[f"{lead}-{short}"] = CellRecipe(values=subject_recipe(subject, method), words=words)
         rows = (
-            Row(name="LoRA", recipe=f"{lead}-lora", form="merged"),
-            Row(name="AuroRA", recipe=f"{lead}-aurora-paper", form="static"),
+            Row(name="LoRA", recipe=f"{lead}-lora", form=MERGED),
+            Row(name="AuroRA", recipe=f"{lead}-aurora-paper", form=STATIC),
             *our_rows(f"{lead}-aurora-paper", f"{lead}-aurora"),
         )
         groups.append(Group(name=noun, rows=rows))
