@@ -94,3 +94,20 @@ def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(**batch).logits[batch["attention_mask"].bool()]
     return found
+
+
+def dense_copy(base: Any) -> Any:
+    """An unquantised model with the weights that a quantised one stands for."""
+    from aurora_lora.tuner.kept import dequantized
+    from aurora_lora.tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
+
+    config = LlamaConfig.from_dict({**base.config.to_dict(), "quantization_config": None})
+    del config.quantization_config
+    dense = LlamaForCausalLM(config).eval()
+    state = {name: value for name, value in base.state_dict().items() if name in dense.state_dict()}
+    for path, module in base.named_modules():
+        backend = resolve_quantization_backend(module, **get_quantization_kwargs(base))
+        if backend is not None and hasattr(module, "in_features"):
+            state[f"{path}.weight"] = dequantized(module, backend).float()
+    dense.load_state_dict(state)
+    return dense

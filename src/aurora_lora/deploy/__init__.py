@@ -7,6 +7,8 @@ from .layer_gaps import LayerGap
 from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
 from .predictions import EndToEndGap
+from .probe import LayerProbe, Probe, probe
+from .ranks import align, ranked_config
 
 __all__ = [
     "CalibrationReport",
@@ -15,12 +17,17 @@ __all__ = [
     "LayerGap",
     "LayerLoss",
     "LayerMerge",
+    "LayerProbe",
     "MergeGap",
     "MergeLoss",
+    "Probe",
     "QuantizedMerge",
+    "align",
     "calibrate",
     "export_lora",
     "lora_factors",
     "merge_gap",
     "merge_quantized",
+    "probe",
+    "ranked_config",
 ]

@@ -107,17 +107,28 @@ class Runner:
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
+        inputs = self.read(batch)
+        if isinstance(inputs, (tuple, list)):
+            inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
+        return self.model(**inputs) if isinstance(inputs, dict) else self.model(inputs)
+
+    def read(self, batch: Batch) -> Any:
+        """The batch on the model's device, after its masks were noted: what comes next is the pass that they are of.
+
+        Raises:
+            TypeError: the batch is no dict, tensor, tuple or list.
+        """
         self.masks, self._encoder_output = {}, None
         if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-            batch = batch[0]  # (inputs, labels), as the data sets of torch give them
+            return type(batch)(self._moved(one) for one in batch)
         if isinstance(batch, Tensor):
-            return self.model(batch.to(self.device))
+            return self._moved(batch)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
             raise TypeError(
                 f"A batch must be a dict of tensors, a tensor, or a tuple or list that starts with one, "
                 f"not {type(batch).__name__}."
             )
-        inputs = {key: v.to(self.device) if isinstance(v, Tensor) else v for key, v in batch.items()}  # type: ignore[union-attr]
+        inputs = {key: self._moved(value) for key, value in batch.items()}  # type: ignore[union-attr]
         for name in ("attention_mask", "decoder_attention_mask"):
             mask = inputs.get(name)
             if isinstance(mask, Tensor) and mask.dim() == 2:
@@ -125,7 +136,10 @@ class Runner:
         labels = inputs.get("labels")
         if self.encoder is not None and "decoder_attention_mask" not in self.masks and isinstance(labels, Tensor):
             self.masks["decoder_attention_mask"] = labels != -100
-        return self.model(**inputs)
+        return inputs
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
         """(n, d_in): the vectors of the input x that the weight of `module` acts on, but for padding.

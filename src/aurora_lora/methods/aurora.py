@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..forms import CALIBRATED
 from .base import Options, PeftMethod
+from .start import probing, probing_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,8 +96,8 @@ AURORAS = tuple(
     AuroraMethod(
         name=name,
         description=description,
-        make_config=_config_maker(preset),
-        option_names=_option_names,
+        make_config=probing(_config_maker(preset)),
+        option_names=probing_names(_option_names),
         defaults=_defaults_maker(preset),
     )
     for name, (description, preset) in _PRESETS.items()

@@ -156,9 +156,11 @@ class PeftMethod(OneForm):
     defaults: Callable[[], Options] = field(default=dict)
 
     def validate(self, options: Options) -> dict[str, Any]:
+        from .start import filled
+
         check_names(options, self.option_names())
         self.make_config(**options)
-        return {**self.defaults(), **options}
+        return {**self.defaults(), **filled(options)}
 
     def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
         from peft import get_peft_model

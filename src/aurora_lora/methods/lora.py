@@ -8,6 +8,7 @@ from typing import Any
 
 from .base import PeftMethod
 from .options import MORE, TARGETS, check, dropout, positive, rank
+from .start import probing, probing_names
 
 LORA_TABLE = {"r": rank(8), "lora_alpha": positive(8), "lora_dropout": dropout()}
 """The options that every result records. PEFT checks them when it builds the layers, in words that name no field."""
@@ -54,8 +55,8 @@ def lora_option_names(*fixed: str) -> Callable[[], Iterable[str]]:
 LORA = PeftMethod(
     name="lora",
     description="W0 x + s B A x (PEFT)",
-    make_config=lora_config(),
-    option_names=lora_option_names(),
+    make_config=probing(lora_config()),
+    option_names=probing_names(lora_option_names()),
     defaults=lora_defaults,
 )
 DORA = PeftMethod(

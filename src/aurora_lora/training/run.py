@@ -24,6 +24,7 @@ from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import TaskType, load_finite
 from ..methods.pissa_milora import START_FILE, SingularMethod
+from ..methods.start import wants_probe
 from ..methods.targets import check_modules
 from ..tasks.access import check_access
 from . import card, storage, yaml_text
@@ -37,6 +38,7 @@ from .kinds import kind_of
 from .loggers import logger_callbacks
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, load_processor
+from .probing import start_for
 from .recipe import Recipe, RunRecipe
 from .results import (
     Result,
@@ -200,7 +202,27 @@ def make_trainer(
     share = Share(wanted.batch_size, 1) if adapter else divide(wanted, state().num_processes)  # loaded: takes no steps
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
-    model = make_model(recipe, base_for(recipe, data.task, processor, data.labels), adapter, checkpoints)
+    base = base_for(recipe, data.task, processor, data.labels)
+
+    def trainer_of(model: nn.Module, callbacks: Sequence[TrainerCallback] = ()) -> RecipeTrainer:
+        return kind.trainer(data)(
+            recipe,
+            checkpoints,
+            model=model,
+            args=args,
+            train_dataset=data.splits["train"],
+            eval_dataset=data.splits["validation"],
+            data_collator=data.collate,
+            compute_metrics=lambda scored: kind.compute_metrics(data.task, scored.predictions, scored.label_ids),
+            callbacks=list(callbacks),
+        )
+
+    start = None if adapter else start_for(recipe, base, data, checkpoints.parent, lambda: trainer_of(base).loss_of)
+    if start is not None:
+        set_seed(recipe.seed)  # the same whether it was probed for or read
+    model = make_model(start.resolved(recipe) if start else recipe, base, adapter, checkpoints)
+    if start is not None:
+        start.align(model)
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
@@ -212,18 +234,7 @@ def make_trainer(
     if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
-    trainer = kind.trainer(data)(
-        recipe,
-        checkpoints,
-        model=model,
-        args=args,
-        train_dataset=data.splits["train"],
-        eval_dataset=data.splits["validation"],
-        data_collator=data.collate,
-        compute_metrics=lambda scored: kind.compute_metrics(data.task, scored.predictions, scored.label_ids),
-        callbacks=[*kind.callbacks(data), *callbacks],
-    )
-    return trainer, data
+    return trainer_of(model, [*kind.callbacks(data), *callbacks]), data
 
 
 def make_model(
@@ -265,6 +276,8 @@ def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path |
         UserError: the method does not fit the model, or the memory.
     """
     method, options = recipe.method.method, recipe.method.options
+    if wants_probe(options):
+        raise UserError("method: budget and start: aligned are for runs with a loss on labels, not for this one")
     try:
         check_modules(base, options)
         if isinstance(method, SingularMethod):

@@ -13,6 +13,38 @@ from .layer import AuroraLayer
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
+def project_patches(base: Any, x: Tensor, matrix: Tensor) -> Tensor:
+    """`matrix` (r, d_in) times each patch that a convolution sees: (N, groups, positions, r).
+
+    Args:
+        base: the convolution.
+        x: its input (N, C, *size) or (C, *size).
+        matrix: (r, d_in), with d_in = channels of a group * size of the kernel.
+    """
+    dimensions = len(base.kernel_size)
+    if x.dim() == dimensions + 1:
+        x = x.unsqueeze(0)
+    n, groups = len(x), base.groups
+    padding = base.padding
+    if base.padding_mode != "zeros":
+        x = functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
+        padding = 0
+    x = x.reshape(n * groups, x.shape[1] // groups, *x.shape[2:])
+    kernel = matrix.view(len(matrix), -1, *base.kernel_size)
+    z = _CONVOLUTIONS[dimensions](x, kernel, stride=base.stride, padding=padding, dilation=base.dilation)
+    by_group: Tensor = z.flatten(2).unflatten(0, (n, groups))
+    return by_group.transpose(-1, -2)
+
+
+def padded_by_group(base: Any, x: Tensor) -> Tensor:
+    """The input of a convolution, padded as it pads, each group by itself: (N * groups, C / groups, *size)."""
+    if x.dim() == len(base.kernel_size) + 1:
+        x = x.unsqueeze(0)
+    mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+    x = functional.pad(x, base._reversed_padding_repeated_twice, mode=mode)
+    return x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
+
+
 class _AuroraConv(AuroraLayer):
     """AuroRA on a convolution: at each output position, `h = W0 x + s B sigma(A x)` for the patch x (docs/method.md).
 
@@ -29,19 +61,7 @@ class _AuroraConv(AuroraLayer):
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x (N, C, *size) or (C, *size) -> (N, groups, positions, r)."""
-        base: Any = self.get_base_layer()
-        if x.dim() == self.dimensions + 1:
-            x = x.unsqueeze(0)
-        n, groups = len(x), base.groups
-        padding = base.padding
-        if base.padding_mode != "zeros":
-            x = functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
-            padding = 0
-        x = x.reshape(n * groups, x.shape[1] // groups, *x.shape[2:])
-        kernel = matrix.view(len(matrix), -1, *base.kernel_size)
-        z = _CONVOLUTIONS[self.dimensions](x, kernel, stride=base.stride, padding=padding, dilation=base.dilation)
-        by_group: Tensor = z.flatten(2).unflatten(0, (n, groups))
-        return by_group.transpose(-1, -2)
+        return project_patches(self.get_base_layer(), x, matrix)
 
     def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
         """z (N, groups, positions, r) -> (N, d_out, *positions)."""
@@ -85,11 +105,7 @@ class _AuroraConv(AuroraLayer):
     def input_vectors(self, x: Tensor) -> Tensor:
         """The patches of each group, (N * groups * positions, d_in), padding included as the convolution sees it."""
         base: Any = self.get_base_layer()
-        if x.dim() == self.dimensions + 1:
-            x = x.unsqueeze(0)
-        mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-        x = functional.pad(x, base._reversed_padding_repeated_twice, mode=mode)
-        x = x.reshape(len(x) * base.groups, x.shape[1] // base.groups, *x.shape[2:])
+        x = padded_by_group(base, x)
         for i in range(self.dimensions):  # each appends its window as a last dimension
             reach = base.dilation[i] * (base.kernel_size[i] - 1) + 1
             x = x.unfold(2 + i, reach, base.stride[i])[..., :: base.dilation[i]]

@@ -1,0 +1,183 @@
+"""The loss's gradient with respect to frozen weights, seen through a few columns on its way past.
+
+dW = G = sum g x^T over all vectors x that reach a layer, with g the gradient of its output, and so `G Omega = sum g
+(x^T Omega)` and `G^T Q = sum x (g^T Q)` need no dW, and no weight that requires a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn import grad as weight_gradients
+
+from ..tuner.conv import padded_by_group, project_patches
+from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
+from .moments import linear_shape
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WIDTHS = (("in_features", "out_features"), ("nx", "nf"))
+"""How linear layers, of quantisations too, and Transformers' Conv1D call theirs."""
+_WEIGHT_GRADIENTS = (weight_gradients.conv1d_weight, weight_gradients.conv2d_weight, weight_gradients.conv3d_weight)
+
+
+class Weight:
+    """The weight (d_out, d_in) of a linear layer, and how it meets the layer's input and output."""
+
+    groups = 1
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.d_out, self.d_in = self._shape()
+
+    def _shape(self) -> tuple[int, int]:
+        return linear_shape(self.layer)
+
+    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """`matrix` (k, d_in) times each vector of the input x: (groups, n, k)."""
+        return (x.reshape(-1, self.d_in) @ matrix.T).unsqueeze(0)
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """The output, or its gradient, vector by vector: (groups, n, d_out / groups)."""
+        return y.reshape(1, -1, self.d_out)
+
+    def gather(self, x: Tensor, s: Tensor) -> Tensor:
+        """sum x s^T, (d_in, k), over the vectors of the input x and s (groups, n, k)."""
+        return x.reshape(-1, self.d_in).T @ s[0]
+
+
+class _ConvolutionWeight(Weight):
+    """The vectors are the patches of each group."""
+
+    def _shape(self) -> tuple[int, int]:
+        self.groups = self.layer.groups
+        return len(self.layer.weight), self.layer.weight[0].numel()
+
+    def project(self, x: Tensor, matrix: Tensor) -> Tensor:
+        return project_patches(self.layer, x, matrix).transpose(0, 1).flatten(1, 2)
+
+    def outputs(self, y: Tensor) -> Tensor:
+        if y.dim() == len(self.layer.kernel_size) + 1:
+            y = y.unsqueeze(0)
+        by_group = y.reshape(len(y), self.groups, self.d_out // self.groups, -1)  # (.., positions)
+        return by_group.permute(1, 0, 3, 2).flatten(1, 2)
+
+    def gather(self, x: Tensor, s: Tensor) -> Tensor:
+        base = self.layer
+        x = padded_by_group(base, x)
+        sizes = [
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, dilation, kernel, stride in zip(
+                x.shape[2:], base.dilation, base.kernel_size, base.stride, strict=True
+            )
+        ]
+        k, n = s.shape[-1], len(x) // self.groups
+        by_example = s.reshape(self.groups, n, -1, k).transpose(0, 1)  # (N, groups, positions, k)
+        of_output = by_example.transpose(-1, -2).reshape(len(x), k, *sizes)
+        weight_gradient: Any = _WEIGHT_GRADIENTS[len(base.kernel_size) - 1]
+        shape = (k, x.shape[1], *base.kernel_size)
+        found: Tensor = weight_gradient(x, shape, of_output, base.stride, 0, base.dilation)
+        return found.reshape(k, -1).T
+
+
+def weight_of(module: nn.Module) -> Weight | None:
+    """Of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another module."""
+    if isinstance(module, _CONVOLUTIONS):
+        return _ConvolutionWeight(module)
+    alone = isinstance(module, nn.Linear) or not any(True for _ in module.children())
+    named = (hasattr(module, one) and hasattr(module, other) for one, other in _WIDTHS)
+    return Weight(module) if alone and any(named) else None
+
+
+def frozen_weights(model: Any) -> dict[str, Weight]:
+    """The weights that an adapter could be put beside, by the path that their layer has in the plain model.
+
+    Left out are the adapters' own, those that are trained whole (`modules_to_save`), and the output layer of a language
+    model.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output: Any = getattr(inner, "get_output_embeddings", lambda: None)()
+    found: dict[str, Weight] = {}
+
+    def walk(module: nn.Module, path: str) -> None:
+        if isinstance(module, BaseTunerLayer):
+            walk(module.get_base_layer(), path)
+        elif isinstance(module, AuxiliaryTrainingWrapper) or module is output:
+            return
+        elif (weight := weight_of(module)) is not None:
+            found[path] = weight
+        else:
+            for name, child in module.named_children():
+                walk(child, f"{path}.{name}" if path else name)
+
+    walk(inner, "")
+    return found
+
+
+# ---------------------------------------------------------------- on its way past
+
+See = Callable[[Tensor, Tensor], None]
+
+
+class _Seen(torch.autograd.Function):
+    """The output of a layer, changed in nothing; its gradient is shown to `see(kept, g)` when it comes.
+
+    What is kept is kept as autograd keeps things: gradient checkpointing drops it, and computes it again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, kept: Tensor, tracked: Tensor, see: See) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.see = see
+        ctx.mark_dirty(y)  # no view of it, which nothing could change in place
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.see(*ctx.saved_tensors, g)
+        return g, None, None, None
+
+
+Keep = Callable[[Tensor], tuple[Tensor, See]]
+"""From a layer's input: what to keep of it, and what to do with that when the gradient of the output comes."""
+
+
+@contextmanager
+def watched(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
+    """Within the block, show the gradient of each layer's output in every backward pass."""
+
+    def hook(keep: Keep) -> Any:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
+            if not torch.is_grad_enabled():  # the first half of reentrant gradient checkpointing
+                return y
+            x = args[0] if args else next(iter(kwargs.values()))
+            with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+                kept, see = keep(x.detach())
+            if y._is_view() and isinstance(y.grad_fn, BackwardCFunction):
+                y = y.clone()  # of bitsandbytes' int8: not to be changed in place
+            tracked = torch.empty(0, device=y.device, requires_grad=True)
+            return _Seen.apply(y, kept, tracked, see)  # type: ignore[no-untyped-call]
+
+        return see
+
+    with ExitStack() as stack:
+        for module, keep in layers:
+            stack.callback(module.register_forward_hook(hook(keep), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Any:
+    """Within the block, no parameter requires a gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

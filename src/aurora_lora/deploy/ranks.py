@@ -1,0 +1,210 @@
+"""What a probe is for: ranks where the gradient says that they matter, and an adapter that starts aligned with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
+from .probe import LayerProbe, Probe
+
+DEVIATION = 0.5
+"""Standard deviation that each z of an aligned start has on the probed inputs."""
+
+Worth = Callable[[LayerProbe], Tensor]
+
+
+def squared_by_weight(layer: LayerProbe) -> Tensor:
+    """What a weight of each direction is worth, (k,): its singular value squared, by the weights that it takes."""
+    return layer.singular_values.double().square() / cost(layer)
+
+
+def cost(layer: LayerProbe) -> int:
+    """Weights of A and B that one direction takes."""
+    return layer.d_in + layer.d_out
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks by layer, and what they take.
+
+    Args:
+        by_layer: the layers that have a rank, in the order of the model.
+        weights: of A and B in all of them.
+        exhausted: layers that got every direction that the probe found: probe with a larger `rank` to offer more.
+    """
+
+    by_layer: dict[str, int]
+    weights: int
+    exhausted: tuple[str, ...]
+
+
+def share_out(layers: Iterable[LayerProbe], budget: int, worth: Worth = squared_by_weight) -> Ranks:
+    """Give a budget of weights to the directions of all layers, in one list from the most worth to the least.
+
+    Args:
+        layers: of a probe.
+        budget: weights of A and B, `r (d_in + d_out)` for a rank r. What sigma adds to AuroRA's is not counted: a few
+            dozen a layer.
+        worth: of each direction of a layer; within one it must not rise.
+
+    Raises:
+        ValueError: the budget is too small for any direction.
+    """
+    known = list(layers)
+    listed = [(-float(value), i, j) for i, layer in enumerate(known) for j, value in enumerate(worth(layer))]
+    ranks, left = [0] * len(known), budget
+    for value, i, j in sorted(listed):
+        if value < 0 and j == ranks[i] and cost(known[i]) <= left:
+            ranks[i] += 1
+            left -= cost(known[i])
+    if not any(ranks):
+        least = min(map(cost, known), default=0)
+        raise ValueError(f"budget={budget!r} is not allowed: one direction takes {least} weights at least.")
+    chosen = {layer.layer: rank for layer, rank in zip(known, ranks, strict=True) if rank}
+    most = {layer.layer: len(layer.singular_values) for layer in known}
+    smallest = {layer.layer: min(layer.d_in, layer.d_out) for layer in known}
+    exhausted = tuple(name for name, rank in chosen.items() if rank == most[name] < smallest[name])
+    return Ranks(chosen, budget - left, exhausted)
+
+
+def rank_fields(ranks: Mapping[str, int], scaling: float, alpha: str = "alpha") -> dict[str, Any]:
+    """Ranks by layer as fields of a configuration; every layer has the same `alpha / r`.
+
+    Args:
+        ranks: by the layer's path.
+        scaling: alpha / r.
+        alpha: how the configuration calls alpha.
+    """
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    others = {layer: rank for layer, rank in ranks.items() if rank != r}
+    return {
+        "target_modules": list(ranks),
+        "r": r,
+        alpha: scaling * r,
+        "rank_pattern": others,
+        "alpha_pattern": {layer: scaling * rank for layer, rank in others.items()},
+    }
+
+
+def ranked_config(
+    found: Probe,
+    budget: int,
+    config: type[AuroraConfig] | type[LoraConfig] = AuroraConfig,
+    *,
+    scaling: float = 2.0,
+    worth: Worth = squared_by_weight,
+    **fields: Any,
+) -> Any:
+    """An ordinary `AuroraConfig` or `LoraConfig` whose ranks are where the gradient says that they matter.
+
+    Args:
+        found: of `probe`.
+        budget: weights; see `share_out`. LoRA of rank r on some layers takes r times the sum of their widths.
+        config: `AuroraConfig` or PEFT's `LoraConfig`.
+        scaling: alpha / r of every layer.
+        worth: what decides; see `share_out`.
+        fields: further fields of the configuration.
+
+    Raises:
+        ValueError: the budget is too small, or a field's value is not allowed.
+    """
+    of_lora = issubclass(config, LoraConfig)
+    layers = [layer for layer in found.layers if layer.groups == 1 or not of_lora]  # PEFT's LoRA has no such groups
+    ranks = share_out(layers, budget, worth).by_layer
+    return config(**rank_fields(ranks, scaling, "lora_alpha" if of_lora else "alpha"), **fields)
+
+
+# -------------------------------------------------------------------- the start
+
+
+def aligned_rows(layer: LayerProbe, rank: int, deviation: float = DEVIATION) -> Tensor:
+    """A (rank, d_in) of an aligned start: the leading directions, each scaled so that its z has the deviation.
+
+    A direction along which no input varies keeps length 1.
+
+    Raises:
+        CalibrationError: the probe found fewer directions.
+    """
+    k = len(layer.singular_values)
+    if rank > k and k < min(layer.d_in, layer.d_out):
+        raise CalibrationError(f"{layer.layer} has r={rank}, and was probed for {k} directions: use rank={rank}.")
+    spread = layer.deviations[:rank]
+    scales = torch.where(spread > 0, deviation / spread, 1.0)
+    return layer.directions[:rank] * scales[:, None]
+
+
+def adapted_layers(model: Any, adapter_name: str) -> dict[str, Any]:
+    """The linear layers and convolutions with this adapter, AuroRA's or LoRA's, by their path in the plain model."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = {}
+    for path, module in inner.named_modules():
+        if isinstance(module, AuroraLayer) and not isinstance(module, AuroraEmbedding):
+            has_it = adapter_name in module.aurora_A
+        else:
+            has_it = isinstance(module, LoraLayer) and adapter_name in module.lora_A
+        if has_it:
+            found[path] = module
+    return found
+
+
+def align(
+    model: nn.Module, found: Probe, adapter_name: str = "default", *, deviation: float = DEVIATION
+) -> tuple[str, ...]:
+    """Let an untrained adapter start along the gradient: A is the leading directions of each layer.
+
+    B stays 0 and W0 as it is, so that the adapter changes nothing yet. Layers that the probe has no gradient of keep
+    the start they have.
+
+    Args:
+        model: a PEFT model with an adapter of AuroRA or LoRA.
+        found: of `probe` on the same model, with or without the adapter.
+        adapter_name: which adapter.
+        deviation: standard deviation of each z on the probed inputs.
+
+    Returns:
+        The layers whose A was set.
+
+    Raises:
+        CalibrationError: the adapter is not at its start (B is not 0), or a layer has a larger rank than was probed.
+        ValueError: no adapter of that name.
+    """
+    layers = adapted_layers(model, adapter_name)
+    if not layers:
+        raise ValueError(f"The model has no AuroRA or LoRA adapter named {adapter_name!r}.")
+    known = {layer.layer: layer for layer in found.layers if layer.layer in layers}
+    rows = {
+        path: aligned_rows(layer, len(_factors(layers[path], adapter_name)[0]), deviation)
+        for path, layer in known.items()
+    }
+    set_rows(layers, rows, adapter_name)
+    return tuple(rows)
+
+
+def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name: str) -> None:
+    """Put the first rows of A in their place, by layer.
+
+    Raises:
+        CalibrationError: the adapter is not at its start (B is not 0).
+    """
+    for path, module in layers.items():
+        if torch.count_nonzero(_factors(module, adapter_name)[1]):
+            raise CalibrationError(f"{path}: B is not 0. An adapter is aligned before it is trained.")
+    with torch.no_grad():
+        for path, start in rows.items():
+            A = _factors(layers[path], adapter_name)[0].flatten(1)
+            A[: len(start)] = start[: len(A)].to(A)
+
+
+def _factors(module: Any, adapter_name: str) -> tuple[Tensor, Tensor]:
+    if isinstance(module, AuroraLayer):
+        return module.aurora_A[adapter_name], module.aurora_B[adapter_name]
+    return module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight

@@ -1,0 +1,282 @@
+"""`probe` against full gradients and `torch.linalg.svd`, on every kind of layer, and what it leaves behind."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from accelerate import dispatch_model
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import quantised
+
+from aurora_lora import AuroraConfig, CalibrationError, probe
+from aurora_lora.deploy.gradients import frozen_weights
+
+
+@pytest.fixture
+def labelled(batches):
+    return [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
+
+
+@pytest.fixture
+def texts(batches):
+    return [
+        {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in batches
+    ]
+
+
+def full_gradients(model, batches, layers):
+    """G (d_out, d_in) of each layer in float64: the mean over the batches, with a gradient of the weight itself."""
+    modules = {path: weight.layer for path, weight in frozen_weights(model).items() if path in layers}
+    parameters = [module.weight for module in modules.values()]
+    found = dict.fromkeys(modules, 0.0)
+    was = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    for batch in batches:
+        gradients = torch.autograd.grad(model(**batch).loss, parameters)
+        for (path, module), gradient in zip(modules.items(), gradients, strict=True):
+            upright = gradient.T if hasattr(module, "nf") else gradient.flatten(1)
+            found[path] = found[path] + upright.double() / len(batches)
+    for parameter, required in zip(parameters, was, strict=True):
+        parameter.requires_grad_(required)
+    return found
+
+
+def angle(one, other):
+    """The largest angle between the row spaces of two matrices with orthonormal rows."""
+    outside = other.double() - other.double() @ one.double().T @ one.double()
+    return torch.linalg.matrix_norm(outside, ord=2).clamp(max=1).asin().item()
+
+
+def assert_found(found, gradients, least=1, gap=5):
+    """Singular values, and the subspace wherever the last singular value in it is `gap` times the next one."""
+    compared = 0
+    for layer in found.layers:
+        _, S, Vh = torch.linalg.svd(gradients[layer.layer], full_matrices=False)
+        k = len(layer.singular_values)
+        assert layer.directions.shape == (k, layer.d_in)
+        assert (layer.d_out, layer.d_in) == gradients[layer.layer].shape
+        torch.testing.assert_close(layer.singular_values.double(), S[:k], atol=5e-2 * S[0].item(), rtol=0)
+        for j in range(1, k + 1):
+            if j < len(S) and S[j] < S[j - 1] / gap and S[j - 1] > 1e-5 * S[0]:
+                assert angle(layer.directions[:j], Vh[:j]) < 1e-2, (layer.layer, j)
+                compared += 1
+    assert compared >= least
+
+
+def test_every_linear_layer_of_a_plain_model(make_bert, labelled):
+    model = make_bert(hidden_size=64, intermediate_size=96)
+    found = probe(model, labelled, rank=4)
+    assert [layer.layer for layer in found.layers] == list(frozen_weights(model))
+    assert len(found.layers) == 14
+    assert (found.batches, found.passes, found.groups, found.without_gradient) == (4, 3, 1, ())
+    gradients = full_gradients(model, labelled, frozen_weights(model))
+    assert_found(found, gradients, least=10)
+    sharper = probe(model, labelled, rank=4, power_iterations=2)
+    assert sharper.passes == 5
+    assert_found(sharper, gradients, least=15, gap=2)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_a_model_with_an_adapter_has_the_gradients_of_its_frozen_weights(make_bert, labelled, config):
+    plain = probe(make_bert(), labelled, target_modules=["query", "dense"])
+    model = get_peft_model(make_bert(), config(target_modules=["query", "dense"]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = probe(model, labelled, target_modules=["query", "dense"])
+    assert [layer.layer for layer in found.layers] == [layer.layer for layer in plain.layers]
+    for one, other in zip(found.layers, plain.layers, strict=True):
+        torch.testing.assert_close(one.singular_values, other.singular_values)
+        torch.testing.assert_close(one.directions[0], other.directions[0], atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(("lora_" in name) or ("aurora_" in name) for name in trained)
+
+
+def test_conv1d(make_gpt2, texts):
+    model = make_gpt2()
+    found = probe(model, texts, power_iterations=2)
+    assert "lm_head" not in {layer.layer for layer in found.layers}
+    assert_found(found, full_gradients(model, texts, frozen_weights(model)), gap=2)
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.strided = nn.Conv2d(4, 8, 3, stride=2, padding="valid")
+        self.grouped = nn.Conv2d(8, 12, 3, padding="same", groups=2, padding_mode="reflect")
+        self.dilated = nn.Conv2d(12, 12, (1, 3), dilation=2, padding=1, groups=12)
+        self.one = nn.Conv1d(12, 6, 2, padding=1)
+        self.three = nn.Conv3d(1, 3, 2)
+        self.linear = nn.Linear(6, 3)
+        self.unused = nn.Linear(3, 3)
+        self.act = nn.ReLU(inplace=True)  # changes what the layer has given
+
+    def forward(self, x, labels):
+        x = self.act(self.grouped(self.act(self.strided(x))))
+        x = self.dilated(x) + self.act(self.three(x[:, None])).mean()
+        y = self.act(self.linear(self.one(x.flatten(2)).transpose(1, 2))).mean(1)
+        return SimpleNamespace(loss=nn.functional.cross_entropy(5 * y, labels))
+
+
+def test_convolutions():
+    torch.manual_seed(0)
+    model = Convolutions()
+    data = [{"x": torch.randn(5, 4, 11, 13), "labels": torch.randint(0, 3, (5,))} for _ in range(3)]
+    found = probe(model, data, rank=4)
+    assert found.without_gradient == ("unused",)
+    assert {layer.layer: layer.groups for layer in found.layers}["dilated"] == 12
+    names = [layer.layer for layer in found.layers]
+    assert_found(found, full_gradients(model, data, names), least=4)
+    patches = nn.functional.unfold(data[0]["x"], 3, stride=2).transpose(1, 2).reshape(-1, 36)
+    more = [nn.functional.unfold(one["x"], 3, stride=2).transpose(1, 2).reshape(-1, 36) for one in data[1:]]
+    z = torch.cat([patches, *more]) @ found.layers[0].directions.T
+    torch.testing.assert_close(found.layers[0].deviations, z.std(0, correction=0), atol=1e-4, rtol=1e-4)
+
+
+def test_deviations_leave_padding_out(make_bert, labelled):
+    model = make_bert()
+    found = probe(model, labelled, target_modules=["intermediate.dense"])
+    seen = {}
+    for path, weight in frozen_weights(model).items():
+        hook = lambda module, args, path=path: seen.setdefault(path, []).append(args[0].detach())  # noqa: E731
+        weight.layer.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        for batch in labelled:
+            model(**batch)
+    for layer in found.layers:
+        x = torch.cat([x[b["attention_mask"].bool()] for x, b in zip(seen[layer.layer], labelled, strict=True)])
+        expected = (x @ layer.directions.T).std(0, correction=0)
+        torch.testing.assert_close(layer.deviations, expected, atol=1e-5, rtol=1e-4)
+
+
+def assert_same(one, other, atol=1e-5):
+    for a, b in zip(one.layers, other.layers, strict=True):
+        assert a.layer == b.layer
+        torch.testing.assert_close(a.singular_values, b.singular_values, atol=atol, rtol=1e-4)
+        torch.testing.assert_close(a.directions[:2], b.directions[:2], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(a.deviations[:2], b.deviations[:2], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(make_gpt2, texts, reentrant):
+    expected = probe(make_gpt2(), texts, rank=2)
+    model = make_gpt2()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same(probe(model, texts, rank=2), expected)
+    assert not any(module.training for module in model.modules())
+
+
+def test_little_memory(make_gpt2, texts):
+    model = make_gpt2()
+    expected = probe(model, texts, rank=2)
+    found = probe(model, texts, rank=2, max_memory=100_000)
+    assert (found.groups, found.passes) == (4, 6)
+    assert_same(found, expected)
+    with pytest.raises(CalibrationError, match="needs 1 MiB for its sketch and input, more than max_memory allows"):
+        probe(model, texts, max_memory=1000)
+
+
+def test_the_seed_decides(make_bert, labelled):
+    one, same, other = (probe(make_bert(), labelled, rank=3, seed=seed).layers for seed in (0, 0, 1))
+    assert all(torch.equal(a.directions, b.directions) for a, b in zip(one, same, strict=True))
+    assert not all(torch.equal(a.directions, b.directions) for a, b in zip(one, other, strict=True))
+
+
+def test_what_it_leaves_behind(make_bert, labelled):
+    model = make_bert().train()
+    model.bert.encoder.layer[0].eval()
+    modes = {module: module.training for module in model.modules()}
+    model(**labelled[0]).loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+
+    def loss(model, batch):
+        torch.rand(1)
+        return model(**batch).loss
+
+    probe(model, iter(labelled), loss)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {module: module.training for module in model.modules()} == modes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad
+        assert torch.equal(parameter.grad, gradients[name])
+
+
+def test_no_weight_ever_requires_a_gradient(make_bert, labelled):
+    model = make_bert()
+
+    def loss(model, batch):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        return model(**batch).loss
+
+    probe(model, labelled, loss)
+
+
+def test_what_it_refuses(make_bert, labelled, batches):
+    model = make_bert()
+    with pytest.raises(CalibrationError, match=r"gives no loss: probe needs batches with labels, or loss"):
+        probe(model, batches)
+    with pytest.raises(CalibrationError, match="needs at least one batch"):
+        probe(model, [])
+    with pytest.raises(CalibrationError, match="depends on none of the layers"):
+        probe(model, labelled, lambda model, batch: torch.zeros(()))
+    with pytest.raises(CalibrationError, match=r"The gradient of .*query is not finite"):
+        probe(model, labelled, lambda model, batch: model(**batch).loss * float("nan"), target_modules=["query"])
+    with pytest.raises(ValueError, match=r"target_modules=\['nothing'\] names no linear layer"):
+        probe(model, labelled, target_modules=["nothing"])
+    with pytest.raises(ValueError, match="rank=0 is not allowed"):
+        probe(model, labelled, rank=0)
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "int8", "torchao int8"])
+def test_a_quantised_base(tmp_path, quantisation):
+    base = quantised.load(quantised.save_base(tmp_path), quantisation)
+    texts = [{**batch, "labels": batch["input_ids"]} for batch in quantised.batches(2)]
+    found = probe(base, texts, rank=2)
+    assert len(found.layers) == 14
+    dense = quantised.dense_copy(base)
+    # int8 of bitsandbytes rounds the activations, too
+    atol = 0.02 if quantisation == "int8" else 1e-4
+    for one, other in zip(found.layers, probe(dense, texts, rank=2).layers, strict=True):
+        assert one.layer == other.layer
+        torch.testing.assert_close(one.singular_values[0], other.singular_values[0], atol=0, rtol=100 * atol)
+
+
+def test_an_offloaded_base(make_bert, labelled, tmp_path):
+    expected = probe(make_bert(), labelled, rank=2)
+    model = make_bert()
+    places = {"bert": "disk", "classifier": "cpu"}
+    model = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    assert_same(probe(model, labelled, rank=2), expected)
+
+
+def probe_a_share(rank, world, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    model, data = torch.load(f"{folder}/all.pt", weights_only=False)
+    found = probe(model, data[rank::world], rank=3)
+    torch.save([(layer.directions, layer.deviations) for layer in found.layers], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_several_processes_give_one_answer(make_bert, labelled, tmp_path):
+    model = make_bert()
+    torch.save((model, labelled[:3]), tmp_path / "all.pt")
+    mp.spawn(probe_a_share, args=(2, str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    alone = probe(model, labelled[:3], rank=3)
+    for a, b, layer in zip(one, other, alone.layers, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+        torch.testing.assert_close(a[0][0], layer.directions[0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(a[1][0], layer.deviations[0], atol=1e-4, rtol=1e-3)

@@ -1,0 +1,151 @@
+"""Ranks shared out by a probe, and an adapter that starts along it: AuroRA's, LoRA's, of every kind of layer."""
+
+import re
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
+from aurora_lora.deploy.probe import LayerProbe, Probe
+from aurora_lora.deploy.ranks import share_out
+
+
+def layer(name, d_out, d_in, values, groups=1):
+    directions = torch.linalg.qr(torch.randn(d_in, len(values)))[0].T
+    return LayerProbe(name, d_out, d_in, groups, torch.tensor(values), directions, torch.ones(len(values)))
+
+
+def found(*layers):
+    return Probe(tuple(layers), (), 1, 3, 1, 0.0)
+
+
+THREE = [layer("a", 4, 6, [3.0, 1.0, 0.1]), layer("b", 12, 8, [4.0, 3.5, 0.2]), layer("c", 3, 7, [2.0, 0.0])]
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks", "weights"),
+    [
+        (10, {"a": 1}, 10),  # 9 / 10 is the most by weight
+        (30, {"a": 1, "b": 1}, 30),
+        (49, {"a": 1, "b": 1, "c": 1}, 40),  # b's second does not fit, c's first does, a's second no more
+        (50, {"a": 1, "b": 2}, 50),
+        (60, {"a": 1, "b": 2, "c": 1}, 60),
+        (10_000, {"a": 3, "b": 3, "c": 1}, 100),  # a direction without gradient is never bought
+    ],
+)
+def test_ranks_go_to_the_most_worth_until_the_budget_is_used(budget, ranks, weights):
+    shared = share_out(THREE, budget)
+    assert (shared.by_layer, shared.weights) == (ranks, weights)
+    assert shared.exhausted == tuple(name for name, rank in ranks.items() if rank == 3)
+
+
+def test_another_score():
+    shared = share_out(THREE, 20, worth=lambda one: one.singular_values)
+    assert shared.by_layer == {"b": 1}
+
+
+def test_a_budget_for_nothing():
+    with pytest.raises(ValueError, match=re.escape("budget=9 is not allowed: one direction takes 10 weights at least")):
+        share_out(THREE, 9)
+
+
+@pytest.fixture
+def labelled(batches):
+    return [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_an_ordinary_configuration(make_bert, labelled, config, tmp_path):
+    model = make_bert()
+    measured = probe(model, labelled, exclude_modules=["classifier"])
+    given = ranked_config(measured, 2000, config, scaling=3.0, task_type="SEQ_CLS")
+    assert type(given) is config
+    given.save_pretrained(tmp_path)
+    shared = share_out(measured.layers, 2000)
+    peft_model = get_peft_model(model, config.from_pretrained(tmp_path))
+    ranks, scalings = {}, set()
+    for path, module in peft_model.get_base_model().named_modules():
+        if hasattr(module, "base_layer"):
+            ranks[path] = module.r["default"]
+            scalings.add(module.scaling["default"])
+    assert ranks == shared.by_layer
+    assert len(set(ranks.values())) > 1
+    assert scalings == {3.0}
+    sizes = [p.numel() for name, p in peft_model.named_parameters() if re.search(r"(lora|aurora)_[AB]\.", name)]
+    assert sum(sizes) == shared.weights <= 2000
+
+
+def test_lora_is_not_put_on_groups_of_a_convolution():
+    grouped = [layer("grouped", 12, 8, [9.0], groups=4), THREE[0]]
+    assert set(ranked_config(found(*grouped), 100, AuroraConfig).target_modules) == {"grouped", "a"}
+    assert set(ranked_config(found(*grouped), 100, LoraConfig).target_modules) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AuroraConfig(r=3, target_modules=["query", "dense"], rank_pattern={"value": 1}),
+        AuroraConfig(r=2, skip=True, target_modules=["query"]),
+        AuroraConfig.paper(target_modules=["query"]),
+        LoraConfig(r=3, target_modules=["query", "dense"]),
+    ],
+)
+def test_an_aligned_start_changes_nothing_yet_and_has_the_deviation(make_bert, labelled, config):
+    base = make_bert()
+    plain = base(**labelled[0]).logits
+    weights = {name: value.clone() for name, value in base.state_dict().items()}
+    measured = probe(base, labelled)
+    model = get_peft_model(base, config)
+    before = torch.get_rng_state()
+    chosen = align(model, measured)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(model(**labelled[0]).logits, plain)
+    inner = model.get_base_model()
+    for name, value in weights.items():
+        path, _, end = name.rpartition(".")
+        layer = inner.get_submodule(path)
+        assert torch.equal(getattr(getattr(layer, "base_layer", layer), end), value)
+    directions = {layer.layer: layer.directions for layer in measured.layers}
+    seen = {}
+    for path in chosen:
+        hook = lambda module, args, path=path: seen.setdefault(path, []).append(args[0].detach())  # noqa: E731
+        inner.get_submodule(path).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        for batch in labelled:
+            model(**batch)
+    for path in chosen:
+        module = inner.get_submodule(path)
+        A = module.aurora_A["default"] if hasattr(module, "aurora_A") else module.lora_A["default"].weight
+        torch.testing.assert_close(nn.functional.normalize(A), directions[path][: len(A)])
+        masks = [batch["attention_mask"].bool() for batch in labelled]
+        x = torch.cat([x[m] if x.dim() == 3 else x for x, m in zip(seen[path], masks, strict=True)])
+        z = x @ A.T
+        torch.testing.assert_close(z.std(0, correction=0), torch.full((len(A),), 0.5), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_the_start_of_a_convolution(config):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    x = torch.randn(6, 3, 5, 5)
+    measured = probe(base, [x], lambda model, batch: model(batch).square().mean())
+    model = get_peft_model(base, config(r=2, target_modules=["0"]))
+    assert align(model, measured) == ("0",)
+    module = model.get_base_model()[0]
+    A = module.aurora_A["default"] if config is AuroraConfig else module.lora_A["default"].weight
+    z = nn.functional.unfold(x, 3).transpose(1, 2).reshape(-1, 27) @ A.flatten(1).T
+    torch.testing.assert_close(z.std(0, correction=0), torch.full((2,), 0.5), atol=1e-3, rtol=1e-3)
+
+
+def test_what_cannot_be_aligned(make_bert, labelled):
+    measured = probe(make_bert(), labelled, rank=2)
+    model = get_peft_model(make_bert(), AuroraConfig(r=3, target_modules=["query"]))
+    with pytest.raises(CalibrationError, match=r"query has r=3, and was probed for 2 directions: use rank=3"):
+        align(model, measured)
+    with pytest.raises(ValueError, match="no AuroRA or LoRA adapter named 'other'"):
+        align(model, measured, "other")
+    trained = get_peft_model(make_bert(), AuroraConfig(r=2, target_modules=["query"], init_weights=False))
+    with pytest.raises(CalibrationError, match="B is not 0"):
+        align(trained, measured)

@@ -1,0 +1,132 @@
+"""`budget` and `start: aligned` in recipes: what is trained, what is kept, and a run that goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_run, probing, train, yaml_text
+from aurora_lora.training.merge_and_predict import evaluate, merge
+from aurora_lora.training.probing import PROBE, kept_start
+from aurora_lora.training.recipe import validate
+from aurora_lora.training.run import make_trainer
+
+Q_V = {"target_modules": ["query", "value"]}
+
+
+def load(folder: Path, **changes: Any) -> Any:
+    return validate(tiny.recipe(folder, **changes), "recipe")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "aurora", "budget": 500},
+        {"name": "lora", "budget": 500, "start": "aligned"},
+        {"name": "aurora-paper", "start": "aligned", **Q_V},
+    ],
+    ids=["budget", "both", "start"],
+)
+def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    run = train(load(model, method=method), tmp_path / "run")
+    again = load_run(run.folder)
+    assert evaluate(again, again.forms) == run.result["metric"]["by_form"]
+    assert run.result["recipe"]["method"]["probe_examples"] == 256
+    saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert not {"budget", "start", "probe_examples"} & saved.keys()
+    with safe_open(run.folder / PROBE, "pt") as file:
+        facts = json.loads(file.metadata()["probe"])
+    assert facts["options"]["budget"] == method.get("budget")
+    assert facts["batches"] == 8
+    weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    if "budget" in method:
+        assert all(name.startswith("bert.") for name in facts["ranks"])  # never the head
+        shapes = {name: value.shape for name, value in weights.items() if "_A" in name and "_cal" not in name}
+        for layer, rank in facts["ranks"].items():
+            assert [shape[0] for name, shape in shapes.items() if f".{layer}." in name] == [rank]
+        counted = sum(v.numel() for name, v in weights.items() if name.rpartition("_")[2].startswith(("A.w", "B.w")))
+        assert counted <= 500
+    merge(again, None, tmp_path / "merged")
+
+
+def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
+    recipe = load(model, method={"name": "aurora", "start": "aligned", **Q_V})
+    trainer, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert len(start.rows) == 4
+    for layer, rows in start.rows.items():
+        module: Any = trainer.module.get_base_model().get_submodule(layer)  # type: ignore[operator]
+        assert torch.equal(module.aurora_A["default"], rows)
+
+
+def test_a_run_that_goes_on_probes_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load(model, method={"name": "aurora", "budget": 500})
+    first, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    monkeypatch.setattr(probing, "probe", None)
+    again, _ = make_trainer(recipe, tmp_path / "checkpoints")
+    weights = again.module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.module.state_dict().items())
+
+
+def test_killed_and_resumed(aurora: Any, model: Path, tmp_path: Path) -> None:
+    """The weights are those of an uninterrupted run, to the last bit, whether it was killed early or late."""
+    method = {"name": "aurora", "budget": 500, "start": "aligned"}
+    training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")
+
+    def order(name: str, **more: int) -> dict[str, Any]:
+        folder = str(tmp_path / name)
+        return {"args": ["train", str(path), "-o", folder], "folder": folder, **more}
+
+    (whole,) = aurora(order("whole"))
+    assert whole["status"] == 0, whole
+    killed = aurora(order("early", kill_at=whole["events"] // 6), order("late", kill_at=2 * whole["events"] // 3))
+    assert [answer["status"] for answer in killed] == [-9, -9]
+    done = aurora(order("early"), order("late"))
+    assert [answer["status"] for answer in done] == [0, 0], done
+    for name in ("early", "late"):
+        for file in (PROBE, "adapter/adapter_model.safetensors"):
+            one, other = (load_file(tmp_path / folder / file) for folder in ("whole", name))
+            assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
+    recipe = load(model, method={"name": "lora", "start": "aligned", **Q_V})
+    make_trainer(recipe, tmp_path / "checkpoints")
+    data = bytearray((tmp_path / PROBE).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / PROBE).write_bytes(data)
+    with pytest.raises(UserError, match=r"is damaged\. Remove it to probe again"):
+        make_trainer(recipe, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "aurora", "budget": 0}, r"method\.budget=0 is not allowed: it must be a whole number of at least 1"),
+        (
+            {"name": "aurora", "start": "Aligned"},
+            r"method\.start='Aligned' is not allowed: it must be one of 'default'",
+        ),
+        ({"name": "lora", "budget": 500, "rank_pattern": {"query": 2}}, "rank_pattern does not go with budget"),
+        ({"name": "lora", "start": "aligned", "init_lora_weights": "pissa"}, "init_lora_weights does not go with"),
+        ({"name": "aurora", "start": "aligned", "init_weights": False}, "init_weights: false does not go with"),
+        ({"name": "dora", "budget": 500}, r"method\.budget: unknown option"),
+    ],
+)
+def test_a_mistake_is_one_line(model: Path, method: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(model, method=method)
+
+
+def test_a_budget_for_nothing(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method: budget=5 is not allowed: one direction takes 32 weights at least"):
+        train(load(model, method={"name": "aurora", "budget": 5}), tmp_path / "run")
