@@ -18,6 +18,7 @@ from ..tuner import AuroraLayer, aurora_layers
 from .finished_run import TrainedRun
 from .gap_and_export import need_aurora
 from .memory import base_for
+from .probing import kept_start
 from .run import make_model, make_trainer
 from .storage import ADAPTER
 
@@ -49,7 +50,9 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
     set_seed(recipe.seed)
-    fresh = make_model(recipe, base_for(recipe, data.task, data.processor, data.labels))
+    start = kept_start(run.folder)
+    begun = recipe if start is None else start.resolved(recipe)
+    fresh = make_model(begun, base_for(recipe, data.task, data.processor, data.labels))
     before, after = dict(aurora_layers(fresh)), dict(aurora_layers(trainer.module))
     found = hidden_values(trainer.module, data.calibration_batches(recipe))
     layers = [
