@@ -217,7 +217,7 @@ def test_sigma_that_is_not_finite_is_refused(make_bert, config, batches):
         last.aurora_H["default"][0, 0] = float("nan")
     with pytest.raises(CalibrationError, match="not finite"):
         calibrate(model, batches)
-    assert not last.has_calibration("default")
+    assert not last.calibration["default"].exists
 
 
 def test_a_matrix_that_the_adapters_dtype_cannot_hold_is_refused(make_bert, config, batches, monkeypatch):
@@ -228,7 +228,7 @@ def test_a_matrix_that_the_adapters_dtype_cannot_hold_is_refused(make_bert, conf
     monkeypatch.setattr(calibrate_module, "solve", large)
     with pytest.raises(CalibrationError, match=r"is not finite in torch\.float32"):
         calibrate(model, batches)
-    assert not any(layer.has_calibration("default") for _, layer in aurora_layers(model))
+    assert not any(layer.calibration["default"].exists for _, layer in aurora_layers(model))
 
 
 def test_what_is_refused(make_bert, config, batches):

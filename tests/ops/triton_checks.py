@@ -1,4 +1,4 @@
-"""The Triton kernels against the eager twin `ops/anl.py`: a file of tests that `test_triton_anl.py` runs by itself.
+"""The Triton kernels against the eager twin `ops/anl.py`: a file of tests that `test_anl_triton.py` runs by itself.
 
 With TRITON_INTERPRET=1 the kernels run on the CPU, in Triton's interpreter. That has to be decided before anything
 imports Triton, so these tests have a process of their own. Without it they run on the GPU.
@@ -10,8 +10,17 @@ import os
 import pytest
 import torch
 
-from aurora_lora.ops import anl_op, fused, triton_anl
-from aurora_lora.ops.anl import ANL, adaptive_nonlinear
+from aurora_lora.ops import (
+    ANL,
+    adaptive_nonlinear,
+    add_update,
+    anl_operator,
+    anl_triton,
+    dispatch,
+    linear_with_update,
+    sigma,
+)
+from aurora_lora.ops.anl_triton import triton_backward, triton_forward
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 PARTS = [
@@ -51,14 +60,14 @@ def twin(du, z, H, W, anl):
 
 def kernels(du, z, H, W, anl):
     """The same by the kernels."""
-    u = triton_anl.forward(z, H, W, anl)
-    again, dz, weights = triton_anl.backward(du, z, H, W, anl)
+    u = triton_forward(z, H, W, anl)
+    again, dz, weights = triton_backward(du, z, H, W, anl)
     assert torch.equal(again, u)
     assert u.is_contiguous()
     assert dz.is_contiguous()
     assert u.dtype == dz.dtype == z.dtype
     assert weights.dtype == torch.promote_types(z.dtype, torch.float32)
-    sizes = anl_op.weight_sizes(len(z), anl)
+    sizes = anl.weight_sizes(len(z))
     dH, dW = (None if w is None else g.view(w.shape) for g, w in zip(weights.split(sizes), (H, W), strict=True))
     return u, dz, dH, dW
 
@@ -124,7 +133,7 @@ def test_programs_that_take_several_blocks(monkeypatch):
     anl = ANL()
     tensors = make(anl, 2, 200)
     expected = kernels(*tensors, anl)
-    monkeypatch.setattr(triton_anl, "_programs", lambda *_: 2)
+    monkeypatch.setattr(anl_triton, "_programs", lambda *_: 2)
     assert_same(kernels(*tensors, anl), expected, 1e-12)
     assert_same(kernels(*tensors, anl), twin(*tensors, anl), 1e-12)
 
@@ -132,7 +141,7 @@ def test_programs_that_take_several_blocks(monkeypatch):
 def test_the_partial_sums_are_bounded():
     for n, r, K in itertools.product((1, 10**4, 10**7), (1, 8, 64), (1, 8, 60)):
         entries = r * r + r * K
-        programs = triton_anl._programs(n, entries, 32)
+        programs = anl_triton._programs(n, entries, 32)
         assert 1 <= programs <= 1024
         assert programs * entries <= 2**20 or programs == 64
 
@@ -149,11 +158,11 @@ def test_no_columns():
 def test_nan_shows_and_infinity_saturates(anl):
     _, _, H, W = make(anl, 1, 1)
     z = torch.tensor([[float("nan")]], dtype=torch.float64, device=DEVICE)
-    assert triton_anl.forward(z, H, W, anl).isnan().all()
-    assert triton_anl.backward(z, z, H, W, anl)[1].isnan().all()
+    assert triton_forward(z, H, W, anl).isnan().all()
+    assert triton_backward(z, z, H, W, anl)[1].isnan().all()
     for value in (float("inf"), float("-inf"), 1e30):
         z = torch.full((1, 1), value, dtype=torch.float64, device=DEVICE)
-        torch.testing.assert_close(triton_anl.forward(z, H, W, anl), adaptive_nonlinear(z, H, W, anl))
+        torch.testing.assert_close(triton_forward(z, H, W, anl), adaptive_nonlinear(z, H, W, anl))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -162,7 +171,7 @@ def test_tanh_to_the_last_digits(dtype):
     anl = ANL("tanh", None)
     z = torch.cat([torch.logspace(-30, 1.5, 300, dtype=torch.float64), torch.linspace(0.39, 0.45, 101)]).to(dtype)
     z = torch.cat([-z, z])[None].to(DEVICE)
-    found = triton_anl.forward(z, torch.ones(1, 1, dtype=dtype, device=DEVICE), None, anl)
+    found = triton_forward(z, torch.ones(1, 1, dtype=dtype, device=DEVICE), None, anl)
     torch.testing.assert_close(found.double(), z.double().tanh().tanh(), rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
@@ -172,17 +181,17 @@ def test_tanh_to_the_last_digits(dtype):
 @pytest.fixture
 def through_the_kernels(monkeypatch):
     """The fast path takes the operators, and these the kernels, on any device."""
-    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)
+    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)
     if DEVICE == "cpu":
 
         def forward(z, H, W, *flat):
-            return triton_anl.forward(z, H, W, anl_op._anl(*flat))
+            return triton_forward(z, H, W, anl_operator._anl(*flat))
 
         def backward(du, z, H, W, *flat):
-            return triton_anl.backward(du, z, H, W, anl_op._anl(*flat))
+            return triton_backward(du, z, H, W, anl_operator._anl(*flat))
 
-        monkeypatch.setitem(anl_op.anl_forward._backend_fns, "cpu", forward)
-        monkeypatch.setitem(anl_op.anl_backward._backend_fns, "cpu", backward)
+        monkeypatch.setitem(anl_operator.anl_forward._backend_fns, "cpu", forward)
+        monkeypatch.setitem(anl_operator.anl_backward._backend_fns, "cpu", backward)
 
 
 @pytest.mark.usefixtures("through_the_kernels")
@@ -196,13 +205,13 @@ def test_gradcheck_of_the_whole_path(anl):
     tensors = (
         random(3, 4), random(3, 5), random(2, 5), random(4, 2), random(2, 2), random(2, anl.n_basis)
     )  # result, x, A, B, H, W_s  # fmt: skip
-    assert torch.autograd.gradcheck(lambda *t: fused.add_update(*t, 1.3, anl), tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *t: add_update(*t, 1.3, anl), tensors, fast_mode=True)
     weight = random(4, 5).detach()
     assert torch.autograd.gradcheck(
-        lambda x, A, B, H, W: fused.linear(x, weight, None, A, B, H, W, 1.3, anl), tensors[1:], fast_mode=True
+        lambda x, A, B, H, W: linear_with_update(x, weight, None, A, B, H, W, 1.3, anl), tensors[1:], fast_mode=True
     )
     z = random(2, 2, 2)
-    assert torch.autograd.gradcheck(lambda *t: fused.sigma(*t, anl), (z, *tensors[4:]), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *t: sigma(*t, anl), (z, *tensors[4:]), fast_mode=True)
 
 
 @pytest.mark.usefixtures("through_the_kernels")
@@ -210,6 +219,6 @@ def test_opcheck():
     anl = ANL(grid_size=2)
     du, z, H, W = make(anl, 2, 5, torch.float32)
     leaves = [t.requires_grad_() for t in (z, H, W)]
-    flat = anl_op._flat(anl)
-    torch.library.opcheck(anl_op.anl_forward, (*leaves, *flat))
-    torch.library.opcheck(anl_op.anl_backward, (du, *(t.detach() for t in leaves), *flat))
+    flat = anl_operator._flat(anl)
+    torch.library.opcheck(anl_operator.anl_forward, (*leaves, *flat))
+    torch.library.opcheck(anl_operator.anl_backward, (du, *(t.detach() for t in leaves), *flat))

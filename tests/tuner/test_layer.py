@@ -236,7 +236,7 @@ def test_merge_and_unload_keeps_no_second_copy():
     model, layer = adapt(eval_form="static")
     kept = []
     original_merge = layer.merge
-    layer.merge = lambda *args, **kwargs: (original_merge(*args, **kwargs), kept.append(layer._kept))
+    layer.merge = lambda *args, **kwargs: (original_merge(*args, **kwargs), kept.append(layer._original_weight))
     merged = model.merge_and_unload()
     assert kept == [None]
     assert [tuple(p.shape) for p in merged.parameters()] == [(7, 12), (7,)]
@@ -321,7 +321,7 @@ def test_plain_lora_evaluates_what_it_merges_whatever_its_eval_form():
     model, layer = adapt(**fields)
     with pytest.raises(FormError, match="plain LoRA"):
         aurora_lora.calibrate(model, [X])
-    layer.set_calibration("default", torch.zeros(2, 12))
+    layer.calibration["default"].store(torch.zeros(2, 12))
     expected = model.eval()(X)
     assert not torch.allclose(expected, layer.base_layer(X))
     torch.testing.assert_close(model.merge_and_unload()(X), expected, atol=1e-6, rtol=1e-6)

@@ -116,9 +116,6 @@ def calibrate(
                 collector = Collector(runner, group, share_inputs, sliced=ridge >= LEAST_RIDGE_OF_SLICES)
                 solutions += _solve_all(gather(collector, data.one_pass()), ridge)
             _store(solutions)
-            for target in targets:
-                for adapter in target.adapters:
-                    target.module.aurora_config[adapter].calibrated = True
     found = {(s.target.name, s.adapter): s for s in solutions}
     layers = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
     return CalibrationReport(layers, data.passes, len(groups), time.perf_counter() - start)
@@ -132,7 +129,7 @@ def _store(solutions: list[Solution]) -> None:
             raise CalibrationError(
                 f"The calibrated matrix of {solution.target.name} is not finite in {dtype}: try a larger ridge."
             )
-        layer.set_calibration(adapter, solution.matrix)
+        layer.calibration[adapter].store(solution.matrix)
 
 
 def _report(solution: Solution) -> LayerCalibration:
@@ -204,15 +201,11 @@ def trained_state(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _restored_on_error(targets: list[Target]) -> Iterator[None]:
     """Takes the old calibration away while a new one is made, and gives it back if that fails."""
-    earlier = []
-    for target in targets:
-        for adapter in target.adapters:
-            layer, config = target.module, target.module.aurora_config[adapter]
-            earlier.append((layer, adapter, layer.take_calibration(adapter), config, config.calibrated))
+    calibrations = [target.module.calibration[adapter] for target in targets for adapter in target.adapters]
+    earlier = [(calibration, calibration.take()) for calibration in calibrations]
     try:
         yield
     except BaseException:
-        for layer, adapter, calibration, config, calibrated in earlier:
-            layer.give_calibration(adapter, calibration)
-            config.calibrated = calibrated
+        for calibration, taken in earlier:
+            calibration.give_back(taken)
         raise

@@ -17,9 +17,10 @@ from ..errors import FormError, NotFiniteError
 from ..files import new_folder
 from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
+from ..tuner.calibration import BUFFERS
 from ..tuner.combine import exactly
-from ..tuner.model import CALIBRATION_BUFFERS
 from ..tuner.offloaded import present
+from ..tuner.peft_names import PEFT_PREFIX
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")
@@ -85,7 +86,7 @@ def export_lora(
                 "(modules_to_save or bias): export it with format='peft'."
             )
         lead = prefix if prefix is not None else _component(model)
-        weights = {f"{lead}.{key.removeprefix(_BASE)}" if lead else key: v for key, v in weights.items()}
+        weights = {f"{lead}.{key.removeprefix(PEFT_PREFIX)}" if lead else key: v for key, v in weights.items()}
         with new_folder(path) as partial:
             write_export(partial / DIFFUSERS_WEIGHTS, weights)
         return path
@@ -124,9 +125,6 @@ def write_export(path: Path, weights: dict[str, Tensor]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
-_BASE = "base_model.model."
-
-
 def lora_factors(
     model: nn.Module, form: str | None = None, *, adapter_name: str | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -142,7 +140,7 @@ def lora_factors(
         if name in layer.aurora_A:
             if layer.merged:
                 raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
-            factors[path.removeprefix(_BASE)] = layer.get_factors(name, form)
+            factors[path.removeprefix(PEFT_PREFIX)] = layer.get_factors(name, form)
     return factors
 
 
@@ -216,7 +214,7 @@ def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
 
 def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     """PEFT's LoRA keys; every layer padded with zeros to `rank`."""
-    layers = {path.removeprefix(_BASE): layer for path, layer in aurora_layers(model)}
+    layers = {path.removeprefix(PEFT_PREFIX): layer for path, layer in aurora_layers(model)}
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
         missing = rank - len(lora_A)
@@ -225,14 +223,14 @@ def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], ran
             held = layers[path].as_lora(lora_A, lora_B)
         except ValueError as error:
             raise ValueError(f"{path} cannot be exported: {error}") from error
-        weights |= {f"{_BASE}{path}.{key}": value.contiguous().cpu() for key, value in held.items()}
+        weights |= {f"{PEFT_PREFIX}{path}.{key}": value.contiguous().cpu() for key, value in held.items()}
     return weights
 
 
 def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings."""
     state = _trained_state(model, name)
-    own = {*AuroraLayer.adapter_layer_names, *CALIBRATION_BUFFERS}
+    own = {*AuroraLayer.adapter_layer_names, *BUFFERS}
     return {
         key: v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()
@@ -259,7 +257,7 @@ def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
     """What names the adapted modules and no other: plain names if they suffice, else paths."""
     ends = {path.rsplit(".", 1)[-1] for path in adapted}
-    every = [name.removeprefix(_BASE) for name, _ in model.named_modules()]
+    every = [name.removeprefix(PEFT_PREFIX) for name, _ in model.named_modules()]
     named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
     return sorted(ends) if named == set(adapted) else exactly(adapted, every)
 

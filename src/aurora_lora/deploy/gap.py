@@ -57,11 +57,11 @@ class MergeGap:
         """End to end, and layer by layer for forms and for merges, for a terminal. Needs rich."""
         from .gap_tables import end_to_end_table, layer_table, merge_table
 
-        tables = [end_to_end_table(self)]
+        tables = [end_to_end_table(self.end_to_end, self.merges, self.predictions)]
         if self.layers or not self.merges:
-            tables.append(layer_table(self))
+            tables.append(layer_table(self.layers, self.worst(self.layers[-1].form) if self.layers else ()))
         if self.merges:
-            tables.append(merge_table(self))
+            tables.append(merge_table(self.merges))
         return tuple(tables)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 from rich import box
 from rich.table import Table
 
 from ..files import NOT_FINITE
-
-if TYPE_CHECKING:
-    from .gap import MergeGap
+from ..tuner.peft_names import PEFT_PREFIX
+from .layer_gaps import LayerGap
+from .merge_losses import MergeLoss
+from .predictions import EndToEndGap
 
 WIDTH = 80
 """Of a table of merges, in which a layer's name has what the numbers leave."""
@@ -20,14 +21,14 @@ ROWS = 20
 """Of the layers of merges, of which there are as many as there are adapted layers."""
 
 
-def end_to_end_table(gap: MergeGap) -> Table:
+def end_to_end_table(forms: Sequence[EndToEndGap], merges: Sequence[MergeLoss], predictions: int) -> Table:
     """One row for each form, and for each merge."""
-    table = Table(title=f"end to end, {gap.predictions:,} predictions", title_justify="left")
-    table.add_column("merge" if gap.merges else "form", min_width=10 if gap.merges else None)
-    names = list(gap.end_to_end[0].metric)
+    table = Table(title=f"end to end, {predictions:,} predictions", title_justify="left")
+    table.add_column("merge" if merges else "form", min_width=10 if merges else None)
+    names = list(forms[0].metric)
     for name in ("KL from trained", "largest logit diff", "same argmax", *names):
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))
-    for entry in (*gap.end_to_end, *(merge.end_to_end for merge in gap.merges)):
+    for entry in (*forms, *(merge.end_to_end for merge in merges)):
         shown = (
             "-" if entry.kl is None else _shown(entry.kl, ".5f"),
             _shown(entry.largest_logit_difference, ".3f"),
@@ -38,12 +39,11 @@ def end_to_end_table(gap: MergeGap) -> Table:
     return table
 
 
-def layer_table(gap: MergeGap) -> Table:
-    """One row for each layer; those that lose most in the last form are marked."""
-    forms = list(dict.fromkeys(entry.form for entry in gap.layers))
-    marked = {(e.layer, e.adapter) for e in gap.worst(forms[-1])} if forms else set()
-    shared = _shared_path([entry.layer for entry in gap.layers])
-    where = f" of {shared.removeprefix('base_model.model.').rstrip('.')}" if shared else ""
+def layer_table(layers: Sequence[LayerGap], worst: Collection[LayerGap]) -> Table:
+    """One row for each layer; the worst are marked."""
+    forms = list(dict.fromkeys(entry.form for entry in layers))
+    marked = {(e.layer, e.adapter) for e in worst}
+    shared, where = _shared_path([entry.layer for entry in layers])
     table = Table(
         title=f"layers{where}: relative error, explained variance (* loses most)",
         title_justify="left",
@@ -53,7 +53,7 @@ def layer_table(gap: MergeGap) -> Table:
         table.add_column(f"{form} err", justify="right")
         table.add_column("expl.", justify="right")
     rows: dict[tuple[str, str], list[str]] = {}
-    for entry in gap.layers:
+    for entry in layers:
         cells = rows.setdefault((entry.layer, entry.adapter), [])
         cells += [_shown(value, ".1%") for value in (entry.relative_error, entry.explained_variance)]
     for (layer, adapter), cells in rows.items():
@@ -62,18 +62,17 @@ def layer_table(gap: MergeGap) -> Table:
     return table
 
 
-def merge_table(gap: MergeGap) -> Table:
+def merge_table(merges: Sequence[MergeLoss]) -> Table:
     """One row for each of the layers that lose most in some merge, the worst first."""
     lost: dict[str, dict[str, float]] = {}
-    for merge in gap.merges:
+    for merge in merges:
         for entry in merge.layers:
             lost.setdefault(entry.layer, {})[merge.merge] = entry.lost
-    shared = _shared_path(list(lost))
-    where = f" of {shared.removeprefix('base_model.model.').rstrip('.')}" if shared else ""
+    shared, where = _shared_path(list(lost))
     title = f"layers{where}: error, as a share of the adapter's effect"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     widest = max(len(layer) for layer in lost) - len(shared)
-    headings = [merge.merge.replace(" ", "\n") for merge in gap.merges]
+    headings = [merge.merge.replace(" ", "\n") for merge in merges]
     columns = sum(max(7, *map(len, heading.split())) + 1 for heading in headings)
     table.add_column("layer", overflow="fold", width=max(8, min(widest, WIDTH - columns)))
     for heading in headings:
@@ -90,7 +89,8 @@ def _shown(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else NOT_FINITE
 
 
-def _shared_path(layers: list[str]) -> str:
-    """The path that all layers start with, up to and with a dot."""
+def _shared_path(layers: list[str]) -> tuple[str, str]:
+    """The path that all layers start with, up to and with a dot, and what a title says of it."""
     start = os.path.commonprefix(layers)  # noqa: RUF071 - letter by letter, and then cut at a dot
-    return start[: start.rfind(".") + 1]
+    shared = start[: start.rfind(".") + 1]
+    return shared, f" of {shared.removeprefix(PEFT_PREFIX).rstrip('.')}" if shared else ""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import MergeError, NotFiniteError
 from ..ops.rounding import InputMoment, input_moment, output_error
 from ..tuner import AuroraLayer
-from ..tuner.kept import KeptWeight
+from ..tuner.original_weight import OriginalWeight
 from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 from .formats import Format, format_of
 from .inputs import Runner, as_batches
@@ -169,21 +169,21 @@ class _Layer:
     def put(self, rounded: _Rounded) -> None:
         """Let the base layer hold the weight, and keep the original for `unmerge`."""
         module = self.module
-        kept = KeptWeight(module.get_base_layer(), self.format.backend, shared=False)
+        original = OriginalWeight(module.get_base_layer(), self.format.backend, shared=False)
         if rounded.weight is not None:
             self.format.put(rounded.weight)
         if isinstance(module, AuroraLayer):
-            module.keep(kept, rounded.report.calibrated)
+            module.keep(original, rounded.report.calibrated)
         else:
-            module.kept_weight = kept
+            module.original_weight = original
             module.unmerge = MethodType(_unmerge, module)
         module.merged_adapters.extend(self.names)
 
 
 def _unmerge(layer: Any) -> None:
     """In place of the layer's own `unmerge`, which would subtract the update and round once more."""
-    layer.kept_weight.restore(layer)
-    del layer.kept_weight, layer.unmerge
+    layer.original_weight.restore(layer)
+    del layer.original_weight, layer.unmerge
     layer.merged_adapters.clear()
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..errors import FormError
 from ..forms import MERGED
 from ..tuner import AuroraLayer
-from ..tuner.calibration_state import whole
+from ..tuner.peft_names import PEFT_PREFIX
+from ..tuner.tensors import gathered
 from .adapted_module import AdaptedLinear
 
 Factors = tuple[Tensor, Tensor]
@@ -33,7 +34,7 @@ def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]
     for path, module in model.named_modules():
         factors = _factors(module, form)
         if factors is not None:
-            found[path.removeprefix("base_model.model.")] = factors
+            found[path.removeprefix(PEFT_PREFIX)] = factors
     if not found:
         raise FormError("it has no low-rank update of a weight (allowed: AuroRA, LoRA, PiSSA, MiLoRA, MoSLoRA, DyLoRA)")
     return found
@@ -49,7 +50,7 @@ def _factors(module: nn.Module, form: str) -> Factors | None:
         layer: Any = module
         if not isinstance(layer.lora_A[name], nn.Linear) or layer.use_dora.get(name):
             return None
-        return layer.scaling[name] * whole(layer.lora_B[name].weight.detach()), whole(
+        return layer.scaling[name] * gathered(layer.lora_B[name].weight.detach()), gathered(
             layer.lora_A[name].weight.detach()
         )
     if isinstance(module, AdaptedLinear):

@@ -1,13 +1,18 @@
 """Pure tensor functions of the method: no parameters, no PEFT."""
 
-from .anl import ANL, adaptive_nonlinear, nonlinear_columns
+from .anl import ANL, IDENTITY, adaptive_nonlinear, nonlinear_columns
 from .spline import bspline_basis, bspline_basis_derivative, identity_weights
+from .update import add_update, linear_with_update, sigma
 
 __all__ = [
     "ANL",
+    "IDENTITY",
     "adaptive_nonlinear",
+    "add_update",
     "bspline_basis",
     "bspline_basis_derivative",
     "identity_weights",
+    "linear_with_update",
     "nonlinear_columns",
+    "sigma",
 ]

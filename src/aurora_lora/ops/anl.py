@@ -1,4 +1,4 @@
-"""The adaptive nonlinear layer (ANL), Eqs. 5 to 7: the eager reference."""
+"""The adaptive nonlinear layer (ANL), Eqs. 5 to 7, as it is printed: what every fast implementation is held to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch.nn import functional
 from .spline import bspline_basis
 
 LEAKY_RELU_SLOPE = 0.01
+
+Kept = tuple[Tensor | None, ...]
+"""What an implementation keeps from its forward for its backward."""
+Derivatives = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""u = sigma(z) again, and the derivatives dz, dH and dW_s."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -41,6 +46,13 @@ class ANL:
     def is_identity(self) -> bool:
         """Whether sigma(z) = z, so that the adapter is plain LoRA."""
         return self.fixed_activation is None and self.spline is None
+
+    def weight_sizes(self, r: int) -> tuple[int, int]:
+        """The numbers of entries of H and of W_s; 0 for a part that sigma lacks."""
+        return r * r if self.fixed_activation else 0, r * self.n_basis if self.spline else 0
+
+
+IDENTITY = ANL(None, None, skip=True)
 
 
 def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:

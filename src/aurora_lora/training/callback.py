@@ -51,7 +51,7 @@ class CalibrationCallback(TrainerCallback):
 def is_calibrated(model: nn.Module) -> bool:
     """Whether every active adapter has calibrated matrices that belong to its present weights, where it needs them."""
     return all(
-        layer.forms_coincide(name) or layer.check_calibration(name)
+        layer.forms_coincide(name) or layer.calibration[name].check()
         for _, layer in aurora_layers(model)
         for name in layer.active_adapters
         if name in layer.aurora_A

@@ -1,12 +1,14 @@
 """The PEFT plug-in."""
 
+from .adapters import active_adapters, active_configs, aurora_layers
+from .calibration import Calibration
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
 from .forms import check_calibrated, set_form
 from .layer import AuroraLayer
 from .linear import AuroraLinear
-from .model import AuroraModel, active_adapters, active_configs, aurora_layers
+from .model import AuroraModel
 from .registration import register
 
 register(AuroraConfig, AuroraModel)
@@ -20,6 +22,7 @@ __all__ = [
     "AuroraLayer",
     "AuroraLinear",
     "AuroraModel",
+    "Calibration",
     "active_adapters",
     "active_configs",
     "aurora_layers",

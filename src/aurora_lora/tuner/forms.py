@@ -8,8 +8,8 @@ from torch import nn
 
 from ..errors import FormError
 from ..forms import FORMS
+from .adapters import active_adapters, aurora_layers
 from .config import AuroraConfig
-from .model import active_adapters, aurora_layers
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -59,8 +59,8 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
                 if name in layer.aurora_config:
                     if name in layer.merged_adapters:
                         raise FormError(f"{path} is merged: call unmerge_adapter() before another form is set.")
-                    if form == "calibrated" and layer.has_calibration(name):
-                        layer.check_calibration(name)
+                    if form == "calibrated" and (calibration := layer.calibration.get(name)) is not None:
+                        calibration.check()
                     config = layer.aurora_config[name]
                     configs[id(config)] = config
                     if config.train_form == "static" and form != "static":

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import fused
+from ..ops import sigma
 from .config import AuroraConfig
-from .kept import KeptWeight, dequantized, parameter_like, rounding
 from .offloaded import in_memory, present
-from .ordinary import ordinary_tensors
+from .original_weight import OriginalWeight, dequantized, parameter_like, rounding
 from .peft_names import check_adapters_to_merge
 from .state import AdapterState
+from .tensors import ordinary_tensors
 
 BASE = "__base__"
 """PEFT's name in a mixed batch for the model without adapter."""
@@ -42,7 +42,7 @@ class AuroraLayer(AdapterState):
         self, base_layer: nn.Module, adapter_name: str, config: AuroraConfig, r: int, alpha: float, **kwargs: Any
     ) -> None:
         super().__init__(base_layer, **kwargs)
-        self._kept: KeptWeight | None = None
+        self._original_weight: OriginalWeight | None = None
         self.merge_rounding: float | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, alpha, config)
@@ -88,21 +88,21 @@ class AuroraLayer(AdapterState):
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         names = [name for name in self.active_adapters if name in self.aurora_A]
-        result = self.base_and_update(names[0], x) if names and not args and not kwargs else None
+        result = self.base_and_adapter_output(names[0], x) if names and not args and not kwargs else None
         if result is None:
             result = self.base_layer(x, *args, **kwargs)
         else:
             del names[0]
         for adapter_name in names:
-            result = self.add_update(adapter_name, x, result)
+            result = self.add_adapter_output(adapter_name, x, result)
         return result
 
-    def base_and_update(self, adapter_name: str, x: Tensor) -> Tensor | None:
-        """The base layer's output with the update of one adapter, where the two can be computed in one."""
+    def base_and_adapter_output(self, adapter_name: str, x: Tensor) -> Tensor | None:
+        """The base layer's output plus that of one adapter, where the two can be computed in one."""
         return None
 
-    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
-        """The output `result` so far, plus the update of an adapter."""
+    def add_adapter_output(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """The output `result` so far, plus that of an adapter."""
         return result + self.adapter_output(adapter_name, x).to(result.dtype)
 
     def _mixed_batch(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
@@ -130,7 +130,7 @@ class AuroraLayer(AdapterState):
         A, B = self.aurora_A[adapter_name], self.aurora_B[adapter_name]
         x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
         matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
-        z = fused.sigma(self.project(x, matrix), H, spline_weight, anl)
+        z = sigma(self.project(x, matrix), H, spline_weight, anl)
         return self.lift(z * self.scaling[adapter_name], B, x)
 
     # ---------------------------------------------------------------- merging
@@ -183,10 +183,10 @@ class AuroraLayer(AdapterState):
         return present(base, "weight", base.weight.data)
 
     def _original(self) -> Tensor:
-        if self._kept is None:
+        if self._original_weight is None:
             return self.get_base_weight()
         device = next((p.device for p in self.get_base_layer().parameters() if not p.is_meta), None)
-        return self._kept.weight().to(device)
+        return self._original_weight.weight().to(device)
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
         """In at least float32."""
@@ -223,8 +223,8 @@ class AuroraLayer(AdapterState):
         merged = self.merged_weight(together, safe_merge)
         base: Any = self.get_base_layer()
         original = self._original() if self.quantization_backend is not None else None
-        if self.keeps_original and self._kept is None:
-            self._kept = KeptWeight(base, self.quantization_backend, self.weight_is_shared)
+        if self.keeps_original and self._original_weight is None:
+            self._original_weight = OriginalWeight(base, self.quantization_backend, self.weight_is_shared)
         if self.weight_is_shared and self.quantization_backend is None:
             base.weight = parameter_like(base.weight, merged)
         else:
@@ -233,23 +233,23 @@ class AuroraLayer(AdapterState):
             self.merge_rounding = rounding(self._sum(original, together), original, self.get_base_weight())
         self.merged_adapters.extend(names)
 
-    def keep(self, original: KeptWeight, lost: float) -> None:
+    def keep(self, original: OriginalWeight, lost: float) -> None:
         """The base weight has been replaced by one that was merged elsewhere: `unmerge` gives the original back.
 
         Args:
             original: what the base layer held.
             lost: the share of the update that was lost, for `merge_rounding`.
         """
-        self._kept, self.merge_rounding = original, lost
+        self._original_weight, self.merge_rounding = original, lost
 
     def unmerge(self) -> None:
         """Give the base layer its original weight back, bit for bit."""
-        if not self.merged or self._kept is None:
+        if not self.merged or self._original_weight is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         with ordinary_tensors(), in_memory(self):
-            self._kept.restore(self)
-        self._kept = None
+            self._original_weight.restore(self)
+        self._original_weight = None
         self.merge_rounding = None
         self.merged_adapters.clear()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from ..ops import fused
+from ..ops import add_update, linear_with_update
 from .layer import AuroraLayer
 
 
@@ -20,7 +20,7 @@ class AuroraLinear(AuroraLayer):
         super().__init__(base_layer, *args, **kwargs)
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
 
-    def base_and_update(self, adapter_name: str, x: Tensor) -> Tensor | None:
+    def base_and_adapter_output(self, adapter_name: str, x: Tensor) -> Tensor | None:
         """In one, where the base layer is a plain frozen nn.Linear that nothing hooks into, and there is no dropout."""
         base: Any = self.base_layer
         if torch.compiler.is_compiling() or self._drops_out(adapter_name):
@@ -29,17 +29,17 @@ class AuroraLinear(AuroraLayer):
             return None
         matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
         B, scaling = self.aurora_B[adapter_name], self.scaling[adapter_name]
-        return fused.linear(x, base.weight, base.bias, matrix, B, H, spline_weight, scaling, anl)
+        return linear_with_update(x, base.weight, base.bias, matrix, B, H, spline_weight, scaling, anl)
 
     def _drops_out(self, adapter_name: str) -> bool:
         return self.training and self.aurora_config[adapter_name].dropout > 0
 
-    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+    def add_adapter_output(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
         """result + s B sigma(A x), in one call."""
         matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
         B, scaling = self.aurora_B[adapter_name], self.scaling[adapter_name]
         x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, matrix.dtype))
-        return fused.add_update(result, x, matrix, B, H, spline_weight, scaling, anl)
+        return add_update(result, x, matrix, B, H, spline_weight, scaling, anl)
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x (..., d_in) -> (..., r)."""

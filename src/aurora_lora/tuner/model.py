@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import CheckpointError
+from .adapters import aurora_layers
+from .checkpoint import fit_checkpoint
 from .combine import check_combination, concatenate, copy_saved_modules, exactly, saved_modules
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
@@ -20,7 +21,6 @@ from .embedding import AuroraEmbedding
 from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .mixed_batch import name_adapters
-from .ordinary import ordinary_tensors
 from .peft_names import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
@@ -30,6 +30,7 @@ from .peft_names import (
     resolve_quantization_backend,
 )
 from .registration import PREFIX
+from .tensors import ordinary_tensors
 
 LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
     nn.Linear: AuroraLinear,
@@ -282,89 +283,6 @@ class AuroraModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(  # type: ignore[override]
         cls, model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Make the keys and the calibration buffers fit each other, and refuse what PEFT would drop without a word.
-
-        Keys may have the prefix of a `PeftModel` or not, whatever the model is.
-
-        Raises:
-            CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or
-                has none of the calibrated matrices that the adapter's config speaks of.
-        """
-        present: dict[str, str] = {}
-        for key in state_dict:
-            if f".{PREFIX}" in key and present.setdefault(key.removeprefix(PEFT_PREFIX), key) != key:
-                raise CheckpointError(f"The checkpoint has {key} twice: with the prefix {PEFT_PREFIX!r} and without.")
-        layers = {
-            name.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX): layer
-            for name, layer in model.named_modules()
-            if isinstance(layer, AuroraLayer) and adapter_name in layer.aurora_A
-        }
-        calibrated = {path for path in layers if f"{path}.aurora_A_cal" in present and layers[path].has_forms}
-        if calibrated:
-            calibrated = {path for path, layer in layers.items() if layer.has_forms}  # all of them, or it is damaged
-        expected = {f"{path}.{key}" for path, layer in layers.items() for key in _weight_names(layer, adapter_name)}
-        expected |= {f"{path}.{key}" for path in calibrated for key in CALIBRATION_BUFFERS}
-        for problem, keys in (
-            ("lacks", sorted(expected - present.keys())),
-            ("has unknown", sorted(present.keys() - expected)),
-        ):
-            if keys:
-                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                raise CheckpointError(
-                    f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {', '.join(keys[:3])}{more}. "
-                    "Was it saved with other settings (target_modules, fixed_activation, spline)?"
-                )
-        if not calibrated and any(adapter_name in layer.awaits_calibration for layer in layers.values()):
-            raise CheckpointError(
-                f"The config of adapter {adapter_name!r} says calibrated=True, but the checkpoint has no calibrated "
-                "matrix (aurora_A_cal): save the calibrated adapter again, or set it to false and call calibrate."
-            )
-        for path, layer in layers.items():  # only now: a refused checkpoint leaves the calibration
-            if path not in calibrated:
-                layer.take_calibration(adapter_name)
-            elif adapter_name not in layer.aurora_A_cal:
-                layer.make_calibration_buffers(adapter_name)
-        config.calibrated = bool(calibrated)
-        # PEFT takes the prefix away again for a model that is no PeftModel
-        named = {present_key: f"{PEFT_PREFIX}{key}" for key, present_key in present.items()}
-        state_dict = {named.get(key, key): value for key, value in state_dict.items()}
+        """See `fit_checkpoint`."""
+        state_dict = fit_checkpoint(model, config, adapter_name, state_dict)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-
-
-PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the paths of the adapted model."""
-CALIBRATION_BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
-
-
-def _weight_names(layer: AuroraLayer, adapter_name: str) -> list[str]:
-    return [name for name in layer.adapter_layer_names if adapter_name in getattr(layer, name)]
-
-
-def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
-    """(name, layer) of each AuroRA layer of a model, in the order of the model."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLayer))
-
-
-def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
-    """The configs of the active AuroRA adapters of a model, by name."""
-    names = active_adapters(model)
-    return {n: layer.aurora_config[n] for _, layer in aurora_layers(model) for n in names if n in layer.aurora_config}
-
-
-def active_adapters(model: nn.Module) -> list[str]:
-    """The names of the AuroRA adapters that are active in a model.
-
-    Raises:
-        ValueError: the model has no AuroRA layer.
-    """
-    names: dict[str, None] = {}
-    found = False
-    for _, layer in aurora_layers(model):
-        found = True
-        names.update(dict.fromkeys(name for name in layer.active_adapters if name in layer.aurora_A))
-    if not found:
-        raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
-    return list(names)
-
-
-__all__ = ["AuroraModel", "active_adapters", "active_configs", "aurora_layers"]

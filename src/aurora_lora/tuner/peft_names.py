@@ -11,6 +11,9 @@ OLDEST = "0.21"
 TESTED = "0.21"
 """The newest minor release that PEFT's own tests were run with (docs/versions.md)."""
 
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the paths of the adapted model."""
+
 try:
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.tuners_utils import (
@@ -52,6 +55,7 @@ def warn_of_newer_peft(installed: str) -> None:
 
 
 __all__ = [
+    "PEFT_PREFIX",
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
     "AuxiliaryTrainingWrapper",
     "BaseTuner",

@@ -9,26 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FormError, NotCalibratedError, StaleCalibrationError
+from ..errors import FormError
 from ..forms import FORMS
-from ..ops import fused, identity_weights
-from ..ops.anl import ANL
-from . import calibration_state
-from .calibration_state import whole
+from ..ops import ANL, IDENTITY, identity_weights, sigma
+from .calibration import BUFFERS, WAYS_OUT, Calibration
 from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters
-from .ordinary import ordinary_tensors
 from .peft_names import (
     BaseTunerLayer,
     _get_in_out_features,
     quantization_extra_repr,
     resolve_quantization_backend,
 )
-
-_WAYS_OUT = (
-    "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
-    "aurora_lora.set_form(model, 'static')"
-)
+from .tensors import gathered
 
 
 class AdapterState(nn.Module, BaseTunerLayer):
@@ -41,11 +34,10 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("aurora_A", "aurora_B", "aurora_H", "aurora_spline_weight")
     other_param_names: tuple[str, ...] = (
-        "aurora_A_cal",
-        "aurora_A_cal_fingerprint",
+        *BUFFERS,
         "aurora_dropout",
         "aurora_config",
-        "calibration_is_fresh",
+        "calibration",
         "r",
         "alpha",
         "scaling",
@@ -64,11 +56,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.aurora_config: dict[str, AuroraConfig] = {}
-        self.calibration_is_fresh: dict[str, bool] = {}
-        self.awaits_calibration: set[str] = (
-            set()
-        )  # adapters whose config spoke of a matrix, which is still to be loaded
-        self._without_calibration: dict[str, list[str]] = {}
+        self.calibration: dict[str, Calibration] = {}  # of each adapter, where the forms differ
         self.aurora_dropout = nn.ModuleDict()
         self.aurora_A = AdapterParameters()
         self.aurora_B = AdapterParameters()
@@ -83,7 +71,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.out_features: int
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
         self.d_in = self.weight_columns()
-        self.register_load_state_dict_post_hook(_recheck_calibration)
+        self.register_load_state_dict_post_hook(_check_calibrations)
         # from_pretrained hands over models in eval mode: a layer that started in train mode would compute another form
         self.train(base_layer.training)
 
@@ -109,15 +97,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
         if anl.spline is not None:
             self.aurora_spline_weight[adapter_name] = nn.Parameter(torch.empty(r, anl.n_basis))
         self.reset_aurora_parameters(adapter_name, config.init_weights)
-        self.calibration_is_fresh[adapter_name] = False
-        self.awaits_calibration.discard(adapter_name)
-        if config.calibrated and self.has_forms:
-            # The buffers must be there before a checkpoint is loaded: PEFT drops keys that the model does not have.
-            self.make_calibration_buffers(adapter_name)
-            if config.init_weights is False and not self.aurora_A[adapter_name].is_meta:
-                matrix = torch.empty_like(self.aurora_A[adapter_name])
-                self.set_calibration(adapter_name, nn.init.kaiming_uniform_(matrix, a=math.sqrt(5)))
-            self.awaits_calibration.add(adapter_name)
+        if self.has_forms:
+            self._make_calibration(adapter_name, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -157,85 +138,33 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     # ---------------------------------------------------------------- calibration
 
-    @ordinary_tensors()
-    def make_calibration_buffers(self, adapter_name: str) -> None:
-        """Room for A_cal and its fingerprint, for a checkpoint to load into."""
-        A = self.aurora_A[adapter_name]
-        device = "cpu" if A.is_meta else A.device  # PEFT moves buffers also while the parameters are still on meta
-        self.aurora_A_cal[adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
-        self.aurora_A_cal_fingerprint[adapter_name] = torch.zeros(3, dtype=torch.int64, device=device)
-
-    def _sigma_weights(self, adapter_name: str) -> list[Tensor]:
-        """What the calibrated matrix depends on: A, H and the spline weights (not B)."""
-        holders = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
-        return [holder[adapter_name] for holder in holders if adapter_name in holder]
-
-    @ordinary_tensors()
-    def set_calibration(self, adapter_name: str, matrix: Tensor) -> None:
-        """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
-        A = self.aurora_A[adapter_name]
-        if adapter_name not in self.aurora_A_cal:
-            self.make_calibration_buffers(adapter_name)
-        self.aurora_A_cal[adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype, copy=True)
-        mark = calibration_state.fingerprint(self._sigma_weights(adapter_name))
-        self.aurora_A_cal_fingerprint[adapter_name] = mark.to(A.device)
-        self.calibration_is_fresh[adapter_name] = True
-        self.awaits_calibration.discard(adapter_name)
-
-    def take_calibration(self, adapter_name: str) -> tuple[Tensor, Tensor] | None:
-        """Take the calibrated matrix and its fingerprint away from the adapter; None if it has none."""
-        self.calibration_is_fresh[adapter_name] = False
-        if adapter_name not in self.aurora_A_cal:
-            return None
-        return self.aurora_A_cal.pop(adapter_name), self.aurora_A_cal_fingerprint.pop(adapter_name)
-
-    def give_calibration(self, adapter_name: str, calibration: tuple[Tensor, Tensor] | None) -> None:
-        """Give back what `take_calibration` took."""
-        self.take_calibration(adapter_name)
-        if calibration is not None:
-            self.aurora_A_cal[adapter_name], self.aurora_A_cal_fingerprint[adapter_name] = calibration
-            self.check_calibration(adapter_name)
+    def _make_calibration(self, adapter_name: str, config: AuroraConfig) -> None:
+        weights = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
+        buffers = (self.aurora_A_cal, self.aurora_A_cal_fingerprint)
+        calibration = self.calibration[adapter_name] = Calibration(adapter_name, config, weights, buffers)
+        if config.calibrated:
+            calibration.make_room()
+            A = self.aurora_A[adapter_name]
+            if config.init_weights is False and not A.is_meta:
+                calibration.store(nn.init.kaiming_uniform_(torch.empty_like(A), a=math.sqrt(5)))
+            calibration.is_awaited = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """As `nn.Module` does, with room for the calibrated matrices that the state has; see `_recheck_calibration`."""
-        self._without_calibration = {}
-        for adapter_name in self.aurora_A if self.has_forms else ():
-            keys = [f"{prefix}{buffer}.{adapter_name}" for buffer in ("aurora_A_cal", "aurora_A_cal_fingerprint")]
-            if (keys[0] in state_dict) != (keys[1] in state_dict):
-                errors: list[str] = rest[-1]
-                errors.append(f"{keys[0]} and {keys[1]} belong together: the state has only one of them.")
-            elif keys[0] in state_dict:
-                self.awaits_calibration.discard(adapter_name)
-                if adapter_name not in self.aurora_A_cal:
-                    self.make_calibration_buffers(adapter_name)
-                self.aurora_config[adapter_name].calibrated = True
-            elif f"{prefix}aurora_A.{adapter_name}" in state_dict and adapter_name in self.aurora_A_cal:
-                self._without_calibration[adapter_name] = keys
+        """As `nn.Module` does, with room for the calibrated matrices that the state has."""
+        for calibration in self.calibration.values():
+            calibration.before_load(state_dict, prefix, errors=rest[-1])
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def check_calibration(self, adapter_name: str) -> bool:
-        """Whether the calibrated matrix is there and belongs to the adapter's present weights; remembers the answer."""
-        self.calibration_is_fresh[adapter_name] = adapter_name in self.aurora_A_cal and calibration_state.matches(
-            self.aurora_A_cal_fingerprint[adapter_name], self._sigma_weights(adapter_name)
-        )
-        return self.calibration_is_fresh[adapter_name]
-
-    def has_calibration(self, adapter_name: str) -> bool:
-        """Whether a matrix was ever stored, fresh or stale (all-zero marks are the buffers of an empty adapter)."""
-        marks = self.aurora_A_cal_fingerprint
-        return adapter_name in marks and bool(marks[adapter_name].any())
 
     def train(self, mode: bool = True) -> AdapterState:
         """As `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
         super().train(mode)
-        if not mode:
-            for adapter_name in self.aurora_A_cal:
-                if self.has_calibration(adapter_name) and not self.check_calibration(adapter_name):
-                    warnings.warn(
-                        f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic "
-                        "form until aurora_lora.calibrate runs again.",
-                        stacklevel=2,
-                    )
+        for adapter_name, calibration in self.calibration.items() if not mode else ():
+            if calibration.exists and not calibration.check():
+                warnings.warn(
+                    f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic form "
+                    "until aurora_lora.calibrate runs again.",
+                    stacklevel=2,
+                )
         return self
 
     # ---------------------------------------------------------------- forms
@@ -251,21 +180,21 @@ class AdapterState(nn.Module, BaseTunerLayer):
             return "static"  # eval must be what merge takes
         if self.training:
             return config.train_form
-        if config.resolved_eval_form == "calibrated" and not self.calibration_is_fresh[adapter_name]:
+        if config.resolved_eval_form == "calibrated" and not self.calibration[adapter_name].is_fresh:
             return "dynamic"
         return config.resolved_eval_form
 
     def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
         """sigma(z) of Eq. 5 with this adapter's weights, z (..., r)."""
         H, spline_weight = self._anl_weights(adapter_name)
-        return fused.sigma(z, H, spline_weight, self.aurora_config[adapter_name].anl)
+        return sigma(z, H, spline_weight, self.aurora_config[adapter_name].anl)
 
     def static_matrix(self, adapter_name: str) -> Tensor:
         """sigma(A) of Eq. 9, (r, d_in)."""
         weights = (self.aurora_A[adapter_name], *self._anl_weights(adapter_name))
-        A, H, spline_weight = (None if weight is None else whole(weight) for weight in weights)
+        A, H, spline_weight = (None if weight is None else gathered(weight) for weight in weights)
         assert A is not None
-        return fused.sigma_of_columns(A, H, spline_weight, self.aurora_config[adapter_name].anl)
+        return sigma(A.T, H, spline_weight, self.aurora_config[adapter_name].anl).T
 
     def map_of_form(self, adapter_name: str) -> tuple[Tensor, Tensor | None, Tensor | None, ANL]:
         """The present form as (matrix, H, W_s, sigma): the matrix A with the ANL, or one that needs none (Eq. 9)."""
@@ -274,7 +203,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
             H, spline_weight = self._anl_weights(adapter_name)
             return self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl
         matrix = self.static_matrix(adapter_name) if form == "static" else self.aurora_A_cal[adapter_name]
-        return matrix, None, None, fused.IDENTITY
+        return matrix, None, None, IDENTITY
 
     def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
         return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)
@@ -296,32 +225,20 @@ class AdapterState(nn.Module, BaseTunerLayer):
         form = config.resolved_eval_form if form is None else form
         if form not in FORMS:
             raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
-        A, B = (whole(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
+        A, B = (gathered(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
         dtype = torch.promote_types(A.dtype, torch.float32)
         if self.forms_coincide(adapter_name):
             matrix = self.static_matrix(adapter_name).detach()
         elif form == "dynamic":
             raise FormError(
                 f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
-                f"merged or exported: {_WAYS_OUT}."
+                f"merged or exported: {WAYS_OUT}."
             )
         elif form == "static":
             matrix = self.static_matrix(adapter_name).detach()
         else:
-            self._require_fresh_calibration(adapter_name)
-            matrix = self.aurora_A_cal[adapter_name]
+            matrix = self.calibration[adapter_name].fresh_matrix()
         return matrix.to(dtype), B.to(dtype) * self.scaling[adapter_name]
-
-    def _require_fresh_calibration(self, adapter_name: str) -> None:
-        if self.aurora_config[adapter_name].train_form == "static":
-            raise FormError(f"Adapter {adapter_name!r} was trained in the static form, which is its only one.")
-        if not self.has_calibration(adapter_name):
-            raise NotCalibratedError(f"Adapter {adapter_name!r} is not calibrated: {_WAYS_OUT}.")
-        if not self.check_calibration(adapter_name):
-            raise StaleCalibrationError(
-                f"Adapter {adapter_name!r} was trained after it was calibrated, the calibrated matrix is outdated: "
-                f"{_WAYS_OUT}."
-            )
 
     def set_scale(self, adapter_name: str, scale: float) -> None:
         """Set the scaling of an adapter to `scale` times its configured one."""
@@ -352,14 +269,6 @@ class AdapterState(nn.Module, BaseTunerLayer):
         return quantization_extra_repr(self)
 
 
-def _recheck_calibration(module: AdapterState, incompatible_keys: Any) -> None:
-    """After weights were loaded: does the matrix belong to them? One that the state lacks goes if it does not."""
-    for adapter_name in list(module.aurora_A_cal):
-        fresh = module.check_calibration(adapter_name)
-        lacking = module._without_calibration.pop(adapter_name, [])
-        if lacking and not fresh:
-            module.take_calibration(adapter_name)
-            module.aurora_config[adapter_name].calibrated = False
-        for key in lacking:
-            if key in incompatible_keys.missing_keys:
-                incompatible_keys.missing_keys.remove(key)
+def _check_calibrations(module: AdapterState, incompatible_keys: Any) -> None:
+    for calibration in module.calibration.values():
+        calibration.after_load(incompatible_keys.missing_keys)

@@ -8,7 +8,7 @@ from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B, LLAMA3_70B, METHODS, 
 from aurora_lora.lab.bench.counts import saved_bytes
 from aurora_lora.lab.bench.variants import VARIANTS, build, share
 from aurora_lora.lab.bench.workloads import linear_case
-from aurora_lora.ops import anl_op
+from aurora_lora.ops import dispatch
 
 LORA8, LORA32, AURORA = METHODS
 
@@ -36,7 +36,7 @@ def test_kept_in_the_rank_space(
 ) -> None:
     """What grows with the tokens, beside x."""
     if operator:
-        monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)
+        monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)
     sizes = []
     for tokens in (64, 192):
         case = linear_case(tokens, 32, dtype=dtype)

@@ -11,7 +11,7 @@ from aurora_lora.lab.bench.counts import Calls, calls_of, peak_bytes, profiled_c
 from aurora_lora.lab.bench.measure import Inference, TrainingStep, count_run, count_step
 from aurora_lora.lab.bench.variants import VARIANTS, build
 from aurora_lora.lab.bench.workloads import Case, linear_case
-from aurora_lora.ops import anl_op, fused
+from aurora_lora.ops import dispatch, sigma
 from aurora_lora.ops.anl import ANL
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_what_training_may_cost(layer: Case) -> None:
 
     def sigma_of_a() -> None:
         A, H, W = (torch.randn(*shape, requires_grad=True) for shape in ((2, 768), (2, 2), (2, 8)))
-        fused.sigma_of_columns(A, H, W, ANL()).sum().backward()
+        sigma(A.T, H, W, ANL()).T.sum().backward()
 
     once_a_step = calls_of(sigma_of_a)
     for name in ("randn", "normal_", "sum", "ones_like"):
@@ -117,7 +117,7 @@ def test_what_training_may_cost(layer: Case) -> None:
 
 
 def test_what_training_costs_with_an_operator_for_sigma(layer: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)  # as on CUDA; the operators have a CPU side
+    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)  # as on CUDA; the operators have a CPU side
     lora = step_counts(layer, "lora-r8")
     for name in ("aurora-dynamic", "aurora-static"):
         found = step_counts(layer, name)

@@ -87,7 +87,7 @@ class Method:
 
         LoRA keeps A x, in the numbers of the computation; so does AuroRA where sigma is one operator, as on CUDA.
         Elsewhere it keeps u in those, and two values of the activation, the interval and the place in it in float32
-        (`ops/fused.py`).
+        (`ops/anl_aten.py`).
 
         Args:
             width: bytes of a number of the computation.

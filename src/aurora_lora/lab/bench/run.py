@@ -17,7 +17,7 @@ import torch
 from ...errors import ArgumentError, UserError
 from ...files import check_writable, clear_leftovers, write_json
 from ...methods.base import unknown
-from ...ops import anl_op
+from ...ops import dispatch
 from ...training.results import device as device_name
 from ...training.results import git_commit, versions
 from . import analytic_cost
@@ -214,13 +214,13 @@ def _with_operator(case: Case) -> dict[str, Any]:
 
 @contextmanager
 def _operators_everywhere() -> Iterator[None]:
-    """The operators of `ops/anl_op.py` also where the package would not choose them: they have a side for the CPU."""
-    runs_on = anl_op.runs_on
-    anl_op.runs_on = lambda *_: True  # type: ignore[assignment]
+    """Chooses the operators also where the package would not: they have a side for the CPU."""
+    triton_serves = dispatch.triton_serves
+    dispatch.triton_serves = lambda *_: True  # type: ignore[assignment]
     try:
         yield
     finally:
-        anl_op.runs_on = runs_on
+        dispatch.triton_serves = triton_serves
 
 
 def _processor() -> str:

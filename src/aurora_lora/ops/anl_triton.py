@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, valid-type, index"
 """The ANL in one kernel launch forward and one backward, in Triton: the same sums as `anl.adaptive_nonlinear`.
 
-Importing this file needs Triton; nothing else in the package does, and `anl_op` imports it at the first launch.
+Importing this file needs Triton; nothing else in the package does, and `anl_operator` imports it at the first launch.
 
 A program has a tile (R, BLOCK) of the rank space (r, n) in registers, R being r padded to a power of two: whole
 columns, so that H mixes them on the spot. The basis functions are taken one after the other in closed form (`spline`),
@@ -25,7 +25,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .anl import ANL, LEAKY_RELU_SLOPE
-from .anl_op import weight_sizes
 
 _SLOPE = tl.constexpr(LEAKY_RELU_SLOPE)
 
@@ -287,7 +286,7 @@ def _on(z: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
 
 
-def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
+def triton_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
     """sigma of each column.
 
     Args:
@@ -307,12 +306,14 @@ def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Tensor:
     return u
 
 
-def backward(du: Tensor, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives of `forward`, from z alone.
+def triton_backward(
+    du: Tensor, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of `triton_forward`, from z alone.
 
     Args:
         du: (r, n), of any strides.
-        z, H, W, anl: as in `forward`.
+        z, H, W, anl: as in `triton_forward`.
 
     Returns:
         u (r, n) again, for dB; dz (r, n); and the entries of dH and dW_s, (r r + r K,), in at least float32. A part
@@ -321,7 +322,7 @@ def backward(du: Tensor, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL
     r, n = z.shape
     constants = _constants(r, z.dtype, anl)
     u, dz = z.new_empty(r, n), z.new_empty(r, n)
-    entries = sum(weight_sizes(r, anl))
+    entries = sum(anl.weight_sizes(r))
     programs = _programs(n, entries, constants["BLOCK"])
     partial = z.new_empty(programs, entries, dtype=torch.promote_types(z.dtype, torch.float32))
     if n:

@@ -1,4 +1,4 @@
-"""sigma and its derivatives in the rank space, on (r, n), in few aten calls.
+"""sigma and its derivatives on (r, n), in few aten calls: for the CPU, and for GPUs without Triton.
 
 L is a piecewise polynomial: the coefficients of its interval are looked up, and two Horner schemes side by side give
 the basis and its derivative. Kept for the backward pass are a = act(z), b = act(H a), the interval and the place in it,
@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .anl import ACTIVATIONS, ANL, LEAKY_RELU_SLOPE
+from .anl import ACTIVATIONS, ANL, LEAKY_RELU_SLOPE, Derivatives, Kept
 from .spline import piecewise_polynomials
 
 
@@ -70,10 +70,12 @@ def _activation_backward(name: str, grad: Tensor, output: Tensor) -> Tensor:
     return found  # type: ignore[no-any-return]
 
 
-def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """u = sigma(z) (r, n) in z's dtype, and what the backward pass wants: a, b, the intervals and the place in them."""
+def aten_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Tensor, Kept]:
+    """u = sigma(z) (r, n) in z's dtype; and what `aten_backward` wants: u, a, b, the intervals, the place in them."""
+    if anl.is_identity:
+        return z, (z,)
     dtype = z.dtype
-    z = wide(z).contiguous()
+    z = at_least_float32(z).contiguous()
     H, W = _like(H, z), _like(W, z)
     a = b = interval = place = None
     u = z if anl.skip else None
@@ -93,21 +95,24 @@ def forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tuple[Te
             summed = basis.sum(1)  # (K, n)
             u = W @ summed if u is None else torch.addmm(u, W, summed)
     assert u is not None
-    return u.to(dtype), (a, b, interval, place)
+    u = u.to(dtype)
+    return u, (u, a, b, interval, place)
 
 
 def _baddbmm(u: Tensor, rows: Tensor, by_channel: Tensor) -> Tensor:
     return torch.baddbmm(u.unsqueeze(1), rows, by_channel).squeeze(1)
 
 
-def backward(
-    du: Tensor, H: Tensor | None, W: Tensor | None, kept: tuple[Tensor | None, ...], anl: ANL
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dz (r, n) in du's dtype, dH (r, r) and dW_s (r, K) in at least float32."""
+def aten_backward(du: Tensor, H: Tensor | None, W: Tensor | None, kept: Kept, anl: ANL) -> Derivatives:
+    """u and dz (r, n) in du's dtype; dH (r, r) and dW_s (r, K) in at least float32."""
+    u, *values = kept
+    assert u is not None
+    if anl.is_identity:
+        return u, du, None, None
     dtype = du.dtype
-    du = wide(du)
+    du = at_least_float32(du)
     H, W = _like(H, du), _like(W, du)
-    a, b, interval, place = kept
+    a, b, interval, place = values
     dz = du if anl.skip else None
     dH = dW = None
     if anl.fixed_activation is not None:
@@ -132,11 +137,11 @@ def backward(
             through = (derivative * (W.T @ du).unsqueeze(1)).sum(0)
             dz = through if dz is None else dz + through
     assert dz is not None
-    return dz.to(dtype), dH, dW
+    return u, dz.to(dtype), dH, dW
 
 
-def wide(t: Tensor) -> Tensor:
-    """In at least float32: r is tiny, and the spline of a rounded argument would be the larger error."""
+def at_least_float32(t: Tensor) -> Tensor:
+    """r is tiny, and the spline of a rounded argument would be the larger error."""
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 

@@ -10,8 +10,17 @@ from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig
-from aurora_lora.ops import adapter, fused, rank_space
-from aurora_lora.ops.anl import ANL, adaptive_nonlinear, nonlinear_columns
+from aurora_lora.ops import (
+    ANL,
+    IDENTITY,
+    adaptive_nonlinear,
+    add_update,
+    anl_aten,
+    linear_with_update,
+    nonlinear_columns,
+    sigma,
+)
+from aurora_lora.ops.dispatch import ATEN, FORMULA, choose
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
 
 ACTIVATIONS = ("tanh", "leaky_relu", "sigmoid", "relu", None)
@@ -35,6 +44,11 @@ def make(anl, r=3, d_in=5, d_out=7, dtype=torch.float64, seed=0):
     return random(2, 4, d_out), random(2, 4, d_in), random(r, d_in), random(d_out, r), H, spline_weight
 
 
+def formula(result, x, A, B, H, W, scaling, anl):
+    """Eq. 4 as it is printed."""
+    return result + (scaling * adaptive_nonlinear(x @ A.T, H, W, anl) @ B.T).to(result.dtype)
+
+
 def value_and_gradients(function, tensors, *rest):
     leaves = [t for t in tensors if t is not None]
     out = function(*tensors, *rest)
@@ -52,8 +66,8 @@ def assert_same(found, expected, **tolerance):
 @pytest.mark.parametrize("anl", PARTS, ids=str)
 def test_equals_the_eager_path(anl):
     tensors = make(anl)
-    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
-    assert_same(value_and_gradients(fused.add_update, tensors, 1.7, anl), expected, rtol=1e-10, atol=1e-11)
+    expected = value_and_gradients(formula, tensors, 1.7, anl)
+    assert_same(value_and_gradients(add_update, tensors, 1.7, anl), expected, rtol=1e-10, atol=1e-11)
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,21 +83,21 @@ def test_equals_the_eager_path(anl):
 def test_equals_the_eager_path_for_any_spline(parts, r, grid_size, order, low, width, seed):
     anl = ANL(parts.fixed_activation, parts.spline, grid_size, order, (low, low + width), parts.skip)
     tensors = make(anl, r=r, seed=seed)
-    expected = value_and_gradients(adapter.add_update, tensors, 0.5, anl)
-    assert_same(value_and_gradients(fused.add_update, tensors, 0.5, anl), expected, rtol=1e-8, atol=1e-8)
+    expected = value_and_gradients(formula, tensors, 0.5, anl)
+    assert_same(value_and_gradients(add_update, tensors, 0.5, anl), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("anl", PARTS, ids=str)
 def test_gradcheck(anl):
     tensors = make(anl, r=2, seed=3)
-    assert torch.autograd.gradcheck(lambda *t: fused.add_update(*t, 1.3, anl), tensors, eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda *t: add_update(*t, 1.3, anl), tensors, eps=1e-7, atol=1e-5)
     z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
     weights = [t if t is None else t.detach().requires_grad_() for t in tensors[4:]]
-    assert torch.autograd.gradcheck(lambda *t: fused.sigma(*t, anl), (z, *weights), eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda *t: sigma(*t, anl), (z, *weights), eps=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("anl", [ANL(), ANL(spline="summed", skip=True), fused.IDENTITY], ids=str)
+@pytest.mark.parametrize("anl", [ANL(), ANL(spline="summed", skip=True), IDENTITY], ids=str)
 def test_with_the_base_layer_in_it(anl, with_bias):
     _, x, A, B, H, W = make(anl)
     generator = torch.Generator().manual_seed(9)
@@ -91,15 +105,17 @@ def test_with_the_base_layer_in_it(anl, with_bias):
     bias = torch.randn(7, dtype=torch.float64, generator=generator) if with_bias else None
 
     def eager(x, A, B, H, W):
-        return adapter.add_update(nn.functional.linear(x, weight, bias), x, A, B, H, W, 1.7, anl)
+        return formula(nn.functional.linear(x, weight, bias), x, A, B, H, W, 1.7, anl)
 
     def fast(x, A, B, H, W):
-        return fused.linear(x, weight, bias, A, B, H, W, 1.7, anl)
+        return linear_with_update(x, weight, bias, A, B, H, W, 1.7, anl)
 
     expected = value_and_gradients(eager, (x, A, B, H, W))
     assert_same(value_and_gradients(fast, (x, A, B, H, W)), expected, rtol=1e-10, atol=1e-11)
-    assert fused.linear(x, weight.requires_grad_(), bias, A, B, H, W, 1.7, anl) is None  # its gradient is not in there
-    assert fused.linear(x.float(), weight.detach(), bias, A, B, H, W, 1.7, anl) is None
+    assert (
+        linear_with_update(x, weight.requires_grad_(), bias, A, B, H, W, 1.7, anl) is None
+    )  # its gradient is left out
+    assert linear_with_update(x.float(), weight.detach(), bias, A, B, H, W, 1.7, anl) is None
 
 
 def test_the_output_can_be_changed_in_place():
@@ -117,12 +133,12 @@ def test_the_output_can_be_changed_in_place():
         return lambda *tensors: halve(path(*tensors, 1.7, anl))
 
     def with_base(result, x, *rest):
-        return halve(fused.linear(x, weight, bias, *rest, 1.7, anl))
+        return halve(linear_with_update(x, weight, bias, *rest, 1.7, anl))
 
     def base_and_eager(result, x, *rest):
-        return halve(adapter.add_update(nn.functional.linear(x, weight, bias), x, *rest, 1.7, anl))
+        return halve(formula(nn.functional.linear(x, weight, bias), x, *rest, 1.7, anl))
 
-    for fast, eager in ((added(fused.add_update), added(adapter.add_update)), (with_base, base_and_eager)):
+    for fast, eager in ((added(add_update), added(formula)), (with_base, base_and_eager)):
         assert_same(value_and_gradients(fast, tensors), value_and_gradients(eager, tensors), rtol=1e-10, atol=1e-11)
 
 
@@ -131,7 +147,7 @@ def test_the_output_can_be_changed_in_place():
 def test_an_empty_batch(anl, shape):
     tensors = make(anl)
     result, x = (t.new_zeros(*shape, t.shape[-1]).requires_grad_() for t in tensors[:2])
-    out, gradients = value_and_gradients(fused.add_update, (result, x, *tensors[2:]), 1.7, anl)
+    out, gradients = value_and_gradients(add_update, (result, x, *tensors[2:]), 1.7, anl)
     assert out.shape == (*shape, 7)
     assert all(not g.any() for g in gradients)
 
@@ -139,9 +155,9 @@ def test_an_empty_batch(anl, shape):
 def test_columns():
     anl = ANL()
     A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)
-    torch.testing.assert_close(fused.sigma_of_columns(A, H, W, anl), nonlinear_columns(A, H, W, anl))
+    torch.testing.assert_close(sigma(A.T, H, W, anl).T, nonlinear_columns(A, H, W, anl))
     z = torch.randn(3, 4, 2)
-    torch.testing.assert_close(fused.sigma(z, H, W, anl), adaptive_nonlinear(z, H, W, anl))
+    torch.testing.assert_close(sigma(z, H, W, anl), adaptive_nonlinear(z, H, W, anl))
 
 
 @pytest.mark.parametrize(("grid_size", "order"), [(5, 3), (1, 0), (3, 1), (4, 5), (50, 3)])
@@ -160,7 +176,7 @@ def test_float32_keeps_its_precision_on_a_fine_grid():
     z = torch.linspace(-1.2, 1.2, 5001, dtype=torch.float64)[:, None]
     W = torch.randn(1, 53, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = adaptive_nonlinear(z, None, W, anl)
-    assert (fused.sigma(z.float(), None, W.float(), anl) - exact).abs().max() < 2e-5
+    assert (sigma(z.float(), None, W.float(), anl) - exact).abs().max() < 2e-5
 
 
 # ---------------------------------------------------------------- precision
@@ -170,8 +186,8 @@ def test_float32_keeps_its_precision_on_a_fine_grid():
 def test_low_precision(dtype):
     anl = ANL()
     tensors = [t if t is None else t.detach().requires_grad_() for t in make(anl, dtype=dtype)]
-    exact = value_and_gradients(adapter.add_update, [t.detach().double().requires_grad_() for t in tensors], 1.7, anl)
-    found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    exact = value_and_gradients(formula, [t.detach().double().requires_grad_() for t in tensors], 1.7, anl)
+    found = value_and_gradients(add_update, tensors, 1.7, anl)
     assert found[0].dtype == dtype
     assert all(g.dtype == dtype for g in found[1])
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}[dtype]
@@ -184,8 +200,8 @@ def test_a_float32_adapter_on_a_low_precision_result(dtype):
     anl = ANL()
     result, *rest = make(anl, dtype=torch.float32)
     tensors = [result.detach().to(dtype).requires_grad_(), *rest]
-    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
-    assert_same(value_and_gradients(fused.add_update, tensors, 1.7, anl), expected, rtol=2e-2, atol=2e-2)
+    expected = value_and_gradients(formula, tensors, 1.7, anl)
+    assert_same(value_and_gradients(add_update, tensors, 1.7, anl), expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -193,8 +209,8 @@ def test_autocast(dtype):
     anl = ANL()
     tensors = make(anl, dtype=torch.float32)
     with torch.autocast("cpu", dtype=dtype):
-        found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
-        expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
+        found = value_and_gradients(add_update, tensors, 1.7, anl)
+        expected = value_and_gradients(formula, tensors, 1.7, anl)
     assert found[0].dtype == expected[0].dtype == torch.float32
     assert all(g.dtype == torch.float32 for g in found[1])
     for a, b in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
@@ -204,9 +220,9 @@ def test_autocast(dtype):
 def test_autocast_leaves_float64_alone():
     anl = ANL()
     tensors = make(anl)
-    expected = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+    expected = value_and_gradients(add_update, tensors, 1.7, anl)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = value_and_gradients(fused.add_update, tensors, 1.7, anl)
+        found = value_and_gradients(add_update, tensors, 1.7, anl)
     assert_same(found, expected, rtol=0, atol=0)
 
 
@@ -214,24 +230,24 @@ def test_autocast_leaves_float64_alone():
 def test_the_weights_of_sigma_in_another_precision(anl):
     *tensors, H, spline_weight = make(anl, dtype=torch.float32)
     weights = [t if t is None else t.detach().double().requires_grad_() for t in (H, spline_weight)]
-    expected = value_and_gradients(adapter.add_update, (*tensors, *weights), 1.7, anl)
-    assert_same(value_and_gradients(fused.add_update, (*tensors, *weights), 1.7, anl), expected, rtol=1e-4, atol=1e-4)
+    expected = value_and_gradients(formula, (*tensors, *weights), 1.7, anl)
+    assert_same(value_and_gradients(add_update, (*tensors, *weights), 1.7, anl), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_default_device_does_not_matter():
     anl = ANL(grid_size=7)
     tensors = make(anl, dtype=torch.float32)
-    expected = value_and_gradients(adapter.add_update, tensors, 1.7, anl)
-    rank_space._table.cache_clear()
+    expected = value_and_gradients(formula, tensors, 1.7, anl)
+    anl_aten._table.cache_clear()
     with torch.device("meta"):
-        out = fused.add_update(*tensors, 1.7, anl)
+        out = add_update(*tensors, 1.7, anl)
     torch.testing.assert_close(out, expected[0])
 
 
 def test_nan_shows():
     anl = ANL(None, "channelwise")
-    assert fused.sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()
-    assert fused.sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
+    assert sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()
+    assert sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
 
 
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
@@ -243,7 +259,7 @@ def test_infinite_arguments_are_outside_the_support(spline, order):
     H, W = (torch.randn(2, n, dtype=torch.float64, generator=generator).requires_grad_() for n in (2, anl.n_basis))
     expected = value_and_gradients(adaptive_nonlinear, (z, H, W), anl)
     assert all(t.isfinite().all() for t in (expected[0], *expected[1]))
-    assert_same(value_and_gradients(fused.sigma, (z, H, W), anl), expected, rtol=1e-10, atol=1e-11)
+    assert_same(value_and_gradients(sigma, (z, H, W), anl), expected, rtol=1e-10, atol=1e-11)
 
 
 # ---------------------------------------------------------------- when it is used
@@ -252,11 +268,11 @@ def test_infinite_arguments_are_outside_the_support(spline, order):
 def test_second_derivatives_are_refused(monkeypatch):
     anl = ANL()
     tensors = make(anl)
-    out = fused.add_update(*tensors, 1.0, anl).sum()
+    out = add_update(*tensors, 1.0, anl).sum()
     with pytest.raises(RuntimeError, match=r"no second derivatives.*AURORA_LORA_EAGER=1"):
         torch.autograd.grad(out, tensors[1], create_graph=True)
     monkeypatch.setenv("AURORA_LORA_EAGER", "1")
-    out = fused.add_update(*tensors, 1.0, anl).sum()
+    out = add_update(*tensors, 1.0, anl).sum()
     (gradient,) = torch.autograd.grad(out, tensors[1], create_graph=True)
     assert torch.isfinite(torch.autograd.grad(gradient.sum(), tensors[2])[0]).all()
 
@@ -266,7 +282,7 @@ def test_torch_func_takes_the_eager_path():
     result, x, A, B, H, W = (t.detach() for t in make(anl))
 
     def loss(A, x, result):
-        return fused.add_update(result, x, A, B, H, W, 1.0, anl).sum()
+        return add_update(result, x, A, B, H, W, 1.0, anl).sum()
 
     per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(A, x, result)
     expected = [torch.func.grad(loss)(A, x[i], result[i]) for i in range(2)]
@@ -276,8 +292,8 @@ def test_torch_func_takes_the_eager_path():
 @pytest.mark.parametrize("off", ["1", "0", ""])
 def test_the_environment_turns_it_off(monkeypatch, off):
     monkeypatch.setenv("AURORA_LORA_EAGER", off)
-    assert fused.is_fast(torch.ones(1)) == (off != "1")
-    assert not fused.is_fast(torch.ones(1, device="meta"))
+    assert choose(1, ANL(), torch.ones(1)) is (FORMULA if off == "1" else ATEN)
+    assert choose(1, ANL(), torch.ones(1, device="meta")) is FORMULA
 
 
 def test_a_hook_on_the_base_layer_is_called():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .peft_names import QuantizationBackend
 
 
-class KeptWeight:
+class OriginalWeight:
     """A base layer's weight, with its quantisation state, kept in main memory to be given back bit for bit.
 
     Args:

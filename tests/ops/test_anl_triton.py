@@ -20,9 +20,8 @@ from torch import nn
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aurora_lora import AuroraConfig
-from aurora_lora.ops import adapter, anl_op, fused
-from aurora_lora.ops.anl import ANL, adaptive_nonlinear
+from aurora_lora import AuroraConfig, ops
+from aurora_lora.ops import ANL, adaptive_nonlinear, add_update, anl_operator, dispatch, sigma
 
 CHECKS = Path(__file__).with_name("triton_checks.py")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -70,7 +69,7 @@ def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from aurora_lora.ops import triton_anl
+    from aurora_lora.ops.anl_triton import triton_backward, triton_forward
 
     class Driver:
         """As much of a device as compiling asks for."""
@@ -100,8 +99,8 @@ def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):
             (16, 33, torch.float32, ANL("relu")),
         ):
             du, z, H, W = make(anl, r, n, dtype)
-            triton_anl.forward(z, H, W, anl)
-            triton_anl.backward(du.T.contiguous().T, z, H, W, anl)
+            triton_forward(z, H, W, anl)
+            triton_backward(du.T.contiguous().T, z, H, W, anl)
     except Exception as error:
         if "linker" in str(error) and target[0] == "hip":
             pytest.skip(f"Triton {triton.__version__} comes without AMD's linker")
@@ -124,12 +123,13 @@ def make(anl, r=3, n=6, dtype=torch.float64):
 
 @pytest.mark.parametrize("anl", PARTS, ids=str)
 def test_the_operators_are_the_eager_formula(anl):
-    du, *tensors = make(anl)
+    du, z, *weights = make(anl)
+    du, *tensors = du.T, z.T, *weights
     leaves = [t for t in tensors if t is not None]
     for t in leaves:
         t.requires_grad_()
-    expected = adaptive_nonlinear(tensors[0].T, *tensors[1:], anl).T
-    found = anl_op.forward(*tensors, anl)
+    expected = adaptive_nonlinear(*tensors, anl)
+    found = anl_operator.operator_sigma(*tensors, anl)
     torch.testing.assert_close(found, expected)
     for a, b in zip(torch.autograd.grad(found, leaves, du), torch.autograd.grad(expected, leaves, du), strict=True):
         torch.testing.assert_close(a, b)
@@ -139,10 +139,10 @@ def test_the_operators_are_the_eager_formula(anl):
 @pytest.mark.parametrize("anl", [ANL(), ANL(None, "summed", skip=True), ANL("relu", None)], ids=str)
 def test_opcheck(anl, dtype):
     du, *tensors = make(anl, dtype=dtype)
-    flat = anl_op._flat(anl)
-    torch.library.opcheck(anl_op.anl_backward, (du, *tensors, *flat))
+    flat = anl_operator._flat(anl)
+    torch.library.opcheck(anl_operator.anl_backward, (du, *tensors, *flat))
     leaves = [None if t is None else t.requires_grad_() for t in tensors]
-    torch.library.opcheck(anl_op.anl_forward, (*leaves, *flat))
+    torch.library.opcheck(anl_operator.anl_forward, (*leaves, *flat))
 
 
 # ---------------------------------------------------------------- where they are used
@@ -151,7 +151,7 @@ def test_opcheck(anl, dtype):
 @pytest.fixture
 def with_operators(monkeypatch):
     """As if the CPU were a device that Triton compiles for."""
-    monkeypatch.setattr(anl_op, "runs_on", lambda *_: True)
+    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)
 
 
 class Operators(TorchDispatchMode):
@@ -170,7 +170,7 @@ def calls_of_sigma(r=2, anl=None, **where):
     anl = anl or ANL()
     z, H, W = torch.randn(4, r, **where), torch.randn(r, r, **where), torch.randn(r, anl.n_basis, **where)
     with Operators() as seen:
-        fused.sigma(z, H, W, anl)
+        sigma(z, H, W, anl)
     return seen.calls
 
 
@@ -195,11 +195,11 @@ def test_which_devices_triton_compiles_for(monkeypatch, triton, capability, expe
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(anl_op, "_can_launch", lambda: True)
-    anl_op.runs_on.cache_clear()
-    assert anl_op.runs_on("cuda", 0) == expected
-    assert not anl_op.runs_on("cpu", None)
-    anl_op.runs_on.cache_clear()
+    monkeypatch.setattr(dispatch, "_can_launch", lambda: True)
+    dispatch.triton_serves.cache_clear()
+    assert dispatch.triton_serves("cuda", 0) == expected
+    assert not dispatch.triton_serves("cpu", None)
+    dispatch.triton_serves.cache_clear()
 
 
 def test_an_image_without_a_compiler(monkeypatch):
@@ -215,20 +215,20 @@ def test_an_image_without_a_compiler(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    for cached in (anl_op.runs_on, anl_op._can_launch):
+    for cached in (dispatch.triton_serves, dispatch._can_launch):
         cached.cache_clear()
     with pytest.warns(UserWarning, match="Failed to find C compiler"):
-        assert not anl_op.runs_on("cuda", 0)
+        assert not dispatch.triton_serves("cuda", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not anl_op.runs_on("cuda", 1)
-    for cached in (anl_op.runs_on, anl_op._can_launch):
+        assert not dispatch.triton_serves("cuda", 1)
+    for cached in (dispatch.triton_serves, dispatch._can_launch):
         cached.cache_clear()
 
 
 def test_the_package_imports_without_triton():
     """Triton is imported in one file, and that file only by functions."""
-    source = Path(fused.__file__).parents[1]
+    source = Path(ops.__file__).parents[1]
     for path in source.rglob("*.py"):
         at_import = {
             f"{getattr(node, 'module', None) or ''}.{alias.name}"
@@ -236,7 +236,7 @@ def test_the_package_imports_without_triton():
             if isinstance(node, (ast.Import, ast.ImportFrom))
             for alias in node.names
         }
-        assert path.name == "triton_anl.py" or not any("triton" in name for name in at_import), path
+        assert path.name == "anl_triton.py" or not any("triton" in name for name in at_import), path
 
 
 @pytest.mark.usefixtures("with_operators")
@@ -254,10 +254,10 @@ def test_the_adapter_path_with_operators(anl, dtype):
     leaves = [t for t in tensors if t is not None]
     cotangent = torch.randn(2, 3, 7).to(dtype)
     with Operators() as seen:
-        found = fused.add_update(*tensors, 1.7, anl)
+        found = add_update(*tensors, 1.7, anl)
         gradients = torch.autograd.grad(found, leaves, cotangent)
     assert seen.calls == 2
-    expected = adapter.add_update(*tensors, 1.7, anl)
+    expected = result + 1.7 * adaptive_nonlinear(x @ A.T, H, W, anl) @ B.T
     tolerance = 1e-12 if dtype == torch.float64 else 3e-2
     for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, leaves, cotangent)), strict=True):
         assert (a - b).norm() <= tolerance * b.norm()

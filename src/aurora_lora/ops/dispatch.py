@@ -1,0 +1,125 @@
+"""Which implementation of sigma runs where: `IMPLEMENTATIONS` says it, `choose` looks it up.
+
+Each computes `anl.adaptive_nonlinear`. Another one is a file `anl_*.py` beside these, with tests against that formula,
+and an entry here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .anl import ANL, Derivatives, Kept, adaptive_nonlinear
+from .anl_aten import aten_backward, aten_forward
+from .anl_operator import operator_backward, operator_forward, operator_sigma
+
+EAGER = "AURORA_LORA_EAGER"
+"""The environment variable that, set to 1, has the formula computed everywhere."""
+
+MAX_RANK = 64
+MAX_WEIGHTS = 4096
+"""More rows of the rank space, or more entries of W_s, do not fit into a kernel's registers."""
+
+
+class Differentiable(NamedTuple):
+    """sigma on (..., r), whose derivatives autograd finds: (z, H, W_s, anl) -> u."""
+
+    sigma: Callable[[Tensor, Tensor | None, Tensor | None, ANL], Tensor]
+
+
+class ByHand(NamedTuple):
+    """sigma on (r, n) with its derivatives written out, for the autograd functions of `update.py`.
+
+    forward: (z, H, W_s, anl) -> u, and what backward wants; backward: (du, H, W_s, kept, anl) -> u, dz, dH, dW_s.
+    """
+
+    forward: Callable[[Tensor, Tensor | None, Tensor | None, ANL], tuple[Tensor, Kept]]
+    backward: Callable[[Tensor, Tensor | None, Tensor | None, Kept, ANL], Derivatives]
+
+
+FORMULA = Differentiable(adaptive_nonlinear)
+ATEN = ByHand(aten_forward, aten_backward)
+KERNEL = ByHand(operator_forward, operator_backward)
+OPERATOR = Differentiable(operator_sigma)  # torch.compile sees one call each way, with the same kernels in it
+
+IMPLEMENTATIONS: dict[str, tuple[Differentiable | ByHand, Differentiable | ByHand]] = {
+    #                on a GPU that Triton serves   elsewhere
+    "eager mode": (KERNEL, ATEN),
+    "torch.compile": (OPERATOR, FORMULA),  # Inductor makes one function of the formula on a CPU, on a GPU several
+    "anything else": (FORMULA, FORMULA),
+}
+
+
+def choose(r: int, anl: ANL, *tensors: Tensor | None) -> Differentiable | ByHand:
+    """The implementation of sigma, of rank r, for a call with these tensors; the first one is on the call's device."""
+    with_kernel, elsewhere = IMPLEMENTATIONS[_how_it_runs(*tensors)]
+    return with_kernel if with_kernel is not elsewhere and _has_kernel(tensors[0], r, anl) else elsewhere
+
+
+def _how_it_runs(*tensors: Tensor | None) -> str:
+    """Anything else: torch.export, whose program should run without this package, the transforms of torch.func,
+    subclasses of Tensor (DTensor, fake tensors), meta tensors, and where AURORA_LORA_EAGER=1 is set.
+    """
+    if _is_off():
+        return "anything else"
+    for t in tensors:
+        if t is not None and (type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta):
+            return "anything else"
+    if torch.compiler.is_compiling():
+        return "anything else" if _is_exporting() else "torch.compile"
+    return "anything else" if torch._C._are_functorch_transforms_active() else "eager mode"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_off() -> bool:
+    return os.environ.get(EAGER, "0") not in ("", "0")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_exporting() -> bool:
+    """Asked while it traces: traced itself, `is_exporting` is always true up to torch 2.10. 2.6 cannot tell."""
+    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
+    return asked is None or asked()
+
+
+def _has_kernel(z: Tensor | None, r: int, anl: ANL) -> bool:
+    assert z is not None
+    fits = r <= MAX_RANK and r * anl.n_basis <= MAX_WEIGHTS
+    return fits and not anl.is_identity and _triton_serves(z.device.type, z.device.index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _triton_serves(device: str, index: int | None) -> bool:
+    return triton_serves(device, index)
+
+
+@lru_cache(maxsize=64)
+def triton_serves(device: str, index: int | None) -> bool:
+    """Whether Triton is there and compiles for this device: AMD's, and Nvidia's from Volta on."""
+    if device != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    new_enough = torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (7, 0)
+    return new_enough and _can_launch()
+
+
+@lru_cache(maxsize=1)
+def _can_launch() -> bool:
+    """Whether Triton can talk to the GPU: older ones build a library for that, and an image may lack a C compiler."""
+    try:
+        # no launch: this is also asked while a graph is traced, where there are no real tensors
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except Exception as error:  # whatever a compiler, a loader or a driver raises
+        warnings.warn(
+            f"Triton cannot be used here, and AuroRA's layers are slower without it: {error or type(error).__name__}",
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -1,0 +1,37 @@
+"""The AuroRA layers of a model, and the adapters that are active in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .config import AuroraConfig
+from .layer import AuroraLayer
+
+
+def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
+    """(name, layer) of each AuroRA layer of a model, in the order of the model."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLayer))
+
+
+def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
+    """The configs of the active AuroRA adapters of a model, by name."""
+    names = active_adapters(model)
+    return {n: layer.aurora_config[n] for _, layer in aurora_layers(model) for n in names if n in layer.aurora_config}
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """The names of the AuroRA adapters that are active in a model.
+
+    Raises:
+        ValueError: the model has no AuroRA layer.
+    """
+    names: dict[str, None] = {}
+    found = False
+    for _, layer in aurora_layers(model):
+        found = True
+        names.update(dict.fromkeys(name for name in layer.active_adapters if name in layer.aurora_A))
+    if not found:
+        raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
+    return list(names)

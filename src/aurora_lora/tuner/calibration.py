@@ -1,0 +1,186 @@
+"""`Calibration`: the calibrated matrix of one adapter of one layer, and how it is known to belong to the weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import FormError, NotCalibratedError, StaleCalibrationError
+from .config import AuroraConfig
+from .offloaded import AdapterBuffers, AdapterParameters
+from .tensors import gathered, ordinary_tensors
+
+BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
+"""The names by which a layer holds the two tensors of its calibrations, and files have them."""
+
+WAYS_OUT = (
+    "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
+    "aurora_lora.set_form(model, 'static')"
+)
+
+# An adapter may be saved, loaded or cast in any of these: each has its own hash, so that a cast's rounding is not taken
+# for training.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Calibration:
+    """A_cal (r, d_in) of one adapter of one layer: there or not, fresh or stale, and what loading does with it.
+
+    The matrix and the fingerprint of the weights that it was made from, (3,) int64, are buffers of the layer, so that
+    PEFT saves, loads, moves and deletes them with the adapter. Empty buffers (all zero) are room for what a checkpoint
+    brings. The config's `calibrated` says in the adapter's file that there is a matrix.
+
+    Args:
+        adapter_name: the adapter.
+        config: its settings.
+        weights: where the layer holds A, H and W_s, which the matrix depends on (not B).
+        buffers: where it holds the matrices and the fingerprints.
+    """
+
+    def __init__(
+        self,
+        adapter_name: str,
+        config: AuroraConfig,
+        weights: Sequence[AdapterParameters],
+        buffers: tuple[AdapterBuffers, AdapterBuffers],
+    ) -> None:
+        self.adapter_name = adapter_name
+        self.config = config
+        self._weights = weights
+        self._matrices, self._fingerprints = buffers
+        self.is_fresh = False
+        """Whether the matrix belonged to the weights when this was last checked."""
+        self.is_awaited = False
+        """Whether the config spoke of a matrix that is still to be loaded."""
+        self._lacking: list[str] = []
+
+    def _sigma_weights(self) -> list[Tensor]:
+        return [holder[self.adapter_name] for holder in self._weights if self.adapter_name in holder]
+
+    @property
+    def exists(self) -> bool:
+        """Whether a matrix was ever stored, fresh or stale."""
+        return self.has_room and bool(self._fingerprints[self.adapter_name].any())
+
+    def check(self) -> bool:
+        """Whether there is a matrix that belongs to the adapter's present weights; `is_fresh` remembers the answer."""
+        self.is_fresh = self.has_room and _matches(self._fingerprints[self.adapter_name], self._sigma_weights())
+        return self.is_fresh
+
+    def fresh_matrix(self) -> Tensor:
+        """A_cal, (r, d_in).
+
+        Raises:
+            FormError: the adapter was trained in the static form, and needs none.
+            NotCalibratedError, StaleCalibrationError: there is none, or an outdated one.
+        """
+        name = f"Adapter {self.adapter_name!r}"
+        if self.config.train_form == "static":
+            raise FormError(f"{name} was trained in the static form, which is its only one.")
+        if not self.exists:
+            raise NotCalibratedError(f"{name} is not calibrated: {WAYS_OUT}.")
+        if not self.check():
+            raise StaleCalibrationError(
+                f"{name} was trained after it was calibrated, the calibrated matrix is outdated: {WAYS_OUT}."
+            )
+        matrix: Tensor = self._matrices[self.adapter_name]
+        return matrix
+
+    # ---------------------------------------------------------------- storing
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the buffers are there, filled or empty."""
+        return self.adapter_name in self._matrices
+
+    @ordinary_tensors()
+    def make_room(self) -> None:
+        """Empty buffers, unless they are there: PEFT drops the keys of a checkpoint that the model does not have."""
+        if self.has_room:
+            return
+        A = self._weights[0][self.adapter_name]
+        device = "cpu" if A.is_meta else A.device  # PEFT moves buffers also while the parameters are still on meta
+        self._matrices[self.adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
+        self._fingerprints[self.adapter_name] = torch.zeros(3, dtype=torch.int64, device=device)
+
+    @ordinary_tensors()
+    def store(self, matrix: Tensor) -> None:
+        """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
+        A = self._weights[0][self.adapter_name]
+        self._matrices[self.adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype, copy=True)
+        self._fingerprints[self.adapter_name] = _fingerprint(self._sigma_weights()).to(A.device)
+        self.is_fresh, self.is_awaited = True, False
+        self.config.calibrated = True
+
+    def take(self) -> tuple[bool, list[Tensor]]:
+        """Take the buffers away. What is returned is for `give_back`; the config is left to the caller."""
+        self.is_fresh = False
+        both = (self._matrices, self._fingerprints) if self.has_room else ()
+        return self.config.calibrated, [buffers.pop(self.adapter_name) for buffers in both]
+
+    def give_back(self, taken: tuple[bool, list[Tensor]]) -> None:
+        """Undo `take`, whatever was stored since."""
+        self.take()
+        self.config.calibrated, held = taken
+        if held:
+            self._matrices[self.adapter_name], self._fingerprints[self.adapter_name] = held
+            self.check()
+
+    # ---------------------------------------------------------------- loading a layer's state
+
+    def before_load(self, state_dict: Mapping[str, Tensor], prefix: str, errors: list[str]) -> None:
+        """Make room for a matrix that the state has; remember which keys it lacks beside the adapter's weights."""
+        matrix, fingerprint = keys = [f"{prefix}{buffer}.{self.adapter_name}" for buffer in BUFFERS]
+        self._lacking = []
+        if (matrix in state_dict) != (fingerprint in state_dict):
+            errors.append(f"{matrix} and {fingerprint} belong together: the state has only one of them.")
+        elif matrix in state_dict:
+            self.make_room()
+            self.is_awaited = False
+            self.config.calibrated = True
+        elif f"{prefix}aurora_A.{self.adapter_name}" in state_dict and self.has_room:
+            self._lacking = keys
+
+    def after_load(self, missing_keys: list[str]) -> None:
+        """Does the matrix belong to the weights that were loaded? One that the state lacks goes if it does not."""
+        fresh = self.check()
+        if self._lacking and not fresh:
+            self.take()
+            self.config.calibrated = False
+        for key in self._lacking:
+            if key in missing_keys:
+                missing_keys.remove(key)
+        self._lacking = []
+
+
+def _fingerprint(weights: Sequence[Tensor]) -> Tensor:
+    """(3,) int64 on the CPU: one hash of the values of `weights` for each of float32, bfloat16 and float16."""
+    full = [gathered(w) for w in weights]
+    return torch.tensor([_hash(full, dtype) for dtype in _DTYPES], dtype=torch.int64, device="cpu")
+
+
+def _matches(stored: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether `stored` is the fingerprint of `weights`, or of weights that were rounded to them by a cast.
+
+    A hash of a lower precision counts only where every value is exact in that precision, as it is after a cast.
+    """
+    if any(w.is_meta for w in weights) or stored.is_meta:
+        return False
+    weights = [gathered(w) for w in weights]
+    for dtype, value in zip(_DTYPES, stored.tolist(), strict=True):
+        exact = dtype is torch.float32 or all(torch.equal(w.to(dtype).to(w.dtype), w) for w in weights)
+        if exact and _hash(weights, dtype) == value:
+            return True
+    return False
+
+
+def _hash(weights: Sequence[Tensor], dtype: torch.dtype) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for weight in weights:
+        # a copy: numpy() would pin the storage of a parameter that FSDP resizes
+        copied = weight.detach().to("cpu", dtype, copy=True).contiguous()
+        digest.update(copied.view(torch.uint8).numpy().tobytes())
+    return int.from_bytes(digest.digest(), "little", signed=True)
