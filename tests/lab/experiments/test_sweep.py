@@ -117,6 +117,15 @@ def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_pa
         load_study(write(settings=[full]))
 
 
+def test_each_seed_may_have_its_own_split(write: Callable[..., Path]) -> None:
+    for wanted, splits in ((False, [7, 7]), (True, [0, 1])):
+        study = load_study(write(split_by_seed=wanted))
+        study.base["task"]["split_seed"] = 7
+        recipes = [study.recipe(study.settings[0], {}, seed) for seed in (0, 1)]
+        assert [recipe.task.split_seed for recipe in recipes] == splits
+        assert [recipe.seed for recipe in recipes] == [0, 1]
+
+
 def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
     study = load_study(write(tuning={"budget": 3, "space": {"training.learning_rate": [1e-3, 3e-2, 1e-1]}}))
     sweep = Sweep(study, tmp_path / "out", InProcess(fake))

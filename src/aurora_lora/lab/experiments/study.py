@@ -151,6 +151,8 @@ class Study(Section):
     base: dict[str, Any]
     tuning: Tuning
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0, 1, 2, 3, 4)
+    split_by_seed: bool = False
+    """Whether each seed has its own split of the data, too: `task.split_seed` is the seed."""
     settings: Annotated[tuple[Setting, ...], Field(min_length=1, strict=False)]
     questions: Annotated[tuple[Question, ...], Field(strict=False)] = ()
 
@@ -198,6 +200,8 @@ class Study(Section):
         for field, value in {**setting.fields, **chosen}.items():
             set_field(values, field, value)
         values["seed"] = seed
+        if self.split_by_seed:
+            set_field(values, "task.split_seed", seed)
         return validate(values, f"{self.name}, setting {setting.name}")
 
 
