@@ -20,6 +20,7 @@ from make.calibration import calibration_curve, calibration_table, cost_table
 from make.conformance import conformance_tables
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table
+from make.recipe_fields import recipe_fields
 from make.reliability import reliability_tables
 from make.tables import (
     causal_lm_table,
@@ -51,6 +52,8 @@ def figures(section: Section) -> list[str]:
 
 
 def main() -> None:
+    for name, text in recipe_fields().items():
+        insert(ROOT / "docs" / "recipe.md", name, text)
     results = load_results([RESULTS / "forms"])
     insert(PAGE, "forms", forms_table(results))
     save(forms_figure(results), FIGURES / "forms")

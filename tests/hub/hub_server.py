@@ -6,8 +6,10 @@ beside it, `NAME@REVISION` with `%2F` for each slash. A repository in `gated` wa
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +39,12 @@ class Hub(ThreadingHTTPServer):
         """The method and the path of each request so far."""
         self.unanswered: list[str] = []
         """Those that it does not know how to answer."""
+        self.private: dict[str, bool] = {}
+        """The repositories that were made here."""
         self._hashes: dict[tuple[Path, int], str] = {}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that ends while it is connected is no error here."""
 
     @property
     def url(self) -> str:
@@ -132,7 +139,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         if parts[0] == "api" and len(parts) >= 4 and parts[1] in ("models", "datasets"):
-            self._api(parts[1], "/".join(parts[2:4]), parts[4:], body, parse_qs(url.query))
+            if self.command == "POST" and parts[4] in ("preupload", "commit"):
+                self._push(parts[1], "/".join(parts[2:4]), parts[4], body)
+            else:
+                self._api(parts[1], "/".join(parts[2:4]), parts[4:], body, parse_qs(url.query))
+        elif parts == ["api", "validate-yaml"]:
+            base = re.search(r"^base_model: (.*)$", json.loads(body)["content"], re.MULTILINE)
+            fits = base is None or re.fullmatch(r"[\w.-]+/[\w.-]+", base[1]) is not None
+            wrong = [] if fits else [{"message": '"base_model" must be the id of a model'}]
+            self._send(200 if fits else 400, {"errors": wrong, "warnings": []})
+        elif parts == ["api", "repos", "create"] and self._may_write():
+            wanted = json.loads(body)
+            name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+            self.server.private.setdefault(name, wanted.get("visibility") == "private" or bool(wanted.get("private")))
+            (self.server.root / f"{wanted.get('type', 'model')}s" / name).mkdir(parents=True, exist_ok=True)
+            self._send(200, {"url": f"{self.server.url}/{name}", "name": name})
         elif "resolve" in parts[2:4]:
             kind = "datasets" if parts[0] == "datasets" else "models"
             at = parts.index("resolve")
@@ -167,6 +188,30 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.server.unanswered.append(f"{self.command} {self.path}")
             self._send(404, {"error": f"the stand-in does not answer {self.command} {self.path}"})
+
+    def _may_write(self) -> bool:
+        """Whether the token allows it; or the hub's refusal is sent."""
+        allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if not allowed:
+            self._send(401, {"error": "Invalid username or password."})
+        return allowed
+
+    def _push(self, kind: str, name: str, what: str, body: bytes) -> None:
+        """What comes before a commit, and a commit, its files in its lines."""
+        if not self._may_write():
+            return
+        if what == "preupload":
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._send(200, {"files": [{"path": one["path"], **how} for one in json.loads(body)["files"]]})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                path = self.server.root / kind / name / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = _Repository(self.server, kind, name, "main").commit
+        self._send(
+            200, {"success": True, "commitOid": commit, "commitUrl": f"{self.server.url}/{name}/commit/{commit}"}
+        )
 
     def _file(self, kind: str, name: str, revision: str, path: str) -> None:
         if (found := self._open(kind, name, revision, True)) is None:

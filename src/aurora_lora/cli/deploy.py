@@ -235,6 +235,33 @@ def export(
         print(f"wrote {written}: a plain LoRA adapter, {used} form, {dtype}")
 
 
+def push(
+    folder: RunFolder,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the repository; it is made if need be.")],
+    form: Annotated[
+        str | None,
+        typer.Option("--form", help="export: the plain LoRA, the default where there is one; adapter: as trained."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a run's adapter, with its card and tokenizer, to the Hugging Face hub, or to HF_ENDPOINT.
+
+    `hf auth login`, or HF_TOKEN, says who pushes.
+    """
+    from aurora_lora.training.finished_run import load_run
+    from aurora_lora.training.push import push as upload
+
+    run = load_run(folder)
+    progress_bars()
+    with stderr().status(f"pushing to {repo}"):
+        address, what = upload(run, repo, form, private=private)
+    if as_json:
+        print_json({"repository": repo, "form": what, "url": address})
+    else:
+        print(f"pushed the {what} of {folder}: {address}")
+
+
 def _subject_run(folder: Path) -> Any:
     """The run of subject-driven generation in a folder, or None."""
     from aurora_lora.training.finished_run import is_subject_run
@@ -248,4 +275,4 @@ def _subject_run(folder: Path) -> Any:
     return load_subject_run(folder)
 
 
-COMMANDS = (merge, gap, sigma, export)
+COMMANDS = (merge, gap, sigma, export, push)

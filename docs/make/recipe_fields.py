@@ -1,0 +1,96 @@
+"""Tables of every field of a recipe, from the classes that validate it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.text_table import TextTable
+from aurora_lora.training.recipe import MethodSection, Recipe
+
+WORDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
+RECIPES = {"recipe": Recipe, "recipe of a subject": SubjectRecipe}
+
+
+def recipe_fields() -> dict[str, str]:
+    """A table for each section of each kind of recipe, with headings, by the kind."""
+    return {name: "\n\n".join(_tables(recipe, "")) for name, recipe in RECIPES.items()}
+
+
+def _tables(section: type[BaseModel], at: str) -> list[str]:
+    """The table of a section, and after it those of the sections in it."""
+    words = _docstrings(section)
+    table = TextTable("", ["field", "is", "default", ""], align="llll")
+    below: list[str] = []
+    for name, field in section.model_fields.items():
+        own = field.alias or name
+        if (inner := _section(field.annotation)) is not None and inner is not MethodSection:
+            below += _tables(inner, f"{at}{own}.")
+        table.rows.append([f"`{own}`", _is(field.annotation), _default(field), _cell(words.get(name, ""))])
+    about = _cell(inspect.getdoc(section) or "")
+    title = f"### `{at.rstrip('.')}`\n\n{about}\n\n" if at else ""
+    return [title + table.markdown(), *below]
+
+
+def _docstrings(section: type[BaseModel]) -> dict[str, str]:
+    """What stands below each field in the source, of the class and of those that it extends."""
+    found: dict[str, str] = {}
+    for owner in reversed(section.__mro__):
+        if not issubclass(owner, BaseModel) or owner is BaseModel:
+            continue
+        (node,) = ast.parse(inspect.getsource(owner)).body
+        assert isinstance(node, ast.ClassDef)
+        for one, after in zip(node.body, node.body[1:], strict=False):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and is_text:
+                found[one.target.id] = str(after.value.value)  # type: ignore[attr-defined]
+    return found
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The members of a union, without None and without what pydantic is told beside them."""
+    if get_origin(annotation) is Annotated:
+        return _parts(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [part for one in get_args(annotation) for part in _parts(one)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return next((one for one in _parts(annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _is(annotation: Any) -> str:
+    """What a field takes, for people."""
+    shown = []
+    for one in _parts(annotation):
+        if get_origin(one) is Literal:
+            shown += [f"`{value}`" for value in get_args(one)]
+        elif get_origin(one) is tuple:
+            shown.append(f"list of {_is(get_args(one)[0])}")
+        elif isinstance(one, type) and issubclass(one, BaseModel):
+            shown.append("name or section" if "name" in one.model_fields else "section")
+        else:
+            shown.append(WORDS.get(one, getattr(one, "__name__", str(one))))
+    return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined:
+        return "must be given"
+    value = field.default
+    if isinstance(value, BaseModel):
+        return "as below"
+    if value is None or value == ():
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,85 @@
+"""A run's adapter on the Hugging Face hub, or on what `HF_ENDPOINT` names in its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from huggingface_hub import HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from ..errors import ArgumentError, UserError
+from ..tasks._loading import reason
+from ..tasks.models import MODELS
+from .card import CARD
+from .finished_run import TrainedRun
+from .storage import ADAPTER, LORA
+
+What = Literal["export", "adapter"]
+CONFIG = "adapter_config.json"
+
+
+def push(run: TrainedRun, repo: str, what: str | None = None, *, private: bool = False) -> tuple[str, What]:
+    """Upload a run's adapter with its card and its tokenizer or image processor; the repository is made if need be.
+
+    Args:
+        run: which.
+        repo: `owner/name` on the hub.
+        what: `"export"`, an AuroRA adapter as a plain LoRA, or `"adapter"`, as it was trained; the first if None, where
+            the run has one.
+        private: whether a new repository is seen by its owner alone.
+
+    Returns:
+        The address of the commit, and what was uploaded.
+
+    Raises:
+        UserError: the run has no such export, nobody is logged in, or the hub refuses or does not answer.
+    """
+    has_export = (run.folder / LORA).is_dir()
+    chosen: What = "export" if what == "export" or (what is None and has_export) else "adapter"
+    if what not in (None, *get_args(What)):
+        raise ArgumentError(f"`form` {what!r} is not one of {', '.join(get_args(What))}")
+    if chosen == "export" and not has_export:
+        raise ArgumentError(f"{run.folder} has no plain LoRA ({LORA}/): `form` adapter pushes its adapter as it is")
+    if get_token() is None:
+        raise UserError("nobody is logged in to the hub: `hf auth login`, or HF_TOKEN, says who pushes")
+    api = HfApi(library_name="aurora-lora")
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        _stage(run, staged, chosen)
+        try:
+            name = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            message = f"{run.recipe.name}: {run.recipe.method.name}, {chosen}"
+            done = api.upload_folder(repo_id=name, folder_path=staged, commit_message=message)
+        except OfflineModeIsEnabled as error:
+            raise UserError("HF_HUB_OFFLINE is set: nothing can be pushed") from error
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise UserError(f"{repo} at {api.endpoint}: {reason(error)}") from error
+        except Exception as error:  # of the client's own transport, whichever that is
+            if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+                raise
+            raise UserError(f"{api.endpoint} does not answer: {reason(error)}") from error
+    return str(done.commit_url), chosen
+
+
+def _stage(run: TrainedRun, folder: Path, what: What) -> None:
+    """Copy what is pushed, with a base model that others can find, or none."""
+    for path in (run.folder / ADAPTER).iterdir():  # the tokenizer goes with an export, too
+        if what == "adapter" or not path.name.startswith(("adapter", CARD)):
+            shutil.copy2(path, folder)
+    if what == "export":
+        shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
+    source, is_local = MODELS.get(run.recipe.model), Path(run.recipe.model).expanduser().exists()
+    if (folder / CONFIG).exists() and (source is not None or is_local):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = source.hub_id if source is not None else None
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    if source is None and is_local:
+        card = ModelCard.load(folder / CARD)
+        data: Any = card.data
+        data.base_model = None  # a path of this machine, which the hub would refuse
+        data.tags = [tag for tag in data.tags or () if not tag.startswith("base_model:")]
+        card.save(folder / CARD)

@@ -1,0 +1,98 @@
+"""`aurora push` to a stand-in of the hub."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from huggingface_hub import constants
+from peft import PeftConfig
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.training import yaml_text
+from aurora_lora.training.recipe import load_recipe
+from aurora_lora.training.run import train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
+
+from hub_server import TOKEN, serving
+
+CHILD = """import sys
+from aurora_lora.cli import main
+sys.path.insert(0, sys.argv.pop(1))
+import tiny
+tiny.register()
+main()"""
+Push = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pushed")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(tiny.save_model(folder / "model"))), encoding="utf-8")
+    return train(load_recipe(recipe, ["training.epochs=1"]), folder / "run").folder
+
+
+@pytest.fixture
+def push(run: Path, monkeypatch: pytest.MonkeyPatch) -> Push:
+    """`push(endpoint, *args)` in this process, whose client has read its settings already."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def invoke(endpoint: str, *args: str, token: str = TOKEN) -> Any:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setenv("HF_TOKEN", token)
+        return CliRunner().invoke(cli.app, ["push", str(run), *args])
+
+    return invoke
+
+
+def test_both_forms(run: Path, tmp_path: Path, push: Push) -> None:
+    with serving(tmp_path / "hub") as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), "push", str(run)]
+        command += ["someone/reviews", "--private"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"pushed the export of {run}: {hub.url}/someone/reviews/commit/")
+        other = push(hub.url, "someone/adapter", "--form", "adapter", "--json")
+        assert json.loads(other.stdout)["form"] == "adapter"
+        assert hub.private == {"someone/reviews": True, "someone/adapter": False}
+        assert not [one for one in hub.unanswered if "agent-harnesses" not in one]  # the client introduces itself
+    export, adapter = (tmp_path / "hub" / "models" / "someone" / name for name in ("reviews", "adapter"))
+    for folder, kind, weights in ((export, "LORA", run / "lora"), (adapter, "AURORA", run / "adapter")):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["peft_type"], config["base_model_name_or_path"]) == (kind, None)  # a folder of this machine
+        name = "adapter_model.safetensors"
+        assert (folder / name).read_bytes() == (weights / name).read_bytes()
+        assert (folder / "tokenizer.json").exists()
+        assert "## Scores" in (folder / "README.md").read_text()
+    assert PeftConfig.from_pretrained(str(export)).peft_type == "LORA"
+
+
+def test_what_cannot_be_pushed(run: Path, tmp_path: Path, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path / "hub") as hub:
+        stranger = push(hub.url, "someone/reviews", token="hf_other")
+        odd = push(hub.url, "a/b/c")
+        form = push(hub.url, "someone/reviews", "--form", "merged")
+        with monkeypatch.context() as patch:
+            patch.setattr("aurora_lora.training.push.get_token", lambda: None)
+            nobody = push(hub.url, "someone/reviews")
+        url = hub.url
+    closed = push("http://127.0.0.1:9", "someone/reviews")
+    for done, message in (
+        (nobody, "nobody is logged in to the hub: `hf auth login`, or HF_TOKEN, says who pushes"),
+        (stranger, f"someone/reviews at {url}: "),
+        (odd, f"a/b/c at {url}: "),
+        (form, "--form 'merged' is not one of export, adapter"),
+        (closed, "http://127.0.0.1:9 does not answer: "),
+    ):
+        assert done.exit_code == 2, done.output
+        assert done.stderr.startswith(message), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
