@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.report.catalogue import figures_of
-from aurora_lora.lab.report.figures import forms_figure, gap_figure, save
+from aurora_lora.lab.report.figures import about, forms_figure, gap_figure, save
 from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
 from aurora_lora.lab.report.tables import forms_table, insert, load_results
@@ -16,6 +17,7 @@ from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
 from aurora_lora.lab.report.trajectory import trajectories_figure
 from aurora_lora.tasks import TASKS
+from aurora_lora.training.recipe import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.conformance import conformance_tables
 from make.performance import parts
@@ -54,16 +56,16 @@ def figures(section: Section) -> list[str]:
 def main() -> None:
     for name, text in recipe_fields().items():
         insert(ROOT / "docs" / "recipe.md", name, text)
+    for old in FIGURES.glob("study-*"):
+        old.unlink()  # a figure may no longer apply
     results = load_results([RESULTS / "forms"])
     insert(PAGE, "forms", forms_table(results))
     save(forms_figure(results), FIGURES / "forms")
     for curve in read(RESULTS / "calibration", "curve.json"):
         insert(PAGE, "curve", calibration_table(curve))
         trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
-        save(
-            calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)}),
-            FIGURES / "calibration-inputs",
-        )
+        drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
+        save(about(drawn, f"{results[0]['task']}, {results[0]['model']}"), FIGURES / "calibration-inputs")
     if costs := read(RESULTS / "calibration", "cost-*.json"):
         insert(PAGE, "cost", cost_table(costs))
     if language := read(RESULTS / "causal-lm", "*.json"):
@@ -100,12 +102,14 @@ def main() -> None:
             continue  # it only chooses the learning rates of other recipes
         shown = [study_page(section.study), *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
+    recipe = find("figure2", "recipe").values()
+    subject = f"{task_name(recipe)}, {name_of('model', recipe)}"
     for record in read(RESULTS / "figures", "sigma.json"):
-        save(sigma_figure(record), FIGURES / "sigma")
+        save(about(sigma_figure(record), subject), FIGURES / "sigma")
     if gaps := read(RESULTS / "figures", "gap-*.json"):
-        save(gap_figure(*gaps), FIGURES / "gap")
+        save(about(gap_figure(*gaps), subject), FIGURES / "gap")
     for record in read(RESULTS / "figures", "updates.json"):
-        save(trajectories_figure(record), FIGURES / "updates")
+        save(about(trajectories_figure(record), subject), FIGURES / "updates")
         shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
         insert(ROOT / "docs" / "figures.md", "updates", f"{shown}\n\n{lengths_table(record)}")
     for record in read(RESULTS / "reproduce", "*.json"):

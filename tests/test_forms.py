@@ -5,6 +5,7 @@ from torch import nn
 
 from aurora_lora import AuroraConfig, FormError, calibrate, set_form
 from aurora_lora.forms import FORMS, MERGED, form_named
+from aurora_lora.lab.report.colours import FORM_STYLES
 from aurora_lora.training.results import score_table
 
 
@@ -34,7 +35,7 @@ def test_the_order_is_that_of_the_table() -> None:
 
 def test_forms_look_and_are_called_differently() -> None:
     for key in ("color", "marker", "linestyle"):
-        assert len({form.style[key] for form in FORMS.values()}) == len(FORMS)
+        assert len({FORM_STYLES[form][key] for form in FORMS}) == len(FORMS)
     for key in ("title", "label", "description"):
         assert len({getattr(form, key) for form in FORMS.values()}) == len(FORMS)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from aurora_lora.forms import FORMS, REFERENCE_FORM, form_named
-from aurora_lora.lab.report.figures import legend_above, new_figure
+from aurora_lora.forms import CALIBRATED, FORMS, REFERENCE_FORM, form_named
+from aurora_lora.lab.report.colours import FORM_STYLES
+from aurora_lora.lab.report.figures import legend, new_figure
 from aurora_lora.lab.report.tables import SHOWN, finite, spread
 from aurora_lora.text_table import TextTable
 
@@ -69,12 +70,12 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
         means = [statistics.fmean(groups[size]) for size in sizes]
         low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
         high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
-        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORMS["calibrated"].style)
+        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORM_STYLES[CALIBRATED])
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel("calibration inputs")
         ax.set_ylabel(label)
     axes[0].axhline(100 * trained["accuracy"], color="#000000", linewidth=0.8, label=FORMS[REFERENCE_FORM].title)
     axes[1].set_yscale("log")
-    legend_above(figure, axes[0])
+    legend(figure, axes[0])
     return figure

@@ -4,7 +4,8 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from aurora_lora.lab.report.figures import legend_above, new_figure
+from aurora_lora.lab.report.colours import GREY, colour
+from aurora_lora.lab.report.figures import legend, new_figure
 from aurora_lora.text_table import TextTable
 
 SHOWN = {"lora": "LoRA r=8", "dora": "DoRA r=8", "aurora": "AuroRA r=2"}
@@ -50,19 +51,20 @@ def merges_table(records: list[dict]) -> str:
 def merges_by_bits(records: list[dict]) -> Figure:
     """KL divergence of the merged model from the unmerged one, one point a seed."""
     groups = by_adapter(records)
-    ways = {"nearest": ("#D55E00", "x"), "calibrated, other texts": ("#56B4E9", "^"), "calibrated": ("#0072B2", "o")}
+    markers = {"nearest": "x", "calibrated, other texts": "^", "calibrated": "o"}
+    labels = {"nearest": "nearest values", "calibrated, other texts": "calibrated on other texts"}
     figure, (ax,) = new_figure(1, 6.4, 1.0 + 0.36 * len(groups))
-    for way, (colour, marker) in ways.items():
-        for place, group in enumerate(groups.values()):
-            values = [record[way]["kl"] for record in group]
-            label = {"nearest": "nearest values", "calibrated": "calibrated"}.get(way, "calibrated on other texts")
-            ax.plot(values, [place] * len(values), marker, color=colour, alpha=0.7, label=label if place == 0 else None)
+    for merge, marker in markers.items():
+        for place, ((method, _), group) in enumerate(groups.items()):
+            values = [record[merge]["kl"] for record in group]
+            ax.plot(values, [place] * len(values), marker, color=colour(method), alpha=0.7)
+        ax.plot([], [], marker, color=GREY, label=labels.get(merge, merge))
     ax.set_xscale("log")
     ax.set_yticks(range(len(groups)), [f"{SHOWN[method]}, {bits} bits" for method, bits in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel("KL divergence from the unmerged adapter, nats a token", fontsize=9)
     ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
-    legend_above(figure, ax)
+    legend(figure, ax)
     return figure
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from aurora_lora.files import NOT_FINITE
-from aurora_lora.lab.report.study import chosen_values, every_answer, mean_and_std, metric_names, trained_parameters
+from aurora_lora.lab.report.study import study_tables
 from aurora_lora.lab.report.tables import count, spread
 from aurora_lora.tasks import Task
-from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 from aurora_lora.training.kinds import kind_of
 
@@ -138,18 +136,4 @@ def lengths_table(record: Mapping[str, Any]) -> str:
 
 def study_page(summary: Mapping[str, Any]) -> str:
     """The study as Markdown: the answers, then every setting in every form."""
-    metrics, tables = metric_names(summary), []
-    for metric, answered in every_answer(summary):
-        table = TextTable("", ["question", "first", "second", f"{metric}, difference", "95% interval"], align="lllr")
-        table.rows += [[one.ask, one.first, one.second, *one.cells()] for one in answered]
-        tables.append(table)
-    heads = [metric_named(metric).column for metric in metrics]
-    table = TextTable("", ["setting", "params", "chosen", "form", *heads, "seeds", "training s"], align="lrllr")
-    for setting in summary["settings"]:
-        chosen = chosen_values(summary, setting)
-        params = trained_parameters(setting)
-        seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
-        for form, scores in setting["by_form"].items():
-            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
-            table.rows.append([setting["name"], params, chosen, form, *shown, str(len(setting["seeds"])), seconds])
-    return "\n\n".join(table.markdown() for table in [*tables, table])
+    return "\n\n".join(table.markdown() for table in study_tables(summary, full=True))

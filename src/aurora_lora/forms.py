@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 MERGED = "merged"
 """The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
@@ -29,7 +27,6 @@ class Form:
         description: what it computes, for model cards.
         trainable: whether `model.train()` can compute it.
         mergeable: whether it is an update of the weight, which can be merged and exported.
-        style: its colour, marker and line in figures, as matplotlib takes them.
     """
 
     name: str
@@ -38,10 +35,8 @@ class Form:
     description: str
     trainable: bool = False
     mergeable: bool = True
-    style: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Okabe and Ito's colours, which stay apart under the common colour blindnesses.
 FORMS = {
     form.name: form
     for form in (
@@ -52,7 +47,6 @@ FORMS = {
             "the dynamic form, `B sigma(A x)`, as it was trained",
             trainable=True,
             mergeable=False,
-            style={"color": "#000000", "marker": "o", "linestyle": "-"},
         ),
         Form(
             STATIC,
@@ -60,14 +54,12 @@ FORMS = {
             "static (the paper's merge)",
             "the static form, `B sigma(A) x`",
             trainable=True,
-            style={"color": "#D55E00", "marker": "s", "linestyle": "--"},
         ),
         Form(
             CALIBRATED,
             "calibrated merge",
             "calibrated (ours)",
             "the calibrated form, `B A_cal x`: the best linear stand-in for the trained `B sigma(A x)`",
-            style={"color": "#0072B2", "marker": "^", "linestyle": "-."},
         ),
     )
 }

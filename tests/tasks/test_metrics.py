@@ -172,7 +172,7 @@ def test_metrics_for_people() -> None:
     assert {METRICS["nll"].shown(value) for value in (None, math.nan, math.inf)} == {"not finite"}
     assert METRICS["accuracy"].heading == METRICS["accuracy"].column == "accuracy %"
     assert (METRICS["nll"].heading, METRICS["nll"].column) == ("neg. log-likelihood", "nll")
-    assert (METRICS["nll"].axis, METRICS["f1"].axis) == ("nll, less is better", "f1, %")
+    assert (METRICS["nll"].axis, METRICS["f1"].axis) == ("neg. log-likelihood, less is better", "F1, %")
 
 
 def test_a_metric_that_is_in_no_registry_is_shown_last() -> None:

@@ -177,7 +177,7 @@ def sweep(
         print_json({**summary, "failed": failed})
     else:
         for table in study_tables(summary):
-            stdout().print(table)
+            stdout().print(table.rich())
         print(f"wrote {output / 'study.json'}; the runs are in {runs.runs.path}")
     _stop_if_failed(failed)
 

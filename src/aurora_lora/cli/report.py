@@ -54,7 +54,7 @@ def report(
     sections = load_sections(runs)
     for study in (section.study for section in sections if section.study is not None):
         for shown in study_tables(study):
-            stdout().print(shown)
+            stdout().print(shown.rich())
     results = [result for section in sections if section.study is None for result in section.results]
     if not results and into is None and output is None:
         return

@@ -49,8 +49,8 @@ class Metric:
     def axis(self) -> str:
         """The label of a figure's axis."""
         if self.lower_is_better:
-            return f"{self.name}, less is better"
-        return f"{self.name}, %" if self.percent else self.name
+            return f"{self.title}, less is better"
+        return f"{self.title}, %" if self.percent else self.title
 
     def shown(self, value: float | None, sign: str = "") -> str:
         """A value for people; `sign="+"` for a difference."""

@@ -49,6 +49,11 @@ class TrainedRun(FinishedRun):
     recipe: Recipe
 
     @property
+    def subject(self) -> str:
+        """Task and model, for titles."""
+        return f"{self.recipe.task.name}, {self.recipe.model}"
+
+    @property
     def in_float32(self) -> TrainedRun:
         """The same, to be loaded in float32 whatever precision it was trained in."""
         return replace(self, recipe=self.recipe.in_float32)

@@ -15,7 +15,7 @@ def make(method: str, rate: float, seed: int, params: int, scores: dict[str, flo
     deployed = "calibrated" if "calibrated" in scores else "merged"
     epochs = [
         {"epoch": e, "step": e, "train_loss": 1.0 / e + seed / 10, "validation": {"accuracy": 0.6 + 0.05 * e}}
-        for e in (1.0, 2.0)
+        for e in (1.0, 2.0, 3.0)
     ]
     selected_by = {"form": deployed, "name": "accuracy", "epoch": 2, "value": 0.7 - rate}
     return {

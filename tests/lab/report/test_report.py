@@ -18,6 +18,8 @@ def result(rate: float, seed: int, static: float, method: str = "aurora") -> dic
         "schema": 1,
         "recipe": {"training": {"learning_rate": rate}},
         "method": method,
+        "task": "t",
+        "model": "m",
         "seed": seed,
         "metric": {"by_form": {form: {"accuracy": a, "nll": n} for form, (a, n) in scores.items()}},
     }

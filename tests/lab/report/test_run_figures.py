@@ -1,13 +1,17 @@
 """Figures of a set of runs: the series that are drawn, their labels and units."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from aurora_lora.errors import UserError
+from aurora_lora.forms import STATIC
+from aurora_lora.lab.report.colours import FORM_STYLES, GREY, colour, style
 from aurora_lora.lab.report.groups import groups, half_interval
-from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure, style
+from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
+from aurora_lora.methods import METHODS
 
 Result = dict[str, Any]
 
@@ -16,31 +20,38 @@ def series(ax: Any) -> dict[str, list[Any]]:
     return {bars.get_label(): [tuple(point) for point in bars.lines[0].get_xydata()] for bars in ax.containers}
 
 
-def test_score_against_parameters(results: list[Result], make_result: Callable[..., Result]) -> None:
+def test_scores_by_name(results: list[Result], make_result: Callable[..., Result]) -> None:
     (found,) = groups(results).values()
     (ax,) = score_figure(found, "accuracy").axes
-    assert ax.get_xscale() == "log"
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("trained parameters outside the head", "accuracy, %")
-    # of the two learning rates of LoRA, the one that is better on validation data
-    assert series(ax) == {"lora": [pytest.approx((5000, 81))], "aurora (calibrated)": [pytest.approx((1250, 82))]}
-    (low, high) = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("accuracy, %", "")
+    # the best first; of the two learning rates of LoRA, the one that is better on validation data
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["aurora (calibrated)", "lora: learning_rate 0.001"]
+    assert [bars.lines[0].get_xydata().tolist() for bars in ax.containers] == [
+        [pytest.approx([82, 0])],
+        [pytest.approx([81, 1])],
+    ]
+    assert [text.get_text() for text in ax.texts][:2] == ["1,250", "5,000"]  # trained parameters
+    low, high = ax.containers[1].lines[2][0].get_segments()[0][:, 0]
     half = 100 * half_interval([0.80, 0.81, 0.82])
     assert (low, high) == pytest.approx((81 - half, 81 + half))
-    probe = groups([make_result("linear-probe", 1e-3, 0, 0, {"merged": 0.6}), *results])
-    (ax,) = score_figure(next(iter(probe.values())), "accuracy").axes
-    assert ax.get_xscale() == "symlog"
-    assert list(ax.get_xticks())[:3] == [0, 1000, 10000]
+    for one in results:
+        for scores in one["metric"]["by_form"].values():
+            scores["nll"] = 1 - scores["accuracy"]
+    (found,) = groups([*results, make_result("bitfit", 1e-3, 0, 9, {"merged": 0.5})]).values()
+    (ax,) = score_figure(found, "nll").axes  # less is better; what has no score is left out
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["aurora (calibrated)", "lora: learning_rate 0.001"]
+    with pytest.raises(UserError, match="no run has a finite captured"):
+        score_figure(found, "captured")
 
 
-def test_settings_of_the_same_size_stand_side_by_side(make_result: Callable[..., Result]) -> None:
-    sizes = {"lora": 1000, "dora": 990, "moslora": 2000}
-    made = [make_result(name, 1e-3, 0, params, {"merged": 0.8}) for name, params in sizes.items()]
-    (ax,) = score_figure(next(iter(groups(made).values())), "accuracy").axes
-    ((first, _),), ((second, _),), ((third, _),) = series(ax).values()
-    assert second < 990 < 1000 < first
-    assert first / second < 10**0.2
-    assert third == 2000
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["500", "1,000", "2,000"]  # one power of ten is few
+def test_many_settings_are_a_row_each(make_result: Callable[..., Result]) -> None:
+    made = [make_result(name, 1e-3, 0, 1000, {"merged": 0.5 + n / 50}) for n, name in enumerate([*METHODS][:18])]
+    figure = score_figure(next(iter(groups(made).values())), "accuracy")
+    (ax,) = figure.axes
+    assert len({label.get_text() for label in ax.get_yticklabels()}) == 18
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_score_against_rank(make_result: Callable[..., Result]) -> None:
@@ -54,7 +65,7 @@ def test_score_against_rank(make_result: Callable[..., Result]) -> None:
     assert series(ax) == {"lora": [pytest.approx((2, 72.5)), pytest.approx((4, 74.5))]}
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("rank r", "accuracy, %")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "4"]
-    assert rank_figure(found, "nll").axes[0].get_ylabel() == "nll, less is better"
+    assert rank_figure(found, "nll").axes[0].get_ylabel() == "neg. log-likelihood, less is better"
     with pytest.raises(UserError, match="one method at two ranks"):
         rank_figure(found[:1], "accuracy")
 
@@ -82,10 +93,10 @@ def test_learning_curves(results: list[Result]) -> None:
     assert [ax.get_ylabel() for ax in figure.axes] == ["training loss", "validation accuracy, %"]
     assert score.get_xlabel() == "epoch"
     assert loss.lines[0].get_label() == "aurora (calibrated)"  # the best one first
-    assert loss.lines[0].get_ydata().tolist() == pytest.approx([1.1, 0.6])  # the mean of 1.0, 1.1, 1.2 first
-    assert score.lines[0].get_ydata().tolist() == pytest.approx([65, 70])
+    assert loss.lines[0].get_ydata().tolist() == pytest.approx([1.1, 0.6, 13 / 30])  # the mean of 1.0, 1.1, 1.2 first
+    assert score.lines[0].get_ydata().tolist() == pytest.approx([65, 70, 75])
     band = loss.collections[0].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.5, 1.2))
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1 / 3, 1.2))
     assert figure.legends[0].get_texts()[0].get_text() == "aurora (calibrated)"
     for one in results:
         one["metric"]["name"] = "clip_i"  # measured in the end only
@@ -93,8 +104,8 @@ def test_learning_curves(results: list[Result]) -> None:
         curves_figure(next(iter(groups(results).values())), "clip_i").axes[1].get_ylabel() == "validation accuracy, %"
     )
     for one in results:
-        one["epochs"] = one["epochs"][:1]
-    with pytest.raises(UserError, match="evaluated more than once"):
+        one["epochs"] = one["epochs"][:2]
+    with pytest.raises(UserError, match="evaluated at least 3 times"):
         curves_figure(next(iter(groups(results).values())), "accuracy")
     for one in results:
         one["epochs"] = []
@@ -103,5 +114,18 @@ def test_learning_curves(results: list[Result]) -> None:
 
 
 def test_no_two_series_look_alike() -> None:
-    looks = [{key: value for key, value in style(place).items() if key != "color"} for place in range(30)]
+    looks = [{key: value for key, value in style(place, "lora").items() if key != "color"} for place in range(30)]
     assert all(looks.count(look) == 1 for look in looks)  # in grey, too
+
+
+def test_a_method_has_one_colour() -> None:
+    assert len({colour(name) for name in ("lora", "LoRA r=8", "lora: r 2", "LoRA")}) == 1
+    for name in METHODS:
+        assert colour(name) != GREY, name
+        assert style(3, name)["color"] == style(0, name)["color"] == colour(name)
+    assert colour("full fine-tuning") == colour("full")
+    assert colour("linear probe") == colour("linear-probe") == colour("frozen base")
+    assert colour("AuroRA paper r=2 (static)") == colour("aurora-paper", STATIC) == FORM_STYLES[STATIC]["color"]
+    assert colour("MoSLoRA r=8") not in (colour("LoRA"), colour("DoRA"))
+    assert colour("ours") == GREY
+    assert len({colour(name) for name in ("aurora", "lora", "dora", "moslora", "pissa", "bitfit", "vera", "full")}) == 8

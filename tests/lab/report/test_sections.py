@@ -70,7 +70,7 @@ def test_of_a_study_the_chosen_runs(study: Path) -> None:
     with_runs, without, aurora = section.groups
     assert with_runs.scores("merged", "accuracy") == pytest.approx([0.7, 0.71])  # of the runs
     assert without.scores("merged", "accuracy") == [0.7, 0.8]  # of study.json
-    assert [len(group.runs[0]["epochs"]) for group in section.groups] == [2, 0, 0]
+    assert [len(group.runs[0]["epochs"]) for group in section.groups] == [3, 0, 0]
     assert with_runs.folders[1] == study / "runs" / "lora-r=2" / "learning_rate=0.005" / "seed1"
     assert without.folders == [None, None]
     assert (without.rank, without.params, without.validation) == (8, 800, 0.75)

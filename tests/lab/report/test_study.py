@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from aurora_lora.lab.report.study import answers, chosen_values, every_answer, study_tables
+from aurora_lora.lab.report.study import Answer, answers, chosen_values, every_answer, study_tables
 from make.tables import study_page
 
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
@@ -53,7 +53,21 @@ def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
     assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
     assert better.seeds == 3
     assert (static.difference, static.low, static.seeds) == (pytest.approx(0.7 - 0.84), None, 1)
-    assert static.cells() == ("-14.0", "one seed")
+    assert static.cells() == ("-14.0", "", "not known: one seed")
+
+
+@pytest.mark.parametrize(
+    ("metric", "gain", "verdict"),
+    [
+        ("accuracy", 0.02, "better"),
+        ("accuracy", -0.02, "worse"),
+        ("accuracy", 0.0, "no significant difference"),
+        ("nll", 0.02, "worse"),
+        ("nll", -0.02, "better"),
+    ],
+)
+def test_a_verdict_in_words(metric: str, gain: float, verdict: str) -> None:
+    assert Answer("?", "a", "b", metric, gain, gain - 0.01, gain + 0.01, 3).verdict == verdict
 
 
 def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
@@ -62,8 +76,8 @@ def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:
     assert "| AuroRA | 1,234 | lr 0.005 | calibrated | 80.0 ± 1.0 | 3 | 11 |" in page
     summary["settings"][1]["most_params"] = 1300  # as LoRA-drop's, which differ by seed
     assert "| AuroRA | 1,234 to 1,300 | lr" in study_page(summary)
-    scores, differences = study_tables(summary)
-    assert (scores.row_count, differences.row_count) == (3, 2)
+    differences, scores = study_tables(summary)
+    assert (len(scores.rows), len(differences.rows)) == (3, 2)
 
 
 def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
@@ -73,7 +87,7 @@ def test_scores_that_are_not_finite(summary: dict[str, Any]) -> None:
     assert "| LoRA | 1,234 | lr 0.005 | merged | not finite | 3 | 11 |" in page
     assert "| static | 80.0 ± 1.0 (1 of 3 finite) |" in page
     assert "| Better |" not in page  # nothing to compare
-    assert len(list(study_tables(summary))) == 2
+    assert len(study_tables(summary)) == 2
     assert aurora["by_form"]["static"]["accuracy"]["scores"] == [None, 0.7, None]
 
 
@@ -84,8 +98,11 @@ def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -
     (accuracy, _), (nll, by_nll) = every_answer(summary)
     assert (accuracy, nll) == ("accuracy %", "neg. log-likelihood")
     assert by_nll[0].difference == pytest.approx((-0.1 - 0.15 - 0.1) / 3)
-    assert "| question | first | second | neg. log-likelihood, difference | 95% interval |" in study_page(summary)
-    assert [table.title for table in study_tables(summary)][1:] == [
+    assert (
+        "| question | first | second | neg. log-likelihood, difference | 95% interval | first vs second |"
+        in study_page(summary)
+    )
+    assert [table.title for table in study_tables(summary)][:2] == [
         "accuracy %, first less second",
         "neg. log-likelihood, first less second",
     ]

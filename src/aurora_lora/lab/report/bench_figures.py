@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bench_tables import Record, shown_case, title
-from .figures import legend_above, new_figure, save
+from .colours import COLOURS
+from .figures import legend, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours; a marker and a line of its own for each
-FROZEN: dict[str, Any] = {"color": "#999999", "marker": "x", "linestyle": ":"}
-LORA: dict[str, Any] = {"color": "#D55E00", "marker": "s", "linestyle": "--"}
-AURORA: dict[str, Any] = {"color": "#0072B2", "marker": "o", "linestyle": "-"}
+FROZEN: dict[str, Any] = {"color": COLOURS["frozen"], "marker": "x", "linestyle": ":"}
+LORA: dict[str, Any] = {"color": COLOURS["lora"], "marker": "s", "linestyle": "--"}
+DORA: dict[str, Any] = {"color": COLOURS["dora"], "marker": "D", "linestyle": (0, (3, 1, 1, 1))}
+AURORA: dict[str, Any] = {"color": COLOURS["aurora"], "marker": "o", "linestyle": "-"}
 GRID_STYLES: dict[str, dict[str, Any]] = {
     "frozen": FROZEN,
     "aurora-dynamic": AURORA,
-    "aurora-r8": {"color": "#009E73", "marker": "^", "linestyle": "-."},
-    "dora-r8": {"color": "#CC79A7", "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
+    "aurora-r8": {**AURORA, "marker": "^", "linestyle": "-.", "markerfacecolor": "white"},
+    "dora-r8": DORA,
 }
+BY_METHOD = {"aurora": AURORA, "lora": LORA, "dora": DORA, "frozen": FROZEN}
 
 
 def write_figures(record: Record, path: Path) -> list[Path]:
@@ -47,8 +49,7 @@ def times_figure(record: Record) -> Figure:
             compiled = record["compiled"] and entry["compiled"]
             ratio = entry[kind]["ratio_to_eager" if compiled else "ratio"]
             errors = [[ratio["median"] - ratio["low"]], [ratio["high"] - ratio["median"]]]
-            style = AURORA if entry["variant"].startswith("aurora") else LORA
-            style = FROZEN if entry["variant"] == "frozen" else style
+            style = BY_METHOD[entry["variant"].partition("-")[0]]
             ax.errorbar(
                 [ratio["median"]],
                 [place],
@@ -91,7 +92,7 @@ def grid_figure(record: Record) -> Figure:
         ax.set_xlabel("tokens")
         ax.set_title(f"d = {width:,}", fontsize=9, loc="left")
     axes[0].set_ylabel("training step / LoRA r=8")
-    legend_above(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ArgumentError, UserError
 from ...files import write_json, write_text
 from ...methods.base import unknown
-from .figures import GAP, gap_figure, save
+from .figures import GAP, about, gap_figure, save
 from .groups import Group
 from .merges_figure import merges_figure
 from .run_figures import curves_figure, rank_figure, score_figure
@@ -126,8 +126,8 @@ BEST = "Of settings that differ in their training alone, the best one on validat
 KINDS = (
     Kind(
         "scores",
-        "Score against trained parameters",
-        f"Bars: 95% interval of the mean over the seeds. Settings of the same size stand side by side. {BEST}",
+        "Scores, and trained parameters",
+        f"Bars: 95% interval of the mean over the seeds. Parameters: outside the head. {BEST}",
         _whole(score_figure),
     ),
     Kind(
@@ -176,7 +176,10 @@ def figures_of(section: Section, kinds: Iterable[Kind] = KINDS) -> Iterator[tupl
     """Each kind with its figures, or with why there are none."""
     for kind in kinds:
         try:
-            yield kind, list(kind.make(section))
+            made = list(kind.make(section))
+            for one in made:
+                about(one.figure, ": ".join(filter(None, (section.subject, one.of))))
+            yield kind, made
         except UserError as error:
             yield kind, error
 

@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import new_file, plain_write_errors
 from ...forms import FORMS
+from .colours import FORM_STYLES
 from .tables import Result, by_learning_rate, finite
 
 if TYPE_CHECKING:
@@ -44,10 +45,24 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tupl
     return figure, axes
 
 
-def legend_above(figure: Figure, ax: Axes) -> None:
-    """One legend for all panels, where no line can run through it."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=len(labels))
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """How many names fit beside each other, in inches: of a letter, and of what stands before the names."""
+    return max(1, min(len(names), int(width / (0.058 * max(map(len, names), default=0) + 0.5))))
+
+
+def legend(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, below them."""
+    handles, names = ax.get_legend_handles_labels()
+    columns = legend_columns(names, figure.get_figwidth())
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "handlelength": 2.4, "columnspacing": 1.0}
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, **look)
+
+
+def about(figure: Figure, subject: str) -> Figure:
+    """The figure with what it is about, task and model, above its own title."""
+    lines = filter(None, (subject, figure.get_suptitle()))
+    figure.suptitle("\n".join(lines), fontsize=8.5, x=0.01, ha="left")
+    return figure
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -85,15 +100,21 @@ def forms_figure(results: Sequence[Result]) -> Figure:
             errors = [[m - min(v) for m, v in zip(means, values, strict=True)]]
             errors.append([max(v) - m for m, v in zip(means, values, strict=True)])
             ax.errorbar(
-                [place + offset for place in places], means, errors, label=form.label, capsize=2.5, **form.style
+                [place + offset for place in places],
+                means,
+                errors,
+                label=form.label,
+                capsize=2.5,
+                **FORM_STYLES[form.name],
             )
         ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
         ax.set_xlabel("learning rate of the adapter")
         ax.set_ylabel(label)
-    legend_above(figure, axes[0])
+    legend(figure, axes[0])
     axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
     axes[1].set_title("lower is better", fontsize=9, loc="left")
-    return figure
+    first = next(iter(groups.values()))[0]
+    return about(figure, f"{first['task']}, {first['model']}")
 
 
 def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
@@ -118,9 +139,9 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
             means = [statistics.fmean(values) for values in errors]
             low = [mean - min(values) for mean, values in zip(means, errors, strict=True)]
             high = [max(values) - mean for mean, values in zip(means, errors, strict=True)]
-            ax.plot(range(len(means)), means, label=FORMS[form].label, **FORMS[form].style)
+            ax.plot(range(len(means)), means, label=FORMS[form].label, **FORM_STYLES[form])
             if len(gaps) > 1:
-                colour = FORMS[form].style["color"]
+                colour = FORM_STYLES[form]["color"]
                 ax.errorbar(
                     range(len(means)), means, [low, high], fmt="none", ecolor=colour, elinewidth=0.8, capsize=2.5
                 )
@@ -129,7 +150,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         ax.locator_params(axis="x", integer=True)
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
     axes[0].set_ylabel("error of the adapter's output, %", fontsize=9)
-    legend_above(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
+from .colours import GREY
 from .figures import new_figure
 from .tables import finite
 
@@ -28,13 +29,13 @@ def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
     layers = _by_merge(gaps, lambda merge: [entry["lost"] for entry in merge["layers"]])
     figure, axes = new_figure(2, 7.2, 2.0 + 0.25 * len(names))
     panels = (
-        (ends, "KL from the unmerged model, nats", "#D55E00"),
-        (layers, "error, as a share of the adapter's effect", "#0072B2"),
+        (ends, "KL from the unmerged model, nats"),
+        (layers, "error, as a share of the adapter's effect"),
     )
-    for ax, (values, label, colour) in zip(axes, panels, strict=True):
+    for ax, (values, label) in zip(axes, panels, strict=True):
         for place, name in enumerate(names):
             if found := values.get(name):
-                ax.plot(found, [place] * len(found), "o", color=colour, alpha=0.4, markersize=4)
+                ax.plot(found, [place] * len(found), "o", color=GREY, alpha=0.5, markersize=4)
                 ax.plot([statistics.median(found)], [place], "|", color="#000000", markersize=12)
         if any(values.values()):
             ax.set_xscale("log")

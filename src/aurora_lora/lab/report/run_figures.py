@@ -1,56 +1,55 @@
-"""Figures of a set of runs: score against parameters (Figure 1) and against rank (Figure 5), and learning curves."""
+"""Figures of a set of runs: scores (Figure 1), score against rank (Figure 5), and learning curves."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...tasks.metrics import metric_named
-from .figures import new_figure
+from .colours import colour, style
+from .figures import legend, legend_columns, new_figure
 from .groups import Group, chosen, half_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart under the common colour blindnesses, without the yellow that print loses.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
-LINES = ("-", "--", "-.", ":")
-MOST_CURVES = len(COLOURS)
-WIDTH = 4.2
+MOST_CURVES = 7
+LEAST_EPOCHS = 3
+"""Evaluations that make a learning curve."""
+WIDTH = 4.6
 """Inches: a page on a phone shrinks it little."""
 
 
-def style(place: int) -> dict[str, Any]:
-    """Colour, marker and line of the series at a place: none of the first 91 look alike, in grey neither."""
-    filled = {} if place < len(COLOURS) else {"markerfacecolor": "white"}
-    return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": LINES[place % len(LINES)],
-        **filled,
-    }
-
-
 def score_figure(found: Sequence[Group], metric: str) -> Figure:
-    """Score of each setting's deployed form against its trained parameters, as in the paper's Figure 1.
+    """Score of each setting's deployed form, a row each, the best first, with its trained parameters at the right.
 
-    A method at several ranks is one line; bars are 95% intervals over the seeds.
+    Bars are 95% intervals over the seeds.
     """
-    by_line = chosen(found)
-    figure, (ax,) = panels(_names(by_line), 3.0)
-    places = _side_by_side([(line, group.params) for line, several in by_line.items() for group in several])
-    for place, (line, several) in enumerate(by_line.items()):
-        points = [(places[line, group.params], group.scores(group.deployed, metric)) for group in several]
-        _errorbar(ax, points, metric, several[0].with_form(line), style(place))
-    _parameter_axis(ax, [group.params for group in found])
-    ax.set_xlabel("trained parameters outside the head")
-    ax.set_ylabel(metric_named(metric).axis)
-    legend(figure, ax)
+    known = metric_named(metric)
+    sign = 1 if known.lower_is_better else -1
+    rows = [
+        (group, scores)
+        for several in chosen(found).values()
+        for group in several
+        if (scores := group.scores(group.deployed, metric))
+    ]
+    if not rows:
+        raise UserError(f"no run has a finite {known.axis}")
+    rows.sort(key=lambda row: sign * statistics.fmean(row[1]))
+    figure, (ax,) = new_figure(1, WIDTH, 0.9 + 0.2 * len(rows))
+    for place, (group, scores) in enumerate(rows):
+        look = {"color": colour(group.method, group.deployed), "marker": "o"}
+        mean, half = known.scale * statistics.fmean(scores), known.scale * half_interval(scores)
+        ax.errorbar([mean], [place], xerr=[half], capsize=2.5, markersize=4.5, elinewidth=1, linestyle="none", **look)
+        ax.text(1.02, place, group.counted, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center")
+    ax.text(1.02, -1, "trained\nparameters", transform=ax.get_yaxis_transform(), fontsize=7.5, va="center")
+    ax.set_yticks(range(len(rows)), [group.with_form(group.label) for group, _ in rows], fontsize=8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    ax.set_xlabel(known.axis)
     return figure
 
 
@@ -79,7 +78,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
             several = sorted(several, key=lambda group: group.rank or 0)
             beside = 2 ** (0.03 * (place - (len(by_line) - 1) / 2))  # bars do not hide each other
             points = [(beside * (group.rank or 0), group.scores(group.deployed, metric, test_set)) for group in several]
-            _errorbar(ax, points, metric, several[0].with_form(line), style(place))
+            _errorbar(ax, points, metric, several[0].with_form(line), _style(place, several[0]))
         ax.set_xscale("log", base=2)
         ax.set_xticks(ranks, [str(rank) for rank in ranks])
         ax.minorticks_off()
@@ -98,18 +97,18 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
     """Training loss and validation score by epoch: the mean over the seeds, with their range.
 
     The score is that by which the best epoch is chosen. Of many settings, those that score best on validation data are
-    shown.
+    shown; those evaluated less than three times are left out.
 
     Raises:
-        UserError: the results have no epochs, or one each.
+        UserError: no run was evaluated three times.
     """
     metric = found[0].selected_by
     lengths = [len(_curve(group, lambda entry: entry["validation"].get(metric))) for group in found]
-    curves = [group for group, length in zip(found, lengths, strict=True) if length]
-    if not curves:
+    curves = [group for group, length in zip(found, lengths, strict=True) if length >= LEAST_EPOCHS]
+    if not any(lengths):
         raise UserError("learning curves need results with epochs; a study.json without its runs has none")
-    if max(lengths) == 1:
-        raise UserError("learning curves need runs that were evaluated more than once")
+    if not curves:
+        raise UserError(f"learning curves need runs that were evaluated at least {LEAST_EPOCHS} times")
     curves.sort(key=lambda group: -group.validation)
     scale = metric_named(metric).scale
     names = [group.with_form(group.label) for group in curves[:MOST_CURVES]]
@@ -122,10 +121,10 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
             points = _curve(group, values)
             epochs = list(points)
             means = [factor * statistics.fmean(points[epoch]) for epoch in epochs]
-            ax.plot(epochs, means, label=name, markersize=4, linewidth=1.2, **style(place))
+            ax.plot(epochs, means, label=name, markersize=4, linewidth=1.2, **_style(place, group))
             if len(group.runs) > 1:
                 low, high = ([factor * f(points[epoch]) for epoch in epochs] for f in (min, max))
-                ax.fill_between(epochs, low, high, color=style(place)["color"], alpha=0.12, linewidth=0)
+                ax.fill_between(epochs, low, high, color=_style(place, group)["color"], alpha=0.12, linewidth=0)
     axes[0].set_ylabel("training loss")
     axes[1].set_ylabel(f"validation {metric_named(metric).axis}")
     axes[1].set_xlabel("epoch")
@@ -149,53 +148,17 @@ def _curve(group: Group, value: Any) -> dict[float, list[float]]:
     return dict(sorted(points.items()))
 
 
+def _style(place: int, group: Group) -> dict[str, Any]:
+    return style(place, group.method, group.deployed)
+
+
 def _names(by_line: Mapping[str, Sequence[Group]]) -> list[str]:
     return [several[0].with_form(line) for line, several in by_line.items()]
 
 
 def panels(names: Sequence[str], height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Panels of a height in inches all together, and room for a legend of these names."""
-    return new_figure(columns, WIDTH, height + 0.17 * -(-len(names) // _columns(names)), rows=rows)
-
-
-def _columns(names: Sequence[str]) -> int:
-    """Two if they fit into the width."""
-    half = (len(names) + 1) // 2
-    longest = [max(map(len, column), default=0) for column in (names[:half], names[half:])]
-    return 2 if 0.058 * sum(longest) + 0.95 < WIDTH else 1  # inches of a letter, and of what stands before the names
-
-
-def _side_by_side(counts: Sequence[tuple[str, int]]) -> dict[tuple[str, int], float]:
-    """Where to draw each: settings within 5% of each other in size are set side by side, over a third of a decade."""
-    places: dict[tuple[str, int], float] = {}
-    together: list[tuple[str, int]] = []
-    for one in [*sorted(counts, key=lambda one: one[1]), None]:
-        if one is None or (together and one[1] > 1.05 * together[-1][1]):
-            for place, key in enumerate(together):
-                places[key] = key[1] * 10 ** (min(0.025, 0.33 / len(together)) * (place - (len(together) - 1) / 2))
-            together = []
-        if one is not None:
-            together.append(one)
-    return places
-
-
-def _parameter_axis(ax: Axes, counts: Sequence[int]) -> None:
-    """Logarithmic; with a place for 0 if need be, which a linear probe has."""
-    if min(counts) > 0:
-        ax.set_xscale("log")
-        low, high = min(counts) / 2, 2 * max(counts)
-        if high < 80 * low:  # too few powers of ten to read it by
-            ticks = [step * 10**power for power in range(math.ceil(math.log10(high))) for step in (1, 2, 5)]
-            ax.set_xlim(low, high)
-            ax.set_xticks([tick for tick in ticks if low < tick < high])
-            ax.xaxis.set_major_formatter("{x:,.0f}")
-            ax.minorticks_off()
-        return
-    least = math.floor(math.log10(min((count for count in counts if count), default=1)))
-    most = math.ceil(math.log10(max(*counts, 10)))
-    ax.set_xscale("symlog", linthresh=10**least)
-    ax.set_xticks([0, *(10**power for power in range(least, most + 1))])
-    ax.set_xlim(left=-(10**least) / 3, right=1.5 * max(*counts, 10))
+    return new_figure(columns, WIDTH, height + 0.17 * -(-len(names) // legend_columns(names, WIDTH)), rows=rows)
 
 
 def _errorbar(
@@ -207,18 +170,3 @@ def _errorbar(
     bars = [scale * half_interval(values) for _, values in points]
     x = [x for x, _ in points]
     ax.errorbar(x, means, yerr=bars, label=label, capsize=2.5, markersize=5, linewidth=1.2, elinewidth=0.8, **look)
-
-
-def legend(figure: Figure, ax: Axes) -> None:
-    """One legend for all panels, below them."""
-    handles, names = ax.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        frameon=False,
-        fontsize=8,
-        loc="outside lower left",
-        ncols=_columns(names),
-        handlelength=2.4,
-        columnspacing=1.0,
-    )

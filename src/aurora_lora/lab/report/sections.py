@@ -44,6 +44,11 @@ class Section:
         return slug(self.title) or "runs"
 
     @property
+    def subject(self) -> str:
+        """Task and model."""
+        return f"{self.groups[0].runs[0]['task']}, {self.model}"
+
+    @property
     def metric(self) -> str:
         """What its figures show: what a study's values were chosen by, or the task's own."""
         tuned = None if self.study is None else self.study["study"]["tuning"].get("metric")
@@ -145,6 +150,7 @@ def _summarised(summary: Mapping[str, Any], study: Study, setting: Setting, plac
         selected_by["name"] = study.tuning.metric
     return {
         "recipe": {"method": method},
+        "task": str(task_name(study.base)),
         "method": method["name"],
         "seed": seed,
         "metric": {"name": summary["metric"], "split": split, "by_form": by_form, "selected_by": selected_by},

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from ...forms import STATIC
+from ...forms import CALIBRATED, DYNAMIC, STATIC
+from .colours import FORM_STYLES
 from .figures import new_figure
 from .run_figures import WIDTH
 
@@ -19,12 +20,12 @@ SIGMA = "sigma.json"
 MOST_ROWS, MOST_CHANNELS = 8, 2
 BEFORE: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1.2}
 AFTER: tuple[dict[str, Any], ...] = (
-    {"color": "#0072B2", "linestyle": "-", "linewidth": 1.4},
-    {"color": "#D55E00", "linestyle": "--", "linewidth": 1.4},
+    {"color": FORM_STYLES[CALIBRATED]["color"], "linestyle": "-", "linewidth": 1.4},
+    {"color": FORM_STYLES[DYNAMIC]["color"], "linestyle": "--", "linewidth": 1.4},
 )
 BARS: tuple[dict[str, Any], ...] = (
-    {"color": "#0072B2", "linestyle": "-", "alpha": 0.25, "fill": True},
-    {"color": "#D55E00", "linestyle": "--", "alpha": 0.6, "fill": False},
+    {"color": FORM_STYLES[CALIBRATED]["color"], "linestyle": "-", "alpha": 0.25, "fill": True},
+    {"color": FORM_STYLES[DYNAMIC]["color"], "linestyle": "--", "alpha": 0.6, "fill": False},
 )
 
 

@@ -3,54 +3,45 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from ...files import NOT_FINITE
 from ...tasks.metrics import metric_named
+from ...text_table import TextTable
 from .groups import interval, plain
 from .tables import count, left_out
 
 
-def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """What was chosen for each setting, and how it scored on test data, mean and standard deviation over the seeds."""
-    study = summary["study"]
-    metrics = metric_names(summary)
-    table = Table(
-        title=f"{study['name']}: {study['tuning']['budget']} runs to tune each, {len(study['seeds'])} seeds",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    table.add_column("setting")
-    table.add_column("params", justify="right")
-    table.add_column("chosen")
-    table.add_column("form")
-    for metric in metrics:
-        table.add_column(metric_named(metric).column, justify="right")
-    for setting in summary["settings"]:
-        chosen = chosen_values(summary, setting)
-        for index, (form, scores) in enumerate(setting["by_form"].items()):
-            first = index == 0
-            table.add_row(
-                setting["name"] if first else "",
-                trained_parameters(setting) if first else "",
-                chosen if first else "",
-                form,
-                *(mean_and_std(metric, scores.get(metric)) for metric in metrics),
-            )
-    yield table
+def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[TextTable]:
+    """The answers of a study by each metric, then what was chosen for each setting and how it scored on test data: mean
+    and standard deviation over the seeds.
+
+    Args:
+        summary: the study.json.
+        full: as for a page, with what a terminal has no room for: what is compared, seeds and seconds.
+    """
+    study, metrics, found = summary["study"], metric_names(summary), []
     for metric, answered in every_answer(summary):
-        table = Table(title=f"{metric}, first less second", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        for name, justify in (("question", "left"), ("difference", "right"), ("95% interval", "right")):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        compared = ["first", "second"] if full else []
+        headers = ["question", *compared, f"{metric}, difference", "95% interval", "first vs second"]
+        table = TextTable(f"{metric}, first less second", headers, align="l" * (1 + len(compared)) + "rrl")
         for one in answered:
-            table.add_row(one.ask, *one.cells())
-        yield table
+            table.rows.append([one.ask, *([one.first, one.second] if full else []), *one.cells()])
+        found.append(table)
+    title = f"{study['name']}: {study['tuning']['budget']} runs to tune each, {len(study['seeds'])} seeds"
+    more = ["seeds", "training s"] if full else []
+    heads = [metric_named(metric).column for metric in metrics]
+    table = TextTable(title, ["setting", "params", "chosen", "form", *heads, *more], align="lrllr")
+    for setting in summary["settings"]:
+        about = [setting["name"], trained_parameters(setting), chosen_values(summary, setting)]
+        seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
+        for form, scores in setting["by_form"].items():
+            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
+            table.rows.append([*about, form, *shown, *([str(len(setting["seeds"])), seconds] if full else [])])
+            about = about if full else [""] * len(about)
+    return [*found, table]
 
 
 def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
@@ -91,13 +82,20 @@ class Answer:
     high: float | None
     seeds: int
 
-    def cells(self) -> tuple[str, str]:
-        """Difference and interval for people."""
-        metric = metric_named(self.metric)
-        difference = metric.shown(self.difference, "+")
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the first: better, worse, or no significant difference (at the 5% level)."""
         if self.low is None or self.high is None:
-            return difference, "one seed"
-        return difference, f"{metric.shown(self.low, '+')} to {metric.shown(self.high, '+')}"
+            return "not known: one seed"
+        if self.low <= 0 <= self.high:
+            return "no significant difference"
+        return "worse" if (self.high < 0) != metric_named(self.metric).lower_is_better else "better"
+
+    def cells(self) -> tuple[str, str, str]:
+        """Difference, interval and verdict for people."""
+        metric = metric_named(self.metric)
+        between = "" if self.low is None or self.high is None else [metric.shown(x, "+") for x in (self.low, self.high)]
+        return metric.shown(self.difference, "+"), " to ".join(between), self.verdict
 
 
 def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...forms import CALIBRATED, DYNAMIC, FORMS, STATIC
-from .figures import new_figure
+from ...forms import CALIBRATED, DYNAMIC, STATIC
+from .colours import COLOURS, FORM_STYLES
+from .figures import legend, new_figure
 from .theory import GRADIENT_NAMES, SIGMA_NAMES
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 MARKERS = {"channelwise": "o", "summed": "s", None: "^"}
-SIGMAS = {"AuroRA": ("#0072B2", "o"), "AuroRA, summed": ("#D55E00", "s"), "LoRA": ("#000000", "^")}
+AURORA, LORA, TRAINED = COLOURS["aurora"], COLOURS["lora"], FORM_STYLES[DYNAMIC]["color"]
+SIGMAS = {"AuroRA": (AURORA, "o"), "AuroRA, summed": (FORM_STYLES[STATIC]["color"], "s"), "LoRA": (LORA, "^")}
 
 
 def theory_figures(record: Record) -> dict[str, Figure]:
@@ -33,8 +35,10 @@ def circle_figure(record: Record) -> Figure:
     images = record["appendix_c"]["circle"]
     figure, axes = new_figure(len(images), 1.75 * len(images), 2.0)
     for ax, (name, points) in zip(axes, images.items(), strict=True):
-        ax.plot(*zip(*images["LoRA"], strict=True), color="#BBBBBB", linewidth=0.8)
-        ax.plot(*zip(*points, strict=True), color="#0072B2", marker=".", markersize=3, linewidth=1)
+        ax.plot(*zip(*images["LoRA"], strict=True), color=LORA, linewidth=0.8, alpha=0.5)
+        ax.plot(
+            *zip(*points, strict=True), color=LORA if name == "LoRA" else AURORA, marker=".", markersize=3, linewidth=1
+        )
         ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
         ax.axhline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
         ax.axvline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
@@ -70,8 +74,7 @@ def gradients_figure(record: Record) -> Figure:
     ax.set_yticks(range(len(GRADIENT_NAMES)), list(GRADIENT_NAMES.values()))
     ax.set(xlim=(0, 1.05), ylim=(len(GRADIENT_NAMES) - 0.5, -1.0), xlabel="largest norm of the gradient / its bound")
     ax.set_ylabel("gradient of")
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=3)
+    legend(figure, ax)
     return figure
 
 
@@ -96,17 +99,16 @@ def linear_figure(record: Record) -> Figure:
                     linestyle="none",
                     marker=marker,
                     markersize=4,
-                    color="#0072B2",
-                    markerfacecolor="#0072B2" if skip else "white",
+                    color=AURORA,
+                    markerfacecolor=AURORA if skip else "white",
                     label=f"spline {spline or 'none'}{', skip' if skip else ''}",
                 )
-        ax.axhline(1, color="#D55E00", linewidth=1.2, label="bound, and truncated SVD", zorder=0)
+        ax.axhline(1, color="#000000", linewidth=1.2, label="bound, and truncated SVD", zorder=0)
         ax.set_xticks(range(len(activations)), [SIGMA_NAMES[name] for name in activations], fontsize=8)
         ax.set_xlabel("activation")
         ax.set_ylabel(label)
         ax.set_ylim(bottom=0.95)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=4)
+    legend(figure, axes[0])
     return figure
 
 
@@ -116,9 +118,12 @@ def nonlinear_figure(record: Record) -> Figure:
     r = found["rank"]
     figure, axes = new_figure(2, 7.2, 3.2)
     bars: dict[str, tuple[Callable[[Record], float], dict[str, Any]]] = {
-        f"best linear, rank {r}": (lambda row: row[f"linear_{r}"], {"color": "#D55E00", "hatch": "//"}),
-        f"AuroRA, rank {r}, calibrated merge": (lambda row: row["channelwise"][CALIBRATED], {"color": "#BBBBBB"}),
-        f"AuroRA, rank {r}, as trained": (lambda row: row["channelwise"][DYNAMIC], {"color": "#000000"}),
+        f"best linear, rank {r}": (lambda row: row[f"linear_{r}"], {"color": LORA, "hatch": "//"}),
+        f"AuroRA, rank {r}, calibrated merge": (lambda row: row["channelwise"][CALIBRATED], {"color": AURORA}),
+        f"AuroRA, rank {r}, as trained": (
+            lambda row: row["channelwise"][DYNAMIC],
+            {"color": FORM_STYLES[DYNAMIC]["color"]},
+        ),
         f"floor of any adapter of rank {r}": (lambda row: row["floor"], {"color": "white", "edgecolor": "#000000"}),
     }
     for i, (label, (value, style)) in enumerate(bars.items()):
@@ -127,7 +132,7 @@ def nonlinear_figure(record: Record) -> Figure:
     axes[0].set_xticks(range(len(found["rows"])), [row["target"] for row in found["rows"]], fontsize=8)
     axes[0].set_ylabel("unexplained, %")
     gains = [row["gain"] for row in found["gains"]]
-    for key, line in (("linear", FORMS[STATIC].style), (DYNAMIC, FORMS[DYNAMIC].style)):
+    for key, line in (("linear", {"color": LORA, "marker": "s", "linestyle": "--"}), (DYNAMIC, FORM_STYLES[DYNAMIC])):
         axes[1].plot(gains, [100 * row[key] for row in found["gains"]], **line)
     axes[1].annotate("best linear", (gains[-1], 100 * found["gains"][-1]["linear"]), xytext=(0, 5), **_NOTE)
     axes[1].annotate("AuroRA, as trained", (gains[-1], 100 * found["gains"][-1][DYNAMIC]), xytext=(0, 5), **_NOTE)
@@ -136,8 +141,7 @@ def nonlinear_figure(record: Record) -> Figure:
     axes[1].set_xlabel("gain of the target B tanh(tanh(gain A x))")
     axes[1].set_ylabel("unexplained, %")
     axes[1].set_ylim(bottom=0)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=2)
+    legend(figure, axes[0])
     return figure
 
 

@@ -14,8 +14,10 @@ from ...errors import UserError
 from ...forms import MERGED
 from ...training.storage import UPDATES
 from ...training.updates import LEFT, RIGHT, saved_updates
+from .colours import style
+from .figures import legend
 from .groups import Group
-from .run_figures import legend, panels, style
+from .run_figures import panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +99,7 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
     for run in record["runs"]:
         x, y = zip(*run["points"], strict=True)
         label = {} if run["label"] in shown else {"label": run["label"]}
-        ax.plot(x, y, markersize=4, linewidth=1, **label, **style(names.index(run["label"])))
+        ax.plot(x, y, markersize=4, linewidth=1, **label, **style(names.index(run["label"]), run["label"]))
         ax.plot(x[:1], y[:1], marker="o", markersize=9, color="#000000", fillstyle="none", linestyle="none")
         shown.add(run["label"])
     ax.set_aspect("equal", adjustable="datalim")
