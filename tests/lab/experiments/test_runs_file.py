@@ -80,7 +80,7 @@ def test_a_report_is_the_same_from_the_file_as_from_folders(study: Path, tmp_pat
         (tmp_path / name).mkdir()
     one, other = _reported(out, tmp_path / "one"), _reported(folders, tmp_path / "other")
     assert one == other
-    assert {"page.html", "tables.md", "figures/curves.svg", "figures/times.md"} <= one.keys()
+    assert {"page.html", "tables.md", "figures/scores.svg", "figures/times.md"} <= one.keys()
     # of a study that is not done, all runs
     for folder in (out, folders):
         (folder / "study.json").unlink()

@@ -41,7 +41,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     rows.sort(key=lambda row: sign * statistics.fmean(row[1]))
     figure, (ax,) = new_figure(1, WIDTH, 0.9 + 0.2 * len(rows))
     for place, (group, scores) in enumerate(rows):
-        look = {"color": colour(group.method, group.deployed), "marker": "o"}
+        look: dict[str, Any] = {"color": colour(group.method, group.deployed), "marker": "o"}
         mean, half = known.scale * statistics.fmean(scores), known.scale * half_interval(scores)
         ax.errorbar([mean], [place], xerr=[half], capsize=2.5, markersize=4.5, elinewidth=1, linestyle="none", **look)
         ax.text(1.02, place, group.counted, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center")
