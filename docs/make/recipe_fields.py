@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.methods import Method
 from aurora_lora.text_table import TextTable
-from aurora_lora.training.recipe import MethodSection, Recipe
+from aurora_lora.training.recipe import Recipe
 
-WORDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
+WORDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Method: "name or section"}
 RECIPES = {"recipe": Recipe, "recipe of a subject": SubjectRecipe}
 
 
@@ -30,7 +31,7 @@ def _tables(section: type[BaseModel], at: str) -> list[str]:
     below: list[str] = []
     for name, field in section.model_fields.items():
         own = field.alias or name
-        if (inner := _section(field.annotation)) is not None and inner is not MethodSection:
+        if (inner := _section(field.annotation)) is not None:
             below += _tables(inner, f"{at}{own}.")
         table.rows.append([f"`{own}`", _is(field.annotation), _default(field), _cell(words.get(name, ""))])
     about = _cell(inspect.getdoc(section) or "")

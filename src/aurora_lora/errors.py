@@ -3,6 +3,9 @@
 Everything here derives from `AuroraError`. Bad values in an `AuroraConfig` raise plain `ValueError`, as in PEFT.
 """
 
+import difflib
+from collections.abc import Iterable
+
 DIVERGED = "training diverged"
 """How the message of a `UserError` begins where a loss or the scores are no longer numbers."""
 
@@ -55,3 +58,14 @@ class ArgumentError(UserError):
 
 class RunLockedError(UserError):
     """Another process is writing into a run's folder."""
+
+
+def unknown(what: str, known: Iterable[str], given: str) -> str:
+    """`unknown option; did you mean 'x'?`, or all that is known when nothing is near."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=1)
+    if near:
+        return f"unknown {what}; did you mean '{near[0]}'?"
+    if not known:
+        return f"unknown {what}; there are none here"
+    return f"unknown {what} (allowed: {', '.join(known)})"

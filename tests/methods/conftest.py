@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from aurora_lora.methods import Method, Sample
-from aurora_lora.methods.base import is_head
+from aurora_lora.methods.parameters import is_head
 
 Batch = dict[str, Tensor]
 
@@ -146,13 +146,13 @@ def sample(labelled: Batch) -> Sample:
 def fit(labelled: Batch, sample: Sample) -> Callable[..., None]:
     """Train the body's part of a model, its head frozen, with the method's preparation and callbacks."""
 
-    def train(method: Method, options: dict[str, Any], model: nn.Module, steps: int, lr: float = 1e-2) -> None:
+    def train(method: Method, model: nn.Module, steps: int, lr: float = 1e-2) -> None:
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
             if is_head(model, name):
                 parameter.requires_grad_(False)
-        method.prepare(model, options, sample)
-        callbacks = method.callbacks(options)
+        method.prepare(model, sample)
+        callbacks = method.callbacks()
         args, state, control = SimpleNamespace(seed=0), SimpleNamespace(global_step=0, max_steps=steps), None
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
 

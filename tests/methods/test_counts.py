@@ -56,14 +56,14 @@ def test_count(name: str) -> None:
     options, config, expected, printed = CASES[name]
     kind = AutoModelForSequenceClassification if config is not LLAMA3_8B else AutoModelForCausalLM
     with torch.device("meta"):
-        model = METHODS[name].apply(kind.from_config(config), METHODS[name].validate(options), "SEQ_CLS")
+        model = METHODS[name].bind(options).apply(kind.from_config(config), "SEQ_CLS")
     assert count_parameters(model).adapter == expected
     assert printed is None or agrees(expected, printed)
 
 
 def test_the_paper_prints_what_is_left_of_adalora_and_lora_drop() -> None:
     """0.3M is AdaLoRA's budget at the end, of the ranks that it begins with; 0.15M is half of LoRA-drop's layers."""
-    options = METHODS["adalora"].validate({"target_modules": ["query", "value"]})
+    options = METHODS["adalora"].bind({"target_modules": ["query", "value"]}).options
     begun = CASES["adalora"][2]
     assert not agrees(begun, "0.3M")
     assert agrees(begun * options["target_r"] // options["init_r"], "0.3M")
@@ -76,5 +76,5 @@ def test_houlsbys_norms() -> None:
     with torch.device("meta"):
         base = AutoModelForSequenceClassification.from_config(LARGE)
         method = METHODS["adapter-h"]
-        model = method.apply(base, method.validate({}), "SEQ_CLS")
+        model = method.bind({}).apply(base, "SEQ_CLS")
     assert count_parameters(model).adapter == CASES["adapter-h"][2] + 24 * 2 * 2 * 1024

@@ -11,8 +11,9 @@ from torch import nn
 from aurora_lora import calibrate
 from aurora_lora.errors import FormError
 from aurora_lora.forms import MERGED
-from aurora_lora.methods import METHODS, count_parameters
-from aurora_lora.methods.base import TaskType, is_head
+from aurora_lora.methods import METHODS, Method, count_parameters
+from aurora_lora.methods.base import TaskType
+from aurora_lora.methods.parameters import is_head
 
 CLASSIFIERS, LANGUAGE_MODELS = ("bert", "llama"), ("llama-lm", "qwen2", "gpt2")
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "c_fc"]}
@@ -48,19 +49,19 @@ MakeModel = Callable[[str], Any]
 Batches = list[dict[str, torch.Tensor]]
 
 
-def options_for(name: str, family: str) -> dict[str, Any]:
-    """Small options, validated."""
+def bound(name: str, family: str) -> Method:
+    """With small options."""
     given = dict(SMALL.get(name, {}))
     if name not in OWN_TARGETS:
         given["target_modules"] = TARGETS.get(family, ["q_proj", "v_proj"])
     if name.startswith("aurora"):
         given["r"] = 4
-    return METHODS[name].validate(given)
+    return METHODS[name].bind(given)
 
 
 def applied(make_model: MakeModel, name: str, family: str) -> tuple[nn.Module, dict[str, Any]]:
-    options = options_for(name, family)
-    return METHODS[name].apply(make_model(family), options, task_type(family)), options
+    method = bound(name, family)
+    return method.apply(make_model(family), task_type(family)), method
 
 
 def task_type(family: str) -> TaskType:
@@ -120,29 +121,28 @@ def test_learns(
     make_model: MakeModel, fit: Callable[..., None], loss: Callable[[nn.Module], float], name: str, family: str
 ) -> None:
     """With the head frozen, the body's part alone makes the loss on 16 examples fall by a third (trained form)."""
-    model, options = applied(make_model, name, family)
+    model, method = applied(make_model, name, family)
     before = loss(model)
-    fit(METHODS[name], options, model, steps=30, lr=RATES.get(name, 2e-2))
-    with METHODS[name].using(model, METHODS[name].forms(options)[0]):
+    fit(method, model, steps=30, lr=RATES.get(name, 2e-2))
+    with method.using(model, method.forms[0]):
         assert loss(model) < 0.67 * before
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_save_load_and_merge(make_model: MakeModel, batches: Batches, tmp_path: Path, name: str, family: str) -> None:
     """What was saved loads onto the base model as the same function, and so does its merge, in float64."""
-    model, options = applied(make_model, name, family)
-    method = METHODS[name]
+    model, method = applied(make_model, name, family)
     shake(model)
-    if "calibrated" in method.forms(options):
+    if "calibrated" in method.forms:
         calibrate(model, batches)
     method.save(model, tmp_path)
-    with method.using(model, method.deployed_form(options)):
+    with method.using(model, method.deployed_form):
         expected = outputs(model, batches)
     assert not torch.allclose(expected, outputs(make_model(family), batches))
-    loaded = method.load(make_model(family), tmp_path, options)
+    loaded = method.load(make_model(family), tmp_path)
     torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-4, atol=1e-5)
-    loaded = method.load(make_model(family), tmp_path, options).double()
-    form = method.deployed_form(options)
+    loaded = method.load(make_model(family), tmp_path).double()
+    form = method.deployed_form
     if name in UNMERGEABLE:
         with pytest.raises(FormError, match=f"{name} cannot be merged: "):
             method.merge(loaded, form)
@@ -170,10 +170,9 @@ def test_counts_add_up(make_model: MakeModel, name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_forms(name: str) -> None:
-    method = METHODS[name]
-    options = method.validate({})
+    method = METHODS[name].bind({})
     if not name.startswith("aurora"):
-        assert method.forms(options) == (MERGED,)
-    assert method.deployed_form(options) in method.forms(options)
+        assert method.forms == (MERGED,)
+    assert method.deployed_form in method.forms
     # what a run's recipe.yaml holds is read again as it is
-    assert method.validate(options) == options
+    assert method.bind(method.options) == method

@@ -68,9 +68,8 @@ DELTAS: list[tuple[str, dict[str, Any], Callable[[Arrays, np.ndarray, Any], np.n
 
 def randomised(make_model: Callable[[str], Any], name: str, options: dict[str, Any]) -> tuple[nn.Module, Any, Arrays]:
     """A model in float64 with random adapters, the layer at PATH, and the layer's adapter weights by name."""
-    method = METHODS[name]
-    options = method.validate({"target_modules": ["query"], **options})
-    model = method.apply(make_model("bert"), options, "SEQ_CLS").double().eval()
+    method = METHODS[name].bind({"target_modules": ["query"], **options})
+    model = method.apply(make_model("bert"), "SEQ_CLS").double().eval()
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -117,9 +116,8 @@ def test_loda(make_model: Callable[[str], Any]) -> None:
 
 
 def test_loda_is_lora_with_slope_1(make_model: Callable[[str], Any]) -> None:
-    method = METHODS["loda"]
-    options = method.validate({**RANK, "target_modules": ["query"], "negative_slope": 1})
-    layer = method.apply(make_model("bert"), options, "SEQ_CLS").get_submodule(PATH)
+    method = METHODS["loda"].bind({**RANK, "target_modules": ["query"], "negative_slope": 1})
+    layer = method.apply(make_model("bert"), "SEQ_CLS").get_submodule(PATH)
     nn.init.normal_(layer.update.B)
     x = torch.randn(7, D)
     torch.testing.assert_close(layer.update(x), 3.0 * x @ layer.update.A.T @ layer.update.B.T)
@@ -128,7 +126,7 @@ def test_loda_is_lora_with_slope_1(make_model: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize(("name", "act"), [("adapter-h", nn.functional.gelu), ("adapter-p", torch.relu)])
 def test_adapters_of_a_llama(make_model: Callable[[str], Any], name: str, act: Callable[..., torch.Tensor]) -> None:
     """After the projection, before the residual: y + U act(D y + d) + u."""
-    model = METHODS[name].apply(make_model("llama"), METHODS[name].validate({"r": 5}), "SEQ_CLS").double()
+    model = METHODS[name].bind({"r": 5}).apply(make_model("llama"), "SEQ_CLS").double()
     layer = model.get_submodule("model.layers.1.mlp.down_proj")
     x = torch.randn(5, 24, dtype=torch.float64)
     y, adapter = x @ layer.base_layer.weight.T, layer.adapter
@@ -144,7 +142,7 @@ def test_adapters_of_a_llama(make_model: Callable[[str], Any], name: str, act: C
 def test_pfeiffers_place_in_a_bert(make_model: Callable[[str], Any]) -> None:
     """LN(s + U relu(D LN(s) + d) + u) with the sum s of feed-forward output and residual."""
     method = METHODS["adapter-p"]
-    model = method.apply(make_model("bert"), method.validate({"r": 5}), "SEQ_CLS").double()
+    model = method.bind({"r": 5}).apply(make_model("bert"), "SEQ_CLS").double()
     place = "bert.encoder.layer.1.output.LayerNorm"
     norm = model.get_submodule(place)
     s = torch.randn(5, D, dtype=torch.float64)
@@ -162,7 +160,7 @@ def test_pfeiffers_place_in_a_bert(make_model: Callable[[str], Any]) -> None:
 
 def test_houlsby_trains_norms_and_adapterdrop_leaves_layers_out(make_model: Callable[[str], Any]) -> None:
     def trained(name: str, **options: Any) -> set[str]:
-        model = METHODS[name].apply(make_model("bert"), METHODS[name].validate(options), "SEQ_CLS")
+        model = METHODS[name].bind(options).apply(make_model("bert"), "SEQ_CLS")
         return {n for n, p in model.named_parameters() if p.requires_grad}
 
     houlsby = trained("adapter-h")
@@ -182,7 +180,7 @@ def test_starts_at_singular_components(make_model: Callable[[str], Any], name: s
     """s B A is the part of W0 with the smallest (largest) singular values; the base layer keeps the rest."""
     W0 = make_model("bert").get_submodule(PATH).weight.detach().double().numpy()
     method = METHODS[name]
-    model = method.apply(make_model("bert"), method.validate({**PEFT_RANK, "target_modules": ["query"]}), "SEQ_CLS")
+    model = method.bind({**PEFT_RANK, "target_modules": ["query"]}).apply(make_model("bert"), "SEQ_CLS")
     layer: Any = next(module for path, module in model.named_modules() if path.endswith(PATH))
     U, S, Vh = np.linalg.svd(W0)
     part = U[:, components] @ np.diag(S[components]) @ Vh[components]
@@ -194,7 +192,7 @@ def test_starts_at_singular_components(make_model: Callable[[str], Any], name: s
 
 
 def test_bitfit_trains_biases_alone(make_model: Callable[[str], Any]) -> None:
-    model = METHODS["bitfit"].apply(make_model("bert"), {}, "SEQ_CLS")
+    model = METHODS["bitfit"].apply(make_model("bert"), "SEQ_CLS")
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (name.endswith(".bias") or name.startswith("classifier."))
 
@@ -211,9 +209,8 @@ def test_dropout_is_on_the_input_and_in_training_only(make_model: Callable[[str]
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_base(make_model: Callable[[str], Any], dtype: torch.dtype) -> None:
     """The adapter is kept in float32; the output and the merged weight have the base's precision, rounded once."""
-    method = METHODS["moslora"]
-    options = method.validate({**RANK, "target_modules": ["query"]})
-    model = method.apply(make_model("bert").to(dtype), options, "SEQ_CLS")
+    method = METHODS["moslora"].bind({**RANK, "target_modules": ["query"]})
+    model = method.apply(make_model("bert").to(dtype), "SEQ_CLS")
     layer = model.get_submodule(PATH)
     nn.init.normal_(layer.update.B)
     assert layer.update.A.dtype is torch.float32

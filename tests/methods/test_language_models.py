@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from aurora_lora.methods import METHODS, count_parameters
-from aurora_lora.methods.base import head_modules
+from aurora_lora.methods import METHODS, Method, count_parameters
 from aurora_lora.methods.bottleneck import Bottleneck
 from aurora_lora.methods.linear import untie_adapted
+from aurora_lora.methods.parameters import head_modules
 from aurora_lora.methods.targets import adapted_modules
 
 MakeModel = Callable[[str], Any]
@@ -23,9 +23,9 @@ Batches = list[dict[str, torch.Tensor]]
 TIED = ("llama-lm", "gpt2")
 
 
-def apply(make_model: MakeModel, name: str, family: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    checked = METHODS[name].validate(options)
-    return METHODS[name].apply(make_model(family), checked, "CAUSAL_LM"), checked
+def apply(make_model: MakeModel, name: str, family: str, **options: Any) -> tuple[Any, Method]:
+    method = METHODS[name].bind(options)
+    return method.apply(make_model(family), "CAUSAL_LM"), method
 
 
 def outputs(model: nn.Module, batches: Batches) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_no_new_head(make_model: MakeModel, family: str) -> None:
     model = make_model(family)
     assert head_modules(model) == []
     everything = sum(p.numel() for p in model.parameters())
-    counts = count_parameters(METHODS["full"].apply(model, {}, "CAUSAL_LM"))
+    counts = count_parameters(METHODS["full"].apply(model, "CAUSAL_LM"))
     assert (counts.adapter, counts.head, counts.total) == (everything, 0, everything)
     assert model.get_output_embeddings().weight.requires_grad
 
@@ -90,7 +90,7 @@ def test_adapted_output_layer_comes_apart_from_the_embeddings(
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     expected = outputs(model, batches)
-    merged = METHODS[name].merge(model, METHODS[name].deployed_form(METHODS[name].validate({})))
+    merged = METHODS[name].merge(model, METHODS[name].bind({}).deployed_form)
     assert torch.equal(merged.get_input_embeddings().weight, base.get_input_embeddings().weight)
     torch.testing.assert_close(outputs(merged, batches), expected, rtol=1e-4, atol=1e-4)
     merged.save_pretrained(tmp_path)
@@ -149,9 +149,9 @@ def test_houlsby_trains_the_norms_of_the_layers(make_model: MakeModel, family: s
 
 
 def test_loaded_milora_can_write(make_model: MakeModel, tmp_path: Path) -> None:
-    model, options = apply(make_model, "milora", "gpt2", r=4)
-    METHODS["milora"].save(model, tmp_path)
-    loaded = METHODS["milora"].load(make_model("gpt2"), tmp_path, options)
+    model, method = apply(make_model, "milora", "gpt2", r=4)
+    method.save(model, tmp_path)
+    loaded = method.load(make_model("gpt2"), tmp_path)
     assert isinstance(loaded, PeftModelForCausalLM)
     ids = torch.tensor([[5, 6, 7]])
     kwargs = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "pad_token_id": 0, "do_sample": False}

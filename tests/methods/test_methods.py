@@ -11,7 +11,7 @@ from torch import nn
 from aurora_lora import AuroraConfig
 from aurora_lora.errors import CheckpointError, FormError
 from aurora_lora.methods import METHODS, count_parameters, get_method
-from aurora_lora.methods.base import head_modules, is_head, load_trained, save_trained
+from aurora_lora.methods.parameters import head_modules, is_head, load_trained, save_trained
 from aurora_lora.methods.targets import adapted_modules
 
 OPTIONS = {"aurora": {"target_modules": ["query"]}, "lora": {"target_modules": ["query"], "r": 2}}
@@ -28,7 +28,7 @@ def test_parameter_counts(make_bert: MakeBert, name: str, adapter: int | None) -
     everything = sum(parameter.numel() for parameter in base.parameters())
     head = 2 * 32 + 2
     method = METHODS[name]
-    counts = count_parameters(method.apply(base, method.validate(OPTIONS.get(name, {})), "SEQ_CLS"))
+    counts = count_parameters(method.bind(OPTIONS.get(name, {})).apply(base, "SEQ_CLS"))
     assert counts.head == head
     assert counts.adapter == (everything - head if adapter is None else adapter)
     assert counts.total == everything + (adapter or 0)
@@ -39,7 +39,7 @@ def test_head_of_a_model(make_bert: MakeBert) -> None:
     assert head_modules(model) == ["classifier"]
     assert is_head(model, "classifier.weight")
     assert not is_head(model, "bert.pooler.dense.weight")
-    peft_model = METHODS["lora"].apply(model, OPTIONS["lora"], "SEQ_CLS")
+    peft_model = METHODS["lora"].bind(OPTIONS["lora"]).apply(model, "SEQ_CLS")
     heads = [name for name, p in peft_model.named_parameters() if p.requires_grad and is_head(peft_model, name)]
     assert len(heads) == 2
     assert all("classifier.modules_to_save" in name for name in heads)
@@ -84,7 +84,7 @@ def test_head_of_a_model(make_bert: MakeBert) -> None:
 )
 def test_bad_options(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        METHODS[name].validate(options)
+        METHODS[name].bind(options)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_options_that_do_not_fit_the_model(
     make_bert: MakeBert, name: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        METHODS[name].apply(make_bert(), METHODS[name].validate(options), "SEQ_CLS")
+        METHODS[name].bind(options).apply(make_bert(), "SEQ_CLS")
 
 
 def test_no_biases(make_model: Callable[[str], nn.Module]) -> None:
     with pytest.raises(ValueError, match="bitfit trains the biases, and LlamaForSequenceClassification has none"):
-        METHODS["bitfit"].apply(make_model("llama"), {}, "SEQ_CLS")
+        METHODS["bitfit"].apply(make_model("llama"), "SEQ_CLS")
 
 
 def test_presets_are_the_papers_settings() -> None:
@@ -118,13 +118,13 @@ def test_presets_are_the_papers_settings() -> None:
         "aurora-paper-s": AuroraConfig.paper_static,
     }.items():
         method, expected = METHODS[name], preset()
-        assert method.make_config().to_dict() == expected.to_dict()
-        recorded = method.validate({})
+        assert method.bind({}).config.to_dict() == expected.to_dict()
+        recorded = method.bind({}).options
         assert AuroraConfig(**recorded).to_dict() == expected.to_dict()
 
 
 def test_option_over_a_preset() -> None:
-    assert METHODS["aurora-paper-no-l"].validate({"r": 4, "fixed_activation": "relu"})["fixed_activation"] == "relu"
+    assert METHODS["aurora-paper-no-l"].bind({"r": 4, "fixed_activation": "relu"}).options["fixed_activation"] == "relu"
 
 
 def test_targets(make_bert: MakeBert) -> None:
@@ -132,7 +132,7 @@ def test_targets(make_bert: MakeBert) -> None:
 
     def adapted(**options: object) -> set[str]:
         method = METHODS["moslora"]
-        model = method.apply(make_bert(), method.validate(options), "SEQ_CLS")
+        model = method.bind(options).apply(make_bert(), "SEQ_CLS")
         return {path.removeprefix("bert.encoder.") for path, _ in adapted_modules(model)}
 
     queries = {f"layer.{i}.attention.self.query" for i in range(2)}
@@ -153,17 +153,17 @@ def test_unknown_method() -> None:
 
 
 def test_forms() -> None:
-    aurora = METHODS["aurora"]
-    assert aurora.forms({}) == ("dynamic", "static", "calibrated")
-    assert aurora.deployed_form({}) == "calibrated"
-    assert aurora.deployed_form({"eval_form": "static"}) == "static"
-    assert aurora.forms({"train_form": "static"}) == ("static",)
-    assert METHODS["full"].forms({}) == ("merged",)
+    aurora = METHODS["aurora"].bind
+    assert aurora({}).forms == ("dynamic", "static", "calibrated")
+    assert aurora({}).deployed_form == "calibrated"
+    assert aurora({"eval_form": "static"}).deployed_form == "static"
+    assert aurora({"train_form": "static"}).forms == ("static",)
+    assert METHODS["full"].forms == ("merged",)
 
 
 @pytest.mark.parametrize("name", ["lora", "full", "linear-probe"])
 def test_form_that_a_method_lacks(make_bert: MakeBert, name: str) -> None:
-    model = METHODS[name].apply(make_bert(), OPTIONS.get(name, {}), "SEQ_CLS")
+    model = METHODS[name].bind(OPTIONS.get(name, {})).apply(make_bert(), "SEQ_CLS")
     with pytest.raises(FormError, match="one form only"):
         METHODS[name].merge(model, "static")
 
@@ -187,6 +187,6 @@ def test_module_names_are_saved_in_order(make_bert: MakeBert, tmp_path: Path) ->
         for folder in folders:
             folder.mkdir(parents=True)
             rotated = names[len(folder.name) :] + names[: len(folder.name)]
-            model = method.apply(make_bert(), method.validate({"target_modules": rotated}), "SEQ_CLS")
+            model = method.bind({"target_modules": rotated}).apply(make_bert(), "SEQ_CLS")
             method.save(model, folder)
             assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == sorted(names)

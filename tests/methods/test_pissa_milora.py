@@ -17,10 +17,9 @@ from aurora_lora.methods.pissa_milora import START_FILE, SingularMethod
 MakeModel = Callable[[str], Any]
 
 
-def made(make_model: MakeModel, name: str, kept: Path | None = None) -> tuple[Any, SingularMethod, dict[str, Any]]:
-    method: Any = METHODS[name]
-    options = method.validate({"r": 4, "target_modules": ["query"]})
-    return method.apply(make_model("bert"), options, "SEQ_CLS", kept), method, options
+def made(make_model: MakeModel, name: str, kept: Path | None = None) -> tuple[Any, SingularMethod]:
+    method: Any = METHODS[name].bind({"r": 4, "target_modules": ["query"]})
+    return method.apply(make_model("bert"), "SEQ_CLS", kept), method
 
 
 @pytest.fixture
@@ -46,33 +45,33 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("name", ["milora", "pissa"])
 def test_decomposed_once_in_a_run(make_model: MakeModel, tmp_path: Path, decomposed: list[int], name: str) -> None:
-    kept = tmp_path / "checkpoints" / START_FILE
-    first, _, _ = made(make_model, name, kept)
+    kept = tmp_path / "checkpoints"
+    first, _ = made(make_model, name, kept)
     count = len(decomposed)
     assert count == 3
-    again, _, _ = made(make_model, name, kept)
+    again, _ = made(make_model, name, kept)
     assert len(decomposed) == count
     assert same(first, again)
 
 
 @pytest.mark.parametrize("name", ["milora", "pissa"])
 def test_loading_decomposes_nothing(make_model: MakeModel, tmp_path: Path, decomposed: list[int], name: str) -> None:
-    model, method, options = made(make_model, name)
+    model, method = made(make_model, name)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     method.save(model, tmp_path)
     count = len(decomposed)
-    loaded = method.load(make_model("bert"), tmp_path, options)
+    loaded = method.load(make_model("bert"), tmp_path)
     assert len(decomposed) == count
     assert same(model, loaded)
     (tmp_path / START_FILE).unlink()  # an adapter of an earlier version
-    assert same(model, method.load(make_model("bert"), tmp_path, options))
+    assert same(model, method.load(make_model("bert"), tmp_path))
     assert len(decomposed) > count
 
 
 def test_plain_peft_loads_pissa(make_model: MakeModel, tmp_path: Path) -> None:
-    model, method, _ = made(make_model, "pissa")
+    model, method = made(make_model, "pissa")
     method.save(model, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] == "pissa"
     loaded = PeftModel.from_pretrained(make_model("bert"), tmp_path).state_dict()
@@ -82,15 +81,15 @@ def test_plain_peft_loads_pissa(make_model: MakeModel, tmp_path: Path) -> None:
 
 def test_a_damaged_start_is_an_error(make_model: MakeModel, tmp_path: Path) -> None:
     kept = tmp_path / START_FILE
-    made(make_model, "milora", kept)
+    made(make_model, "milora", tmp_path)
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="is damaged"):
-        made(make_model, "milora", kept)
+        made(make_model, "milora", tmp_path)
     kept.write_bytes(whole[:40])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        made(make_model, "milora", kept)
+        made(make_model, "milora", tmp_path)
     kept.write_bytes(whole)
     method: Any = METHODS["milora"]
     with pytest.raises(CheckpointError, match="does not fit"):
-        method.apply(make_model("bert"), method.validate({"r": 2, "target_modules": ["query"]}), "SEQ_CLS", kept)
+        method.bind({"r": 2, "target_modules": ["query"]}).apply(make_model("bert"), "SEQ_CLS", tmp_path)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aurora_lora.errors import UserError
-from aurora_lora.methods import METHODS, Sample, count_parameters
+from aurora_lora.methods import METHODS, Method, Sample, count_parameters
 from aurora_lora.methods.adalora import orthogonality
 from aurora_lora.methods.dylora import DrawRank
 from aurora_lora.methods.lora_drop import adapted_layers, dropped_in, kind_of, share, unimportant, update_norms
@@ -20,9 +20,9 @@ MakeModel = Callable[[str], Any]
 ARGS = SimpleNamespace(seed=0)
 
 
-def applied(make_model: MakeModel, name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    checked = METHODS[name].validate({"target_modules": ["query", "value"], **options})
-    return METHODS[name].apply(make_model("bert"), checked, "SEQ_CLS"), checked
+def applied(make_model: MakeModel, name: str, **options: Any) -> tuple[Any, Method]:
+    method = METHODS[name].bind({"target_modules": ["query", "value"], **options})
+    return method.apply(make_model("bert"), "SEQ_CLS"), method
 
 
 # ---------------------------------------------------------------- AdaLoRA
@@ -34,8 +34,8 @@ def kept_ranks(model: nn.Module) -> list[int]:
 
 def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., None]) -> None:
     """6 matrices of rank 6 share 6 x 2 ranks in the end, and keep them through the last steps."""
-    model, options = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=4)
-    fit(METHODS["adalora"], options, model, steps=16)
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=4)
+    fit(method, model, steps=16)
     ranks = kept_ranks(model)
     assert sum(ranks) == 6 * 2
     assert max(ranks) > min(ranks)  # shared out by importance, not evenly
@@ -44,8 +44,8 @@ def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., No
 
 
 def test_adalora_keeps_all_ranks_before_tinit(make_model: MakeModel, fit: Callable[..., None]) -> None:
-    model, options = applied(make_model, "adalora", init_r=6, target_r=2, tinit=8, tfinal=0)
-    callback = METHODS["adalora"].callbacks(options)[0]
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=8, tfinal=0)
+    callback = method.callbacks()[0]
     state = SimpleNamespace(global_step=0, max_steps=9)
     callback.on_train_begin(ARGS, state, None, model=model)
     for step in range(9):
@@ -61,7 +61,7 @@ def test_adalora_keeps_all_ranks_before_tinit(make_model: MakeModel, fit: Callab
 
 def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
     """The gradient that the callback adds is that of what PEFT adds to a model's own loss."""
-    model, options = applied(make_model, "adalora", init_r=6, target_r=2)
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2)
     batch = {"input_ids": torch.arange(8).view(2, 4), "labels": torch.tensor([0, 1])}
     trained = [(n, p) for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n]
     own = model(**batch).loss - model.base_model.model(**batch).loss  # the penalty alone
@@ -69,19 +69,19 @@ def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
     expected = torch.autograd.grad(0.5 * orthogonality(trained), [p for _, p in trained])
     for _, p in trained:
         p.grad = torch.ones_like(p)
-    METHODS["adalora"].callbacks(options)[0].on_pre_optimizer_step(ARGS, None, None, model=model)
+    method.callbacks()[0].on_pre_optimizer_step(ARGS, None, None, model=model)
     for (_, p), gradient in zip(trained, expected, strict=True):
         torch.testing.assert_close(p.grad, 1 + gradient)
 
 
 def test_adalora_state(make_model: MakeModel, fit: Callable[..., None], tmp_path: Path) -> None:
     """The importances and the ranks come back from a checkpoint."""
-    model, options = applied(make_model, "adalora", init_r=6, target_r=2, tfinal=3)
-    callback = METHODS["adalora"].callbacks(options)[0]
-    fit(SimpleNamespace(prepare=lambda *_: None, callbacks=lambda _: (callback,)), options, model, steps=6)
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tfinal=3)
+    callback = method.callbacks()[0]
+    fit(SimpleNamespace(prepare=lambda *_: None, callbacks=lambda: (callback,)), model, steps=6)
     callback.save_state(tmp_path)
     again, _ = applied(make_model, "adalora", init_r=6, target_r=2, tfinal=3)
-    restored = METHODS["adalora"].callbacks(options)[0]
+    restored = method.callbacks()[0]
     restored.load_state(tmp_path)
     restored.on_train_begin(ARGS, SimpleNamespace(max_steps=6), None, model=again)
     assert restored.pattern == callback.pattern
@@ -95,23 +95,23 @@ def test_adalora_state(make_model: MakeModel, fit: Callable[..., None], tmp_path
 def test_adalora_without_a_step_for_its_budget(
     make_model: MakeModel, fit: Callable[..., None], tinit: int, tfinal: int
 ) -> None:
-    model, options = applied(make_model, "adalora", tinit=tinit, tfinal=tfinal)
+    model, method = applied(make_model, "adalora", tinit=tinit, tfinal=tfinal)
     message = f"method.tinit={tinit} and method.tfinal={tfinal} leave no step of the 10"
     with pytest.raises(UserError, match=re.escape(message)):
-        fit(METHODS["adalora"], options, model, steps=10)
+        fit(method, model, steps=10)
 
 
 def test_adalora_with_gradients_that_stay_scaled(make_model: MakeModel) -> None:
-    model, options = applied(make_model, "adalora")
+    model, method = applied(make_model, "adalora")
     args = SimpleNamespace(seed=0, fp16=True, max_grad_norm=0.0)
     with pytest.raises(UserError, match=r"training\.max_grad_norm=0 does not go with adalora"):
-        METHODS["adalora"].callbacks(options)[0].on_train_begin(args, SimpleNamespace(max_steps=9), None, model=model)
+        method.callbacks()[0].on_train_begin(args, SimpleNamespace(max_steps=9), None, model=model)
 
 
 @pytest.mark.parametrize("tfinal", [0, 8])
 def test_adalora_with_just_enough_steps(make_model: MakeModel, fit: Callable[..., None], tfinal: int) -> None:
-    model, options = applied(make_model, "adalora", tfinal=tfinal, init_r=6, target_r=2)
-    fit(METHODS["adalora"], options, model, steps=2 + tfinal)
+    model, method = applied(make_model, "adalora", tfinal=tfinal, init_r=6, target_r=2)
+    fit(method, model, steps=2 + tfinal)
     assert sum(kept_ranks(model)) == 6 * 2
 
 
@@ -128,13 +128,13 @@ def draws(callback: DrawRank, model: nn.Module, steps: range) -> list[int]:
 
 
 def test_dylora_draws_each_rank(make_model: MakeModel) -> None:
-    model, options = applied(make_model, "dylora", r=5, min_rank=2)
-    callback = METHODS["dylora"].callbacks(options)[0]
+    model, method = applied(make_model, "dylora", r=5, min_rank=2)
+    callback = method.callbacks()[0]
     ranks = draws(callback, model, range(400))
     assert set(ranks) == {2, 3, 4, 5}
     assert min(ranks.count(rank) for rank in (2, 3, 4, 5)) > 70  # 100 expected of each
     # a run that goes on draws what it would have drawn
-    assert draws(METHODS["dylora"].callbacks(options)[0], model, range(200, 220)) == ranks[200:220]
+    assert draws(method.callbacks()[0], model, range(200, 220)) == ranks[200:220]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -181,10 +181,9 @@ def test_norms_of_updates(make_model: MakeModel, sample: Sample) -> None:
 
 
 def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
-    method = METHODS["lora-drop"]
-    model, options = applied(make_model, "lora-drop", r=4, threshold=0.5)
+    model, method = applied(make_model, "lora-drop", r=4, threshold=0.5)
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    method.prepare(model, options, sample)
+    method.prepare(model, sample)
     layers = adapted_layers(model)
     dropped = [path for path in layers if layers[path].update is None or hasattr(layers[path].update, "is_shared")]
     assert 0 < len(dropped) < len(layers)
@@ -198,7 +197,7 @@ def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample,
     assert count_parameters(model).adapter == own * 4 * (16 + 16)
     # the layers are known again from the weights
     method.save(model, tmp_path)
-    loaded = method.load(make_model("bert"), tmp_path, options)
+    loaded = method.load(make_model("bert"), tmp_path)
     assert {p for p, one in adapted_layers(loaded).items() if one.update is None} == {
         p for p, one in layers.items() if one.update is None
     }
@@ -227,7 +226,7 @@ def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample
 
 
 def test_lora_drop_that_diverges(make_model: MakeModel, sample: Sample) -> None:
-    model, options = applied(make_model, "lora-drop", r=4, sample_epochs=5)
+    model, method = applied(make_model, "lora-drop", r=4, sample_epochs=5)
     wild = Sample(sample.batches, sample.loss, learning_rate=1e30, seed=0)
     with pytest.raises(UserError, match="training diverged: that of lora-drop on sample data"):
-        METHODS["lora-drop"].prepare(model, options, wild)
+        method.prepare(model, wild)

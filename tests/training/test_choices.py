@@ -157,7 +157,7 @@ def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
     assert data.questions is not None
     batch = data.questions(data.splits["test"].examples[:8])
-    with torch.no_grad(), recipe.method.method.using(trainer.module, "calibrated"):
+    with torch.no_grad(), recipe.method.using(trainer.module, "calibrated"):
         expected = choice_scores(trainer.module.eval(), batch, 2)
         for model in (plain, lora):
             torch.testing.assert_close(choice_scores(model, batch, 2), expected, rtol=0, atol=1e-4)

@@ -272,7 +272,7 @@ def test_merged_model_is_plain_and_equal(run: Run, tmp_path: Path, form: str) ->
     trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
     batch = data.collate(data.splits["test"].examples)
     labels = batch.pop("labels")
-    with recipe.method.method.using(trainer.module, form), torch.no_grad():
+    with recipe.method.using(trainer.module, form), torch.no_grad():
         expected = trainer.module.eval()(**batch).logits
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, expected, rtol=0, atol=1e-5)

@@ -49,7 +49,7 @@ def test_the_last_update_is_what_a_merge_adds(
     best = round(run.result["metric"]["selected_by"]["epoch"])
     model, _ = load_trained_model(run)
     before = {path: module.weight.detach().clone() for path, module in base_layers(model).items()}
-    merged = run.recipe.method.method.merge(model, run.deployed_form)
+    merged = run.recipe.method.merge(model, run.deployed_form)
     for layer, weight in before.items():
         added = merged.get_submodule(layer).weight - weight
         left, right = (updates[best][f"{forms[0]}/{layer}/{side}"] for side in ("left", "right"))

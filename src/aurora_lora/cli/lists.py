@@ -31,8 +31,7 @@ def list_command(
     `aurora list recipe NAME` and `aurora list study NAME` print one as YAML, to be changed:
     `aurora list recipe table1/base-lora-rte > mine.yaml`.
     """
-    from aurora_lora.errors import UserError
-    from aurora_lora.methods.base import unknown
+    from aurora_lora.errors import UserError, unknown
 
     if (kind := _KINDS.get(what)) is not None:
         _print_one(kind, name, as_json)

@@ -21,7 +21,7 @@ DIFFUSERS = "https://github.com/huggingface/diffusers"
 def write_lora_card(folder: Path, recipe: SubjectRecipe, result: Result, form: str) -> None:
     """Write the card of the LoRA for diffusers."""
     came = ""
-    if isinstance(recipe.method.method, AuroraMethod):
+    if isinstance(recipe.method, AuroraMethod):
         came = f'\nIt was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[form].description}.\n'
     text = f"""
 A LoRA for [diffusers]({DIFFUSERS}); it needs no other package than PEFT beside it.
@@ -39,7 +39,7 @@ image = pipe({recipe.task.fill(recipe.task.prompt)!r}).images[0]
 
 def write_adapter_card(folder: Path, recipe: SubjectRecipe, result: Result) -> None:
     """Write the card of the adapter."""
-    method = recipe.method.method
+    method = recipe.method
     if isinstance(method, PeftMethod):
         aurora = isinstance(method, AuroraMethod)
         lead = "import aurora_lora  # pip install aurora-lora\n" if aurora else ""

@@ -59,7 +59,7 @@ def export_subject(
         UserError: the method is no LoRA; an unknown dtype; a folder that holds something else.
         FormError: the run has no such form, or it cannot be exported.
     """
-    method, form = run.recipe.method.method, form or run.deployed_form
+    method, form = run.recipe.method, form or run.deployed_form
     run.check_form(form)
     if (why := no_lora(method, form)) is not None:
         raise UserError(f"{run.folder} cannot be exported: {why}")
@@ -126,7 +126,7 @@ def generate(
     diffusion = load_diffusion(recipe, filled, device, precision)
     model = _with_adapter(run, diffusion.unet)
     made: dict[str, list[Path]] = {f"image {number + 1}": [] for number in range(images)}
-    with recipe.method.method.using(model, form):
+    with recipe.method.using(model, form):
         for row, prompt in enumerate(filled):
             for number, column in enumerate(made.values()):
                 path = output / f"{row:02d}-{number}.png"
@@ -140,4 +140,4 @@ def generate(
 
 def _with_adapter(run: SubjectRun, unet: Any) -> nn.Module:
     """The U-Net with the run's adapter."""
-    return load_finite(run.recipe.method.method, unet, run.folder / ADAPTER, run.recipe.method.options).eval()
+    return load_finite(run.recipe.method, unet, run.folder / ADAPTER).eval()

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from .. import files
 from ..errors import DIVERGED, UserError
-from ..methods.base import load_trained, save_trained
+from ..methods.parameters import load_trained, save_trained
 from ..training import storage
 from ..training.batches import divide
 from ..training.distributed import on_main, state

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from ..methods import get_method
+from ..methods import Method, get_method
 from ..tasks.dreambooth import PLACEHOLDER
-from ..training.recipe import MethodSection, Number, Rate, RunRecipe, Section, Seed, Size, Steps, Threads
+from ..training.recipe import BoundMethod, Number, Rate, RunRecipe, Section, Seed, Size, Steps, Threads
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The projections of the U-Net's attention."""
@@ -132,7 +132,7 @@ class SubjectRecipe(RunRecipe):
     variant: str | None = None
     """Of the weight files, such as `fp16`; the files without a variant if None."""
     task: SubjectSection
-    method: MethodSection
+    method: BoundMethod
     training: DiffusionTrainingSection = DiffusionTrainingSection()
     prior: PriorSection | None = None
     validation: ValidationSection = ValidationSection()
@@ -149,15 +149,15 @@ class SubjectRecipe(RunRecipe):
             return data
         with_targets = {**given, "target_modules": list(TARGETS)}
         try:
-            get_method(str(given.get("name"))).validate({k: v for k, v in with_targets.items() if k != "name"})
+            get_method(str(given.get("name"))).bind({k: v for k, v in with_targets.items() if k != "name"})
         except (ValueError, TypeError):
             return data  # it has none, or another option is at fault and is complained about
         return with_targets
 
     @field_validator("method")
     @classmethod
-    def _without_callbacks(cls, method: MethodSection) -> MethodSection:
-        if method.method.callbacks(method.options):
+    def _without_callbacks(cls, method: Method) -> Method:
+        if method.callbacks():
             why = f"name: {method.name!r} is not allowed: it works at the steps of Transformers' Trainer"
             raise PydanticCustomError("method", "{why}", {"why": why})
         return method

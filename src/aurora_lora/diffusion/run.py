@@ -93,7 +93,7 @@ class _Training:
 
     def __init__(self, recipe: SubjectRecipe, folder: Path, watcher: Watcher) -> None:
         self.recipe, self.folder, self.watcher = recipe, folder, watcher
-        self.method, self.options = recipe.method.method, recipe.method.options
+        self.method = recipe.method
         self.prompts = recipe.validation_prompts
 
     def run(self) -> Result:
@@ -105,7 +105,7 @@ class _Training:
         on_main(lambda: check_access(recipe.model))
         images = subject_images(recipe.task.images, recipe.task.subject)
         # weights that are trained themselves are kept in fp32, and norms want all of theirs in one precision
-        precision = "fp32" if self.method.base_use(self.options) == "trained" else recipe.training.precision
+        precision = "fp32" if self.method.base_use == "trained" else recipe.training.precision
         self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device, precision)
         self.subject = Subject(recipe, self.diffusion, images, self._class_images())
         self.held = self.subject.fixed(
@@ -146,7 +146,7 @@ class _Training:
     def _prepare(self, checkpoint: Path | None) -> None:
         """Let the method decide from training data what is trained, or take that from a checkpoint."""
         if checkpoint is not None:
-            self.method.restore(self.model, checkpoint, self.options)
+            self.method.restore(self.model, checkpoint)
             return
         size = self.recipe.training.batch_size
         count = -(-len(self.subject.images) // size)
@@ -159,7 +159,7 @@ class _Training:
             seed=self.recipe.seed,
             agree=lambda value: on_main(lambda: value),
         )
-        self.method.prepare(self.model, self.options, sample)
+        self.method.prepare(self.model, sample)
 
     # ---------------------------------------------------------------- while it trains
 
@@ -215,9 +215,9 @@ class _Training:
     def _finish(self) -> Result:
         recipe, loop = self.recipe, self.loop
         self.model.eval()
-        if CALIBRATED in self.method.forms(self.options):
+        if CALIBRATED in self.method.forms:
             self._calibrate()
-        forms, deployed = self.method.forms(self.options), self.method.deployed_form(self.options)
+        forms, deployed = self.method.forms, self.method.deployed_form
         scores: dict[str, dict[str, float]] = {}
         columns: dict[str, list[Path]] = {}
         for form in forms:

@@ -1,8 +1,9 @@
 """The methods that recipes can name. A new method is one file here and one line in `METHODS`."""
 
+from ..errors import unknown
 from .adalora import ADALORA
 from .aurora import AURORAS
-from .base import Method, ParameterCounts, Sample, count_parameters, unknown
+from .base import Method, Sample
 from .bitfit import BITFIT
 from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
 from .dylora import DYLORA
@@ -15,6 +16,7 @@ from .lora_drop import LORA_DROP
 from .loran import LORAN
 from .moslora import MOSLORA
 from .neat import NEAT
+from .parameters import ParameterCounts, count_parameters
 from .pissa_milora import MILORA, PISSA
 from .sine_lora import SINE_LORA
 from .vera import VERA

@@ -116,8 +116,8 @@ def _tuner(model: nn.Module) -> Any:
 class AdaLoRAMethod(PeftMethod):
     """The ranks are shared out by a callback."""
 
-    def validate(self, options: Options) -> dict[str, Any]:
-        checked = super().validate(options)
+    def checked(self, options: Options) -> dict[str, Any]:
+        checked = super().checked(options)
         if checked["target_r"] >= checked["init_r"]:
             raise ValueError(
                 f"target_r={checked['target_r']} is not allowed: it must be below init_r = {checked['init_r']}, "
@@ -125,7 +125,7 @@ class AdaLoRAMethod(PeftMethod):
             )
         return checked
 
-    def callbacks(self, options: Options) -> Sequence[TrainerCallback]:
+    def callbacks(self) -> Sequence[TrainerCallback]:
         return (ShareOutRanks(),)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import FormError
+from .base import Options
 from .linear import Linear, features, is_plain_linear, matrix
 
 
@@ -88,7 +88,7 @@ class Update(nn.Module):
         options: `r`, `alpha`, `dropout`, and the method's own.
     """
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__()
         weight = base_layer.weight
         d_out, d_in = features(base_layer)

@@ -53,12 +53,14 @@ def _defaults_maker(preset: Options) -> Callable[[], Options]:
 class AuroraMethod(PeftMethod):
     """AuroRA: several forms after dynamic training, and a calibration."""
 
-    def forms(self, options: Options) -> tuple[str, ...]:
-        forms: tuple[str, ...] = self.make_config(**options).forms
+    @property
+    def forms(self) -> tuple[str, ...]:
+        forms: tuple[str, ...] = self.config.forms
         return forms
 
-    def deployed_form(self, options: Options) -> str:
-        form: str = self.make_config(**options).resolved_eval_form
+    @property
+    def deployed_form(self) -> str:
+        form: str = self.config.resolved_eval_form
         return form
 
     def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:

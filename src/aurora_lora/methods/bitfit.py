@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .base import Options, PlainMethod, TaskType, is_head
+from .base import PlainMethod, TaskType
+from .parameters import is_head
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 class BitFitMethod(PlainMethod):
     """Refuses a model without biases, where it would be a linear probe."""
 
-    def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
+    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
         if not any(self.trains(name) and not is_head(model, name) for name, _ in model.named_parameters()):
             raise ValueError(f"bitfit trains the biases, and {type(model).__name__} has none: use another method.")
-        return super().apply(model, options, task_type)
+        return super().apply(model, task_type, kept)
 
 
 BITFIT = BitFitMethod(

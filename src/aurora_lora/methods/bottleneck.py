@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ class Bottleneck(nn.Module):
     The weights start normal with standard deviation 0.01, cut at two of them, the biases at 0: nearly a no-op.
     """
 
-    def __init__(self, d: int, like: Tensor, options: dict[str, Any]) -> None:
+    def __init__(self, d: int, like: Tensor, options: Options) -> None:
         super().__init__()
         dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
         self.down = nn.Linear(d, options["r"], dtype=dtype, device=like.device)
@@ -48,7 +47,7 @@ class AfterLinear(AdaptedModule):
 
     base_layer: Linear
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer)
         self.adapter = Bottleneck(features(base_layer)[0], base_layer.weight, options)
         self.train(base_layer.training)
@@ -63,7 +62,7 @@ class AroundNorm(AdaptedModule):
 
     base_layer: nn.LayerNorm
 
-    def __init__(self, base_layer: nn.LayerNorm, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: nn.LayerNorm, options: Options) -> None:
         super().__init__(base_layer)
         self.adapter = Bottleneck(base_layer.normalized_shape[-1], base_layer.weight, options)
         self.train(base_layer.training)
@@ -86,7 +85,7 @@ PFEIFFER_PLACES = (
 )
 
 
-def insert(model: nn.Module, options: dict[str, Any], places: tuple[str, ...], drop_layers: int) -> None:
+def insert(model: nn.Module, options: Options, places: tuple[str, ...], drop_layers: int) -> None:
     """Put adapters at the targets, except in the first `drop_layers` layers.
 
     Raises:
@@ -106,7 +105,7 @@ def insert(model: nn.Module, options: dict[str, Any], places: tuple[str, ...], d
         replace(model, path, _with_adapter, options)
 
 
-def _with_adapter(module: nn.Module, options: dict[str, Any]) -> AdaptedModule:
+def _with_adapter(module: nn.Module, options: Options) -> AdaptedModule:
     return AfterLinear(module, options) if is_linear(module) else AroundNorm(module, options)  # type: ignore[arg-type]
 
 
@@ -152,13 +151,14 @@ class BottleneckMethod(InjectionMethod):
 
     places: tuple[str, ...]
 
-    def base_use(self, options: Options) -> BaseUse:
-        return "start" if self.validate(options)["train_norms"] else "frozen"
+    @property
+    def base_use(self) -> BaseUse:
+        return "start" if self.options["train_norms"] else "frozen"
 
-    def inject(self, model: nn.Module, options: dict[str, Any]) -> None:
-        if options["train_norms"]:
+    def inject(self, model: nn.Module) -> None:
+        if self.options["train_norms"]:
             train_norms(model)
-        insert(model, options, self.places, options["drop_layers"])
+        insert(model, self.options, self.places, self.options["drop_layers"])
 
 
 ADAPTER_H = BottleneckMethod(

@@ -23,7 +23,7 @@ from .targets import adapted_modules
 class DyLoRA(Update):
     """`dW = (alpha / b) B[:, :b] A[:b]`, with a rank b drawn for each training step and a fixed one in evaluation."""
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer, options)
         self.eval_rank: int = options["eval_rank"] or self.r
         self.frozen: bool = options["frozen"]
@@ -51,7 +51,7 @@ class DyLoRA(Update):
 class DrawRank(TrainerCallback):
     """Draws the rank of each step, the same in all layers and processes, from the seed and the step's number alone."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: Options) -> None:
         self.ranks = range(options["min_rank"], options["r"] + 1)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -65,8 +65,8 @@ class DrawRank(TrainerCallback):
 class DyLoRAMethod(UpdateMethod):
     """The ranks that it is trained at and evaluated in must be among 1 to r."""
 
-    def validate(self, options: Options) -> dict[str, Any]:
-        checked = super().validate(options)
+    def checked(self, options: Options) -> dict[str, Any]:
+        checked = super().checked(options)
         for name in ("min_rank", "eval_rank"):
             if checked[name] is not None and checked[name] > checked["r"]:
                 raise ValueError(
@@ -74,8 +74,8 @@ class DyLoRAMethod(UpdateMethod):
                 )
         return checked
 
-    def callbacks(self, options: Options) -> Sequence[TrainerCallback]:
-        return (DrawRank(self.validate(options)),)
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        return (DrawRank(self.options),)
 
 
 DYLORA = DyLoRAMethod(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 
 from ..errors import FormError
 from .adapted_module import AdaptedLinear, Update
-from .base import OneForm, Options, TaskType, is_head, keep_in_float32, load_trained, save_trained
+from .base import Method, Options, TaskType
 from .linear import Linear, is_linear, untie_adapted
 from .options import Table, check
+from .parameters import is_head, keep_in_float32, load_trained, save_trained
 from .targets import lora_targets, merge_adapted, replace, target_paths
 
 
 @dataclass(frozen=True)
-class InjectionMethod(OneForm, ABC):
+class InjectionMethod(Method):
     """A method that freezes the body and adds something to some of its modules.
 
     Args:
@@ -31,27 +32,27 @@ class InjectionMethod(OneForm, ABC):
     table: Table
     refusal: str | None = None
 
-    def validate(self, options: Options) -> dict[str, Any]:
+    def checked(self, options: Options) -> dict[str, Any]:
         return check(options, self.table)
 
-    def apply(self, model: PreTrainedModel, options: Options, task_type: TaskType) -> nn.Module:
+    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name))
-        self.inject(model, self.validate(options))
+        self.inject(model)
         keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model
 
     @abstractmethod
-    def inject(self, model: nn.Module, options: dict[str, Any]) -> None:
+    def inject(self, model: nn.Module) -> None:
         """Replace the targets in a frozen model by adapted ones.
 
         Raises:
             ValueError: the targets are not in the model, or of a kind that cannot be adapted.
         """
 
-    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
-        adapted = self.apply(model, options, "SEQ_CLS")
-        self.restore(adapted, directory, options)
+    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
+        adapted = self.apply(model, "SEQ_CLS")
+        self.restore(adapted, directory)
         load_trained(adapted, directory)
         adapted.train(False)
         return adapted
@@ -76,10 +77,10 @@ class UpdateMethod(InjectionMethod):
         update: the class of the update.
     """
 
-    update: Callable[[Linear, dict[str, Any]], Update]
+    update: Callable[[Linear, Options], Update]
 
-    def inject(self, model: nn.Module, options: dict[str, Any]) -> None:
-        paths = target_paths(model, options, lora_targets(model))
+    def inject(self, model: nn.Module) -> None:
+        paths = target_paths(model, self.options, lora_targets(model))
         for path in paths:
             module = model.get_submodule(path)
             if not is_linear(module):
@@ -88,7 +89,7 @@ class UpdateMethod(InjectionMethod):
                     "transformers' Conv1D."
                 )
         for path in paths:
-            replace(model, path, self._adapted, options)
+            replace(model, path, self._adapted)
 
-    def _adapted(self, layer: Any, options: dict[str, Any]) -> nn.Module:
-        return AdaptedLinear(layer, self.update(layer, options))
+    def _adapted(self, layer: Any) -> nn.Module:
+        return AdaptedLinear(layer, self.update(layer, self.options))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 
 from ..errors import FormError
 from .adapted_module import Update
+from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, number
@@ -21,7 +20,7 @@ class LoDA(Update):
     M1 and M2 are (r, r) and start at the identity: f then starts near it, and with slope 1 it is LoRA.
     """
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer, options)
         self.slope: float = options["negative_slope"]
         self.M1 = nn.Parameter(torch.eye(self.r, dtype=self.A.dtype, device=self.A.device))

@@ -15,10 +15,11 @@ from torch.nn.functional import linear
 
 from ..errors import DIVERGED, UserError
 from .adapted_module import AdaptedLinear, Update
-from .base import WEIGHTS_FILE, Options, Sample
+from .base import Sample
 from .injection import UpdateMethod
 from .linear import features
 from .options import LOW_RANK, integer, number
+from .parameters import WEIGHTS_FILE
 from .targets import adapted_modules
 
 
@@ -137,10 +138,10 @@ def dropped_in(state: Mapping[str, Any], layers: Mapping[str, AdaptedLinear]) ->
 class LoRADropMethod(UpdateMethod):
     """The layers are chosen before the training, and known from the saved weights afterwards."""
 
-    def prepare(self, model: nn.Module, options: Options, sample: Sample) -> None:
-        choose_and_share(model, self.validate(options), sample)
+    def prepare(self, model: nn.Module, sample: Sample) -> None:
+        choose_and_share(model, self.options, sample)
 
-    def restore(self, model: nn.Module, directory: Path, options: Options) -> None:
+    def restore(self, model: nn.Module, directory: Path) -> None:
         with safe_open(str(directory / WEIGHTS_FILE), "pt") as saved:
             names = dict.fromkeys(saved.keys())
         layers = adapted_layers(model)

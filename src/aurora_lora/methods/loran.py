@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .adapted_module import WeightUpdate
+from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, number, positive
@@ -15,7 +14,7 @@ from .options import LOW_RANK, number, positive
 class LoRAN(WeightUpdate):
     """`dW = s sinter(B A)` with `sinter(u) = u + a u sin(w u)`, entry by entry."""
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer, options)
         self.amplitude: float = options["amplitude"]
         self.frequency: float = options["frequency"]

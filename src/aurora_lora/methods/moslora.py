@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .adapted_module import Update, kaiming
+from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, one_of
@@ -20,7 +19,7 @@ class MoSLoRA(Update):
     The mixer starts Kaiming-uniform (sqrt 5) or orthogonal: the paper reports both, its code uses the first.
     """
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer, options)
         self.mixer = nn.Parameter(torch.empty(self.r, self.r, dtype=self.A.dtype, device=self.A.device))
         if options["mixer_init"] == "orthogonal":

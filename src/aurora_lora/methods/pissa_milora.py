@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from .. import files
 from ..errors import CheckpointError
-from .base import BaseUse, Options, PeftMethod, TaskType
+from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix
 from .lora import LORA_TABLE, lora_config, lora_defaults, lora_option_names
 from .options import TARGETS, peft_method
@@ -81,24 +81,18 @@ class SingularMethod(PeftMethod):
     largest: bool = False
     saved_as: str | bool = True
 
-    def base_use(self, options: Options) -> BaseUse:
+    @property
+    def base_use(self) -> BaseUse:
         return "start"
 
-    def apply(
-        self, model: PreTrainedModel, options: Options, task_type: TaskType, kept: Path | None = None
-    ) -> nn.Module:
-        """As `Method.apply`.
-
-        Args:
-            model: a pretrained model.
-            options: of the method.
-            task_type: of PEFT.
-            kept: a file to take the start from if it is there, and else to write it to.
+    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
+        """As `Method.apply`; `START_FILE` in `kept` has the start, or gets it.
 
         Raises:
             ValueError: an adapted module is not a linear layer in floating point, or r is larger than its rank.
         """
-        peft_model = super().apply(model, options, task_type)
+        peft_model = super().apply(model, task_type)
+        start = None if kept is None else kept / START_FILE
         layers = start_layers(peft_model)
         for path, layer in layers.items():
             base, r = layer.get_base_layer(), layer.r[ADAPTER]
@@ -109,16 +103,16 @@ class SingularMethod(PeftMethod):
                 )
             if r > min(base.weight.shape):
                 raise ValueError(f"r={r} is not allowed: {path} has no more than {min(base.weight.shape)} components.")
-        known = _read(kept, layers)
+        known = _read(start, layers)
         with torch.no_grad():
             for path, layer in layers.items():
                 if layer.get_base_layer().weight.is_meta:
                     continue  # only counted
                 A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else decompose(layer, self.largest)
                 start_from(layer, A, B)
-        if kept is not None and not known and os.environ.get("RANK", "0") == "0":
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            _write(peft_model, kept)
+        if start is not None and not known and os.environ.get("RANK", "0") == "0":
+            start.parent.mkdir(parents=True, exist_ok=True)
+            _write(peft_model, start)
         peft_model.peft_config[ADAPTER].init_lora_weights = self.saved_as  # type: ignore[index, union-attr]
         return peft_model
 
@@ -126,10 +120,9 @@ class SingularMethod(PeftMethod):
         super().save(model, directory)
         _write(model, directory / START_FILE)
 
-    def load(self, model: PreTrainedModel, directory: Path, options: Options) -> nn.Module:
+    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
         task_type: Any = PeftConfig.from_pretrained(str(directory)).task_type
-        start = directory / START_FILE
-        peft_model = self.apply(model, options, task_type, start if start.exists() else None)
+        peft_model = self.apply(model, task_type, directory if (directory / START_FILE).exists() else None)
         load_weights(peft_model, directory)
         peft_model.train(False)
         return peft_model

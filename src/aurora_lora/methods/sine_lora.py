@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from .adapted_module import WeightUpdate
+from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
 from .options import LOW_RANK, positive
@@ -16,7 +16,7 @@ from .options import LOW_RANK, positive
 class SineLoRA(WeightUpdate):
     """`dW = s sin(w B A) / sqrt(d_in)`: the sine, entry by entry, lifts the rank above r."""
 
-    def __init__(self, base_layer: Linear, options: dict[str, Any]) -> None:
+    def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer, options)
         self.frequency: float = options["frequency"]
 

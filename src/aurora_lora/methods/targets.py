@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import unknown
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, check_target_module_exists
 from .adapted_module import AdaptedModule
-from .base import head_modules, unknown
 from .linear import is_linear
+from .parameters import head_modules
 
 ALL_LINEAR = "all-linear"
 

@@ -77,11 +77,11 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     data = ModelCard.load(path).data
     data.base_model = facts.base  # PEFT names the cache folder of a packaged model
     data.tags = sorted({*(tag for tag in data.tags or () if not tag.startswith("base_model:")), *facts.tags})
-    method = facts.recipe.method.method
+    method = facts.recipe.method
     if isinstance(method, AuroraMethod):
         text = _aurora(facts, no_lora)
     else:  # MiLoRA's base weight is made by this package
-        text = _weights(facts) if method is MILORA else _peft(facts)
+        text = _weights(facts) if method.name == MILORA.name else _peft(facts)
     _write(path, data, facts, text)
 
 
@@ -168,7 +168,7 @@ An adapter for [PEFT]({PEFT}), of the method {facts.recipe.method.name}; it need
 
 
 def _weights(facts: Facts) -> str:
-    method = facts.recipe.method.method
+    method = facts.recipe.method
     refusal = method.refusal if isinstance(method, InjectionMethod) else None
     merge = "\n    aurora merge RUN --output OUT    # a plain Transformers model, from the folder of the run"
     cannot = f"\nThey cannot be merged: {refusal}.\n" if refusal else ""

@@ -26,12 +26,12 @@ class FinishedRun:
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms that the run can be evaluated in."""
-        return self.recipe.method.method.forms(self.recipe.method.options)
+        return self.recipe.method.forms
 
     @property
     def deployed_form(self) -> str:
         """The form that is deployed unless another is asked for."""
-        return self.recipe.method.method.deployed_form(self.recipe.method.options)
+        return self.recipe.method.deployed_form
 
     def check_form(self, form: str) -> None:
         """Raise a FormError if the run has no such form."""

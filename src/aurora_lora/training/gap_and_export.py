@@ -41,7 +41,7 @@ def gap(
         FormError: the run was trained in the static form, which merges exactly.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
-    if not isinstance(run.recipe.method.method, PeftMethod):
+    if not isinstance(run.recipe.method, PeftMethod):
         raise UserError(
             f"{run.folder} is a run of {run.recipe.method.name}: only adapters of PEFT have a merge to measure"
         )
@@ -97,7 +97,7 @@ def export(
 
 def need_aurora(run: TrainedRun) -> None:
     """Raise a UserError for the run of another method."""
-    if not isinstance(run.recipe.method.method, AuroraMethod):
+    if not isinstance(run.recipe.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
 
 

@@ -25,7 +25,7 @@ def frozen_dtype(recipe: Recipe) -> torch.dtype:
 
     The few weights that such a method freezes are in the same modules as those that it trains.
     """
-    use = recipe.method.method.base_use(recipe.method.options)
+    use = recipe.method.base_use
     return (
         torch.float32 if use == "trained" else HALF.get(recipe.base.dtype or recipe.training.precision, torch.float32)
     )
@@ -37,7 +37,7 @@ def base_for(recipe: Recipe, task: Task, processor: Processor, labels: Sequence[
     Raises:
         UserError: it cannot be loaded.
     """
-    exact = recipe.method.method.base_use(recipe.method.options) == "start"
+    exact = recipe.method.base_use == "start"
     return load_base_model(recipe.base, task, processor, labels, frozen_dtype(recipe), exact=exact)
 
 

@@ -136,7 +136,7 @@ def _merged(
         return merge_into(run, form, quantization, calibrated)
     # into the base's own weights, also where the adapter was trained on quantised ones
     model, processor = load_trained_model(replace(run, recipe=run.recipe.in_float32.unquantized))
-    return run.recipe.method.method.merge(model, form), processor, None
+    return run.recipe.method.merge(model, form), processor, None
 
 
 def _check_only_merge(folder: Path) -> None:
@@ -217,7 +217,7 @@ def load_predictor(folder: Path | str) -> Predictor:
         if kind.no_answer:
             raise UserError(f"the run in {folder} {kind.no_answer}")
         model, processor = load_trained_model(run.in_float32)
-        with run.recipe.method.method.using(model, run.deployed_form):  # refuses a calibration of other weights
+        with run.recipe.method.using(model, run.deployed_form):  # refuses a calibration of other weights
             pass
         return Predictor(folder, kind, model.eval(), processor)
     if not (folder / "config.json").is_file():

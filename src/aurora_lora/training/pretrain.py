@@ -12,9 +12,8 @@ from filelock import FileLock
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..extras import extra
-from ..methods.base import unknown
 from ..tasks.models import MODELS, PretrainedHere
 from .finished_run import load_run
 from .recipe import Recipe, validate

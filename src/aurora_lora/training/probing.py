@@ -25,7 +25,7 @@ from ..methods.targets import ALL_LINEAR, lora_targets, target_paths
 from .data import Data
 from .distributed import on_main, state
 from .memory import checkpoint_activations
-from .recipe import MethodSection, Recipe
+from .recipe import Recipe
 
 PROBE = "probe.safetensors"
 """In a run's folder: the start of A by layer, the singular values of all layers, and the ranks."""
@@ -55,8 +55,7 @@ class Start:
             alpha = alpha_name(recipe.method.name)
             given = {name: value for name, value in options.items() if name not in _TARGETS}
             options = {**given, **rank_fields(self.ranks, options[alpha] / options["r"], alpha)}
-        section = MethodSection.model_validate({"name": recipe.method.name, **options})
-        return recipe.model_copy(update={"method": section})
+        return recipe.model_copy(update={"method": recipe.method.bind(options)})
 
     def align(self, model: nn.Module) -> None:
         """Give each adapter its A."""

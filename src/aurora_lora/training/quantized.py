@@ -37,8 +37,8 @@ def merge_into(
         UserError: a run of another method, or of one that starts from the base's exact weights.
     """
     recipe = run.in_float32.recipe.unquantized
-    method, options = recipe.method.method, recipe.method.options
-    if not isinstance(method, PeftMethod) or method.base_use(options) == "start":
+    method = recipe.method
+    if not isinstance(method, PeftMethod) or method.base_use == "start":
         raise ArgumentError(
             f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
             "without `quantization`"

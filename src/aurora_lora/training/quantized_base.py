@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..deploy.formats import check_quantization
-from ..methods.base import head_modules
+from ..methods.parameters import head_modules
 from ..tasks._loading import NO_CODE
 from .distributed import state
 

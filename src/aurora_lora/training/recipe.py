@@ -20,6 +20,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -28,9 +30,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..methods import Method, get_method
-from ..methods.base import PeftMethod, unknown
+from ..methods.base import PeftMethod
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.task import Augment
 from . import yaml_text
@@ -175,35 +177,26 @@ class TaskSection(Section):
         return self
 
 
-class MethodSection(BaseModel):
-    """The method's name, and its own options beside it."""
+def _bound(given: Any) -> Method:
+    """The method that a recipe names, with the options beside its name."""
+    if isinstance(given, Method):
+        return given
+    given = {"name": given} if isinstance(given, str) else given
+    try:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{given!r} is not allowed: it must be the name of a method, or a mapping with its name")
+        if not isinstance(name := given.get("name"), str):
+            why = "this field must be given" if name is None else f"{name!r} is not allowed: it must be a valid string"
+            raise ValueError(f"name: {why}")
+        return get_method(name).bind({option: value for option, value in given.items() if option != "name"})
+    except (ValueError, TypeError) as error:
+        raise PydanticCustomError("method", "{why}", {"why": " ".join(str(error).split())}) from error
 
-    model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, data: Any) -> Any:
-        if isinstance(data, str):
-            data = {"name": data}
-        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-            return data  # pydantic says what is missing
-        options = {key: value for key, value in data.items() if key != "name"}
-        try:
-            return {"name": data["name"], **get_method(data["name"]).validate(options)}
-        except (ValueError, TypeError) as error:
-            raise PydanticCustomError("method", "{why}", {"why": " ".join(str(error).split())}) from error
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The method's own options, defaults filled in."""
-        return dict(self.model_extra or {})
-
-    @property
-    def method(self) -> Method:
-        """The entry of METHODS."""
-        return get_method(self.name)
+BoundMethod = Annotated[
+    Method, PlainValidator(_bound), PlainSerializer(lambda method: {"name": method.name, **method.options})
+]
+"""In a recipe and in results the name of a method and its options beside that; else the method bound to them."""
 
 
 class TrainingSection(Section):
@@ -268,7 +261,7 @@ class CalibrationSection(Section):
 class ReferenceSection(Section):
     """Another method, trained beside this one on the same data; what is not given is as in the recipe."""
 
-    method: MethodSection
+    method: BoundMethod
     epochs: Size | None = None
     learning_rate: Rate | None = None
     head_learning_rate: Rate | None = None
@@ -280,7 +273,7 @@ class RunRecipe(Section):
     if TYPE_CHECKING:  # each kind has its own, in its own order
         name: str
         task: Any
-        method: MethodSection
+        method: BoundMethod
         seed: int
 
         @property
@@ -300,7 +293,7 @@ class Recipe(RunRecipe):
     name: str
     base: Annotated[ModelSection, Field(alias="model")]
     task: TaskSection
-    method: MethodSection
+    method: BoundMethod
     training: TrainingSection = TrainingSection()
     calibration: CalibrationSection = CalibrationSection()
     reference: ReferenceSection | None = None
@@ -333,7 +326,7 @@ class Recipe(RunRecipe):
             return self
         reference = [] if self.reference is None else [self.reference.method]
         for one in (method, *reference):
-            if not isinstance(one.method, PeftMethod) or one.method.base_use(one.options) != "frozen":
+            if not isinstance(one, PeftMethod) or one.base_use != "frozen":
                 why = f"{one.name!r} changes the base's own weights; an adapter of PEFT on a frozen base does not"
                 raise PydanticCustomError("task", "model.quantization: {why}", {"why": why})
         if self.task.teacher is not None:

@@ -23,7 +23,6 @@ from ..forms import CALIBRATED, form_named
 from ..methods import Sample, count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import TaskType, load_finite
-from ..methods.pissa_milora import START_FILE, SingularMethod
 from ..methods.start import wants_probe
 from ..methods.targets import check_modules
 from ..tasks.access import check_access
@@ -149,7 +148,7 @@ def _score_more(
     """Score a finished run on further test sets, and write them into its recipe and its result."""
     wanted = recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": tuple(names)})})
     trainer, data = make_trainer(wanted, folder / CHECKPOINTS, callbacks(), folder / ADAPTER)
-    forms = recipe.method.method.forms(recipe.method.options)
+    forms = recipe.method.forms
     scored = {name: score(wanted, trainer, data, name, forms) for name in names}
     result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names})
     on_main(lambda: files.write_text(folder / RECIPE, yaml_text.dump(result["recipe"])))
@@ -231,9 +230,9 @@ def make_trainer(
         callbacks = [*callbacks, *logger_callbacks(recipe.training.report_to, checkpoints.parent / LOGS)]
     if recipe.training.save_updates:
         callbacks = [UpdateRecorder(recipe, checkpoints.parent / UPDATES, _own_share(data, recipe)), *callbacks]
-    if recipe.method.method.deployed_form(recipe.method.options) == CALIBRATED:
+    if recipe.method.deployed_form == CALIBRATED:
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
-    callbacks = [*recipe.method.method.callbacks(recipe.method.options), *callbacks]
+    callbacks = [*recipe.method.callbacks(), *callbacks]
     return trainer_of(model, [*kind.callbacks(data), *callbacks]), data
 
 
@@ -252,13 +251,12 @@ def make_model(
         UserError: the method does not fit the model, or the saved adapter cannot be read.
         NotFiniteError: the saved adapter holds NaN or infinity.
     """
-    method, options = recipe.method.method, recipe.method.options
     pretrained = list(base.parameters())
     if adapter is None:
         model = apply_method(recipe, base, recipe.task.kind.task_type, kept)
     else:
-        model = load_finite(method, base, adapter, options)
-    if method.base_use(options) == "start":
+        model = load_finite(recipe.method, base, adapter)
+    if recipe.method.base_use == "start":
         keep_frozen_in(frozen_dtype(recipe), pretrained)
     return model
 
@@ -275,14 +273,11 @@ def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path |
     Raises:
         UserError: the method does not fit the model, or the memory.
     """
-    method, options = recipe.method.method, recipe.method.options
-    if wants_probe(options):
+    if wants_probe(recipe.method.options):
         raise UserError("method: budget and start: aligned are for runs with a loss on labels, not for this one")
     try:
-        check_modules(base, options)
-        if isinstance(method, SingularMethod):
-            return method.apply(base, options, task_type, None if kept is None else kept / START_FILE)
-        return method.apply(base, options, task_type)
+        check_modules(base, recipe.method.options)
+        return recipe.method.apply(base, task_type, kept)
     except CheckpointError as error:
         raise UserError(f"{' '.join(str(error).split())} Remove it to begin the run again") from error
     except ValueError as error:
@@ -310,7 +305,6 @@ def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: 
     Raises:
         UserError: what the method decided on does not fit the model.
     """
-    method, options = recipe.method.method, recipe.method.options
     if checkpoint is None:
         sample = Sample(
             batches=lambda share: data.training_batches(share, recipe.training.batch_size),
@@ -319,9 +313,9 @@ def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: 
             seed=recipe.seed,
             agree=lambda value: on_main(lambda: value),
         )
-        method.prepare(trainer.module, options, sample)
+        recipe.method.prepare(trainer.module, sample)
     else:
-        method.restore(trainer.module, checkpoint, options)
+        recipe.method.restore(trainer.module, checkpoint)
 
 
 def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
@@ -330,7 +324,7 @@ def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
     Where the calibrated form is deployed, a checkpoint has the matrices of the evaluation that it was written at, from
     these same inputs.
     """
-    if CALIBRATED in recipe.method.method.forms(recipe.method.options) and not is_calibrated(trainer.module):
+    if CALIBRATED in recipe.method.forms and not is_calibrated(trainer.module):
         calibrate(trainer.module, _own_share(data, recipe), ridge=recipe.calibration.ridge)
 
 
@@ -345,7 +339,7 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
     scores = {}
     trainer.scoring(split)
     for form in forms:
-        with recipe.method.method.using(trainer.module, form):
+        with recipe.method.using(trainer.module, form):
             examples: Any = data.fixed(split)
             metrics = trainer.evaluate(examples, metric_key_prefix=split)
         scores[form] = {
@@ -357,8 +351,7 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
 
 
 def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
-    method, options = recipe.method.method, recipe.method.options
-    forms, steps = method.forms(options), trainer.state.max_steps
+    forms, steps = recipe.method.forms, trainer.state.max_steps
     kind, task = kind_of(data.task), data.task
     epochs = epochs_from_log(trainer.state.log_history, kind.metric_names(task))
     best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
@@ -375,7 +368,7 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         test={name: scored[name] for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
-            "form": method.deployed_form(options),
+            "form": recipe.method.deployed_form,
             "name": task.metric,
             "value": best["validation"][task.metric],
             "epoch": best["epoch"],
@@ -393,9 +386,9 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
 def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
     facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
-    no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method.method, AuroraMethod) else None
+    no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method, AuroraMethod) else None
     with files.new_folder(folder / ADAPTER) as adapter:
-        recipe.method.method.save(trainer.module, adapter)
+        recipe.method.save(trainer.module, adapter)
         data.processor.save_pretrained(str(adapter))
         card.write_adapter_card(adapter, facts, no_lora)
     result["adapter_sha256"] = storage.adapter_digests(folder)

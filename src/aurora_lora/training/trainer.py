@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from .. import files
 from ..errors import DIVERGED, UserError
-from ..methods.base import WEIGHTS_FILE, is_head, load_trained, save_trained
+from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
 from ..tasks.metrics import metric_named
 from . import storage
 from .batches import IGNORED, Filled, IgnoreFilling, Share, WholeSteps

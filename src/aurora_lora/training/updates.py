@@ -38,9 +38,9 @@ class UpdateRecorder(TrainerCallback):
     """
 
     def __init__(self, recipe: Recipe, folder: Path, batches: Sequence[Batch]) -> None:
-        method, options = recipe.method.method, recipe.method.options
-        deployed = method.deployed_form(options)
-        kept = [form for form in method.forms(options) if form in (STATIC, MERGED, deployed)]
+        method = recipe.method
+        deployed = method.deployed_form
+        kept = [form for form in method.forms if form in (STATIC, MERGED, deployed)]
         self.forms = [form for form in kept if form_named(form).mergeable]
         self.name, self.ridge = method.name, recipe.calibration.ridge
         self.folder, self.batches = folder, batches

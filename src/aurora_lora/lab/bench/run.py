@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from ...errors import ArgumentError, UserError
+from ...errors import ArgumentError, UserError, unknown
 from ...files import check_writable, clear_leftovers, write_json
-from ...methods.base import unknown
 from ...ops import dispatch
 from ...training.results import device as device_name
 from ...training.results import git_commit, versions

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from ...errors import UserError
-from ...methods.base import unknown
+from ...errors import UserError, unknown
 from ...tuner import AuroraConfig
 
 if TYPE_CHECKING:

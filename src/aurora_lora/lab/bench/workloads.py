@@ -147,7 +147,7 @@ class Model:
 
 def model_case(base: nn.Module, architecture: str, targets: Sequence[str], batch: int, length: int) -> Case:
     """A case of any model of Transformers. Its head, where it has one, is trained in every variant."""
-    from ...methods.base import head_modules
+    from ...methods.parameters import head_modules
 
     config: Any = base.config
     device = next(base.parameters()).device

@@ -53,7 +53,7 @@ def make_engine(
     Raises:
         UserError: an unknown launcher, a number of jobs below 1, options that no launcher takes.
     """
-    from ...methods.base import unknown
+    from ...errors import unknown
 
     if launcher not in LAUNCHERS:
         raise ArgumentError(f"`launcher`: '{launcher}' is an {unknown('launcher', LAUNCHERS, launcher)}")

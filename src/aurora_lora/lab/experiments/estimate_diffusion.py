@@ -101,7 +101,7 @@ def _validations(recipe: SubjectRecipe) -> int:
 
 
 def _forms(recipe: SubjectRecipe) -> tuple[str, ...]:
-    return tuple(recipe.method.method.forms(recipe.method.options))
+    return tuple(recipe.method.forms)
 
 
 def _images_of_a_pass(recipe: SubjectRecipe) -> int:
@@ -134,7 +134,7 @@ def _count(model: str, method: str, options: str) -> ParameterCounts:
     unet = _unet(model)
     with torch.device("meta"):
         try:
-            return count_parameters(get_method(method).apply(unet, json.loads(options), "TEXT_TO_IMAGE"))
+            return count_parameters(get_method(method).bind(json.loads(options)).apply(unet, "TEXT_TO_IMAGE"))
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
 

@@ -68,8 +68,8 @@ def hours(recipe: Recipe, machine: Machine) -> Hours | None:
         return None
     known = {name: count or 0 for name, count in counts.items()}
     clock = _Clock(recipe, machine)
-    options, method = recipe.method.options, recipe.method.method
-    forms, wanted = method.forms(options), recipe.training
+    method = recipe.method
+    forms, wanted = method.forms, recipe.training
     rounds = wanted.epochs
     if isinstance(wanted.eval_every, int):
         of_a_step = wanted.batch_size * wanted.gradient_accumulation_steps
@@ -82,7 +82,7 @@ def hours(recipe: Recipe, machine: Machine) -> Hours | None:
             evaluation += len(forms) * clock.scoring(known[name])
         if recipe.task.scorer == "generated":
             writing += len(forms) * clock.writing(known[name])
-    calibrations = (rounds if method.deployed_form(options) == CALIBRATED else 0) + (CALIBRATED in forms)
+    calibrations = (rounds if method.deployed_form == CALIBRATED else 0) + (CALIBRATED in forms)
     calibration = calibrations * clock.calibration()
     return Hours(
         training=wanted.epochs * clock.training(known["train"]) / 3600,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from ...errors import ArgumentError
-from ...methods.base import unknown
+from ...errors import ArgumentError, unknown
 
 UTILISATION = 0.4
 """The share of its greatest speed that a GPU attains in a training."""

@@ -14,8 +14,7 @@ from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import UserError
-from ...methods.base import unknown
+from ...errors import UserError, unknown
 from ...training import yaml_text
 from .paper import SUITES
 from .suite import Suite

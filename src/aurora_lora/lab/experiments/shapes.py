@@ -99,7 +99,7 @@ def _build(key: Key, layers: int | None = None) -> nn.Module:
             raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
         try:
             check_modules(base, json.loads(options))
-            return get_method(method).apply(base, json.loads(options), kind.task_type)
+            return get_method(method).bind(json.loads(options)).apply(base, kind.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
 

@@ -27,8 +27,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ...errors import UserError
-from ...methods.base import unknown
+from ...errors import UserError, unknown
 from ...tasks.metrics import metric_named
 from ...training.recipe import Recipe, Section, Seed, Size, set_field, validate
 from .recipes import find
@@ -248,7 +247,7 @@ def load_study(given: Path | str) -> Study:
             raise UserError(f"{path}: tuning.metric: '{metric}' is an {unknown('metric', known, metric)}")
     for side in (side for question in study.questions for side in (question.first, question.second)):
         method = recipes[side.setting].method
-        forms = method.method.forms(method.options)
+        forms = method.forms
         if side.form is not None and side.form not in forms:
             raise UserError(f"{path}: questions: {side.setting} has no form '{side.form}' (it has {', '.join(forms)})")
     return study

@@ -22,9 +22,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ...errors import ArgumentError, UserError
+from ...errors import ArgumentError, UserError, unknown
 from ...forms import MERGED
-from ...methods.base import unknown
 from ...training.recipe import Section, Seed
 
 HOURS = "hours"

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ArgumentError, UserError
+from ...errors import ArgumentError, UserError, unknown
 from ...files import write_json, write_text
-from ...methods.base import unknown
 from .figures import GAP, about, gap_figure, save
 from .groups import Group
 from .merges_figure import merges_figure

@@ -1,0 +1,107 @@
+"""A model's parameters: which are its head's, how many are trained, and the trained ones on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS_FILE = "trained.safetensors"
+"""What a method without a PEFT adapter writes: the weights that were trained, and buffers."""
+
+
+def keep_in_float32(parameters: Iterable[nn.Parameter]) -> None:
+    """Give parameters of a lower precision float32, where they are."""
+    for parameter in parameters:
+        if parameter.is_floating_point() and parameter.element_size() < 4:
+            parameter.data = parameter.data.float()
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """The top-level modules with weights beside the pretrained body: the randomly initialised head.
+
+    The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body,
+    and so is a model of diffusers, which has no name for its body.
+    """
+    body = getattr(model, "base_model_prefix", None)
+    if body is None or (body and not hasattr(model, body)):
+        return []
+    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    pretrained = get_output_embeddings()
+    return [
+        name
+        for name, child in model.named_children()
+        if name != body and child is not pretrained and any(True for _ in child.parameters())
+    ]
+
+
+def is_head(model: nn.Module, parameter: str) -> bool:
+    """Whether the parameter of that name belongs to the head, in a plain or in a PEFT model."""
+    if hasattr(model, "get_base_model"):
+        heads = head_modules(model.get_base_model())  # type: ignore[operator]
+        return any(f".{head}.modules_to_save." in parameter for head in heads)
+    return parameter.split(".", 1)[0] in head_modules(model)
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters are trained, and of how many."""
+
+    adapter: int
+    head: int
+    total: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Trained parameters outside and inside the head, and all (PEFT's copy of the untrained head left out)."""
+    adapter = head = total = 0
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
+        packed = getattr(parameter, "quant_state", None)  # of bitsandbytes: two weights in a byte
+        total += parameter.numel() if packed is None else math.prod(packed.shape)
+        if parameter.requires_grad and is_head(model, name):
+            head += parameter.numel()
+        elif parameter.requires_grad:
+            adapter += parameter.numel()
+    return ParameterCounts(adapter, head, total)
+
+
+# ---------------------------------------------------------------- the trained weights of a plain model
+
+
+def save_trained(model: nn.Module, directory: Path) -> None:
+    """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model.
+
+    A weight that several modules have (tied embeddings) is written once.
+    """
+    from safetensors.torch import save_file
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = model.state_dict()
+    state = {name: value.contiguous() for name, value in state.items() if name in trained or name not in parameters}
+    save_file(state, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
+
+
+def load_trained(model: nn.Module, directory: Path) -> None:
+    """Load what `save_trained` wrote.
+
+    Raises:
+        CheckpointError: the file does not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    state = load_file(str(directory / WEIGHTS_FILE))
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    result = model.load_state_dict(state, strict=False)
+    if result.unexpected_keys or expected & set(result.missing_keys):
+        odd = sorted({*result.unexpected_keys, *(expected & set(result.missing_keys))})
+        raise CheckpointError(f"{directory / WEIGHTS_FILE} does not fit the model: {', '.join(odd[:3])}.")
