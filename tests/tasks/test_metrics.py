@@ -14,6 +14,7 @@ from aurora_lora.tasks.metrics import (
     classification_metrics,
     in_order,
     metric_named,
+    multi_label_metrics,
     regression_metrics,
 )
 from aurora_lora.training.kinds import kind_of
@@ -180,3 +181,36 @@ def test_a_metric_that_is_in_no_registry_is_shown_last() -> None:
     table = score_table("lora", {"merged": {"bleu": 0.25, "accuracy": 0.5}}, None)
     assert (table.headers, table.rows) == (["form", "accuracy %", "bleu"], [["lora", "50.0", "0.250"]])
     assert not metric_named("bleu").lower_is_better
+
+
+@pytest.mark.parametrize(("examples", "labels"), [(1, 1), (9, 2), (200, 5)])
+def test_several_labels_against_scikit_learn_and_a_loop(examples: int, labels: int) -> None:
+    rng = np.random.default_rng(examples)
+    logits = rng.normal(size=(examples, labels)) * 3
+    there = rng.integers(2, size=(examples, labels))
+    got = multi_label_metrics(logits, there)
+    right = sum(int(one > 0 and label) for one, label in zip(logits.flat, there.flat, strict=True))
+    wrong = sum(int((one > 0) != bool(label)) for one, label in zip(logits.flat, there.flat, strict=True))
+    assert got["micro_f1"] == pytest.approx(2 * right / (2 * right + wrong) if right or wrong else 0)
+    expected = [f1_score(there[:, k], logits[:, k] > 0, zero_division=0) for k in range(labels)]
+    assert got["macro_f1"] == pytest.approx(np.mean(expected))
+    odds = 1 / (1 + np.exp(-logits))
+    assert got["nll"] == pytest.approx(-np.mean(np.where(there, np.log(odds), np.log(1 - odds))), abs=1e-12)
+
+
+def test_several_labels_that_are_not_numbers() -> None:
+    with pytest.warns(UserWarning, match="non-finite logits in 1 of 2 rows"):
+        got = multi_label_metrics([[math.nan, 1.0], [1.0, 0.0]], [[1, 0], [0, 0]])
+    assert all(map(math.isnan, got.values()))
+    assert multi_label_metrics([[1000.0, -1000.0]], [[0, 1]])["nll"] == 1000.0
+    for wrong in ([1, 0], [[1, 0, 0]]):
+        with pytest.raises(ValueError, match="expected logits and labels"):
+            multi_label_metrics([[1.0, 0.0]], wrong)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_macro_f1_against_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    logits, labels = rng.normal(size=(60, classes)), rng.integers(classes, size=60)
+    expected = np.mean([f1_score(labels == k, logits.argmax(1) == k, zero_division=0) for k in range(classes)])
+    assert classification_metrics(logits, labels, also=("macro_f1",))["macro_f1"] == pytest.approx(expected)

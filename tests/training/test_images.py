@@ -287,7 +287,7 @@ def test_workers_read_the_same_images(vit: Path, tmp_path: Path) -> None:
     [
         (
             {"name": "tiny-images", "max_length": 5},
-            "task.max_length: only tasks of regression, classification, multiple-choice have it, tiny-images",
+            "task.max_length: only tasks of multi-label, regression, classification, multiple-choice have it, tiny",
         ),
         (
             {"name": "tiny-sentiment", "augment": "shift"},

@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for command in (*runs.COMMANDS, *deploy.COMMANDS, report.report, *experiments.COMMANDS, bench.bench, theory.theory):
     app.command()(plain_errors(command))
+app.command()(plain_errors(lists.init))
 app.command(name="list")(plain_errors(lists.list_command))
 
 

@@ -55,6 +55,17 @@ def list_command(
         print(f"no {what} here")
 
 
+def init(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="classification, regression, multi-label, choices or images.")
+    ],
+) -> None:
+    """Print a commented recipe to start from with your own data: `aurora init classification > mine.yaml`."""
+    from aurora_lora.lab.experiments.recipes import start
+
+    print(start(kind).yaml(), end="")
+
+
 def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
     """Names and descriptions in the terminal's width. Names are never broken; a description is beside or below."""
     terminal = get_terminal_size((WIDTH, 0)).columns

@@ -26,6 +26,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FORMATS = ("peft", "diffusers")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+PROCESSOR_FILES = {
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("preprocessor_config.json", "processor_config.json"),
+}
+"""What a tokenizer or an image processor writes beside an adapter."""
 METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
 """Of the weights that are written: by it an export is known again, and only an export is replaced."""
 
@@ -39,6 +45,8 @@ def export_lora(
     dtype: torch.dtype | str = torch.float32,
     format: str = "peft",
     prefix: str | None = None,
+    processor: Any = None,
+    base_name: str | None = None,
 ) -> Path:
     """Write an adapter as a plain LoRA that needs nothing of this package: for PEFT, vLLM, diffusers and others.
 
@@ -55,6 +63,8 @@ def export_lora(
         dtype: of the written factors: float32, bfloat16 or float16.
         format: `"peft"` or `"diffusers"`.
         prefix: for diffusers, the pipeline component that the model is; "unet" or "transformer" by its class if None.
+        processor: a tokenizer or image processor to write beside the adapter, with its chat template if it has one.
+        base_name: what the export calls the base model; as the adapter does if None.
 
     Returns:
         The folder.
@@ -95,9 +105,10 @@ def export_lora(
         lora_alpha=rank,
         target_modules=_target_modules(model, list(factors)),
         task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
+        base_model_name_or_path=base_name or config.base_model_name_or_path,
         revision=config.revision,
-        modules_to_save=config.modules_to_save,
+        # PEFT adds the heads of a classifier each time that it makes or loads one
+        modules_to_save=config.modules_to_save and list(dict.fromkeys(config.modules_to_save)),
         trainable_token_indices=config.trainable_token_indices,
         bias=config.bias.replace("aurora_only", "lora_only"),  # type: ignore[arg-type]
         fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
@@ -108,6 +119,8 @@ def export_lora(
     with new_folder(path) as partial:
         write_export(partial / PEFT_WEIGHTS, {**weights, **others})
         lora_config.save_pretrained(str(partial))
+        if processor is not None:
+            processor.save_pretrained(str(partial))
     return path
 
 
@@ -173,7 +186,8 @@ def check_replaceable(folder: Path) -> None:
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     exported = ({PEFT_CONFIG, PEFT_WEIGHTS}, {DIFFUSERS_WEIGHTS})
     weights = next((folder / name for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS) if name in held), None)
-    if not held or (folder.is_dir() and held in exported and weights is not None and _is_export(weights)):
+    is_like_one = folder.is_dir() and held - PROCESSOR_FILES in exported
+    if not held or (is_like_one and weights is not None and _is_export(weights)):
         return
     raise ValueError(f"{folder} holds something that is no earlier LoRA export: choose another folder.")
 

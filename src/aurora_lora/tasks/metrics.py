@@ -69,6 +69,8 @@ METRICS = {
         Metric("nll", "neg. log-likelihood", lower_is_better=True),
         Metric("matthews", "matthews", percent=True, decimals=1),
         Metric("f1", "F1", percent=True, decimals=1),
+        Metric("micro_f1", "micro F1", percent=True, decimals=1),
+        Metric("macro_f1", "macro F1", percent=True, decimals=1),
         Metric("pearson", "pearson", percent=True, decimals=1),
         Metric("spearman", "spearman", percent=True, decimals=1),
         Metric("captured", "captured", percent=True, decimals=1),
@@ -103,8 +105,8 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
     Args:
         logits: (examples, classes).
         labels: (examples,), integers from 0 to classes - 1.
-        also: `"matthews"`, Matthews' correlation (0 for a constant prediction), and `"f1"`, of class 1 (0 where it is
-            never predicted).
+        also: `"matthews"`, Matthews' correlation (0 for a constant prediction), `"f1"`, of class 1 (0 where it is
+            never predicted), and `"macro_f1"`, the mean of F1 over the classes that are a label or predicted.
 
     Returns:
         `accuracy`, from 0 to 1, `nll`, in nats, and what was asked for.
@@ -128,13 +130,48 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
     with np.errstate(invalid="ignore"):
         log_probability = np.asarray(log_softmax(scores, axis=1))[np.arange(targets.size), targets]
     if np.isnan(scores).any():
-        return dict.fromkeys(("accuracy", "nll", *(name for name in ("matthews", "f1") if name in also)), float("nan"))
+        more = [name for name in ("matthews", "f1", "macro_f1") if name in also]
+        return dict.fromkeys(("accuracy", "nll", *more), float("nan"))
     found = {"accuracy": float(accuracy_score(targets, predicted)), "nll": float(-log_probability.mean())}
     if "matthews" in also:
         found["matthews"] = float(matthews_corrcoef(targets, predicted))
     if "f1" in also:
         found["f1"] = float(f1_score(targets == 1, predicted == 1, zero_division=0))
+    if "macro_f1" in also:
+        found["macro_f1"] = float(f1_score(targets, predicted, average="macro", zero_division=0))
     return found
+
+
+def multi_label_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """How well the labels of examples with any number of them are told.
+
+    Args:
+        logits: (examples, labels): a label is predicted where its logit is above 0.
+        labels: (examples, labels), 1 or 0.
+
+    Returns:
+        `micro_f1`, over all labels of all examples; `macro_f1`, the mean over the labels (0 for one that is neither
+        there nor predicted); and `nll`, the mean binary cross-entropy of a label, in nats. All are NaN with a NaN.
+
+    Raises:
+        ValueError: shapes that do not match, or no examples.
+    """
+    with extra("train"):
+        from sklearn.metrics import f1_score
+
+    scores = np.asarray(logits, dtype=np.float64)
+    targets = np.asarray(labels, dtype=np.float64)
+    if scores.ndim != 2 or targets.shape != scores.shape or not targets.size:
+        raise ValueError(f"expected logits and labels (n, labels), n > 0; got {scores.shape} and {targets.shape}")
+    _warn_if_not_finite(scores, "logits")
+    if np.isnan(scores).any():
+        return dict.fromkeys(("micro_f1", "macro_f1", "nll"), float("nan"))
+    there, predicted = targets > 0.5, scores > 0
+    found = {
+        f"{average}_f1": float(f1_score(there, predicted, average=average, zero_division=0))
+        for average in ("micro", "macro")
+    }
+    return found | {"nll": float(np.logaddexp(0, np.where(there, -scores, scores)).mean())}
 
 
 def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:

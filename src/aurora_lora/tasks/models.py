@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def resolve_model(name: str) -> ResolvedModel:
     through; a folder that is called like a packaged model is reached as `./name`.
 
     Raises:
-        UserError: the name is no folder and no `owner/model`, and looks like a packaged name with a typo; the fetch
+        UserError: the name is no folder and no `owner/model`, but a path or a packaged name with a typo; the fetch
             failed; or a model that is pretrained here has not been yet.
     """
     source = MODELS.get(name)
@@ -197,6 +198,33 @@ def resolve_model(name: str) -> ResolvedModel:
     path = Path(name).expanduser()
     if path.exists():
         return ResolvedModel(str(path))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise UserError(f"model: '{name}' is no folder (a model of the hub is named owner/model)")
     if "/" not in name and (near := difflib.get_close_matches(name.casefold(), MODELS, n=1, cutoff=0.7)):
         raise UserError(f"unknown model {name!r}: did you mean {near[0]!r}? (a hub model is named owner/model)")
     return ResolvedModel(name)
+
+
+_IN_THE_CACHE = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]")
+
+
+def hub_name(name: str) -> str:
+    """What the hub, or another machine, knows a model by: never a folder of a cache.
+
+    A local folder, which has no other name, stays what it is.
+    """
+    if source := MODELS.get(name):
+        return source.hub_id
+    path = resolve_model(name).path
+    cached = _IN_THE_CACHE.search(path)
+    return cached[1].replace("--", "/", 1) if cached else path
+
+
+def packaged_name(hub_id: str) -> str:
+    """The packaged model that is the very model of this id, or the id."""
+    same = (
+        one.name
+        for one in MODELS.values()
+        if isinstance(one, ModelSource) and not one.gguf_file and one.hub_id == hub_id
+    )
+    return next(same, hub_id)

@@ -68,6 +68,7 @@ def with_rows(data: datasets.Dataset) -> datasets.Dataset:
 def class_names(data: datasets.Dataset) -> tuple[str, ...]:
     """The class names that come with the data, in label order; none where labels are plain numbers."""
     feature: Any = data.features["label"]
+    feature = getattr(feature, "feature", feature)  # of a list of labels
     return tuple(getattr(feature, "names", None) or ())
 
 

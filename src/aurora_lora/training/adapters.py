@@ -23,6 +23,7 @@ from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError
 from ..finite import check_finite
 from ..tasks._loading import reason
+from ..tasks.models import packaged_name
 from .data import encode
 from .models import load_causal_model, load_classifier, load_tokenizer
 
@@ -75,7 +76,7 @@ def adapter_gap(
     for name in quantizations:
         check_quantization(name)
     settings = _settings(adapter)
-    base = model or settings.get("base_model_name_or_path")
+    base = model or packaged_name(str(settings.get("base_model_name_or_path") or ""))
     if not base:
         raise ArgumentError(f"{adapter / CONFIG} names no base model: `model` says which")
     rows = _read(file, column, examples)
@@ -140,7 +141,7 @@ def _batch(
     tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], column: str, settings: dict[str, Any]
 ) -> dict[str, Tensor]:
     texts = [row[column] for row in rows]
-    encoded = encode(tokenizer, [texts], min(LONGEST, tokenizer.model_max_length))
+    encoded, _ = encode(tokenizer, [texts], min(LONGEST, tokenizer.model_max_length))
     batch = dict(tokenizer.pad(encoded, return_tensors="pt"))
     labels = [row.get("label") for row in rows]
     if settings.get("task_type") == "SEQ_CLS" and all(isinstance(label, int) for label in labels):

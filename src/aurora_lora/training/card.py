@@ -16,7 +16,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.injection import InjectionMethod
 from ..methods.pissa_milora import MILORA
 from ..tasks import Task
-from ..tasks.models import MODELS, ModelSource, PretrainedHere, resolve_model
+from ..tasks.models import MODELS, ModelSource, PretrainedHere, hub_name
 from . import yaml_text
 from .kinds import kind_of
 from .kinds.base import HeadKind
@@ -47,8 +47,7 @@ class Facts:
     @property
     def base(self) -> str:
         """What the hub, or another machine, knows the base model by."""
-        name = self.recipe.model
-        return MODELS[name].hub_id if name in MODELS else resolve_model(name).path
+        return hub_name(self.recipe.model)
 
     @property
     def labels(self) -> list[str]:
@@ -190,7 +189,8 @@ def _load(facts: Facts, *, packaged: bool) -> str:
     imports, base = [], repr(facts.base)
     kind = kind_of(facts.task)
     auto = kind.auto
-    arguments: dict[str, object] = {"num_labels": facts.task.num_labels} if isinstance(kind, HeadKind) else {}
+    outputs = len(facts.labels) or facts.task.num_labels
+    arguments: dict[str, object] = {"num_labels": outputs} if isinstance(kind, HeadKind) else {}
     arguments |= kind.load_options
     if kind.inputs == "text":
         arguments["pad_token_id"] = facts.pad_token_id
@@ -221,7 +221,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
     data.pipeline_tag = kind_of(facts.task).pipeline
     recipe = facts.recipe
-    title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task.name}"
+    title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)
 
 
@@ -234,7 +234,7 @@ def _record(facts: Facts) -> str:
     return f"""
 ## Scores
 
-{recipe.task.name}, {examples_scored(result)} ({facts.task.source}):
+{recipe.task_title}, {examples_scored(result)} ({facts.task.source}):
 
 {table.markdown()}
 

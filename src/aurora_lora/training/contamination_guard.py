@@ -27,14 +27,14 @@ def merge_note(folder: Path) -> dict[str, Any] | None:
 def trained_on(recipe: Recipe) -> list[str]:
     """The tasks that a model trained by a recipe has seen, those of its base model first."""
     earlier = (merge_note(Path(recipe.model).expanduser()) or {}).get("trained_on", [])
-    return list(dict.fromkeys([*earlier, recipe.task.name]))
+    return list(dict.fromkeys([*earlier, recipe.task_title]))
 
 
 def check_contamination(recipe: Recipe) -> None:
     """Raise a UserError if the recipe's model was trained on a task that the recipe's must not be mixed with."""
     *earlier, task = trained_on(recipe)
     for before in earlier:
-        if before in TASKS[task].never_after:
+        if task in TASKS and before in TASKS[task].never_after:
             raise UserError(
                 f"model: {recipe.model} was trained on {before}, which holds examples that {task} trains on or tests "
                 "with: its scores would mean nothing; start from another model"

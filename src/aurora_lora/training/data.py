@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..tasks import SplitSizes, Task
+from ..tasks.own.split import Splits
 from .choices import Questions
 from .models import Processor
 from .recipe import Recipe
@@ -22,7 +23,7 @@ TARGETS = ("labels", "base_distance")
 
 
 class Encoded(Dataset[Example]):
-    """A tokenised split, in memory."""
+    """A tokenised split."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
@@ -32,6 +33,51 @@ class Encoded(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """A batch, which PyTorch's loader asks for at once."""
+        if isinstance(self.examples, TextsOnDisk):
+            return self.examples.batch(indices)
+        return [self.examples[index] for index in indices]
+
+
+@dataclass(frozen=True)
+class TextsOnDisk(Sequence[Example]):
+    """Texts that are tokenised when they are asked for: any number of them starts at once and takes no memory.
+
+    Args:
+        tokenizer: of the model.
+        data: rows with the text columns and `label`.
+        columns: the text columns.
+        max_length: tokens; longer texts are cut.
+        target: makes what is learned of a label.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    data: Any
+    columns: Sequence[str]
+    max_length: int
+    target: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return self.batch(range(len(self))[index])
+        return self.batch([range(len(self))[index]])[0]
+
+    def batch(self, indices: Sequence[int]) -> list[Example]:
+        """Some examples."""
+        rows = self.data[list(indices)]
+        examples, _ = encode(self.tokenizer, [rows[column] for column in self.columns], self.max_length)
+        return [{**one, "labels": self.target(label)} for one, label in zip(examples, rows["label"], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -74,6 +120,8 @@ class Data:
         labels: the class names, in label order; the task's own where they do not come with the data.
         unchanged: the training split without random changes, where it has some.
         rows: of each split, which rows of which source split it holds; None where that is not known.
+        record: of data of the user's own, what it was: see `tasks.own.split.Splits`; and `cut`: `max_length`, and
+            `texts`, of each split how many are longer, and of how many that were looked at.
     """
 
     task: Task
@@ -84,6 +132,7 @@ class Data:
     labels: tuple[str, ...] = ()
     unchanged: Examples | None = None
     rows: dict[str, dict[str, Any]] | None = None
+    record: dict[str, Any] | None = None
 
     def fixed(self, split: str) -> Examples:
         """A split for everything but training: its examples are the same at every call."""
@@ -106,11 +155,18 @@ class Data:
         return [train[index * len(train) // count] for index in range(count)]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int) -> list[Example]:
-    """Token ids and masks for texts, or for pairs of texts when there are two columns; cut, not padded."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int
+) -> tuple[list[Example], int]:
+    """Token ids and masks for texts, or for pairs of texts when there are two columns; cut, not padded.
+
+    Returns:
+        The examples, and how many of them were cut.
+    """
     encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
     names = [name for name in encoded if name in tokenizer.model_input_names]
-    return [{name: encoded[name][index] for name in names} for index in range(len(columns[0]))]
+    examples = [{name: encoded[name][index] for name in names} for index in range(len(columns[0]))]
+    return examples, sum(bool(one.overflowing) for one in encoded.encodings or ())
 
 
 def load_data(recipe: Recipe, processor: Processor) -> Data:
@@ -122,4 +178,22 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     task, section = recipe.task.definition, recipe.task
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
-    return section.kind.encode(recipe, task, processor, loaded)
+    data = section.kind.encode(recipe, task, processor, loaded)
+    record = {**loaded.record, **(data.record or {})} if isinstance(loaded, Splits) else None
+    return replace(data, record=record)
+
+
+def notes(record: Mapping[str, Any]) -> list[str]:
+    """What is said of a user's own data before it is trained on: `Data.record` for people."""
+    sizes = ", ".join(f"{count:,} {name}" for name, count in record["examples"].items())
+    lines = [f"examples: {sizes}"]
+    if record["repeated"]:
+        out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
+        lines.append(f"duplicates: {record['repeated']:,}; the same example is never in two splits{out}")
+    cut = record.get("cut", {})
+    for name, (count, of) in cut.get("texts", {}).items():
+        if count:
+            looked_at = "" if of == record["examples"][name] else " looked at"
+            limit = f"{cut['max_length']} tokens (task.max_length)"
+            lines.append(f"{count:,} of {of:,} {name} texts{looked_at} are longer than {limit} and are cut")
+    return lines

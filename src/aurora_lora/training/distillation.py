@@ -54,7 +54,8 @@ def taught(data: Data, recipe: Recipe) -> Data:
     if run.recipe.model != recipe.model:
         raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
     base = load_base_model(recipe.base, data.task, data.processor)
-    teacher = make_model(run.recipe, load_base_model(recipe.base, run.task, data.processor), run.folder / ADAPTER)
+    with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
+    teacher = make_model(run.recipe, with_head, run.folder / ADAPTER)
     return teach(data, base, teacher, recipe.training.eval_batch_size)
 
 

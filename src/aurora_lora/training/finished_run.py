@@ -97,16 +97,14 @@ def load_run(folder: Path | str) -> TrainedRun:
     return TrainedRun(folder, recipe, result)
 
 
+PLACES = ("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data")
+"""Fields that name files or folders."""
+
+
 def _check_recipe(folder: Path, recipe: Recipe, result: Result) -> None:
-    """Raise a UserError if the recipe is not that of the result; the model may have been moved, test sets added."""
+    """Raise a UserError if the recipe is not that of the result; what it names may have moved, test sets been added."""
     there, here = (flatten(one) for one in (result.get("recipe"), recipe.resolved()))
-    known = {field for field in here if field in there} - {
-        "name",
-        "model",
-        "model.name",
-        "task.teacher",
-        *CHANGE_NOTHING,
-    }
+    known = {field for field in here if field in there} - {"name", *PLACES, *CHANGE_NOTHING}
     if differing := sorted(field for field in known if there[field] != here[field]):
         raise UserError(f"{folder / RECIPE} is not the recipe of {folder / RESULT}: they differ in {differing[0]}")
 

@@ -13,6 +13,7 @@ from ..errors import ArgumentError, FormError, UserError
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
+from ..tasks.models import hub_name
 from ..tuner import check_calibrated
 from .finished_run import TrainedRun
 from .kinds import kind_of
@@ -85,9 +86,10 @@ def export(
     form = form or run.deployed_form
     run.check_form(form)
     check_new(output, overwrite)
-    model, _ = load_trained_model(run)
+    model, processor = load_trained_model(run)
+    base = hub_name(run.recipe.model)
     try:
-        export_lora(model, output, form, dtype=dtype)
+        export_lora(model, output, form, dtype=dtype, processor=processor, base_name=base)
     except FormError:
         raise
     except ValueError as error:

@@ -26,8 +26,8 @@ from .kinds import Kind, kind_of, kind_of_model
 from .models import Processor
 from .quantized import merge_into
 from .results import Scores, mean_scores
-from .run import keep_splits, load_trained_model, make_trainer, score
-from .storage import ADAPTER, RECIPE, SPLITS
+from .run import load_trained_model, make_trainer, score
+from .storage import ADAPTER, RECIPE
 
 
 def evaluate(
@@ -51,8 +51,6 @@ def evaluate(
         run.check_split(split)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
         trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
-        if (run.folder / SPLITS).exists():
-            keep_splits(run.folder, data)
         splits = run.test_sets if split is None else (split,)
         return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import NO_CODE, reason
-from ..tasks.models import ResolvedModel, resolve_model
+from ..tasks.models import MODELS, ResolvedModel, resolve_model
 from .kinds import kind_of
 from .quantized_base import quantized, quantized_while_loading, trainable
 from .recipe import ModelSection
@@ -186,4 +187,6 @@ def _unusable(model: str, error: Exception) -> Exception:
     """What a user reads: Transformers and tokenizers raise of every kind on files that are damaged."""
     if isinstance(error, UserError):
         return error
-    return UserError(f"model: '{model}' cannot be loaded: {reason(error)}")
+    is_here = model in MODELS or Path(model).expanduser().exists()
+    where = "" if is_here else ", which is no folder here,"
+    return UserError(f"model: '{model}'{where} cannot be loaded: {reason(error)}")

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,11 @@ class ProgressBar(TrainerCallback):
         self.batches = 0
         self.since = 0.0
         self.loss = ""
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Print lines about what is trained."""
+        for line in lines:
+            self.console.print(f"{self.title}: {line}", highlight=False, soft_wrap=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -34,10 +34,12 @@ from ..errors import UserError, unknown
 from ..methods import Method, get_method
 from ..methods.base import PeftMethod
 from ..tasks.dreambooth import DREAMBOOTH
+from ..tasks.own.kinds import OWN
 from ..tasks.task import Augment
 from . import yaml_text
 from .kinds import KINDS, Kind, kind_of
 from .kinds.distillation import DISTILLATION
+from .own_section import OwnFields, check_own, own_columns, own_task
 
 if TYPE_CHECKING:
     from ..tasks import Task
@@ -86,7 +88,7 @@ class ModelSection(Section):
         return self.name if len(given) == 1 else given
 
 
-class TaskSection(Section):
+class TaskSection(OwnFields, Section):
     """The data, and how it is split and cut."""
 
     name: str
@@ -114,12 +116,14 @@ class TaskSection(Section):
     share of its effect that is captured, on held-out texts. Classification and regression only."""
 
     @property
-    def definition(self) -> Task:
-        """The task of this name, as this section uses it."""
-        from ..tasks import get_task
+    def plain(self) -> Task:
+        """The task of this name, on its data."""
+        return _task_of(self.name, dict(self))
 
-        task = get_task(self.name)
-        return task if self.teacher is None else DISTILLATION.of(task)
+    @property
+    def definition(self) -> Task:
+        """The task, as this section uses it."""
+        return self.plain if self.teacher is None else DISTILLATION.of(self.plain)
 
     @property
     def kind(self) -> Kind:
@@ -131,19 +135,18 @@ class TaskSection(Section):
     def _known(cls, name: str) -> str:
         from ..tasks import TASKS
 
-        if name not in TASKS:
-            raise PydanticCustomError("plain", "{why}", {"why": unknown("task", TASKS, name)})
+        if name not in TASKS and name not in OWN:
+            raise PydanticCustomError("plain", "{why}", {"why": unknown("task", (*TASKS, *OWN), name)})
         return name
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        from ..tasks import TASKS
-
         if isinstance(data, str):
             data = {"name": data}
-        task = TASKS.get(data["name"]) if isinstance(data, Mapping) and isinstance(data.get("name"), str) else None
-        if task is None:
+        try:
+            task = _task_of(data["name"], {})
+        except (TypeError, KeyError, UserError):
             return data  # the name is at fault, and is complained about
         own: dict[str, Any] = {
             "train_size": task.sizes.train,
@@ -151,19 +154,18 @@ class TaskSection(Section):
             "test_size": task.sizes.test,
             "test_sets": task.test_sets,
         }
-        own |= kind_of(task).defaults(task)
+        own |= kind_of(task).defaults(task) | own_columns(data["name"])
         return {**data, **{name: value for name, value in own.items() if data.get(name) is None}}
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> TaskSection:
-        from ..tasks import get_task
-
-        task = get_task(self.name)
+        task = self.plain
         try:
             task.check_test_sets(self.test_sets)
         except UserError as error:
             raise PydanticCustomError("task", "test_sets: {why}", {"why": str(error)}) from error
         try:
+            check_own(self, self.name)
             for field in dict.fromkeys(field for kind in KINDS.values() for field in kind.fields):
                 if getattr(self, field) is not None and field not in kind_of(task).fields:
                     those = ", ".join(kind.name for kind in KINDS.values() if field in kind.fields)
@@ -175,6 +177,19 @@ class TaskSection(Section):
         except UserError as error:
             raise PydanticCustomError("task", "{why}", {"why": str(error)}) from error
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        others = {name for name in OwnFields.model_fields if values[name] is None}
+        return {"name": self.name, **{name: value for name, value in values.items() if name not in others}}
+
+
+def _task_of(name: str, values: Mapping[str, Any]) -> Task:
+    """A task: on data of the user's own, which the values of its section name, or one of `TASKS`."""
+    from ..tasks import get_task
+
+    return own_task(OWN[name], values) if name in OWN else get_task(name)
 
 
 def _bound(given: Any) -> Method:
@@ -279,6 +294,12 @@ class RunRecipe(Section):
         @property
         def model(self) -> str: ...
 
+    @property
+    def task_title(self) -> str:
+        """What results call the task."""
+        name: str = self.task.name
+        return name
+
     def resolved(self) -> dict[str, Any]:
         """Plain values, every default filled in: what result.json and recipe.yaml hold."""
         return self.model_dump(mode="json", by_alias=True)
@@ -303,6 +324,10 @@ class Recipe(RunRecipe):
     def model(self) -> str:
         """The name of the base model."""
         return self.base.name
+
+    @property
+    def task_title(self) -> str:
+        return self.task.definition.name
 
     @property
     def in_float32(self) -> Recipe:

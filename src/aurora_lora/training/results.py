@@ -46,6 +46,7 @@ def build_result(
     processes: int,
     epochs: list[dict[str, Any]],
     labels: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> Result:
     """The contents of result.json.
 
@@ -64,13 +65,14 @@ def build_result(
         processes: how many trained together.
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
+        data: what the user's own data was.
     """
     return {
         "schema": SCHEMA,
         "recipe": recipe.resolved(),
         "method": recipe.method.name,
         "model": recipe.model,
-        "task": recipe.task.name,
+        "task": recipe.task_title,
         "seed": recipe.seed,
         "metric": {
             "name": metric,
@@ -82,6 +84,7 @@ def build_result(
             "selected_by": dict(selected_by),
         },
         **({"labels": list(labels)} if labels else {}),
+        **({"data": dict(data)} if data is not None else {}),
         "params": asdict(params),
         "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
         "memory": {"peak_mb": round(peak_mb, 1)},

@@ -30,7 +30,7 @@ from . import card, storage, yaml_text
 from .batches import Share, divide
 from .callback import CalibrationCallback, is_calibrated
 from .contamination_guard import check_contamination
-from .data import Data, load_data
+from .data import Data, load_data, notes
 from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .kinds import kind_of
@@ -49,7 +49,7 @@ from .results import (
     with_test_sets,
     write_result,
 )
-from .storage import ADAPTER, CHECKPOINTS, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
+from .storage import ADAPTER, CHECKPOINTS, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
 from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
 from .updates import UpdateRecorder
 
@@ -124,8 +124,12 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
         return (_score_more(recipe, folder, finished, more, callbacks), False) if more else (finished, True)
     on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
-    trainer, data = make_trainer(recipe, folder / CHECKPOINTS, callbacks())
-    on_main(lambda: keep_splits(folder, data))
+    bars = callbacks()
+    trainer, data = make_trainer(recipe, folder / CHECKPOINTS, bars)
+    on_main(lambda: keep_data(folder, data))
+    for bar in bars:
+        if data.record is not None and hasattr(bar, "say"):
+            bar.say(notes(data.record))
     checkpoint = trainer.resume()
     prepare_for(recipe, trainer, data, checkpoint)
     if not trainer.has_ended(checkpoint):
@@ -156,26 +160,41 @@ def _score_more(
     return result
 
 
-def keep_splits(folder: Path, data: Data) -> None:
-    """Write down which rows each split holds, or see that they are those that were written down.
+def keep_data(folder: Path, data: Data) -> None:
+    """Write down what the user's own data is, and which rows each split holds where that is known.
 
     Raises:
-        UserError: they are others: the data, or the way it is split, has changed.
+        UserError: it was written down before, and is another: the data, or the way it is split, has changed.
     """
-    if data.rows is None:
-        return
-    path = folder / SPLITS
-    if not path.exists():
+    check_data(folder, data)
+    if data.record is not None and not (folder / DATA).exists():
+        files.write_json(folder / DATA, data.record)
+    if data.rows is not None and not (folder / SPLITS).exists():
         lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
-        files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-        return
+        files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def check_data(folder: Path, data: Data) -> None:
+    """Raise a UserError where the data is not what is written down in the folder of its run."""
+    for name, sha256 in (data.record or {}).get("files", {}).items():
+        stored = _stored(folder / DATA)
+        if stored is not None and sha256 not in stored.get("files", {}).values():
+            raise UserError(f"{name} has changed since this run began: {folder / DATA} has another sha256 of it")
+    for name, rows in (data.rows or {}).items():
+        stored = _stored(folder / SPLITS)
+        if stored is not None and stored.get(name) != rows:
+            raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """What a file of a run has as JSON, None if there is none."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    for name, rows in data.rows.items():
-        if stored.get(name) != rows:
-            raise UserError(f"{path}: the {name} split is no longer the one that this run began with")
+    return stored
 
 
 def make_trainer(
@@ -196,7 +215,10 @@ def make_trainer(
         torch.set_num_threads(recipe.training.threads)
     processor = load_processor(recipe.model, recipe.task.definition)
     kind = recipe.task.kind
-    data = kind.with_targets(load_data(recipe, processor), recipe)
+    data = load_data(recipe, processor)
+    if adapter is not None:
+        check_data(adapter.parent, data)
+    data = kind.with_targets(data, recipe)
     wanted = recipe.training
     share = Share(wanted.batch_size, 1) if adapter else divide(wanted, state().num_processes)  # loaded: takes no steps
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
@@ -380,23 +402,35 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         processes=trainer.args.world_size,
         epochs=epochs,
         labels=() if task.labels else data.labels,
+        data=data.record,
     )
 
 
 def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
     facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
-    no_lora = _write_lora(folder / LORA, trainer, facts) if isinstance(recipe.method, AuroraMethod) else None
+    no_lora = _write_lora(folder / LORA, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
     with files.new_folder(folder / ADAPTER) as adapter:
         recipe.method.save(trainer.module, adapter)
         data.processor.save_pretrained(str(adapter))
+        tidy_config(adapter, facts.base)
         card.write_adapter_card(adapter, facts, no_lora)
     result["adapter_sha256"] = storage.adapter_digests(folder)
     write_result(folder, result)
     storage.remove_checkpoints(folder / CHECKPOINTS)
 
 
-def _write_lora(folder: Path, trainer: RecipeTrainer, facts: card.Facts) -> str | None:
+def tidy_config(adapter: Path, base: str) -> None:
+    """Name the base model as other machines know it in the settings that PEFT has written, and each module once."""
+    path = adapter / "adapter_config.json"
+    if path.exists():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        named = list(dict.fromkeys(settings.get("modules_to_save") or ())) or None
+        settings |= {"base_model_name_or_path": base, "modules_to_save": named}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Facts) -> str | None:
     """The plain LoRA beside an AuroRA adapter: what people without this package can load.
 
     Returns:
@@ -407,7 +441,7 @@ def _write_lora(folder: Path, trainer: RecipeTrainer, facts: card.Facts) -> str 
         return "`eval()` computes the dynamic form, which is no linear map"
     try:
         with files.new_folder(folder) as partial:
-            export_lora(trainer.module, partial, form)
+            export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
             card.write_lora_card(partial, facts, form)
     except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
         return " ".join(str(error).split()).rstrip(".")

@@ -12,7 +12,7 @@ from ..tasks.metrics import metric_named
 from ..text_table import TextTable
 from .results import Result, Scores, examples_scored, score_table
 from .run import Run
-from .storage import ADAPTER, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
+from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
 
 def print_run(console: Console, run: Run) -> None:
@@ -57,7 +57,7 @@ def print_scores(console: Console, title: str, method: str, scores: Scores, depl
 
 def written(run: Run) -> list[Path]:
     """What a run leaves behind."""
-    paths = [run.folder / name for name in (RECIPE, SPLITS, ADAPTER, LORA, LOGS, RESULT)]
+    paths = [run.folder / name for name in (RECIPE, DATA, SPLITS, ADAPTER, LORA, LOGS, RESULT)]
     if run.reference is not None:
         paths.append(run.folder / REFERENCE)
     return [path for path in paths if path.exists()]  # not every adapter has a plain LoRA beside it

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -401,4 +401,17 @@ def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
         total = torch.where(labels == IGNORED, 0.0, errors).square().sum()
     else:
         total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def binary_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Binary cross-entropy, over all labels of all examples of a step.
+
+    Args:
+        outputs: the model's, with logits (batch, labels).
+        labels: (batch, labels), 1 or 0; `IGNORED` where an example does not count.
+        num_items_in_batch: labels of the whole step, over accumulated batches and all processes.
+    """
+    losses = binary_cross_entropy_with_logits(outputs["logits"].float(), labels.clamp(min=0.0), reduction="none")
+    total = torch.where(labels == IGNORED, 0.0, losses).sum()
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)

@@ -157,8 +157,12 @@ def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
         forms_table(load_results([folder]))
     rating = result(5e-3, 0, 0.7)
     rating["metric"]["by_form"] = {"dynamic": {"pearson": 0.5, "mse": 1.0}}
+    with pytest.raises(UserError, match="forms dynamic, static"):
+        forms_figure([rating])
+    rating["metric"]["by_form"] = {form: {"pearson": 0.5, "mse": 1.0} for form in ("dynamic", "static", "calibrated")}
     with pytest.raises(UserError, match="classification"):
-        forms_table([rating])
+        forms_figure([rating])
+    assert forms_table([rating]).splitlines()[0].split("|")[3:5] == [" pearson % ", " mse "]
     with pytest.raises(UserError, match="no result of a run of aurora"):
         forms_table([result(5e-3, 0, 0.7, method="lora")])
     static = result(5e-3, 0, 0.7)

@@ -99,6 +99,23 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else package.parents[1] / "recipes"
 
 
+def starting() -> dict[str, RecipeFile]:
+    """The recipes to start from with data of one's own, by the kind of task."""
+    return {path.stem: RecipeFile(path, path.stem) for path in sorted((recipes_folder() / "own").glob("*.yaml"))}
+
+
+def start(kind: str) -> RecipeFile:
+    """The one of a kind.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    known = starting()
+    if kind not in known:
+        raise UserError(f"'{kind}' is an {unknown('kind', known, kind)}")
+    return known[kind]
+
+
 def suites() -> dict[str, list[str]]:
     """The suites that there are, and the scales of each."""
     return {name: list(scales) for name, scales in SUITES.items()}
@@ -144,7 +161,7 @@ def find(given: Path | str, kind: Kind) -> Found:
     """
     if isinstance(given, Path):
         return RecipeFile(given)
-    known = named(kind)
+    known = {**(starting() if kind == "recipe" else {}), **named(kind)}
     if given in known:
         return known[given]
     if given.endswith((".yaml", ".yml")) or exists(given):

@@ -87,6 +87,9 @@ def forms_figure(results: Sequence[Result]) -> Figure:
     forms = {form for runs in groups.values() for run in runs for form in run["metric"]["by_form"]}
     if forms != FORMS.keys():
         raise UserError(f"the forms figure needs runs with the forms {', '.join(FORMS)}")
+    every = (scores for runs in groups.values() for run in runs for scores in run["metric"]["by_form"].values())
+    if not all({"accuracy", "nll"} <= scores.keys() for scores in every):
+        raise UserError("the forms figure is for classification tasks, whose results have accuracy and nll")
     figure, axes = new_figure(2, 7.2, 2.9)
     rates = list(groups)
     places = range(len(rates))

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import UserError
 from ...files import NOT_FINITE, write_text
 from ...forms import REFERENCE_FORM, form_named
-from ...tasks.metrics import METRICS
+from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
 from ...training.results import check_result, parse_json
 from ...training.storage import RESULT
@@ -89,8 +89,6 @@ def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[
     chosen = [result for result in results if result["method"] == method]
     if len({json.dumps(setting(r["recipe"], "learning_rate"), sort_keys=True) for r in chosen}) > 1:
         raise UserError("the runs differ in more than learning rate and seed: report those of one setting at a time")
-    if not all({"accuracy", "nll"} <= scores.keys() for r in chosen for scores in r["metric"]["by_form"].values()):
-        raise UserError("the table of forms is for classification tasks, whose results have accuracy and nll")
     if not chosen:
         raise UserError(f"there is no result of a run of {method}")
     for result in chosen:
@@ -137,21 +135,25 @@ def count(least: int, most: int) -> str:
 
 
 def forms_table(results: Sequence[Result]) -> str:
-    """Accuracy and negative log-likelihood of each form by learning rate, over the seeds of a classification task."""
-    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in SHOWN]
-    table = TextTable("", ["learning rate", "form", *(metric.column for metric in SHOWN), *against], align="l")
-    for rate, runs in by_learning_rate(results).items():
+    """The metrics of each form by learning rate, over the seeds of a task; of classes, accuracy and likelihood."""
+    groups = by_learning_rate(results)
+    there = [scores for runs in groups.values() for run in runs for scores in run["metric"]["by_form"].values()]
+    of_classes = all(metric.name in scores for scores in there for metric in SHOWN)
+    metrics = SHOWN if of_classes else in_order([name for name in there[0] if all(name in one for one in there)])
+    against = [f"{metric.name} - {REFERENCE_FORM}" for metric in metrics]
+    table = TextTable("", ["learning rate", "form", *(metric.column for metric in metrics), *against], align="l")
+    for rate, runs in groups.items():
         forms = [run["metric"]["by_form"] for run in runs]
         for form in forms[0]:
             cells = [f"{rate:g}", form_named(form).label]
-            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in SHOWN]
+            cells += [spread([scores[form][m.name] for scores in forms], m.decimals, m.scale) for m in metrics]
             if REFERENCE_FORM in forms[0] and form != REFERENCE_FORM:
-                for m in SHOWN:
+                for m in metrics:
                     pairs = [(scores[form][m.name], scores[REFERENCE_FORM][m.name]) for scores in forms]
                     gaps = [None if None in pair else pair[0] - pair[1] for pair in pairs]
                     cells.append(spread(gaps, m.decimals + 1, m.scale))
             else:
-                cells += ["", ""]
+                cells += [""] * len(metrics)
             table.rows.append(cells)
     return table.markdown()
 

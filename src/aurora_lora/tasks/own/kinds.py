@@ -54,13 +54,13 @@ class OwnKind:
         """The task that a recipe's data and columns make."""
         pair = self.text_columns == ("text",) and len(columns["text"]) == 2
         return Task(
-            name=f"{self.name} of {data.data}",
+            name=f"{self.name} of {data.title}",
             description=self.description,
             kind=self.kind,
             labels=(),
             metric=self.metric,
             text_columns=("text", "text_b") if pair else self.text_columns,
-            source=data.data,
+            source=data.title,
             license="its owner's",
             load=functools.partial(self.load, data, columns),
             group="own",

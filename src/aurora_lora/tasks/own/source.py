@@ -53,6 +53,12 @@ class OwnData:
     validation_split: str | None = None
     test_split: str | None = None
 
+    @property
+    def title(self) -> str:
+        """A short name: of a file or a folder without the folders that it is in."""
+        is_repo = _REPO.fullmatch(self.data) and not Path(self.data).exists()
+        return self.data if is_repo else Path(self.data).name
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -10,13 +10,15 @@ from .base import Kind
 from .classification import CLASSIFICATION
 from .distillation import DISTILLATION
 from .image_classification import IMAGE_CLASSIFICATION
+from .multi_label import MULTI_LABEL
 from .multiple_choice import MULTIPLE_CHOICE
 from .regression import REGRESSION
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_model"]
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (REGRESSION, CLASSIFICATION, MULTIPLE_CHOICE, DISTILLATION, IMAGE_CLASSIFICATION)
+    kind.name: kind
+    for kind in (MULTI_LABEL, REGRESSION, CLASSIFICATION, MULTIPLE_CHOICE, DISTILLATION, IMAGE_CLASSIFICATION)
 }
 """By name; of those whose models look alike, the one that takes only some of them comes first."""
 

@@ -5,6 +5,7 @@ These files load neither PyTorch nor Transformers before a method asks for them:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from ..models import Processor
     from ..recipe import Recipe, TaskSection
     from ..trainer import RecipeTrainer
+
+IN_MEMORY, SAMPLE = 20_000, 5_000
+"""A training split of more texts is tokenised as it is trained on; of so many of its texts, those cut are counted."""
 
 Loss = Callable[..., "Tensor"]
 """From the model's outputs, the labels, and how many items the whole step has, as `trainer.mean_loss`."""
@@ -159,20 +163,37 @@ class TextKind(Kind):
     def encode(self, recipe: Recipe, task: Task, processor: Processor, splits: Mapping[str, Any]) -> Data:
         import torch
 
-        from ..data import Data, Encoded, Pad, encode
+        from ...tasks.vision import class_names
+        from ..data import Data, Encoded, Pad, TextsOnDisk, encode
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         assert recipe.task.max_length is not None  # filled in by validation
         max_length = min(recipe.task.max_length, tokenizer.model_max_length)
-        encoded = {}
+        labels = task.labels or class_names(splits["train"])
+        target = functools.partial(self.target, count=len(labels))
+        encoded, cut = {}, {}
         for name, split in splits.items():
-            examples = encode(tokenizer, [split[column] for column in task.text_columns], max_length)
+            texts = TextsOnDisk(tokenizer, split, task.text_columns, max_length, target)
+            many = name == "train" and len(split) > IN_MEMORY
+            looked_at = split.select(range(0, len(split), -(-len(split) // SAMPLE))) if many else split
+            examples, longer = encode(tokenizer, [looked_at[column] for column in task.text_columns], max_length)
+            cut[name] = [longer, len(looked_at)]
+            if many:
+                encoded[name] = Encoded(texts)
+                continue
             for example, label in zip(examples, split["label"], strict=True):
-                example["labels"] = label
+                example["labels"] = target(label)
             if name != "train":  # metrics do not depend on the order, and texts of like length need little padding
                 examples.sort(key=lambda example: len(example["input_ids"]))
             encoded[name] = Encoded(examples)
-        return Data(task, tokenizer, encoded, Pad(tokenizer, getattr(torch, self.label_dtype)), labels=task.labels)
+        pad = Pad(tokenizer, getattr(torch, self.label_dtype))
+        return Data(
+            task, tokenizer, encoded, pad, labels=labels, record={"cut": {"max_length": max_length, "texts": cut}}
+        )
+
+    def target(self, label: Any, count: int) -> Any:
+        """What is learned of a label, where there are so many classes."""
+        return label
 
 
 class HeadKind(TextKind):
@@ -195,8 +216,8 @@ class HeadKind(TextKind):
         from ..data import encode
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
-        max_length = min(tokenizer.model_max_length, 512)
-        return dict(tokenizer.pad(encode(tokenizer, [texts], max_length), return_tensors="pt"))
+        examples, _ = encode(tokenizer, [texts], min(tokenizer.model_max_length, 512))
+        return dict(tokenizer.pad(examples, return_tensors="pt"))
 
     def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
         import torch

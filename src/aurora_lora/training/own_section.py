@@ -1,0 +1,92 @@
+"""The fields of a recipe's `task` that name data of the user's own: what `docs/your-data.md` tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from ..errors import UserError
+from ..tasks.own.kinds import OWN, OwnKind
+from ..tasks.own.source import OwnData
+from ..tasks.task import Task
+
+Columns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1, strict=False),
+]
+"""The name of a column, or a list of them."""
+
+
+class OwnFields(BaseModel):
+    """Where the data is, and which columns are what. Only for the tasks of `OWN`, such as `classification`."""
+
+    data: str | None = None
+    """A file (.csv, .tsv, .json, .jsonl, .parquet, .arrow), a folder, or a data set of the hub (`owner/name`)."""
+    validation_data: str | None = None
+    """The same for validation; where neither it nor a split of `data` gives it, a share of the training rows."""
+    test_data: str | None = None
+    config: str | None = None
+    """Of a data set of the hub: its configuration."""
+    revision: str | None = None
+    """Of a data set of the hub: a branch, a tag or a commit."""
+    encoding: str | None = None
+    """Of text files; None is UTF-8."""
+    train_split: str | None = None
+    """Which split of the data to train on; None is the one of this name, or the only one."""
+    validation_split: str | None = None
+    test_split: str | None = None
+    text: Columns | None = None
+    """The column with the texts; two columns for pairs of texts."""
+    label: Columns | None = None
+    """The column with the labels or numbers; for `multi-label` also one column of 0 and 1 a label."""
+    question: Columns | None = None
+    options: Columns | None = None
+    """Of a question: a column with a list, or one column an option."""
+    answer: Columns | None = None
+    """The right option: its text, its letter, its column, or its number from 0."""
+    image: Columns | None = None
+    """The column with the images; `image` where they are files in folders by class."""
+
+
+_COLUMNS = ("text", "label", "question", "options", "answer", "image")
+
+
+def own_task(kind: OwnKind, values: Mapping[str, Any]) -> Task:
+    """The task that these fields make; those that name no column have their defaults."""
+    source: dict[str, Any] = {name: values.get(name) for name in OwnData.__dataclass_fields__}
+    source["data"] = source["data"] or "data"
+    return kind.task(OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()})
+
+
+def own_columns(name: str) -> dict[str, Any]:
+    """The columns that are meant where a recipe of the task of this name names none."""
+    return dict(OWN[name].columns) if name in OWN else {}
+
+
+def check_own(fields: OwnFields, name: str) -> None:
+    """Raise a UserError, which begins with the field, where a field does not go with the task of this name."""
+    given = [field for field in OwnFields.model_fields if getattr(fields, field) is not None]
+    kind = OWN.get(name)
+    if kind is None:
+        if given:
+            raise UserError(f"{given[0]}: only your own data has it, and task.name is '{name}', not {_either(OWN)}")
+        return
+    if fields.data is None:
+        raise UserError("data: this field must be given: a file, a folder, or a data set of the hub (owner/name)")
+    for field in _COLUMNS:
+        names = getattr(fields, field)
+        if names is not None and field not in kind.columns:
+            those = _either([one.name for one in OWN.values() if field in one.columns])
+            raise UserError(f"{field}: only {those} has it, and task.name is '{name}'")
+        if names is not None and len(names) > (most := kind.several.get(field, 1)):
+            raise UserError(f"{field}: {len(names)} columns are too many: it takes {'one' if most == 1 else most}")
+        if names is not None and len(set(names)) < len(names):
+            raise UserError(f"{field}: a column is named twice")
+
+
+def _either(names: Any) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else str(last)

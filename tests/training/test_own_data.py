@@ -1,0 +1,285 @@
+"""Runs on the user's own data: every kind of it, through every command."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import own_files
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.training import load_run
+from aurora_lora.training.kinds import base
+from aurora_lora.training.merge_and_predict import predict
+
+METRICS = {
+    "classification": ["accuracy", "macro_f1", "nll"],
+    "regression": ["pearson", "spearman", "mse"],
+    "multi-label": ["micro_f1", "macro_f1", "nll"],
+    "choices": ["accuracy", "accuracy_norm", "nll"],
+    "images": ["accuracy", "macro_f1", "nll"],
+}
+LABELS = {
+    "classification": ["negative", "positive"],
+    "multi-label": ["good", "bad"],
+    "images": ["blue", "green", "red"],
+}
+SETTINGS = ["training.epochs=2", "training.batch_size=8", "training.threads=1", "calibration.examples=16"]
+
+
+def aurora(*args: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def train(kind: str, output: object, *more: object) -> Any:
+    model = {"choices": "causal", "images": "vit"}.get(kind, "bert")
+    return aurora("train", kind, f"model={model}", *own_files.OVERRIDES[kind], *SETTINGS, *more, "-o", output)
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files and a model for each of them."""
+    folder = own_files.write_texts(tmp_path_factory.mktemp("own"))
+    tiny.save_model(folder / "bert", dropout=0.0)
+    tiny.save_language_model(folder / "causal")
+    tiny.save_vit(folder / "vit")
+    return own_files.write_images(folder)
+
+
+@pytest.fixture
+def here(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the current folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(own / "cache"))
+    shutil.copytree(own, tmp_path / "here", ignore=shutil.ignore_patterns("cache", "runs"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_every_kind_through_every_command(kind: str, here: Path) -> None:
+    done = train(kind, "run")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[0] == "aurora: examples: 40 train, 5 validation, 5 test"
+    result = json.loads(Path("run/result.json").read_text())
+    data = own_files.OVERRIDES[kind][0].removeprefix("task.data=")
+    assert result["task"] == f"{kind} of {data}"
+    assert result["data"]["files"].keys() == {data}
+    assert result.get("labels", []) == LABELS.get(kind, [])
+    scores = result["metric"]["by_form"]["calibrated"]
+    assert sorted(scores) == sorted(METRICS[kind])
+    assert all(value is not None for value in scores.values())
+
+    evaluated = json.loads(aurora("evaluate", "run", "--json").stdout)
+    for form, scores in result["metric"]["by_form"].items():
+        assert evaluated["by_form"][form] == pytest.approx(scores, abs=1e-6)
+    assert aurora("sigma", "run").exit_code == 0
+    gap = aurora("gap", "run", "--examples", "4")
+    assert gap.exit_code == 0, gap.output
+    asked = ["pictures/red/0.png"] if kind == "images" else ["the film was good", "very bad"]
+    for command in (["merge", "run", "-o", "merged"], ["export", "run", "-o", "lora"], ["report", "run"]):
+        made = aurora(*command)
+        assert made.exit_code == 0, made.output
+    answers, merged = (json.loads(aurora("predict", folder, *asked, "--json").stdout) for folder in ("run", "merged"))
+    assert len(answers) == len(asked)
+    for one, other in zip(answers, merged, strict=True):
+        assert one.keys() == other.keys()
+        assert one.get("label") == other.get("label")
+        assert one.get("labels") == other.get("labels")
+    assert aurora("predict", "merged", *asked).exit_code == 0
+    if kind in LABELS:
+        assert list(AutoConfig.from_pretrained("merged").id2label.values()) == LABELS[kind]
+
+
+def test_the_export_has_all_that_a_stranger_needs(here: Path) -> None:
+    """The tokenizer, the head once, and the same answers in plain PEFT."""
+    train("classification", "run")
+    assert aurora("export", "run", "-o", "lora").exit_code == 0
+    assert aurora("export", "run", "-o", "lora", "--overwrite").exit_code == 0
+    for folder in ("lora", "run/lora", "run/adapter"):
+        settings = json.loads(Path(folder, "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == "bert"
+        assert settings["modules_to_save"] == ["classifier", "score"]
+        assert Path(folder, "tokenizer.json").is_file()
+    model = AutoModelForSequenceClassification.from_pretrained("bert", num_labels=2, pad_token_id=0)
+    model = PeftModel.from_pretrained(model, "lora").eval()
+    texts = ["the film was good", "a very dull plot"]
+    batch = AutoTokenizer.from_pretrained("lora")(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        likely = model(**batch).logits.softmax(-1)
+    names = LABELS["classification"]
+    for row, answer in zip(likely, predict("run", texts), strict=True):
+        assert names[int(row.argmax())] == answer["label"]
+        assert float(row.max()) == pytest.approx(answer["probability"], abs=1e-5)
+
+
+def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
+    with Path("reviews.csv").open("a") as file:
+        file.write(f"{'the ' * 40},positive\n" + Path("reviews.csv").read_text().splitlines()[1] + "\n")
+    done = train("classification", "run", "task.max_length=16")
+    lines = done.stderr.splitlines()
+    assert lines[0] == "aurora: examples: 40 train, 6 validation, 6 test"
+    assert lines[1] == "aurora: duplicates: 1; the same example is never in two splits"
+    assert any(line.startswith("aurora: 1 of ") and "longer than 16 tokens" in line for line in lines[2:4])
+    cut = json.loads(Path("run/data.json").read_text())["cut"]
+    assert sum(count for count, _ in cut["texts"].values()) == 1
+
+
+def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("classification", "eager", "task.max_length=8")
+    monkeypatch.setattr(base, "IN_MEMORY", 10)
+    monkeypatch.setattr(base, "SAMPLE", 20)
+    done = train("classification", "lazy", "task.max_length=8")
+    assert done.exit_code == 0, done.output
+    eager, lazy = (load_file(f"{run}/adapter/adapter_model.safetensors") for run in ("eager", "lazy"))
+    assert all(torch.equal(value, lazy[name]) for name, value in eager.items())
+    count, of = json.loads(Path("lazy/data.json").read_text())["cut"]["texts"]["train"]
+    assert of == 20
+    assert f"aurora: {count} of 20 train texts looked at are longer than 8 tokens" in done.stderr
+
+
+def test_a_file_that_changed(here: Path) -> None:
+    train("classification", "run")
+    with Path("reviews.csv").open("a") as file:
+        file.write("a new one,positive\n")
+    for command in ("evaluate", "gap", "sigma"):
+        done = aurora(command, "run")
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[-1].startswith("reviews.csv has changed since this run began")
+    assert aurora("predict", "run", "a film").exit_code == 0  # needs no data
+    assert train("classification", "run").exit_code == 0  # is finished
+
+
+def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
+    stopped = {"callbacks": lambda: [tiny.Stop(7)]}
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.training import train as run_recipe
+
+    changes = ["model=bert", *own_files.OVERRIDES["classification"], *SETTINGS]
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(load_any("classification", changes), "run", **stopped)
+    before = Path("reviews.csv").read_bytes()
+    Path("reviews.csv").write_bytes(before.replace(b"positive", b"negative", 1))
+    done = train("classification", "run")
+    assert done.exit_code == 2
+    assert "reviews.csv has changed since this run began: run/data.json" in done.stderr
+    Path("reviews.csv").write_bytes(before)
+    assert train("classification", "run").exit_code == 0
+
+
+def test_the_file_may_be_moved(here: Path) -> None:
+    train("classification", "run")
+    Path("elsewhere").mkdir()
+    Path("reviews.csv").rename("elsewhere/renamed.csv")
+    assert "'reviews.csv' is no file" in aurora("evaluate", "run").stderr
+    recipe = Path("run/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("data: reviews.csv", "data: elsewhere/renamed.csv"))
+    done = aurora("evaluate", "run")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_teacher_on_own_data(here: Path) -> None:
+    train("classification", "teacher")
+    done = train("classification", "pupil", "task.teacher=teacher")
+    assert done.exit_code == 0, done.output
+    assert "captured" in json.loads(Path("pupil/result.json").read_text())["metric"]["by_form"]["calibrated"]
+
+
+def test_pairs_of_texts(here: Path) -> None:
+    rows = [
+        dict(zip(("review", "stars"), line.rsplit(",", 1), strict=True))
+        for line in Path("reviews.csv").read_text().splitlines()[1:]
+    ]
+    own_files._csv(
+        Path("pairs.csv"), [{"first": row["review"], "second": "a film", "label": row["stars"]} for row in rows]
+    )
+    done = aurora(
+        "train",
+        "classification",
+        "model=bert",
+        "task.data=pairs.csv",
+        "task.text=[first, second]",
+        *SETTINGS,
+        "-o",
+        "run",
+    )
+    assert done.exit_code == 0, done.output
+    assert load_run("run").task.text_columns == ("text", "text_b")
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
+    "no such file": (["task.data=reviws.csv"], "did you mean 'reviews.csv'?"),
+    "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars';"),
+    "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
+    "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
+    "no such model": (["model=./nowhere"], "model: './nowhere' is no folder"),
+    "too many": (["task.train_size=48"], "task.train_size: 48 is more than the 40 rows that there are"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, here: Path) -> None:
+    changes, message = MISTAKES[mistake]
+    done = train("classification", "run", *changes)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_own_data_fields_are_for_own_data(here: Path) -> None:
+    done = aurora("train", "demo", "task.data=reviews.csv", "-o", "run")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("demo: task.data: only your own data has it, and task.name is 'movie-sentiment'")
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_init(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it prints, with the data filled in, is the recipe that the bare name stands for."""
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
+
+    printed = aurora("init", kind)
+    assert printed.exit_code == 0
+    Path("mine.yaml").write_text(printed.stdout)
+    with pytest.raises(Exception, match=r"mine\.yaml: task\.data: this field must be given"):
+        load_any("mine.yaml")
+    Path("mine.yaml").write_text(printed.stdout.replace("  data: #", "  data: reviews.csv #"))
+    assert load_any("mine.yaml") == load_any(kind, ["task.data=reviews.csv"])
+
+
+def test_init_of_no_kind() -> None:
+    done = aurora("init", "clasification")
+    assert done.exit_code == 2
+    assert done.stderr == "'clasification' is an unknown kind; did you mean 'classification'?\n"
+
+
+def test_killed_and_gone_on_with(aurora: Callable[..., list[dict[str, Any]]], here: Path) -> None:
+    """kill -9 at several moments: the weights are those of an uninterrupted run, to the last bit."""
+
+    def order(output: str, **more: Any) -> dict[str, Any]:
+        changes = [
+            f"task.data={here / 'reviews.csv'}",
+            "task.text=review",
+            "task.label=stars",
+            f"model={here / 'bert'}",
+        ]
+        args = ["train", "classification", *changes, *SETTINGS, "--output", str(here / output)]
+        return {"args": args, "folder": str(here / output), **more}
+
+    (whole,) = aurora(order("whole"))
+    assert whole["status"] == 0, whole["stderr"]
+    for share in (0.3, 0.6, 0.9):
+        (killed,) = aurora(order("run", kill_at=int(share * whole["events"])))
+        assert killed["status"] in (-9, 0)
+    (done,) = aurora(order("run"))
+    assert done["status"] == 0, done["stderr"]
+    expected, found = (load_file(here / run / "adapter" / "adapter_model.safetensors") for run in ("whole", "run"))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
