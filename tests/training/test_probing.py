@@ -111,10 +111,10 @@ def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"name": "aurora", "budget": 0}, r"method\.budget=0 is not allowed: it must be a whole number of at least 1"),
+        ({"name": "aurora", "budget": 0}, r"method\.budget=0 is not allowed: it must be greater than or equal to 1"),
         (
             {"name": "aurora", "start": "Aligned"},
-            r"method\.start='Aligned' is not allowed: it must be one of 'default'",
+            r"method\.start='Aligned' is not allowed: it must be 'default' or 'aligned'",
         ),
         ({"name": "lora", "budget": 500, "rank_pattern": {"query": 2}}, "rank_pattern does not go with budget"),
         ({"name": "lora", "start": "aligned", "init_lora_weights": "pissa"}, "init_lora_weights does not go with"),

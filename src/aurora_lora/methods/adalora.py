@@ -129,10 +129,6 @@ class AdaLoRAMethod(PeftMethod):
         return (ShareOutRanks(),)
 
 
-def _rate(default: float) -> Any:
-    return number(default, "in (0, 1)", lambda value: 0 < value < 1)
-
-
 ADALORA = peft_method(
     name="adalora",
     description="LoRA, ranks shared out while training (PEFT)",
@@ -143,9 +139,9 @@ ADALORA = peft_method(
         "tinit": integer(0, least=0),
         "tfinal": integer(0, least=0),
         "deltaT": integer(1),
-        "beta1": _rate(0.85),
-        "beta2": _rate(0.85),
-        "orth_reg_weight": number(0.5, "of at least 0", lambda value: value >= 0),
+        "beta1": number(0.85, gt=0, lt=1),
+        "beta2": number(0.85, gt=0, lt=1),
+        "orth_reg_weight": number(0.5, ge=0),
         "lora_alpha": positive(8),
         "lora_dropout": dropout(),
         **TARGETS,

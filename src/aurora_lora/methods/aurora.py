@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..forms import CALIBRATED
+from ..tuner.config import PAPER, PAPER_DYNAMIC, PAPER_STATIC, AuroraConfig
 from .base import Options, PeftMethod
 from .start import probing, probing_names
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 def _config_maker(preset: Options) -> Callable[..., Any]:
     def make(**options: Any) -> Any:
-        from aurora_lora import AuroraConfig
-
         return AuroraConfig(**{**preset, **options})
 
     return make
@@ -27,8 +26,6 @@ def _config_maker(preset: Options) -> Callable[..., Any]:
 def _own_fields() -> dict[str, Any]:
     """The fields that `AuroraConfig` adds to PEFT's base class, with their defaults."""
     from peft.config import PeftConfig
-
-    from aurora_lora import AuroraConfig
 
     inherited = {field.name for field in fields(PeftConfig)}
     config = AuroraConfig()
@@ -72,7 +69,6 @@ class AuroraMethod(PeftMethod):
         return context
 
 
-_PAPER = {"train_form": "dynamic", "eval_form": "static", "spline": "summed", "init_weights": "paper"}
 _ABLATIONS: dict[str, tuple[str, Options]] = {
     "no-f": ("without the fixed part F", {"fixed_activation": None}),
     "no-l": ("without the learnable part L", {"spline": None}),
@@ -81,15 +77,15 @@ _ABLATIONS: dict[str, tuple[str, Options]] = {
 }
 _PRESETS: dict[str, tuple[str, Options]] = {
     "aurora": ("W0 x + s B sigma(Ax), merged as calibrated (ours)", {}),
-    "aurora-paper": ("The paper's AuroRA: trained dynamic, merged static", _PAPER),
+    "aurora-paper": ("The paper's AuroRA: trained dynamic, merged static", PAPER),
     "aurora-paper-d": (
         "The paper's AuroRA-D: dynamic; cannot be merged",
-        {**_PAPER, "eval_form": "dynamic"},
+        PAPER_DYNAMIC,
     ),
-    "aurora-paper-s": ("The paper's AuroRA-S: static throughout", {**_PAPER, "train_form": "static"}),
+    "aurora-paper-s": ("The paper's AuroRA-S: static throughout", PAPER_STATIC),
     **{f"aurora-{end}": (f"AuroRA {words}", changes) for end, (words, changes) in _ABLATIONS.items()},
     **{
-        f"aurora-paper-{end}": (f"The paper's AuroRA {words}", {**_PAPER, **changes})
+        f"aurora-paper-{end}": (f"The paper's AuroRA {words}", {**PAPER, **changes})
         for end, (words, changes) in _ABLATIONS.items()
     },
 }

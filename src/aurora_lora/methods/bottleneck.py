@@ -14,7 +14,7 @@ from .adapted_module import AdaptedModule
 from .base import BaseUse, Options
 from .injection import InjectionMethod
 from .linear import Linear, features, is_linear
-from .options import TARGETS, Table, integer, one_of, rank
+from .options import TARGETS, Fields, fields, integer, one_of, rank
 from .targets import replace, target_paths
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu, "silu": silu}
@@ -130,15 +130,16 @@ def _layer_number(path: str) -> int:
 _REFUSAL = "an adapter is a nonlinear network between layers, which no weight of the model computes"
 
 
-def _table(activation: str, train_norms: bool, drop_layers: int) -> Table:
+def _fields(activation: str, train_norms: bool, drop_layers: int) -> Fields:
     others = [name for name in ("gelu", "relu", "silu") if name != activation]
-    return {
+    table = {
         "r": rank(64),
         "activation": one_of(activation, *others),
-        "train_norms": one_of(train_norms, not train_norms),
+        "train_norms": (bool, train_norms),
         "drop_layers": integer(drop_layers, least=0),
         **TARGETS,
     }
+    return fields(table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +166,20 @@ ADAPTER_H = BottleneckMethod(
     name="adapter-h",
     description="Houlsby's adapters, two a layer; cannot be merged",
     places=HOULSBY_PLACES,
-    table=_table("gelu", train_norms=True, drop_layers=0),
+    fields=_fields("gelu", train_norms=True, drop_layers=0),
     refusal=_REFUSAL,
 )
 ADAPTER_P = BottleneckMethod(
     name="adapter-p",
     description="Pfeiffer's adapters, one a layer; cannot be merged",
     places=PFEIFFER_PLACES,
-    table=_table("relu", train_norms=False, drop_layers=0),
+    fields=_fields("relu", train_norms=False, drop_layers=0),
     refusal=_REFUSAL,
 )
 ADAPTER_D = BottleneckMethod(
     name="adapter-d",
     description="Pfeiffer's, not in the first layers; not mergeable",
     places=PFEIFFER_PLACES,
-    table=_table("relu", train_norms=False, drop_layers=3),
+    fields=_fields("relu", train_norms=False, drop_layers=3),
     refusal=_REFUSAL,
 )

@@ -16,7 +16,7 @@ from .adapted_module import AdaptedLinear, Update
 from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
-from .options import LOW_RANK, integer, one_of, optional_integer
+from .options import LOW_RANK, fields, integer, optional_integer
 from .targets import adapted_modules
 
 
@@ -82,5 +82,5 @@ DYLORA = DyLoRAMethod(
     name="dylora",
     description="LoRA at a random rank each step, to be cut to any",
     update=DyLoRA,
-    table={**LOW_RANK, "min_rank": integer(1), "eval_rank": optional_integer(), "frozen": one_of(False, True)},
+    fields=fields({**LOW_RANK, "min_rank": integer(1), "eval_rank": optional_integer(), "frozen": (bool, False)}),
 )

@@ -1,6 +1,6 @@
 """FourierFT (Gao et al., ICML 2024), PEFT's own: a few spectral coefficients of dW are trained."""
 
-from .options import TARGETS, Option, integer, optional_integer, peft_method, positive
+from .options import TARGETS, integer, optional_integer, peft_method, positive
 
 FOURIERFT = peft_method(
     name="fourierft",
@@ -9,7 +9,7 @@ FOURIERFT = peft_method(
     table={
         "n_frequency": integer(1000),
         "scaling": positive(150.0),
-        "random_loc_seed": Option(777, "a whole number of at least 0", optional_integer(0).accepts),
+        "random_loc_seed": optional_integer(0, default=777),
         **TARGETS,
     },
 )

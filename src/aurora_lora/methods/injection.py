@@ -15,7 +15,7 @@ from ..errors import FormError
 from .adapted_module import AdaptedLinear, Update
 from .base import Method, Options, TaskType
 from .linear import Linear, is_linear, untie_adapted
-from .options import Table, check
+from .options import Fields, check
 from .parameters import is_head, keep_in_float32, load_trained, save_trained
 from .targets import lora_targets, merge_adapted, replace, target_paths
 
@@ -25,15 +25,15 @@ class InjectionMethod(Method):
     """A method that freezes the body and adds something to some of its modules.
 
     Args:
-        table: the options.
+        fields: the options.
         refusal: why the trained model cannot be merged; None if it can, exactly.
     """
 
-    table: Table
+    fields: Fields
     refusal: str | None = None
 
     def checked(self, options: Options) -> dict[str, Any]:
-        return check(options, self.table)
+        return check(options, self.fields)
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
         for name, parameter in model.named_parameters():

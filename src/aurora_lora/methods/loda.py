@@ -11,7 +11,7 @@ from .adapted_module import Update
 from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
-from .options import LOW_RANK, number
+from .options import LOW_RANK, fields, number
 
 
 class LoDA(Update):
@@ -40,6 +40,6 @@ LODA = UpdateMethod(
     name="loda",
     description="W0 x + s B f(A x); cannot be merged",
     update=LoDA,
-    table={**LOW_RANK, "negative_slope": number(0.8, "in [0, 1]", lambda value: 0 <= value <= 1)},
+    fields=fields({**LOW_RANK, "negative_slope": number(0.8, ge=0, le=1)}),
     refusal="its update s B f(A x) is not linear in the layer's input",
 )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import Any
 
 from .base import PeftMethod
-from .options import MORE, TARGETS, check, dropout, positive, rank
+from .options import MORE, TARGETS, check, dropout, fields, positive, rank
 from .start import probing, probing_names
 
 LORA_TABLE = {"r": rank(8), "lora_alpha": positive(8), "lora_dropout": dropout()}
 """The options that every result records. PEFT checks them when it builds the layers, in words that name no field."""
 
 
+_CHECKED = fields({**LORA_TABLE, **TARGETS, **MORE})
+
+
 def lora_defaults() -> dict[str, Any]:
     """The defaults of `LORA_TABLE`."""
-    return {name: option.default for name, option in LORA_TABLE.items()}
+    return {name: default for name, (_, default) in LORA_TABLE.items()}
 
 
 def lora_config(**fixed: Any) -> Callable[..., Any]:
@@ -28,8 +31,7 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
     def make(**options: Any) -> Any:
         from peft import LoraConfig
 
-        checked = {**LORA_TABLE, **TARGETS, **MORE}
-        check({name: value for name, value in options.items() if name in checked}, checked)
+        check({name: value for name, value in options.items() if name in _CHECKED.model_fields}, _CHECKED)
         try:
             return LoraConfig(**options, **fixed)
         except (AttributeError, KeyError, ImportError) as error:
@@ -45,8 +47,8 @@ def lora_option_names(*fixed: str) -> Callable[[], Iterable[str]]:
         from peft import LoraConfig
         from peft.config import PeftConfig
 
-        inherited = {field.name for field in fields(PeftConfig)}
-        own = [field.name for field in fields(LoraConfig) if field.init and field.name not in inherited]
+        inherited = {field.name for field in dataclasses.fields(PeftConfig)}
+        own = [field.name for field in dataclasses.fields(LoraConfig) if field.init and field.name not in inherited]
         return [name for name in own if name not in fixed]
 
     return names

@@ -18,7 +18,7 @@ from .adapted_module import AdaptedLinear, Update
 from .base import Sample
 from .injection import UpdateMethod
 from .linear import features
-from .options import LOW_RANK, integer, number
+from .options import LOW_RANK, fields, integer, number
 from .parameters import WEIGHTS_FILE
 from .targets import adapted_modules
 
@@ -148,16 +148,16 @@ class LoRADropMethod(UpdateMethod):
         share(layers, dropped_in(names, layers))
 
 
-_SHARE = "above 0 and at most 1"
-
 LORA_DROP = LoRADropMethod(
     name="lora-drop",
     description="LoRA, shared by the layers where it does little",
     update=LoRADrop,
-    table={
-        **LOW_RANK,
-        "threshold": number(0.9, _SHARE, lambda value: 0 < value <= 1),
-        "sample_share": number(0.1, _SHARE, lambda value: 0 < value <= 1),
-        "sample_epochs": integer(3),
-    },
+    fields=fields(
+        {
+            **LOW_RANK,
+            "threshold": number(0.9, gt=0, le=1),
+            "sample_share": number(0.1, gt=0, le=1),
+            "sample_epochs": integer(3),
+        }
+    ),
 )

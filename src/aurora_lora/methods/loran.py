@@ -8,7 +8,7 @@ from .adapted_module import WeightUpdate
 from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
-from .options import LOW_RANK, number, positive
+from .options import LOW_RANK, fields, number, positive
 
 
 class LoRAN(WeightUpdate):
@@ -32,9 +32,5 @@ LORAN = UpdateMethod(
     name="loran",
     description="dW = s sinter(B A), sinter(u) = u + a u sin(w u)",
     update=LoRAN,
-    table={
-        **LOW_RANK,
-        "amplitude": number(5e-5, "of at least 0", lambda value: value >= 0),
-        "frequency": positive(1e4),
-    },
+    fields=fields({**LOW_RANK, "amplitude": number(5e-5, ge=0), "frequency": positive(1e4)}),
 )

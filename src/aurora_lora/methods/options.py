@@ -1,68 +1,66 @@
-"""The options of a method as a table: what each may be, its default, and an error that says so."""
+"""The options of a method: pydantic fields, each with its default, and an error that says what is allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..tuner.fields import MAX_RANK, are_tokens, is_index, is_int, is_list_of, is_name, is_number, is_pattern, short
 from .base import Options, PeftMethod, check_names
 
-
-@dataclass(frozen=True)
-class Option:
-    """One option: its default, the values that are allowed, and these in words ("it must be ...")."""
-
-    default: Any
-    allowed: str
-    accepts: Callable[[Any], bool]
+Table = Mapping[str, tuple[Any, Any]]
+"""The type of each option, and its default."""
 
 
-Table = Mapping[str, Option]
-
-
-def integer(default: int, least: int = 1, most: int = 2**31 - 1) -> Option:
+def integer(default: int | None, least: int = 1, most: int = 2**31 - 1) -> tuple[Any, Any]:
     """A whole number of at least `least`, and at most `most`."""
-    words = f"a whole number of at least {least}" + (f" and at most {most}" if most < 2**31 - 1 else "")
-    return Option(default, words, lambda value: is_int(value, least, most))
+    return Annotated[int, Field(ge=least, le=most)], default
 
 
-def rank(default: int) -> Option:
+def rank(default: int) -> tuple[Any, Any]:
     """A rank."""
     return integer(default, most=MAX_RANK)
 
 
-def optional_integer(least: int = 1) -> Option:
-    """A whole number of at least `least`, or None, which is the default."""
-    number = integer(least, least)
-    return Option(None, f"{number.allowed}, or null", lambda value: value is None or number.accepts(value))
+def optional_integer(least: int = 1, default: int | None = None) -> tuple[Any, Any]:
+    """A whole number of at least `least`, or None."""
+    return integer(None, least)[0] | None, default
 
 
-def number(default: float, words: str, accepts: Callable[[float], bool]) -> Option:
-    """A finite number with a further condition, `words` such as "above 0"."""
-
-    def is_allowed(value: Any) -> bool:
-        return isinstance(value, int | float) and is_number(value) and abs(value) <= 1e30 and accepts(value)
-
-    return Option(default, f"a number {words}", is_allowed)
+def number(
+    default: float, *, gt: float | None = None, ge: float | None = None, lt: float | None = None, le: float = 1e30
+) -> tuple[Any, Any]:
+    """A finite number within these limits, as pydantic has them."""
+    return Annotated[float, Field(gt=gt, ge=ge, lt=lt, le=le, allow_inf_nan=False)], default
 
 
-def positive(default: float) -> Option:
+def positive(default: float) -> tuple[Any, Any]:
     """A finite number above 0."""
-    return number(default, "above 0", lambda value: value > 0)
+    return number(default, gt=0)
 
 
-def dropout(default: float = 0.0) -> Option:
+def dropout(default: float = 0.0) -> tuple[Any, Any]:
     """A probability below 1."""
-    return number(default, "in [0, 1)", lambda value: 0 <= value < 1)
+    return number(default, ge=0, lt=1)
 
 
-def one_of(default: Any, *others: Any) -> Option:
-    """One of a few values."""
-    values = (default, *others)
-    words = f"one of {', '.join(map(repr, values))}"
-    return Option(default, words, lambda value: any(type(value) is type(one) and value == one for one in values))
+def one_of(default: str, *others: str) -> tuple[Any, Any]:
+    """One of a few words."""
+    return Literal[(default, *others)], default
+
+
+def that(accepts: Callable[[Any], bool], words: str) -> Any:
+    """The type of what `accepts` accepts, `words` such as "a list of names"."""
+
+    def check(value: Any) -> Any:
+        if not accepts(value):
+            raise PydanticCustomError("option", "{words}", {"words": words})
+        return value
+
+    return Annotated[Any, AfterValidator(check)]
 
 
 def _is_names(value: Any) -> bool:
@@ -77,8 +75,8 @@ def _are_patterns(value: Any) -> bool:
     return bool(value) and (is_pattern(value) or is_list_of(is_pattern, value))
 
 
-def _or_none(words: str, accepts: Callable[[Any], bool]) -> Option:
-    return Option(None, f"{words}, or null", lambda value: value is None or accepts(value))
+def _or_none(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
+    return that(lambda value: value is None or accepts(value), f"{words}, or null"), None
 
 
 _NAMES = "a list of names of modules, or a regular expression"
@@ -92,11 +90,11 @@ TARGETS: Table = {
 """Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
 
 
-def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> Option:
+def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
     def is_allowed(value: Any) -> bool:
         return isinstance(value, dict) and all(is_pattern(name) and accepts(one) for name, one in value.items())
 
-    return Option({}, f"{words} by names of modules or regular expressions", is_allowed)
+    return that(is_allowed, f"{words} by names of modules or regular expressions"), {}
 
 
 MORE: Table = {
@@ -111,22 +109,51 @@ LOW_RANK: Table = {"r": rank(8), "alpha": positive(8), "dropout": dropout(), **T
 """Rank, scaling alpha / r, and dropout on x, as in LoRA."""
 
 
-def check(options: Options, table: Table) -> dict[str, Any]:
-    """The options with the table's defaults filled in.
+class _Fields(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    @model_validator(mode="after")
+    def _layers_go_together(self) -> _Fields:
+        given = dict(self)
+        if given.get("layers_pattern") is not None and given.get("layers_to_transform") is None:
+            why = "layers_pattern needs layers_to_transform: it says in which list of layers these are."
+            raise PydanticCustomError("option", "{why}", {"why": why})
+        if isinstance(given.get("target_modules"), str) and given.get("layers_to_transform") is not None:
+            why = "layers_to_transform does not go with target_modules as a regular expression."
+            raise PydanticCustomError("option", "{why}", {"why": why})
+        return self
+
+
+Fields = type[BaseModel]
+
+
+def fields(table: Table) -> Fields:
+    """The options of a table as one pydantic model."""
+    made: Fields = create_model("Options", __base__=_Fields, **dict(table))  # type: ignore[call-overload]
+    return made
+
+
+def defaults(of: Fields) -> dict[str, Any]:
+    """The default of each option."""
+    return {name: field.default for name, field in of.model_fields.items()}
+
+
+def check(options: Options, of: Fields) -> dict[str, Any]:
+    """The options as they were given, with the defaults of the others filled in.
 
     Raises:
         ValueError: an unknown option or a value that is not allowed; the message names the option.
     """
-    check_names(options, table)
-    for name, value in options.items():
-        if not table[name].accepts(value):
-            raise ValueError(f"{name}={short(value)} is not allowed: it must be {table[name].allowed}.")
-    checked = {**{name: option.default for name, option in table.items()}, **options}
-    if checked.get("layers_pattern") is not None and checked.get("layers_to_transform") is None:
-        raise ValueError("layers_pattern needs layers_to_transform: it says in which list of layers these are.")
-    if isinstance(checked.get("target_modules"), str) and checked.get("layers_to_transform") is not None:
-        raise ValueError("layers_to_transform does not go with target_modules as a regular expression.")
-    return checked
+    check_names(options, of.model_fields)
+    try:
+        of.model_validate(dict(options))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        allowed = wrong["msg"].removeprefix("Input should be ")
+        if not wrong["loc"]:
+            raise ValueError(allowed) from error
+        raise ValueError(f"{wrong['loc'][0]}={short(wrong['input'])} is not allowed: it must be {allowed}.") from error
+    return {**defaults(of), **options}
 
 
 def peft_method(
@@ -142,13 +169,13 @@ def peft_method(
         kind: the class of the method.
         fixed: fields of the configuration that are no options.
     """
+    own = fields(table)
 
     def make_config(**options: Any) -> Any:
         import peft
 
-        check({option: value for option, value in options.items() if option in table}, table)
+        check({option: value for option, value in options.items() if option in table}, own)
         given = {option: value for option, value in options.items() if value is not None}
         return getattr(peft, config)(**given, **fixed)
 
-    defaults = {option: value.default for option, value in table.items()}
-    return kind(name, description, make_config, lambda: table, lambda: defaults)
+    return kind(name, description, make_config, lambda: table, lambda: defaults(own))

@@ -10,7 +10,7 @@ from .adapted_module import WeightUpdate
 from .base import Options
 from .injection import UpdateMethod
 from .linear import Linear
-from .options import LOW_RANK, positive
+from .options import LOW_RANK, fields, positive
 
 
 class SineLoRA(WeightUpdate):
@@ -29,5 +29,5 @@ SINE_LORA = UpdateMethod(
     name="sine-lora",
     description="dW = s sin(w B A) / sqrt(d_in)",
     update=SineLoRA,
-    table={**LOW_RANK, "frequency": positive(200.0)},
+    fields=fields({**LOW_RANK, "frequency": positive(200.0)}),
 )

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .base import Options
-from .options import check, integer, one_of, optional_integer
+from .options import check, fields, integer, one_of, optional_integer
 
 ALIGNED = "aligned"
 PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED), "probe_examples": integer(256)}
 """Weights to share out, how A starts, and training examples of the pass."""
+_FIELDS = fields(PROBED)
 _GIVEN = ("rank_pattern", "alpha_pattern")
 
 
@@ -33,7 +34,7 @@ def filled(options: Options) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if name in PROBED}
     if not given:
         return dict(options)
-    checked = check(given, PROBED)
+    checked = check(given, _FIELDS)
     for name in _GIVEN if checked["budget"] is not None else ():
         if options.get(name):
             raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")

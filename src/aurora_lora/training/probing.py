@@ -103,7 +103,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     named = {name: options.get(name) for name in _TARGETS}
     paths = target_paths(base, named, lora_targets(base) if budget is None else ALL_LINEAR)
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
-    share = min(1.0, options.get("probe_examples", PROBED["probe_examples"].default) / len(data.splits["train"]))
+    share = min(1.0, options.get("probe_examples", PROBED["probe_examples"][1]) / len(data.splits["train"]))
     batches, peers = data.training_batches(share, recipe.training.batch_size), state()
     own = batches[peers.process_index :: peers.num_processes]
     return probe(base, own, loss, rank=max(ranks), target_modules=paths, seed=recipe.seed)

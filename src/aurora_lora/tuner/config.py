@@ -9,7 +9,7 @@ from typing import Any
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from ..forms import FORMS
+from ..forms import DYNAMIC, FORMS, STATIC
 from ..ops.anl import ACTIVATIONS, ANL
 from .fields import (
     MAX_ALPHA,
@@ -31,6 +31,10 @@ from .registration import METHOD
 TRAIN_FORMS = tuple(name for name, form in FORMS.items() if form.trainable)
 SPLINES = ("channelwise", "summed")
 BIASES = ("none", "all", "aurora_only")
+PAPER: dict[str, Any] = {"train_form": DYNAMIC, "eval_form": STATIC, "spline": "summed", "init_weights": "paper"}
+PAPER_DYNAMIC = {**PAPER, "eval_form": DYNAMIC}
+PAPER_STATIC = {**PAPER, "train_form": STATIC}
+"""The paper's settings of AuroRA, AuroRA-D and AuroRA-S (Table 7)."""
 
 
 @dataclass
@@ -241,22 +245,17 @@ class AuroraConfig(PeftConfig):
     @classmethod
     def paper(cls, **kwargs: Any) -> AuroraConfig:
         """The paper's AuroRA: trained dynamic, merged static (Table 7); Eq. 7 as printed; random H and W_s."""
-        return cls(**_preset(kwargs, "dynamic", "static"))
+        return cls(**{**PAPER, **kwargs})
 
     @classmethod
     def paper_dynamic(cls, **kwargs: Any) -> AuroraConfig:
         """The paper's AuroRA-D: trained and evaluated dynamic (Table 7). It cannot be merged."""
-        return cls(**_preset(kwargs, "dynamic", "dynamic"))
+        return cls(**{**PAPER_DYNAMIC, **kwargs})
 
     @classmethod
     def paper_static(cls, **kwargs: Any) -> AuroraConfig:
         """The paper's AuroRA-S: trained and evaluated static (Table 7)."""
-        return cls(**_preset(kwargs, "static", "static"))
-
-
-def _preset(kwargs: dict[str, Any], train_form: str, eval_form: str) -> dict[str, Any]:
-    defaults = {"train_form": train_form, "eval_form": eval_form, "spline": "summed", "init_weights": "paper"}
-    return {**defaults, **kwargs}
+        return cls(**{**PAPER_STATIC, **kwargs})
 
 
 _ALPHA = f"a finite number of at most {MAX_ALPHA:g}"
