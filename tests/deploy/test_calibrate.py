@@ -13,8 +13,9 @@ from torch import nn
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
+from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.moments import Collector, Target
+from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.solve import solve
 from aurora_lora.tuner import aurora_layers
 

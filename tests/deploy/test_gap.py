@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
-from aurora_lora.deploy import predictions, wide
+from aurora_lora.deploy import float64, predictions
 from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
 
@@ -235,7 +235,7 @@ def test_a_compiled_model_is_measured_as_any_other(way):
 
 def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
     whole = merge_gap(model, labelled)
-    monkeypatch.setattr(wide, "CHUNK_BYTES", 3 * 8 * 32)
+    monkeypatch.setattr(float64, "CHUNK_BYTES", 3 * 8 * 32)
     pieces = merge_gap(model, labelled)
     for one, other in zip(whole.layers, pieces.layers, strict=True):
         assert one.relative_error == pytest.approx(other.relative_error, rel=1e-9)
@@ -247,7 +247,7 @@ def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
 
 
 def test_the_logits_are_widened_in_pieces(monkeypatch):
-    monkeypatch.setattr(wide, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(float64, "CHUNK_BYTES", 2**16)
     found = predictions._Predictions(None)
     logits, reference = torch.randn(2, 1, 500, 800)
     labels = torch.randint(0, 800, (1, 500))

@@ -8,7 +8,8 @@ from torch import nn
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.deploy import products
-from aurora_lora.deploy.products import add_gram, has_slow_float64, mirror
+from aurora_lora.deploy.float64 import has_slow_float64
+from aurora_lora.deploy.products import add_gram, mirror
 
 D, N = 160, 1500
 RIDGE = 1e-4

@@ -14,8 +14,9 @@ from torch import nn
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
+from .collector import Collector
 from .inputs import Runner, as_batches
-from .moments import Collector, LayerMoments, Target, gather
+from .moments import Target, by_input
 from .passes import Passes, evaluated, memory_bound
 from .plan import plan
 from .products import LEAST_RIDGE_OF_SLICES
@@ -114,11 +115,12 @@ def calibrate(
             solutions: list[Solution] = []
             for group in groups:
                 collector = Collector(runner, group, share_inputs, sliced=ridge >= LEAST_RIDGE_OF_SLICES)
-                solutions += _solve_all(gather(collector, data.one_pass()), ridge)
+                for layers in by_input(collector.collect(data.one_pass())):
+                    solutions += solve(layers, ridge)
             _store(solutions)
     found = {(s.target.name, s.adapter): s for s in solutions}
-    layers = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
-    return CalibrationReport(layers, data.passes, len(groups), time.perf_counter() - start)
+    reports = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
+    return CalibrationReport(reports, data.passes, len(groups), time.perf_counter() - start)
 
 
 def _store(solutions: list[Solution]) -> None:
@@ -136,18 +138,6 @@ def _report(solution: Solution) -> LayerCalibration:
     return LayerCalibration(
         solution.target.name, solution.adapter, solution.vectors, solution.explained, solution.ridge
     )
-
-
-def _solve_all(layers: list[LayerMoments], ridge: float) -> list[Solution]:
-    by_input: dict[int, list[LayerMoments]] = {}
-    for layer in layers:
-        by_input.setdefault(id(layer.shared), []).append(layer)
-    layers.clear()
-    solutions: list[Solution] = []
-    while by_input:  # each moment goes when it is solved
-        _, together = by_input.popitem()
-        solutions += solve(together, ridge)
-    return solutions
 
 
 # -------------------------------------------------------------------- before and after

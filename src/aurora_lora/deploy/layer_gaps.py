@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
+from .float64 import float64_pieces, to_float64
 from .inputs import Runner
-from .wide import wide, wide_pieces
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class _LayerSums:
     def __init__(self, layer: AuroraLayer, name: str, forms: list[str]) -> None:
         self.layer, self.name = layer, name
         factors = {form: layer.get_factors(name, form) for form in forms}
-        self.matrices = {form: wide(lora_A) for form, (lora_A, _) in factors.items()}
-        B = wide(factors[forms[0]][1])  # s B: the scale drops out of every ratio
+        self.matrices = {form: to_float64(lora_A) for form, (lora_A, _) in factors.items()}
+        B = to_float64(factors[forms[0]][1])  # s B: the scale drops out of every ratio
         self.gram = B.T @ B
         self.n = 0
         self.power = 0.0
@@ -81,12 +81,11 @@ class _LayerSums:
     def add(self, x: Tensor) -> None:
         A = self.layer.aurora_A[self.name]
         x = self.layer._cast_input_dtype(x, A.dtype)
-        sigma = self.layer.sigma(self.name, functional.linear(x, A))  # (n, r)
-        sigma = wide(sigma)
+        sigma = to_float64(self.layer.sigma(self.name, functional.linear(x, A)))  # (n, r)
         self.n += len(sigma)
         self.power += self._square(sigma)
         self.mean += sigma.sum(0)
-        for piece, inputs in wide_pieces(sigma, x):
+        for piece, inputs in float64_pieces(sigma, x):
             for form, M in self.matrices.items():
                 self.errors[form] += self._square(piece - inputs @ M.T)
 

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from ..ops.rounding import Grid, input_moment, output_error
 from .adapted import AdaptedLayer
+from .collector import Collector
 from .formats import name_of
 from .inputs import Runner
 from .merged_weight import check_change
-from .moments import Collector, Target, by_input, gather, linear_shape
+from .moments import Target, linear_shape, means_by_input
 from .passes import Passes, memory_bound, unpacked_weights
 from .plan import plan, rounding_bytes
 from .predictions import EndToEndGap, Metric, Variants, compare
@@ -92,7 +93,7 @@ class MergeSums:
         budget, bound = memory_bound(None, runner.device)
         with unpacked_weights(runner.model):
             for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
-                for S, together in by_input(gather(Collector(runner, group), data.one_pass())):
+                for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
                     yield S, [self.layers[each.target.name] for each in together]
 
     def _calibrate(self, S: Tensor, layers: Sequence[AdaptedLayer]) -> None:

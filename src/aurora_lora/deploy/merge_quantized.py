@@ -16,10 +16,11 @@ from ..ops.rounding import InputMoment, input_moment, output_error
 from ..tuner import AuroraLayer
 from ..tuner.original_weight import OriginalWeight
 from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+from .collector import Collector
 from .formats import Format, format_of
 from .inputs import Runner, as_batches
 from .merged_weight import adapters_of, check_change, merged_weight
-from .moments import Collector, LayerMoments, Target, by_input, gather
+from .moments import LayerMoments, Target, means_by_input
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .plan import plan, rounding_bytes
 
@@ -114,7 +115,7 @@ def merge_quantized(
         targets = [Target(path, layer.module) for path, layer in layers.items()]
         rounded: dict[str, _Rounded] = {}
         for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
-            rounded |= _round_all(layers, gather(Collector(runner, group), data.one_pass()), damping)
+            rounded |= _round_all(layers, Collector(runner, group).collect(data.one_pass()), damping)
     for module in others:
         module.merge()
     for path, layer in layers.items():
@@ -225,7 +226,7 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Layer], list[Any]]:
 def _round_all(layers: dict[str, _Layer], moments: list[LayerMoments], damping: float) -> dict[str, _Rounded]:
     """Layers that share an input share its factors."""
     found = {}
-    for S, together in by_input(moments):
+    for S, together in means_by_input(moments):
         inputs = input_moment(S, damping)
         for each in together:
             found[each.target.name] = layers[each.target.name].rounded(S, inputs, each.vectors)

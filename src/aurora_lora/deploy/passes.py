@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .inputs import Batch
-from .moments import several_processes
+from .processes import least_of_processes, several_processes
 
 
 @contextmanager
@@ -79,13 +79,9 @@ class Passes:
 def _half_of_free(device: torch.device) -> int:
     """Half of the free memory, the same number on every process: they must form the same groups."""
     free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
-    if not several_processes():
-        return int(free // 2)
-    if device.type != "cuda":
+    if device.type != "cuda" and several_processes():
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
-    smallest = torch.tensor(free // 2, dtype=torch.int64, device=device)
-    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
-    return int(smallest)
+    return least_of_processes(int(free // 2), device)
 
 
 def _free_on_cuda(device: torch.device) -> int:

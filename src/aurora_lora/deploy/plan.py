@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..errors import CalibrationError
+from .collector import Collector
+from .float64 import CHUNK_BYTES, FLOAT64_BYTES
 from .inputs import Runner
-from .moments import Collector, Target
+from .moments import Target
 from .passes import Passes
-from .products import CHUNK_BYTES, FLOAT64_BYTES
 
 Group = list[Target]
 Bytes = Callable[[Iterable[Target]], int]

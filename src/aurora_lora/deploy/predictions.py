@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CalibrationError
+from .float64 import float64_pieces
 from .inputs import NO_BATCHES, Batch, Runner
-from .wide import wide_pieces
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
 Kind = Literal["classes", "labels", "values"]
@@ -113,7 +113,7 @@ class _Predictions:
         mine, theirs = _rows(logits, keep), _rows(reference, keep)  # (n, classes)
         self.n += len(mine)
         self.classes = kind == "classes"
-        for one, other in wide_pieces(mine, theirs):
+        for one, other in float64_pieces(mine, theirs):
             self._compare(one, other)
         if labels is None:
             return
@@ -162,7 +162,7 @@ class _Score:
         """logits (n, classes) or (n, 1), labels (n,); or both (n, labels), 1 where a label is there, else 0."""
         self.n += len(labels)
         start = 0
-        for (rows,) in wide_pieces(logits):
+        for (rows,) in float64_pieces(logits):
             self._add(rows, labels[start : start + len(rows)].to(rows.device))
             start += len(rows)
 

@@ -20,8 +20,8 @@ from ..tuner.peft_names import check_target_module_exists
 from .calibrate import trained_state
 from .gradients import See, Weight, frozen, frozen_weights, watched
 from .inputs import Runner, as_batches
-from .moments import several_processes
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
+from .processes import several_processes
 
 OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""

@@ -12,30 +12,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-FLOAT64_BYTES = 8
-CHUNK_BYTES = 32 * 2**20
-"""Inputs are widened to float64 in pieces of about this size."""
-
 SLICE_BITS, SLICES, SLICED_ROWS = 7, 4, 1024
 """Integers of up to 2^7 in magnitude: the sum of 1,024 products of two is at most 2^24, and so exact in float32."""
 LEAST_RIDGE_OF_SLICES = 1e-4
 """31 bits of each input keep the calibrated matrix within 1e-5 from here on; a smaller ridge needs all of float64."""
-
-_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
-"""NVIDIA's compute capabilities with float64 at half the rate of float32; elsewhere it is a 32nd or a 64th."""
-
-
-def has_slow_float64(device: torch.device) -> bool:
-    """Whether the device is a GPU that computes float64 at a small part of its float32 rate."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) not in _FAST_FLOAT64
-
-
-def pieces(rows: int, width: int) -> Iterator[slice]:
-    """The rows of a (rows, width) matrix in pieces of about `CHUNK_BYTES` in float64."""
-    step = max(1, CHUNK_BYTES // (FLOAT64_BYTES * width))
-    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def add_gram(total: Tensor, x: Tensor, sliced: bool = False) -> None:

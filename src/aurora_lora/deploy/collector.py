@@ -1,0 +1,176 @@
+"""The hooks that watch the inputs of layers while a model runs, and take their moments."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from .inputs import NO_BATCHES, Batch, Runner, input_geometry
+from .moments import LayerMoments, SharedInput, Target
+from .processes import calls_of_processes
+
+_NOT_SHARED = (
+    "{} saw the same input as {} in the first batch, but not in a later one: call calibrate with share_inputs=False."
+)
+
+_SHARED_ELSEWHERE = (
+    "{} saw the same input as another layer on one process, but not on all: call calibrate with share_inputs=False."
+)
+
+
+class Collector:
+    """While it is entered, sums the moments of each target's input over the batches that `runner` runs.
+
+    Args:
+        runner: runs the model.
+        targets: the layers.
+        share_inputs: sum x x^T once for layers that are called one after another with the same tensor.
+        sliced: take the moments in exact float32 products on devices where float64 is slow; see `add_gram`.
+        watch_only: only see which layers share an input, without any sums.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        targets: Iterable[Target],
+        share_inputs: bool = True,
+        *,
+        sliced: bool = False,
+        watch_only: bool = False,
+    ) -> None:
+        self.runner = runner
+        self.targets = list(targets)
+        self.share_inputs = share_inputs
+        self.sliced = sliced
+        self.watch_only = watch_only
+        self.layers: dict[str, LayerMoments] = {}
+        self.failure: CalibrationError | None = None
+        self._latest: SharedInput | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Collector:
+        self._hooks = [t.module.register_forward_pre_hook(self._hook(t), with_kwargs=True) for t in self.targets]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, target: Target) -> Any:
+        def collect(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["x"]
+            if target.name not in self.layers:
+                self.layers[target.name] = LayerMoments(target, self._input_of(target, x))
+            self._see(self.layers[target.name], x)
+
+        return collect
+
+    def _input_of(self, target: Target, x: Tensor) -> SharedInput:
+        """At a layer's first call: the input of the layers called just before with this very tensor, or its own."""
+        latest, geometry = self._latest, input_geometry(target.module)
+        same = latest is not None and latest.last is not None and latest.last() is x and latest.geometry == geometry
+        if self.share_inputs and latest is not None and same:
+            return latest
+        return SharedInput(target.name, geometry)
+
+    def _see(self, layer: LayerMoments, x: Tensor) -> None:
+        vectors = self.runner.vectors(layer.target.module, x)
+        shared = self._latest = layer.shared
+        if layer.leads:
+            shared.vectors += len(vectors)
+            shared.last = weakref.ref(x)
+        elif shared.last is None or shared.last() is not x:
+            raise CalibrationError(_NOT_SHARED.format(layer.target.name, shared.leader))
+        layer.vectors += len(vectors)
+        if not self.watch_only:
+            layer.add(vectors, self.sliced)
+
+    def run_all(self, batches: Iterable[Batch]) -> None:
+        """Run the batches with the hooks in place; if only watching, until every target was reached.
+
+        A CalibrationError is kept for `leaders`, which every process must come to.
+        """
+        n = 0
+        try:
+            with self:
+                for batch in batches:
+                    self.runner.run(batch)
+                    n += 1
+                    if self.watch_only and len(self.layers) == len(self.targets):
+                        break
+            if n == 0:
+                raise CalibrationError(NO_BATCHES)
+            for layer in self._reached() if not self.watch_only else ():
+                _check_shared(layer)
+        except CalibrationError as error:
+            self.failure = error
+
+    def _reached(self) -> list[LayerMoments]:
+        """In the order in which they were first called here."""
+        return [layer for layer in self.layers.values() if layer.vectors > 0]
+
+    def leaders(self) -> dict[str, str]:
+        """The layer whose input each target shares: the same on every process, in the order of the first calls.
+
+        The order is that of the first process; layers that it did not reach come after, in that of the next.
+
+        Raises:
+            CalibrationError: on every process: it failed on one of them, they disagree, or no input reached a target.
+        """
+        names = [target.name for target in self.targets]
+        position = {name: i for i, name in enumerate(names)}
+        seen = [(position[layer.target.name], position[layer.shared.leader]) for layer in self._reached()]
+        leader_of: dict[int, int] = {}
+        for calls in calls_of_processes(seen, self.failure, len(names), self.runner.device):
+            for i, leader in calls:
+                if leader_of.setdefault(i, leader) != leader:
+                    raise CalibrationError(_SHARED_ELSEWHERE.format(names[i]))
+        for i, name in enumerate(names):
+            if i not in leader_of:
+                raise CalibrationError(f"No input reached {name}: the calibration inputs must use every adapted layer.")
+        return {names[i]: names[leader] for i, leader in leader_of.items()}
+
+    def finish(self) -> list[LayerMoments]:
+        """The sums over all processes, in the order of the targets.
+
+        Raises:
+            CalibrationError: a layer saw no input, one that was not finite, or not the one that it seemed to share.
+        """
+        leaders = self.leaders()
+        reached = {layer.target.name: layer for layer in self._reached()}
+        self.layers = {}
+        inputs = {layer.shared.leader: layer.shared for layer in reached.values()}
+        layers = []
+        for target in self.targets:  # other processes may have reached what this one did not
+            shared = inputs.setdefault(leaders[target.name], SharedInput(leaders[target.name]))
+            layers.append(reached.get(target.name) or LayerMoments(target, shared))
+            layers[-1].make_room(next(target.module.parameters()).device)
+        for shared in {layer.shared.leader: layer.shared for layer in layers}.values():
+            shared.finish()
+        for layer in layers:
+            layer.finish()
+        for layer in layers:
+            _check_shared(layer)
+            if not layer.is_finite():
+                raise CalibrationError(
+                    f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
+                )
+        return layers
+
+    def collect(self, batches: Iterable[Batch]) -> list[LayerMoments]:
+        """Run all batches with the hooks in place; the sums: see `finish`."""
+        self.run_all(batches)
+        return self.finish()
+
+
+def _check_shared(layer: LayerMoments) -> None:
+    if layer.vectors != layer.shared.vectors:
+        raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))

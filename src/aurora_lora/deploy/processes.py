@@ -1,0 +1,64 @@
+"""What the processes of a distributed run tell each other. Each is to call these in the same order; one alone may."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import CalibrationError
+
+Calls = list[tuple[int, int]]
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes of a distributed run."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_processes(count: int, device: torch.device, *totals: Tensor) -> int:
+    """The sum of a count; the tensors, on this device, are summed in place."""
+    if not several_processes():
+        return count
+    counted = torch.tensor(count, device=device)
+    for each in (counted, *totals):
+        dist.all_reduce(each)
+    return int(counted)
+
+
+def least_of_processes(number: int, device: torch.device) -> int:
+    """The least that one of them has."""
+    if not several_processes():
+        return number
+    least = torch.tensor(number, dtype=torch.int64, device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
+
+
+def calls_of_processes(calls: Calls, failure: CalibrationError | None, most: int, device: torch.device) -> list[Calls]:
+    """What each process has called, by pairs of numbers.
+
+    Args:
+        calls: those of this process, `most` at most.
+        failure: what went wrong on this process.
+        most: the same on all.
+        device: to exchange tensors on.
+
+    Raises:
+        CalibrationError: on every process, if one of them failed.
+    """
+    if not several_processes():
+        if failure is not None:
+            raise failure
+        return [calls]
+    rows = [(int(failure is not None), len(calls)), *calls, *[(0, 0)] * (most - len(calls))]
+    mine = torch.tensor(rows, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    if failure is not None:
+        raise failure
+    found = [gathered.tolist() for gathered in everyone]
+    for process, ((failed, _), *_) in enumerate(found):
+        if failed:
+            raise CalibrationError(f"calibrate failed on process {process}, whose own error says why.")
+    return [[(first, second) for first, second in pairs[:count]] for (_, count), *pairs in found]
