@@ -1,17 +1,15 @@
-"""The hooks that watch the inputs of layers while a model runs, and take their moments."""
+"""Watches the inputs of layers while a model runs: which of them share one, and their moments."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CalibrationError
-from .inputs import NO_BATCHES, Batch, Runner, input_geometry
+from .inputs import NO_BATCHES, Batch, Runner, input_geometry, watched
 from .moments import LayerMoments, SharedInput, Target
 from .processes import calls_of_processes
 
@@ -25,7 +23,7 @@ _SHARED_ELSEWHERE = (
 
 
 class Collector:
-    """While it is entered, sums the moments of each target's input over the batches that `runner` runs.
+    """Sums the moments of each target's input over the batches that `runner` runs.
 
     Args:
         runner: runs the model.
@@ -52,26 +50,6 @@ class Collector:
         self.layers: dict[str, LayerMoments] = {}
         self.failure: CalibrationError | None = None
         self._latest: SharedInput | None = None
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> Collector:
-        self._hooks = [t.module.register_forward_pre_hook(self._hook(t), with_kwargs=True) for t in self.targets]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _hook(self, target: Target) -> Any:
-        def collect(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["x"]
-            if target.name not in self.layers:
-                self.layers[target.name] = LayerMoments(target, self._input_of(target, x))
-            self._see(self.layers[target.name], x)
-
-        return collect
 
     def _input_of(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the input of the layers called just before with this very tensor, or its own."""
@@ -81,26 +59,29 @@ class Collector:
             return latest
         return SharedInput(target.name, geometry)
 
-    def _see(self, layer: LayerMoments, x: Tensor) -> None:
-        vectors = self.runner.vectors(layer.target.module, x)
+    def _see(self, target: Target, x: Tensor) -> None:
+        if target.name not in self.layers:
+            self.layers[target.name] = LayerMoments(target, self._input_of(target, x))
+        layer = self.layers[target.name]
+        vectors = self.runner.vectors(target.module, x)
         shared = self._latest = layer.shared
         if layer.leads:
             shared.vectors += len(vectors)
             shared.last = weakref.ref(x)
         elif shared.last is None or shared.last() is not x:
-            raise CalibrationError(_NOT_SHARED.format(layer.target.name, shared.leader))
+            raise CalibrationError(_NOT_SHARED.format(target.name, shared.leader))
         layer.vectors += len(vectors)
         if not self.watch_only:
             layer.add(vectors, self.sliced)
 
     def run_all(self, batches: Iterable[Batch]) -> None:
-        """Run the batches with the hooks in place; if only watching, until every target was reached.
+        """Run the batches and watch; if only watching, until every target was reached.
 
         A CalibrationError is kept for `leaders`, which every process must come to.
         """
         n = 0
         try:
-            with self:
+            with watched((target.module, partial(self._see, target)) for target in self.targets):
                 for batch in batches:
                     self.runner.run(batch)
                     n += 1
@@ -166,7 +147,7 @@ class Collector:
         return layers
 
     def collect(self, batches: Iterable[Batch]) -> list[LayerMoments]:
-        """Run all batches with the hooks in place; the sums: see `finish`."""
+        """The sums over all batches: see `finish`."""
         self.run_all(batches)
         return self.finish()
 

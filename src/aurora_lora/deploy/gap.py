@@ -155,7 +155,7 @@ def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perp
     with trained_state(model), Runner(model) as runner:
         sums = FormSums(model, runner, [form for form in forms if form != DYNAMIC])
         variants = {form: partial(set_form, model, form) for form in forms}
-        ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums, perplexity=perplexity)
+        ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums.watching, perplexity=perplexity)
     return MergeGap(sums.result(), ends, n)
 
 

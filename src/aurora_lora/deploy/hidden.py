@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from ..errors import CalibrationError
 from ..finite import is_finite
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .calibrate import check_unmerged, trained_state
-from .inputs import NO_BATCHES, Runner, as_batches
+from .inputs import NO_BATCHES, Runner, as_batches, watched
 
 Layers = dict[tuple[str, str], Tensor]
 
@@ -39,7 +41,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
     static: Layers = {}
     found: dict[tuple[str, str], list[Tensor]] = {}
     with trained_state(model), Runner(model) as runner:
-        hooks = []
+        watchers: list[tuple[AuroraLayer, Callable[[Tensor], None]]] = []
         for path, layer in aurora_layers(model):
             for name in names:
                 if name not in layer.aurora_A or layer.forms_coincide(name):
@@ -47,18 +49,15 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
                 if layer.aurora_config[name].train_form == "static":
                     static[path, name] = layer.aurora_A[name].detach().float().cpu().T
                     continue
-                hook = _keep(runner, layer, name, found.setdefault((path, name), []))
-                hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
-            n = 0
-            for batch in as_batches(batches) if hooks else ():
+                pieces = found.setdefault((path, name), [])
+                watchers.append((layer, partial(_keep, runner, layer, name, pieces)))
+        n = 0
+        with watched(watchers):
+            for batch in as_batches(batches) if watchers else ():
                 runner.run(batch)
                 n += 1
-            if hooks and n == 0:
-                raise CalibrationError(NO_BATCHES.replace("calibrate", "hidden_values"))
-        finally:
-            for handle in hooks:
-                handle.remove()
+    if watchers and n == 0:
+        raise CalibrationError(NO_BATCHES.replace("calibrate", "hidden_values"))
     values = {**static, **{key: torch.cat(pieces) for key, pieces in found.items() if pieces}}
     for (path, _), z in values.items():
         if not is_finite(z):
@@ -66,13 +65,10 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
     return values
 
 
-def _keep(runner: Runner, layer: AuroraLayer, name: str, kept: list[Tensor]) -> Any:
-    def hook(module: AuroraLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = runner.vectors(module, args[0] if args else kwargs["x"])
-        A = layer.aurora_A[name]
-        kept.append(functional.linear(layer._cast_input_dtype(x, A.dtype), A).float().cpu())
-
-    return hook
+def _keep(runner: Runner, layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
+    A = layer.aurora_A[name]
+    vectors = layer._cast_input_dtype(runner.vectors(layer, x), A.dtype)
+    pieces.append(functional.linear(vectors, A).float().cpu())
 
 
 def sigma_along(layer: AuroraLayer, adapter: str, channel: int, z: Tensor) -> Tensor:

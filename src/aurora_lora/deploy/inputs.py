@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -162,6 +163,19 @@ class Runner:
             return "attention_mask"
         fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
+
+
+@contextmanager
+def watched(layers: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
+    """While the block runs, each layer shows its input to the function beside it before it computes."""
+    with ExitStack() as hooks:
+        for module, see in layers:
+
+            def hook(_: nn.Module, args: Any, kwargs: dict[str, Any], see: Callable[[Tensor], None] = see) -> None:
+                see(args[0] if args else kwargs["x"])
+
+            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
 
 
 def input_geometry(module: nn.Module) -> tuple[Any, ...]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .float64 import float64_pieces, to_float64
-from .inputs import Runner
+from .inputs import Runner, watched
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,10 @@ class LayerGap:
 
 
 class FormSums:
-    """While entered, sums the squared errors of each layer's linear maps over the inputs that reach it."""
+    """The squared errors of each layer's linear maps, summed over the inputs that reach it."""
 
     def __init__(self, model: nn.Module, runner: Runner, forms: list[str]) -> None:
         self.runner = runner
-        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.layers: dict[tuple[str, str], _LayerSums] = {}
         names = active_adapters(model)
         for path, layer in aurora_layers(model):
@@ -42,20 +41,12 @@ class FormSums:
                 if name in layer.aurora_A and layer.has_forms:  # an embedding merges exactly
                     self.layers[path, name] = _LayerSums(layer, name, forms)
 
-    def __enter__(self) -> FormSums:
-        for entry in self.layers.values():
-            self.hooks.append(entry.layer.register_forward_pre_hook(self._hook(entry), with_kwargs=True))
-        return self
+    def watching(self) -> AbstractContextManager[None]:
+        """While entered, the inputs that reach the layers are taken in."""
+        return watched((entry.layer, partial(self._add, entry)) for entry in self.layers.values())
 
-    def __exit__(self, *_: object) -> None:
-        while self.hooks:
-            self.hooks.pop().remove()
-
-    def _hook(self, entry: _LayerSums) -> Any:
-        def measure(module: AuroraLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entry.add(self.runner.vectors(module, args[0] if args else kwargs["x"]))
-
-        return measure
+    def _add(self, entry: _LayerSums, x: Tensor) -> None:
+        entry.add(self.runner.vectors(entry.layer, x))
 
     def result(self) -> tuple[LayerGap, ...]:
         return tuple(gap for (path, name), entry in self.layers.items() for gap in entry.result(path, name))

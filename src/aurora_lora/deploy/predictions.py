@@ -45,7 +45,7 @@ def compare(
     variants: Variants,
     metric: Metric | None,
     *,
-    watch: AbstractContextManager[Any] | None = None,
+    watch: Callable[[], AbstractContextManager[Any]] = nullcontext,
     perplexity: bool = False,
 ) -> tuple[tuple[EndToEndGap, ...], int]:
     """Run each batch through each variant.
@@ -71,7 +71,7 @@ def compare(
         n += 1
         reference: Any = None
         for name, variant in variants.items():
-            with variant(), (watch or nullcontext()) if reference is None else nullcontext():
+            with variant(), watch() if reference is None else nullcontext():
                 output = runner.run(batch)
             if reference is None:
                 reference, kind = _predictions(output), _kind(runner.model, output)

@@ -60,11 +60,11 @@ IMPLEMENTATIONS: dict[str, tuple[Differentiable | ByHand, Differentiable | ByHan
 
 def choose(r: int, anl: ANL, *tensors: Tensor | None) -> Differentiable | ByHand:
     """The implementation of sigma, of rank r, for a call with these tensors; the first one is on the call's device."""
-    with_kernel, elsewhere = IMPLEMENTATIONS[_how_it_runs(*tensors)]
+    with_kernel, elsewhere = IMPLEMENTATIONS[_mode(*tensors)]
     return with_kernel if with_kernel is not elsewhere and _has_kernel(tensors[0], r, anl) else elsewhere
 
 
-def _how_it_runs(*tensors: Tensor | None) -> str:
+def _mode(*tensors: Tensor | None) -> str:
     """Anything else: torch.export, whose program should run without this package, the transforms of torch.func,
     subclasses of Tensor (DTensor, fake tensors), meta tensors, and where AURORA_LORA_EAGER=1 is set.
     """

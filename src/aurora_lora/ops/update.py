@@ -39,12 +39,12 @@ def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -
     """As `adaptive_nonlinear`, fast: z (..., r) -> (..., r)."""
     if anl.is_identity:
         return z
-    how = choose(z.shape[-1], anl, z, H, spline_weight)
-    if not isinstance(how, ByHand):
-        return how.sigma(z, H, spline_weight, anl)
+    chosen = choose(z.shape[-1], anl, z, H, spline_weight)
+    if not isinstance(chosen, ByHand):
+        return chosen.sigma(z, H, spline_weight, anl)
     with torch.autocast(z.device.type, enabled=False):
         rows = z.reshape(-1, z.shape[-1]).T  # (r, n)
-        u: Tensor = _Sigma.apply(rows, H, spline_weight, anl, how)  # type: ignore[no-untyped-call]
+        u: Tensor = _Sigma.apply(rows, H, spline_weight, anl, chosen)  # type: ignore[no-untyped-call]
     return u.T.reshape(z.shape)
 
 
@@ -74,8 +74,8 @@ def add_update(
     Raises:
         RuntimeError: in the backward pass, when second derivatives are asked for where they are written out by hand.
     """
-    how = choose(len(A), anl, result, x, A, B, H, spline_weight)
-    if not isinstance(how, ByHand):
+    chosen = choose(len(A), anl, result, x, A, B, H, spline_weight)
+    if not isinstance(chosen, ByHand):
         z = sigma(functional.linear(x, A), H, spline_weight, anl)
         return result + functional.linear(z * scaling, B).to(result.dtype)
     device = x.device.type
@@ -84,7 +84,7 @@ def add_update(
         x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
     with torch.autocast(device, enabled=False):
         rows = result.reshape(-1, result.shape[-1])
-        out: Tensor = _Update.apply(rows, x, A, B, H, spline_weight, scaling, anl, how)  # type: ignore[no-untyped-call]
+        out: Tensor = _Update.apply(rows, x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call]
     return out.view(result.shape)
 
 
@@ -106,13 +106,13 @@ def linear_with_update(
         weight, bias: (d_out, d_in) and (d_out,), not trained.
         A, B, H, spline_weight, scaling, anl: as in `add_update`.
     """
-    how = choose(len(A), anl, x, weight, bias, A, B, H, spline_weight)
-    if not isinstance(how, ByHand) or torch.is_autocast_enabled(x.device.type):
+    chosen = choose(len(A), anl, x, weight, bias, A, B, H, spline_weight)
+    if not isinstance(chosen, ByHand) or torch.is_autocast_enabled(x.device.type):
         return None
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     if not frozen or not x.dtype == weight.dtype == A.dtype == B.dtype:
         return None
-    out: Tensor = _Update.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl, how)  # type: ignore[no-untyped-call]
+    out: Tensor = _Update.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], len(B))
 
 
@@ -125,9 +125,9 @@ class _Sigma(torch.autograd.Function):
     """sigma on (r, n)."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL, how: ByHand) -> Tensor:
-        u, kept = how.forward(z, H, W, anl)
-        ctx.anl, ctx.how = anl, how
+    def forward(ctx: Any, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL, chosen: ByHand) -> Tensor:
+        u, kept = chosen.forward(z, H, W, anl)
+        ctx.anl, ctx.chosen = anl, chosen
         ctx.save_for_backward(H, W, *kept)
         return u
 
@@ -135,7 +135,7 @@ class _Sigma(torch.autograd.Function):
     def backward(ctx: Any, du: Tensor) -> Any:
         _refuse_double_backward()
         H, W, *kept = ctx.saved_tensors
-        _, dz, dH, dW = ctx.how.backward(du, H, W, tuple(kept), ctx.anl)
+        _, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
         return dz, _like(dH, H), _like(dW, W), None, None
 
 
@@ -157,10 +157,10 @@ class _Update(torch.autograd.Function):
         W: Tensor | None,
         scaling: float,
         anl: ANL,
-        how: ByHand,
+        chosen: ByHand,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        u, kept = how.forward(A @ rows.T, H, W, anl)
+        u, kept = chosen.forward(A @ rows.T, H, W, anl)
         weight = None
         if isinstance(result, tuple):
             weight, bias = result
@@ -170,7 +170,7 @@ class _Update(torch.autograd.Function):
             out = torch.addmm(result, u.T, B.T, alpha=scaling)
         else:
             out = result + (u.T @ (B.T * scaling)).to(result.dtype)
-        ctx.scaling, ctx.anl, ctx.how = scaling, anl, how
+        ctx.scaling, ctx.anl, ctx.chosen = scaling, anl, chosen
         ctx.save_for_backward(x, A, B, H, W, weight, *kept)
         return out
 
@@ -181,7 +181,7 @@ class _Update(torch.autograd.Function):
         for_result, for_x, for_A, for_B = ctx.needs_input_grad[:4]
         G = grad.to(x.dtype)
         du = torch.addmm(kept[0].T, G, B, beta=0, alpha=ctx.scaling).T
-        u, dz, dH, dW = ctx.how.backward(du, H, W, tuple(kept), ctx.anl)
+        u, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
         dx = dA = dB = None
         if for_B:
             dB = torch.addmm(B, G.T, u.T, beta=0, alpha=ctx.scaling)

@@ -127,11 +127,10 @@ class AuroraLayer(AdapterState):
 
     def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
         """s B sigma(A x), s B sigma(A) x or s B A_cal x, by the adapter's present form, shaped as the output."""
-        A, B = self.aurora_A[adapter_name], self.aurora_B[adapter_name]
-        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
-        matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
+        matrix, B, H, spline_weight, scaling, anl = self.update_of(adapter_name)
+        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, matrix.dtype))
         z = sigma(self.project(x, matrix), H, spline_weight, anl)
-        return self.lift(z * self.scaling[adapter_name], B, x)
+        return self.lift(z * scaling, B, x)
 
     # ---------------------------------------------------------------- merging
 

@@ -27,19 +27,16 @@ class AuroraLinear(AuroraLayer):
             return None
         if type(base) is not nn.Linear or _is_hooked(base):
             return None
-        matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
-        B, scaling = self.aurora_B[adapter_name], self.scaling[adapter_name]
-        return linear_with_update(x, base.weight, base.bias, matrix, B, H, spline_weight, scaling, anl)
+        return linear_with_update(x, base.weight, base.bias, *self.update_of(adapter_name))
 
     def _drops_out(self, adapter_name: str) -> bool:
         return self.training and self.aurora_config[adapter_name].dropout > 0
 
     def add_adapter_output(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
         """result + s B sigma(A x), in one call."""
-        matrix, H, spline_weight, anl = self.map_of_form(adapter_name)
-        B, scaling = self.aurora_B[adapter_name], self.scaling[adapter_name]
-        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, matrix.dtype))
-        return add_update(result, x, matrix, B, H, spline_weight, scaling, anl)
+        update = self.update_of(adapter_name)
+        x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, update[0].dtype))
+        return add_update(result, x, *update)
 
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x (..., d_in) -> (..., r)."""

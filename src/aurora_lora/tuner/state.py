@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormError
-from ..forms import FORMS
+from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
 from ..ops import ANL, IDENTITY, identity_weights, sigma
 from .calibration import BUFFERS, WAYS_OUT, Calibration
 from .config import AuroraConfig
@@ -22,6 +22,9 @@ from .peft_names import (
     resolve_quantization_backend,
 )
 from .tensors import gathered
+
+Update = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, ANL]
+"""Matrix (r, d_in), B (d_out, r), H, W_s, s and sigma, as `ops.add_update` takes them."""
 
 
 class AdapterState(nn.Module, BaseTunerLayer):
@@ -177,11 +180,11 @@ class AdapterState(nn.Module, BaseTunerLayer):
         """The form that the next forward computes for this adapter."""
         config = self.aurora_config[adapter_name]
         if self.forms_coincide(adapter_name):
-            return "static"  # eval must be what merge takes
+            return STATIC  # eval must be what merge takes
         if self.training:
             return config.train_form
-        if config.resolved_eval_form == "calibrated" and not self.calibration[adapter_name].is_fresh:
-            return "dynamic"
+        if config.resolved_eval_form == CALIBRATED and not self.calibration[adapter_name].is_fresh:
+            return DYNAMIC
         return config.resolved_eval_form
 
     def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
@@ -196,14 +199,14 @@ class AdapterState(nn.Module, BaseTunerLayer):
         assert A is not None
         return sigma(A.T, H, spline_weight, self.aurora_config[adapter_name].anl).T
 
-    def map_of_form(self, adapter_name: str) -> tuple[Tensor, Tensor | None, Tensor | None, ANL]:
-        """The present form as (matrix, H, W_s, sigma): the matrix A with the ANL, or one that needs none (Eq. 9)."""
-        form = self.form(adapter_name)
-        if form == "dynamic":
-            H, spline_weight = self._anl_weights(adapter_name)
-            return self.aurora_A[adapter_name], H, spline_weight, self.aurora_config[adapter_name].anl
-        matrix = self.static_matrix(adapter_name) if form == "static" else self.aurora_A_cal[adapter_name]
-        return matrix, None, None, IDENTITY
+    def update_of(self, adapter_name: str) -> Update:
+        """The update in the adapter's present form: with A and sigma, or with a matrix that needs none (Eq. 9)."""
+        form, B, scaling = self.form(adapter_name), self.aurora_B[adapter_name], self.scaling[adapter_name]
+        if form == DYNAMIC:
+            weights = self._anl_weights(adapter_name)
+            return self.aurora_A[adapter_name], B, *weights, scaling, self.aurora_config[adapter_name].anl
+        matrix = self.static_matrix(adapter_name) if form == STATIC else self.aurora_A_cal[adapter_name]
+        return matrix, B, None, None, scaling, IDENTITY
 
     def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
         return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)
@@ -229,12 +232,12 @@ class AdapterState(nn.Module, BaseTunerLayer):
         dtype = torch.promote_types(A.dtype, torch.float32)
         if self.forms_coincide(adapter_name):
             matrix = self.static_matrix(adapter_name).detach()
-        elif form == "dynamic":
+        elif form == DYNAMIC:
             raise FormError(
                 f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
                 f"merged or exported: {WAYS_OUT}."
             )
-        elif form == "static":
+        elif form == STATIC:
             matrix = self.static_matrix(adapter_name).detach()
         else:
             matrix = self.calibration[adapter_name].fresh_matrix()
