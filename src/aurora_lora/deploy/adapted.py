@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError, NotFiniteError
 from ..tuner import AuroraLayer
-from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
 from .formats import Format, format_for, format_of, name_of
-from .merged_weight import adapters_of, merged_weight
+from .merged_weight import layers_with_adapters, merged_weight
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,8 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
         CalibrationError: one is merged, or its adapters are switched off.
         MergeError: one whose merges cannot be measured.
     """
-    found = []
-    for path, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer) or not (names := adapters_of(module)):
-            continue
-        if module.merged:
-            raise CalibrationError(f"{path} is merged: call unmerge_adapter() before merge_gap.")
-        if module.disable_adapters:
-            raise CalibrationError(f"The adapters of {path} are switched off: enable them before merge_gap.")
-        found.append(AdaptedLayer(path, module, names, _format(path, module, model)))
-    return found
+    found = layers_with_adapters(model, "merge_gap", CalibrationError)
+    return [AdaptedLayer(path, module, names, _format(path, module, model)) for path, module, names in found]
 
 
 def _format(path: str, module: Any, model: nn.Module) -> Format | None:

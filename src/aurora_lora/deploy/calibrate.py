@@ -16,6 +16,7 @@ from ..finite import is_finite
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .collector import Collector
 from .inputs import Runner, as_batches
+from .merged_weight import check_in_use
 from .moments import Target, by_input
 from .passes import Passes, evaluated, memory_bound
 from .plan import plan
@@ -170,11 +171,8 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
 
 def check_unmerged(model: nn.Module, action: str) -> None:
     """Raise a CalibrationError if the adapters do not take part in the model's forward pass."""
-    for name, layer in aurora_layers(model):
-        if layer.merged:
-            raise CalibrationError(f"{name} is merged: call unmerge_adapter() before {action}.")
-        if layer.disable_adapters:
-            raise CalibrationError(f"The adapters of {name} are switched off: enable them before {action}.")
+    for path, layer in aurora_layers(model):
+        check_in_use(path, layer, action)
 
 
 @contextmanager

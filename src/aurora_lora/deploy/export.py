@@ -258,9 +258,9 @@ def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
     if not any(parameter.is_meta for parameter in model.parameters()):
         state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
         return state
-    whole = model.state_dict()
-    paths = {id(value): path for path, value in whole.items()}
-    state = get_peft_model_state_dict(model, state_dict=whole, adapter_name=name)
+    every = model.state_dict()
+    paths = {id(value): path for path, value in every.items()}
+    state = get_peft_model_state_dict(model, state_dict=every, adapter_name=name)
     for key, value in state.items():
         if value.is_meta and id(value) in paths:
             owner, _, leaf = paths[id(value)].rpartition(".")

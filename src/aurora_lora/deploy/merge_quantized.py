@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MergeError, NotFiniteError
+from ..errors import MergeError
 from ..ops.rounding import InputMoment, input_moment, output_error
 from ..tuner import AuroraLayer
 from ..tuner.original_weight import OriginalWeight
-from ..tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
+from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
+from .adapted import AdaptedLayer
 from .collector import Collector
-from .formats import Format, format_of
+from .formats import format_of
 from .inputs import Runner, as_batches
-from .merged_weight import adapters_of, check_change, merged_weight
+from .merged_weight import check_change, layers_with_adapters
 from .moments import LayerMoments, Target, means_by_input
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .plan import plan, rounding_bytes
@@ -119,7 +120,7 @@ def merge_quantized(
     for module in others:
         module.merge()
     for path, layer in layers.items():
-        layer.put(rounded[path])
+        _put(layer, rounded[path])
     report = QuantizedMerge(
         tuple(rounded[path].report for path in layers),
         max(each.vectors for each in rounded.values()),
@@ -140,45 +141,35 @@ class _Rounded:
     vectors: int
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A quantised layer with adapters to merge."""
+def _rounded(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: int) -> _Rounded:
+    """Changes nothing. S = E[x x^T], (d_in, d_in)."""
+    assert layer.format is not None
+    base, merged = layer.weights()
+    check_change(layer.path, layer.module, layer.names, merged - base, S)
+    kind = layer.format.backend.backend_name
+    if torch.equal(merged, base):
+        return _Rounded(None, LayerMerge(layer.path, kind, 0.0, 0.0), vectors)
+    own = layer.format.fitted(merged)
+    codes, grid = layer.format.chosen(merged, S, inputs)
+    effect = output_error(merged - base, S)
+    lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
+    nearest, calibrated = ((error / effect) ** 0.5 if effect > 0 else 0.0 for error in lost)
+    return _Rounded(layer.format.stored(codes, grid), LayerMerge(layer.path, kind, nearest, calibrated), vectors)
 
-    path: str
-    module: Any
-    names: list[str]
-    format: Format
 
-    def rounded(self, S: Tensor, inputs: InputMoment, vectors: int) -> _Rounded:
-        """Changes nothing. S = E[x x^T], (d_in, d_in)."""
-        base = self.format.dense()
-        merged = merged_weight(self.path, self.module, base, self.names)
-        if not torch.isfinite(merged).all():
-            raise NotFiniteError(f"{self.path}: the merged weight is not finite; the adapter seems to be broken.")
-        check_change(self.path, self.module, self.names, merged - base, S)
-        if torch.equal(merged, base):
-            report = LayerMerge(self.path, self.format.backend.backend_name, 0.0, 0.0)
-            return _Rounded(None, report, vectors)
-        own = self.format.fitted(merged)
-        codes, grid = self.format.chosen(merged, S, inputs)
-        effect = output_error(merged - base, S)
-        lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
-        nearest, calibrated = ((error / effect) ** 0.5 if effect > 0 else 0.0 for error in lost)
-        report = LayerMerge(self.path, self.format.backend.backend_name, nearest, calibrated)
-        return _Rounded(self.format.stored(codes, grid), report, vectors)
-
-    def put(self, rounded: _Rounded) -> None:
-        """Let the base layer hold the weight, and keep the original for `unmerge`."""
-        module = self.module
-        original = OriginalWeight(module.get_base_layer(), self.format.backend, shared=False)
-        if rounded.weight is not None:
-            self.format.put(rounded.weight)
-        if isinstance(module, AuroraLayer):
-            module.keep(original, rounded.report.calibrated)
-        else:
-            module.original_weight = original
-            module.unmerge = MethodType(_unmerge, module)
-        module.merged_adapters.extend(self.names)
+def _put(layer: AdaptedLayer, rounded: _Rounded) -> None:
+    """Let the base layer hold the weight, and keep the original for `unmerge`."""
+    assert layer.format is not None
+    module = layer.module
+    original = OriginalWeight(module.get_base_layer(), layer.format.backend, shared=False)
+    if rounded.weight is not None:
+        layer.format.put(rounded.weight)
+    if isinstance(module, AuroraLayer):
+        module.keep(original, rounded.report.calibrated)
+    else:
+        module.original_weight = original
+        module.unmerge = MethodType(_unmerge, module)
+    module.merged_adapters.extend(layer.names)
 
 
 def _unmerge(layer: Any) -> None:
@@ -188,21 +179,15 @@ def _unmerge(layer: Any) -> None:
     layer.merged_adapters.clear()
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, _Layer], list[Any]]:
+def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], list[Any]]:
     """The quantised layers to merge, by path, and those that are not quantised.
 
     Raises:
         MergeError: see `merge_quantized`.
     """
-    quantised: dict[str, _Layer] = {}
+    quantised: dict[str, AdaptedLayer] = {}
     others = []
-    for path, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer) or not (names := adapters_of(module)):
-            continue
-        if module.merged:
-            raise MergeError(f"{path} is merged: call unmerge_adapter() first.")
-        if module.disable_adapters:
-            raise MergeError(f"The adapters of {path} are switched off: enable them first.")
+    for path, module, names in layers_with_adapters(model, "merge_quantized", MergeError):
         base: Any = module.get_base_layer()
         backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
         if backend is None:
@@ -214,7 +199,7 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Layer], list[Any]]:
                 f"{path}: a weight quantised by {backend.backend_name} ({kind}) cannot be written. Serve the adapter "
                 "beside it, or merge into the unquantised base model."
             )
-        quantised[path] = _Layer(path, module, names, found)
+        quantised[path] = AdaptedLayer(path, module, names, found)
     if not quantised:
         raise MergeError(
             "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
@@ -223,13 +208,13 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Layer], list[Any]]:
     return quantised, others
 
 
-def _round_all(layers: dict[str, _Layer], moments: list[LayerMoments], damping: float) -> dict[str, _Rounded]:
+def _round_all(layers: dict[str, AdaptedLayer], moments: list[LayerMoments], damping: float) -> dict[str, _Rounded]:
     """Layers that share an input share its factors."""
     found = {}
     for S, together in means_by_input(moments):
         inputs = input_moment(S, damping)
         for each in together:
-            found[each.target.name] = layers[each.target.name].rounded(S, inputs, each.vectors)
+            found[each.target.name] = _rounded(layers[each.target.name], S, inputs, each.vectors)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MergeError
+from ..errors import CalibrationError, MergeError
 from ..tuner import AuroraLayer
 from ..tuner.peft_names import BaseTunerLayer
 
@@ -21,6 +21,22 @@ def adapters_of(layer: Any) -> list[str]:
     """The active adapters that this layer has, in the order in which they are merged."""
     held = {name for part in layer.adapter_layer_names for name in getattr(layer, part, ())}
     return [name for name in layer.active_adapters if name in held]
+
+
+def layers_with_adapters(model: nn.Module, action: str, error: type[Exception]) -> Iterator[tuple[str, Any, list[str]]]:
+    """(path, layer, names) of each layer of any method that has active adapters; the error as `check_in_use`."""
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and (names := adapters_of(module)):
+            check_in_use(path, module, action, error)
+            yield path, module, names
+
+
+def check_in_use(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:
+    """Raise an error unless the layer's adapters take part in its forward pass."""
+    if layer.merged:
+        raise error(f"{path} is merged: call unmerge_adapter() before {action}.")
+    if layer.disable_adapters:
+        raise error(f"The adapters of {path} are switched off: enable them before {action}.")
 
 
 def merged_weight(path: str, layer: BaseTunerLayer, weight: Tensor, names: Sequence[str]) -> Tensor:

@@ -81,8 +81,8 @@ class _Columns:
 
 def output_error(difference: Tensor, moment: Tensor) -> float:
     """E|D x|^2 = tr(D S D^T) for a difference D (d_out, d_in) of weights and S = E[x x^T] (d_in, d_in)."""
-    wide = difference.to(moment.dtype)
-    return max(float(((wide @ moment) * wide).sum()), 0.0)
+    D = difference.to(moment.dtype)
+    return max(float(((D @ moment) * D).sum()), 0.0)
 
 
 def better_grid(weight: Tensor, first: Grid, second: Grid, importance: Tensor) -> Grid:
