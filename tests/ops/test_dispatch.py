@@ -1,0 +1,43 @@
+"""Which implementation of sigma is chosen: every place of the table."""
+
+import pytest
+import torch
+
+from aurora_lora.ops import ANL, IDENTITY, dispatch
+from aurora_lora.ops.dispatch import ATEN, FORMULA, IMPLEMENTATIONS, KERNEL, OPERATOR, choose
+
+X = torch.ones(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "on_a_gpu", "elsewhere"),
+    [("eager mode", KERNEL, ATEN), ("torch.compile", OPERATOR, FORMULA), ("anything else", FORMULA, FORMULA)],
+)
+def test_each_place_of_the_table(monkeypatch, mode, on_a_gpu, elsewhere):
+    monkeypatch.setattr(dispatch, "_mode", lambda *_: mode)
+    assert choose(2, ANL(), X) is elsewhere
+    monkeypatch.setattr(dispatch, "triton_serves", lambda *_: True)
+    assert choose(2, ANL(), X) is on_a_gpu
+    assert choose(65, ANL(), X) is elsewhere  # more than a kernel's registers hold
+    assert choose(2, IDENTITY, X) is elsewhere  # nothing to launch
+    assert IMPLEMENTATIONS[mode] == (on_a_gpu, elsewhere)
+
+
+def test_the_modes(monkeypatch):
+    class Own(torch.Tensor):
+        pass
+
+    weight = torch.nn.Parameter(X)
+    assert dispatch._mode(X, None, weight) == "eager mode"
+    assert dispatch._mode(X, X.to("meta")) == dispatch._mode(X, X.as_subclass(Own)) == "anything else"
+    seen = []
+    torch.func.vmap(lambda x: seen.append(dispatch._mode(x)) or x)(X)
+    assert seen == ["anything else"]
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.compiler, "is_compiling", lambda: True)
+        patched.setattr(dispatch, "_is_exporting", lambda: False)
+        assert dispatch._mode(X) == "torch.compile"
+        patched.setattr(dispatch, "_is_exporting", lambda: True)
+        assert dispatch._mode(X) == "anything else"
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    assert dispatch._mode(X) == "anything else"

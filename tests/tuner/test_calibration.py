@@ -1,0 +1,76 @@
+"""`Calibration`: fresh, stale or none, and what is kept where one is taken away and given back."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from aurora_lora import AuroraConfig
+from aurora_lora.errors import FormError, NotCalibratedError, StaleCalibrationError
+from aurora_lora.tuner import Calibration
+
+
+def one_layer(**fields):
+    torch.manual_seed(0)
+    config = AuroraConfig(target_modules=["0"], init_weights=False, **fields)
+    layer = get_peft_model(nn.Sequential(nn.Linear(5, 4)), config).base_model.model[0]
+    return layer, layer.calibration["default"]
+
+
+def test_from_none_to_fresh_to_stale():
+    layer, calibration = one_layer()
+    assert isinstance(calibration, Calibration)
+    with pytest.raises(NotCalibratedError):
+        calibration.fresh_matrix()
+    assert (calibration.exists, calibration.check(), calibration.config.calibrated) == (False, False, False)
+    matrix = torch.randn(2, 5)
+    calibration.store(matrix)
+    assert (calibration.exists, calibration.is_fresh, calibration.config.calibrated) == (True, True, True)
+    assert torch.equal(calibration.fresh_matrix(), matrix)
+    assert layer.eval().form("default") == "calibrated"
+    for weights in (layer.aurora_A, layer.aurora_H, layer.aurora_spline_weight):
+        with torch.no_grad():
+            weights["default"].add_(1)
+        assert (calibration.exists, calibration.check()) == (True, False)
+        with pytest.raises(StaleCalibrationError):
+            calibration.fresh_matrix()
+        calibration.store(matrix)
+    with torch.no_grad():
+        layer.aurora_B["default"].add_(1)  # which the matrix does not depend on
+    assert calibration.check()
+
+
+def test_what_is_taken_can_be_given_back():
+    layer, calibration = one_layer()
+    nothing = calibration.take()
+    calibration.store(torch.ones(2, 5))
+    calibration.give_back(nothing)
+    assert (calibration.exists, calibration.config.calibrated) == (False, False)
+    calibration.store(torch.ones(2, 5))
+    earlier = calibration.take()
+    assert (calibration.exists, calibration.is_fresh, list(layer.aurora_A_cal)) == (False, False, [])
+    calibration.store(torch.zeros(2, 5))
+    calibration.give_back(earlier)
+    assert torch.equal(calibration.fresh_matrix(), torch.ones(2, 5))
+    assert calibration.config.calibrated
+
+
+def test_room_waits_for_a_checkpoint():
+    layer, calibration = one_layer(calibrated=True)  # init_weights=False fills it at random
+    assert calibration.is_awaited
+    assert calibration.check()
+    state = {name: value for name, value in layer.state_dict().items() if "A_cal" in name}
+    assert set(state) == {"aurora_A_cal.default", "aurora_A_cal_fingerprint.default"}
+    layer.load_state_dict(layer.state_dict())
+    assert not calibration.is_awaited
+    calibration.take()
+    calibration.make_room()
+    assert (calibration.has_room, calibration.exists) == (True, False)
+
+
+def test_where_there_is_nothing_to_calibrate():
+    _, calibration = one_layer(train_form="static")
+    with pytest.raises(FormError, match="trained in the static form"):
+        calibration.fresh_matrix()
+    config = AuroraConfig(target_modules=["0"])
+    assert get_peft_model(nn.Sequential(nn.Embedding(5, 4)), config).base_model.model[0].calibration == {}
