@@ -21,7 +21,7 @@ from .anl import ANL, Derivatives, Kept, adaptive_nonlinear
 from .anl_aten import aten_backward, aten_forward
 from .anl_operator import operator_backward, operator_forward, operator_sigma
 
-EAGER = "AURORA_LORA_EAGER"
+ENVIRONMENT = "AURORA_LORA_EAGER"
 """The environment variable that, set to 1, has the formula computed everywhere."""
 
 MAX_RANK = 64
@@ -45,23 +45,26 @@ class ByHand(NamedTuple):
     backward: Callable[[Tensor, Tensor | None, Tensor | None, Kept, ANL], Derivatives]
 
 
+EAGER_MODE, COMPILED, OTHER = "eager mode", "torch.compile", "anything else"
+
 FORMULA = Differentiable(adaptive_nonlinear)
 ATEN = ByHand(aten_forward, aten_backward)
 KERNEL = ByHand(operator_forward, operator_backward)
 OPERATOR = Differentiable(operator_sigma)  # torch.compile sees one call each way, with the same kernels in it
 
 IMPLEMENTATIONS: dict[str, tuple[Differentiable | ByHand, Differentiable | ByHand]] = {
-    #                on a GPU that Triton serves   elsewhere
-    "eager mode": (KERNEL, ATEN),
-    "torch.compile": (OPERATOR, FORMULA),  # Inductor makes one function of the formula on a CPU, on a GPU several
-    "anything else": (FORMULA, FORMULA),
+    # (on a GPU that Triton serves, elsewhere)
+    EAGER_MODE: (KERNEL, ATEN),
+    COMPILED: (OPERATOR, FORMULA),  # Inductor makes one function of the formula on a CPU, on a GPU several
+    OTHER: (FORMULA, FORMULA),
 }
 
 
 def choose(r: int, anl: ANL, *tensors: Tensor | None) -> Differentiable | ByHand:
     """The implementation of sigma, of rank r, for a call with these tensors; the first one is on the call's device."""
-    with_kernel, elsewhere = IMPLEMENTATIONS[_mode(*tensors)]
-    return with_kernel if with_kernel is not elsewhere and _has_kernel(tensors[0], r, anl) else elsewhere
+    mode = _mode(*tensors)
+    with_kernel, elsewhere = IMPLEMENTATIONS[mode]
+    return with_kernel if mode != OTHER and _has_kernel(tensors[0], r, anl) else elsewhere
 
 
 def _mode(*tensors: Tensor | None) -> str:
@@ -69,18 +72,18 @@ def _mode(*tensors: Tensor | None) -> str:
     subclasses of Tensor (DTensor, fake tensors), meta tensors, and where AURORA_LORA_EAGER=1 is set.
     """
     if _is_off():
-        return "anything else"
+        return OTHER
     for t in tensors:
         if t is not None and (type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta):
-            return "anything else"
+            return OTHER
     if torch.compiler.is_compiling():
-        return "anything else" if _is_exporting() else "torch.compile"
-    return "anything else" if torch._C._are_functorch_transforms_active() else "eager mode"
+        return OTHER if _is_exporting() else COMPILED
+    return OTHER if torch._C._are_functorch_transforms_active() else EAGER_MODE
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_off() -> bool:
-    return os.environ.get(EAGER, "0") not in ("", "0")
+    return os.environ.get(ENVIRONMENT, "0") not in ("", "0")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

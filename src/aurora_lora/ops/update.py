@@ -27,11 +27,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .anl import ANL
-from .dispatch import EAGER, ByHand, choose
+from .dispatch import ENVIRONMENT, ByHand, choose
 
 _DOUBLE_BACKWARD = (
     "The fast path of AuroRA has no second derivatives (create_graph=True). "
-    f"Set the environment variable {EAGER}=1 for the eager path, which has."
+    f"Set the environment variable {ENVIRONMENT}=1 for the eager path, which has."
 )
 
 
