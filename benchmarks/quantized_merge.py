@@ -31,7 +31,8 @@ from aurora_lora.training.choices import choice_scores
 from aurora_lora.training.data import Data, load_data
 from aurora_lora.training.models import load_causal_model, load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
-from aurora_lora.training.recipe import Recipe, validate
+from aurora_lora.training.reading import validate
+from aurora_lora.training.recipe import Recipe
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 METHODS: dict[str, dict[str, Any]] = {

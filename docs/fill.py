@@ -17,7 +17,7 @@ from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
 from aurora_lora.lab.report.trajectory import trajectories_figure
 from aurora_lora.tasks import TASKS
-from aurora_lora.training.recipe import name_of, task_name
+from aurora_lora.training.reading import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.conformance import conformance_tables
 from make.performance import parts

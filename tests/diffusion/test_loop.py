@@ -12,7 +12,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Subject
 from aurora_lora.tasks.dreambooth import subject_images
-from aurora_lora.training.recipe import validate_as
+from aurora_lora.training.reading import validate_as
 from aurora_lora.training.run import apply_method
 
 

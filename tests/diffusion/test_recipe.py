@@ -7,7 +7,7 @@ import pytest
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.errors import UserError
-from aurora_lora.training.recipe import load_recipe, validate_as
+from aurora_lora.training.reading import load_recipe, validate_as
 from aurora_lora.training.storage import check_recipe
 from aurora_lora.training.yaml_text import dump
 

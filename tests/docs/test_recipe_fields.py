@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from aurora_lora.training.recipe import Recipe, TrainingSection, load_recipe
+from aurora_lora.training.reading import load_recipe
+from aurora_lora.training.recipe import Recipe
+from aurora_lora.training.sections import TrainingSection
 from make.recipe_fields import recipe_fields
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from aurora_lora.errors import UserError
 from aurora_lora.training import yaml_text
 from aurora_lora.training.batches import Share, divide
-from aurora_lora.training.recipe import TrainingSection
+from aurora_lora.training.sections import TrainingSection
 
 Aurora = Callable[..., list[dict[str, Any]]]
 

@@ -26,7 +26,8 @@ from aurora_lora.training.data import load_data
 from aurora_lora.training.images import Images, Stack, image_size, plain_transform, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_image_processor
-from aurora_lora.training.recipe import Recipe, validate
+from aurora_lora.training.reading import validate
+from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.storage import SPLITS
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])

@@ -20,7 +20,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks.models import MODELS, VIT_FASHION, PretrainedHere, resolve_model
 from aurora_lora.training import train, yaml_text
 from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING, ensure, pretrain
-from aurora_lora.training.recipe import validate
+from aurora_lora.training.reading import validate
 
 
 @pytest.fixture

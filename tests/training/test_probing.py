@@ -14,7 +14,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.training import load_run, probing, train, yaml_text
 from aurora_lora.training.merge_and_predict import evaluate, merge
 from aurora_lora.training.probing import PROBE, kept_start
-from aurora_lora.training.recipe import validate
+from aurora_lora.training.reading import validate
 from aurora_lora.training.run import make_trainer
 
 Q_V = {"target_modules": ["query", "value"]}

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.training import yaml_text
-from aurora_lora.training.recipe import load_recipe
+from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.training import yaml_text
-from aurora_lora.training.recipe import load_recipe
+from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
 
 pytest.importorskip("bitsandbytes")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from aurora_lora import files
 from aurora_lora.training import train, yaml_text
-from aurora_lora.training.recipe import validate
+from aurora_lora.training.reading import validate
 
 REFERENCE = {"method": "linear-probe"}
 Aurora = Callable[..., list[dict[str, Any]]]

@@ -143,7 +143,7 @@ def sweep(
     from aurora_lora.lab.experiments.sweep import Sweep
     from aurora_lora.lab.report.study import study_tables
     from aurora_lora.tasks.access import check_access
-    from aurora_lora.training.recipe import name_of
+    from aurora_lora.training.reading import name_of
 
     plan = load_study(study)
     if dry_run:

@@ -18,7 +18,7 @@ from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
 from ..training.finished_run import FinishedRun, read_finished
 from ..training.gap_and_export import check_new
-from ..training.recipe import task_name, validate_as
+from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
 from .export import no_lora, write_lora
 from .grid import write_grid

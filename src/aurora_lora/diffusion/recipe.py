@@ -20,7 +20,8 @@ from pydantic_core import PydanticCustomError
 
 from ..methods import Method, get_method
 from ..tasks.dreambooth import PLACEHOLDER
-from ..training.recipe import BoundMethod, Number, Rate, RunRecipe, Section, Seed, Size, Steps, Threads
+from ..training.recipe import RunRecipe
+from ..training.sections import BoundMethod, Number, Rate, Section, Seed, Size, Steps, Threads
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The projections of the U-Net's attention."""

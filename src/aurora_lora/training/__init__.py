@@ -11,7 +11,7 @@ _MODULE_OF = {
     "Recipe": "recipe",
     "Run": "run",
     "TrainedRun": "finished_run",
-    "load_recipe": "recipe",
+    "load_recipe": "reading",
     "load_run": "finished_run",
     "read_result": "results",
     "train": "run",

@@ -10,7 +10,8 @@ from ..errors import FormError, UserError
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
-from .recipe import CHANGE_NOTHING, Recipe, RunRecipe, task_name, validate
+from .reading import task_name, validate
+from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 from .results import Result, read_result
 from .storage import ADAPTER, RECIPE, RESULT, check_adapter, flatten
 

@@ -26,7 +26,7 @@ from ..tasks._loading import NO_CODE, reason
 from ..tasks.models import MODELS, ResolvedModel, resolve_model
 from .kinds import kind_of
 from .quantized_base import quantized, quantized_while_loading, trainable
-from .recipe import ModelSection
+from .sections import ModelSection
 
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: its `save_pretrained` writes it beside the model."""

@@ -16,7 +16,8 @@ from ..errors import UserError, unknown
 from ..extras import extra
 from ..tasks.models import MODELS, PretrainedHere
 from .finished_run import load_run
-from .recipe import Recipe, validate
+from .reading import validate
+from .recipe import Recipe
 from .run import load_trained_model, train
 from .storage import RECIPE, RESULT
 

@@ -23,7 +23,8 @@ from ..errors import RunLockedError, UserError
 from ..files import plain_write_errors
 from ..methods.pissa_milora import START_FILE
 from . import yaml_text
-from .recipe import CHANGE_NOTHING, RunRecipe, validate_as
+from .reading import validate_as
+from .recipe import CHANGE_NOTHING, RunRecipe
 
 RECIPE, ADAPTER, LORA, CHECKPOINTS, REFERENCE = "recipe.yaml", "adapter", "lora", "checkpoints", "reference"
 RESULT = "result.json"

@@ -25,7 +25,8 @@ from aurora_lora.lab.report.plan import plan_lines, plan_tables
 from aurora_lora.methods import ParameterCounts
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.task import SplitSizes
-from aurora_lora.training.recipe import Recipe, validate
+from aurora_lora.training.reading import validate
+from aurora_lora.training.recipe import Recipe
 
 RESULTS = Path(__file__).parents[3] / "results"
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ...diffusion.recipe import SubjectRecipe
 from ...tasks.dreambooth import DREAMBOOTH
-from ...training.recipe import Recipe, RunRecipe, override, task_name, validate, validate_as
+from ...training.reading import override, task_name, validate, validate_as
+from ...training.recipe import Recipe, RunRecipe
 from .recipes import Found, find
 
 if TYPE_CHECKING:

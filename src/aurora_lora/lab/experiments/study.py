@@ -29,7 +29,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...errors import UserError, unknown
 from ...tasks.metrics import metric_named
-from ...training.recipe import Recipe, Section, Seed, Size, set_field, validate
+from ...training.reading import set_field, validate
+from ...training.recipe import Recipe
+from ...training.sections import Section, Seed, Size
 from .recipes import find
 from .runs_file import RUNS
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ...errors import UserError
 from ...tasks import TASKS
-from ...training.recipe import name_of, task_name
+from ...training.reading import name_of, task_name
 from ...training.storage import RESULT
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study

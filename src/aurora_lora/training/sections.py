@@ -1,0 +1,140 @@
+"""The sections of a recipe that do not depend on the task, and the types of their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ..methods import Method, get_method
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Steps = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Threads = Annotated[int, Field(gt=0, le=256)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """The base model: its name, or a section with `name` and how its weights are kept."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """A packaged model, a hub id or a local folder."""
+    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
+    dtype: Precision | None = None
+    """Of the frozen weights: `training.precision` if None; `fp32` keeps them exact while a lower one is computed in."""
+    attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
+    """Transformers' implementation of attention; None is its own choice."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return data if isinstance(data, Mapping | ModelSection) else {"name": data}
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> Any:
+        """The name alone where there is no more to say."""
+        given = {name: value for name, value in dump(self).items() if value is not None}
+        return self.name if len(given) == 1 else given
+
+
+def _bound(given: Any) -> Method:
+    """The method that a recipe names, with the options beside its name."""
+    if isinstance(given, Method):
+        return given
+    given = {"name": given} if isinstance(given, str) else given
+    try:
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{given!r} is not allowed: it must be the name of a method, or a mapping with its name")
+        if not isinstance(name := given.get("name"), str):
+            why = "this field must be given" if name is None else f"{name!r} is not allowed: it must be a valid string"
+            raise ValueError(f"name: {why}")
+        return get_method(name).bind({option: value for option, value in given.items() if option != "name"})
+    except (ValueError, TypeError) as error:
+        raise PydanticCustomError("method", "{why}", {"why": " ".join(str(error).split())}) from error
+
+
+BoundMethod = Annotated[
+    Method, PlainValidator(_bound), PlainSerializer(lambda method: {"name": method.name, **method.options})
+]
+"""In a recipe and in results the name of a method and its options beside that; else the method bound to them."""
+
+
+class TrainingSection(Section):
+    """AdamW, by default with a linear schedule."""
+
+    epochs: Size = 3
+    batch_size: Size = 32
+    """Examples of a forward pass in one process. A step takes `gradient_accumulation_steps` of them, and as many
+    examples on any number of processes: each does its share; see `training.batches`."""
+    eval_batch_size: Size = 64
+    """Of each process."""
+    learning_rate: Rate = 5e-3
+    head_learning_rate: Rate | None = None
+    """None is `learning_rate`."""
+    weight_decay: Number = 0.0
+    scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Share of all steps over which the learning rate rises."""
+    warmup_steps: Steps | None = None
+    """Instead of the ratio."""
+    gradient_accumulation_steps: Size = 1
+    max_grad_norm: Number = 1.0
+    """0 switches clipping off."""
+    precision: Precision = "fp32"
+    """Of the computation, and of the weights that are not trained; what is trained is kept in fp32."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass, and compute it again: less memory, about a third more time."""
+    eval_every: Literal["epoch"] | Size = "epoch"
+    """Score the validation split, and write a checkpoint, after each epoch or each N steps."""
+    checkpoint_every: Size | None = None
+    """Steps between further checkpoints, for long epochs."""
+    patience: Size | None = None
+    """Stop after so many evaluations in a row without a better validation score; None never stops early."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files
+    are in `logs/` of the run."""
+    threads: Threads | None = None
+    """CPU threads; None leaves the choice to PyTorch."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that read and transform images beside the training; 0 is none."""
+    save_updates: bool = False
+    """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
+
+
+class CalibrationSection(Section):
+    """The calibration that ends the run, and a lighter one before each evaluation."""
+
+    examples: Size = 256
+    batch_size: Size = 32
+    ridge: Number = 1e-4
