@@ -110,7 +110,7 @@ def gap(
     if not as_json:
         for table in found.tables():
             stdout().print(table)
-    _write_measured(target / GAP, record, _gap_figures(record), run.subject, as_json)
+    write_measured(target / GAP, record, _gap_figures(record), run.subject, as_json)
 
 
 def _adapter_gap(
@@ -144,7 +144,7 @@ def _adapter_gap(
         if found.calibration_texts:
             print(f"measured on {found.texts:,} texts; calibrated merges round by {found.calibration_texts:,} others")
     if output is not None:
-        _write_measured(output / GAP, record, _gap_figures(record), f"{folder}, {data.name}", as_json)
+        write_measured(output / GAP, record, _gap_figures(record), f"{folder}, {data.name}", as_json)
     elif as_json:
         print_json(record)
 
@@ -181,10 +181,10 @@ def sigma(
     progress_bars()
     with stderr().status("running the calibration inputs"):
         record = {"run": str(folder), **measure(run, examples)}
-    _write_measured(target / SIGMA, record, {"sigma": sigma_figure}, run.subject, as_json)
+    write_measured(target / SIGMA, record, {"sigma": sigma_figure}, run.subject, as_json)
 
 
-def _write_measured(path: Path, record: dict[str, Any], figures: Figures, subject: str, as_json: bool) -> None:
+def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject: str, as_json: bool) -> None:
     """Write what was measured as JSON, its figures beside it where any can be drawn, and say so."""
     from aurora_lora.errors import UserError
     from aurora_lora.files import write_json

@@ -12,7 +12,7 @@ ALIGNED = "aligned"
 PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED), "probe_examples": integer(256)}
 """Weights to share out, how A starts, and training examples of the pass."""
 _FIELDS = fields(PROBED)
-_GIVEN = ("rank_pattern", "alpha_pattern")
+PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def wants_probe(options: Options) -> bool:
@@ -35,7 +35,7 @@ def filled(options: Options) -> dict[str, Any]:
     if not given:
         return dict(options)
     checked = check(given, _FIELDS)
-    for name in _GIVEN if checked["budget"] is not None else ():
+    for name in PATTERNS if checked["budget"] is not None else ():
         if options.get(name):
             raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
     if checked["start"] == ALIGNED and options.get("init_lora_weights", True) is not True:

@@ -20,6 +20,7 @@ from ..deploy.ranks import adapted_layers, aligned_rows, rank_fields, set_rows, 
 from ..errors import AuroraError, UserError
 from ..methods.base import Options
 from ..methods.lora import LORA
+from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, PROBED, ordinary, wants_probe
 from ..methods.targets import ALL_LINEAR, lora_targets, target_paths
 from .data import Data
@@ -31,7 +32,6 @@ PROBE = "probe.safetensors"
 """In a run's folder: the start of A by layer, the singular values of all layers, and the ranks."""
 MOST = 32
 """Directions that a layer can get of a budget."""
-_TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Start:
         options = ordinary(recipe.method.options)
         if self.ranks is not None:
             alpha = alpha_name(recipe.method.name)
-            given = {name: value for name, value in options.items() if name not in _TARGETS}
+            given = {name: value for name, value in options.items() if name not in TARGETS}
             options = {**given, **rank_fields(self.ranks, options[alpha] / options["r"], alpha)}
         return recipe.model_copy(update={"method": recipe.method.bind(options)})
 
@@ -100,7 +100,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     """The probing pass of a recipe, over this process's share of its examples."""
     options = recipe.method.options
     budget = options.get("budget")
-    named = {name: options.get(name) for name in _TARGETS}
+    named = {name: options.get(name) for name in TARGETS}
     paths = target_paths(base, named, lora_targets(base) if budget is None else ALL_LINEAR)
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
     share = min(1.0, options.get("probe_examples", PROBED["probe_examples"][1]) / len(data.splits["train"]))

@@ -1,0 +1,62 @@
+"""The command that says where an adapter's weights would do most: rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Json, make_models, print_json, progress_bars, stderr, stdout
+from .deploy import write_measured
+
+
+def rank(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A name that `aurora list recipes` has, or a YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as method.name=lora."),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", metavar="N", help="Weights of A and B to share out; the recipe's own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder for ranks.json, ranks.png and ranks.svg."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Where an adapter's weights would do most: ranks by the loss's gradient, before any training.
+
+    One probing pass over training examples, then tables of the gradient's spectrum and of what the budget buys, and the
+    method as YAML, for a recipe. `method: {budget: N}` in a recipe does the same within its run.
+    """
+    from aurora_lora.errors import UserError
+    from aurora_lora.files import check_writable
+    from aurora_lora.lab.experiments.recipe_kinds import load_any
+    from aurora_lora.lab.report.ranks_figure import RANKS, ranks_figure, ranks_tables
+    from aurora_lora.training import yaml_text
+    from aurora_lora.training.recipe import Recipe
+
+    plan = load_any(recipe, overrides or ())
+    if not isinstance(plan, Recipe):
+        raise UserError("task.name: rank needs a task with labels, not subject-driven generation")
+    if output is not None:
+        check_writable(output)
+    progress_bars()
+    make_models([plan.model])
+    from aurora_lora.training.ranking import ranking
+
+    with stderr().status("probing"):
+        record = ranking(plan, budget)
+    if output is not None:
+        write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
+    elif as_json:
+        print_json(record)
+    if as_json:
+        return
+    for table in ranks_tables(record):
+        stdout().print(table.rich())
+    print(yaml_text.dump({"method": record["method"]}), end="")

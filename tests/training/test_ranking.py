@@ -1,0 +1,81 @@
+"""`aurora rank`: what a budget buys, as a table, a figure and a method that a recipe takes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_recipe, yaml_text
+from aurora_lora.training.probing import kept_start
+from aurora_lora.training.ranking import ranking
+from aurora_lora.training.recipe import validate
+from aurora_lora.training.run import make_trainer
+
+WriteRecipe = Callable[..., Path]
+ALL = 2 * (4 * 32 + 2 * 48) + 32
+"""Weights of rank 1 on every linear layer of the tiny model but its head."""
+
+
+def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Path) -> None:
+    method = {"name": "aurora", "skip": True, "r": 4, "alpha": 12, "target_modules": ["query"]}
+    record = ranking(validate(tiny.recipe(model, method=method), "recipe"), 500)
+    ranks = {layer["layer"]: layer["rank"] for layer in record["layers"]}
+    assert sum(layer["direction"] for layer in record["layers"]) == ALL
+    own = {"name": "aurora", "skip": True, "r": 4, "alpha": 12, "budget": 500}
+    make_trainer(validate(tiny.recipe(model, method=own), "recipe"), tmp_path / "checkpoints")
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert start.ranks == {layer: rank for layer, rank in ranks.items() if rank}
+    assert record["weights"] == sum(layer["rank"] * layer["direction"] for layer in record["layers"])
+    assert 0 < record["energy"] < 1
+    resolved = record["method"]
+    assert resolved["skip"]
+    assert resolved["alpha"] / resolved["r"] == 3
+    assert "dropout" not in resolved  # as by default
+    trainer, _ = make_trainer(validate(tiny.recipe(model, method=resolved), "recipe"), tmp_path / "other")
+    inner: Any = trainer.module.get_base_model()  # type: ignore[operator]
+    for layer, rank in ranks.items():
+        module = inner.get_submodule(layer)
+        assert (module.r["default"] if hasattr(module, "base_layer") else 0) == rank
+        assert not rank or module.scaling["default"] == 3
+
+
+def test_a_recipe_with_a_budget_keeps_to_its_modules(model: Path) -> None:
+    method = {"name": "lora", "budget": 200, "target_modules": ["query", "value"]}
+    record = ranking(validate(tiny.recipe(model, method=method), "recipe"))
+    assert record["budget"] == 200
+    assert {layer["kind"].rpartition(".")[2] for layer in record["layers"]} == {"query", "value"}
+
+
+def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = str(write_recipe())
+    done = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "of 500 weights, by kind of module" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 80
+    text = done.stdout[done.stdout.index("method:\n") :]
+    (tmp_path / "method.yaml").write_text(text, encoding="utf-8")
+    read = yaml_text.read(tmp_path / "method.yaml")
+    record = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    assert read["method"] == record["method"]
+    load_recipe(write_recipe(method=read["method"]))
+    assert (tmp_path / "out" / "ranks.svg").exists()
+    assert (tmp_path / "out" / "ranks.png").exists()
+    shown = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["layers"] == record["layers"]
+
+
+def test_mistakes(model: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.budget: this field must be given"):
+        ranking(validate(tiny.recipe(model), "recipe"))
+    with pytest.raises(UserError, match=r"method\.name: dora takes no budget; aurora, its presets and lora do"):
+        ranking(validate(tiny.recipe(model, method="dora"), "recipe"), 500)
+    with pytest.raises(UserError, match="budget=5 is not allowed: one direction takes 32 weights at least"):
+        ranking(validate(tiny.recipe(model), "recipe"), 5)
