@@ -14,6 +14,7 @@ import tomllib
 from html import unescape
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -29,7 +30,19 @@ PAGES = {
 """Files outside docs/ that are pages of the site."""
 COMMANDS = "command-line.md"
 
+_FORMULA = re.compile(r"\$`([^`\n]+)`\$")
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<target>[^()\s]+)\)")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Typeset blocks of the language `math`, formulas on GitHub too, as MathML, for which browsers need nothing."""
+    fence = {"name": "math", "class": "math", "format": display}
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
+
+
+def display(source: str, *_: object, **__: object) -> str:
+    """A formula on lines of its own."""
+    return convert(source.strip(), display="block")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -41,8 +54,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make the links of a page fit the site."""
-    return site_links(markdown, page.file.src_uri, repository())
+    """Typeset the formulas in the text of a page, and make its links fit the site."""
+    return site_links(typeset(markdown), page.file.src_uri, repository())
+
+
+def typeset(markdown: str) -> str:
+    """The formulas within lines, which GitHub knows by their dollars, as MathML."""
+    return _FORMULA.sub(lambda formula: f"<span>{convert(formula[1])}</span>", markdown)
 
 
 def repository() -> str | None:

@@ -93,7 +93,7 @@ def test_the_map_of_the_source_is_the_source() -> None:
     there = {room for room in rooms if room.count("/") == room.startswith("lab/")} - {"."}
     rows = [line.partition("|")[2].partition("|")[0] for line in text.splitlines() if line.startswith("| `")]
     assert {room for row in rows for room in re.findall(r"`([\w/]+)/`", row)} == there - {"lab"}
-    floors = re.findall(r"^    (?:library|command|laboratory) +(.*)$", text, flags=re.M)
+    floors = re.findall(r"^(?:library|command|laboratory) +(.*)$", text, flags=re.M)
     assert set(re.findall(r"\w+", " ".join(floors))) == {room.removeprefix("lab/") for room in there}
     for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", text):
         places = (ROOT, ROOT / "src" / "aurora_lora", ROOT / "tests" / "methods", ROOT / "tests" / "training")

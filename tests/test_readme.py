@@ -1,6 +1,5 @@
 """The README's Python, run as it stands."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ def test_the_first_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
         return LlamaForCausalLM(LlamaConfig(vocab_size=60, **sizes)).eval()
 
-    after = README.read_text().partition("    import aurora_lora ")
+    after = README.read_text().partition("```python\n")
     assert after[1]
-    snippet = textwrap.dedent((after[1] + after[2]).partition("\n\n**")[0])
+    snippet = after[2].partition("```")[0]
     batches = [{"input_ids": torch.randint(60, (4, 12))} for _ in range(6)]
     names: dict[str, Any] = {"base": base(), "batches": batches[:4], "held_out": batches[4:]}
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import posixpath
+import re
 import subprocess
 import sys
 import zlib
@@ -81,6 +82,20 @@ def test_reads_as_on_github(page: str) -> None:
     site = markdown.Markdown(extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
     github = MarkdownIt("gfm-like", {"linkify": False})
     assert Elements(site.convert(text)).counts == Elements(github.render(text)).counts
+
+
+def test_formulas_are_typeset() -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    hooks.on_config(config)
+    site = markdown.Markdown(extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
+    found = 0
+    for page in PAGES:
+        html = site.reset().convert(hooks.typeset((ROOT / page).read_text()))
+        formulas = re.findall(r"<math.*?</math>", html, flags=re.DOTALL)
+        found += len(formulas)
+        assert "$`" not in html
+        assert not [one for one in formulas if re.search(r"\\|&amp;|begin", one)], page  # commands it does not know
+    assert found > 15
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ FIGURES = {
     "scaling": "Milliseconds against tokens, width, rank, layers and adapters",
 }
 DYNAMIC = "aurora-dynamic"
+STEPS = ("minilm-l6", "MiniLM-L6", 1.02), ("smollm2-135m", "SmolLM2-135M", 1.01)
+"""Workload, name, and target of the ratio of AuroRA's training step to LoRA's."""
 
 
 def parts(results: Path, figures: Path) -> dict[str, str]:
@@ -73,12 +75,24 @@ def environment(record: Record) -> str:
     return f"{there['device']}; {record['settings']['threads']} thread(s); {versions}{load}{commit}."
 
 
-# ---------------------------------------------------------------- the budget
+# ---------------------------------------------------------------- the targets
 
 
 def targets(records: Mapping[str, Record]) -> TextTable:
-    """The budget of AuroRA's dynamic form at r = 2, beside PEFT's LoRA at r = 8, and what is measured."""
-    return TextTable("", ["", "LoRA r=8", "budget", "AuroRA r=2"], [*_layer_targets(records), *_model_targets(records)])
+    """The targets of AuroRA's dynamic form at r = 2, PEFT's LoRA at r = 8, and what is measured."""
+    rows = [*_layer_targets(records), *_model_targets(records)]
+    note = " ".join(_missed(records))
+    return TextTable("", ["", "LoRA r=8", "target", "AuroRA r=2"], rows, note=note)
+
+
+def _missed(records: Mapping[str, Record]) -> Iterator[str]:
+    """A sentence for each training step that is slower than its target."""
+    for name, label, target in STEPS:
+        if DYNAMIC in (entries := _entries(records.get(name))):
+            slower = 100 * (entries[DYNAMIC]["training"]["ratio"]["median"] - 1)
+            if slower > 100 * (target - 1):
+                ours = f"{100 * target - 100:.0f}%"
+                yield f"The training step of {label} is {slower:.0f}% slower than LoRA's; our target was {ours}."
 
 
 def _layer_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
@@ -97,19 +111,19 @@ def _layer_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
 
     lora = calls("training", "lora-r8")
     yield ["calls of a layer, forward and backward, CPU", lora, "<= 34", calls("training", DYNAMIC)]
-    yield ["the same, sigma one operator each way (CUDA)", lora, "<= 14", with_operator(DYNAMIC)]
+    yield ["the same, sigma as a fused kernel (CUDA)", lora, "<= 14", with_operator(DYNAMIC)]
     yield ["the same, static form", lora, "<= 14 and sigma(A) once", with_operator("aurora-static")]
     calibrated = calls("inference", "aurora-calibrated", "forward")
     yield ["calls of a layer in inference, calibrated", calls("inference", "lora-r8", "forward"), "<= 5", calibrated]
-    yield ["bytes kept for the backward pass", saved("lora-r8"), "<= 15.4 MB", saved(DYNAMIC)]
+    yield ["bytes saved for the backward pass", saved("lora-r8"), "<= 15.4 MB", saved(DYNAMIC)]
 
 
 def _model_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
-    for name, label, budget in (("minilm-l6", "MiniLM-L6", 1.02), ("smollm2-135m", "SmolLM2-135M", 1.01)):
+    for name, label, target in STEPS:
         entries = _entries(records.get(name))
         step = interval(entries[DYNAMIC]["training"]["ratio"]) if DYNAMIC in entries else "not measured"
-        yield [f"training step, {label}", "1.000", f"<= {budget:.2f}", step]
-    for name, label in (("minilm-l6", "MiniLM-L6"), ("smollm2-135m", "SmolLM2-135M")):
+        yield [f"training step, {label}", "1.000", f"<= {target:.2f}", step]
+    for name, label, _ in STEPS:
         merged = _entries(records.get(name)).get("aurora-merged")
         if merged is None:
             found = "not measured"

@@ -82,7 +82,7 @@ def cost_of_merges(record: dict) -> str:
         f"{len(small['calibrate'])}, in turn).\n\n"
         f"LLaMA3-8B within {full['memory']} of moments: {full['passes']} passes over {full['vectors']:,} tokens. "
         f"A block at three sixteenths of its widths takes {block['rounding']:.0f} s of one core to round and "
-        f"{block['for 1,000 vectors']:.2f} s for every 1,000 tokens (foretold from two sixteenths: "
+        f"{block['for 1,000 vectors']:.2f} s for every 1,000 tokens (predicted from two sixteenths: "
         f"{record['foretold']['rounding']:.0f} s). By the number of operations that is "
         f"{sum(hours.values()):.0f} core hours at full width, {hours['rounding']:.0f} of them for rounding; it is "
         f"{2 * operations / 1e15:.1f} PFLOP, most of them in float32, so minutes on a GPU, which was not measured."

@@ -166,7 +166,7 @@ def sigma(
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
-    """Sigma of each layer before and after the training, with a histogram of what reaches it.
+    """The learned activation of each layer, before and after training, with a histogram of its inputs.
 
     Writes sigma.json, sigma.png and sigma.svg.
     """

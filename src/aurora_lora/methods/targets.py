@@ -66,7 +66,7 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
 
 
 def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Refuse options that name modules or layers which are not there: PEFT leaves those out without a word.
+    """Refuse options that name modules or layers which are not there: PEFT silently leaves those out.
 
     Args:
         model: a plain model.

@@ -1,4 +1,4 @@
-"""`aurora sigma`: sigma of each layer before and after the training, and what reaches it."""
+"""`aurora sigma`: the learned activation of each layer, before and after training, and its inputs."""
 
 from __future__ import annotations
 

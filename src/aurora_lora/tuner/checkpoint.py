@@ -23,7 +23,7 @@ def fit_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or has
-            none of the calibrated matrices that the adapter's config speaks of; PEFT would drop them without a word.
+            none of the calibrated matrices that the adapter's config speaks of; PEFT would silently drop them.
             The adapter is left as it was.
     """
     present: dict[str, str] = {}

@@ -201,7 +201,7 @@ def _scaling(settings: Settings, progress: Progress) -> Record:
 
 
 def _with_operator(case: Case) -> dict[str, Any]:
-    """The counts of a training step with sigma as one operator each way, as on CUDA. No times: they are CUDA's."""
+    """The counts of a training step with sigma as a fused kernel, as on CUDA. No times: they are CUDA's."""
     found = {}
     with _operators_everywhere():
         for name in ("lora-r8", "aurora-dynamic", "aurora-static"):

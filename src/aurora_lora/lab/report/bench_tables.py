@@ -148,10 +148,10 @@ def exponents(record: Record) -> TextTable:
 
 def on_paper(record: Record) -> TextTable:
     """What adapters cost on larger models, by counting."""
-    headers = ["", "trained", "share", "state MB", "flops", "kept MB", "with x", "calls"]
+    headers = ["", "trained", "share", "state MB", "flops", "saved MB", "with x", "calls"]
     note = (
-        "q, k, v, up and down adapted, bfloat16, sigma one operator. State: weights, gradients and AdamW's moments, "
-        "float32. Flops: of a training step, in the base's. Kept: for the backward pass of 1,000 tokens, without and "
+        "q, k, v, up and down adapted, bfloat16, sigma as a fused kernel. State: weights, gradients, AdamW's moments, "
+        "float32. Flops: of a training step, in the base's. Saved: for the backward pass of 1,000 tokens, without and "
         "with x. Calls: of a step."
     )
     found = TextTable("On paper: LLaMA3 of 8B and 70B", headers, note=note)

@@ -150,8 +150,8 @@ KINDS = (
     ),
     Kind(
         "sigma",
-        "Sigma before and after the training",
-        "Each layer's sigma, and the histogram of the z that reach it on the calibration inputs. The first seed.",
+        "The learned activation, before and after training",
+        "Sigma of each layer, and the histogram of its inputs z on the calibration inputs. The first seed.",
         _sigmas,
     ),
     Kind(

@@ -1,4 +1,4 @@
-"""Sigma of each layer before and after the training, over the histogram of the z that reach it."""
+"""The learned activation of each layer, before and after training, over the histogram of its inputs z."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from ..experiments.runs_file import RUNS_FILE, RunsFile
 Result = Mapping[str, Any]
 
 NO_EFFECT_ON_RESULT = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
-"""Fields of `training` that have no say in what comes out."""
+"""Fields of `training` that do not change the result."""
 
 SHOWN = METRICS["accuracy"], METRICS["nll"]
 """Metrics of the tables of forms."""
@@ -97,7 +97,7 @@ def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[
 
 
 def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
-    """What tells a recipe from others but for the seed: without what has no say in the scores.
+    """What tells a recipe from others but for the seed: without what does not change the scores.
 
     Args:
         recipe: of a result.
