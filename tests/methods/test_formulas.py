@@ -102,6 +102,49 @@ def test_linear_methods(
         np.testing.assert_allclose(layer_output(merged, x), x.numpy() @ expected.T + bias, **close)
 
 
+@pytest.mark.parametrize(("path", "d_in", "d_out"), [("intermediate.dense", D, 24), ("output.dense", 24, D)])
+@pytest.mark.parametrize(
+    ("name", "delta"),
+    [
+        ("sine-lora", lambda A, B, d_in: 3.0 * np.sin(200 * B @ A) / np.sqrt(d_in)),
+        ("loran", lambda A, B, _: 3.0 * B @ A * (1 + 5e-5 * np.sin(1e4 * B @ A))),
+    ],
+)
+def test_entry_by_entry_on_layers_that_are_not_square(
+    make_model: Callable[[str], Any], name: str, delta: Callable[..., np.ndarray], path: str, d_in: int, d_out: int
+) -> None:
+    method = METHODS[name].bind({**RANK, "target_modules": [path]})
+    model = method.apply(make_model("bert"), "SEQ_CLS").double().eval()
+    layer = model.get_submodule(f"bert.encoder.layer.0.{path}")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in (p for p in layer.parameters() if p.requires_grad):
+            parameter.normal_(std=0.5)
+    x = torch.randn(5, d_in, dtype=torch.float64)
+    state = {key.rsplit(".", 1)[-1]: value.numpy() for key, value in layer.state_dict().items() if "base" not in key}
+    assert (state["A"].shape[1], state["B"].shape[0]) == (d_in, d_out)
+    with torch.no_grad():
+        found = (layer(x) - layer.base_layer(x)).numpy()
+    np.testing.assert_allclose(found, x.numpy() @ delta(state["A"], state["B"], d_in).T, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("start", ["kaiming", "orthogonal"])
+def test_the_mixer_of_moslora_starts_as_it_says(make_model: Callable[[str], Any], start: str) -> None:
+    method = METHODS["moslora"].bind({**RANK, "target_modules": ["query", "value"], "mixer_init": start})
+    model = method.apply(make_model("bert"), "SEQ_CLS")
+    mixers = [p.detach() for name, p in model.named_parameters() if name.endswith(".mixer")]
+    assert len(mixers) > 2
+    for mixer in mixers:
+        assert not torch.equal(mixer, mixers[0]) or mixer is mixers[0]
+        assert not torch.allclose(mixer, torch.eye(4), atol=0.1)
+        if start == "orthogonal":
+            torch.testing.assert_close(mixer @ mixer.T, torch.eye(4))
+        else:  # U(-1 / sqrt(r), 1 / sqrt(r))
+            assert mixer.abs().max() <= 0.5
+    if start == "kaiming":
+        assert torch.stack(mixers).abs().max() > 0.4
+
+
 def layer_output(layer: nn.Module, x: torch.Tensor) -> np.ndarray:
     return layer(x).numpy()
 

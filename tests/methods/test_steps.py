@@ -59,6 +59,28 @@ def test_adalora_keeps_all_ranks_before_tinit(make_model: MakeModel, fit: Callab
         assert sum(kept_ranks(model)) == (36 if step < 8 else 12)
 
 
+def test_adalora_leaves_the_ranks_alone_in_its_last_steps(make_model: MakeModel) -> None:
+    """The budget is reached `tfinal` steps before the end; what is important then decides, whatever comes after."""
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=5)
+    callback = method.callbacks()[0]
+    state = SimpleNamespace(global_step=0, max_steps=12)
+    callback.on_train_begin(ARGS, state, None, model=model)
+    kept = []
+    for step in range(12):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.grad = torch.randn_like(p) if p.requires_grad else None
+                if p.requires_grad:
+                    p.add_(torch.randn_like(p))
+        state.global_step = step
+        callback.on_optimizer_step(ARGS, state, None, model=model)
+        kept.append([(p != 0).flatten().tolist() for name, p in model.named_parameters() if ".lora_E." in name])
+    sums = [sum(map(sum, ranks)) for ranks in kept]
+    # the budget falls with the cube of what is left of steps 2 to 7
+    assert sums == [36, 36] + [12 + int(24 * ((7 - step) / 5) ** 3) for step in range(3, 8)] + [12] * 5
+    assert all(ranks == kept[6] for ranks in kept[6:])
+
+
 def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
     """The gradient that the callback adds is that of what PEFT adds to a model's own loss."""
     model, method = applied(make_model, "adalora", init_r=6, target_r=2)

@@ -109,6 +109,11 @@ def test_splits_never_overlap(seed: int, test: int, validation: int, train: int 
     assert (splits["validation"], splits["test"]) == (whole["validation"], whole["test"])
     assert splits["train"] == whole["train"][: len(splits["train"])]
 
+    # Training sentences come from the other end: they stay where they are when more is held out.
+    if train is not None:
+        more = split_sentences(sentences, SplitSizes(train, validation + 5, test + 5), seed, clear_only=clear_only)
+        assert more["train"] == splits["train"]
+
     # The other task, with the same sizes, puts no sentence of one split into another.
     other = split_sentences(sentences, SplitSizes(None, validation, test), seed, clear_only=not clear_only)
     for name, split in whole.items():

@@ -29,15 +29,30 @@ class Rates(TrainerCallback):
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.model: Any = None
+        self.decays: dict[str, float] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
         self.model = kwargs["model"]
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for group in kwargs["optimizer"].param_groups:
+            self.decays |= {names[parameter]: group["weight_decay"] for parameter in group["params"]}
 
 
 def run_with(recipe: Path, folder: Path, *changes: str) -> tuple[Run, Rates]:
     rates = Rates()
     return train(load_recipe(recipe, changes), folder, lambda: [rates]), rates
+
+
+def test_weight_decay_is_for_weights(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """As in Transformers' Trainer: matrices decay; biases and norms do not."""
+    _, rates = run_with(
+        write_recipe(), tmp_path / "run", "method={name: full}", "training.weight_decay=0.25", "training.epochs=1"
+    )
+    assert {decay for name, decay in rates.decays.items() if name.endswith("bias") or "Norm" in name} == {0.0}
+    weights = {d for n, d in rates.decays.items() if n.endswith("weight") and "Norm" not in n}
+    assert weights == {0.25}
+    assert any(name.startswith("classifier") or ".classifier" in name for name in rates.decays)
 
 
 def test_the_schedule(write_recipe: WriteRecipe, tmp_path: Path) -> None:

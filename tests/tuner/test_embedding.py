@@ -39,6 +39,19 @@ def test_each_id_adds_its_column_of_sigma_of_a():
     torch.testing.assert_close(layer(IDS), layer.base_layer(IDS) + 2 * one_hot @ sigma.T @ B.T)
 
 
+@pytest.mark.parametrize("by_frequency", [False, True])
+def test_gradients_by_the_frequency_of_an_id_are_those_of_the_table(by_frequency):
+    """Of an id that is looked up twice the update's gradient is the mean over its places, or their sum."""
+    model = adapt(make=lambda: Net(scale_grad_by_freq=by_frequency), fixed_activation=None, spline=None, skip=True)
+    layer = model.base_model.model.emb
+    weights = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
+    (layer(IDS) * weights).sum().backward()
+    plain = nn.Embedding(10, 6, scale_grad_by_freq=by_frequency)
+    (plain(IDS) * weights).sum().backward()
+    expected = 2 * layer.aurora_B["default"].T @ plain.weight.grad.T  # d/dA of s B A, with s = 2
+    torch.testing.assert_close(layer.aurora_A["default"].grad, expected)
+
+
 def test_every_form_is_the_same_and_merges():
     model = adapt()
     expected = model(IDS)

@@ -143,6 +143,7 @@ def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -
     for setting in study.settings:
         assert [score for _, score in sweep.trials(setting)] == [1e-3, 3e-2, 1e-1]
         assert sweep.chosen(setting) == ({"training.learning_rate": 1e-3}, 1e-3)
+        assert sweep.optuna_studies[setting.name].best_value == 1e-3  # a sampler looks where it is low, too
     with pytest.raises(UserError, match=r"tuning\.metric: 'nl' is an unknown metric; did you mean 'nll'\?"):
         load_study(write(tuning={**tuning, "metric": "nl"}))
 
