@@ -1,7 +1,7 @@
 """Pure tensor functions of the method: no parameters, no PEFT."""
 
 from .anl import ANL, IDENTITY, adaptive_nonlinear, nonlinear_columns
-from .spline import bspline_basis, bspline_basis_derivative, identity_weights
+from .spline import bspline_basis, identity_weights
 from .update import add_update, linear_with_update, sigma
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "adaptive_nonlinear",
     "add_update",
     "bspline_basis",
-    "bspline_basis_derivative",
     "identity_weights",
     "linear_with_update",
     "nonlinear_columns",

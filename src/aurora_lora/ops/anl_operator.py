@@ -56,54 +56,40 @@ def _flat(anl: ANL) -> tuple[str | None, str | None, int, int, float, float, boo
     return anl.fixed_activation, anl.spline, anl.grid_size, anl.order, low, high, anl.skip
 
 
-def _anl(
-    fixed_activation: str | None, spline: str | None, grid_size: int, order: int, low: float, high: float, skip: bool
-) -> ANL:
+_ANL = "str? fixed_activation, str? spline, SymInt grid_size, SymInt order, float low, float high, bool skip"
+_WEIGHTS = "Tensor? H, Tensor? spline_weight"
+
+
+def _anl(fixed_activation: str, spline: str, grid_size: int, order: int, low: float, high: float, skip: bool) -> ANL:
     return ANL(fixed_activation, spline, grid_size, order, (low, high), skip)
 
 
 # ---------------------------------------------------------------- the operators
 
 
-@torch.library.custom_op("aurora_lora::anl", mutates_args=(), device_types="cuda")
-def anl_forward(
-    z: Tensor,
-    H: Tensor | None,
-    spline_weight: Tensor | None,
-    fixed_activation: str | None,
-    spline: str | None,
-    grid_size: int,
-    order: int,
-    low: float,
-    high: float,
-    skip: bool,
-) -> Tensor:
+@torch.library.custom_op(
+    "aurora_lora::anl", mutates_args=(), device_types="cuda", schema=f"(Tensor z, {_WEIGHTS}, {_ANL}) -> Tensor"
+)
+def anl_forward(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any) -> Tensor:
     """u (r, n), contiguous."""
     from .anl_triton import triton_forward
 
-    anl = _anl(fixed_activation, spline, grid_size, order, low, high, skip)
-    return triton_forward(z, H, spline_weight, anl)
+    return triton_forward(z, H, spline_weight, _anl(*flat))
 
 
-@torch.library.custom_op("aurora_lora::anl_backward", mutates_args=(), device_types="cuda")
+@torch.library.custom_op(
+    "aurora_lora::anl_backward",
+    mutates_args=(),
+    device_types="cuda",
+    schema=f"(Tensor du, Tensor z, {_WEIGHTS}, {_ANL}) -> (Tensor, Tensor, Tensor)",
+)
 def anl_backward(
-    du: Tensor,
-    z: Tensor,
-    H: Tensor | None,
-    spline_weight: Tensor | None,
-    fixed_activation: str | None,
-    spline: str | None,
-    grid_size: int,
-    order: int,
-    low: float,
-    high: float,
-    skip: bool,
+    du: Tensor, z: Tensor, H: Tensor | None, spline_weight: Tensor | None, *flat: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u and dz (r, n), contiguous, and the entries of dH and dW_s, one after the other, (r r + r K,)."""
     from .anl_triton import triton_backward
 
-    anl = _anl(fixed_activation, spline, grid_size, order, low, high, skip)
-    return triton_backward(du, z, H, spline_weight, anl)
+    return triton_backward(du, z, H, spline_weight, _anl(*flat))
 
 
 @anl_forward.register_kernel("cpu")

@@ -19,15 +19,6 @@ import torch
 from torch import Tensor
 
 
-def _offsets(z: Tensor, grid_size: int, order: int, spline_range: tuple[float, float]) -> tuple[Tensor, float]:
-    """Distance of z from each basis centre in units of the grid step, (..., K), and that step."""
-    lo, hi = spline_range
-    step = (hi - lo) / grid_size
-    # Made on the fly, in z's own precision: a stored grid would be rounded when a model is cast to bfloat16.
-    index = torch.arange(grid_size + order, device=z.device, dtype=z.dtype)
-    return (z.unsqueeze(-1) - lo) / step - (index - (order - 1) / 2), step
-
-
 def bspline_basis(
     z: Tensor, grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Tensor:
@@ -42,10 +33,14 @@ def bspline_basis(
     Returns:
         (..., K) with K = grid_size + order.
     """
-    u, _ = _offsets(z, grid_size, order, spline_range)
+    lo, hi = spline_range
+    # Made on the fly, in z's own precision: a stored grid would be rounded when a model is cast to bfloat16.
+    index = torch.arange(grid_size + order, device=z.device, dtype=z.dtype)
+    # the distance from each centre in steps of the grid, (..., K)
+    u = (z.unsqueeze(-1) - lo) / ((hi - lo) / grid_size) - (index - (order - 1) / 2)
     if order == 0:  # the half-open indicator; the symmetric form below would count both ends
         return ((u >= -0.5) & (u < 0.5)).to(z.dtype)
-    return _truncated_powers(u.abs(), order, power=order)
+    return _truncated_powers(u.abs(), order)
 
 
 def identity_weights(grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -57,27 +52,13 @@ def identity_weights(grid_size: int = 5, order: int = 3, spline_range: tuple[flo
     return lo + (hi - lo) / grid_size * (torch.arange(grid_size + order) - (order - 1) / 2)
 
 
-def bspline_basis_derivative(
-    z: Tensor, grid_size: int = 5, order: int = 3, spline_range: tuple[float, float] = (-1.0, 1.0)
-) -> Tensor:
-    """dB/dz in closed form; arguments and shape as `bspline_basis`.
-
-    For order 1 the derivative at the kinks is taken as 0 at the centre, as autograd does.
-    """
-    u, step = _offsets(z, grid_size, order, spline_range)
-    if order == 0:
-        return torch.zeros_like(u)
-    return -u.sign() * _truncated_powers(u.abs(), order, power=order - 1) / step
-
-
-def _truncated_powers(distance: Tensor, order: int, power: int) -> Tensor:
-    """1/power! sum_j (-1)^j C(order + 1, j) ((order + 1)/2 - j - distance)_+^power; `power` is order or order - 1."""
+def _truncated_powers(distance: Tensor, order: int) -> Tensor:
+    """1/p! sum_j (-1)^j C(p + 1, j) ((p + 1)/2 - j - distance)_+^p, p being the order."""
     total = torch.zeros_like(distance)
     for j in range((order + 2) // 2):
-        reach = (order + 1) / 2 - j
-        term = (reach - distance).clamp_min(0) ** power if power else (distance < reach).to(distance.dtype)
-        total = total + (-1) ** j * math.comb(order + 1, j) * term
-    return total / math.factorial(power)
+        left = ((order + 1) / 2 - j - distance).clamp_min(0)
+        total = total + (-1) ** j * math.comb(order + 1, j) * left**order
+    return total / math.factorial(order)
 
 
 def piecewise_polynomials(
