@@ -215,6 +215,34 @@ def test_pairs_of_texts(here: Path) -> None:
     assert load_run("run").task.text_columns == ("text", "text_b")
 
 
+STUDY = """
+name: mine
+base:
+  model: bert
+  task: {name: classification, data: nothing.csv, text: review, label: stars}
+  training: {epochs: 1, batch_size: 8, threads: 1}
+tuning: {budget: 1, space: {training.learning_rate: [1e-2]}}
+seeds: [0, 1]
+settings:
+  - {name: LoRA, method: {name: lora, r: 2}}
+  - {name: AuroRA, method: {name: aurora, r: 2}}
+"""
+
+
+def test_a_study_of_own_data(here: Path) -> None:
+    Path("study.yaml").write_text(STUDY)
+    assert "'nothing.csv' is no file" in aurora("sweep", "study.yaml", "-o", "study").output
+    done = aurora("sweep", "study.yaml", "base.task.data=reviews.csv", "-o", "mine", "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert not summary["failed"]
+    assert all(len(setting["seeds"]) == 2 for setting in summary["settings"])
+    assert "AuroRA" in aurora("report", "mine").stdout
+    page = aurora("report", "mine", "--html", "page.html")
+    assert page.exit_code == 0, page.output
+    assert "classification of reviews.csv" in Path("page.html").read_text()
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
     "no such file": (["task.data=reviws.csv"], "did you mean 'reviews.csv'?"),

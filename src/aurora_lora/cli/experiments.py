@@ -121,6 +121,10 @@ def sweep(
     study: Annotated[
         str, typer.Argument(metavar="STUDY", help="A name that `aurora list studies` has, or a YAML file.")
     ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the study, such as base.task.data=mine.csv."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the study; runs/studies/NAME.")
     ] = None,
@@ -145,7 +149,7 @@ def sweep(
     from aurora_lora.tasks.access import check_access
     from aurora_lora.training.reading import name_of
 
-    plan = load_study(study)
+    plan = load_study(study, overrides or ())
     if dry_run:
         _print_plan(plan, as_json)
         return

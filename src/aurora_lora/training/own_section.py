@@ -28,6 +28,7 @@ class OwnFields(BaseModel):
     validation_data: str | None = None
     """The same for validation; where neither it nor a split of `data` gives it, a share of the training rows."""
     test_data: str | None = None
+    """The same for the test."""
     config: str | None = None
     """Of a data set of the hub: its configuration."""
     revision: str | None = None
@@ -37,18 +38,21 @@ class OwnFields(BaseModel):
     train_split: str | None = None
     """Which split of the data to train on; None is the one of this name, or the only one."""
     validation_split: str | None = None
+    """The same for validation; also `valid`, `val` and `dev` are looked for."""
     test_split: str | None = None
+    """The same for the test."""
     text: Columns | None = None
     """The column with the texts; two columns for pairs of texts."""
     label: Columns | None = None
     """The column with the labels or numbers; for `multi-label` also one column of 0 and 1 a label."""
     question: Columns | None = None
+    """Of `choices`: the column with the questions."""
     options: Columns | None = None
-    """Of a question: a column with a list, or one column an option."""
+    """Of `choices`: a column with a list, or one column an option."""
     answer: Columns | None = None
-    """The right option: its text, its letter, its column, or its number from 0."""
+    """Of `choices`: the right option, by its text, its letter, its column, or its number from 0."""
     image: Columns | None = None
-    """The column with the images; `image` where they are files in folders by class."""
+    """Of `images`: the column with the images, where they are no files in folders by class."""
 
 
 _COLUMNS = ("text", "label", "question", "options", "answer", "image")

@@ -12,7 +12,9 @@ from pydantic_core import ErrorDetails
 
 from ..errors import UserError, unknown
 from ..tasks.dreambooth import DREAMBOOTH
+from ..tasks.own.kinds import OWN
 from . import yaml_text
+from .own_section import own_task
 from .recipe import Recipe, RunRecipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
@@ -54,6 +56,12 @@ def name_of(section: str, data: Any) -> Any:
 def task_name(data: Any) -> Any:
     """The name of the task in a recipe's plain values, or None."""
     return name_of("task", data)
+
+
+def title_of(data: Any) -> str:
+    """What results call the task in a recipe's plain values."""
+    name = str(task_name(data))
+    return own_task(OWN[name], data["task"]).name if name in OWN and isinstance(data["task"], Mapping) else name
 
 
 def validate(data: Any, source: str) -> Recipe:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...errors import UserError, unknown
 from ...tasks.metrics import metric_named
-from ...training.reading import set_field, validate
+from ...training.reading import override, set_field, validate
 from ...training.recipe import Recipe
 from ...training.sections import Section, Seed, Size
 from .recipes import find
@@ -221,14 +221,18 @@ def point(values: Mapping[str, Any]) -> str:
     )
 
 
-def load_study(given: Path | str) -> Study:
+def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Find and validate a study, by its name or file, and the recipe of every setting of it.
+
+    Args:
+        given: a name or a file.
+        overrides: as of `load_recipe`, such as `base.task.data=mine.csv`.
 
     Raises:
         UserError: there is no such study, the file cannot be read, or a value is wrong; one line for each mistake.
     """
     found = find(given, "study")
-    path, data = found.source, found.values()
+    path, data = found.source, override(found.values(), overrides)
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
     try:

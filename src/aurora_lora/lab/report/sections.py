@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ...errors import UserError
 from ...tasks import TASKS
-from ...training.reading import name_of, task_name
+from ...training.reading import name_of, task_name, title_of
 from ...training.storage import RESULT
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
@@ -150,7 +150,7 @@ def _summarised(summary: Mapping[str, Any], study: Study, setting: Setting, plac
         selected_by["name"] = study.tuning.metric
     return {
         "recipe": {"method": method},
-        "task": str(task_name(study.base)),
+        "task": title_of(study.base),
         "method": method["name"],
         "seed": seed,
         "metric": {"name": summary["metric"], "split": split, "by_form": by_form, "selected_by": selected_by},
