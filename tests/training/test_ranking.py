@@ -14,7 +14,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, yaml_text
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.ranking import ranking
-from aurora_lora.training.recipe import validate
+from aurora_lora.training.reading import validate
 from aurora_lora.training.run import make_trainer
 
 WriteRecipe = Callable[..., Path]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..forms import CALIBRATED
 from ..tuner.config import PAPER, PAPER_DYNAMIC, PAPER_STATIC, AuroraConfig
-from .base import Options, PeftMethod
-from .start import probing, probing_names
+from .base import Options, added_fields
+from .start import PROBED, ProbedMethod, probing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,30 +24,15 @@ def _config_maker(preset: Options) -> Callable[..., Any]:
 
 
 def _own_fields() -> dict[str, Any]:
-    """The fields that `AuroraConfig` adds to PEFT's base class, with their defaults."""
-    from peft.config import PeftConfig
-
-    inherited = {field.name for field in fields(PeftConfig)}
+    """The fields that recipes give, with their defaults as YAML has them."""
     config = AuroraConfig()
-    own = (field.name for field in fields(AuroraConfig) if field.name not in inherited)
     # `calibrated` is set by `calibrate`, never by a recipe
-    return {name: getattr(config, name) for name in own if name != "calibrated"}
-
-
-def _option_names() -> Iterable[str]:
-    return _own_fields()
-
-
-def _defaults_maker(preset: Options) -> Callable[[], Options]:
-    def make() -> Options:
-        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in _own_fields().items()}
-        return {**defaults, **preset}
-
-    return make
+    found = {name: getattr(config, name) for name in added_fields(AuroraConfig) if name != "calibrated"}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 @dataclass(frozen=True)
-class AuroraMethod(PeftMethod):
+class AuroraMethod(ProbedMethod):
     """AuroRA: several forms after dynamic training, and a calibration."""
 
     @property
@@ -90,13 +75,14 @@ _PRESETS: dict[str, tuple[str, Options]] = {
     },
 }
 
+_OWN = _own_fields()
 AURORAS = tuple(
     AuroraMethod(
         name=name,
         description=description,
         make_config=probing(_config_maker(preset)),
-        option_names=probing_names(_option_names),
-        defaults=_defaults_maker(preset),
+        names=[*_OWN, *PROBED],
+        defaults={**_OWN, **preset},
     )
     for name, (description, preset) in _PRESETS.items()
 )

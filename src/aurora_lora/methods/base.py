@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -144,20 +144,18 @@ class PeftMethod(Method):
 
     Args:
         make_config: makes the PEFT configuration; raises ValueError for a value that is not allowed.
-        option_names: the options that a recipe may give.
+        names: the options that a recipe may give.
         defaults: the options that every result records, given or not.
     """
 
     make_config: Callable[..., Any]
-    option_names: Callable[[], Iterable[str]]
-    defaults: Callable[[], Options] = field(default=dict)
+    names: Collection[str]
+    defaults: Options
 
     def checked(self, options: Options) -> dict[str, Any]:
-        check_names(options, self.option_names())
+        check_names(options, self.names)
         self.make_config(**options)
-        from .start import filled
-
-        return {**self.defaults(), **filled(options)}
+        return {**self.defaults, **options}
 
     @cached_property
     def config(self) -> Any:
@@ -282,6 +280,14 @@ def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.M
         raise UserError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
     check_finite(loaded.state_dict().items(), f"{directory} cannot be used")
     return loaded
+
+
+def added_fields(config: type) -> list[str]:
+    """The fields that a PEFT configuration adds to those of all."""
+    from peft.config import PeftConfig
+
+    inherited = {one.name for one in fields(PeftConfig)}
+    return [one.name for one in fields(config) if one.init and one.name not in inherited]
 
 
 def check_names(options: Options, allowed: Iterable[str]) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from .base import PeftMethod
-from .options import MORE, TARGETS, check, dropout, fields, positive, rank
-from .start import probing, probing_names
+from peft import LoraConfig
+
+from .base import PeftMethod, added_fields
+from .options import MORE, TARGETS, check, defaults, dropout, fields, positive, rank
+from .start import PROBED, ProbedMethod, probing
 
 LORA_TABLE = {"r": rank(8), "lora_alpha": positive(8), "lora_dropout": dropout()}
 """The options that every result records. PEFT checks them when it builds the layers, in words that name no field."""
-
-
+LORA_DEFAULTS = defaults(fields(LORA_TABLE))
 _CHECKED = fields({**LORA_TABLE, **TARGETS, **MORE})
-
-
-def lora_defaults() -> dict[str, Any]:
-    """The defaults of `LORA_TABLE`."""
-    return {name: default for name, (_, default) in LORA_TABLE.items()}
 
 
 def lora_config(**fixed: Any) -> Callable[..., Any]:
@@ -29,8 +24,6 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
     """
 
     def make(**options: Any) -> Any:
-        from peft import LoraConfig
-
         check({name: value for name, value in options.items() if name in _CHECKED.model_fields}, _CHECKED)
         try:
             return LoraConfig(**options, **fixed)
@@ -40,31 +33,22 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
     return make
 
 
-def lora_option_names(*fixed: str) -> Callable[[], Iterable[str]]:
+def lora_names(*fixed: str) -> list[str]:
     """The fields that `LoraConfig` adds to PEFT's base class, without the fixed ones."""
-
-    def names() -> Iterable[str]:
-        from peft import LoraConfig
-        from peft.config import PeftConfig
-
-        inherited = {field.name for field in dataclasses.fields(PeftConfig)}
-        own = [field.name for field in dataclasses.fields(LoraConfig) if field.init and field.name not in inherited]
-        return [name for name in own if name not in fixed]
-
-    return names
+    return [name for name in added_fields(LoraConfig) if name not in fixed]
 
 
-LORA = PeftMethod(
+LORA = ProbedMethod(
     name="lora",
     description="W0 x + s B A x (PEFT)",
     make_config=probing(lora_config()),
-    option_names=probing_names(lora_option_names()),
-    defaults=lora_defaults,
+    names=[*lora_names(), *PROBED],
+    defaults=LORA_DEFAULTS,
 )
 DORA = PeftMethod(
     name="dora",
     description="The rows of W0 + s B A at trained lengths (PEFT)",
     make_config=lora_config(use_dora=True),
-    option_names=lora_option_names("use_dora"),
-    defaults=lora_defaults,
+    names=lora_names("use_dora"),
+    defaults=LORA_DEFAULTS,
 )

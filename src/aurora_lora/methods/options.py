@@ -178,4 +178,4 @@ def peft_method(
         given = {option: value for option, value in options.items() if value is not None}
         return getattr(peft, config)(**given, **fixed)
 
-    return kind(name, description, make_config, lambda: table, lambda: defaults(own))
+    return kind(name, description, make_config, table.keys(), defaults(own))

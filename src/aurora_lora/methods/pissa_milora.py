@@ -26,7 +26,7 @@ from .. import files
 from ..errors import CheckpointError
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix
-from .lora import LORA_TABLE, lora_config, lora_defaults, lora_option_names
+from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
 from .options import TARGETS, peft_method
 
 ADAPTER = "default"
@@ -185,8 +185,8 @@ PISSA = SingularMethod(
     name="pissa",
     description="LoRA from the largest singular vectors of W0",
     make_config=lora_config(),
-    option_names=lora_option_names("init_lora_weights", "use_dora"),
-    defaults=lora_defaults,
+    names=lora_names("init_lora_weights", "use_dora"),
+    defaults=LORA_DEFAULTS,
     largest=True,
     saved_as="pissa",
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from .base import Options
+from .base import Options, PeftMethod
 from .options import check, fields, integer, one_of, optional_integer
 
 ALIGNED = "aligned"
@@ -25,26 +26,6 @@ def ordinary(options: Options) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in PROBED}
 
 
-def filled(options: Options) -> dict[str, Any]:
-    """The options, with the defaults of this file if one of them is given.
-
-    Raises:
-        ValueError: a value that is not allowed; the message names the option.
-    """
-    given = {name: value for name, value in options.items() if name in PROBED}
-    if not given:
-        return dict(options)
-    checked = check(given, _FIELDS)
-    for name in PATTERNS if checked["budget"] is not None else ():
-        if options.get(name):
-            raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
-    if checked["start"] == ALIGNED and options.get("init_lora_weights", True) is not True:
-        raise ValueError("init_lora_weights does not go with start: aligned.")
-    if checked["start"] == ALIGNED and options.get("init_weights", True) is False:
-        raise ValueError("init_weights: false does not go with start: aligned, which changes nothing at first.")
-    return {**options, **checked}
-
-
 def probing(make_config: Callable[..., Any]) -> Callable[..., Any]:
     """A maker of configurations that takes the options of this file, too, and leaves them out."""
 
@@ -54,6 +35,21 @@ def probing(make_config: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def probing_names(names: Callable[[], Iterable[str]]) -> Callable[[], Iterable[str]]:
-    """The names of options, those of this file among them."""
-    return lambda: [*names(), *PROBED]
+@dataclass(frozen=True)
+class ProbedMethod(PeftMethod):
+    """A method of PEFT that has the options of this file; their defaults are recorded where one of them is given."""
+
+    def checked(self, options: Options) -> dict[str, Any]:
+        found = super().checked(options)
+        given = {name: value for name, value in options.items() if name in PROBED}
+        if not given:
+            return found
+        probed = check(given, _FIELDS)
+        for name in PATTERNS if probed["budget"] is not None else ():
+            if options.get(name):
+                raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
+        if probed["start"] == ALIGNED and options.get("init_lora_weights", True) is not True:
+            raise ValueError("init_lora_weights does not go with start: aligned.")
+        if probed["start"] == ALIGNED and options.get("init_weights", True) is False:
+            raise ValueError("init_weights: false does not go with start: aligned, which changes nothing at first.")
+        return {**found, **probed}

@@ -12,7 +12,7 @@ from ..deploy.ranks import cost, share_out
 from ..errors import AuroraError, UserError
 from ..methods.full import FULL
 from ..methods.options import TARGETS
-from ..methods.start import PATTERNS
+from ..methods.start import PATTERNS, ProbedMethod
 from .probing import Start, probe_for
 from .recipe import Recipe
 from .run import make_trainer
@@ -38,7 +38,7 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
         UserError: no budget, a method without one, or one too small for any direction.
     """
     options = recipe.method.options
-    if "budget" not in getattr(recipe.method, "option_names", tuple)():
+    if not isinstance(recipe.method, ProbedMethod):
         raise UserError(f"method.name: {recipe.method.name} takes no budget; aurora, its presets and lora do")
     if budget is None and options.get("budget") is None:
         raise UserError("method.budget: this field must be given, or `budget`")
