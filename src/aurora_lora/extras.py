@@ -6,7 +6,9 @@ from typing import Literal
 
 from .errors import UserError
 
-Extra = Literal["train", "vision", "diffusion", "slurm", "report", "quantized", "tensorboard", "trackio", "wandb"]
+Extra = Literal[
+    "train", "chat", "vision", "diffusion", "slurm", "report", "quantized", "tensorboard", "trackio", "wandb"
+]
 
 
 @contextmanager

@@ -241,7 +241,7 @@ def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, 
         ({"name": "siqa", "scorer": "generated"}, "task.scorer: 'generated' needs prompt: instruction"),
         (
             {"name": "cola", "loss_on": "answer"},
-            "task.loss_on: only tasks of multiple-choice have it, cola is one of ",
+            "task.loss_on: only tasks of multiple-choice, chat have it, cola is one of ",
         ),
         ({"name": "siqa", "scorer": "all"}, "task.scorer: 'all' is not allowed: it must be 'choices' or 'generated'"),
         (

@@ -11,7 +11,7 @@ from aurora_lora.import_noise import drop_import_noise
 # isort: split
 import typer
 
-from aurora_lora.cli import bench, deploy, experiments, lists, ranks, report, runs, theory
+from aurora_lora.cli import bench, chat, deploy, experiments, lists, ranks, report, runs, theory
 
 drop_import_noise()
 app = typer.Typer(
@@ -22,15 +22,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    *runs.COMMANDS,
-    ranks.rank,
-    *deploy.COMMANDS,
-    report.report,
-    *experiments.COMMANDS,
-    bench.bench,
-    theory.theory,
-):
+OF_RUNS = (*runs.COMMANDS, chat.chat, ranks.rank, *deploy.COMMANDS, report.report)
+for command in (*OF_RUNS, *experiments.COMMANDS, bench.bench, theory.theory):
     app.command()(plain_errors(command))
 app.command()(plain_errors(lists.init))
 app.command(name="list")(plain_errors(lists.list_command))

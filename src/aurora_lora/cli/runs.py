@@ -188,15 +188,50 @@ def generate(
 
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to judge; for images, the files.")],
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT...", help="What to judge; for images, the files. Or FILE --output OUT.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answer each row of FILE, into a line of OUT."),
+    ] = None,
+    form: Annotated[str | None, typer.Option("--form", help="Of a run; the one that it deploys by default.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="Of FILE: the texts; by default as the run was trained.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows or texts at a time.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Label texts or image files, with the probability of each label."""
+    """Label texts or image files, with the probability of each label, or answer them; also the rows of a file.
+
+    FILE is .csv, .tsv, .json, .jsonl or .parquet; of conversations, in any format that `aurora train chat` reads.
+    """
+    from aurora_lora.errors import UserError
     from aurora_lora.training.merge_and_predict import load_predictor
 
+    if output is not None and len(texts) != 1:
+        raise UserError("--output goes with one FILE, whose rows are answered")
     progress_bars()
-    predictor = load_predictor(folder)
-    answers = predictor.answers(texts)
+    with stderr().status("loading the model"):
+        predictor = load_predictor(folder, form)
+    if output is not None:
+        from aurora_lora.training.predict_file import predict_file
+
+        with stderr().status("answering") as status:
+            rows = predict_file(
+                predictor,
+                texts[0],
+                output,
+                columns or (),
+                batch_size=batch_size,
+                step=lambda done, of: status.update(f"answered {done:,} of {of:,} rows"),
+            )
+        if as_json:
+            print_json({"written": str(output), "rows": rows})
+        else:
+            print(f"wrote {output}: {rows:,} rows")
+        return
+    answers = predictor.answers(texts, batch_size)
     if as_json:
         print_json(answers)
         return

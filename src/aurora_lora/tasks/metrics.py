@@ -66,6 +66,8 @@ METRICS = {
         Metric("accuracy_norm", "per character", percent=True, decimals=1),
         Metric("accuracy_generated", "written", percent=True, decimals=1),
         Metric("unanswered", "unanswered", percent=True, decimals=1, lower_is_better=True),
+        Metric("perplexity", "perplexity", decimals=2, lower_is_better=True),
+        Metric("token_accuracy", "next token", percent=True, decimals=1),
         Metric("nll", "neg. log-likelihood", lower_is_better=True),
         Metric("matthews", "matthews", percent=True, decimals=1),
         Metric("f1", "F1", percent=True, decimals=1),
@@ -257,6 +259,28 @@ def _warn_if_not_finite(values: NDArray[np.float64], what: str) -> bool:
     if not finite.all():
         warnings.warn(f"non-finite {what} in {(~finite).sum()} of {finite.size} rows", stacklevel=3)
     return bool(finite.all())
+
+
+def chat_metrics(sums: ArrayLike) -> dict[str, float]:
+    """How well a language model foresees answers, over all of their tokens.
+
+    Args:
+        sums: (conversations, 3): of each, the negative log-likelihood of its answers' tokens, in nats, how many tokens
+            there are, and for how many of them the right one is the most likely.
+
+    Returns:
+        `nll` and `token_accuracy`, means over the tokens, and `perplexity`, exp of `nll`.
+
+    Raises:
+        ValueError: another shape, or no tokens.
+    """
+    found = np.asarray(sums, dtype=np.float64)
+    if found.ndim != 2 or found.shape[1] != 3 or not found[:, 1].sum():
+        raise ValueError(f"expected sums (n, 3) with tokens, got {found.shape}")
+    _warn_if_not_finite(found, "log-likelihoods")
+    nll, tokens, right = found.sum(axis=0)
+    with np.errstate(over="ignore"):
+        return {"nll": nll / tokens, "perplexity": float(np.exp(nll / tokens)), "token_accuracy": right / tokens}
 
 
 def captured_metrics(distances: ArrayLike) -> dict[str, float]:

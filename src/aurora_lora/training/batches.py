@@ -115,8 +115,15 @@ class IgnoreFilling:
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self.collate([{name: value for name, value in one.items() if name != FILLS} for one in examples])
+        batch = self.collate([_silent(one) if FILLS in one else one for one in examples])
         for row, example in enumerate(examples):
-            if FILLS in example:
+            if FILLS in example and len(batch["labels"]) == len(examples):
                 batch["labels"][row] = IGNORED
         return batch
+
+
+def _silent(example: dict[str, Any]) -> dict[str, Any]:
+    """An example that fills a place; labels of its tokens are none, also where several are collated into one row."""
+    kept = {name: value for name, value in example.items() if name != FILLS}
+    is_of_tokens = isinstance(kept.get("labels"), list) and "input_ids" in kept
+    return {**kept, "labels": [IGNORED] * len(kept["labels"])} if is_of_tokens else kept

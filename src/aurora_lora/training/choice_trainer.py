@@ -14,8 +14,27 @@ from .recipe import Recipe
 from .trainer import RecipeTrainer
 
 
-class ChoiceTrainer(RecipeTrainer):
-    """The trainer of `aurora train` for a causal language model.
+class LanguageTrainer(RecipeTrainer):
+    """The trainer of `aurora train` for a causal language model."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """As in Transformers; logits are computed only where a label wants them.
+
+        With the loss on answers these are few of a text's tokens, and a vocabulary is wide.
+        """
+        if "labels" in inputs and takes(self.module, "logits_to_keep"):
+            inputs = learned_positions(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class ChoiceTrainer(LanguageTrainer):
+    """The same for questions with choices.
 
     Args:
         recipe, checkpoints, kwargs: as in `RecipeTrainer`; the data collator is the one for training.
@@ -38,21 +57,6 @@ class ChoiceTrainer(RecipeTrainer):
     def scoring(self, split: str) -> None:
         task = self.recipe.task
         self.generate = task.scorer == "generated" and split in (task.test_sets or ())
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """As in Transformers; logits are computed only where a label wants them.
-
-        With the loss on answers these are few of a text's tokens, and a vocabulary is wide.
-        """
-        if "labels" in inputs and takes(self.module, "logits_to_keep"):
-            inputs = learned_positions(inputs)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         for_training, self.data_collator = self.data_collator, self.questions

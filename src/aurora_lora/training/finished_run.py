@@ -65,6 +65,13 @@ class TrainedRun(FinishedRun):
         return self.recipe.task.definition
 
     @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of its data, by the field of a recipe's task that names them."""
+        own = {name: getattr(self.recipe.task, name) for name in ("text", "question", "options", "image")}
+        given = {name: columns for name, columns in own.items() if columns}
+        return given or ({"text": self.task.text_columns} if self.task.text_columns else {})
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The class names, in label order."""
         return tuple(self.result.get("labels", self.task.labels))

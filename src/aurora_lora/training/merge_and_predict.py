@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from .. import files
 from .._version import __version__
 from ..deploy import QuantizedMerge
 from ..deploy.formats import check_quantization
-from ..errors import ArgumentError, AuroraError, UserError
+from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from .contamination_guard import MERGE_NOTE, merge_note, trained_on
 from .finished_run import TrainedRun, load_run
-from .kinds import Kind, kind_of, kind_of_model
+from .kinds import KINDS, Kind, kind_of, kind_of_model
+from .kinds.chat import CHAT
+from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .models import Processor
 from .quantized import merge_into
 from .results import Scores, mean_scores
@@ -121,7 +123,8 @@ def merge(
         processor.save_pretrained(str(folder))
         written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in written.items()}
-        files.write_json(folder / MERGE_NOTE, {"source": source, "trained_on": trained_on(run.recipe), "files": sizes})
+        noted = {"source": source, "kind": run.task.kind, "trained_on": trained_on(run.recipe), "files": sizes}
+        files.write_json(folder / MERGE_NOTE, noted)
         _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False, rounding)
 
@@ -170,8 +173,12 @@ class Predictor:
     kind: Kind
     model: nn.Module
     processor: Processor
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of a file to predict, by the field of a recipe's task that names them."""
+    form: Any = None
+    """The context in which the model computes its form."""
 
-    def answers(self, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
+    def answers(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
         """As `predict`."""
         found: list[dict[str, Any]] = []
         for start in range(0, len(texts), batch_size):
@@ -206,8 +213,16 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
     return load_predictor(folder).answers(texts, batch_size)
 
 
-def load_predictor(folder: Path | str) -> Predictor:
-    """What answers with the model in a folder; the errors are those of `predict`."""
+def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
+    """What answers with the model in a folder; the errors are those of `predict`.
+
+    Args:
+        folder: a finished run, or a plain model.
+        form: of the run; the one that it deploys if None.
+
+    Raises:
+        FormError: the run has no such form, or the folder is no run.
+    """
     folder = Path(folder)
     if (folder / RECIPE).is_file():
         run = load_run(folder)
@@ -215,15 +230,23 @@ def load_predictor(folder: Path | str) -> Predictor:
         if kind.no_answer:
             raise UserError(f"the run in {folder} {kind.no_answer}")
         model, processor = load_trained_model(run.in_float32)
-        with run.recipe.method.using(model, run.deployed_form):  # refuses a calibration of other weights
-            pass
-        return Predictor(folder, kind, model.eval(), processor)
+        run.check_form(form or run.deployed_form)
+        model.eval()
+        computes = run.recipe.method.using(model, form or run.deployed_form)
+        computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
+        return Predictor(folder, kind, model, processor, run.columns, computes)
+    if form is not None:
+        raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is neither the folder of a run ({RECIPE}) nor a model (config.json)")
     try:
-        kind = kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
+        note = merge_note(folder)
+        noted = KINDS.get((note or {}).get("kind", ""))  # of causal language models, the note alone can tell
+        kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         model = _pretrained(getattr(transformers, kind.auto), folder)
         processor = kind.processor(str(folder.resolve()))
+        if note is None and kind is MULTIPLE_CHOICE and getattr(processor, "chat_template", None):
+            kind = CHAT  # a model of someone else's
         config: Any = model.config
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id  # by which a decoder finds a text's last token

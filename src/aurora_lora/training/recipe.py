@@ -53,7 +53,11 @@ class TaskSection(OwnFields, Section):
     scorer: Literal["choices", "generated"] | None = None
     """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only)."""
     loss_on: Literal["all", "answer"] | None = None
-    """Multiple choice: train on the whole text or on the answer alone."""
+    """Multiple choice and conversations: train on the whole text or on the answers alone."""
+    chat_template: str | None = None
+    """Conversations: a file (Jinja), or `chatml`; None is the tokenizer's own."""
+    packing: bool | None = None
+    """Conversations: several in a row of `max_length` tokens, each by itself."""
     augment: Augment | None = None
     """Images: what is done to those that are trained on."""
     teacher: str | None = None

@@ -47,6 +47,7 @@ def build_result(
     epochs: list[dict[str, Any]],
     labels: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
+    samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
     """The contents of result.json.
 
@@ -66,6 +67,7 @@ def build_result(
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
         data: what the user's own data was.
+        samples: answers in held-out conversations, before the training and after.
     """
     return {
         "schema": SCHEMA,
@@ -85,6 +87,7 @@ def build_result(
         },
         **({"labels": list(labels)} if labels else {}),
         **({"data": dict(data)} if data is not None else {}),
+        **({"samples": [dict(one) for one in samples]} if samples else {}),
         "params": asdict(params),
         "time": {"train_s": round(train_s, 3), "samples_per_s": round(trained_examples / max(train_s, 1e-9), 2)},
         "memory": {"peak_mb": round(peak_mb, 1)},

@@ -403,6 +403,7 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         epochs=epochs,
         labels=() if task.labels else data.labels,
         data=data.record,
+        samples=recipe.task.kind.samples(recipe, trainer, data),
     )
 
 

@@ -25,6 +25,10 @@ def print_run(console: Console, run: Run) -> None:
     if len(by_test_set := result["metric"].get("by_test_set", {})) > 1:
         _print_test_sets(console, result, by_test_set)
     console.print(parameters(result), highlight=False)
+    for number, one in enumerate(result.get("samples", ()), start=1):
+        console.print(f"held-out conversation {number}: {_short(one['prompt'])}", highlight=False)
+        for name in ("expected", "before", "after"):
+            console.print(f"  {name:<8}  {_short(one[name])}", highlight=False)
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
         f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
@@ -33,6 +37,12 @@ def print_run(console: Console, run: Run) -> None:
     )
     for path in written(run):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _short(text: str) -> str:
+    """In one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= 160 else line[:159] + "…"
 
 
 def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:

@@ -67,6 +67,7 @@ def _section(section: Section) -> dict[str, Any]:
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [metric_named(name).column for name in metrics],
         "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
+        "samples": _samples(found),
         "time_columns": COLUMNS,
         "time": time_rows(found),
         "figures": [
@@ -75,6 +76,16 @@ def _section(section: Section) -> dict[str, Any]:
             for one in made
         ],
     }
+
+
+def _samples(found: Sequence[Group]) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
+    """Held-out conversations: the message, the expected answer, that before the training, and each setting's after."""
+    shown: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {}
+    for group in found:
+        for one in group.runs[0].get("samples", ()):
+            row = shown.setdefault(one["prompt"], (one["prompt"], one["expected"], one["before"], []))
+            row[3].append((group.label, one["after"]))
+    return list(shown.values())
 
 
 def _tuning(study: Mapping[str, Any]) -> str:

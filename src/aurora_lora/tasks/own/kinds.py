@@ -13,6 +13,7 @@ import numpy as np
 from aurora_lora.extras import extra
 from aurora_lora.tasks import prompts
 from aurora_lora.tasks.own import columns as cells
+from aurora_lora.tasks.own.chat import load_chats
 from aurora_lora.tasks.own.source import OwnData, Piece, Pieces, open_data
 from aurora_lora.tasks.own.split import Row, Splits, split_data
 from aurora_lora.tasks.packaged import normalise
@@ -252,6 +253,17 @@ OWN: dict[str, OwnKind] = {
             "accuracy",
             also=("macro_f1",),
             text_columns=(),
+        ),
+        OwnKind(
+            "chat",
+            "chat",
+            "What is the assistant's answer in a conversation?",
+            {},
+            load_chats,
+            "nll",
+            also=("perplexity", "token_accuracy"),
+            text_columns=(),
+            more={"max_length": 1024},
         ),
     )
 }

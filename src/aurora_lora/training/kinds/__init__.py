@@ -7,6 +7,7 @@ from typing import Any
 
 from ...tasks import Task
 from .base import Kind
+from .chat import CHAT
 from .classification import CLASSIFICATION
 from .distillation import DISTILLATION
 from .image_classification import IMAGE_CLASSIFICATION
@@ -18,7 +19,7 @@ __all__ = ["KINDS", "Kind", "kind_of", "kind_of_model"]
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (MULTI_LABEL, REGRESSION, CLASSIFICATION, MULTIPLE_CHOICE, DISTILLATION, IMAGE_CLASSIFICATION)
+    for kind in (MULTI_LABEL, REGRESSION, CLASSIFICATION, MULTIPLE_CHOICE, CHAT, DISTILLATION, IMAGE_CLASSIFICATION)
 }
 """By name; of those whose models look alike, the one that takes only some of them comes first."""
 

@@ -137,6 +137,10 @@ class Kind:
         """Trainer callbacks that the data need."""
         return []
 
+    def samples(self, recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
+        """A few answers before and after the training, for the result: `prompt`, `expected`, `before`, `after`."""
+        return []
+
     # ---------------------------------------------------------------- prediction
 
     def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
@@ -149,6 +153,19 @@ class Kind:
             source: names the model in errors.
         """
         raise NotImplementedError
+
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+        """What `answers` takes of a row of a file.
+
+        Args:
+            row: of the file.
+            columns: the user's, by the field of a recipe's task that names them.
+
+        Raises:
+            KeyError: the row lacks a column.
+        """
+        texts = tuple(str(row[name]) for name in columns.get(self.inputs, (self.inputs,)))
+        return texts[0] if len(texts) == 1 else texts
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         """The cells of an answer's line on the terminal."""
@@ -216,7 +233,8 @@ class HeadKind(TextKind):
         from ..data import encode
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
-        examples, _ = encode(tokenizer, [texts], min(tokenizer.model_max_length, 512))
+        columns = [texts] if isinstance(texts[0], str) else list(zip(*texts, strict=True))  # pairs of texts
+        examples, _ = encode(tokenizer, columns, min(tokenizer.model_max_length, 512))
         return dict(tokenizer.pad(examples, return_tensors="pt"))
 
     def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:

@@ -82,6 +82,10 @@ class MultipleChoice(Kind):
         assert data.questions is not None
         return functools.partial(ChoiceTrainer, questions=data.questions)
 
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+        """The question, as an instruction."""
+        return str(row[columns.get("question", ("text",))[0]])
+
     def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
         from ..choices import write_answers
 

@@ -1,0 +1,46 @@
+"""`aurora chat`: a conversation with a run or a model, in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import progress_bars, stderr
+
+
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or a merged model.")],
+    form: Annotated[str | None, typer.Option("--form", help="Of a run; the one that it deploys by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of each answer.")] = 256,
+    system: Annotated[str | None, typer.Option("--system", help="What comes before the conversation.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token each time.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of answers at a temperature.")] = 0,
+) -> None:
+    """Talk to a language model: each line is a message, and the answer is shown as it is written.
+
+    The conversation goes on until the end of the input, or `/exit`; `/new` begins another one.
+    """
+    progress_bars()
+    from aurora_lora.training.chat_answers import Talk
+    from aurora_lora.training.merge_and_predict import load_predictor
+
+    with stderr().status("loading the model"):
+        talk = Talk(load_predictor(folder, form), max_new_tokens, system=system, temperature=temperature, seed=seed)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        stderr().print("/new begins another conversation, /exit or Ctrl-D ends", style="dim")
+    while True:
+        if is_terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        said = line.strip()
+        if not line or said == "/exit":
+            return
+        if said == "/new":
+            talk.begin()
+        elif said:
+            talk.say(said, lambda text: print(text, end="", flush=True))
+            print(flush=True)

@@ -1,0 +1,195 @@
+"""Conversations of the user's own, in the formats that people have: TRL's, Alpaca's and ShareGPT's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.own.source import OwnData, Piece, Pieces, open_data
+from aurora_lora.tasks.own.split import BadRow, Row, Splits, split_data
+from aurora_lora.tasks.packaged import normalise
+from aurora_lora.tasks.task import SplitSizes
+from aurora_lora.tasks.vision import with_rows
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "prompt": ("prompt", "completion"),
+    "instruction": ("instruction", "output"),
+    "text": ("text",),
+}
+"""The columns by which a format is known. TRL's are `messages`, `prompt` with `completion`, and `text`."""
+FURTHER = ("input", "system", "tools", "chat_template_kwargs")
+"""Columns that go with them, where they are there: Alpaca's, and those that TRL gives to the template."""
+ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model"), "assistant"),
+    **dict.fromkeys(("observation", "tool"), "tool"),
+    "system": "system",
+}
+"""What the `from` of ShareGPT's messages means."""
+
+
+def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) -> Splits:
+    """Splits with TRL's columns `messages`, `prompt` and `completion`, or `text`, and `row`, the number in the source.
+
+    Raises:
+        UserError: the data cannot be read, or a row is no conversation with an answer.
+    """
+    pieces = open_data(data)
+    found = {name: format_of(piece) for name, piece in pieces.items()}
+    for name, form in found.items():
+        if form != found["train"]:
+            raise UserError(
+                f"{pieces[name].name} has conversations as '{form}', {pieces['train'].name} as '{found['train']}'"
+            )
+    form = found["train"]
+
+    def key(row: Row) -> str:
+        shown = conversation(row, form)
+        return normalise(json.dumps([shown[name] for name in sorted(shown)], ensure_ascii=False, default=str))
+
+    def prepared(piece: Piece) -> Piece:
+        kept = [name for name in (*FORMATS[form], *FURTHER) if name in piece.data.column_names]
+        return replace(piece, data=with_rows(piece.data.select_columns(kept)))
+
+    ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
+    common = [name for name in (*FORMATS[form], *FURTHER) if all(name in p.data.column_names for p in ready.values())]
+    splits = split_data(ready, columns=common, key=key, sizes=sizes, split_seed=split_seed)
+    if form not in ("conversations", "instruction"):
+        return splits
+    made = {
+        name: split.map(lambda row: conversation(row, form), remove_columns=[n for n in common if n in FORMATS[form]])
+        for name, split in splits.items()
+    }
+    return Splits(made, splits.record)
+
+
+def format_of(piece: Piece) -> str:
+    """The format that a piece's columns are of.
+
+    Raises:
+        UserError: none.
+    """
+    there = piece.data.column_names
+    for name, needed in FORMATS.items():
+        if all(column in there for column in needed):
+            return name
+    raise UserError(
+        f"{piece.name} has no conversations: it has the columns {', '.join(map(repr, there))}, and would need "
+        "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's)"
+    )
+
+
+def conversation(row: Row, form: str) -> dict[str, Any]:
+    """A row in TRL's format.
+
+    Args:
+        row: of the user's data.
+        form: one of `FORMATS`.
+
+    Returns:
+        `messages`, of `role` and `content`; `prompt` and `completion`, both texts or both lists of messages; or `text`.
+
+    Raises:
+        BadRow: it is no conversation, or has no answer.
+    """
+    if form == "text":
+        return {"text": _text(row["text"], "text")}
+    if form == "messages":
+        return {"messages": _with_answer(_messages(row["messages"], "messages"))}
+    if form == "conversations":
+        return {"messages": _with_answer(_messages(_renamed(row["conversations"]), "conversations"))}
+    if form == "prompt":
+        return _prompt(row["prompt"], row["completion"])
+    asked = "\n\n".join(part for part in (_text(row["instruction"], "instruction"), row.get("input") or "") if part)
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    answer = {"role": "assistant", "content": _text(row["output"], "output")}
+    return {"prompt": [*system, {"role": "user", "content": asked}], "completion": [answer]}
+
+
+def _prompt(prompt: Any, completion: Any) -> dict[str, Any]:
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return {"prompt": _text(prompt, "prompt"), "completion": _text(completion, "completion")}
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
+    return {"prompt": _messages(prompt, "prompt"), "completion": _with_answer(_messages(completion, "completion"))}
+
+
+def _renamed(value: Any) -> Any:
+    """ShareGPT's `from` and `value` as `role` and `content`, where they are that."""
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) and "from" in one for one in value):
+        return value
+    for number, one in enumerate(value, start=1):
+        if one["from"] not in ROLES:
+            raise BadRow(f"message {number} is from {one['from']!r:.40}, which is not one of {', '.join(ROLES)}")
+    return [{"role": ROLES[one["from"]], "content": one.get("value")} for one in value]
+
+
+def _messages(value: Any, column: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"'{column}' is no list of messages" if value else f"'{column}' is empty")
+    for number, one in enumerate(value, start=1):
+        if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
+            raise BadRow(f"message {number} of '{column}' has no role")
+        said = one.get("content")
+        if not said and not one.get("tool_calls"):
+            raise BadRow(f"message {number} of '{column}' ({one['role']}) is empty")
+        if said is not None and not isinstance(said, str | list):
+            raise BadRow(f"message {number} of '{column}' is {said!r:.40}, which is no text")
+    return value
+
+
+def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not any(one["role"] == "assistant" for one in messages):
+        roles = ", ".join(dict.fromkeys(str(one["role"]) for one in messages))
+        raise BadRow(f"there is no answer: none of its messages is the assistant's (roles: {roles})")
+    return messages
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"'{column}' is empty" if not value else f"'{column}' is {value!r:.40}, which is no text")
+    return value
+
+
+def messages_of(row: Row) -> list[dict[str, Any]] | str:
+    """What is to be answered in a row of any format, with an answer or without.
+
+    Raises:
+        KeyError: it has no column of any format.
+    """
+    if "messages" in row or "conversations" in row:
+        said = _messages(_renamed(row["conversations"]) if "messages" not in row else row["messages"], "messages")
+        return said[:-1] if said[-1]["role"] == "assistant" and len(said) > 1 else said
+    if "instruction" in row:
+        prompt: list[dict[str, Any]] = conversation({**row, "output": "?"}, "instruction")["prompt"]
+        return prompt
+    for name in ("prompt", "text"):
+        if name in row:
+            asked: list[dict[str, Any]] | str = row[name]
+            return [{"role": "user", "content": asked}] if isinstance(asked, str) and "completion" not in row else asked
+    raise KeyError("messages")
+
+
+def opening(row: Row) -> list[dict[str, Any]] | str | None:
+    """What comes before the last answer of a row in TRL's format, to be answered anew; None for a plain text."""
+    if "prompt" in row:
+        prompt: list[dict[str, Any]] | str = row["prompt"]
+        return prompt
+    if "messages" not in row:
+        return None
+    said: Sequence[Any] = row["messages"]
+    last = max(number for number, one in enumerate(said) if one["role"] == "assistant")
+    return list(said[:last]) or None
+
+
+def answer_of(row: Row) -> str:
+    """The last answer of a row in TRL's format."""
+    if "completion" in row:
+        said = row["completion"]
+        return said if isinstance(said, str) else str(said[-1]["content"])
+    return str([one["content"] for one in row["messages"] if one["role"] == "assistant"][-1])

@@ -1,0 +1,210 @@
+"""What a model answers in a conversation: in batches, and token by token."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+
+from ..errors import UserError
+from ..tasks._loading import reason
+from .chat_data import ChatData, template_ids
+
+if TYPE_CHECKING:
+    from .data import Data
+    from .merge_and_predict import Predictor
+    from .recipe import Recipe
+    from .trainer import RecipeTrainer
+
+Prompt = Sequence[Any] | str
+"""The messages so far, or a text to go on with."""
+NEW_TOKENS, SAMPLE_TOKENS = 256, 64
+
+
+def write_answers(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int = NEW_TOKENS
+) -> list[str]:
+    """The most likely next token each time, until the turn ends; the prompts are padded left.
+
+    Args:
+        model: a causal language model, in eval mode.
+        tokenizer: with its chat template, where prompts are messages.
+        prompts: a batch.
+        max_new_tokens: of each answer.
+    """
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    pad = tokenizer.pad_token_id
+    longest = max(map(len, rows))
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    with torch.no_grad():
+        written = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=generation(model, tokenizer, max_new_tokens)
+        )
+    texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    return [str(text).strip() for text in texts]
+
+
+def generation(
+    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 0.0
+) -> GenerationConfig:
+    """Greedy, or sampled at a temperature; ends where a turn does."""
+    sampled = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends(model, tokenizer)),
+        **sampled,
+    )
+
+
+def ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, the model's, and what the chat template ends a turn with."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    known = {tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])}
+    if tokenizer.chat_template is not None:
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        with contextlib.suppress(Exception):  # a template that wants more of a conversation
+            ids = template_ids(tokenizer, turn)
+            special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+            last = [token for token in ids if str(tokenizer.decode([token])).strip()][-1]
+            known |= {last} & special
+    return {token for token in known if token is not None}
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The tokens after which an answer begins."""
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers end each text
+    return template_ids(tokenizer, prompt, add_generation_prompt=True)
+
+
+class Talk:
+    """A conversation with a model.
+
+    Args:
+        predictor: the model.
+        max_new_tokens: of each answer.
+        system: what comes before the conversation.
+        temperature: 0 takes the likeliest token each time.
+        seed: of what is drawn at a temperature.
+
+    Raises:
+        UserError: no language model, or one without a chat template.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        max_new_tokens: int = NEW_TOKENS,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        tokenizer: Any = predictor.processor
+        if predictor.kind.task_type != "CAUSAL_LM":
+            raise UserError(f"{predictor.folder} is a model of {predictor.kind.name}: it has no conversations")
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise UserError(f"the tokenizer in {predictor.folder} has no chat template")
+        self.model: Any = predictor.model
+        self.tokenizer, self.system = tokenizer, system
+        self.settings = generation(self.model, tokenizer, max_new_tokens, temperature)
+        torch.manual_seed(seed)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was said."""
+        self.said: list[dict[str, str]] = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def say(self, text: str, show: Callable[[str], None]) -> str:
+        """The answer to a message.
+
+        Args:
+            text: what the user says.
+            show: called with each piece of the answer as it is written.
+
+        Raises:
+            UserError: the chat template refuses the conversation.
+        """
+        self.said.append({"role": "user", "content": text})
+        try:
+            ids = self._ids()
+        except Exception as error:  # Jinja's, and whatever templates raise
+            self.said.pop()
+            raise UserError(f"the chat template refuses it: {reason(error)}") from error
+        inputs = torch.tensor([ids], device=next(self.model.parameters()).device)
+        with torch.no_grad():
+            written = self.model.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                generation_config=self.settings,
+                streamer=_Show(self.tokenizer, show),
+            )
+        answer = str(self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
+        self.said.append({"role": "assistant", "content": answer})
+        return answer
+
+    def _ids(self) -> list[int]:
+        """The tokens of the conversation; of one that is too long for the model, its oldest turns are forgotten."""
+        most = getattr(self.model.config, "max_position_embeddings", None) or 2**31
+        first = 0 if self.system is None else 1
+        while len(ids := prompt_ids(self.tokenizer, self.said)) + self.settings.max_new_tokens > most:
+            if len(self.said) < first + 3:
+                break
+            del self.said[first : first + 2]
+        return ids
+
+
+class _Show(TextStreamer):
+    """Gives on what is written, without the prompt and the end of the turn."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.show = show
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.show(text)
+
+
+def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
+    """Answers in held-out conversations, before the training and after, in the form that is deployed.
+
+    Returns:
+        Of each: `prompt`, the last message; `expected`, the conversation's own answer; `before` and `after`.
+    """
+    from .distributed import state
+
+    assert isinstance(data, ChatData)
+    tokenizer: Any = data.processor
+    prompts = [one["prompt"] for one in data.asked]
+    if not prompts or state().num_processes > 1:
+        return []
+    trainer.module.eval()
+    with recipe.method.using(trainer.module, recipe.method.deployed_form):
+        after = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
+    with _untrained(recipe, trainer, data) as model:
+        before = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
+    said = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
+    return [
+        {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}
+        for prompt, asked, old, new in zip(said, data.asked, before, after, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _untrained(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Iterator[Any]:
+    """The base model: below its adapter, or loaded anew where its own weights were trained."""
+    model: Any = trainer.module
+    if recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield model
+        return
+    from .memory import base_for
+
+    yield base_for(recipe, data.task, data.processor, data.labels).to(next(model.parameters()).device).eval()

@@ -1,0 +1,304 @@
+"""Conversations as tokens: by TRL's own preparation for its SFTTrainer, so that both train on the same."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..extras import extra
+from ..tasks import Task
+from ..tasks._loading import reason
+from .batches import IGNORED
+from .data import Data, Example
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    import datasets
+
+CHATML = """{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' -%}
+{% generation %}{{ message['content'] + 'END' }}{% endgeneration %}
+{%- else -%}
+{{ message['content'] + 'END' }}
+{%- endif -%}
+{{ '\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+"""ChatML; END is `<|im_end|>`, or the end of a text where the tokenizer has no such token."""
+KEPT = ("input_ids", "labels")
+
+
+@dataclass(frozen=True)
+class ChatData(Data):
+    """`Data`, and the held-out conversations that answers are written for: `prompt`, the messages, and `expected`."""
+
+    asked: Sequence[Mapping[str, Any]] = field(default=())
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Collates conversations (batch, longest), padded right; packed ones as one row (1, tokens), each by itself.
+
+    Args:
+        pad: TRL's collator.
+        flatten: the same, without padding.
+    """
+
+    pad: Callable[[list[Example]], dict[str, Tensor]]
+    flatten: Callable[[list[Example]], dict[str, Tensor]]
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = (self.flatten if "seq_lengths" in examples[0] else self.pad)(list(examples))
+        batch["labels"][:, 0] = IGNORED  # it is predicted from nothing
+        return batch
+
+
+def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> None:
+    """Give a tokenizer the chat template that a recipe names: `chatml`, or a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if given == "chatml":
+        end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else tokenizer.eos_token
+        if end is None:
+            raise UserError("task.chat_template: 'chatml' needs a tokenizer with a token that ends a text")
+        tokenizer.chat_template = CHATML.replace("END", str(end))
+    elif given is not None:
+        try:
+            tokenizer.chat_template = Path(given).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"task.chat_template: {given} is neither 'chatml' nor a file to read: {why}") from error
+
+
+def encode_chats(
+    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, datasets.Dataset]
+) -> ChatData:
+    """Tokens and labels of conversations, cut to `task.max_length`; the training split packed where that is asked for.
+
+    Raises:
+        UserError: there is no chat template, or it refuses a conversation; or nothing is left to learn.
+    """
+    with extra("chat"):
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    section, first = recipe.task, splits["train"][0]
+    assert section.max_length is not None  # filled in by validation
+    if "text" in first and section.loss_on == "answer":
+        raise UserError(
+            "task.loss_on: 'answer' needs conversations, or prompt and completion: a 'text' is learned whole"
+        )
+    set_template(tokenizer, section.chat_template)
+    if not isinstance(first.get("prompt"), str) and "text" not in first and tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {recipe.model} has no chat template: task.chat_template=FILE names one (Jinja), and "
+            "task.chat_template=chatml takes a plain ChatML"
+        )
+    max_length = min(section.max_length, tokenizer.model_max_length)
+    prepare = _Preparation(tokenizer, section.loss_on != "all" and "text" not in first, recipe.seed)
+    made: dict[str, Any] = {}
+    texts, lost = {}, {}
+    for name, split in splits.items():
+        whole = _tokens(prepare, split, f"{task.source}, {name}")
+        lengths = _lengths(whole)
+        texts[name] = [int((lengths > max_length).sum()), len(whole)]
+        made[name] = prepare.cut(whole, max_length)
+        lost[name] = len(whole) - len(made[name])
+        if not len(made[name]):
+            raise UserError(f"task.max_length: no answer of the {name} split begins within {max_length} tokens")
+        if name != "train":
+            made[name] = made[name].select(np.argsort(_lengths(made[name]), kind="stable"))
+    unpacked = made["train"]
+    if section.packing:
+        made["train"] = prepare.pack(_tokens(prepare, splits["train"], task.source), max_length)
+    pad_id = tokenizer.pad_token_id
+    collate = Conversations(
+        DataCollatorForLanguageModeling(pad_id), DataCollatorForLanguageModeling(pad_id, padding_free=True)
+    )
+    record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}}
+    record |= {"without_answer": {name: count for name, count in lost.items() if count}} if any(lost.values()) else {}
+    record |= {"packed": len(made["train"])} if section.packing else {}
+    return ChatData(
+        task,
+        tokenizer,
+        made,
+        collate,
+        unchanged=unpacked if section.packing else None,
+        record=record,
+        asked=_asked(splits),
+    )
+
+
+def question_of(row: Mapping[str, Any]) -> list[Any] | str:
+    """What is to be answered in a row of a file: in any of the formats, with an answer or without.
+
+    Raises:
+        KeyError: it has no column of any of them.
+    """
+    from ..tasks.own.chat import messages_of
+
+    return messages_of(_plain(row))
+
+
+def _asked(splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:
+    """The first held-out conversations, of the last split."""
+    from ..tasks.own.chat import answer_of, opening
+
+    held_out = splits[[name for name in splits if name != "train"][-1]]
+    rows = (held_out[number] for number in range(min(3, len(held_out))))
+    return [
+        {"prompt": prompt, "expected": answer_of(row)} for row in rows if (prompt := opening(_plain(row))) is not None
+    ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what Arrow adds to it: a message has only the fields that it was given."""
+    return {name: _without_none(value) for name, value in row.items()}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_none(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return value
+
+
+def _lengths(data: datasets.Dataset) -> np.ndarray[Any, Any]:
+    import pyarrow.compute as pc
+
+    batches = data.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
+    return np.concatenate([pc.list_value_length(batch["input_ids"]).to_numpy() for batch in batches] or [np.array([])])
+
+
+def _tokens(prepare: _Preparation, split: datasets.Dataset, where: str) -> datasets.Dataset:
+    """`input_ids` and `labels` of whole conversations.
+
+    Raises:
+        UserError: the chat template refuses one; names its row.
+    """
+    try:
+        return prepare.tokens(split)
+    except Exception as error:  # Jinja, tokenizers and TRL raise of many kinds
+        for row in split:
+            try:
+                prepare.render(_plain(row))
+            except Exception as refused:
+                raise UserError(
+                    f"{where}, row {row['row'] + 1}: the chat template refuses it: {reason(refused)}"
+                ) from (error)
+        raise UserError(f"{where}: the conversations cannot be prepared: {reason(error)}") from error
+
+
+class _Preparation:
+    """What SFTTrainer does with a data set before it trains.
+
+    Args:
+        tokenizer: with its chat template.
+        answers_only: whether the loss is on the answers alone.
+        seed: of the order before packing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, answers_only: bool, seed: int) -> None:
+        self.tokenizer, self.answers_only = tokenizer, answers_only
+        self.options: dict[str, Any] = {"seed": seed, "report_to": "none", "bf16": False, "use_cpu": True}
+
+    def tokens(self, split: datasets.Dataset) -> datasets.Dataset:
+        """`input_ids` and `labels`, uncut."""
+        turns = self.answers_only and "messages" in split.column_names
+        template = _training_template(self.tokenizer) if turns else None
+        if turns and template is None:
+            split = split.map(functools.partial(_mask_answers, tokenizer=self.tokenizer))
+        prepared = self._run(split, template=template, assistant_only_loss=template is not None, max_length=None)
+        return prepared.select_columns(list(KEPT))
+
+    def cut(self, tokens: datasets.Dataset, max_length: int) -> datasets.Dataset:
+        """Cut at the end; without the conversations whose every answer lies behind it."""
+        return self._run(tokens, max_length=max_length)
+
+    def pack(self, tokens: datasets.Dataset, max_length: int) -> datasets.Dataset:
+        """Several in a row of so many tokens, each whole, with `seq_lengths`."""
+        return self._run(tokens, packing=True, max_length=max_length)
+
+    def render(self, row: Mapping[str, Any]) -> None:
+        """Put a row through the chat template, for its error."""
+        for messages in (
+            row.get("messages"),
+            row.get("prompt"),
+            [*(row.get("prompt") or ()), *row["completion"]] if isinstance(row.get("completion"), list) else None,
+        ):
+            if isinstance(messages, list):
+                self.tokenizer.apply_chat_template(messages)
+        if self.answers_only and "messages" in row:
+            _mask_answers(row, self.tokenizer)
+
+    def _run(
+        self, split: datasets.Dataset, *, packing: bool = False, template: str | None = None, **options: Any
+    ) -> datasets.Dataset:
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        trainer: Any = SFTTrainer.__new__(SFTTrainer)  # its preparation needs no model: these three are all it reads
+        trainer._tokenizer, trainer.chat_template = self.tokenizer, template
+        trainer.completion_only_loss = self.answers_only
+        with tempfile.TemporaryDirectory() as nowhere:
+            settings = SFTConfig(nowhere, packing=packing, **self.options, **options)
+        made: datasets.Dataset = trainer._prepare_dataset(split, self.tokenizer, settings, packing, None, "one")
+        return made
+
+
+def template_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], **options: Any) -> list[int]:
+    """The tokens of messages in the chat template."""
+    made: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
+    return list(made["input_ids"])
+
+
+def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template that marks the answers: the tokenizer's own, or TRL's of the same model; None if there is none."""
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    own = tokenizer.chat_template
+    try:
+        return get_training_chat_template(tokenizer) or (own["default"] if isinstance(own, dict) else own)
+    except ValueError:
+        return own if isinstance(own, str) and has_generation_markers(own) else None
+
+
+def _mask_answers(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The tokens of a conversation, and 1 for each of an answer, by what each message adds to those before it.
+
+    Raises:
+        ValueError: the template writes earlier messages anew as a conversation grows.
+    """
+    messages, more = row["messages"], {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+
+    def ids(count: int, **options: Any) -> list[int]:
+        return template_ids(tokenizer, messages[:count], **more, **options)
+
+    whole = ids(len(messages))
+    mask = [0] * len(whole)
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = ids(number, add_generation_prompt=True) if number else [], ids(number + 1)
+        if whole[: len(after)] != after or whole[: len(before)] != before:
+            raise ValueError(
+                "it writes earlier messages anew as a conversation grows, so that its answers cannot be told apart: "
+                "task.loss_on=all, or a template with {% generation %} around them"
+            )
+        end = len(after)
+        while end > len(before) and not str(tokenizer.decode(whole[end - 1 : end])).strip():
+            end -= 1  # the line break after the end of a turn
+        mask[len(before) : end] = [1] * (end - len(before))
+    return {"input_ids": whole, "assistant_masks": mask}

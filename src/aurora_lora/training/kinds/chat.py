@@ -1,0 +1,81 @@
+"""Conversations: a causal language model is trained to answer, and judged by the tokens of held-out answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ...tasks.metrics import chat_metrics
+from .base import Kind, Loss
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from ...tasks import Task
+    from ..data import Data
+    from ..models import Processor
+    from ..recipe import Recipe
+    from ..trainer import RecipeTrainer
+
+
+class Chat(Kind):
+    """Columns `messages`; `prompt` and `completion`; or `text`."""
+
+    name = "chat"
+    task_type = "CAUSAL_LM"
+    auto = "AutoModelForCausalLM"
+    pipeline = "text-generation"
+    metrics = ("nll", "perplexity", "token_accuracy")
+    fields = ("max_length", "loss_on", "chat_template", "packing")
+    scores_batches = False
+
+    def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return chat_metrics(predictions)
+
+    def made(self, config: Any) -> bool:
+        return False  # its models look like those of multiple choice
+
+    def encode(self, recipe: Recipe, task: Task, processor: Processor, splits: Mapping[str, Any]) -> Data:
+        from ..chat_data import encode_chats
+
+        return encode_chats(recipe, task, cast("PreTrainedTokenizerBase", processor), splits)
+
+    def loss(self) -> Loss:
+        from ..choices import next_token_loss
+
+        return next_token_loss
+
+    def trainer(self, data: Data) -> Callable[..., RecipeTrainer]:
+        from ..chat_trainer import ChatTrainer
+
+        return ChatTrainer
+
+    def samples(self, recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
+        from ..chat_answers import sample_answers
+
+        return sample_answers(recipe, trainer, data)
+
+    def answers(self, model: Any, processor: Processor, texts: Sequence[Any], source: str) -> list[dict[str, Any]]:
+        from ..chat_answers import write_answers
+
+        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        written = write_answers(model, tokenizer, [_asked(text) for text in texts])
+        return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
+
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+        """The messages up to the last answer, which is left out where there is one."""
+        from ..chat_data import question_of
+
+        return question_of(row)
+
+    def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
+        return answer["answer"], "", str(answer["text"])
+
+
+def _asked(text: Any) -> Any:
+    """A text as what the user says."""
+    return [{"role": "user", "content": text}] if isinstance(text, str) else text
+
+
+CHAT = Chat()

@@ -1,0 +1,301 @@
+"""Runs on conversations: the same as TRL's, in every format, with every command after them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chats
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from typer.testing import CliRunner
+
+from aurora_lora import AuroraConfig, cli
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import SplitSizes
+from aurora_lora.training import load_recipe, load_run, yaml_text
+from aurora_lora.training.chat_answers import Talk
+from aurora_lora.training.choices import next_token_loss
+from aurora_lora.training.data import load_data
+from aurora_lora.training.merge_and_predict import evaluate, load_predictor
+from aurora_lora.training.models import load_tokenizer
+from aurora_lora.training.recipe import Recipe
+from aurora_lora.training.run import load_trained_model, train
+
+pytest.importorskip("trl")
+
+
+class Losses(TrainerCallback):
+    """What is logged at each step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.values.append(logs["loss"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose tokenizer has a chat template."""
+    folder = tiny.save_language_model(tmp_path_factory.mktemp("chat-model"), tied=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = chats.GENERATION
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+Read = Callable[..., Recipe]
+
+
+@pytest.fixture
+def read(model: Path, tmp_path: Path) -> Read:
+    """`read(form, *overrides)`: the recipe on a file of that format."""
+
+    def made(form: str = "messages", *overrides: str, base: Path = model) -> Recipe:
+        path = tmp_path / "recipe.yaml"
+        data = chats.write(tmp_path / "chats.jsonl", form)
+        path.write_text(yaml_text.dump(chats.recipe(base, data)), encoding="utf-8")
+        return load_recipe(path, overrides)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("form", "loss_on", "options"),
+    [
+        ("messages", "answer", {"assistant_only_loss": True}),
+        ("messages", "all", {}),
+        ("prompt", "answer", {}),
+        ("texts", "answer", {}),
+        ("text", "all", {}),
+        ("messages", "answer", {"assistant_only_loss": True, "packing": True}),
+    ],
+)
+def test_the_losses_are_those_of_trl(
+    read: Read, model: Path, tmp_path: Path, form: str, loss_on: str, options: dict[str, Any]
+) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    packing = [f"task.packing={str(options.get('packing', False)).lower()}"]
+    recipe = read(
+        form, f"task.loss_on={loss_on}", *packing, "training.gradient_accumulation_steps=2", "training.warmup_steps=1"
+    )
+    ours = Losses()
+    train(recipe, tmp_path / "run", lambda: [ours])
+
+    theirs = Losses()
+    splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0, ("test",), None)
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        SFTConfig(
+            output_dir=str(tmp_path / "trl"),
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            learning_rate=2e-2,
+            warmup_steps=1,
+            max_length=64,
+            seed=recipe.seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            **options,
+        ),
+        train_dataset=splits["train"],
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=AuroraConfig(target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"),
+        callbacks=[theirs],
+    )
+    trainer.train()
+    assert ours.values == pytest.approx(theirs.values, abs=1e-5)
+    assert len(ours.values) >= 4
+
+
+def examples(recipe: Recipe, model: Path) -> Any:
+    return load_data(recipe, load_tokenizer(str(model)))
+
+
+def words(model: Path, ids: Any) -> str:
+    return str(AutoTokenizer.from_pretrained(model).decode(ids))
+
+
+def learned(model: Path, one: Any) -> str:
+    return words(model, [token for token, label in zip(one["input_ids"], one["labels"], strict=True) if label >= 0])
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations", "prompt", "instruction"])
+def test_only_answers_are_learned(read: Read, model: Path, form: str) -> None:
+    recipe = read(form)
+    data = examples(recipe, model)
+    source = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0, ("test",), None)["train"]
+    for example, row in zip(data.splits["train"], source, strict=True):
+        turns = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+        answers = [one["content"] for one in turns if one["role"] == "assistant"]
+        wanted = answers if "messages" in row else answers[-1:]
+        assert learned(model, example) == " ".join(f"{answer} [SEP]" for answer in wanted)
+        assert words(model, example["input_ids"]).count("film :") == sum(one["role"] == "user" for one in turns)
+
+
+def test_a_template_without_marks_learns_the_same(read: Read, model: Path, tmp_path: Path) -> None:
+    marked = list(examples(read(), model).splits["train"])
+    (tmp_path / "plain.jinja").write_text(chats.PLAIN, encoding="utf-8")
+    plain = list(examples(read("messages", f"task.chat_template={tmp_path / 'plain.jinja'}"), model).splits["train"])
+    assert [(one["input_ids"], one["labels"]) for one in plain] == [(one["input_ids"], one["labels"]) for one in marked]
+
+
+def test_packed_conversations_do_not_see_each_other(read: Read, model: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    totals = []
+    for packing in ("true", "false"):
+        data = examples(read("messages", f"task.packing={packing}"), model)
+        total = 0.0
+        for one in data.splits["train"]:
+            batch = data.collate([one])
+            labels = batch.pop("labels")
+            with torch.no_grad():
+                total += next_token_loss(network(**batch, use_cache=False), labels, 1).item()
+        totals.append(total)
+    assert len(data.splits["train"]) == 48
+    assert examples(read("messages", "task.packing=true"), model).record["packed"] < 48
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+
+
+def test_what_is_cut_is_counted(read: Read, model: Path) -> None:
+    whole = examples(read(), model)
+    lengths = [len(one["input_ids"]) for one in whole.splits["train"]]
+    limit = sorted(lengths)[len(lengths) // 2]
+    cut = examples(read("messages", f"task.max_length={limit}"), model)
+    assert cut.record["cut"]["texts"]["train"] == [sum(length > limit for length in lengths), len(lengths)]
+    assert max(len(one["input_ids"]) for one in cut.splits["train"]) == limit
+    assert len(cut.splits["train"]) == len(lengths) - cut.record.get("without_answer", {}).get("train", 0)
+    with pytest.raises(UserError, match="no answer of the train split begins within 3 tokens"):
+        examples(read("messages", "task.max_length=3"), model)
+
+
+def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp_path: Path) -> None:
+    run = load_run(train(read(), tmp_path / "run").folder)
+    scores = evaluate(run, ["dynamic"])["dynamic"]
+    network, _ = load_trained_model(run)
+    nll, right, count = 0.0, 0, 0
+    with run.recipe.method.using(network, "dynamic"), torch.no_grad():
+        for one in examples(run.recipe, model).splits["test"]:
+            logits = network(input_ids=torch.tensor([one["input_ids"]])).logits[0].double()
+            for at, label in enumerate(one["labels"][1:]):
+                if label >= 0:
+                    nll -= functional.log_softmax(logits[at], -1)[label].item()
+                    right += int(logits[at].argmax()) == label
+                    count += 1
+    by_hand = {"nll": nll / count, "perplexity": math.exp(nll / count), "token_accuracy": right / count}
+    assert scores == pytest.approx(by_hand, rel=1e-5)
+    assert run.result["metric"]["by_form"]["dynamic"] == pytest.approx(by_hand, rel=1e-5)
+    epochs = [entry["validation"]["nll"] for entry in run.result["epochs"]]
+    assert run.result["metric"]["selected_by"]["value"] == min(epochs)
+    assert len(run.result["samples"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"a": 1}, "chats.jsonl has no conversations: it has the columns 'a', and would need messages; prompt and"),
+        ({"messages": []}, "chats.jsonl, row 61: 'messages' is empty"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "row 61: there is no answer: none of its messages is the"),
+        ({"messages": [{"role": "user", "content": ""}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
+    ],
+)
+def test_bad_conversations(read: Read, model: Path, tmp_path: Path, line: Any, message: str) -> None:
+    recipe, file = read(), tmp_path / "chats.jsonl"
+    before = "" if "a" in line else file.read_text()
+    file.write_text(before + json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=message):
+        examples(recipe, model)
+
+
+def test_a_role_that_the_template_refuses(read: Read, model: Path, tmp_path: Path) -> None:
+    refusal = "{% if message['role'] == 'critic' %}{{ raise_exception('no critics here') }}{% endif %}"
+    loop = "{% for message in messages %}"
+    (tmp_path / "strict.jinja").write_text(chats.GENERATION.replace(loop, loop + refusal), encoding="utf-8")
+    recipe = read("messages", f"task.chat_template={tmp_path / 'strict.jinja'}")
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        turns = [{"role": "critic", "content": "the film"}, {"role": "assistant", "content": "fine"}]
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(UserError, match="row 61: the chat template refuses it: no critics here"):
+        examples(recipe, model)
+
+
+def test_without_a_chat_template(read: Read, tmp_path: Path) -> None:
+    base = tiny.save_language_model(tmp_path / "base", tied=False)
+    with pytest.raises(UserError, match=r"has no chat template: task.chat_template=FILE names one"):
+        examples(read(base=base), base)
+    data = examples(read("messages", "task.chat_template=chatml", base=base), base)
+    assert "fine good [SEP]" in {learned(base, one) for one in data.splits["train"]}
+    assert examples(read("text", base=base), base)  # needs none
+    with pytest.raises(UserError, match=r"task.loss_on: 'answer' needs conversations"):
+        examples(read("text", "task.loss_on=answer", base=base), base)
+
+
+def aurora(*args: object, stdin: str = "") -> Any:
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in args], input=stdin)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
+    run = train(read(), tmp_path / "run").folder
+    question = [{"role": "user", "content": "film : good plot , it was ?"}]
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"messages": question, "id": 7}) + "\n")
+    aurora("merge", run, "-o", tmp_path / "merged")
+    answers = {}
+    for name in ("run", "merged"):
+        aurora("predict", tmp_path / name, tmp_path / "asked.jsonl", "-o", tmp_path / f"{name}.jsonl")
+        (line,) = map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
+        assert (line["id"], line["messages"]) == (7, question)
+        answers[name] = line["answer"]
+        (one,) = json.loads(aurora("predict", tmp_path / name, question[0]["content"], "--json").stdout)
+        assert one["answer"] == line["answer"]
+        said = aurora("chat", tmp_path / name, stdin=f"{question[0]['content']}\n/exit\n")
+        assert said.stdout.split() == line["answer"].split()
+    # the export and the merged model in plain PEFT and Transformers: the same greedy tokens
+    tokenizer = AutoTokenizer.from_pretrained(run / "lora")
+    assert tokenizer.chat_template == chats.GENERATION
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    exported = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), run / "lora")
+    for plain in (exported, AutoModelForCausalLM.from_pretrained(tmp_path / "merged")):
+        written = plain.eval().generate(**ids, max_new_tokens=256, do_sample=False)
+        text = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text.split() == answers["run"].split() == answers["merged"].split()
+    assert "static" in aurora("gap", run, "--examples", 4).output
+    assert json.loads(aurora("evaluate", run, "--form", "static", "--json").stdout)["by_form"]["static"]["nll"] > 0
+    aurora("predict", run, tmp_path / "asked.jsonl", "--form", "static", "-o", tmp_path / "static.jsonl")
+    aurora("report", run, "--html", tmp_path / "page.html")
+    assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
+
+
+def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:
+    talk = Talk(load_predictor(train(read(), tmp_path / "run").folder), 4, system="the film")
+    shown: list[str] = []
+    first = talk.say("film : good ?", shown.append)
+    assert "".join(shown).split() == first.split()
+    talk.say("film : bad ?", lambda text: None)
+    assert [one["role"] for one in talk.said] == ["system", "user", "assistant", "user", "assistant"]
+    for _ in range(12):  # longer than the model's 128 positions
+        talk.say("film : bad ?", lambda text: None)
+    assert len(talk.said) < 20
+    assert talk.said[0] == {"role": "system", "content": "the film"}
+    talk.begin()
+    assert talk.said == [{"role": "system", "content": "the film"}]
+
+
+def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
+    done = train(read("messages", "method={name: full}", "training.learning_rate=5e-3"), tmp_path / "full")
+    assert any(one["before"] != one["after"] for one in done.result["samples"])
+    assert "samples" not in train(read("text"), tmp_path / "text").result
