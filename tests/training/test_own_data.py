@@ -133,6 +133,14 @@ def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
     assert sum(count for count, _ in cut["texts"].values()) == 1
 
 
+def test_questions_that_are_cut_are_said(here: Path) -> None:
+    done = train("choices", "run", "task.max_length=14")
+    assert done.exit_code == 0, done.output
+    count, of = json.loads(Path("run/data.json").read_text())["cut"]["texts"]["train"]
+    assert 0 < count < of == 40
+    assert f"aurora: {count} of 40 train texts are longer than 14 tokens (task.max_length) and are cut" in done.stderr
+
+
 def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train("classification", "eager", "task.max_length=8")
     monkeypatch.setattr(base, "IN_MEMORY", 10)
@@ -247,6 +255,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
     "no such file": (["task.data=reviws.csv"], "did you mean 'reviews.csv'?"),
     "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars';"),
+    "no name": (
+        ["task.text=5"],
+        "classification: task.text: 5 is not allowed: it must be the name of a column, or a list",
+    ),
+    "no names": (["task.text=[a, 5]"], "classification: task.text: ['a', 5] is not allowed: it must be the name of a"),
     "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
     "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
     "no such model": (["model=./nowhere"], "model: './nowhere' is no folder"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +47,13 @@ class HubData:
         Raises:
             UserError: it cannot be had, or lacks a column.
         """
-        loaded: datasets.Dataset = self._load(
-            f"the {split} split", split=split, files=self.files and {split: self.files[split]}
-        )
+        with extra("train"):
+            import datasets
         copy = self.copy()
+        files = {} if self.files is None else {"data_files": {split: self.files[split]}}
+        with self._plain_errors(f"the {split} split"):
+            path, where = self._arguments()
+            loaded = datasets.load_dataset(path, self.config, split=split, **files, **where, **NO_CODE)
         missing = [column for column in columns if column not in loaded.column_names]
         if missing:
             raise UserError(
@@ -57,26 +62,35 @@ class HubData:
             )
         return loaded
 
-    def load_all(self) -> datasets.DatasetDict:
-        """Every split.
+    def load_all(self) -> tuple[datasets.DatasetDict, str]:
+        """Every split, and the commit that they are of (of a copy: a hash of the names of its files).
 
         Raises:
             UserError: it cannot be had.
         """
-        found: datasets.DatasetDict = self._load("the data", files=self.files)
-        return found
-
-    def _load(self, what: str, *, split: str | None = None, files: Mapping[str, str] | None) -> Any:
         with extra("train"):
             import datasets
+        with self._plain_errors("the data"):
+            path, where = self._arguments()
+            # newer versions run no code, whatever is said, and take the word for a setting of the data
+            knows = "trust_remote_code" in inspect.signature(datasets.load_dataset_builder).parameters
+            builder = datasets.load_dataset_builder(path, self.config, **where, **(NO_CODE if knows else {}))
+            builder.download_and_prepare()
+            return builder.as_dataset(), str(builder.hash)
+
+    def _arguments(self) -> tuple[str, dict[str, Any]]:
+        """Of `datasets.load_dataset`: where the data is."""
         copy = self.copy()
         # In a copy the revision is the one that was copied.
         where = {} if copy is not None or self.revision is None else {"revision": self.revision}
-        given = {} if files is None else {"data_files": dict(files)}
+        return str(copy or self.repo), where
+
+    @contextmanager
+    def _plain_errors(self, what: str) -> Iterator[None]:
         try:
-            return datasets.load_dataset(str(copy or self.repo), self.config, split=split, **given, **where, **NO_CODE)
+            yield
         except Exception as error:  # `datasets` and the hub's client raise many kinds, some of them their own
-            raise UserError(self._failure(copy, what, error)) from error
+            raise UserError(self._failure(self.copy(), what, error)) from error
 
     def copy(self) -> Path | None:
         """The folder of its copy on this machine, if there is one."""

@@ -105,8 +105,8 @@ def load_run(folder: Path | str) -> TrainedRun:
     return TrainedRun(folder, recipe, result)
 
 
-PLACES = ("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data")
-"""Fields that name files or folders."""
+PLACES = ("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision")
+"""Fields that say where something is: what it is, is checked."""
 
 
 def _check_recipe(folder: Path, recipe: Recipe, result: Result) -> None:

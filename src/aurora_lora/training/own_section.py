@@ -12,11 +12,16 @@ from ..tasks.own.kinds import OWN, OwnKind
 from ..tasks.own.source import OwnData
 from ..tasks.task import Task
 
-Columns = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    Field(min_length=1, strict=False),
-]
+
+def _names(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value and (value,)
+    if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+        return value
+    raise ValueError("the name of a column, or a list of names")
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(_names), Field(strict=False)]
 """The name of a column, or a list of them."""
 
 

@@ -179,7 +179,9 @@ def check_data(folder: Path, data: Data) -> None:
     for name, sha256 in (data.record or {}).get("files", {}).items():
         stored = _stored(folder / DATA)
         if stored is not None and sha256 not in stored.get("files", {}).values():
-            raise UserError(f"{name} has changed since this run began: {folder / DATA} has another sha256 of it")
+            raise UserError(
+                f"{name} has changed since this run began: {folder / DATA} has another sha256 or commit of it"
+            )
     for name, rows in (data.rows or {}).items():
         stored = _stored(folder / SPLITS)
         if stored is not None and stored.get(name) != rows:

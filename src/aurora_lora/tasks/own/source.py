@@ -86,7 +86,7 @@ class Piece:
 
 
 class Pieces(dict[str, Piece]):
-    """The splits that there are, `train` always; `files` has the sha256 of each file or folder, by its name."""
+    """The splits that there are, `train` always; `files` has the sha256 of each file or folder, or the commit."""
 
     def __init__(self, pieces: Mapping[str, Piece], files: Mapping[str, str]) -> None:
         super().__init__(pieces)
@@ -147,9 +147,9 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
         hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
         raise UserError(f"task.{field}: '{given}' is no file, no folder and no data set of the hub (owner/name){hint}")
     hub = HubData(given, own.config, own.revision)
-    found = hub.load_all()
+    found, commit = hub.load_all()
     copy = hub.copy()
-    files[given] = _folder_digest(copy) if copy is not None else _hub_digest(found)
+    files[given] = commit if copy is None else _folder_digest(copy)
     return found
 
 
@@ -227,9 +227,3 @@ def _folder_digest(folder: Path) -> str:
         if path.is_file() and not any(part.startswith((".", "cache-")) for part in inside.parts):
             digest.update(f"{inside.as_posix()}\0{_digest(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _hub_digest(found: datasets.DatasetDict) -> str:
-    """sha256 over the addresses of a hub data set's files, which name the commit."""
-    addresses = {address for split in found.values() for address in split.info.download_checksums or {}}
-    return hashlib.sha256("\n".join(sorted(addresses)).encode()).hexdigest()

@@ -61,15 +61,19 @@ class MultipleChoice(Kind):
         section, tokenizer = recipe.task, cast("PreTrainedTokenizerBase", processor)
         assert section.max_length is not None  # filled in by validation
         assert section.loss_on is not None
-        encoded = {}
+        encoded, cut = {}, {}
+        max_length = min(section.max_length, tokenizer.model_max_length)
         for name, split in splits.items():
             examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
+            longest = (len(one["prompt"]) + max(map(len, one["choices"])) + 1 for one in examples)
+            cut[name] = [sum(length > max_length for length in longest), len(examples)]
             if name != "train":
                 examples.sort(key=lambda example: len(example["prompt"]))
             encoded[name] = Encoded(examples)
         max_choices = max(len(one["choices"]) for split in encoded.values() for one in split.examples)
-        collate = TrainingText(tokenizer, min(section.max_length, tokenizer.model_max_length), section.loss_on)
-        return Data(task, tokenizer, encoded, collate, Questions(tokenizer, max_choices), task.labels)
+        collate, questions = TrainingText(tokenizer, max_length, section.loss_on), Questions(tokenizer, max_choices)
+        record = {"cut": {"max_length": max_length, "texts": {"train": cut["train"]}}}  # others are scored whole
+        return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record)
 
     def loss(self) -> Loss:
         from ..choices import next_token_loss
