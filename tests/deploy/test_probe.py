@@ -157,6 +157,23 @@ def test_deviations_leave_padding_out(make_bert, labelled):
         torch.testing.assert_close(layer.deviations, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_deviations_need_not_all_batches():
+    model = nn.Sequential(nn.Linear(4, 3))
+    seen = []
+
+    def loss(model, batch):
+        if not torch.is_grad_enabled():
+            seen.append(len(batch))
+        return model(batch).square().mean()
+
+    torch.manual_seed(0)
+    data = [torch.randn(300, 4) for _ in range(4)]
+    found = probe(model, data, loss)
+    assert (seen, found.batches) == ([300, 300], 4)
+    expected = (torch.cat(data[:2]) @ found.layers[0].directions.T).std(0, correction=0)
+    torch.testing.assert_close(found.layers[0].deviations, expected, atol=1e-5, rtol=1e-4)
+
+
 def assert_same(one, other, atol=1e-5):
     for a, b in zip(one.layers, other.layers, strict=True):
         assert a.layer == b.layer

@@ -26,6 +26,9 @@ from .processes import several_processes
 OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""
 
+ENOUGH = 512
+"""Vectors of each layer that its deviations are taken over at least, where the batches have as many."""
+
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -62,7 +65,7 @@ class Probe:
     batches: int
     """Of all processes."""
     passes: int
-    """Over the batches, the last without a backward pass."""
+    """Over the batches, the last, perhaps of some only, without a backward pass."""
     groups: int
     """Of layers that were worked on one after another to stay within `max_memory`."""
     seconds: float
@@ -85,10 +88,10 @@ def probe(
     For each linear layer, Conv1D and convolution: the leading singular values and right singular vectors of
     G = dL/dW0, the mean over the batches of the gradient of their loss, by a randomised range finder. `Y = G Omega`,
     with `rank` + 8 random columns, comes from one backward pass over the batches, and with an orthonormal basis Q of it
-    `G^T Q` from a second one; a third, forward alone, gives the deviation of z along each direction. No gradient of a
-    weight is ever computed: the passes hold (rank + 8) (d_in + d_out) numbers for each layer, and the layers' inputs of
-    one batch. Weights may be quantised or offloaded. The model is in eval mode, as its adapters stand; its gradients,
-    modes, hooks and random state are as before when it returns or raises.
+    `G^T Q` from a second one; a third, forward alone and over some of the batches, gives the deviation of z along each
+    direction. No gradient of a weight is ever computed: the passes hold (rank + 8) (d_in + d_out) numbers for each
+    layer, and the layers' inputs of one batch. Weights may be quantised or offloaded. The model is in eval mode, as its
+    adapters stand; its gradients, modes, hooks and random state are as before when it returns or raises.
 
     With `torch.distributed` initialised, the gradients are averaged over the batches of all processes: call it on every
     one of them.
@@ -334,14 +337,19 @@ class _Work:
         groups = self._packed(sketches, need)
         self.groups = max(self.groups, len(groups))
         for group in groups:
+            count = torch.zeros((), dtype=torch.int64, device=self.runner.device)
             with watched([(one.weight.layer, begin(one)) for one in group]):
                 for inputs in self._inputs():
+                    count += 1
                     value = self.loss(self.runner.model, inputs)
                     if value.requires_grad:
                         torch.autograd.backward(value)
                     for one in group:
                         one.end_of_batch()
-            self._sum([one.total for one in group])
+            self._sum([count, *(one.total for one in group)])
+            self.batches = int(count)
+            if not self.batches:
+                raise CalibrationError("probe needs at least one batch, and `batches` gave none.")
             for one in group:
                 end(one, self.batches)
 
@@ -354,19 +362,14 @@ class _Work:
                 stack.callback(hook.remove)
             for inputs in self._inputs():
                 self.loss(self.runner.model, inputs)
+                if all(one.count >= ENOUGH for one in sketches):
+                    break
         self._sum([total for one in sketches for total in (one.total, one.count)])
 
     def _inputs(self) -> Any:
-        count = 0
-        for batch in self.data.one_pass():
-            torch.manual_seed(self.seed + count)  # what is random in spite of eval mode is the same in each pass
+        for i, batch in enumerate(self.data.one_pass()):
+            torch.manual_seed(self.seed + i)  # what is random in spite of eval mode is the same in each pass
             yield self.runner.read(batch)
-            count += 1
-        total = torch.tensor(count, device=self.runner.device)
-        self._sum([total])
-        self.batches = int(total)
-        if not self.batches:
-            raise CalibrationError("probe needs at least one batch, and `batches` gave none.")
 
     @staticmethod
     def _sum(totals: Iterable[Tensor]) -> None:
