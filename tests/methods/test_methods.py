@@ -1,6 +1,7 @@
 """The registry of methods, and what each of them does to a model."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +191,9 @@ def test_module_names_are_saved_in_order(make_bert: MakeBert, tmp_path: Path) ->
             model = method.bind({"target_modules": rotated}).apply(make_bert(), "SEQ_CLS")
             method.save(model, folder)
             assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == sorted(names)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_bound_method_goes_to_a_worker(name: str) -> None:
+    bound = METHODS[name].bind({"r": 3} if "r" in METHODS[name].bind({}).options else {})
+    assert pickle.loads(pickle.dumps(bound)) == bound

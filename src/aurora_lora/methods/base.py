@@ -71,6 +71,10 @@ class Method:
         """
         return replace(self, options=self.checked(options))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name and options: worker processes take recipes, and not the functions that a method is made of."""
+        return _unpickled, (self.name, dict(self.options))
+
     @abstractmethod
     def checked(self, options: Options) -> dict[str, Any]:
         """The options with the defaults filled in; raises as `bind`."""
@@ -263,6 +267,12 @@ class PlainMethod(Method):
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
         self._check_form(form)
         return model  # type: ignore[return-value]
+
+
+def _unpickled(name: str, options: Options) -> Method:
+    from . import METHODS
+
+    return replace(METHODS[name], options=options)
 
 
 def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.Module:
