@@ -420,7 +420,7 @@ def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(run_module, "train", interrupt)
     done = aurora("train", recipe, "-o", tmp_path / "run")
     assert done.exit_code == 130
-    assert done.stderr == "interrupted: the same command goes on where it was\n"
+    assert done.stderr == "interrupted: the same command resumes where it was\n"
 
 
 def test_arguments_are_called_as_the_options_are(

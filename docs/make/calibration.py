@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from aurora_lora.forms import CALIBRATED, FORMS, REFERENCE_FORM, form_named
 from aurora_lora.lab.report.colours import FORM_STYLES
-from aurora_lora.lab.report.figures import legend, new_figure
+from aurora_lora.lab.report.figures import draw_range, legend, new_figure
 from aurora_lora.lab.report.tables import SHOWN, finite, spread
 from aurora_lora.text_table import TextTable
 
@@ -67,10 +66,7 @@ def calibration_curve(records: Sequence[Mapping[str, Any]], trained: Mapping[str
             if finite([record[name]]):
                 groups.setdefault(record["inputs"], []).append(factor * record[name])
         sizes = sorted(groups)
-        means = [statistics.fmean(groups[size]) for size in sizes]
-        low = [m - min(groups[size]) for m, size in zip(means, sizes, strict=True)]
-        high = [max(groups[size]) - m for m, size in zip(means, sizes, strict=True)]
-        ax.errorbar(sizes, means, yerr=[low, high], label="calibrated", capsize=2.5, **FORM_STYLES[CALIBRATED])
+        draw_range(ax, sizes, [groups[size] for size in sizes], label="calibrated", **FORM_STYLES[CALIBRATED])
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel("calibration inputs")

@@ -97,7 +97,7 @@ def test_interrupted_with_ctrl_c(aurora: Aurora, whole: tuple[Path, Path, int], 
     for at in (events // 3, events // 4):
         (answer,) = aurora(order(recipe, output, interrupt_at=at))
         assert answer["status"] == 130
-        assert answer["stderr"].splitlines()[-1] == "interrupted: the same command goes on where it was"
+        assert answer["stderr"].splitlines()[-1] == "interrupted: the same command resumes where it was"
         assert "Traceback" not in answer["stderr"]
     (answer,) = aurora(order(recipe, output))
     assert answer["status"] == 0

@@ -32,7 +32,9 @@ def bench(
         typer.Option("--variants", help="Names joined by commas, beside the base and lora-r8; all by default."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the base model: float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Dtype of the base model: float32, bfloat16, float16.")
+    ] = "float32",
     threads: Annotated[
         int | None, typer.Option("--threads", help="Threads of PyTorch on the CPU; its own choice by default.")
     ] = None,
@@ -42,9 +44,9 @@ def bench(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure again what DIR holds.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Speed and memory against PEFT's LoRA, in one interleaved run.
+    """Measure speed and memory compared with PEFT's LoRA.
 
-    A workload that DIR holds already is shown again, so an interrupted command goes on where it was.
+    A workload that DIR holds already is shown again, so an interrupted command resumes where it was.
     """
     import torch
 

@@ -74,7 +74,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             complain(f"{error.filename or 'cannot write'}: {error.strerror or error}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            resumes = ": the same command goes on where it was" if command.__name__ in RESUMABLE else ""
+            resumes = ": the same command resumes where it was" if command.__name__ in RESUMABLE else ""
             complain(f"interrupted{resumes}")
             raise typer.Exit(130) from error
         except BaseException as error:

@@ -22,14 +22,14 @@ def merge(
     folder: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the model.")] = ...,  # type: ignore[assignment]
     form: Annotated[
-        str | None, typer.Option("--form", help="Which form to merge; the one that the run deploys by default.")
+        str | None, typer.Option("--form", help="Form to merge; by default the one that is deployed.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
     quantization: Annotated[
         str | None, typer.Option("--quantization", help="nf4, fp4 or int8: merge into the base in this format.")
     ] = None,
     calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Round so that outputs are kept, by the run's calibration inputs.")
+        bool, typer.Option("--calibrated", help="Round to keep the outputs, on the run's calibration inputs.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,26 +65,30 @@ def gap(
         Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`, or of any adapter of PEFT.")
     ],
     split: Split = None,
-    examples: Annotated[int | None, typer.Option("--examples", help="The first so many; all by default.")] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", help="Use the first N examples; by default all.")
+    ] = None,
     merges: Annotated[
-        bool, typer.Option("--merges", help="Of AuroRA, also what merges in the base's own dtype and bfloat16 lose.")
+        bool, typer.Option("--merges", help="AuroRA: also merges in the base's own dtype and in bfloat16.")
     ] = False,
     quantization: Annotated[
         list[str] | None, typer.Option("--quantization", help="Also merges in nf4, fp4 or int8; may be repeated.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="BASE", help="Of an adapter: its base; by default as it says.")
+        str | None,
+        typer.Option("--model", metavar="BASE", help="For an adapter: its base model, if not the one in its config."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Of an adapter: texts, as .jsonl, .csv or .txt.")
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="For an adapter: texts to measure on (.jsonl, .csv, .txt)."),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Of FILE: the column with the texts.")] = "text",
+    column: Annotated[str, typer.Option("--column", help="Column of FILE with the texts.")] = "text",
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
-    """What a merge loses, by layer and end to end: how far each mergeable form is from the trained one, and merges.
+    """Measure what a merge loses, by layer and end to end.
 
-    Writes gap.json and figures; of an adapter, only with --output.
+    Writes gap.json and figures; for an adapter's folder, only with --output.
     """
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
@@ -161,7 +165,7 @@ def _gap_figures(record: dict[str, Any]) -> Figures:
 def sigma(
     folder: RunFolder,
     examples: Annotated[
-        int | None, typer.Option("--examples", help="At most so many inputs; those of the calibration by default.")
+        int | None, typer.Option("--examples", help="At most N inputs; by default those of the calibration.")
     ] = None,
     output: MeasuredInto = None,
     as_json: Json = False,
@@ -209,13 +213,13 @@ def export(
     folder: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the LoRA.")] = ...,  # type: ignore[assignment]
     form: Annotated[
-        str | None, typer.Option("--form", help="Which form to export; the one that the run deploys by default.")
+        str | None, typer.Option("--form", help="Form to export; by default the one that is deployed.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the adapter as a plain LoRA, exact, for PEFT, vLLM and others: it needs nothing of this package.
+    """Write the adapter as a plain LoRA, exactly, for PEFT, vLLM and others, to be used without this package.
 
     Of a run of dreambooth, it is a LoRA file of diffusers.
     """

@@ -18,11 +18,11 @@ Jobs = Annotated[
 LauncherOption = Annotated[str, typer.Option("--launcher", help="local, accelerate or slurm.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Of the cluster, as in submitit: slurm_partition=gpu; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Cluster option of submitit: slurm_partition=gpu; repeatable."),
 ]
 Gpu = Annotated[
     str | None,
-    typer.Option("--gpu", metavar="NAME", help="To plan for, such as L20, or `here`; the paper's, or this machine."),
+    typer.Option("--gpu", metavar="NAME", help="GPU to plan for, or `here`; by default the paper's, or this machine."),
 ]
 
 
@@ -43,7 +43,9 @@ def reproduce(
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Only these recipes, rows or columns; may be repeated."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0,1,...", help="Instead of the suite's.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,...", help="Seeds to run; by default the suite's.")
+    ] = None,
     jobs: Jobs = None,
     launcher: LauncherOption = "local",
     settings: Settings = None,
@@ -53,7 +55,7 @@ def reproduce(
 ) -> None:
     """Run every experiment of one table or figure of the paper, then print the paper's numbers beside ours.
 
-    Finished runs are taken as they are, interrupted ones gone on with, and a run that fails does not stop the others.
+    Finished runs are reused, interrupted ones resumed, and a failed run does not stop the others.
     Writes DIR/SUITE/table.md and table.json.
     """
     from aurora_lora.lab.experiments.reproduce import prepare
@@ -78,7 +80,7 @@ def reproduce(
             print_json(rows)
             return
         for table in plan_tables(todo.suite, rows):
-            stdout().print(table)
+            stdout().print(table.rich())
         for line in plan_lines(rows):
             stdout().print(line, highlight=False, markup=False)
         return
@@ -110,7 +112,7 @@ def reproduce(
     else:
         stdout().print(todo.suite.title, highlight=False)
         for table in tables(todo.suite, compared):
-            stdout().print(table)
+            stdout().print(table.rich())
         for line in notes(todo.suite, compared):
             print(line)
         print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
@@ -132,7 +134,7 @@ def sweep(
     launcher: LauncherOption = "local",
     settings: Settings = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME", help="What the cluster has: its jobs ask for time by it.")
+        str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the cluster, for the time limit of its jobs.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and run nothing.")] = False,
     as_json: Json = False,

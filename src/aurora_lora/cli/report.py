@@ -17,17 +17,19 @@ def report(
         list[Path], typer.Argument(metavar="RUNS...", help="Runs, result files, studies, or folders of them.")
     ],
     into: Annotated[
-        Path | None, typer.Option("--into", metavar="FILE.md", help="A document with marks for the tables.")
+        Path | None,
+        typer.Option("--into", metavar="FILE.md", help="Insert the tables into this document, between its marks."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the figure forms.png / .svg goes.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for forms.png and forms.svg.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE.html", help="One page of any runs: scores, figures, times.")
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Write one page: scores, figures, times.")
     ] = None,
     title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
     figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="The page's figures as PNG and SVG, its times.")
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Write the page's figures as PNG and SVG, and its times."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -36,7 +38,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """The forms of AuroRA runs by learning rate, or the tables of a study; or a page, and figures, about any runs.
+    """Tables of AuroRA's forms or of a study; or a page, or figures, about any runs.
 
     Of a study, the chosen runs are shown.
     """

@@ -29,7 +29,7 @@ def train(
     """Fine-tune, choose the best epoch, calibrate, and score every form.
 
     Writes DIR/adapter/ with its model card, DIR/lora/ (an AuroRA adapter as a plain LoRA), DIR/result.json and
-    DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command goes on
+    DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command resumes
     from the last checkpoint. A finished run is shown again.
     """
     from aurora_lora.lab.experiments.recipe_kinds import load_any
@@ -97,7 +97,7 @@ def pretrain(
 ) -> None:
     """Train a small model that no package has, once, into the cache.
 
-    `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command goes on from the last
+    `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command resumes from the last
     checkpoint.
     """
     from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
@@ -153,12 +153,14 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="[V] in them stands for the subject.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the images.")] = ...,  # type: ignore[assignment]
     form: Annotated[
-        str | None, typer.Option("--form", help="Of the adapter; the one that the run deploys by default.")
+        str | None, typer.Option("--form", help="Form of the adapter; by default the one that is deployed.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", "-n", help="Of each prompt.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="The recipe's by default.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Of denoising; the recipe's by default.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Scale; the recipe's by default.")] = None,
+    images: Annotated[int, typer.Option("--images", "-n", help="Images for each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed; by default the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps; by default the recipe's.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Guidance scale; by default the recipe's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Generate images with a run of subject-driven generation: one file each, and grid.png with all."""
@@ -189,15 +191,17 @@ def generate(
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT...", help="What to judge; for images, the files. Or FILE --output OUT.")
+        list[str], typer.Argument(metavar="TEXT...", help="Texts to label, or image files; or FILE --output OUT.")
     ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answer each row of FILE, into a line of OUT."),
     ] = None,
-    form: Annotated[str | None, typer.Option("--form", help="Of a run; the one that it deploys by default.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--form", help="Form of a run; by default the one that is deployed.")
+    ] = None,
     columns: Annotated[
-        list[str] | None, typer.Option("--column", help="Of FILE: the texts; by default as the run was trained.")
+        list[str] | None, typer.Option("--column", help="Column of FILE with the texts; by default as in training.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows or texts at a time.")] = 16,
     as_json: Json = False,

@@ -48,16 +48,12 @@ def _short(text: str) -> str:
 def _print_test_sets(console: Console, result: Result, by_test_set: dict[str, Scores]) -> None:
     """The main metric of each form on each test set; a row for each set."""
     metric = metric_named(result["metric"]["name"])
-    table = Table(title=metric.heading, title_justify="left")
-    table.add_column("test set")
-    table.add_column("examples", justify="right")
     forms = list(next(iter(by_test_set.values())))
-    for form in forms:
-        table.add_column(form.replace(MERGED, result["method"]), justify="right")
+    table = TextTable("", ["test set", "examples", *(form.replace(MERGED, result["method"]) for form in forms)])
     for test_set, scores in by_test_set.items():
         cells = [metric.shown(scores[form][metric.name]) for form in forms]
-        table.add_row(test_set, f"{result['metric']['examples'][test_set]:,}", *cells)
-    console.print(table)
+        table.rows.append([test_set, f"{result['metric']['examples'][test_set]:,}", *cells])
+    print_table(console, metric.heading, table)
 
 
 def print_scores(console: Console, title: str, method: str, scores: Scores, deployed: str) -> None:

@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on(aurora: Invoke, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("aurora_lora.lab.report.bench_tables.tables", lambda *_: [])
     first = aurora("minilm-l6", "scaling", *QUICK, "-o", tmp_path)
     assert first.exit_code == 130
-    assert first.stderr == "interrupted: the same command goes on where it was\n"
+    assert first.stderr == "interrupted: the same command resumes where it was\n"
     broken.clear()
     assert aurora("minilm-l6", "scaling", *QUICK, "-o", tmp_path).exit_code == 0
     assert done == ["minilm-l6", "scaling"]

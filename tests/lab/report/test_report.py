@@ -134,8 +134,7 @@ def test_gap_figure_has_a_panel_for_each_kind_of_module() -> None:
     ]
     figure = gap_figure({"layers": layers})
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["query", "value"]
-    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
-    assert lines["static (the paper's merge)"] == pytest.approx([30, 60, 90])
+    assert series(figure.axes[0])["static (the paper's merge)"] == pytest.approx([30, 60, 90])
     with pytest.raises(UserError, match="at least one layer"):
         gap_figure({"layers": []})
 

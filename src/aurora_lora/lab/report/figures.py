@@ -58,6 +58,15 @@ def legend(figure: Figure, ax: Axes) -> None:
     figure.legend(handles, names, loc="outside lower left", ncols=columns, **look)
 
 
+def draw_range(ax: Axes, x: Sequence[float], values: Sequence[Sequence[float]], **look: Any) -> None:
+    """The mean at each x, with the range as a bar; a gap in the line where there are no values."""
+    there = [found or [math.nan] for found in values]
+    means = [statistics.fmean(found) for found in there]
+    down = [mean - min(found) for mean, found in zip(means, there, strict=True)]
+    up = [max(found) - mean for mean, found in zip(means, there, strict=True)]
+    ax.errorbar(x, means, [down, up], capsize=2.5 if max(map(len, there)) > 1 else 0, **look)
+
+
 def about(figure: Figure, subject: str) -> Figure:
     """The figure with what it is about, task and model, above its own title."""
     lines = filter(None, (subject, figure.get_suptitle()))
@@ -98,18 +107,8 @@ def forms_figure(results: Sequence[Result]) -> Figure:
     for ax, (name, label, factor) in zip(axes, panels, strict=True):
         for offset, form in zip((-0.06, 0.0, 0.06), FORMS.values(), strict=True):
             scores = [[run["metric"]["by_form"][form.name][name] for run in groups[rate]] for rate in rates]
-            values = [_or_gap([factor * value for value in finite(found)]) for found in scores]
-            means = [statistics.fmean(v) for v in values]
-            errors = [[m - min(v) for m, v in zip(means, values, strict=True)]]
-            errors.append([max(v) - m for m, v in zip(means, values, strict=True)])
-            ax.errorbar(
-                [place + offset for place in places],
-                means,
-                errors,
-                label=form.label,
-                capsize=2.5,
-                **FORM_STYLES[form.name],
-            )
+            values = [[factor * value for value in finite(found)] for found in scores]
+            draw_range(ax, [place + offset for place in places], values, label=form.label, **FORM_STYLES[form.name])
         ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
         ax.set_xlabel("learning rate of the adapter")
         ax.set_ylabel(label)
@@ -138,16 +137,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
     top = max((value for values in every for value in values), default=0.0)
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
         for form, layers in forms.items():
-            errors = [_or_gap(values) for values in layers.values()]
-            means = [statistics.fmean(values) for values in errors]
-            low = [mean - min(values) for mean, values in zip(means, errors, strict=True)]
-            high = [max(values) - mean for mean, values in zip(means, errors, strict=True)]
-            ax.plot(range(len(means)), means, label=FORMS[form].label, **FORM_STYLES[form])
-            if len(gaps) > 1:
-                colour = FORM_STYLES[form]["color"]
-                ax.errorbar(
-                    range(len(means)), means, [low, high], fmt="none", ecolor=colour, elinewidth=0.8, capsize=2.5
-                )
+            draw_range(ax, range(len(layers)), [*layers.values()], label=FORMS[form].label, **FORM_STYLES[form])
         ax.set_title(kind, fontsize=9, loc="left")
         ax.set_xlabel("layer")
         ax.locator_params(axis="x", integer=True)
@@ -155,8 +145,3 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
     axes[0].set_ylabel("error of the adapter's output, %", fontsize=9)
     legend(figure, axes[0])
     return figure
-
-
-def _or_gap(values: Sequence[float]) -> Sequence[float]:
-    """NaN in place of no values: a gap in a line."""
-    return values or [math.nan]

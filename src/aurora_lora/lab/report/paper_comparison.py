@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from ...text_table import TextTable
 from ..experiments.suite import Cell, Suite, score_of
 from .tables import count
@@ -141,35 +138,25 @@ def _with_averages(suite: Suite, chosen: Sequence[Cell], found: Sequence[Compare
     return result
 
 
-def tables(suite: Suite, compared: Sequence[Compared]) -> Iterator[Table]:
-    """A table for each group, 80 columns wide."""
+def tables(suite: Suite, compared: Sequence[Compared], *, full: bool = False) -> Iterator[TextTable]:
+    """A table for each group, 80 columns wide; in full with the parameters, and each method's name in each row."""
+    params = ["params, paper", "params, ours"] if full else []
+    headers = ["method", *params, "data", "paper", f"ours, {suite.statistic}", "difference", "std. dev.", "seeds"]
     for group in dict.fromkeys(one.group for one in compared):
-        table = Table(title=group, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        table.add_column("method")
-        table.add_column("data")
-        for name in ("paper", f"ours, {suite.statistic}", "difference", "std. dev.", "seeds"):
-            table.add_column(name, justify="right")
-        rows = [one for one in compared if one.group == group]
-        for index, one in enumerate(rows):
-            is_new = index == 0 or rows[index - 1].row != one.row
-            if is_new and index:
-                table.add_section()
-            table.add_row(*_cells(one, is_new))
+        table, last = TextTable(group, headers, align="l" if full else "llr"), ""
+        for one in (one for one in compared if one.group == group):
+            ours = "" if one.params is None or one.most_params is None else count(one.params, one.most_params)
+            name = one.row if full or one.row != last else ""
+            table.rows.append([name, *([one.paper_params or "", ours] if full else []), *_cells(one)])
+            last = one.row
         yield table
 
 
 def markdown(suite: Suite, compared: Sequence[Compared]) -> str:
     """The same as a Markdown page, with the parameters."""
     lines = [f"# {suite.title}", ""]
-    for group in dict.fromkeys(one.group for one in compared):
-        lines += [f"## {group}", ""]
-        headers = ["method", "params, paper", "params, ours", "data", "paper", f"ours, {suite.statistic}"]
-        table = TextTable("", [*headers, "difference", "std. dev.", "seeds"], align="l")
-        for one in (one for one in compared if one.group == group):
-            name, data, *numbers = _cells(one, True)
-            params = "" if one.params is None or one.most_params is None else count(one.params, one.most_params)
-            table.rows.append([name, one.paper_params or "", params, data, *numbers])
-        lines += [table.markdown(), ""]
+    for table in tables(suite, compared, full=True):
+        lines += [f"## {table.title}", "", table.markdown(), ""]
     for note in notes(suite, compared):
         lines += [note.replace("*", "\\*"), ""]
     return "\n".join(lines).strip() + "\n"
@@ -182,12 +169,11 @@ def notes(suite: Suite, compared: Sequence[Compared]) -> list[str]:
     return found if suite.note is None else [*found, suite.note]
 
 
-def _cells(one: Compared, is_new: bool) -> list[str]:
+def _cells(one: Compared) -> list[str]:
     star = "*" if one.quoted and one.paper is not None else ""
     total = len(one.scores) + one.missing
     seeds = "" if not total else str(total) if not one.missing else f"{len(one.scores)} of {total}"
     return [
-        one.row if is_new else "",
         one.column,
         "" if one.paper is None else f"{one.paper:.1f}{star}",
         "" if one.ours is None else f"{one.ours:.1f}",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from ...text_table import TextTable
 from ..experiments.estimate import unfit
 from ..experiments.suite import Suite
 
@@ -15,7 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "K"))
 
 
-def plan_tables(suite: Suite, rows: Rows) -> Iterator[Table]:
+def plan_tables(suite: Suite, rows: Rows) -> Iterator[TextTable]:
     """A table for each model."""
     for model in dict.fromkeys(row["model"] for row in rows):
         yield _table(suite, model, [row for row in rows if row["model"] == model])
@@ -42,23 +40,19 @@ def plan_lines(rows: Rows) -> Iterator[str]:
     yield "Memory and time are estimates from shapes. Params are trained; the head is not among them."
 
 
-def _table(suite: Suite, model: str, rows: Rows) -> Table:
+def _table(suite: Suite, model: str, rows: Rows) -> TextTable:
     data = list(dict.fromkeys(row["data"] for row in rows))
     named = all(row["recipe"].endswith(row["data"]) for row in rows)
     title = f"{suite.title}: {model}" + (f", {data[0]}" if len(data) == 1 and not named else "")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
     with_data = len(data) > 1 and not named
-    if with_data:
-        table.add_column("data", no_wrap=True)
-    for name in ("params", "memory", "time", "done"):
-        table.add_column(name, justify="right", no_wrap=True)
+    about = ["recipe", *(["data"] if with_data else [])]
+    table = TextTable(title, [*about, "params", "memory", "time", "done"], align="l" * len(about) + "r")
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         runs = [row for row in rows if row["recipe"] == recipe]
         first, done = runs[0], sum(row["status"] == "finished" for row in runs)
         memory = f"{first['memory_gb']:.{1 if first['memory_gb'] < 1000 else 0}f} GB{'' if first['fits'] else '!'}"
         cells = [_count(first["params"]["adapter"]), memory, _time(first["hours"]), f"{done}/{len(runs)}"]
-        table.add_row(recipe, *([first["data"]] if with_data else []), *cells)
+        table.rows.append([recipe, *([first["data"]] if with_data else []), *cells])
     return table
 
 
