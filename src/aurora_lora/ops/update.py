@@ -65,8 +65,10 @@ def add_update(
         x: (..., d_in), in A's dtype, or under autocast.
         A: (r, d_in).
         B: (d_out, r).
-        H, spline_weight, anl: as in `adaptive_nonlinear`.
+        H: as in `adaptive_nonlinear`.
+        spline_weight: likewise.
         scaling: s = alpha / r.
+        anl: which parts sigma has.
 
     Returns:
         (..., d_out) in the dtype of `result`.
@@ -103,8 +105,14 @@ def linear_with_update(
 
     Args:
         x: (..., d_in).
-        weight, bias: (d_out, d_in) and (d_out,), not trained.
-        A, B, H, spline_weight, scaling, anl: as in `add_update`.
+        weight: (d_out, d_in), not trained.
+        bias: (d_out,), not trained.
+        A: this and the following as in `add_update`.
+        B: (d_out, r).
+        H: (r, r).
+        spline_weight: (r, K).
+        scaling: s.
+        anl: which parts sigma has.
     """
     chosen = choose(len(A), anl, x, weight, bias, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand) or torch.is_autocast_enabled(x.device.type):
