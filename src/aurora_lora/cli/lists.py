@@ -57,7 +57,7 @@ def list_command(
 
 def init(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="classification, regression, multi-label, choices or images.")
+        str, typer.Argument(metavar="KIND", help="classification, regression, multi-label, choices, images or chat.")
     ],
 ) -> None:
     """Print a commented recipe to start from with your own data: `aurora init classification > mine.yaml`."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image as Pillow
+from pyarrow import parquet
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.own.kinds import OWN
@@ -208,6 +210,14 @@ def test_a_label_of_the_test_file_that_training_has_not(kind: str) -> None:
     _load(kind, _rows(["a", "b", "c"] * 9), test_data=[{"text": "new", "label": "c"}])
 
 
+def test_texts_of_a_parquet_file_that_are_no_text() -> None:
+    offsets = b"".join(n.to_bytes(4, "little") for n in range(31))
+    texts = pa.Array.from_buffers(pa.string(), 30, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * 30)])
+    parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 15}), "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet has text that is no UTF-8: .* byte 0xff"):
+        _load("classification", "rows.parquet")
+
+
 def test_a_switch_that_is_none() -> None:
     rows = [{"text": f"t {n}", "a": n % 2, "b": n} for n in range(9)]
     with pytest.raises(UserError, match=r"row 3: 'b' is 2, which is neither 0 nor 1"):
@@ -221,7 +231,7 @@ def test_a_file_that_is_no_image() -> None:
         _load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", [kind.name for kind in OWN.values() if kind.columns])
 def test_a_column_that_is_not_there(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _write("rows.jsonl", [{"txt": "a", "n": 1}])
     columns = OWN[kind].columns

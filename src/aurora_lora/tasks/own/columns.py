@@ -34,13 +34,10 @@ def text(value: Any, column: str) -> str:
 
 def values(piece: Piece, columns: Sequence[str]) -> Iterator[Any]:
     """What stands in a column, or the list of what stands in several; a class as its name."""
-    with extra("train"):
-        from datasets import ClassLabel
-    data = piece.data.select_columns(list(columns))
-    names = {one: data.features[one].names for one in columns if isinstance(data.features[one], ClassLabel)}
-    for batch in data.iter(batch_size=1000):
-        lists = [[_named(value, names.get(column)) for value in batch[column]] for column in columns]
-        yield from lists[0] if len(lists) == 1 else map(list, zip(*lists, strict=True))
+    names = {column: declared(piece, column) for column in columns}
+    for row in piece.rows(columns):
+        found = [_named(row[column], names[column]) for column in columns]
+        yield found[0] if len(found) == 1 else found
 
 
 def _named(value: Any, names: Sequence[str] | None) -> Any:

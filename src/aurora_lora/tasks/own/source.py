@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,24 @@ class Piece:
             raise UserError(
                 f"task.{field}: {self.name} has no column '{column}' (it has {', '.join(map(repr, there))}{hint})"
             )
+
+    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Columns of each row, a batch at a time; an image as its file: `bytes` or `path`.
+
+        Raises:
+            UserError: what should be text is none.
+        """
+        with extra("train"):
+            from datasets import Image
+        data = self.data.select_columns(list(columns))
+        for name in columns:
+            if isinstance(data.features[name], Image):
+                data = data.cast_column(name, Image(decode=False))
+        try:
+            for batch in data.iter(batch_size=1000):
+                yield from ({name: batch[name][at] for name in columns} for at in range(len(batch[columns[0]])))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.name} has text that is no UTF-8: {error}") from error
 
 
 class Pieces(dict[str, Piece]):

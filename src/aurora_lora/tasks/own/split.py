@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
 from aurora_lora.tasks.hub import seeded_order
 from aurora_lora.tasks.own.source import SPLITS, Piece, Pieces
 from aurora_lora.tasks.task import SplitSizes
@@ -109,24 +108,12 @@ def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) ->
         UserError: a row that cannot be used; names the first of them.
     """
     found = []
-    for number, row in enumerate(rows(piece, columns), start=1):
+    for number, row in enumerate(piece.rows(columns), start=1):
         try:
             found.append(hashlib.blake2b(key(row).encode("utf-8", "surrogatepass"), digest_size=16).digest())
         except BadRow as error:
             raise UserError(f"{piece.name}, row {number}: {error}") from error
     return found
-
-
-def rows(piece: Piece, columns: Sequence[str]) -> Iterator[Row]:
-    """Columns of each row, a batch at a time; an image as its file: `bytes` or `path`."""
-    with extra("train"):
-        from datasets import Image
-    data = piece.data.select_columns(list(columns))
-    for name in columns:
-        if isinstance(data.features[name], Image):
-            data = data.cast_column(name, Image(decode=False))
-    for batch in data.iter(batch_size=1000):
-        yield from ({name: batch[name][at] for name in columns} for at in range(len(batch[columns[0]])))
 
 
 def _order(groups: Mapping[bytes, Sequence[int]], seed: int, strata: Sequence[Hashable] | None) -> list[bytes]:
