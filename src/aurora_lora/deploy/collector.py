@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .inputs import NO_BATCHES, Batch, Runner, input_geometry, watched
+from .inputs import NO_BATCHES, Batch, Runner, input_geometry, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
 from .processes import calls_of_processes
 
@@ -81,7 +81,7 @@ class Collector:
         """
         n = 0
         try:
-            with watched((target.module, partial(self._see, target)) for target in self.targets):
+            with watched_inputs((target.module, partial(self._see, target)) for target in self.targets):
                 for batch in batches:
                     self.runner.run(batch)
                     n += 1

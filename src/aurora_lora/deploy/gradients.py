@@ -147,7 +147,7 @@ Keep = Callable[[Tensor], tuple[Tensor, See]]
 
 
 @contextmanager
-def watched(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
+def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
     """Within the block, show the gradient of each layer's output in every backward pass."""
 
     def hook(keep: Keep) -> Any:

@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from ..finite import is_finite
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .calibrate import check_unmerged, trained_state
-from .inputs import NO_BATCHES, Runner, as_batches, watched
+from .inputs import NO_BATCHES, Runner, as_batches, watched_inputs
 
 Layers = dict[tuple[str, str], Tensor]
 
@@ -52,7 +52,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
                 pieces = found.setdefault((path, name), [])
                 watchers.append((layer, partial(_keep, runner, layer, name, pieces)))
         n = 0
-        with watched(watchers):
+        with watched_inputs(watchers):
             for batch in as_batches(batches) if watchers else ():
                 runner.run(batch)
                 n += 1

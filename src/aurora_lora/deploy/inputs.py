@@ -166,13 +166,13 @@ class Runner:
 
 
 @contextmanager
-def watched(layers: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
+def watched_inputs(layers: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> Iterator[None]:
     """While the block runs, each layer shows its input to the function beside it before it computes."""
     with ExitStack() as hooks:
         for module, see in layers:
 
             def hook(_: nn.Module, args: Any, kwargs: dict[str, Any], see: Callable[[Tensor], None] = see) -> None:
-                see(args[0] if args else kwargs["x"])
+                see(args[0] if args else kwargs["x"] if "x" in kwargs else next(iter(kwargs.values())))
 
             hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .float64 import float64_pieces, to_float64
-from .inputs import Runner, watched
+from .inputs import Runner, watched_inputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FormSums:
 
     def watching(self) -> AbstractContextManager[None]:
         """While entered, the inputs that reach the layers are taken in."""
-        return watched((entry.layer, partial(self._add, entry)) for entry in self.layers.values())
+        return watched_inputs((entry.layer, partial(self._add, entry)) for entry in self.layers.values())
 
     def _add(self, entry: _LayerSums, x: Tensor) -> None:
         entry.add(self.runner.vectors(entry.layer, x))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..finite import is_finite
 from .float64 import float64_device, has_slow_float64, row_pieces
-from .processes import sum_over_processes
+from .processes import count_over_processes, sum_over_processes
 from .products import add_gram, mirror
 
 
@@ -64,7 +64,8 @@ class SharedInput:
         """The whole sum, over all processes."""
         moment = moment_of(self)
         mirror(moment)
-        self.vectors = sum_over_processes(self.vectors, moment.device, moment)
+        self.vectors = count_over_processes(self.vectors, moment.device)
+        sum_over_processes(moment)
 
 
 @dataclass
@@ -114,8 +115,8 @@ class LayerMoments:
 
     def finish(self) -> None:
         """The sums over all processes, but for the shared one."""
-        own = (*self.cross.values(), *self.power.values())
-        self.vectors = sum_over_processes(self.vectors, moment_of(self.shared).device, *own)
+        self.vectors = count_over_processes(self.vectors, moment_of(self.shared).device)
+        sum_over_processes(*self.cross.values(), *self.power.values())
 
     def is_finite(self) -> bool:
         """Whether all its sums are."""

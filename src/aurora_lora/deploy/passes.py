@@ -81,7 +81,7 @@ def _half_of_free(device: torch.device) -> int:
     free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
     if device.type != "cuda" and several_processes():
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
-    return least_of_processes(int(free // 2), device)
+    return least_of_processes([int(free // 2)], device)[0]
 
 
 def _free_on_cuda(device: torch.device) -> int:

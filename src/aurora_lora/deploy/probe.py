@@ -11,17 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import aurora_layers
 from ..tuner.peft_names import check_target_module_exists
 from .calibrate import trained_state
-from .gradients import See, Weight, frozen, frozen_weights, watched
-from .inputs import Runner, as_batches
+from .float64 import float64_device
+from .gradients import See, Weight, frozen, frozen_weights, watched_gradients
+from .inputs import Runner, as_batches, watched_inputs
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
-from .processes import several_processes
+from .processes import least_of_processes, sum_over_processes
 
 OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""
@@ -285,13 +285,12 @@ class _Sketch:
     def sees_vectors(self) -> Any:
         """For the deviations: sums of 1, z and z^2 over the vectors that are no padding."""
         rows, weight = self.rows[: self.rank].to(self.device), self.weight
-        self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=_with_float64(self.device))
+        self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=float64_device(self.device))
         self.count = torch.zeros((), dtype=torch.int64, device=self.device)
 
-        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
+        def add(x: Tensor) -> None:
             if type(weight) is Weight:
-                x = self.runner.vectors(module, x)
+                x = self.runner.vectors(weight.layer, x)
             z = weight.project(x.to(self.dtype), rows).flatten(0, 1).to(self.total)
             self.total += torch.stack((z.sum(0), z.square().sum(0)))
             self.count += len(z)
@@ -309,10 +308,6 @@ class _Sketch:
             self.rows[: self.rank].float(),
             (square - mean.square()).clamp(min=0).sqrt().float(),
         )
-
-
-def _with_float64(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 # -------------------------------------------------------------------- the passes
@@ -338,7 +333,7 @@ class _Work:
         self.groups = max(self.groups, len(groups))
         for group in groups:
             count = torch.zeros((), dtype=torch.int64, device=self.runner.device)
-            with watched([(one.weight.layer, begin(one)) for one in group]):
+            with watched_gradients([(one.weight.layer, begin(one)) for one in group]):
                 for inputs in self._inputs():
                     count += 1
                     value = self.loss(self.runner.model, inputs)
@@ -346,7 +341,7 @@ class _Work:
                         torch.autograd.backward(value)
                     for one in group:
                         one.end_of_batch()
-            self._sum([count, *(one.total for one in group)])
+            sum_over_processes(count, *(one.total for one in group))
             self.batches = int(count)
             if not self.batches:
                 raise CalibrationError("probe needs at least one batch, and `batches` gave none.")
@@ -356,33 +351,21 @@ class _Work:
     @torch.no_grad()
     def forward(self, sketches: list[_Sketch]) -> None:
         """A pass for the deviations."""
-        with ExitStack() as stack:
-            for one in sketches:
-                hook = one.weight.layer.register_forward_pre_hook(one.sees_vectors(), with_kwargs=True)
-                stack.callback(hook.remove)
+        with watched_inputs([(one.weight.layer, one.sees_vectors()) for one in sketches]):
             for inputs in self._inputs():
                 self.loss(self.runner.model, inputs)
                 if all(one.count >= ENOUGH for one in sketches):
                     break
-        self._sum([total for one in sketches for total in (one.total, one.count)])
+        sum_over_processes(*(total for one in sketches for total in (one.total, one.count)))
 
     def _inputs(self) -> Any:
         for i, batch in enumerate(self.data.one_pass()):
             torch.manual_seed(self.seed + i)  # what is random in spite of eval mode is the same in each pass
             yield self.runner.read(batch)
 
-    @staticmethod
-    def _sum(totals: Iterable[Tensor]) -> None:
-        if several_processes():
-            for total in totals:
-                dist.all_reduce(total)
-
     def _packed(self, sketches: list[_Sketch], need: Callable[[_Sketch], int]) -> list[list[_Sketch]]:
-        needs = [need(one) for one in sketches]
-        if several_processes():  # their inputs differ in length
-            shared = torch.tensor(needs, device=self.runner.device)
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-            needs = shared.tolist()
+        # the most that one process needs: their inputs differ in length
+        needs = [-least for least in least_of_processes([-need(one) for one in sketches], self.runner.device)]
         groups: list[list[_Sketch]] = []
         room = 0
         for one, size in zip(sketches, needs, strict=True):

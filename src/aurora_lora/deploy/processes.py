@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,23 +18,27 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def sum_over_processes(count: int, device: torch.device, *totals: Tensor) -> int:
-    """The sum of a count; the tensors, on this device, are summed in place."""
-    if not several_processes():
-        return count
-    counted = torch.tensor(count, device=device)
-    for each in (counted, *totals):
-        dist.all_reduce(each)
-    return int(counted)
+def sum_over_processes(*totals: Tensor) -> None:
+    """Sum each tensor over the processes, in place."""
+    if several_processes():
+        for each in totals:
+            dist.all_reduce(each)
 
 
-def least_of_processes(number: int, device: torch.device) -> int:
-    """The least that one of them has."""
+def count_over_processes(count: int, device: torch.device) -> int:
+    """The sum of a count."""
+    total = torch.tensor(count, device=device)
+    sum_over_processes(total)
+    return int(total)
+
+
+def least_of_processes(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """The least that one of them has, of each number."""
     if not several_processes():
-        return number
-    least = torch.tensor(number, dtype=torch.int64, device=device)
+        return list(numbers)
+    least = torch.tensor(numbers, dtype=torch.int64, device=device)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    return int(least)
+    return [int(number) for number in least]
 
 
 def calls_of_processes(calls: Calls, failure: CalibrationError | None, most: int, device: torch.device) -> list[Calls]:
