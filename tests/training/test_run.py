@@ -128,6 +128,15 @@ def test_another_recipes_folder(run: Run, write_recipe: WriteRecipe) -> None:
     assert "they differ in method.r (there 2, here 3), seed (there 0, here 1):" in str(caught.value)
 
 
+def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
+    assert (folder / "recipe.yaml").exists()
+    run = train(load_recipe(write_recipe()), folder)
+    assert yaml_text.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
+
+
 def test_folder_with_something_else(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds adapter but no recipe\.yaml"):

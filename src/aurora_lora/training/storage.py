@@ -178,12 +178,15 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe.
 
     Which test sets are scored is no part of that: it changes nothing before the end, and others can be scored later;
-    nor is what it reports to.
+    nor is what it reports to. A run that ended before anything was made, as where its data could not be read, leaves
+    the folder to the next.
     """
     if not (folder / RECIPE).exists():
         for name in (ADAPTER, LORA, CHECKPOINTS, RESULT):
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
+        return
+    if {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {RECIPE}:
         return
     check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds")
 
