@@ -10,10 +10,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
+import chats
 import own_files
 import tiny
+from transformers import AutoTokenizer
 
 SCRIPT = """
+import re
 import sys
 from pathlib import Path
 import aurora_lora
@@ -30,8 +33,9 @@ def aurora(*args):
 for kind, model, text in (line.split("|") for line in sys.argv[2:]):
     data, *changes = sys.stdin.readline().split("|")
     recipe = aurora("init", kind)
-    assert "  data: #" in recipe
-    Path(f"{kind}.yaml").write_text(recipe.replace("  data: #", f"  data: {data} #"))
+    filled = re.sub("^  data:", f"  data: {data.strip()}", recipe, flags=re.M)
+    assert filled != recipe
+    Path(f"{kind}.yaml").write_text(filled)
     few = ["training.epochs=1", "training.threads=1", *map(str.strip, changes)]
     aurora("train", f"{kind}.yaml", f"model={model}", *few, "--output", f"runs/{kind}")
     aurora("train", kind, f"task.data={data}", f"model={model}", *few, "--output", f"runs/{kind}")  # the same run
@@ -47,6 +51,7 @@ KINDS = {
     "multi-label": ("bert", "the film was good"),
     "choices": ("causal", "the film was good"),
     "images": ("vit", "pictures/red/0.png"),
+    "chat": ("talkative", "the film was good"),
 }
 """Of each kind, the model and what is predicted."""
 
@@ -64,8 +69,14 @@ def test_own_data_from_a_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     tiny.save_model(here / "bert")
     tiny.save_language_model(here / "causal")
     tiny.save_vit(here / "vit")
+    tiny.save_language_model(here / "talkative")
+    tokenizer = AutoTokenizer.from_pretrained(here / "talkative")
+    tokenizer.chat_template = chats.GENERATION
+    tokenizer.save_pretrained(here / "talkative")
+    chats.write(here / "chats.jsonl", count=own_files.ROWS)
     kinds = [f"{kind}|{model}|{text}" for kind, (model, text) in KINDS.items()]
-    data = "".join("|".join(own_files.OVERRIDES[kind]).removeprefix("task.data=") + "\n" for kind in KINDS)
+    changes = {**own_files.OVERRIDES, "chat": ["task.data=chats.jsonl"]}
+    data = "".join("|".join(changes[kind]).removeprefix("task.data=") + "\n" for kind in KINDS)
     environment = {
         **os.environ,
         "PYTHONPATH": str(tmp_path / "installed"),

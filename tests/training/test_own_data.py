@@ -292,7 +292,7 @@ def test_init(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.yaml").write_text(printed.stdout)
     with pytest.raises(Exception, match=r"mine\.yaml: task\.data: this field must be given"):
         load_any("mine.yaml")
-    Path("mine.yaml").write_text(printed.stdout.replace("  data: #", "  data: reviews.csv #"))
+    Path("mine.yaml").write_text(printed.stdout.replace("  data:", "  data: reviews.csv"))
     assert load_any("mine.yaml") == load_any(kind, ["task.data=reviews.csv"])
 
 
