@@ -221,6 +221,11 @@ def test_pairs_of_texts(here: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert load_run("run").task.text_columns == ("text", "text_b")
+    done = aurora("predict", "run", "pairs.csv", "--output", "answers.jsonl")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert len(rows) == own_files.ROWS
+    assert {row["second"] for row in rows} == {"a film"}
 
 
 STUDY = """

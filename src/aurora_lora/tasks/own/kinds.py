@@ -109,15 +109,20 @@ def _array(labels: list[Any]) -> Any:
     return labels if labels and isinstance(labels[0], list) else np.asarray(labels)
 
 
+def _classes(pieces: Pieces, label: str) -> tuple[list[str], cells.Values]:
+    """The names of the classes, and the place in them of each row's."""
+    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
+    names = cells.class_names(pieces, found, cells.declared(pieces["train"], label))
+    places = {name: place for place, name in enumerate(names)}
+    return names, {name: [places[one] for (one,) in some] for name, some in found.items()}
+
+
 def _classification(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
     with extra("train"):
         from datasets import ClassLabel
     pieces = _open(data, columns)
     (label,) = columns["label"]
-    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
-    names = cells.class_names(pieces, found, cells.declared(pieces["train"], label))
-    places = {name: place for place, name in enumerate(names)}
-    labels = {name: [places[one] for (one,) in some] for name, some in found.items()}
+    names, labels = _classes(pieces, label)
     return _split_texts(pieces, columns, labels, ClassLabel(names=names), sizes, split_seed, labels["train"])
 
 
@@ -182,10 +187,7 @@ def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int)
         from datasets import ClassLabel, Image
     pieces = _open(data, columns)
     (image,), (label,) = columns["image"], columns["label"]
-    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
-    names = cells.class_names(pieces, found, cells.declared(pieces["train"], label))
-    places = {name: place for place, name in enumerate(names)}
-    labels = {name: [places[one] for (one,) in some] for name, some in found.items()}
+    names, labels = _classes(pieces, label)
 
     def prepared(name: str, piece: Piece) -> Piece:
         pixels = piece.data.select_columns([image]).rename_columns({image: "image"}).cast_column("image", Image())
