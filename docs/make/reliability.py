@@ -9,17 +9,17 @@ from aurora_lora.text_table import TextTable
 
 COUNTS = {
     "inputs": "inputs",
-    "refused": "refused in words",
-    "accepted": "accepted, and right",
+    "refused": "rejected with a message",
+    "accepted": "accepted, correct",
     "tracebacks": "tracebacks",
-    "silent": "accepted, and wrong",
+    "silent": "accepted, wrong",
 }
 
 
 def reliability_tables(record: Mapping[str, Any]) -> dict[str, str]:
     """The blocks of the page by name: what came of each kind of input, and of the kills."""
     layers: Mapping[str, Mapping[str, Any]] = record["layers"]
-    table = TextTable("", ["kind", "what is drawn", *COUNTS.values()], align="llr")
+    table = TextTable("", ["kind", "inputs drawn", *COUNTS.values()], align="llr")
     for name, tally in layers.items():
         table.rows.append([name, tally["what"], *(f"{tally[key]:,}" for key in COUNTS)])
     total = [f"**{sum(tally[key] for tally in layers.values()):,}**" for key in COUNTS]

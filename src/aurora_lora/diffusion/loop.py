@@ -205,7 +205,7 @@ class Loop:
 
     def last_checkpoint(self) -> Path | None:
         """The last whole checkpoint, if there is one."""
-        return on_main(lambda: storage.last_whole(self.checkpoints))
+        return on_main(lambda: storage.last_intact(self.checkpoints))
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.

@@ -195,7 +195,7 @@ def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") ->
     return DatasetDict(loaded)
 
 
-def _whole(text: str) -> str:
+def _by_text(text: str) -> str:
     return text
 
 
@@ -212,8 +212,8 @@ def _winograd_sentence(text: str) -> str:
 
 GROUPS: dict[str, Callable[[str], str]] = {
     "siqa": _situation,
-    "wikihow-goal": _whole,
-    "strategyqa": _whole,
+    "wikihow-goal": _by_text,
+    "strategyqa": _by_text,
     "winowhy": _winograd_sentence,
 }
 

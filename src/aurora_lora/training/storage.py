@@ -85,7 +85,7 @@ def write_manifest(checkpoint: Path) -> None:
     (checkpoint / MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_intact(checkpoint: Path) -> bool:
     """Whether every file that the manifest lists is there as it was written."""
     try:
         digests = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def last_whole(folder: Path, needs: Callable[[Path], Iterable[Path]] = lambda checkpoint: ()) -> Path | None:
+def last_intact(folder: Path, needs: Callable[[Path], Iterable[Path]] = lambda checkpoint: ()) -> Path | None:
     """The last whole checkpoint. Later ones, which are damaged, are deleted: a warning says from where the run goes on.
 
     Args:
@@ -115,7 +115,7 @@ def last_whole(folder: Path, needs: Callable[[Path], Iterable[Path]] = lambda ch
     damaged: list[str] = []
     found = None
     for step, checkpoint in reversed(there.items()):
-        broken = [checkpoint] if not is_whole(checkpoint) else [one for one in needs(checkpoint) if not is_whole(one)]
+        broken = [checkpoint] if not is_intact(checkpoint) else [one for one in needs(checkpoint) if not is_intact(one)]
         if not broken:
             found = step
             break

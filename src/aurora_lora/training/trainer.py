@@ -245,7 +245,7 @@ class RecipeTrainer(Trainer):
         Raises:
             UserError: the run was started with another number of processes, or with its weights in another precision.
         """
-        last = on_main(lambda: storage.last_whole(self.checkpoints, self._best_at))
+        last = on_main(lambda: storage.last_intact(self.checkpoints, self._best_at))
         if last is None:
             return None
         saved = json.loads((last / RUN_STATE).read_text(encoding="utf-8"))
@@ -295,7 +295,7 @@ class RecipeTrainer(Trainer):
         if step is None:
             raise UserError(f"{DIVERGED}: the validation {self.args.metric_for_best_model} was never a number")
         best = self.checkpoints / f"checkpoint-{step}"
-        if not on_main(lambda: storage.is_whole(best)):
+        if not on_main(lambda: storage.is_intact(best)):
             raise UserError(f"{best} is damaged: the same command goes on from what is whole")
         return best
 

@@ -60,7 +60,7 @@ class Kind:
     make: Callable[[Section], Iterable[Made]]
 
 
-def _whole(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], list[Made]]:
+def _of_section(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], list[Made]]:
     return lambda section: [Made(draw(section.groups, section.metric))]
 
 
@@ -127,19 +127,19 @@ KINDS = (
         "scores",
         "Scores, and trained parameters",
         f"Bars: 95% interval of the mean over the seeds. Parameters: outside the head. {BEST}",
-        _whole(score_figure),
+        _of_section(score_figure),
     ),
     Kind(
         "ranks",
         "Score against rank",
         f"Bars: 95% interval of the mean over the seeds. {BEST}",
-        _whole(rank_figure),
+        _of_section(rank_figure),
     ),
     Kind(
         "curves",
         "Learning curves",
         "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
-        _whole(curves_figure),
+        _of_section(curves_figure),
     ),
     Kind(
         "updates",
