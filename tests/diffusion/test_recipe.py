@@ -71,5 +71,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     recipe = validate_as(SubjectRecipe, PLAIN, "x")
     (tmp_path / "recipe.yaml").write_text(dump(recipe.resolved()))
     check_recipe(tmp_path, recipe)
+    check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))  # nothing was made yet
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"they differ in seed \(there 0, here 3\)"):
         check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))
