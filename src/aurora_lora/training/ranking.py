@@ -7,13 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..deploy.probe import LayerProbe
-from ..deploy.ranks import cost, share_out
-from ..errors import AuroraError, UserError
-from ..methods.full import FULL
+from ..deploy.gradients import Weight, frozen_weights
+from ..errors import UserError
 from ..methods.options import TARGETS
 from ..methods.start import PATTERNS, ProbedMethod
-from .probing import Start, probe_for
+from .probing import kept_start
 from .recipe import Recipe
 from .run import make_trainer
 
@@ -49,41 +47,41 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"method.{error}") from error
     asked = recipe.model_copy(update={"method": method})
-    plain = recipe.model_copy(update={"method": FULL})
     with tempfile.TemporaryDirectory() as nowhere:
-        trainer, data = make_trainer(plain, Path(nowhere) / "checkpoints")
-    try:
-        found = probe_for(asked, trainer.module, data, trainer.loss_of)
-        shared = share_out(found.layers, method.options["budget"])
-    except (AuroraError, ValueError) as error:
-        raise UserError(f"method: {' '.join(str(error).split())}") from error
-    resolved = Start(shared.by_layer, {}, {}).resolved(asked).method
+        trainer, _ = make_trainer(asked, Path(nowhere) / "checkpoints")
+        start = kept_start(Path(nowhere))
+    assert start is not None
+    assert start.ranks is not None
+    resolved = start.resolved(asked).method
     usual = resolved.bind({}).options
     unusual = {name: value for name, value in resolved.options.items() if name not in usual or value != usual[name]}
-    layers = [_described(layer, shared.by_layer.get(layer.layer, 0)) for layer in found.layers]
+    layers = [
+        _described(path, weight, start.spectra[path].tolist(), start.ranks.get(path, 0))
+        for path, weight in frozen_weights(trainer.module).items()
+        if path in start.spectra
+    ]
     every = sum(value**2 for layer in layers for value in layer["singular_values"])
     bought = sum(value**2 for layer in layers for value in layer["singular_values"][: layer["rank"]])
     return {
         "schema": 1,
         "budget": method.options["budget"],
-        "weights": shared.weights,
+        "weights": sum(layer["rank"] * layer["direction"] for layer in layers),
         "examples": method.options["probe_examples"],
-        "seconds": found.seconds,
         "energy": bought / every,
         "method": {"name": resolved.name, **unusual},
         "layers": layers,
     }
 
 
-def _described(layer: LayerProbe, rank: int) -> dict[str, Any]:
-    match = re.search(r"(?:^|\.)(\d+)\.(.+)", layer.layer)
+def _described(path: str, weight: Weight, singular_values: list[float], rank: int) -> dict[str, Any]:
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)", path)
     return {
-        "layer": layer.layer,
+        "layer": path,
         "block": int(match[1]) if match else None,
-        "kind": match[2] if match else layer.layer,
-        "d_out": layer.d_out,
-        "d_in": layer.d_in,
-        "direction": cost(layer),
-        "singular_values": [float(value) for value in layer.singular_values],
+        "kind": match[2] if match else path,
+        "d_out": weight.d_out,
+        "d_in": weight.d_in,
+        "direction": weight.d_in + weight.d_out,
+        "singular_values": singular_values,
         "rank": rank,
     }
