@@ -42,7 +42,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 def display(source: str, *_: object, **__: object) -> str:
     """A formula on lines of its own."""
-    return convert(source.strip(), display="block")
+    return f'<div class="formula">{convert(source.strip(), display="block")}</div>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
