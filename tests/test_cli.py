@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 import tiny
 
 from aurora_lora import __version__, cli
+from aurora_lora.cli import common
 from aurora_lora.errors import ArgumentError
 from aurora_lora.training import run as run_module
 from aurora_lora.training import yaml_text
 
 Invoke = Callable[..., Any]
+common.PATIENCE = 60.0  # a slow machine says no more than a fast one
 LONG = "a" * 300
 
 
@@ -411,6 +415,21 @@ def test_a_tokenizer_that_panics(aurora: Invoke, finished: Any, tmp_path: Path) 
     assert done.exit_code == 2
     assert len(done.stderr.splitlines()) == 1
     assert str(copy) in done.stderr or "a tokenizer failed" in done.stderr
+
+
+def test_what_takes_long_before_the_training_is_said(
+    aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*_: object) -> None:
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "PATIENCE", 0.05)
+    monkeypatch.setattr(run_module, "train", wait)
+    first, *_, last = aurora("train", recipe, "-o", tmp_path / "run").stderr.splitlines()
+    assert re.match("aurora: loading .* and the data of tiny-sentiment", first)
+    assert last.startswith("interrupted")
+    time.sleep(0.1)
 
 
 def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
@@ -151,6 +152,35 @@ def progress_bars() -> Callable[[str], ProgressBar]:
 
     quiet_libraries()
     return functools.partial(ProgressBar, stderr())
+
+
+PATIENCE = 2.0
+"""Seconds that a stage before the training may take before a line says what it is."""
+
+
+class Stages:
+    """Says what a command does before it has a bar to show: a line for each stage that takes a while."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, text: str) -> None:
+        """Another stage begins."""
+        self.done()
+        self._timer = threading.Timer(PATIENCE, lambda: complain(f"aurora: {text}"))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done()
+
+    def done(self) -> None:
+        """Something else is shown from here on."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def make_models(names: Sequence[str]) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .common import Json, RunFolder, Split, is_main, make_models, print_json, progress_bars, stderr, stdout
+from .common import Json, RunFolder, Split, Stages, is_main, make_models, print_json, progress_bars, stderr, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.training.progress import ProgressBar
+    from aurora_lora.training.recipe import Recipe
+    from aurora_lora.training.run import Run
 
 
 def train(
@@ -32,33 +34,20 @@ def train(
     DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command resumes
     from the last checkpoint. A finished run is shown again.
     """
-    from aurora_lora.lab.experiments.recipe_kinds import load_any
-    from aurora_lora.training.recipe import Recipe
+    with Stages() as stage:
+        stage("loading PyTorch and Transformers")
+        from aurora_lora.lab.experiments.recipe_kinds import load_any
+        from aurora_lora.training.recipe import Recipe
 
-    plan = load_any(recipe, overrides or ())
-    if not isinstance(plan, Recipe):
+        plan = load_any(recipe, overrides or ())
+        run = _train(plan, output, stage) if isinstance(plan, Recipe) else None
+    if run is None:
         _train_subject(plan, output, as_json)
         return
-    progress = progress_bars()
-    make_models([plan.model])
-    from aurora_lora.training.run import train as run_recipe
-    from aurora_lora.training.storage import RESULT
-    from aurora_lora.training.summary import print_run, written
-
-    bars: list[ProgressBar] = []
-
-    def callbacks() -> list[ProgressBar]:
-        is_reference = plan.reference is not None and (output / RESULT).exists()
-        bars.append(progress(plan.reference.method.name if plan.reference and is_reference else plan.method.name))
-        return bars[-1:]
-
-    try:
-        run = run_recipe(plan, output, callbacks)
-    finally:
-        for bar in bars:
-            bar.stop()
     if not is_main():
         return
+    from aurora_lora.training.summary import print_run, written
+
     if as_json:
         paths = [str(path) for path in written(run)]
         print_json({"result": run.result, "reference": run.reference, "written": paths})
@@ -66,6 +55,30 @@ def train(
     if run.was_finished:
         stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
     print_run(stdout(), run)
+
+
+def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
+    """`aurora train` for all but subject-driven generation."""
+    progress = progress_bars()
+    stage.done()
+    make_models([plan.model])
+    stage(f"loading {plan.model} and the data of {plan.task_title}")
+    from aurora_lora.training.run import train as run_recipe
+    from aurora_lora.training.storage import RESULT
+
+    bars: list[ProgressBar] = []
+
+    def callbacks() -> list[ProgressBar]:
+        is_reference = plan.reference is not None and (output / RESULT).exists()
+        bars.append(progress(plan.reference.method.name if plan.reference and is_reference else plan.method.name))
+        bars[-1].before = stage.done
+        return bars[-1:]
+
+    try:
+        return run_recipe(plan, output, callbacks)
+    finally:
+        for bar in bars:
+            bar.stop()
 
 
 def _train_subject(plan: Any, output: Path, as_json: bool) -> None:

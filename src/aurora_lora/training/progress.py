@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -35,15 +36,19 @@ class ProgressBar(TrainerCallback):
         self.batches = 0
         self.since = 0.0
         self.loss = ""
+        self.before: Callable[[], None] = lambda: None
+        """Called before anything is shown."""
 
     def say(self, lines: Iterable[str]) -> None:
         """Print lines about what is trained."""
+        self.before()
         for line in lines:
             self.console.print(f"{self.title}: {line}", highlight=False, soft_wrap=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.before()
         if not state.is_world_process_zero:
             return
         if 0 < state.global_step < state.max_steps:
@@ -157,11 +162,15 @@ def quiet_libraries() -> None:
     """Switch off the progress bars, load reports and warnings of the libraries underneath; ours are still shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
+    import huggingface_hub
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
+    if sys.stderr.isatty():
+        bars: Any = huggingface_hub.utils
+        bars.enable_progress_bars()  # of downloads
     for name in ("accelerate", "bitsandbytes", "datasets", "torch.distributed", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for package in ("torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"):
