@@ -1,4 +1,4 @@
-"""What a fine-tuning method is, and the two kinds that most are: a PEFT adapter, or some of the model's own weights."""
+"""What a fine-tuning method is, and the kind that most are: an adapter of PEFT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import FormError, UserError, unknown
 from ..forms import MERGED
-from .parameters import head_modules, is_head, keep_in_float32, load_trained, save_trained
+from .parameters import head_modules, keep_in_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -225,48 +225,6 @@ def sort_saved_sets(directory: Path) -> None:
         if isinstance(saved.get(name), list):
             saved[name] = sorted(saved[name])
     path.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class PlainMethod(Method):
-    """A method that trains some of the model's own weights and adds none.
-
-    Args:
-        trains: whether to train a parameter of the body, by its name. The head is always trained.
-        use: of the pretrained weights.
-    """
-
-    trains: Callable[[str], bool]
-    use: BaseUse = "trained"
-
-    @property
-    def base_use(self) -> BaseUse:
-        return self.use
-
-    def checked(self, options: Options) -> dict[str, Any]:
-        check_names(options, ())
-        return {}
-
-    def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_head(model, name) or self.trains(name))
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(f"{self.name} has nothing to train in a {type(model).__name__}: it has no new head")
-        keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
-        return model
-
-    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
-        self.apply(model, "SEQ_CLS")
-        load_trained(model, directory)
-        model.train(False)
-        return model
-
-    def save(self, model: nn.Module, directory: Path) -> None:
-        save_trained(model, directory)
-
-    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
-        self._check_form(form)
-        return model  # type: ignore[return-value]
 
 
 def _unpickled(name: str, options: Options) -> Method:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .base import PlainMethod, TaskType
+from .base import TaskType
 from .parameters import is_head
+from .plain import PlainMethod
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,6 +1,6 @@
 """Full fine-tuning: every weight is trained."""
 
-from .base import PlainMethod
+from .plain import PlainMethod
 
 FULL = PlainMethod(
     name="full",

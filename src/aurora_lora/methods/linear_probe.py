@@ -1,6 +1,6 @@
 """Linear probing: the pretrained body is frozen, the head alone is trained."""
 
-from .base import PlainMethod
+from .plain import PlainMethod
 
 LINEAR_PROBE = PlainMethod(
     name="linear-probe",
