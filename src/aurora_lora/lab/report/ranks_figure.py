@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...text_table import TextTable
+from .colours import colour
 from .figures import new_figure
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _list(ax: Any, record: Mapping[str, Any]) -> None:
         ),
         reverse=True,
     )
-    for taken, style in ((True, {"color": "#0072B2"}), (False, {"color": "#AAAAAA"})):
+    for taken, style in ((True, {"color": colour(record["method"]["name"])}), (False, {"color": "#AAAAAA"})):
         places, total = [], 0
         for value, weights, chosen in directions:
             total += weights
@@ -110,7 +111,7 @@ def _list(ax: Any, record: Mapping[str, Any]) -> None:
         if places:
             label = f"taken ({len(places)})" if taken else "left"
             ax.plot(*zip(*places, strict=True), ".", markersize=3, label=label, **style)
-    ax.axvline(record["budget"], color="#D55E00", linewidth=1, linestyle="--", label="budget")
+    ax.axvline(record["budget"], color="#000000", linewidth=1, linestyle="--", label="budget")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("weights of A and B", fontsize=8.5)
