@@ -196,5 +196,5 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
     assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
     assert "which changes no layer" in refused(prompt, "--data", file)
-    assert "cannot be loaded" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
+    assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
     assert "--model and --data go with the folder of an adapter" in refused(run, "--data", file)

@@ -192,7 +192,7 @@ def test_without_locks_on_a_file_system_that_has_none(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model=/no/such/folder", "model: '/no/such/folder' cannot be loaded"),
+        ("model=/no/such/folder", "model: '/no/such/folder' is no folder"),
         ("method.target_modules=[qury]", "method: "),
         ("training.precision=fp16", "training.precision: 'fp16' needs a GPU"),
         ("training.learning_rate=1e30", "training diverged"),
