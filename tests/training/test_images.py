@@ -288,7 +288,7 @@ def test_workers_read_the_same_images(vit: Path, tmp_path: Path) -> None:
     [
         (
             {"name": "tiny-images", "max_length": 5},
-            "task.max_length: only tasks of multi-label, regression, classification, multiple-choice, chat have it, tiny",
+            "task.max_length: only tasks of multi-label, regression, classification, multiple-choice, chat have it",
         ),
         (
             {"name": "tiny-sentiment", "augment": "shift"},
