@@ -43,7 +43,7 @@ Split = Annotated[
 ]
 
 
-_OPTIONS = {"options": "--set", "inference_steps": "--steps"}
+_OPTIONS = {"options": "--set", "inference_steps": "--steps", "columns": "--column"}
 """Of arguments of the library that have another name here."""
 
 

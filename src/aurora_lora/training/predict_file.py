@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .. import files
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..tasks.own.source import OwnData, open_data
 from ..tasks.own.split import BadRow
 from .merge_and_predict import Predictor
@@ -51,7 +51,9 @@ def predict_file(
                     asked.append(kind.asked(row, named))
                 except KeyError as error:
                     there = ", ".join(map(repr, rows.column_names))
-                    raise UserError(f"{piece.name} has no column {error} (it has {there}): --column names it") from None
+                    raise ArgumentError(
+                        f"{piece.name} has no column {error} (it has {there}): `columns` names it"
+                    ) from None
                 except BadRow as error:
                     raise UserError(f"{piece.name}, row {number}: {error}") from error
             for row, answer in zip(batch, predictor.answers(asked, batch_size), strict=True):
