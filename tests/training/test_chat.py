@@ -19,6 +19,7 @@ from aurora_lora import AuroraConfig, cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.training import load_recipe, load_run, yaml_text
+from aurora_lora.training.batches import FILLS, IgnoreFilling
 from aurora_lora.training.chat_answers import Talk
 from aurora_lora.training.choices import next_token_loss
 from aurora_lora.training.data import load_data
@@ -201,6 +202,39 @@ def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp
     epochs = [entry["validation"]["nll"] for entry in run.result["epochs"]]
     assert run.result["metric"]["selected_by"]["value"] == min(epochs)
     assert len(run.result["samples"]) == 3
+    with network.disable_adapter():  # type: ignore[operator]
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        ids = torch.tensor([examples(run.recipe, model).splits["test"][0]["input_ids"]])
+        with torch.no_grad():
+            torch.testing.assert_close(network(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert run.result["metric"]["before"]["nll"] == pytest.approx(nll_of(base, examples(run.recipe, model)), rel=1e-5)
+
+
+def nll_of(network: Any, data: Any) -> float:
+    """Of the test split's answers, all at once."""
+    batch = data.collate(list(data.splits["test"]))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        return float(next_token_loss(network(**batch), labels))
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) -> None:
+    changes = ["messages", f"task.packing={packing}", "training.checkpoint_every=2"]
+    whole = train(read(*changes), tmp_path / "whole").folder
+    with pytest.raises(KeyboardInterrupt):
+        train(read(*changes), tmp_path / "run", lambda: [tiny.Stop(3)])
+    again = train(read(*changes), tmp_path / "run").folder
+    weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (whole, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_fills_a_place_on_several_processes_is_not_learned(read: Read, model: Path) -> None:
+    for packing in ("true", "false"):
+        data = examples(read("messages", f"task.packing={packing}"), model)
+        two = [data.splits["train"][0], {**data.splits["train"][1], FILLS: True}]
+        batch, alone = IgnoreFilling(data.collate)(two), data.collate(two[:1])
+        assert (batch["labels"] != -100).sum() == (alone["labels"] != -100).sum()
 
 
 @pytest.mark.parametrize(

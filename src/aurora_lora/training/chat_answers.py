@@ -172,6 +172,22 @@ class _Show(TextStreamer):
         self.show(text)
 
 
+def untrained_scores(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict[str, float]:
+    """The metrics of the base model, below its adapter; none where the base's own weights were trained."""
+    model: Any = trainer.module
+    if not _is_untouched(recipe, model):
+        return {}
+    examples: Any = data.fixed((recipe.task.test_sets or ("test",))[0])
+    with model.disable_adapter():
+        found = trainer.evaluate(examples, metric_key_prefix="before")
+    return {name: found[f"before_{name}"] for name in recipe.task.kind.metric_names(data.task)}
+
+
+def _is_untouched(recipe: Recipe, model: Any) -> bool:
+    """Whether the base model is there, below its adapter."""
+    return recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter")
+
+
 def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
     """Answers in held-out conversations, before the training and after, in the form that is deployed.
 
@@ -201,7 +217,7 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
 def _untrained(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Iterator[Any]:
     """The base model: below its adapter, or loaded anew where its own weights were trained."""
     model: Any = trainer.module
-    if recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter"):
+    if _is_untouched(recipe, model):
         with model.disable_adapter():
             yield model
         return

@@ -47,6 +47,7 @@ def build_result(
     epochs: list[dict[str, Any]],
     labels: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
+    before: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
     """The contents of result.json.
@@ -67,6 +68,7 @@ def build_result(
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
         data: what the user's own data was.
+        before: metrics of the base model, before the training, on the test set.
         samples: answers in held-out conversations, before the training and after.
     """
     return {
@@ -82,6 +84,7 @@ def build_result(
             "examples": dict(examples),
             "by_form": files.finite_or_none(mean_scores(test)),
             **({} if set(test) == {split} else {"by_test_set": files.finite_or_none(test)}),
+            **({"before": files.finite_or_none(before)} if before else {}),
             "validation_by_form": files.finite_or_none(validation),
             "selected_by": dict(selected_by),
         },

@@ -405,7 +405,8 @@ def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         epochs=epochs,
         labels=() if task.labels else data.labels,
         data=data.record,
-        samples=recipe.task.kind.samples(recipe, trainer, data),
+        before=kind.before(recipe, trainer, data),
+        samples=kind.samples(recipe, trainer, data),
     )
 
 

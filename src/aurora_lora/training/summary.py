@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..forms import MERGED
-from ..tasks.metrics import metric_named
+from ..tasks.metrics import in_order, metric_named
 from ..text_table import TextTable
 from .results import Result, Scores, examples_scored, score_table
 from .run import Run
@@ -19,6 +19,10 @@ def print_run(console: Console, run: Run) -> None:
     """Scores of every form beside the reference, parameter counts, and what was written."""
     result, reference = run.result, run.reference
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
+    if (before := result["metric"].get("before")) is not None:
+        table.rows.insert(
+            0, ["before the training", *(metric.shown(before[metric.name]) for metric in in_order(before))]
+        )
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
     print_table(console, f"{result['task']}: {examples_scored(result)}", table)
@@ -32,11 +36,16 @@ def print_run(console: Console, run: Run) -> None:
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
         f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
-        f"{took['train_s']:.0f} s of training, {took['samples_per_s']:.0f} examples/s",
+        f"{took['train_s']:.0f} s of training, {_rate(took['samples_per_s'])} examples/s",
         highlight=False,
     )
     for path in written(run):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _rate(value: float) -> str:
+    """Of a large model on a CPU it is below 1."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _short(text: str) -> str:

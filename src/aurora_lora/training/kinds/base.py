@@ -137,6 +137,10 @@ class Kind:
         """Trainer callbacks that the data need."""
         return []
 
+    def before(self, recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict[str, float]:
+        """The metrics of the base model on the first test set, for the result, where it can do the task untrained."""
+        return {}
+
     def samples(self, recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
         """A few answers before and after the training, for the result: `prompt`, `expected`, `before`, `after`."""
         return []
