@@ -278,7 +278,7 @@ def chat_metrics(sums: ArrayLike) -> dict[str, float]:
     if found.ndim != 2 or found.shape[1] != 3 or not found[:, 1].sum():
         raise ValueError(f"expected sums (n, 3) with tokens, got {found.shape}")
     _warn_if_not_finite(found, "log-likelihoods")
-    nll, tokens, right = found.sum(axis=0)
+    nll, tokens, right = map(float, found.sum(axis=0))
     with np.errstate(over="ignore"):
         return {"nll": nll / tokens, "perplexity": float(np.exp(nll / tokens)), "token_accuracy": right / tokens}
 

@@ -134,6 +134,17 @@ def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_pat
         assert sweep.chosen(setting) == ({"training.learning_rate": 3e-2}, 1.0)
 
 
+def test_of_a_metric_that_is_better_when_less_the_least_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
+    base = yaml_text.read(write())["base"]
+    study = load_study(write(base={**base, "task": {"name": "chat", "data": "chats.jsonl"}}))
+    assert study.lower_is_better  # the task's own is nll
+    assert not load_study(write()).lower_is_better
+    sweep = Sweep(study, tmp_path / "study", InProcess(fake))
+    sweep.tune()
+    rate = sweep.chosen(study.settings[0])[0]["training.learning_rate"]
+    assert rate == min(RATES)  # whose score, in `fake`, is the least
+
+
 def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -> None:
     """The likelihood of the chosen epoch, of which less is better."""
     tuning = {"budget": 3, "space": {"training.learning_rate": [1e-3, 3e-2, 1e-1]}}

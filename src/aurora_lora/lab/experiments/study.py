@@ -79,11 +79,6 @@ class Tuning(Section):
     metric: str | None = None
     """Of the validation scores: what the values are chosen by; the task's own if None."""
 
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether the least score is the best; of a task's own metric it is the highest."""
-        return self.metric is not None and metric_named(self.metric).lower_is_better
-
     @field_validator("space")
     @classmethod
     def _no_empty_list(cls, space: Space) -> Space:
@@ -181,6 +176,12 @@ class Study(Section):
     def slug(self) -> str:
         """The name as a folder."""
         return _as_folder(self.name) or "study"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the least of the scores that values are chosen by is the best."""
+        own = self.tuning.metric or self.recipe(self.settings[0], {}, self.seeds[0]).task.definition.metric
+        return metric_named(own).lower_is_better
 
     def space(self, setting: Setting) -> Space:
         """What is tuned of a setting."""
