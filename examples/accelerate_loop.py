@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import common
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from peft import get_peft_model
 
 from aurora_lora import calibrate, export_lora, merge_gap
+
+with common.needs("train"):
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
 
 
 def main() -> None:

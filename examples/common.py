@@ -11,24 +11,41 @@ import argparse
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 from aurora_lora import AuroraConfig
-from aurora_lora.tasks import SplitSizes, get_task
-from aurora_lora.tasks.models import resolve_model
+from aurora_lora.errors import UserError
+from aurora_lora.extras import Extra, extra
+
+
+@contextmanager
+def needs(name: Extra) -> Iterator[None]:
+    """Wraps the imports of packages that an extra installs: where one is missing, the script ends with one line."""
+    try:
+        with extra(name):
+            yield
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+
+
+with needs("train"):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GgufConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    from aurora_lora.tasks import SplitSizes, get_task
+    from aurora_lora.tasks.models import resolve_model
 
 TINY = "tiny"
 Batch = dict[str, torch.Tensor]

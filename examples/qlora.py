@@ -22,6 +22,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from aurora_lora import calibrate
 
+with common.needs("quantized"):
+    import bitsandbytes  # noqa: F401 - Transformers asks for it
+
 
 def quantised(folder: Path) -> Any:
     """The model of a folder in 4 bits."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import common
 import torch
-from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
 
 from aurora_lora import calibrate, export_lora, merge_gap
+
+with common.needs("chat"):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:

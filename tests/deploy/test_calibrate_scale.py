@@ -14,11 +14,13 @@ import torch
 import torch.multiprocessing as mp
 from datasets import Dataset
 from peft import get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -97,6 +99,56 @@ def test_a_dataset_with_its_tokenizer(bert):
         calibrate(bert, dataset, tokenizer=Words(), text_columns=("sentence",))
     with pytest.raises(TypeError, match=r"datasets\.Dataset"):
         calibrate(bert, [], tokenizer=Words())
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+
+
+def letters(template=TEMPLATE):
+    vocabulary = {letter: n for n, letter in enumerate(["[PAD]", "[UNK]", *" abcdefghijklmnopqrstuvwxyz:;?"])}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": 64}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_dataset_of_conversations(bert):
+    """By the tokenizer's chat template, padding left out; prompt and completion are the same conversation."""
+    pairs = [("why?", "so"), ("a film", "a good one"), ("no", "yes")]
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
+    messages = Dataset.from_dict({"messages": chats})
+    report = calibrate(bert, messages, tokenizer=letters())
+    assert report.layers[0].vectors == sum(len(f"u:{q};a:{a};") for q, a in pairs)
+    expected = matrices(bert)
+    columns = {"prompt": [q for q, _ in pairs], "completion": [a for _, a in pairs]}
+    calibrate(bert, Dataset.from_dict(columns), tokenizer=letters())
+    assert_same(matrices(bert), expected)
+    columns = {"prompt": [chat[:1] for chat in chats], "completion": [chat[1:] for chat in chats]}
+    calibrate(bert, Dataset.from_dict(columns), tokenizer=letters())
+    assert_same(matrices(bert), expected)
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        calibrate(bert, messages, tokenizer=letters(None))
+
+
+def test_as_many_examples_as_are_asked_for(bert):
+    texts = ["a film", "a good film", "no", "not a good one", "why", "so"]
+    dataset = Dataset.from_dict({"text": texts})
+    report = calibrate(bert, dataset, tokenizer=Words(), examples=3)
+    assert report.layers[0].vectors == sum(map(len, texts[::2]))  # evenly from all of it
+    batches = [{"input_ids": torch.ones(2, 5, dtype=torch.long)}] * 4
+    assert calibrate(bert, iter(batches), examples=3).layers[0].vectors == 20  # to whole batches
+    assert calibrate(bert, batches, examples=99).layers[0].vectors == 40
+    with pytest.raises(ValueError, match="examples=0 is not allowed: it must be a whole number of at least 1"):
+        calibrate(bert, batches, examples=0)
+
+
+def test_a_progress_bar(bert, batches, capfd):
+    calibrate(bert, batches)
+    assert capfd.readouterr().err == ""
+    calibrate(bert, batches, progress=True)
+    assert "calibrating, pass 1" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- models

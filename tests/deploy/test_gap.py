@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -317,3 +318,24 @@ def test_hidden_states_are_no_distribution():
     model = get_peft_model(Images(), AuroraConfig(target_modules=["lin"], init_weights=False))
     gap = merge_gap(model, [torch.randn(2, 3, 6)])
     assert (gap.end_to_end[1].kl, gap.end_to_end[1].agreement) == (None, None)
+
+
+def test_printed_and_in_a_notebook(model, batches):
+    gap = merge_gap(model, batches)
+    shown = str(gap)
+    assert max(map(len, shown.splitlines())) <= 80
+    for words in ("end to end", "KL from trained", "calibrated err", f"{gap.end_to_end[1].kl:.5f}"):
+        assert words in shown
+    html = gap._repr_html_()
+    assert html.count("<table>") == html.count("</table>") == 2
+    assert f"<td style='text-align:right'>{gap.end_to_end[1].kl:.5f}</td>" in html
+    assert html.count("<tr>") == 2 + len(gap.end_to_end) + len({entry.layer for entry in gap.layers})
+
+
+def test_printed_where_rich_is_missing(model, batches, monkeypatch):
+    gap = merge_gap(model, batches)
+    for name in [*(n for n in sys.modules if n.partition(".")[0] == "rich"), "aurora_lora.deploy.gap_tables"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert str(gap).startswith("MergeGap(layers=(LayerGap(")
+    assert gap._repr_html_() is None

@@ -65,6 +65,8 @@ def calibrate(
     tokenizer: Any = None,
     text_columns: tuple[str, ...] = ("text",),
     batch_size: int = 32,
+    examples: int | None = None,
+    progress: bool = False,
 ) -> CalibrationReport:
     """Find and store, for each AuroRA layer, the linear map that stands in for the trained adapter best:
 
@@ -91,8 +93,11 @@ def calibrate(
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
             time and memory, and is needed only by models that do so in some passes and not in others.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
-        text_columns: the columns of the dataset with the texts.
+        text_columns: the columns of the dataset with the texts. A dataset of conversations (`messages`, or `prompt` and
+            `completion`) needs none: the tokenizer's chat template reads them.
         batch_size: examples of the dataset in a batch.
+        examples: at most that many: an even sample of a dataset, or the first of the batches.
+        progress: show a progress bar.
 
     Returns:
         A report with the explained share of each layer.
@@ -107,7 +112,8 @@ def calibrate(
     if not (ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
     start = time.perf_counter()
-    data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
+    source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
+    data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model) as runner:
         budget, bound = memory_bound(max_memory, runner.device)

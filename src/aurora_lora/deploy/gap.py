@@ -64,6 +64,22 @@ class MergeGap:
             tables.append(merge_table(self.merges))
         return tuple(tables)
 
+    def __str__(self) -> str:
+        """The tables, 80 characters wide; all fields, where rich is not installed."""
+        try:
+            from .gap_tables import as_text
+        except ModuleNotFoundError:
+            return repr(self)
+        return as_text(self.tables())
+
+    def _repr_html_(self) -> str | None:
+        """The tables for a notebook."""
+        try:
+            from .gap_tables import as_html
+        except ModuleNotFoundError:
+            return None
+        return as_html(self.tables())
+
 
 def merge_gap(
     model: nn.Module,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import io
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..files import NOT_FINITE
 from ..tuner.peft_names import PEFT_PREFIX
@@ -19,6 +23,34 @@ WIDTH = 80
 """Of a table of merges, in which a layer's name has what the numbers leave."""
 ROWS = 20
 """Of the layers of merges, of which there are as many as there are adapted layers."""
+
+
+def as_text(tables: Iterable[Table]) -> str:
+    """The tables, one below the other, 80 characters wide."""
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+    console.print(*tables, sep="\n")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def as_html(tables: Iterable[Table]) -> str:
+    """The tables as HTML."""
+
+    def cell(content: object) -> str:
+        return html.escape(Text.from_markup(str(content)).plain)
+
+    parts = []
+    for table in tables:
+        aligned = [f"<td style='text-align:{column.justify}'>" for column in table.columns]
+        head = "".join(f"<th>{cell(column.header)}</th>" for column in table.columns)
+        rows = zip(*(list(column.cells) for column in table.columns), strict=True)
+        body = [
+            "<tr>" + "".join(f"{start}{cell(one)}</td>" for start, one in zip(aligned, row, strict=True)) + "</tr>"
+            for row in rows
+        ]
+        caption = f"<caption style='text-align:left'>{cell(table.title or '')}</caption>"
+        parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>")
+    return "\n".join(parts)
 
 
 def end_to_end_table(forms: Sequence[EndToEndGap], merges: Sequence[MergeLoss], predictions: int) -> Table:
@@ -93,4 +125,5 @@ def _shared_path(layers: list[str]) -> tuple[str, str]:
     """The path that all layers start with, up to and with a dot, and what a title says of it."""
     start = os.path.commonprefix(layers)  # noqa: RUF071 - letter by letter, and then cut at a dot
     shared = start[: start.rfind(".") + 1]
-    return shared, f" of {shared.removeprefix(PEFT_PREFIX).rstrip('.')}" if shared else ""
+    name = shared.removeprefix(PEFT_PREFIX).rstrip(".")
+    return shared, f" of {name}" if name else ""

@@ -19,47 +19,104 @@ NO_BATCHES = "calibrate needs at least one batch of inputs, and `batches` gave n
 
 
 def as_batches(
-    batches: Any, tokenizer: Any = None, *, text_columns: tuple[str, ...] = ("text",), batch_size: int = 32
+    batches: Any,
+    tokenizer: Any = None,
+    *,
+    text_columns: tuple[str, ...] = ("text",),
+    batch_size: int = 32,
+    examples: int | None = None,
 ) -> Iterable[Batch]:
     """The batches to run: what was given, or a split of `datasets` put through a tokenizer.
 
     Args:
         batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
         tokenizer: a Transformers tokenizer for the columns of the dataset.
-        text_columns: the one or two text columns that it reads.
+        text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
+            as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template.
         batch_size: examples in a batch of the dataset.
+        examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
 
     Raises:
         TypeError: a dataset without a tokenizer, or a tokenizer without a dataset.
-        ValueError: the dataset has no such column.
+        ValueError: the dataset has no such column; the tokenizer has no chat template; `examples` is below 1.
     """
+    if examples is not None and not (isinstance(examples, int) and examples >= 1):
+        raise ValueError(f"examples={examples!r} is not allowed: it must be a whole number of at least 1.")
     columns = getattr(batches, "column_names", None)
     if not isinstance(columns, list):
         if tokenizer is not None:
             raise TypeError(f"tokenizer goes with a datasets.Dataset, not with {type(batches).__name__}.")
         if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
             raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
-        return batches
+        return batches if examples is None else _First(batches, examples)
     if tokenizer is None:
         raise TypeError("A datasets.Dataset needs a tokenizer: calibrate(model, dataset, tokenizer=tokenizer).")
-    missing = [column for column in text_columns if column not in columns]
-    if missing:
+    read = _conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
+    if missing := [column for column in read if column not in columns]:
         raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
-    return _Tokenized(batches, tokenizer, text_columns, batch_size)
+    if read in CONVERSATIONS and getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
+    if examples is not None and examples < len(batches):
+        batches = batches.select([i * len(batches) // examples for i in range(examples)])
+    return _Tokenized(batches, tokenizer, read, batch_size)
+
+
+CONVERSATIONS = (("messages",), ("prompt", "completion"))
+"""The columns of conversations, as TRL names them."""
+
+
+def _conversations(columns: list[str]) -> tuple[str, ...]:
+    return next((names for names in CONVERSATIONS if set(names) <= set(columns)), ("text",))
+
+
+class _First:
+    """The first batches, until so many examples are there."""
+
+    def __init__(self, batches: Iterable[Batch], examples: int) -> None:
+        self.batches, self.examples = batches, examples
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = self.examples
+        for batch in self.batches:
+            yield batch
+            left -= _length(batch)
+            if left <= 0:
+                return
+
+
+def _length(batch: Any) -> int:
+    """Examples in a batch; 1 where that cannot be told."""
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
 
 
 class _Tokenized:
     """A dataset as padded batches; can be iterated again."""
 
-    def __init__(self, dataset: Any, tokenizer: Any, text_columns: tuple[str, ...], batch_size: int) -> None:
+    def __init__(self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int) -> None:
         self.dataset, self.tokenizer = dataset, tokenizer
-        self.text_columns, self.batch_size = text_columns, batch_size
+        self.columns, self.batch_size = columns, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
         for start in range(0, len(self.dataset), self.batch_size):
             rows = self.dataset[start : start + self.batch_size]
-            texts = [list(rows[column]) for column in self.text_columns]
-            yield dict(self.tokenizer(*texts, padding=True, truncation=True, return_tensors="pt"))
+            parts = [list(rows[column]) for column in self.columns]
+            if self.columns in CONVERSATIONS:
+                chats = [_messages(row) for row in zip(*parts, strict=True)]
+                yield dict(self.tokenizer.apply_chat_template(chats, return_dict=True, **options))
+            else:
+                yield dict(self.tokenizer(*parts, **options))
+
+
+def _messages(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """A conversation, from its messages, or from prompt and completion, which may be texts."""
+    roles = ("user", "assistant")
+    listed = [[{"role": role, "content": p}] if isinstance(p, str) else list(p) for role, p in zip(roles, parts)]  # noqa: B905
+    return [message for part in listed for message in part]
 
 
 class Runner:

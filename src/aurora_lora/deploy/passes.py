@@ -61,9 +61,10 @@ def _is_compiled(module: nn.Module) -> bool:
 class Passes:
     """Batches that can be run through several times."""
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
+    def __init__(self, batches: Iterable[Batch], progress: str = "") -> None:
         self.batches = batches
         self.passes = 0
+        self.progress = progress  # what a bar on stderr says; without one, there is none
 
     def keep_iterator(self) -> None:
         """Hold the batches in memory if they can be had only once."""
@@ -73,7 +74,11 @@ class Passes:
     def one_pass(self) -> Iterator[Batch]:
         """All batches once."""
         self.passes += 1
-        return iter(self.batches)
+        if not self.progress:
+            return iter(self.batches)
+        from tqdm.auto import tqdm
+
+        return iter(tqdm(self.batches, desc=f"{self.progress}, pass {self.passes}", unit=" batches", leave=False))
 
 
 def _half_of_free(device: torch.device) -> int:
