@@ -47,6 +47,13 @@ def test_lora_on_glue(size: str, expected: dict[str, Any], tmp_path: Path) -> No
         assert (found.method.options["r"], found.method.options["lora_alpha"]) == (8, 16)
 
 
+@pytest.mark.parametrize(
+    ("suite", "name"), [("table2", "lora"), ("table7", "aurora-paper-s"), ("figure5", "aurora-paper-r2")]
+)
+def test_a_kill_of_a_run_at_8b_loses_few_steps(suite: str, name: str, tmp_path: Path) -> None:
+    assert recipe(suite, name, tmp_path).training.checkpoint_every == 500
+
+
 def test_dylora_on_glue(tmp_path: Path) -> None:
     """LoRA's scripts, with half the batch for RTE, training the last row and column of a rank alone."""
     for task in ("cola", "rte"):
