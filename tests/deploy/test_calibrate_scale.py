@@ -115,19 +115,19 @@ def letters(template=TEMPLATE):
 
 
 def test_a_dataset_of_conversations(bert):
-    """By the tokenizer's chat template, padding left out; prompt and completion are the same conversation."""
+    """By the tokenizer's chat template, padding left out; prompts and completions that are texts are joined."""
     pairs = [("why?", "so"), ("a film", "a good one"), ("no", "yes")]
     chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
     messages = Dataset.from_dict({"messages": chats})
     report = calibrate(bert, messages, tokenizer=letters())
     assert report.layers[0].vectors == sum(len(f"u:{q};a:{a};") for q, a in pairs)
     expected = matrices(bert)
-    columns = {"prompt": [q for q, _ in pairs], "completion": [a for _, a in pairs]}
-    calibrate(bert, Dataset.from_dict(columns), tokenizer=letters())
-    assert_same(matrices(bert), expected)
     columns = {"prompt": [chat[:1] for chat in chats], "completion": [chat[1:] for chat in chats]}
     calibrate(bert, Dataset.from_dict(columns), tokenizer=letters())
     assert_same(matrices(bert), expected)
+    texts = Dataset.from_dict({"prompt": [q for q, _ in pairs], "completion": [a for _, a in pairs]})
+    report = calibrate(bert, texts, tokenizer=letters(None))
+    assert report.layers[0].vectors == sum(len(q + a) for q, a in pairs)
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         calibrate(bert, messages, tokenizer=letters(None))
 
@@ -139,6 +139,13 @@ def test_as_many_examples_as_are_asked_for(bert):
     assert report.layers[0].vectors == sum(map(len, texts[::2]))  # evenly from all of it
     batches = [{"input_ids": torch.ones(2, 5, dtype=torch.long)}] * 4
     assert calibrate(bert, iter(batches), examples=3).layers[0].vectors == 20  # to whole batches
+    widths = [torch.full((2, n), n) for n in range(3, 9)]  # groups of little memory take several passes over the same
+    whole = calibrate(bert, iter([{"input_ids": ids} for ids in widths]), examples=4)
+    assert whole.layers[0].vectors == 2 * 3 + 2 * 4
+    expected = matrices(bert)
+    given = ({"input_ids": ids} for ids in widths)
+    assert calibrate(bert, given, examples=4, max_memory=64 * 2**20 + 66_000).passes > 1
+    assert_same(matrices(bert), expected)
     assert calibrate(bert, batches, examples=99).layers[0].vectors == 40
     with pytest.raises(ValueError, match="examples=0 is not allowed: it must be a whole number of at least 1"):
         calibrate(bert, batches, examples=0)

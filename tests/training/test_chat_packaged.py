@@ -1,6 +1,7 @@
 """A real language model on conversations of the Python package index: it learns, and its export says the same."""
 
 import json
+import os
 from pathlib import Path
 
 import packaged_chats
@@ -20,6 +21,9 @@ pytest.importorskip("trl")
 @pytest.mark.slow
 @pytest.mark.packaged
 @pytest.mark.timeout(3600)
+@pytest.mark.skipif(
+    "AURORA_LORA_LONG_TESTS" not in os.environ, reason="takes minutes: AURORA_LORA_LONG_TESTS is not set"
+)
 def test_smollm2_on_300_conversations(tmp_path: Path) -> None:
     data = packaged_chats.write(tmp_path / "chats.jsonl")
     settings = ["model=smollm2-135m", "task.max_length=128", "training.epochs=1"]

@@ -32,7 +32,8 @@ def as_batches(
         batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
         tokenizer: a Transformers tokenizer for the columns of the dataset.
         text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
-            as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template.
+            as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template;
+            prompts and completions that are texts are joined, as TRL does.
         batch_size: examples in a batch of the dataset.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
 
@@ -48,13 +49,17 @@ def as_batches(
             raise TypeError(f"tokenizer goes with a datasets.Dataset, not with {type(batches).__name__}.")
         if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
             raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
-        return batches if examples is None else _First(batches, examples)
+        if examples is None:
+            return batches
+        first = _First(batches, examples)
+        return list(first) if isinstance(batches, Iterator) else first
     if tokenizer is None:
         raise TypeError("A datasets.Dataset needs a tokenizer: calibrate(model, dataset, tokenizer=tokenizer).")
     read = _conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
     if missing := [column for column in read if column not in columns]:
         raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
-    if read in CONVERSATIONS and getattr(tokenizer, "chat_template", None) is None:
+    is_text = len(batches) and all(isinstance(batches[0][column], str) for column in read)  # prompts may be, as in TRL
+    if read in CONVERSATIONS and not is_text and getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
     if examples is not None and examples < len(batches):
         batches = batches.select([i * len(batches) // examples for i in range(examples)])
@@ -105,7 +110,9 @@ class _Tokenized:
         for start in range(0, len(self.dataset), self.batch_size):
             rows = self.dataset[start : start + self.batch_size]
             parts = [list(rows[column]) for column in self.columns]
-            if self.columns in CONVERSATIONS:
+            if self.columns in CONVERSATIONS and all(isinstance(one, str) for part in parts for one in part):
+                yield dict(self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **options))
+            elif self.columns in CONVERSATIONS:
                 chats = [_messages(row) for row in zip(*parts, strict=True)]
                 yield dict(self.tokenizer.apply_chat_template(chats, return_dict=True, **options))
             else:
@@ -113,10 +120,8 @@ class _Tokenized:
 
 
 def _messages(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """A conversation, from its messages, or from prompt and completion, which may be texts."""
-    roles = ("user", "assistant")
-    listed = [[{"role": role, "content": p}] if isinstance(p, str) else list(p) for role, p in zip(roles, parts)]  # noqa: B905
-    return [message for part in listed for message in part]
+    """A conversation, from its messages, or from those of prompt and completion."""
+    return [message for part in parts for message in part]
 
 
 class Runner:

@@ -22,7 +22,7 @@ def predict_file(
     batch_size: int = 16,
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> int:
-    """Write a line of JSON for each row of a file: its columns, and the answer.
+    """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them.
 
     Args:
         predictor: what answers.
@@ -57,7 +57,11 @@ def predict_file(
                 except BadRow as error:
                     raise UserError(f"{piece.name}, row {number}: {error}") from error
             for row, answer in zip(batch, predictor.answers(asked, batch_size), strict=True):
-                said = {name: value for name, value in answer.items() if name != "text"}
+                said = {
+                    f"predicted_{name}" if name in row else name: value
+                    for name, value in answer.items()
+                    if name != "text"
+                }
                 out.write(json.dumps({**row, **said}, ensure_ascii=False, default=str) + "\n")
             step(start + len(batch), len(rows))
     return len(rows)

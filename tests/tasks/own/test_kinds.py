@@ -118,6 +118,14 @@ CHOICES: dict[str, tuple[dict[str, Any], Any]] = {
         {"x": "warm", "y": "cold", "z": None, "answer": "B"},
         {**QUESTION, "options": ("x", "y", "z")},
     ),
+    "the letter behind an empty column": (
+        {"w": "warm", "x": None, "y": "cold", "answer": "C"},
+        {**QUESTION, "options": ("w", "x", "y")},
+    ),
+    "the number behind an empty column": (
+        {"w": "warm", "x": None, "y": "cold", "answer": 2},
+        {**QUESTION, "options": ("w", "x", "y")},
+    ),
 }
 
 
@@ -132,6 +140,16 @@ def test_choices(case: str) -> None:
     numbered = _load("choices", rows, columns, form="instruction")["test"][0]
     assert numbered["choices"] == ["the correct answer is answer1", "the correct answer is answer2"]
     assert "Answer1: warm Answer2: cold" in numbered["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "right"),
+    [(["8", "2", "24"], 2, "24"), (["8", "2", "24"], "2", "2"), ([8, 2, 24], 2, "2"), ([8, 4, 24], 2, "24")],
+)
+def test_a_whole_number_counts_options_unless_they_are_numbers(options: list[Any], answer: Any, right: str) -> None:
+    rows = [{"question": f"question {n}?", "options": options, "answer": answer} for n in range(20)]
+    example = _load("choices", rows, QUESTION)["test"][0]
+    assert example["choices"][example["label"]].strip() == right
 
 
 def test_the_same_question_with_its_options_in_another_order_is_the_same() -> None:

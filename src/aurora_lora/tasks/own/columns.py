@@ -190,8 +190,8 @@ def _shown(names: Sequence[str]) -> str:
 # ---------------------------------------------------------------- options and images
 
 
-def options(value: Any) -> tuple[list[str], list[str]]:
-    """The options of a question, and the names by which its answer may call them.
+def options(value: Any) -> tuple[list[str], list[str], list[int]]:
+    """The options of a question, the names by which its answer may call them, and their places before blanks went.
 
     Args:
         value: a list of texts, also as JSON in a text, or `{"text": [...], "label": [...]}`, as on the hub.
@@ -206,18 +206,33 @@ def options(value: Any) -> tuple[list[str], list[str]]:
         value = json_list(value)
     if not isinstance(value, list):
         raise BadRow("the options are no list: name several columns, or a column with a list")
-    found = [
-        text(str(one) if isinstance(one, int | float) else one, "options").strip()
-        for one in value
-        if one not in (None, "")
-    ]
+    places = [place for place, one in enumerate(value) if one not in (None, "")]
+    given = [value[place] for place in places]
+    found = [text(str(one) if isinstance(one, int | float) else one, "options").strip() for one in given]
     if len(found) < 2:
         raise BadRow(f"there are {len(found)} options: a question needs two")
-    return found, labels
+    return found, [labels[place] for place in places if place < len(labels)], places
 
 
-def answer(value: Any, found: Sequence[str], labels: Sequence[str], columns: Sequence[str]) -> int:
+def answer(
+    value: Any,
+    found: Sequence[str],
+    labels: Sequence[str],
+    columns: Sequence[str],
+    places: Sequence[int],
+    of_numbers: bool = False,
+) -> int:
     """Which option is right: its text, its letter, the name of its column, or its number from 0.
+
+    A whole number that is no text counts options from 0, unless the options are numbers themselves.
+
+    Args:
+        value: the answer as it stands in the data.
+        found: the options.
+        labels: what the data call them.
+        columns: the columns that they come from, blank ones too.
+        places: of the options, blank ones counted.
+        of_numbers: whether the options are numbers, not texts.
 
     Raises:
         BadRow: none of them.
@@ -225,10 +240,13 @@ def answer(value: Any, found: Sequence[str], labels: Sequence[str], columns: Seq
     word = (
         "" if value is None else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
     )
-    letters = [chr(ord("A") + place) for place in range(len(found))]
-    numbers = [str(place) for place in range(len(found))]
-    for names in (found, labels, columns, letters, numbers):
-        if word in names and names.index(word) < len(found):
+    letters, numbers = [chr(ord("A") + place) for place in places], [str(place) for place in places]
+    named = [columns[place] for place in places] if len(columns) > max(places) else []
+    ways = [found, labels, named, letters, numbers]
+    if isinstance(value, int | float) and not of_numbers:
+        ways = [labels, numbers, found, named, letters]
+    for names in ways:
+        if word in names:
             return names.index(word)
     raise BadRow(
         f"the answer {word!r:.40} is none of the options: it must be one of them, {letters[0]} to {letters[-1]}, or 0 "
