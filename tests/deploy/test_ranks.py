@@ -8,8 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
-from aurora_lora.deploy.probe import LayerProbe, Probe
+from aurora_lora.deploy.probe import Probe
 from aurora_lora.deploy.ranks import share_out
+from aurora_lora.deploy.sketch import LayerProbe
 
 
 def layer(name, d_out, d_in, values, groups=1):

@@ -1,7 +1,7 @@
 """What methods do before the training and at its steps: AdaLoRA's ranks, DyLoRA's ranks, LoRA-drop's layers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,22 @@ def kept_ranks(model: nn.Module) -> list[int]:
     return [int((p != 0).sum()) for name, p in model.named_parameters() if ".lora_E." in name]
 
 
+def random_steps(model: Any, method: Method, steps: int) -> Iterator[int]:
+    """Steps whose gradients and changes are noise; each is shown when the callback has had it."""
+    callback = method.callbacks()[0]
+    state = SimpleNamespace(global_step=0, max_steps=steps)
+    callback.on_train_begin(ARGS, state, None, model=model)
+    for step in range(steps):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.grad = torch.randn_like(p) if p.requires_grad else None
+                if p.requires_grad:
+                    p.add_(torch.randn_like(p))
+        state.global_step = step
+        callback.on_optimizer_step(ARGS, state, None, model=model)
+        yield step
+
+
 def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., None]) -> None:
     """6 matrices of rank 6 share 6 x 2 ranks in the end, and keep them through the last steps."""
     model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=4)
@@ -45,35 +61,15 @@ def test_adalora_ends_at_its_budget(make_model: MakeModel, fit: Callable[..., No
 
 def test_adalora_keeps_all_ranks_before_tinit(make_model: MakeModel, fit: Callable[..., None]) -> None:
     model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=8, tfinal=0)
-    callback = method.callbacks()[0]
-    state = SimpleNamespace(global_step=0, max_steps=9)
-    callback.on_train_begin(ARGS, state, None, model=model)
-    for step in range(9):
-        with torch.no_grad():
-            for p in model.parameters():
-                p.grad = torch.randn_like(p) if p.requires_grad else None
-                if p.requires_grad:
-                    p.add_(torch.randn_like(p))
-        state.global_step = step
-        callback.on_optimizer_step(ARGS, state, None, model=model)
+    for step in random_steps(model, method, 9):
         assert sum(kept_ranks(model)) == (36 if step < 8 else 12)
 
 
 def test_adalora_leaves_the_ranks_alone_in_its_last_steps(make_model: MakeModel) -> None:
     """The budget is reached `tfinal` steps before the end; what is important then decides, whatever comes after."""
     model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=5)
-    callback = method.callbacks()[0]
-    state = SimpleNamespace(global_step=0, max_steps=12)
-    callback.on_train_begin(ARGS, state, None, model=model)
     kept = []
-    for step in range(12):
-        with torch.no_grad():
-            for p in model.parameters():
-                p.grad = torch.randn_like(p) if p.requires_grad else None
-                if p.requires_grad:
-                    p.add_(torch.randn_like(p))
-        state.global_step = step
-        callback.on_optimizer_step(ARGS, state, None, model=model)
+    for _ in random_steps(model, method, 12):
         kept.append([(p != 0).flatten().tolist() for name, p in model.named_parameters() if ".lora_E." in name])
     sums = [sum(map(sum, ranks)) for ranks in kept]
     # the budget falls with the cube of what is left of steps 2 to 7

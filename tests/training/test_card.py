@@ -15,8 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora import set_form
 from aurora_lora.tasks.models import MODELS, ResolvedModel
-from aurora_lora.training import Run, card, load_recipe, train, yaml_text
-from aurora_lora.training import run as run_module
+from aurora_lora.training import Run, card, load_recipe, outcome, train, yaml_text
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["the film was good and warm", "a dull plot"]
@@ -138,7 +137,7 @@ def test_an_adapter_that_cannot_be_exported_is_not_lost(
     def refuse(*args: object, **kwargs: object) -> None:
         raise ValueError("conv1 cannot be exported:\nit has groups.")
 
-    monkeypatch.setattr(run_module, "export_lora", refuse)
+    monkeypatch.setattr(outcome, "export_lora", refuse)
     run = train(load_recipe(write_recipe()), tmp_path / "run")
     assert not list(run.folder.glob("*lora*"))
     assert (

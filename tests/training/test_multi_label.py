@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from aurora_lora.training.batches import IGNORED
 from aurora_lora.training.kinds.multi_label import MULTI_LABEL
-from aurora_lora.training.trainer import binary_loss
+from aurora_lora.training.losses import binary_loss
 
 
 def test_loss() -> None:

@@ -20,9 +20,10 @@ from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merge_and_predict, train, yaml_text
 from aurora_lora.training.batches import Share
+from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.run import make_trainer
-from aurora_lora.training.trainer import peak_memory, reset_peak_memory, training_arguments
+from aurora_lora.training.trainer import training_arguments
 
 WriteRecipe = Callable[..., Path]
 LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}

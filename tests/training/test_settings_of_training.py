@@ -18,7 +18,7 @@ from aurora_lora.training import load_recipe, load_run
 from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.merge_and_predict import evaluate, merge
 from aurora_lora.training.run import Run, load_trained_model, train
-from aurora_lora.training.trainer import EarlyStop
+from aurora_lora.training.step_callbacks import EarlyStop
 
 WriteRecipe = Callable[..., Path]
 

@@ -7,8 +7,9 @@ from .layer_gaps import LayerGap
 from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
 from .predictions import EndToEndGap
-from .probe import LayerProbe, Probe, probe
+from .probe import Probe, probe
 from .ranks import align, ranked_config
+from .sketch import LayerProbe
 
 __all__ = [
     "CalibrationReport",

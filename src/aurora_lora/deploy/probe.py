@@ -17,42 +17,16 @@ from ..errors import CalibrationError
 from ..tuner import aurora_layers
 from ..tuner.peft_names import check_target_module_exists
 from .calibrate import trained_state
-from .float64 import float64_device
-from .gradients import See, Weight, frozen, frozen_weights, watched_gradients
+from .gradients import Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, watched_inputs
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .processes import least_of_processes, sum_over_processes
-
-OVERSAMPLING = 8
-"""Columns of a sketch beyond the wanted rank."""
+from .sketch import LayerProbe, Sketch
 
 ENOUGH = 512
 """Vectors of each layer that its deviations are taken over at least, where the batches have as many."""
 
 Loss = Callable[[Any, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class LayerProbe:
-    """What was found in one layer: the k leading directions of its gradient G, (d_out, d_in).
-
-    Args:
-        layer: its path in the plain model.
-        d_out: rows of its weight.
-        d_in: columns of its weight; of a convolution, the length of a patch.
-        groups: of a convolution.
-        singular_values: (k,), of G, largest first.
-        directions: (k, d_in), the right singular vectors of G, one a row.
-        deviations: (k,), the standard deviation of `z = v x` over the inputs x, for each direction v.
-    """
-
-    layer: str
-    d_out: int
-    d_in: int
-    groups: int
-    singular_values: Tensor
-    directions: Tensor
-    deviations: Tensor
 
 
 @dataclass(frozen=True)
@@ -124,11 +98,11 @@ def probe(
     data.keep_iterator()
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
     with _at_rest(model), Runner(model) as runner:
-        sketches = [_Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
+        sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
         work = _Work(runner, data, loss or _own_loss, seed, *memory_bound(max_memory, runner.device))
         for _ in range(power_iterations):
-            work.backward(sketches, _Sketch.sees_inputs, _Sketch.end_of_range, lambda one: one.bytes)
-            work.backward(sketches, _Sketch.sees_both, _Sketch.end_of_co_range, lambda one: one.bytes + one.held)
+            work.backward(sketches, Sketch.sees_inputs, Sketch.end_of_range, lambda one: one.bytes)
+            work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
         found = [one for one in sketches if one.singular_values[0] > 0]
         if not found:
             raise CalibrationError("The loss depends on none of the layers: is it computed from the model's output?")
@@ -204,112 +178,6 @@ def _tracked(_: nn.Module, args: Any, output: Any) -> Any:
     return output
 
 
-# -------------------------------------------------------------------- one layer
-
-
-class _Sketch:
-    """The running sums of one layer. What is kept between passes is in main memory."""
-
-    def __init__(self, name: str, weight: Weight, rank: int, seed: int, runner: Runner) -> None:
-        self.name, self.weight, self.runner = name, weight, runner
-        least = min(weight.d_out, weight.d_in)
-        self.rank, self.columns = min(rank, least), min(rank + OVERSAMPLING, least)
-        held = next(weight.layer.parameters(), None)
-        self.device = runner.device if held is None or held.is_meta else held.device
-        self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
-        draw = torch.Generator().manual_seed(seed)
-        self.rows = torch.randn(self.columns, weight.d_in, generator=draw, dtype=self.dtype)  # Omega^T; then V^T
-        self.basis = torch.empty(0)  # Q, (d_out, columns)
-        self.total = torch.empty(0)
-        self.singular_values = torch.zeros(1)
-        self.held = 0
-        self.count = torch.zeros(())
-
-    @property
-    def bytes(self) -> int:
-        """Of the matrices that a pass works with."""
-        return (8 if self.dtype == torch.float64 else 4) * 2 * self.columns * (self.weight.d_in + self.weight.d_out)
-
-    def sees_inputs(self) -> Any:
-        """For the range: of each input x, x Omega is kept."""
-        rows, weight = self.rows.to(self.device), self.weight
-        self.total = rows.new_zeros(weight.d_out, self.columns)
-        self._of_a_batch = 0
-
-        def keep(x: Tensor) -> tuple[Tensor, See]:
-            self._of_a_batch += x.numel() * x.element_size()
-            return weight.project(x.to(self.dtype), rows), see
-
-        def see(seen: Tensor, g: Tensor) -> None:
-            by_group = weight.outputs(g).to(self.dtype).transpose(1, 2) @ seen
-            self.total += by_group.reshape(self.total.shape)
-
-        return keep
-
-    def sees_both(self) -> Any:
-        """For the co-range: the inputs themselves are kept until the gradient has come."""
-        weight = self.weight
-        by_group = self.basis.to(self.device).view(weight.groups, -1, self.columns)
-        self.total = by_group.new_zeros(weight.d_in, self.columns)
-
-        def keep(x: Tensor) -> tuple[Tensor, See]:
-            return x, see
-
-        def see(x: Tensor, g: Tensor) -> None:
-            self.total += weight.gather(x.to(self.dtype), weight.outputs(g).to(self.dtype) @ by_group)
-
-        return keep
-
-    def end_of_batch(self) -> None:
-        self.held, self._of_a_batch = max(self.held, self._of_a_batch), 0
-
-    def end_of_range(self, batches: int) -> None:
-        """Y -> Q."""
-        self.basis = torch.linalg.qr(self._mean(batches).double())[0].to(self.dtype)
-
-    def end_of_co_range(self, batches: int) -> None:
-        """G^T Q = V S W^T: singular values and right singular vectors of Q Q^T G, each vector with its largest entry
-        positive."""
-        V, S, _ = torch.linalg.svd(self._mean(batches).double(), full_matrices=False)
-        at_largest = V.gather(0, V.abs().argmax(0, keepdim=True))
-        self.rows = (V * torch.where(at_largest < 0, -1.0, 1.0)).T.to(self.dtype).contiguous()
-        self.singular_values = S[: self.rank]
-
-    def _mean(self, batches: int) -> Tensor:
-        mean = (self.total / batches).cpu()
-        self.total = torch.empty(0)
-        if not torch.isfinite(mean).all():
-            raise CalibrationError(f"The gradient of {self.name} is not finite: is the model or a batch broken?")
-        return mean
-
-    def sees_vectors(self) -> Any:
-        """For the deviations: sums of 1, z and z^2 over the vectors that are no padding."""
-        rows, weight = self.rows[: self.rank].to(self.device), self.weight
-        self.total = torch.zeros(2, self.rank, dtype=torch.float64, device=float64_device(self.device))
-        self.count = torch.zeros((), dtype=torch.int64, device=self.device)
-
-        def add(x: Tensor) -> None:
-            if type(weight) is Weight:
-                x = self.runner.vectors(weight.layer, x)
-            z = weight.project(x.to(self.dtype), rows).flatten(0, 1).to(self.total)
-            self.total += torch.stack((z.sum(0), z.square().sum(0)))
-            self.count += len(z)
-
-        return add
-
-    def result(self) -> LayerProbe:
-        mean, square = (self.total / self.count.to(self.total)).cpu()
-        return LayerProbe(
-            self.name,
-            self.weight.d_out,
-            self.weight.d_in,
-            self.weight.groups,
-            self.singular_values.float(),
-            self.rows[: self.rank].float(),
-            (square - mean.square()).clamp(min=0).sqrt().float(),
-        )
-
-
 # -------------------------------------------------------------------- the passes
 
 
@@ -323,10 +191,10 @@ class _Work:
 
     def backward(
         self,
-        sketches: list[_Sketch],
-        begin: Callable[[_Sketch], Any],
-        end: Callable[[_Sketch, int], None],
-        need: Callable[[_Sketch], int],
+        sketches: list[Sketch],
+        begin: Callable[[Sketch], Any],
+        end: Callable[[Sketch, int], None],
+        need: Callable[[Sketch], int],
     ) -> None:
         """A pass with gradients, for each group of layers that fits."""
         groups = self._packed(sketches, need)
@@ -349,7 +217,7 @@ class _Work:
                 end(one, self.batches)
 
     @torch.no_grad()
-    def forward(self, sketches: list[_Sketch]) -> None:
+    def forward(self, sketches: list[Sketch]) -> None:
         """A pass for the deviations."""
         with watched_inputs([(one.weight.layer, one.sees_vectors()) for one in sketches]):
             for inputs in self._inputs():
@@ -363,10 +231,10 @@ class _Work:
             torch.manual_seed(self.seed + i)  # what is random in spite of eval mode is the same in each pass
             yield self.runner.read(batch)
 
-    def _packed(self, sketches: list[_Sketch], need: Callable[[_Sketch], int]) -> list[list[_Sketch]]:
+    def _packed(self, sketches: list[Sketch], need: Callable[[Sketch], int]) -> list[list[Sketch]]:
         # the most that one process needs: their inputs differ in length
         needs = [-least for least in least_of_processes([-need(one) for one in sketches], self.runner.device)]
-        groups: list[list[_Sketch]] = []
+        groups: list[list[Sketch]] = []
         room = 0
         for one, size in zip(sketches, needs, strict=True):
             if size > self.budget:

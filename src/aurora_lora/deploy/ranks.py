@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
-from .probe import LayerProbe, Probe
+from .probe import Probe
+from .sketch import LayerProbe
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""

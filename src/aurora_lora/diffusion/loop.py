@@ -23,7 +23,7 @@ from ..methods.parameters import load_trained, save_trained
 from ..training import storage
 from ..training.batches import divide
 from ..training.distributed import on_main, state
-from ..training.trainer import peak_memory
+from ..training.memory import peak_memory
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of
 from .recipe import SubjectRecipe

@@ -20,10 +20,10 @@ from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
 from ..training.batches import divide
 from ..training.distributed import on_main, state
+from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import Run, apply_method
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
-from ..training.trainer import reset_peak_memory
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity

@@ -5,9 +5,13 @@ A run computes in `training.precision`, and keeps what it does not train in it. 
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -61,3 +65,23 @@ def checkpoint_activations(model: nn.Module) -> None:
         enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(f"training.gradient_checkpointing: {' '.join(str(error).split())}") from error
+
+
+def reset_peak_memory() -> None:
+    """Measure `peak_memory` from here on; on a CPU where the system can (Linux), else it is that of the process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """The largest memory in use since `reset_peak_memory`, in MB: of the GPU, or of this process without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -26,9 +26,10 @@ from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .models import Processor
+from .outcome import score
 from .quantized import merge_into
 from .results import Scores, mean_scores
-from .run import load_trained_model, make_trainer, score
+from .run import load_trained_model, make_trainer
 from .storage import ADAPTER, RECIPE
 
 

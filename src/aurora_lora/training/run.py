@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,41 +15,37 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from aurora_lora import calibrate
 
 from .. import files
-from ..deploy import export_lora
 from ..errors import DIVERGED, CheckpointError, UserError
 from ..finite import check_finite
-from ..forms import CALIBRATED, form_named
+from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
-from ..methods.aurora import AuroraMethod
 from ..methods.base import TaskType, load_finite
 from ..methods.start import wants_probe
 from ..methods.targets import check_modules
 from ..tasks.access import check_access
-from . import card, storage, yaml_text
+from . import storage, yaml_text
 from .batches import Share, divide
 from .callback import CalibrationCallback, is_calibrated
 from .contamination_guard import check_contamination
 from .data import Data, load_data, notes
+from .data_record import check_data, keep_data
 from .distributed import on_main, state
 from .finished_run import TrainedRun
-from .kinds import kind_of
 from .loggers import logger_callbacks
-from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
+from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in, reset_peak_memory
 from .models import Processor, load_processor
+from .outcome import score, scored_result, write_run
 from .probing import start_for
 from .recipe import Recipe, RunRecipe
 from .results import (
     Result,
-    Scores,
-    build_result,
-    epochs_from_log,
     lacking,
     read_result,
     with_test_sets,
     write_result,
 )
-from .storage import ADAPTER, CHECKPOINTS, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS, UPDATES
-from .trainer import RecipeTrainer, reset_peak_memory, training_arguments
+from .storage import ADAPTER, CHECKPOINTS, LOGS, RECIPE, REFERENCE, RESULT, UPDATES
+from .trainer import RecipeTrainer, training_arguments
 from .updates import UpdateRecorder
 
 
@@ -137,8 +132,8 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     trainer.load_weights(trainer.best_checkpoint())
     check_finite(trainer.module.named_parameters(), DIVERGED)
     calibrate_for(recipe, trainer, data)
-    result = _result(recipe, trainer, data)
-    on_main(lambda: _write(recipe, folder, trainer, data, result))
+    result = scored_result(recipe, trainer, data)
+    on_main(lambda: write_run(recipe, folder, trainer, data, result))
     return result, False
 
 
@@ -158,45 +153,6 @@ def _score_more(
     on_main(lambda: files.write_text(folder / RECIPE, yaml_text.dump(result["recipe"])))
     on_main(lambda: write_result(folder, result))
     return result
-
-
-def keep_data(folder: Path, data: Data) -> None:
-    """Write down what the user's own data is, and which rows each split holds where that is known.
-
-    Raises:
-        UserError: it was written down before, and is another: the data, or the way it is split, has changed.
-    """
-    check_data(folder, data)
-    if data.record is not None and not (folder / DATA).exists():
-        files.write_json(folder / DATA, data.record)
-    if data.rows is not None and not (folder / SPLITS).exists():
-        lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
-        files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def check_data(folder: Path, data: Data) -> None:
-    """Raise a UserError where the data is not what is written down in the folder of its run."""
-    for name, sha256 in (data.record or {}).get("files", {}).items():
-        stored = _stored(folder / DATA)
-        if stored is not None and sha256 not in stored.get("files", {}).values():
-            raise UserError(
-                f"{name} has changed since this run began: {folder / DATA} has another sha256 or commit of it"
-            )
-    for name, rows in (data.rows or {}).items():
-        stored = _stored(folder / SPLITS)
-        if stored is not None and stored.get(name) != rows:
-            raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    """What a file of a run has as JSON, None if there is none."""
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return stored
 
 
 def make_trainer(
@@ -356,97 +312,3 @@ def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
     """This process's calibration batches: the moments are summed over the processes."""
     batches, peers = data.calibration_batches(recipe), state()
     return batches[peers.process_index :: peers.num_processes] if len(batches) >= peers.num_processes else batches
-
-
-def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms: Sequence[str]) -> Scores:
-    """Metrics of each form on a split."""
-    scores = {}
-    trainer.scoring(split)
-    for form in forms:
-        with recipe.method.using(trainer.module, form):
-            examples: Any = data.fixed(split)
-            metrics = trainer.evaluate(examples, metric_key_prefix=split)
-        scores[form] = {
-            name.removeprefix(f"{split}_"): value
-            for name, value in metrics.items()
-            if name.removeprefix(f"{split}_") in kind_of(data.task).metric_names(data.task)
-        }
-    return scores
-
-
-def _result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
-    forms, steps = recipe.method.forms, trainer.state.max_steps
-    kind, task = kind_of(data.task), data.task
-    epochs = epochs_from_log(trainer.state.log_history, kind.metric_names(task))
-    best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
-    scored = {"validation": score(recipe, trainer, data, "validation", forms)}
-    for name in recipe.task.test_sets or ():
-        if name not in scored:
-            scored[name] = score(recipe, trainer, data, name, forms)
-    return build_result(
-        recipe,
-        metric=kind.reported(recipe.task, task),
-        split=task.reported_split,
-        examples={name: len(split) for name, split in data.splits.items()},
-        validation=scored["validation"],
-        test={name: scored[name] for name in recipe.task.test_sets or ()},
-        selected_by={
-            "split": "validation",
-            "form": recipe.method.deployed_form,
-            "name": task.metric,
-            "value": best["validation"][task.metric],
-            "epoch": best["epoch"],
-        },
-        params=count_parameters(trainer.module),
-        train_s=trainer.clock.seconds,
-        trained_examples=round(len(data.splits["train"]) * trainer.state.epoch) if steps else 0,
-        peak_mb=trainer.measure_memory(),
-        processes=trainer.args.world_size,
-        epochs=epochs,
-        labels=() if task.labels else data.labels,
-        data=data.record,
-        before=kind.before(recipe, trainer, data),
-        samples=kind.samples(recipe, trainer, data),
-    )
-
-
-def _write(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
-    """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
-    facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
-    no_lora = _write_lora(folder / LORA, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
-    with files.new_folder(folder / ADAPTER) as adapter:
-        recipe.method.save(trainer.module, adapter)
-        data.processor.save_pretrained(str(adapter))
-        tidy_config(adapter, facts.base)
-        card.write_adapter_card(adapter, facts, no_lora)
-    result["adapter_sha256"] = storage.adapter_digests(folder)
-    write_result(folder, result)
-    storage.remove_checkpoints(folder / CHECKPOINTS)
-
-
-def tidy_config(adapter: Path, base: str) -> None:
-    """Name the base model as other machines know it in the settings that PEFT has written, and each module once."""
-    path = adapter / "adapter_config.json"
-    if path.exists():
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        named = list(dict.fromkeys(settings.get("modules_to_save") or ())) or None
-        settings |= {"base_model_name_or_path": base, "modules_to_save": named}
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Facts) -> str | None:
-    """The plain LoRA beside an AuroRA adapter: what people without this package can load.
-
-    Returns:
-        Why there is none; None if there is one.
-    """
-    form = facts.result["metric"]["selected_by"]["form"]
-    if not form_named(form).mergeable:
-        return "`eval()` computes the dynamic form, which is no linear map"
-    try:
-        with files.new_folder(folder) as partial:
-            export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
-            card.write_lora_card(partial, facts, form)
-    except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
-        return " ".join(str(error).split()).rstrip(".")
-    return None

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from .. import files
 from ..errors import DIVERGED, UserError
 from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
 from ..tasks.metrics import metric_named
 from . import storage
-from .batches import IGNORED, Filled, IgnoreFilling, Share, WholeSteps
+from .batches import Filled, IgnoreFilling, Share, WholeSteps
 from .distributed import on_main
-from .memory import frozen_dtype
+from .memory import frozen_dtype, peak_memory
 from .recipe import Recipe
+from .step_callbacks import Clock, EarlyStop, ExtraCheckpoints
 
 TRAINER_STATE = "trainer_state.json"
 """In each checkpoint: Transformers' own state."""
@@ -92,65 +88,6 @@ def training_arguments(
     if args.n_gpu > 1:
         args._n_gpu = 1
     return args
-
-
-class EarlyStop(TrainerCallback):
-    """Ends the training after `patience` evaluations in a row without a better score. It keeps no state of its own."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.is_over(args, state):
-            control.should_training_stop = True
-
-    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
-        """Whether the last evaluations of a log were in vain."""
-        name, sign = f"eval_{args.metric_for_best_model}", 1 if args.greater_is_better else -1
-        scores = [sign * record[name] for record in state.log_history if name in record]
-        known = [score for score in scores if not math.isnan(score)]
-        return len(scores) - (scores.index(max(known)) + 1 if known else 0) >= self.patience
-
-
-class Clock(TrainerCallback):
-    """Counts the seconds of training steps: evaluations, calibrations and checkpoints are left out."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since: float | None = None
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_evaluate or control.should_save:
-            self._stop()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-        self._since = None
-
-
-class ExtraCheckpoints(TrainerCallback):
-    """Checkpoints each N steps, beside those at the evaluations."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # An epoch's last step is followed by the epoch's own evaluation and checkpoint: one before these would let a
-        # resumed run miss them.
-        at_end = state.epoch is not None and float(state.epoch).is_integer()
-        if state.global_step % self.every == 0 and not at_end:
-            control.should_save = True
 
 
 class RecipeTrainer(Trainer):
@@ -365,53 +302,3 @@ class RecipeTrainer(Trainer):
     def load_weights(self, checkpoint: Path) -> None:
         """Put the weights of a checkpoint into the model."""
         self._load_from_checkpoint(str(checkpoint))
-
-
-def reset_peak_memory() -> None:
-    """Measure `peak_memory` from here on; on a CPU where the system can (Linux), else it is that of the process."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> float:
-    """The largest memory in use since `reset_peak_memory`, in MB: of the GPU, or of this process without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy, or squared error for a single output, over all examples of a step.
-
-    Args:
-        outputs: the model's, with logits (batch, classes) or (batch, 1).
-        labels: (batch,); `IGNORED` where an example does not count.
-        num_items_in_batch: examples of the whole step, over accumulated batches and all processes.
-    """
-    logits = outputs["logits"].float()
-    if logits.shape[-1] == 1:
-        errors = logits.squeeze(-1) - labels.float()
-        total = torch.where(labels == IGNORED, 0.0, errors).square().sum()
-    else:
-        total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
-
-
-def binary_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Binary cross-entropy, over all labels of all examples of a step.
-
-    Args:
-        outputs: the model's, with logits (batch, labels).
-        labels: (batch, labels), 1 or 0; `IGNORED` where an example does not count.
-        num_items_in_batch: labels of the whole step, over accumulated batches and all processes.
-    """
-    losses = binary_cross_entropy_with_logits(outputs["logits"].float(), labels.clamp(min=0.0), reduction="none")
-    total = torch.where(labels == IGNORED, 0.0, losses).sum()
-    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)

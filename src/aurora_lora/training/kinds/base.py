@@ -25,7 +25,7 @@ IN_MEMORY, SAMPLE = 20_000, 5_000
 """A training split of more texts is tokenised as it is trained on; of so many of its texts, those cut are counted."""
 
 Loss = Callable[..., "Tensor"]
-"""From the model's outputs, the labels, and how many items the whole step has, as `trainer.mean_loss`."""
+"""From the model's outputs, the labels, and how many items the whole step has, as `losses.mean_loss`."""
 
 
 class Kind:
@@ -123,7 +123,7 @@ class Kind:
 
     def loss(self) -> Loss:
         """The loss of a batch."""
-        from ..trainer import mean_loss
+        from ..losses import mean_loss
 
         return mean_loss
 

@@ -30,7 +30,7 @@ class MultiLabel(HeadKind):
         return [float(place in label) for place in range(count)]
 
     def loss(self) -> Loss:
-        from ..trainer import binary_loss
+        from ..losses import binary_loss
 
         return binary_loss
 

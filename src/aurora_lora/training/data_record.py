@@ -1,0 +1,51 @@
+"""What a run writes down of its data, so that it is noticed where that changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import UserError
+from .data import Data
+from .storage import DATA, SPLITS
+
+
+def keep_data(folder: Path, data: Data) -> None:
+    """Write down what the user's own data is, and which rows each split holds where that is known.
+
+    Raises:
+        UserError: it was written down before, and is another: the data, or the way it is split, has changed.
+    """
+    check_data(folder, data)
+    if data.record is not None and not (folder / DATA).exists():
+        files.write_json(folder / DATA, data.record)
+    if data.rows is not None and not (folder / SPLITS).exists():
+        lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
+        files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def check_data(folder: Path, data: Data) -> None:
+    """Raise a UserError where the data is not what is written down in the folder of its run."""
+    for name, sha256 in (data.record or {}).get("files", {}).items():
+        stored = _stored(folder / DATA)
+        if stored is not None and sha256 not in stored.get("files", {}).values():
+            raise UserError(
+                f"{name} has changed since this run began: {folder / DATA} has another sha256 or commit of it"
+            )
+    for name, rows in (data.rows or {}).items():
+        stored = _stored(folder / SPLITS)
+        if stored is not None and stored.get(name) != rows:
+            raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """What a file of a run has as JSON, None if there is none."""
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return stored

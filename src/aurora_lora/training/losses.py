@@ -1,0 +1,41 @@
+"""Losses over all examples of a step, whatever it is divided into: Trainer's `compute_loss_func`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from .batches import IGNORED
+
+
+def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy, or squared error for a single output, over all examples of a step.
+
+    Args:
+        outputs: the model's, with logits (batch, classes) or (batch, 1).
+        labels: (batch,); `IGNORED` where an example does not count.
+        num_items_in_batch: examples of the whole step, over accumulated batches and all processes.
+    """
+    logits = outputs["logits"].float()
+    if logits.shape[-1] == 1:
+        errors = logits.squeeze(-1) - labels.float()
+        total = torch.where(labels == IGNORED, 0.0, errors).square().sum()
+    else:
+        total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def binary_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Binary cross-entropy, over all labels of all examples of a step.
+
+    Args:
+        outputs: the model's, with logits (batch, labels).
+        labels: (batch, labels), 1 or 0; `IGNORED` where an example does not count.
+        num_items_in_batch: labels of the whole step, over accumulated batches and all processes.
+    """
+    losses = binary_cross_entropy_with_logits(outputs["logits"].float(), labels.clamp(min=0.0), reduction="none")
+    total = torch.where(labels == IGNORED, 0.0, losses).sum()
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)

@@ -1,0 +1,116 @@
+"""The end of a run: the scores of every form, the result, the adapter and its plain LoRA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..deploy import export_lora
+from ..forms import form_named
+from ..methods import count_parameters
+from ..methods.aurora import AuroraMethod
+from . import card, storage
+from .data import Data
+from .kinds import kind_of
+from .recipe import Recipe
+from .results import Result, Scores, build_result, epochs_from_log, write_result
+from .storage import ADAPTER, CHECKPOINTS, LORA
+from .trainer import RecipeTrainer
+
+
+def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms: Sequence[str]) -> Scores:
+    """Metrics of each form on a split."""
+    scores = {}
+    trainer.scoring(split)
+    for form in forms:
+        with recipe.method.using(trainer.module, form):
+            examples: Any = data.fixed(split)
+            metrics = trainer.evaluate(examples, metric_key_prefix=split)
+        scores[form] = {
+            name.removeprefix(f"{split}_"): value
+            for name, value in metrics.items()
+            if name.removeprefix(f"{split}_") in kind_of(data.task).metric_names(data.task)
+        }
+    return scores
+
+
+def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
+    """The result of a trained run: every form scored on the validation split and the test sets, and what it took."""
+    forms, steps = recipe.method.forms, trainer.state.max_steps
+    kind, task = kind_of(data.task), data.task
+    epochs = epochs_from_log(trainer.state.log_history, kind.metric_names(task))
+    best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
+    scored = {"validation": score(recipe, trainer, data, "validation", forms)}
+    for name in recipe.task.test_sets or ():
+        if name not in scored:
+            scored[name] = score(recipe, trainer, data, name, forms)
+    return build_result(
+        recipe,
+        metric=kind.reported(recipe.task, task),
+        split=task.reported_split,
+        examples={name: len(split) for name, split in data.splits.items()},
+        validation=scored["validation"],
+        test={name: scored[name] for name in recipe.task.test_sets or ()},
+        selected_by={
+            "split": "validation",
+            "form": recipe.method.deployed_form,
+            "name": task.metric,
+            "value": best["validation"][task.metric],
+            "epoch": best["epoch"],
+        },
+        params=count_parameters(trainer.module),
+        train_s=trainer.clock.seconds,
+        trained_examples=round(len(data.splits["train"]) * trainer.state.epoch) if steps else 0,
+        peak_mb=trainer.measure_memory(),
+        processes=trainer.args.world_size,
+        epochs=epochs,
+        labels=() if task.labels else data.labels,
+        data=data.record,
+        before=kind.before(recipe, trainer, data),
+        samples=kind.samples(recipe, trainer, data),
+    )
+
+
+def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
+    """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
+    facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
+    no_lora = _write_lora(folder / LORA, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
+    with files.new_folder(folder / ADAPTER) as adapter:
+        recipe.method.save(trainer.module, adapter)
+        data.processor.save_pretrained(str(adapter))
+        tidy_config(adapter, facts.base)
+        card.write_adapter_card(adapter, facts, no_lora)
+    result["adapter_sha256"] = storage.adapter_digests(folder)
+    write_result(folder, result)
+    storage.remove_checkpoints(folder / CHECKPOINTS)
+
+
+def tidy_config(adapter: Path, base: str) -> None:
+    """Name the base model as other machines know it in the settings that PEFT has written, and each module once."""
+    path = adapter / "adapter_config.json"
+    if path.exists():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        named = list(dict.fromkeys(settings.get("modules_to_save") or ())) or None
+        settings |= {"base_model_name_or_path": base, "modules_to_save": named}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Facts) -> str | None:
+    """The plain LoRA beside an AuroRA adapter: what people without this package can load.
+
+    Returns:
+        Why there is none; None if there is one.
+    """
+    form = facts.result["metric"]["selected_by"]["form"]
+    if not form_named(form).mergeable:
+        return "`eval()` computes the dynamic form, which is no linear map"
+    try:
+        with files.new_folder(folder) as partial:
+            export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
+            card.write_lora_card(partial, facts, form)
+    except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
+        return " ".join(str(error).split()).rstrip(".")
+    return None

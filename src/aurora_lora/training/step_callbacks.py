@@ -1,0 +1,68 @@
+"""What happens between the steps of `aurora train`: early stopping, a clock, checkpoints within an epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class EarlyStop(TrainerCallback):
+    """Ends the training after `patience` evaluations in a row without a better score. It keeps no state of its own."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.is_over(args, state):
+            control.should_training_stop = True
+
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the last evaluations of a log were in vain."""
+        name, sign = f"eval_{args.metric_for_best_model}", 1 if args.greater_is_better else -1
+        scores = [sign * record[name] for record in state.log_history if name in record]
+        known = [score for score in scores if not math.isnan(score)]
+        return len(scores) - (scores.index(max(known)) + 1 if known else 0) >= self.patience
+
+
+class Clock(TrainerCallback):
+    """Counts the seconds of training steps: evaluations, calibrations and checkpoints are left out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate or control.should_save:
+            self._stop()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+        self._since = None
+
+
+class ExtraCheckpoints(TrainerCallback):
+    """Checkpoints each N steps, beside those at the evaluations."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # An epoch's last step is followed by the epoch's own evaluation and checkpoint: one before these would let a
+        # resumed run miss them.
+        at_end = state.epoch is not None and float(state.epoch).is_integer()
+        if state.global_step % self.every == 0 and not at_end:
+            control.should_save = True
