@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from aurora_lora.training import load_recipe, yaml_text
+from aurora_lora.training.recipe import Recipe
 
 GENERATION = """{% for message in messages %}{{ message['role'] + ' : ' }}{% if message['role'] == 'assistant' %}
 {%- generation %}{{ message['content'] + ' [SEP]' }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}
@@ -62,3 +67,24 @@ def recipe(model: Path, data: Path, **task: Any) -> dict[str, Any]:
         "training": {"epochs": 2, "batch_size": 8, "eval_batch_size": 8, "learning_rate": 2e-2, "threads": 1},
         "calibration": {"examples": 16, "batch_size": 8},
     }
+
+
+def save_model(folder: Path, template: Any = GENERATION, positions: int | None = None) -> Path:
+    """A random Llama whose tokenizer has a chat template, or several; or a GPT-2 of so many positions."""
+    tiny.save_language_model(folder, "llama" if positions is None else "gpt2", tied=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    if positions is not None:
+        config = GPT2Config.from_pretrained(folder, n_positions=positions)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def read(folder: Path, base: Path, form: str = "messages", *overrides: str) -> Recipe:
+    """The recipe on a file of that format, both written into the folder."""
+    path, data = folder / "recipe.yaml", write(folder / "chats.jsonl", form)
+    path.write_text(yaml_text.dump(recipe(base, data)), encoding="utf-8")
+    return load_recipe(path, overrides)

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 from aurora_lora import AuroraConfig, cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.training import load_recipe, load_run, yaml_text
+from aurora_lora.training import load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
 from aurora_lora.training.chat_answers import Talk
 from aurora_lora.training.choices import next_token_loss
 from aurora_lora.training.data import load_data
 from aurora_lora.training.merge_and_predict import evaluate, load_predictor
 from aurora_lora.training.models import load_tokenizer
+from aurora_lora.training.push import _stage
 from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.run import load_trained_model, train
 
@@ -45,11 +46,7 @@ class Losses(TrainerCallback):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama whose tokenizer has a chat template."""
-    folder = tiny.save_language_model(tmp_path_factory.mktemp("chat-model"), tied=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = chats.GENERATION
-    tokenizer.save_pretrained(folder)
-    return folder
+    return chats.save_model(tmp_path_factory.mktemp("chat-model"))
 
 
 Read = Callable[..., Recipe]
@@ -60,10 +57,7 @@ def read(model: Path, tmp_path: Path) -> Read:
     """`read(form, *overrides)`: the recipe on a file of that format."""
 
     def made(form: str = "messages", *overrides: str, base: Path = model) -> Recipe:
-        path = tmp_path / "recipe.yaml"
-        data = chats.write(tmp_path / "chats.jsonl", form)
-        path.write_text(yaml_text.dump(chats.recipe(base, data)), encoding="utf-8")
-        return load_recipe(path, overrides)
+        return chats.read(tmp_path, base, form, *overrides)
 
     return made
 
@@ -312,6 +306,36 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     aurora("predict", run, tmp_path / "asked.jsonl", "--form", "static", "-o", tmp_path / "static.jsonl")
     aurora("report", run, "--html", tmp_path / "page.html")
     assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
+
+
+def test_several_chat_templates(tmp_path: Path) -> None:
+    named = {"default": chats.GENERATION, "tool_use": "tools : " + chats.GENERATION}
+    base = chats.save_model(tmp_path / "base", named)
+    run = train(chats.read(tmp_path, base, "messages", "training.epochs=1"), tmp_path / "run").folder
+    nested = "additional_chat_templates/tool_use.jinja"
+    digests = json.loads((run / "result.json").read_text())["adapter_sha256"]
+    assert {nested, "adapter_config.json", "chat_template.jinja"} <= set(digests)
+    assert "README.md" not in digests
+    assert load_tokenizer(str(run / "adapter")).chat_template == named
+    for what in ("adapter", "export"):
+        (tmp_path / what).mkdir()
+        _stage(load_run(run), tmp_path / what, what)  # type: ignore[arg-type]
+        assert AutoTokenizer.from_pretrained(tmp_path / what).chat_template == named
+        config = json.loads((tmp_path / what / "adapter_config.json").read_text())
+        assert config["peft_type"] == ("AURORA" if what == "adapter" else "LORA")
+    for _ in range(2):  # the second replaces the first
+        aurora("export", run, "-o", tmp_path / "lora", "--overwrite")
+    aurora("merge", run, "-o", tmp_path / "merged")
+    aurora("merge", run, "-o", tmp_path / "merged", "--form", "static", "--overwrite")
+    for written in ("lora", "merged"):
+        assert AutoTokenizer.from_pretrained(tmp_path / written).chat_template == named
+    (run / "adapter" / "notes" / "mine").mkdir(parents=True)  # added, and none of the run's
+    (run / "adapter" / nested).write_text("another")
+    with pytest.raises(UserError, match=r"tool_use.jinja is damaged: it is not what the run wrote"):
+        load_run(run)
+    (run / "adapter" / nested).unlink()
+    with pytest.raises(UserError, match=r"tool_use.jinja is damaged"):
+        load_run(run)
 
 
 def test_a_conversation_has_a_memory(read: Read, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PROCESSOR_FILES = {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("preprocessor_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "additional_chat_templates"),
 }
 """What a tokenizer or an image processor writes beside an adapter."""
 METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}

@@ -67,9 +67,9 @@ def push(run: TrainedRun, repo: str, what: str | None = None, *, private: bool =
 
 def _stage(run: TrainedRun, folder: Path, what: What) -> None:
     """Copy what is pushed, with a base model that others can find, or none."""
-    for path in (run.folder / ADAPTER).iterdir():  # the tokenizer goes with an export, too
-        if what == "adapter" or not path.name.startswith(("adapter", CARD)):
-            shutil.copy2(path, folder)
+    # the tokenizer goes with an export, too
+    ignored = shutil.ignore_patterns() if what == "adapter" else shutil.ignore_patterns("adapter*", f"{CARD}*")
+    shutil.copytree(run.folder / ADAPTER, folder, ignore=ignored, dirs_exist_ok=True)
     if what == "export":
         shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
     source, is_local = MODELS.get(run.recipe.model), Path(run.recipe.model).expanduser().exists()

@@ -145,9 +145,9 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def adapter_digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each file of a run's adapter but its card, for `result.json`."""
-    files_there = (path for path in sorted((folder / ADAPTER).iterdir()) if path.suffix != ".md")
-    return {path.name: _digest(path) for path in files_there}
+    """The sha256 of each file of a run's adapter but its card, by its path below the adapter, for `result.json`."""
+    files_there = (path for path in sorted((folder / ADAPTER).rglob("*")) if path.is_file() and path.suffix != ".md")
+    return {path.relative_to(folder / ADAPTER).as_posix(): _digest(path) for path in files_there}
 
 
 def check_adapter(folder: Path, digests: Any) -> None:
