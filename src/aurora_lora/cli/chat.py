@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import progress_bars, stderr
+from .common import complain, progress_bars, stderr
 
 
 def chat(
@@ -21,15 +21,17 @@ def chat(
 ) -> None:
     """Talk to a language model: each line is a message, and the answer is shown as it is written.
 
-    The conversation goes on until the end of the input, or `/exit`; `/new` begins another one.
+    The conversation goes on until the end of the input, or `/exit`; `/new` begins another one. A message that cannot be
+    answered is told, and counts as not said.
     """
     progress_bars()
+    from aurora_lora.errors import UserError
     from aurora_lora.training.chat_answers import Talk
     from aurora_lora.training.merge_and_predict import load_predictor
 
     with stderr().status("loading the model"):
         talk = Talk(load_predictor(folder, form), max_new_tokens, system=system, temperature=temperature, seed=seed)
-    is_terminal = sys.stdin.isatty()
+    is_terminal, failed = sys.stdin.isatty(), False
     if is_terminal:
         stderr().print("/new begins another conversation, /exit or Ctrl-D ends", style="dim")
     while True:
@@ -38,9 +40,15 @@ def chat(
         line = sys.stdin.readline()
         said = line.strip()
         if not line or said == "/exit":
-            return
+            break
         if said == "/new":
             talk.begin()
         elif said:
-            talk.say(said, lambda text: print(text, end="", flush=True))
-            print(flush=True)
+            try:
+                talk.say(said, lambda text: print(text, end="", flush=True))
+                print(flush=True)
+            except UserError as error:
+                complain(str(error))
+                failed = True
+    if failed and not is_terminal:
+        raise typer.Exit(2)

@@ -32,10 +32,11 @@ def write_answers(
     Args:
         model: a causal language model, in eval mode.
         tokenizer: with its chat template, where prompts are messages.
-        prompts: a batch.
+        prompts: a batch; of one that is too long for the model, its end is read.
         max_new_tokens: of each answer.
     """
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    most, max_new_tokens = room(model, max_new_tokens)
+    rows = [prompt_ids(tokenizer, prompt)[-most:] for prompt in prompts]
     pad = tokenizer.pad_token_id
     longest = max(map(len, rows))
     device = next(model.parameters()).device
@@ -49,16 +50,26 @@ def write_answers(
     return [str(text).strip() for text in texts]
 
 
+def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
+    """The tokens of a prompt and of its answer that a model has positions for: at most half are the answer's."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    new = min(max_new_tokens, max(1, positions // 2))
+    return positions - new, new
+
+
 def generation(
     model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 0.0
 ) -> GenerationConfig:
-    """Greedy, or sampled at a temperature; ends where a turn does."""
-    sampled = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    """Greedy, or sampled at a temperature; ends where a turn does. What is not said here, a model's own settings say."""
+    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends(model, tokenizer)),
-        **sampled,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        **(sampled if temperature else {"do_sample": False}),
     )
 
 
@@ -114,6 +125,7 @@ class Talk:
             raise UserError(f"the tokenizer in {predictor.folder} has no chat template")
         self.model: Any = predictor.model
         self.tokenizer, self.system = tokenizer, system
+        self.most, max_new_tokens = room(self.model, max_new_tokens)
         self.settings = generation(self.model, tokenizer, max_new_tokens, temperature)
         torch.manual_seed(seed)
         self.begin()
@@ -130,14 +142,10 @@ class Talk:
             show: called with each piece of the answer as it is written.
 
         Raises:
-            UserError: the chat template refuses the conversation.
+            UserError: the chat template refuses the conversation, or the message alone is too long for the model;
+                it is as if it had not been said.
         """
-        self.said.append({"role": "user", "content": text})
-        try:
-            ids = self._ids()
-        except Exception as error:  # Jinja's, and whatever templates raise
-            self.said.pop()
-            raise UserError(f"the chat template refuses it: {reason(error)}") from error
+        self.said, ids = self._with({"role": "user", "content": text})
         inputs = torch.tensor([ids], device=next(self.model.parameters()).device)
         with torch.no_grad():
             written = self.model.generate(
@@ -150,15 +158,23 @@ class Talk:
         self.said.append({"role": "assistant", "content": answer})
         return answer
 
-    def _ids(self) -> list[int]:
-        """The tokens of the conversation; of one that is too long for the model, its oldest turns are forgotten."""
-        most = getattr(self.model.config, "max_position_embeddings", None) or 2**31
-        first = 0 if self.system is None else 1
-        while len(ids := prompt_ids(self.tokenizer, self.said)) + self.settings.max_new_tokens > most:
-            if len(self.said) < first + 3:
-                break
-            del self.said[first : first + 2]
-        return ids
+    def _with(self, message: dict[str, str]) -> tuple[list[dict[str, str]], list[int]]:
+        """The conversation with a message more, and its tokens; where it is too long, without its oldest turns."""
+        said, first = [*self.said, message], 0 if self.system is None else 1
+        while len(ids := self._ids(said)) > self.most:
+            if len(said) < first + 3:
+                raise UserError(
+                    f"the message is too long: {len(ids):,} tokens, where the model has positions for {self.most:,} and "
+                    f"an answer of {self.settings.max_new_tokens:,}"
+                )
+            del said[first : first + 2]
+        return said, ids
+
+    def _ids(self, said: list[dict[str, str]]) -> list[int]:
+        try:
+            return prompt_ids(self.tokenizer, said)
+        except Exception as error:  # Jinja's, and whatever templates raise
+            raise UserError(f"the chat template refuses it: {reason(error)}") from error
 
 
 class _Show(TextStreamer):
