@@ -16,13 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from typer.testing import CliRunner
 
 from aurora_lora import AuroraConfig, cli
+from aurora_lora.deploy import float64
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.training import load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
 from aurora_lora.training.chat_answers import Talk
+from aurora_lora.training.chat_trainer import ChatTrainer
 from aurora_lora.training.choices import next_token_loss
-from aurora_lora.training.data import load_data
+from aurora_lora.training.data import load_data, notes
 from aurora_lora.training.merge_and_predict import evaluate, load_predictor
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.push import _stage
@@ -175,6 +177,42 @@ def test_what_is_cut_is_counted(read: Read, model: Path) -> None:
     assert len(cut.splits["train"]) == len(lengths) - cut.record.get("without_answer", {}).get("train", 0)
     with pytest.raises(UserError, match="no answer of the train split begins within 3 tokens"):
         examples(read("messages", "task.max_length=3"), model)
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_what_is_left_out_is_told_and_not_packed(read: Read, model: Path, packing: str) -> None:
+    whole = examples(read(), model).splits["train"]
+    starts = [next(at for at, label in enumerate(one["labels"]) if label >= 0) for one in whole]
+    limit = max(starts)
+    kept = [one for one, start in zip(whole, starts, strict=True) if start < limit]
+    assert 0 < len(kept) < len(whole)
+    data = examples(read("messages", f"task.max_length={limit}", f"task.packing={packing}"), model)
+    lost = len(whole) - len(kept)
+    assert data.record["without_answer"]["train"] == lost
+    told = f"{lost} of 48 train conversations are left out: their answers begin behind {limit} tokens (task.max_length)"
+    assert told in notes(data.record)
+    texts = [one["input_ids"][:limit] for one in kept]
+    if packing == "true":
+        assert sum(len(one["seq_lengths"]) for one in data.splits["train"]) == len(kept)
+        tokens = [token for one in data.splits["train"] for token in one["input_ids"]]
+        assert sorted(tokens) == sorted(token for text in texts for token in text)
+    else:
+        assert sorted(one["input_ids"] for one in data.splits["train"]) == sorted(texts)
+
+
+def test_scores_are_summed_where_float64_can_be(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have none: `to_float64` takes the sums to the CPU."""
+    asked: list[torch.device] = []
+
+    def chosen(device: torch.device) -> torch.device:
+        asked.append(device)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(float64, "float64_device", chosen)
+    network = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.randint(4, 20, (2, 5))
+    sums = ChatTrainer._sums(network, ids, torch.ones_like(ids), ids)
+    assert (sums.shape, sums.dtype, len(asked)) == ((2, 3), torch.float64, 3)
 
 
 def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp_path: Path) -> None:

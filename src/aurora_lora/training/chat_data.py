@@ -121,7 +121,7 @@ def encode_chats(
             made[name] = made[name].select(np.argsort(_lengths(made[name]), kind="stable"))
     unpacked = made["train"]
     if section.packing:
-        made["train"] = prepare.pack(_tokens(prepare, splits["train"], task.source), max_length)
+        made["train"] = prepare.pack(unpacked, max_length)
     pad_id = tokenizer.pad_token_id
     collate = Conversations(
         DataCollatorForLanguageModeling(pad_id), DataCollatorForLanguageModeling(pad_id, padding_free=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..deploy.float64 import to_float64
 from .batches import IGNORED
 from .choice_trainer import LanguageTrainer
 
@@ -42,4 +43,4 @@ class ChatTrainer(LanguageTrainer):
         there = targets != IGNORED
         nll = cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
         right = (logits.argmax(-1) == targets) & there
-        return torch.stack([part.double().sum(1) for part in (nll, there, right)], dim=1)
+        return torch.stack([to_float64(part).sum(1) for part in (nll, there, right)], dim=1)

@@ -196,4 +196,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             looked_at = "" if of == record["examples"][name] else " looked at"
             limit = f"{cut['max_length']} tokens (task.max_length)"
             lines.append(f"{count:,} of {of:,} {name} texts{looked_at} are longer than {limit} and are cut")
+    for name, count in record.get("without_answer", {}).items():
+        behind = f"their answers begin behind {cut['max_length']} tokens (task.max_length)"
+        lines.append(f"{count:,} of {cut['texts'][name][1]:,} {name} conversations are left out: {behind}")
     return lines
