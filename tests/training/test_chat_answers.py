@@ -1,4 +1,4 @@
-"""What a model answers: within its positions, with the settings that are said, and in the format that it was trained in."""
+"""What a model answers: within its positions, by the settings that are said, in the format it was trained in."""
 
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,7 @@ def test_a_message_that_is_too_long_ends_no_talk(few: Path) -> None:
 
     done = said(f"{LONG}\n{SHORT}\n")
     assert (done.exit_code, done.stdout) == (2, said(f"{SHORT}\n").stdout)
-    assert done.stderr == (
-        "the message is too long: 46 tokens, where the model has positions for 16 and an answer of 16\n"
-    )
+    assert done.stderr == ("the message is too long: 46 tokens, where the model takes 16 and an answer of 16\n")
     talk = Talk(load_predictor(few))
     talk.say(SHORT, lambda text: None)
     before = list(talk.said)

@@ -60,7 +60,7 @@ def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
 def generation(
     model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 0.0
 ) -> GenerationConfig:
-    """Greedy, or sampled at a temperature; ends where a turn does. What is not said here, a model's own settings say."""
+    """Greedy, or sampled at a temperature; ends where a turn does. What is not said, the model says."""
     sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
@@ -164,7 +164,7 @@ class Talk:
         while len(ids := self._ids(said)) > self.most:
             if len(said) < first + 3:
                 raise UserError(
-                    f"the message is too long: {len(ids):,} tokens, where the model has positions for {self.most:,} and "
+                    f"the message is too long: {len(ids):,} tokens, where the model takes {self.most:,} and "
                     f"an answer of {self.settings.max_new_tokens:,}"
                 )
             del said[first : first + 2]
