@@ -27,11 +27,12 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from aurora_lora import merge_quantized
+from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.formats import Format, format_of
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.merge_quantized import _layers, _round_all
+from aurora_lora.deploy.merge_quantized import _layers, _put, _round_all
 from aurora_lora.deploy.merged_weight import adapters_of, merged_weight
-from aurora_lora.deploy.moments import Collector, Target, gather
+from aurora_lora.deploy.moments import Target
 from aurora_lora.files import write_json
 from aurora_lora.ops.rounding import Grid, better_grid, input_moment, output_error, round_to_moment
 from aurora_lora.training import train
@@ -47,7 +48,7 @@ Way = Callable[[Tensor, Tensor, Format], Tensor]
 def moments(model: Any, layers: dict[str, Any], batches: list[Batch]) -> dict[str, Tensor]:
     targets = [Target(name, layer) for name, layer in layers.items()]
     with torch.no_grad(), Runner(model) as runner:
-        found = gather(Collector(runner, targets), batches)
+        found = Collector(runner, targets).collect(batches)
     return {each.target.name: (each.shared.moment / each.vectors).float() for each in found}  # type: ignore[operator]
 
 
@@ -142,10 +143,10 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
     for paths in blocks.values():
         with torch.no_grad(), Runner(model) as runner:
             targets = [Target(path, layers[path].module) for path in paths]
-            found = gather(Collector(runner, targets), batches)
+            found = Collector(runner, targets).collect(batches)
             rounded = _round_all(layers, found, 1e-3)
         for path in paths:
-            layers[path].put(rounded[path])
+            _put(layers[path], rounded[path])
     result["inputs of the merged blocks before"] = distance()
     model.unmerge_adapter()
     return result
