@@ -133,6 +133,13 @@ def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
     assert sum(count for count, _ in cut["texts"].values()) == 1
 
 
+def test_rows_that_are_not_used_are_said(here: Path) -> None:
+    done = train("classification", "run", "task.train_size=20")
+    assert "aurora: 20 of 50 rows are not used: task.train_size, validation_size and test_size take no more" in (
+        done.stderr.splitlines()
+    )
+
+
 def test_questions_that_are_cut_are_said(here: Path) -> None:
     done = train("choices", "run", "task.max_length=14")
     assert done.exit_code == 0, done.output

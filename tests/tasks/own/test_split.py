@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.own.source import Piece, Pieces
@@ -81,10 +83,89 @@ def test_a_given_test_file_and_a_share_for_validation() -> None:
 
 def test_every_class_stays_in_training() -> None:
     texts = [f"text {n}" for n in range(100)]
-    classes = ["common"] * 80 + [f"rare {n // 2}" for n in range(20)]
+    classes = [["common"]] * 80 + [[f"rare {n // 2}"] for n in range(20)]
     for seed in range(5):
         splits = _split(_pieces(train=texts), SplitSizes(None, 20, 20), seed, strata=classes)
-        assert {classes[n] for n in splits["train"]["n"]} == set(classes)
+        assert {one for n in splits["train"]["n"] for one in classes[n]} == {one for some in classes for one in some}
+
+
+def _counted(splits: Splits, rows: int) -> None:
+    record = splits.record
+    assert record["rows"] == rows
+    assert sum(record["examples"].values()) + record["left_out"] + record["unused"] == rows
+    assert record["examples"] == {name: len(split) for name, split in splits.items()}
+
+
+GROUPS = st.lists(st.one_of(st.integers(1, 3), st.integers(1, 30)), min_size=4, max_size=40)
+"""How often each example is in a file."""
+FEW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FEW
+@given(times=GROUPS, seed=st.integers(0, 5))
+def test_no_row_is_lost_and_duplicates_stay_together(times: list[int], seed: int) -> None:
+    rows = sum(times)
+    splits = _split(_pieces(train=[f"text {n}" for n, count in enumerate(times) for _ in range(count)]), seed=seed)
+    _counted(splits, rows)
+    assert splits.record["unused"] == 0
+    assert sorted(text for split in splits.values() for text in split["text"]) == sorted(
+        f"text {n}" for n, count in enumerate(times) for _ in range(count)
+    )
+    found = _texts(splits)
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["validation"]
+    assert not found["test"] & found["validation"]
+    often = {f"text {n}": count for n, count in enumerate(times)}
+    tenth = -(-rows // 10)
+    share = max(1, -(-sum(count for count in times if count <= tenth) // 10))
+    for name in ("test", "validation"):
+        if len(splits[name]) > share:  # nothing was small enough
+            assert len(found[name]) == 1
+            assert all(often[text] >= len(splits[name]) for text in found["train"])
+        else:  # nothing that training has would still fit; one example stays there in any case
+            missing = share - len(splits[name])
+            assert sum(often[text] <= missing for text in found["train"]) <= 1
+
+
+@FEW
+@given(
+    times=GROUPS,
+    test=st.lists(st.integers(0, 50), min_size=1, max_size=20),
+    sizes=st.tuples(*[st.one_of(st.none(), st.integers(1, 4)) for _ in range(3)]),
+)
+def test_the_counts_add_up_whatever_is_asked_for(times: list[int], test: list[int], sizes: Any) -> None:
+    train = [f"text {n}" for n, count in enumerate(times) for _ in range(count)]
+    pieces = _pieces(train=train, test=[f"text {n}" for n in test])
+    try:
+        splits = _split(pieces, SplitSizes(*sizes))
+    except UserError:
+        return
+    _counted(splits, len(train) + len(test))
+
+
+@FEW
+@given(
+    texts=st.lists(st.integers(0, 30), min_size=12, max_size=60),
+    labels=st.lists(st.sets(st.integers(0, 5), max_size=3), min_size=60, max_size=60),
+    sizes=st.tuples(st.none(), *[st.one_of(st.none(), st.integers(1, 6)) for _ in range(2)]),
+)
+def test_every_label_stays_in_training(texts: list[int], labels: list[set[int]], sizes: Any) -> None:
+    try:
+        splits = _split(_pieces(train=[f"text {n}" for n in texts]), SplitSizes(*sizes), strata=labels)
+    except UserError:
+        return
+    _counted(splits, len(texts))
+    assert {one for n in splits["train"]["n"] for one in labels[n]} == {
+        one for n in range(len(texts)) for one in labels[n]
+    }
+
+
+def test_a_text_that_most_rows_repeat_is_for_training() -> None:
+    texts = ["the same"] * 900 + [f"text {n}" for n in range(100)]
+    for seed in range(5):
+        splits = _split(_pieces(train=texts), seed=seed)
+        assert splits.record["examples"] == {"train": 980, "validation": 10, "test": 10}
+        assert _split(_pieces(train=texts), SplitSizes(None, 30, 20), seed).record["examples"]["test"] == 20
 
 
 @pytest.mark.parametrize(

@@ -117,13 +117,18 @@ def _classes(pieces: Pieces, label: str) -> tuple[list[str], cells.Values]:
     return names, {name: [places[one] for (one,) in some] for name, some in found.items()}
 
 
+def _one_each(labels: cells.Values) -> list[tuple[Any]]:
+    """The classes of each row of training, where each has one."""
+    return [(one,) for one in labels["train"]]
+
+
 def _classification(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
     with extra("train"):
         from datasets import ClassLabel
     pieces = _open(data, columns)
     (label,) = columns["label"]
     names, labels = _classes(pieces, label)
-    return _split_texts(pieces, columns, labels, ClassLabel(names=names), sizes, split_seed, labels["train"])
+    return _split_texts(pieces, columns, labels, ClassLabel(names=names), sizes, split_seed, _one_each(labels))
 
 
 def _regression(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
@@ -144,7 +149,7 @@ def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed:
     names = cells.class_names(pieces, found, list(given) if len(given) > 1 else None)
     places = {name: place for place, name in enumerate(names)}
     labels = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
-    return _split_texts(pieces, columns, labels, List(ClassLabel(names=names)), sizes, split_seed)
+    return _split_texts(pieces, columns, labels, List(ClassLabel(names=names)), sizes, split_seed, labels["train"])
 
 
 def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> Splits:
@@ -201,7 +206,7 @@ def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int)
         return hashlib.sha256(cells.image_file(row["image"], image)).hexdigest()
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    return split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=labels["train"])
+    return split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=_one_each(labels))
 
 
 _TEXT = {"text": ("text",), "label": ("label",)}

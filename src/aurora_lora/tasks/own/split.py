@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ class Splits(dict[str, Any]):
 
     Args:
         splits: `train`, `validation` and `test`.
-        record: for the run: `files` with their sha256, `examples` of each split, `repeated` rows (the same example as
-            an earlier one) and those `left_out` because another split has them.
+        record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
+            `left_out` because another split has them, or `unused` because of the sizes that are asked for; and how
+            many of them are `repeated` (the same example as an earlier one).
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -44,14 +45,15 @@ def split_data(
     key: Callable[[Row], str],
     sizes: SplitSizes,
     split_seed: int,
-    strata: Sequence[Hashable] | None = None,
+    strata: Sequence[Iterable[Hashable]] | None = None,
 ) -> Splits:
     """Train, validation and test from the pieces that the data comes in.
 
     The seed alone fixes one order of the examples of `train`, by a hash of their keys: the test split, where there is
-    none, is its head, validation follows, and training examples are taken from its tail, so that a smaller size gives
-    a part of a larger one. Rows with the same key stay together; those of `train` that a given validation or test
-    split has too are left out.
+    none, is taken from its head, validation follows, and training examples are taken from its tail, so that a smaller
+    size gives a part of a larger one. Rows with the same key go to one split together: to training where they are more
+    than a held-out split still takes, which then has the next that fit. Those of `train` that a given validation or
+    test split has too are left out.
 
     Args:
         pieces: `train`, and `validation` and `test` where they are given.
@@ -59,7 +61,7 @@ def split_data(
         key: identifies an example; raises a `BadRow` for one that cannot be used.
         sizes: None is all of a given split; of one that is held out, a tenth, but no more than 2,000 rows.
         split_seed: of all three.
-        strata: of each row of `train`, its class: of each, at least one example stays in the training split.
+        strata: of each row of `train`, its classes: of each, an example stays in the training split.
 
     Raises:
         UserError: a row that cannot be used, or more rows asked for than there are.
@@ -79,24 +81,30 @@ def split_data(
     for row, one in enumerate(keys["train"]):
         if one not in given:
             groups.setdefault(one, []).append(row)
-    order = _order(groups, split_seed, strata)
-    whole = left = sum(map(len, groups.values()))
-    left_out += len(keys["train"]) - left
+    left_out += len(keys["train"]) - _rows(groups.values())
+    order = sorted(groups, key=lambda one: hashlib.sha256(f"{split_seed}\n".encode() + one).digest())
+    first = _first(order, groups, strata)
+    stays = {keys["train"][row] for row in first}
+    free = {one: groups[one] for one in order if one not in stays}
+    share = _share(groups)
     for name in HELD_OUT:
         if name not in pieces:
-            size = _check_size(name, getattr(sizes, name), left - 1) or min(MOST, -(-whole // SHARE))
-            chosen[name] = _take(order, groups, size)
-            left = sum(len(groups[one]) for one in order)
-    if not all(chosen.values()) or not left:
+            size = _check_size(name, getattr(sizes, name), _rows(free.values()))
+            chosen[name] = _take(free, share if size is None else size)
+    rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
+    if not rest or not all(chosen.values()):
         raise UserError(f"{pieces['train'].name}: {len(keys['train']):,} rows are too few to train and to test on")
-    rest = [row for one in reversed(order) for row in groups[one]]
-    chosen["train"] = rest[: _check_size("train", sizes.train, left)]
+    rest.sort(key=lambda row: row not in first)
+    chosen["train"] = rest[: _check_size("train", sizes.train, len(rest))]
     every = [one for some in keys.values() for one in some]
+    examples = {name: len(chosen[name]) for name in SPLITS}
     record = {
         "files": pieces.files,
-        "examples": {name: len(chosen[name]) for name in SPLITS},
+        "rows": len(every),
+        "examples": examples,
         "repeated": len(every) - len(set(every)),
         "left_out": left_out,
+        "unused": len(every) - sum(examples.values()) - left_out,
     }
     return Splits({name: _select(pieces.get(name, pieces["train"]), chosen[name]) for name in SPLITS}, record)
 
@@ -116,25 +124,39 @@ def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) ->
     return found
 
 
-def _order(groups: Mapping[bytes, Sequence[int]], seed: int, strata: Sequence[Hashable] | None) -> list[bytes]:
-    """The keys by a hash; the last of each class comes last of all, so that training has every class."""
-    order = sorted(groups, key=lambda one: hashlib.sha256(f"{seed}\n".encode() + one).digest())
-    if strata is None:
-        return order
-    last = {strata[row]: one for one in order for row in groups[one]}
-    kept = dict.fromkeys(last.values())
-    return [*(one for one in order if one not in kept), *(one for one in order if one in kept)]
+def _first(
+    order: Sequence[bytes], groups: Mapping[bytes, Sequence[int]], strata: Sequence[Iterable[Hashable]] | None
+) -> set[int]:
+    """The rows that training begins with: of each class one, or one at all; of its largest group, the last in the
+    order."""
+    found: dict[Hashable, int] = {}
+    for one in sorted(order, key=lambda one: len(groups[one])):  # stable
+        for row in groups[one]:
+            found.update(dict.fromkeys((None,) if strata is None else strata[row], row))
+    return set(found.values())
 
 
-def _take(order: list[bytes], groups: Mapping[bytes, list[int]], size: int) -> list[int]:
-    """So many rows from the head of the order, which loses them; what a cut leaves of a group is left out."""
+def _share(groups: Mapping[bytes, Sequence[int]]) -> int:
+    """A tenth of the rows; those that are repeated more often than that are for training, and do not count."""
+    share = -(-_rows(groups.values()) // SHARE)
+    return max(1, min(MOST, -(-_rows(some for some in groups.values() if len(some) <= share) // SHARE)))
+
+
+def _take(free: dict[bytes, list[int]], size: int) -> list[int]:
+    """So many rows of whole groups, which are gone from `free`: the first that fit, or the smallest if none does."""
     taken: list[int] = []
-    used = 0
-    while used < len(order) and len(taken) < size:
-        taken += groups[order[used]]
-        used += 1
-    del order[:used]
-    return taken[:size]
+    for one in list(free):
+        if len(taken) + len(free[one]) <= size:
+            taken += free.pop(one)
+        if len(taken) == size:
+            break
+    if not taken and free:
+        taken = free.pop(min(free, key=lambda one: len(free[one])))
+    return taken
+
+
+def _rows(groups: Iterable[Collection[int]]) -> int:
+    return sum(map(len, groups))
 
 
 def _check_size(name: str, size: int | None, there: int) -> int | None:
