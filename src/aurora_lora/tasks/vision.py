@@ -65,9 +65,9 @@ def with_rows(data: datasets.Dataset) -> datasets.Dataset:
     return data.add_column("row", list(range(len(data))))
 
 
-def class_names(data: datasets.Dataset) -> tuple[str, ...]:
+def class_names(data: datasets.Dataset, column: str = "label") -> tuple[str, ...]:
     """The class names that come with the data, in label order; none where labels are plain numbers."""
-    feature: Any = data.features["label"]
+    feature: Any = data.features[column]
     feature = getattr(feature, "feature", feature)  # of a list of labels
     return tuple(getattr(feature, "names", None) or ())
 

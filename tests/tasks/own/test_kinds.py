@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 from PIL import Image as Pillow
 from pyarrow import parquet
 
@@ -66,6 +66,19 @@ def test_classes_that_the_data_declares_keep_their_order() -> None:
     splits = _load("classification", "rows.parquet")
     assert splits["train"].features["label"].names == ["zero", "one", "never"]
     assert all(row["label"] == int(row["text"].split()[1]) % 2 for row in splits["train"])
+
+
+@pytest.mark.parametrize("label", [List, LargeList, lambda one: one], ids=["list", "large list", "one"])
+def test_several_labels_that_the_data_declares(label: Callable[[Any], Any]) -> None:
+    several = not isinstance(label(None), type(None))
+    given: list[Any] = [[1, 0], [], [1]] if several else [1, 0, 1]
+    features = Features({"text": Value("string"), "label": label(ClassLabel(names=["urgent", "billing", "never"]))})
+    Dataset.from_list(_rows(given * 10), features=features).to_parquet("rows.parquet")
+    splits = _load("multi-label", "rows.parquet")
+    assert splits["train"].features["label"].feature.names == ["urgent", "billing", "never"]
+    for row in splits["train"]:
+        expected = given[int(row["text"].split()[1]) % 3]
+        assert row["label"] == (expected if several else [expected])
 
 
 def test_two_text_columns_and_columns_called_label_and_text() -> None:

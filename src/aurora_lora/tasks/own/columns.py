@@ -12,6 +12,7 @@ from typing import Any
 
 from aurora_lora.errors import UserError
 from aurora_lora.extras import extra
+from aurora_lora.tasks import vision
 from aurora_lora.tasks.own.source import Piece, Pieces
 from aurora_lora.tasks.own.split import BadRow
 
@@ -33,7 +34,7 @@ def text(value: Any, column: str) -> str:
 
 
 def values(piece: Piece, columns: Sequence[str]) -> Iterator[Any]:
-    """What stands in a column, or the list of what stands in several; a class as its name."""
+    """What stands in a column, or the list of what stands in several; a class as its name, also in a list of them."""
     names = {column: declared(piece, column) for column in columns}
     for row in piece.rows(columns):
         found = [_named(row[column], names[column]) for column in columns]
@@ -43,6 +44,8 @@ def values(piece: Piece, columns: Sequence[str]) -> Iterator[Any]:
 def _named(value: Any, names: Sequence[str] | None) -> Any:
     if names is None:
         return value
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
     return names[value] if value is not None and 0 <= value < len(names) else None  # -1: the label is not public
 
 
@@ -142,8 +145,8 @@ def in_order(names: set[str]) -> list[str]:
 
 
 def declared(piece: Piece, column: str) -> list[str] | None:
-    """The class names that a column of the data declares."""
-    return getattr(piece.data.features[column], "names", None)
+    """The class names that a column of the data declares, for one label or for a list of them."""
+    return list(vision.class_names(piece.data, column)) or None
 
 
 def class_names(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: list[str] | None = None) -> list[str]:

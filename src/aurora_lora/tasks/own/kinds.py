@@ -146,7 +146,8 @@ def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed:
     given = columns["label"]
     convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
     found = cells.read(pieces, given, convert)
-    names = cells.class_names(pieces, found, list(given) if len(given) > 1 else None)
+    known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
+    names = cells.class_names(pieces, found, known)
     places = {name: place for place, name in enumerate(names)}
     labels = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
     return _split_texts(pieces, columns, labels, List(ClassLabel(names=names)), sizes, split_seed, labels["train"])
