@@ -1,5 +1,7 @@
 """What a model answers: within its positions, by the settings that are said, in the format it was trained in."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.errors import UserError
+from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.training.chat_answers import Talk, write_answers
+from aurora_lora.training.chat_format import KEY
 from aurora_lora.training.merge_and_predict import Predictor, load_predictor
 from aurora_lora.training.run import train
 
@@ -95,3 +98,87 @@ def test_the_models_own_settings_of_generation_change_nothing(model: Path) -> No
     drawn = [Talk(one, 32, temperature=20.0, seed=3).say(SHORT, lambda text: None) for one in (plain, other)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0].split())) > 5  # at such a temperature, almost any token: not the likeliest alone
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ask(*args: object, stdin: str = "", code: int = 0) -> Any:
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in args], input=stdin)
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.mark.parametrize("form", ["texts", "text"])
+def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, form: str) -> None:
+    """Though its tokenizer has a chat template: what is asked is what was trained on."""
+    run = train(chats.read(tmp_path, model, form), tmp_path / "run")
+    ask("merge", run.folder, "-o", tmp_path / "merged")
+    shutil.copytree(tmp_path / "merged", tmp_path / "copied")
+    (tmp_path / "copied" / "aurora_merge.json").unlink()  # as on the hub, say
+    text = chats.row(chats.conversations(1)[0], "texts")["prompt"]
+    name = "prompt" if form == "texts" else "text"
+    (tmp_path / "asked.jsonl").write_text(json.dumps({name: text}) + "\n")
+    for folder in (run.folder, tmp_path / "merged", tmp_path / "copied"):
+        predictor = load_predictor(folder)
+        tokenizer: Any = predictor.processor
+        ids = tokenizer(text)["input_ids"]
+        expected = by_hand(predictor, ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids, 64)
+        assert predictor.answers([text])[0]["answer"] == expected
+        ask("predict", folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl")
+        assert lines(tmp_path / "said.jsonl")[0]["answer"] == expected
+        said = ask("chat", folder, stdin=f"{text}\n{text}\n")  # of which nothing is remembered
+        assert said.stdout.split() == expected.split() * 2
+        assert said.stderr == "the model was trained on plain text: what is typed is continued as it stands\n"
+        with pytest.raises(ArgumentError, match="`system` goes with conversations"):
+            Talk(predictor, system="the film")
+        messages = predictor.answers([user(SHORT)])  # through the template, as asked
+        assert messages[0]["answer"] == write_answers(predictor.model, tokenizer, [user(SHORT)])[0]
+    if form == "texts":
+        sample = run.result["samples"][0]
+        assert sample["after"] == load_predictor(run.folder).answers([sample["prompt"]])[0]["answer"]
+    for folder in ("adapter", "lora"):
+        assert json.loads((run.folder / folder / "tokenizer_config.json").read_text())[KEY] == name
+
+
+def test_a_merged_model_without_a_record_is_asked_in_its_template(model: Path, tmp_path: Path) -> None:
+    run = train(chats.read(tmp_path, model, "texts", "training.epochs=1"), tmp_path / "run").folder
+    ask("merge", run, "-o", tmp_path / "merged")
+    path = tmp_path / "merged" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings[KEY]
+    path.write_text(json.dumps(settings))
+    predictor = load_predictor(tmp_path / "merged")
+    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers([user(SHORT)])[0]["answer"]
+    (tmp_path / "merged" / "chat_template.jinja").unlink()
+    predictor = load_predictor(tmp_path / "merged")
+    assert predictor.answers([SHORT])
+    with pytest.raises(UserError, match="merged answers plain texts alone, and no messages"):
+        predictor.answers([user(SHORT)])
+
+
+def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Path) -> None:
+    plain = train(chats.read(tmp_path, model, "text", "training.epochs=1"), tmp_path / "plain").folder
+    ask("merge", plain, "-o", tmp_path / "base")
+    run = train(chats.read(tmp_path, tmp_path / "base", "messages", "training.epochs=1"), tmp_path / "run").folder
+    predictor = load_predictor(run)
+    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers([user(SHORT)])[0]["answer"]
+    assert "plain text" not in ask("chat", run, stdin=f"{SHORT}\n").stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": None}, "'prompt' is empty"),
+        ({"prompt": None, "completion": "fine"}, "'prompt' is empty"),
+        ({"prompt": "", "id": 1}, "'prompt' is empty"),
+        ({"text": 7}, "'text' is 7, which is no text"),
+        ({"prompt": [{"role": "user", "content": None}]}, "message 1 of 'prompt' (user) is empty"),
+    ],
+)
+def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message: str) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps(row) + "\n")
+    done = ask("predict", model, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", code=2)
+    assert done.stderr == f"{tmp_path / 'asked.jsonl'}, row 1: {message}\n"
+    assert not (tmp_path / "said.jsonl").exists()

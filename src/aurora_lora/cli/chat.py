@@ -21,8 +21,9 @@ def chat(
 ) -> None:
     """Talk to a language model: each line is a message, and the answer is shown as it is written.
 
-    The conversation goes on until the end of the input, or `/exit`; `/new` begins another one. A message that cannot be
-    answered is told, and counts as not said.
+    A model that was trained on plain texts goes on with each line as it stands. The conversation goes on until the end
+    of the input, or `/exit`; `/new` begins another one. A message that cannot be answered is told, and counts as not
+    said.
     """
     progress_bars()
     from aurora_lora.errors import UserError
@@ -31,6 +32,9 @@ def chat(
 
     with stderr().status("loading the model"):
         talk = Talk(load_predictor(folder, form), max_new_tokens, system=system, temperature=temperature, seed=seed)
+    if talk.is_plain:
+        plain = "the model was trained on plain text: what is typed is continued as it stands"
+        stderr().print(plain, style="dim", highlight=False, soft_wrap=True)
     is_terminal, failed = sys.stdin.isatty(), False
     if is_terminal:
         stderr().print("/new begins another conversation, /exit or Ctrl-D ends", style="dim")
@@ -45,7 +49,7 @@ def chat(
             talk.begin()
         elif said:
             try:
-                talk.say(said, lambda text: print(text, end="", flush=True))
+                talk.say(line.rstrip("\r\n") if talk.is_plain else said, lambda text: print(text, end="", flush=True))
                 print(flush=True)
             except UserError as error:
                 complain(str(error))

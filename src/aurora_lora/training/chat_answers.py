@@ -1,4 +1,4 @@
-"""What a model answers in a conversation: in batches, and token by token."""
+"""What a model answers in a conversation, or goes on with after a text: in batches, and token by token."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..tasks._loading import reason
-from .chat_data import ChatData, template_ids
+from .chat_data import ChatData
+from .chat_format import is_plain, recorded_format, template_ids
 
 if TYPE_CHECKING:
     from .data import Data
@@ -96,7 +97,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 
 class Talk:
-    """A conversation with a model.
+    """A conversation with a model; of one that was trained on plain texts, a text after the other to go on with.
 
     Args:
         predictor: the model.
@@ -106,7 +107,8 @@ class Talk:
         seed: of what is drawn at a temperature.
 
     Raises:
-        UserError: no language model, or one without a chat template.
+        UserError: no language model; one without a chat template that is not known to be trained on plain texts; or
+            one that is, and `system`.
     """
 
     def __init__(
@@ -121,8 +123,13 @@ class Talk:
         tokenizer: Any = predictor.processor
         if predictor.kind.task_type != "CAUSAL_LM":
             raise UserError(f"{predictor.folder} is a model of {predictor.kind.name}: it has no conversations")
-        if getattr(tokenizer, "chat_template", None) is None:
+        if recorded_format(tokenizer) is None and getattr(tokenizer, "chat_template", None) is None:
             raise UserError(f"the tokenizer in {predictor.folder} has no chat template")
+        self.is_plain = is_plain(tokenizer)
+        if self.is_plain and system is not None:
+            raise ArgumentError(
+                f"`system` goes with conversations: the model in {predictor.folder} was trained on plain text"
+            )
         self.model: Any = predictor.model
         self.tokenizer, self.system = tokenizer, system
         self.most, max_new_tokens = room(self.model, max_new_tokens)
@@ -135,7 +142,7 @@ class Talk:
         self.said: list[dict[str, str]] = [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def say(self, text: str, show: Callable[[str], None]) -> str:
-        """The answer to a message.
+        """The answer to a message, or what a plain text goes on with.
 
         Args:
             text: what the user says.
@@ -145,7 +152,7 @@ class Talk:
             UserError: the chat template refuses the conversation, or the message alone is too long for the model;
                 it is as if it had not been said.
         """
-        self.said, ids = self._with({"role": "user", "content": text})
+        said, ids = self._with({"role": "user", "content": text})
         inputs = torch.tensor([ids], device=next(self.model.parameters()).device)
         with torch.no_grad():
             written = self.model.generate(
@@ -155,7 +162,8 @@ class Talk:
                 streamer=_Show(self.tokenizer, show),
             )
         answer = str(self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
-        self.said.append({"role": "assistant", "content": answer})
+        if not self.is_plain:  # a text is no turn of a conversation
+            self.said = [*said, {"role": "assistant", "content": answer}]
         return answer
 
     def _with(self, message: dict[str, str]) -> tuple[list[dict[str, str]], list[int]]:
@@ -172,7 +180,7 @@ class Talk:
 
     def _ids(self, said: list[dict[str, str]]) -> list[int]:
         try:
-            return prompt_ids(self.tokenizer, said)
+            return prompt_ids(self.tokenizer, said[-1]["content"] if self.is_plain else said)
         except Exception as error:  # Jinja's, and whatever templates raise
             raise UserError(f"the chat template refuses it: {reason(error)}") from error
 

@@ -6,7 +6,6 @@ import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,24 +17,13 @@ from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import reason
 from .batches import IGNORED
+from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template, template_ids
 from .data import Data, Example
 from .recipe import Recipe
 
 if TYPE_CHECKING:
     import datasets
 
-CHATML = """{%- for message in messages -%}
-{{ '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['role'] == 'assistant' -%}
-{% generation %}{{ message['content'] + 'END' }}{% endgeneration %}
-{%- else -%}
-{{ message['content'] + 'END' }}
-{%- endif -%}
-{{ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
-"""
-"""ChatML; END is `<|im_end|>`, or the end of a text where the tokenizer has no such token."""
 KEPT = ("input_ids", "labels")
 
 
@@ -64,25 +52,6 @@ class Conversations:
         return batch
 
 
-def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> None:
-    """Give a tokenizer the chat template that a recipe names: `chatml`, or a file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    if given == "chatml":
-        end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else tokenizer.eos_token
-        if end is None:
-            raise UserError("task.chat_template: 'chatml' needs a tokenizer with a token that ends a text")
-        tokenizer.chat_template = CHATML.replace("END", str(end))
-    elif given is not None:
-        try:
-            tokenizer.chat_template = Path(given).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"task.chat_template: {given} is neither 'chatml' nor a file to read: {why}") from error
-
-
 def encode_chats(
     recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, datasets.Dataset]
 ) -> ChatData:
@@ -95,18 +64,20 @@ def encode_chats(
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
     section, first = recipe.task, splits["train"][0]
     assert section.max_length is not None  # filled in by validation
-    if "text" in first and section.loss_on == "answer":
+    form = format_of_row(first)
+    if form == TEXT and section.loss_on == "answer":
         raise UserError(
             "task.loss_on: 'answer' needs conversations, or prompt and completion: a 'text' is learned whole"
         )
     set_template(tokenizer, section.chat_template)
-    if not isinstance(first.get("prompt"), str) and "text" not in first and tokenizer.chat_template is None:
+    if form == CONVERSATION and tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer of {recipe.model} has no chat template: task.chat_template=FILE names one (Jinja), and "
             "task.chat_template=chatml takes a plain ChatML"
         )
+    record_format(tokenizer, form)
     max_length = min(section.max_length, tokenizer.model_max_length)
-    prepare = _Preparation(tokenizer, section.loss_on != "all" and "text" not in first, recipe.seed)
+    prepare = _Preparation(tokenizer, section.loss_on != "all" and form != TEXT, recipe.seed)
     made: dict[str, Any] = {}
     texts, lost = {}, {}
     for name, split in splits.items():
@@ -256,12 +227,6 @@ class _Preparation:
             settings = SFTConfig(nowhere, packing=packing, **self.options, **options)
         made: datasets.Dataset = trainer._prepare_dataset(split, self.tokenizer, settings, packing, None, "one")
         return made
-
-
-def template_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], **options: Any) -> list[int]:
-    """The tokens of messages in the chat template."""
-    made: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
-    return list(made["input_ids"])
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

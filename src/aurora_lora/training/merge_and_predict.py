@@ -20,6 +20,7 @@ from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
+from .chat_format import recorded_format
 from .contamination_guard import MERGE_NOTE, merge_note, trained_on
 from .finished_run import TrainedRun, load_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
@@ -204,7 +205,8 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
 
     Returns:
         For each text: `text`, `label` and `probability`; `text` and `value` for a regression; `text` and `answer` for a
-        language model, which is given the text as an instruction.
+        language model, which is given the text in the format that it was trained in: as an instruction, as what a user
+        says, or as it stands.
 
     Raises:
         UserError: the folder holds neither, or an image cannot be read.
@@ -246,7 +248,8 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         model = _pretrained(getattr(transformers, kind.auto), folder)
         processor = kind.processor(str(folder.resolve()))
-        if note is None and kind is MULTIPLE_CHOICE and getattr(processor, "chat_template", None):
+        talks = recorded_format(processor) or getattr(processor, "chat_template", None)
+        if note is None and kind is MULTIPLE_CHOICE and talks:
             kind = CHAT  # a model of someone else's
         config: Any = model.config
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:

@@ -157,9 +157,10 @@ def _text(value: Any, column: str) -> str:
 
 
 def messages_of(row: Row) -> list[dict[str, Any]] | str:
-    """What is to be answered in a row of any format, with an answer or without.
+    """What is to be answered in a row of any format, with an answer or without: messages, or a plain text.
 
     Raises:
+        BadRow: it is neither.
         KeyError: it has no column of any format.
     """
     if "messages" in row or "conversations" in row:
@@ -170,8 +171,7 @@ def messages_of(row: Row) -> list[dict[str, Any]] | str:
         return prompt
     for name in ("prompt", "text"):
         if name in row:
-            asked: list[dict[str, Any]] | str = row[name]
-            return [{"role": "user", "content": asked}] if isinstance(asked, str) and "completion" not in row else asked
+            return _messages(row[name], name) if isinstance(row[name], list) else _text(row[name], name)
     raise KeyError("messages")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from ...errors import UserError
 from ...tasks.metrics import chat_metrics
 from .base import Kind, Loss
 
@@ -63,13 +64,17 @@ class Chat(Kind):
 
     def answers(self, model: Any, processor: Processor, texts: Sequence[Any], source: str) -> list[dict[str, Any]]:
         from ..chat_answers import write_answers
+        from ..chat_format import is_plain
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
-        written = write_answers(model, tokenizer, [_asked(text) for text in texts])
+        if tokenizer.chat_template is None and not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{source} answers plain texts alone, and no messages: its tokenizer has no chat template")
+        prompts = texts if is_plain(tokenizer) else [_as_said(text) for text in texts]
+        written = write_answers(model, tokenizer, prompts)
         return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
-        """The messages up to the last answer, which is left out where there is one."""
+        """The messages up to the last answer, which is left out where there is one; or a text."""
         from ..chat_data import question_of
 
         return question_of(row)
@@ -78,7 +83,7 @@ class Chat(Kind):
         return answer["answer"], "", str(answer["text"])
 
 
-def _asked(text: Any) -> Any:
+def _as_said(text: Any) -> Any:
     """A text as what the user says."""
     return [{"role": "user", "content": text}] if isinstance(text, str) else text
 
