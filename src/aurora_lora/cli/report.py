@@ -34,7 +34,9 @@ def report(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="FIGURE", help="scores, ranks, curves, updates, sigma, gap or merges; may be repeated."
+            "--only",
+            metavar="FIGURE",
+            help="scores, ranks, rates, curves, updates, sigma, gap or merges; may be repeated.",
         ),
     ] = None,
 ) -> None:

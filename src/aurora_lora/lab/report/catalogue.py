@@ -13,6 +13,7 @@ from ...files import write_json, write_text
 from .figures import GAP, about, gap_figure, save
 from .groups import Group
 from .merges_figure import merges_figure
+from .rates_figure import rates_figure
 from .run_figures import curves_figure, rank_figure, score_figure
 from .sections import Section, slug
 from .sigma_figure import SIGMA, sigma_figure
@@ -62,6 +63,12 @@ class Kind:
 
 def _of_section(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Section], list[Made]]:
     return lambda section: [Made(draw(section.groups, section.metric))]
+
+
+def _rates(section: Section) -> list[Made]:
+    if section.study is None:
+        raise UserError("score against learning rate needs the study.json of aurora sweep, with what was tried")
+    return [Made(rates_figure(section.study, section.groups, section.metric))]
 
 
 def _trajectories(section: Section) -> list[Made]:
@@ -134,6 +141,14 @@ KINDS = (
         "Score against rank",
         f"Bars: 95% interval of the mean over the seeds. {BEST}",
         _of_section(rank_figure),
+    ),
+    Kind(
+        "rates",
+        "Score against learning rate",
+        "Validation score of every run that a setting was tuned with, on one seed, a panel for each method; grey: the "
+        "other settings. Ring: the rate that was chosen; cross on the edge: a score beyond it, or a run that failed. "
+        "Where a second field was tuned, the best of the runs with this rate.",
+        _rates,
     ),
     Kind(
         "curves",
