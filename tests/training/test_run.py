@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merge_and_predict, train, yaml_text
 from aurora_lora.training.batches import Share
+from aurora_lora.training.distributed import state
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
 from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trainer import training_arguments
 
@@ -241,6 +243,30 @@ def test_other_methods(write_recipe: WriteRecipe, tmp_path: Path, method: object
     for one, other in zip(*answers, strict=True):
         assert one["label"] == other["label"]
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_answers_are_computed_where_training_computes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device that Accelerate names, as for the trainer."""
+    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+    moved: list[torch.nn.Module] = []
+    gpu, own_to = SimpleNamespace(type="gpu"), torch.nn.Module.to
+
+    def to(module: Any, *args: Any, **kwargs: Any) -> Any:
+        if args != (gpu,):
+            return own_to(module, *args, **kwargs)
+        moved.append(module)
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr(merge_and_predict, "state", lambda: SimpleNamespace(device=gpu))
+    models = [load_predictor(folder).model for folder in (run.folder, merged)]
+    assert list(map(id, moved)) == list(map(id, models))
+    assert not any(model.training for model in models)
+    expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert expected is not None
+    assert state().device.type == expected.type
 
 
 def test_regression(write_recipe: WriteRecipe, tmp_path: Path) -> None:

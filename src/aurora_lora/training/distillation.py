@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .batches import IGNORED
 from .data import Data, Encoded, Example, Pad
+from .distributed import state
 from .finished_run import load_run
 from .models import load_base_model
 from .recipe import Recipe
@@ -72,8 +73,7 @@ def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> D
         UserError: the teacher's hidden states are those of the base model.
     """
     assert isinstance(data.collate, Pad)
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = accelerator or torch.device("cpu")
+    device = state().device
     base, teacher = base.to(device).eval(), teacher.to(device).eval()
     splits: dict[str, Encoded] = {}
     effect = 0.0

@@ -22,6 +22,7 @@ from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from .chat_format import recorded_format
 from .contamination_guard import MERGE_NOTE, merge_note, trained_on
+from .distributed import state
 from .finished_run import TrainedRun, load_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.chat import CHAT
@@ -234,7 +235,7 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
             raise UserError(f"the run in {folder} {kind.no_answer}")
         model, processor = load_trained_model(run.in_float32)
         run.check_form(form or run.deployed_form)
-        model.eval()
+        model = _ready(model)
         computes = run.recipe.method.using(model, form or run.deployed_form)
         computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
         return Predictor(folder, kind, model, processor, run.columns, computes)
@@ -246,7 +247,7 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         note = merge_note(folder)
         noted = KINDS.get((note or {}).get("kind", ""))  # of causal language models, the note alone can tell
         kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
-        model = _pretrained(getattr(transformers, kind.auto), folder)
+        model = _ready(_pretrained(getattr(transformers, kind.auto), folder))
         processor = kind.processor(str(folder.resolve()))
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)
         if note is None and kind is MULTIPLE_CHOICE and talks:
@@ -267,4 +268,12 @@ def _pretrained(kind: Any, folder: Path) -> nn.Module:
         raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
     plain: nn.Module = model
     check_finite(plain.state_dict().items(), f"{folder} cannot be used")
-    return plain.eval()
+    return plain
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """In eval mode, on the device that training computes on; a quantised model is loaded there."""
+    device = state().device
+    if next(model.parameters()).device.type != device.type:
+        model.to(device)
+    return model.eval()
