@@ -365,6 +365,10 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
             "training.batch_size: ",
         ),
         ({"seeds": []}, "seeds: "),
+        (
+            {"questions": [{"ask": "a", "first": "AuroRA", "second": "AuroRA", "margin": 0}]},
+            "questions.0.margin: 0 is not allowed: Input should be greater than 0",
+        ),
         ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
         (
             {"questions": [{"ask": "a", "first": {"setting": "LoRA r=2", "form": "static"}, "second": "AuroRA"}]},

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from aurora_lora.lab.report.study import Answer, answers, chosen_values, every_answer, study_tables
+from aurora_lora.lab.report.answers import Answer, answers, every_answer, note
+from aurora_lora.lab.report.study import chosen_values, study_tables
 from make.tables import study_page
 
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
@@ -68,6 +69,49 @@ def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
 )
 def test_a_verdict_in_words(metric: str, gain: float, verdict: str) -> None:
     assert Answer("?", "a", "b", metric, gain, gain - 0.01, gain + 0.01, 3).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "verdict"),
+    [
+        (-0.009, 0.008, 1.0, "equivalent within 1 point"),
+        (-0.011, 0.008, 1.0, "no significant difference"),
+        (-0.008, 0.011, 1.0, "no significant difference"),
+        (-0.004, 0.001, 0.5, "equivalent within 0.5 points"),
+        (-0.004, 0.001, None, "no significant difference"),
+        (0.002, 0.008, 1.0, "better, within 1 point"),
+        (0.002, 0.012, 1.0, "better"),
+        (-0.008, -0.002, 1.0, "worse, within 1 point"),
+    ],
+)
+def test_equivalent_needs_the_whole_interval_within_a_margin(
+    low: float, high: float, margin: float | None, verdict: str
+) -> None:
+    assert Answer("?", "a", "b", "accuracy", (low + high) / 2, low, high, 3, margin).verdict == verdict
+
+
+def test_the_margin_of_a_question(summary: dict[str, Any]) -> None:
+    for one in summary["settings"]:
+        for form in one["by_form"].values():
+            form["nll"] = {"scores": [0.5, 0.6, 0.5], "mean": 0.5, "std": 0.1}
+    assert [one.margin for one in answers(summary)] == [1.0, 1.0]  # in percent: 1 point if it is not named
+    summary["study"]["questions"][0]["margin"] = 3.0
+    assert [one.margin for one in answers(summary)] == [3.0, 1.0]
+    assert [one.margin for one in answers(summary, "nll")] == [None, None]  # the margin is one of accuracy
+    for one in summary["settings"]:
+        one["metric"] = "nll"
+    assert [one.margin for one in answers(summary)] == [3.0, None]
+    assert [one.margin for one in answers(summary, "accuracy")] == [1.0, 1.0]
+
+
+def test_how_many_intervals_there_are_and_what_they_cover(summary: dict[str, Any]) -> None:
+    assert note(summary).startswith("Intervals of the answers: 1; ")  # the other question has one seed alone
+    assert "not the sampling of the test data" in note(summary)
+    assert note(summary) in study_page(summary)
+    summary["study"]["split_by_seed"] = True
+    assert "each with its own split of the data" in note(summary)
+    summary["study"]["questions"] = []
+    assert note(summary) == ""
 
 
 def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:

@@ -12,6 +12,9 @@
     seeds: [0, 1, 2, 3, 4]              # of the chosen runs, on test data
     settings:
       - {name: LoRA r=8, method: {name: lora, r: 8, lora_alpha: 16, target_modules: [query, value]}}
+      - {name: AuroRA r=2, method: {name: aurora, r: 2, alpha: 4, target_modules: [query, value]}}
+    questions:                          # answered by differences, paired by seed
+      - {ask: Does AuroRA r=2 match LoRA r=8, first: AuroRA r=2, second: LoRA r=8, margin: 1}
 
 What is left out has a default.
 """
@@ -133,6 +136,9 @@ class Question(Section):
     ask: Annotated[str, Field(min_length=1)]
     first: Side
     second: Side
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Within which the two count as equivalent, as the study's metric is shown: 0.5 is half a point of accuracy. If
+    None, 1 point of a metric in percent, and no such answer by others."""
 
     @field_validator("first", "second", mode="before")
     @classmethod

@@ -13,10 +13,10 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import NOT_FINITE, write_text
 from ...tasks.metrics import Metric, metric_named
+from .answers import every_answer, note
 from .catalogue import figures_of
 from .groups import Group, interval
 from .sections import Section
-from .study import every_answer
 from .tables import Result
 from .training_cost import COLUMNS, time_rows
 
@@ -64,6 +64,7 @@ def _section(section: Section) -> dict[str, Any]:
             (metric, [(one.ask, *one.cells()) for one in found])
             for metric, found in ([] if section.study is None else every_answer(section.study))
         ],
+        "answers_note": "" if section.study is None else note(section.study),
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [metric_named(name).column for name in metrics],
         "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...files import NOT_FINITE
 from ...tasks.metrics import metric_named
 from ...text_table import TextTable
-from .groups import interval, plain
+from .answers import every_answer, note
+from .groups import plain
 from .tables import count, left_out
 
 
@@ -30,6 +30,8 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         for one in answered:
             table.rows.append([one.ask, *([one.first, one.second] if full else []), *one.cells()])
         found.append(table)
+    if found:
+        found[-1].note = note(summary)
     title = f"{study['name']}: {study['tuning']['budget']} runs to tune each, {len(study['seeds'])} seeds"
     more = ["seeds", "training s"] if full else []
     heads = [metric_named(metric).column for metric in metrics]
@@ -58,81 +60,6 @@ def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> str
             edge = ", lowest" if value == min(offered) else ", highest" if value == max(offered) else ""
         shown.append(f"{name} {plain(value)}{edge}")
     return "; ".join(shown)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A question of a study, answered: the first's score less the second's, paired by seed.
-
-    Args:
-        ask: the question.
-        first, second: setting and form.
-        metric: of the scores.
-        difference: mean over the seeds.
-        low, high: its 95% interval, of Student's t over the paired differences; None below two seeds.
-        seeds: how many both have.
-    """
-
-    ask: str
-    first: str
-    second: str
-    metric: str
-    difference: float
-    low: float | None
-    high: float | None
-    seeds: int
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says of the first: better, worse, or no significant difference (at the 5% level)."""
-        if self.low is None or self.high is None:
-            return "not known: one seed"
-        if self.low <= 0 <= self.high:
-            return "no significant difference"
-        return "worse" if (self.high < 0) != metric_named(self.metric).lower_is_better else "better"
-
-    def cells(self) -> tuple[str, str, str]:
-        """Difference, interval and verdict for people."""
-        metric = metric_named(self.metric)
-        between = "" if self.low is None or self.high is None else [metric.shown(x, "+") for x in (self.low, self.high)]
-        return metric.shown(self.difference, "+"), " to ".join(between), self.verdict
-
-
-def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
-    """The answers by the study's metric, then by the negative log-likelihood, which sees more than accuracy does."""
-    by_metric = answers(summary), answers(summary, "nll")
-    return [(metric_named(found[0].metric).heading, found) for found in by_metric if found]
-
-
-def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answer]:
-    """The study's questions, in their order; those whose scores are missing are left out.
-
-    Args:
-        summary: the study.json.
-        metric: to answer them by; each setting's own if None.
-    """
-    settings = {setting["name"]: setting for setting in summary["settings"]}
-    found = []
-    for question in summary["study"].get("questions", ()):
-        if any(question[side]["setting"] not in settings for side in ("first", "second")):
-            continue
-        first, second = (
-            (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
-            for side in (question["first"], question["second"])
-        )
-        by = metric or first[0]["metric"]
-        ours, theirs = _by_seed(*first, by), _by_seed(*second, by)
-        paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-        if paired:
-            names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
-            mean, (low, high) = statistics.fmean(paired), interval(paired)
-            found.append(Answer(question["ask"], names[0], names[1], by, mean, low, high, len(paired)))
-    return found
-
-
-def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -> dict[int, float]:
-    scores = setting["by_form"].get(form, {}).get(metric, {}).get("scores", ())
-    return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
 
 
 def trained_parameters(setting: Mapping[str, Any]) -> str:

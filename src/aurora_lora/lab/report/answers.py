@@ -1,0 +1,128 @@
+"""The questions of a study, answered by differences between its settings."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...tasks.metrics import metric_named
+from .groups import interval
+
+MARGIN = 1.0
+"""Points of a metric in percent within which two scores count as equivalent, unless the question says otherwise."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question of a study, answered: the first's score less the second's, paired by seed.
+
+    Args:
+        ask: the question.
+        first, second: setting and form.
+        metric: of the scores.
+        difference: mean over the seeds.
+        low, high: its 95% interval, of Student's t over the paired differences; None below two seeds.
+        seeds: how many both have.
+        margin: within which the two count as equivalent, as the metric is shown (in points where it is in percent);
+            None for no such verdict.
+    """
+
+    ask: str
+    first: str
+    second: str
+    metric: str
+    difference: float
+    low: float | None
+    high: float | None
+    seeds: int
+    margin: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the first: better or worse where it is on one side of 0, and that it is so within
+        the margin only; equivalent where it is on both sides, all within the margin; else no significant difference."""
+        if self.low is None or self.high is None:
+            return "not known: one seed"
+        within = self._within(self.low, self.high)
+        if self.low <= 0 <= self.high:
+            return f"equivalent {within}" if within else "no significant difference"
+        side = "worse" if (self.high < 0) != metric_named(self.metric).lower_is_better else "better"
+        return f"{side}, {within}" if within else side
+
+    def _within(self, low: float, high: float) -> str:
+        """`within 1 point`, where all of the interval is; else nothing."""
+        metric = metric_named(self.metric)
+        if self.margin is None or metric.scale * max(-low, high) > self.margin:
+            return ""
+        unit = "" if not metric.percent else " point" if self.margin == 1 else " points"
+        return f"within {self.margin:g}{unit}"
+
+    def cells(self) -> tuple[str, str, str]:
+        """Difference, interval and verdict for people."""
+        metric = metric_named(self.metric)
+        between = "" if self.low is None or self.high is None else [metric.shown(x, "+") for x in (self.low, self.high)]
+        return metric.shown(self.difference, "+"), " to ".join(between), self.verdict
+
+
+def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
+    """The answers by the study's metric, then by the negative log-likelihood, which sees more than accuracy does."""
+    by_metric = answers(summary), answers(summary, "nll")
+    return [(metric_named(found[0].metric).heading, found) for found in by_metric if found]
+
+
+def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answer]:
+    """The study's questions, in their order; those whose scores are missing are left out.
+
+    Args:
+        summary: the study.json.
+        metric: to answer them by; each setting's own if None.
+    """
+    settings = {setting["name"]: setting for setting in summary["settings"]}
+    found = []
+    for question in summary["study"].get("questions", ()):
+        if any(question[side]["setting"] not in settings for side in ("first", "second")):
+            continue
+        first, second = (
+            (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
+            for side in (question["first"], question["second"])
+        )
+        by = metric or first[0]["metric"]
+        ours, theirs = _by_seed(*first, by), _by_seed(*second, by)
+        paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if paired:
+            names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
+            mean, (low, high) = statistics.fmean(paired), interval(paired)
+            margin = _margin(question.get("margin"), by, first[0]["metric"])
+            found.append(Answer(question["ask"], names[0], names[1], by, mean, low, high, len(paired), margin))
+    return found
+
+
+def _margin(given: float | None, metric: str, own: str | None) -> float | None:
+    """A question's margin is one of its study's own metric, and of others in percent if that is; other units have
+    none."""
+    percent = metric_named(metric).percent
+    same = metric == own or (percent and own is not None and metric_named(own).percent)
+    return given if given is not None and same else MARGIN if percent else None
+
+
+def note(summary: Mapping[str, Any]) -> str:
+    """What the intervals of a study's answers are, and how many of them there are."""
+    answered = [one for _, found in every_answer(summary) for one in found if one.low is not None]
+    if not answered:
+        return ""
+    if summary["study"].get("split_by_seed"):
+        cover = "the seeds, each with its own split of the data into training, validation and test data"
+    else:
+        cover = "the seeds, not the sampling of the test data, which are the same for all seeds"
+    return (
+        f"Intervals of the answers: {len(answered)}; of twenty, one misses the true value by chance. They cover "
+        f"{cover}. Equivalent, or within: the whole interval is within the margin, of metrics in percent 1 point "
+        "unless the question names another."
+    )
+
+
+def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -> dict[int, float]:
+    scores = setting["by_form"].get(form, {}).get(metric, {}).get("scores", ())
+    return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
