@@ -106,7 +106,7 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_path: Path) -> None:
-    full = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
+    full = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}, "why": "all weights"}
     study = load_study(write(settings=[full, {"name": "lora", "method": "lora"}]))
     sweep = Sweep(study, tmp_path / "out", InProcess(fake))
     sweep.tune()
@@ -115,6 +115,15 @@ def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_pa
     full["space"]["training.learning_rate"].append(1)
     with pytest.raises(UserError, match="setting full: space: budget=2 is not allowed: the grid has 3 points"):
         load_study(write(settings=[full]))
+
+
+def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
+    own = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
+    with pytest.raises(UserError, match=r"setting full: space: .* tuned on one grid: take it out, or say in `why`"):
+        load_study(write(settings=[own]))
+    assert load_study(write(settings=[{**own, "why": "all weights"}])).settings[0].why == "all weights"
+    with pytest.raises(UserError, match=r"setting full: why: .* and there is none"):
+        load_study(write(settings=[{"name": "full", "method": "full", "why": "all weights"}]))
 
 
 def test_each_seed_may_have_its_own_split(write: Callable[..., Path]) -> None:

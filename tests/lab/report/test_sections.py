@@ -82,7 +82,8 @@ def test_the_page_and_the_tables_of_a_study(study: Path, tmp_path: Path) -> None
     page = (tmp_path / "page.html").read_text()
     assert "<h2>s, m</h2>" in page
     assert "Each setting had 2 runs to tune it" in page
-    assert "AuroRA r=2, no F<small>lr 0.005</small>" in page
+    assert "AuroRA r=2, no F<small>lr 0.005, lowest</small>" in page
+    assert "at the edge of the grid, so that another value may be better, for 3 of 3 settings" in page
     assert "Score against rank" in page
     done = CliRunner().invoke(cli.app, ["report", str(study)])
     assert done.exit_code == 0, done.output

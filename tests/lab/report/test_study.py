@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from aurora_lora.lab.report.answers import Answer, answers, every_answer, note
-from aurora_lora.lab.report.study import chosen_values, study_tables
+from aurora_lora.lab.report.study import chosen_values, study_tables, tuning_note
 from make.tables import study_page
 
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
@@ -159,6 +159,8 @@ def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -
         (None, 5e-3, "lr 0.005"),
         (None, 1e-2, "lr 0.01, highest"),
         ({"training.learning_rate": [1e-5, 5e-5, 1e-3]}, 1e-3, "lr 0.001, highest"),
+        ({"training.learning_rate": [1e-3, 1e-2]}, 1e-2, "lr 0.01, highest"),
+        ({"training.learning_rate": [1e-3]}, 1e-3, "lr 0.001, the only one"),
         ({"training.learning_rate": {"low": 1e-3, "high": 1.0, "log": True}}, 1e-3, "lr 0.001"),
     ],
 )
@@ -167,3 +169,19 @@ def test_a_choice_at_the_edge_is_named(summary: dict[str, Any], own: Any, value:
     summary["study"]["settings"] = [{"name": "LoRA", "space": own}]
     lora = {**summary["settings"][0], "chosen": {"training.learning_rate": value}}
     assert chosen_values(summary, lora) == shown
+
+
+def test_edges_and_grids_of_their_own_are_told(summary: dict[str, Any]) -> None:
+    summary["study"]["tuning"]["space"] = {"training.learning_rate": [1e-3, 5e-3, 1e-2]}
+    assert tuning_note(summary) == ""
+    own = {"training.learning_rate": [5e-3, 1e-2]}
+    summary["study"]["settings"] = [
+        {"name": "LoRA", "space": own, "why": "as in its paper"},
+        {"name": "AuroRA", "space": None},
+        {"name": "full", "space": {"training.learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}}},
+    ]
+    told = tuning_note(summary)
+    assert "at the edge of the grid, so that another value may be better, for 1 of 2 settings." in told
+    assert "Grids of their own: LoRA (lr 0.005, 0.01): as in its paper; full" in told
+    assert "full (lr 1e-05 to 0.0001): the reason is not recorded." in told
+    assert told in study_page(summary)

@@ -111,11 +111,19 @@ class Setting(Section):
     """Other fields of the recipe that differ from the base, by dotted name."""
     space: Space | None = None
     """Instead of the study's: full fine-tuning wants other learning rates than an adapter. The budget is the same."""
+    why: Annotated[str, Field(min_length=1)] | None = None
+    """Why it has a space of its own: reports print it."""
 
     @field_validator("space")
     @classmethod
     def _no_empty_list(cls, space: Space | None) -> Space | None:
         return space if space is None else check_space(space)
+
+    @model_validator(mode="after")
+    def _why_of_a_space(self) -> Setting:
+        if self.why is not None and self.space is None:
+            raise ValueError(f"setting {self.name}: why: it is about a space of the setting's own, and there is none")
+        return self
 
     @property
     def slug(self) -> str:
@@ -246,6 +254,12 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
         study = Study.model_validate(data)
     except ValidationError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in _lines(error))) from error
+    for setting in study.settings:  # summaries of earlier versions do not say why
+        if setting.space is not None and setting.why is None:
+            raise UserError(
+                f"{path}: setting {setting.name}: space: the settings of a study are tuned on one grid: take it out, "
+                "or say in `why` what this setting needs another for"
+            )
     recipes = {}
     for setting in study.settings:
         space = {field: _samples(values) for field, values in study.space(setting).items()}

@@ -17,6 +17,7 @@ from .answers import every_answer, note
 from .catalogue import figures_of
 from .groups import Group, interval
 from .sections import Section
+from .study import tuning_note
 from .tables import Result
 from .training_cost import COLUMNS, time_rows
 
@@ -93,8 +94,8 @@ def _tuning(study: Mapping[str, Any]) -> str:
     budget, seeds = study["study"]["tuning"]["budget"], len(study["study"]["seeds"])
     return (
         f"Each setting had {budget} runs to tune it, on one seed and validation data; what was chosen was run over "
-        f"{seeds} seeds."
-    )
+        f"{seeds} seeds. {tuning_note(study)}"
+    ).strip()
 
 
 def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[str, Any]]:

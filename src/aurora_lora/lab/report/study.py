@@ -43,23 +43,72 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
             shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
             table.rows.append([*about, form, *shown, *([str(len(setting["seeds"])), seconds] if full else [])])
             about = about if full else [""] * len(about)
+    table.note = tuning_note(summary)
     return [*found, table]
 
 
 def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
     """What was chosen for a setting, `lr 0.005`; `lowest` or `highest` where it is at the edge of the offer."""
-    study = summary["study"]
-    own = next((one.get("space") for one in study.get("settings", ()) if one["name"] == setting["name"]), None)
-    space = own or study["tuning"].get("space", {})
+    space = _space(summary, setting["name"])
     shown = []
     for field, value in setting["chosen"].items():
-        name = field.rpartition(".")[2].replace("learning_rate", "lr")
-        offered = space.get(field)
-        edge = ""
-        if isinstance(offered, list) and len(offered) > 2 and not isinstance(value, (str, bool)):
-            edge = ", lowest" if value == min(offered) else ", highest" if value == max(offered) else ""
-        shown.append(f"{name} {plain(value)}{edge}")
+        edge = _edge(space.get(field), value)
+        shown.append(f"{_field(field)} {plain(value)}{f', {edge}' if edge else ''}")
     return "; ".join(shown)
+
+
+def tuning_note(summary: Mapping[str, Any]) -> str:
+    """How many choices are at the edge of what was offered, and which settings were offered something else, and why."""
+    settings = summary["settings"]
+    at_edge = [
+        one
+        for one in settings
+        if any(_edge(_space(summary, one["name"]).get(field), value) for field, value in one["chosen"].items())
+    ]
+    notes = []
+    if at_edge:
+        notes.append(
+            f"The choice is at the edge of the grid, so that another value may be better, for {len(at_edge)} of "
+            f"{len(settings)} settings."
+        )
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for one in summary["study"].get("settings", ()):
+        if one.get("space"):
+            reason = one.get("why") or "the reason is not recorded"
+            by_reason.setdefault((_offered(one["space"]), reason), []).append(one["name"])
+    own = [f"{', '.join(names)} ({grid}): {why}" for (grid, why), names in by_reason.items()]
+    notes += [f"Grids of their own: {'; '.join(own)}."] if own else []
+    return " ".join(notes)
+
+
+def _space(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What was offered to a setting."""
+    study = summary["study"]
+    own = next((one.get("space") for one in study.get("settings", ()) if one["name"] == name), None)
+    space: Mapping[str, Any] = own or study["tuning"].get("space", {})
+    return space
+
+
+def _edge(offered: Any, value: Any) -> str:
+    """Where a value is at the end of a list of numbers."""
+    if not isinstance(offered, list) or isinstance(value, (str, bool)):
+        return ""
+    if len(offered) == 1:
+        return "the only one"
+    return "lowest" if value == min(offered) else "highest" if value == max(offered) else ""
+
+
+def _field(name: str) -> str:
+    return name.rpartition(".")[2].replace("learning_rate", "lr")
+
+
+def _offered(space: Mapping[str, Any]) -> str:
+    """The values of each field: `lr 2e-05, 5e-05`."""
+    fields = []
+    for field, values in space.items():
+        listed = values if isinstance(values, list) else [f"{plain(values['low'])} to {plain(values['high'])}"]
+        fields.append(f"{_field(field)} {', '.join(map(plain, listed))}")
+    return "; ".join(fields)
 
 
 def trained_parameters(setting: Mapping[str, Any]) -> str:
