@@ -18,6 +18,8 @@ GENERATION = """{% for message in messages %}{{ message['role'] + ' : ' }}{% if 
 """A template that marks the answers."""
 PLAIN = GENERATION.replace("{%- generation %}", "{{- '' }}").replace("{% endgeneration %}", "")
 """The same without marks."""
+WITH_TOOLS = """{% if tools %}{{ tools[0]['name'] + ' ' }}{% endif %}{% if aside %}{{ aside + ' ' }}{% endif %}"""
+"""What a template has before the messages that says what else it was given."""
 RAW = {"human": "user", "gpt": "assistant"}
 
 

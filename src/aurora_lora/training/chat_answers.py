@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from ..errors import ArgumentError, UserError
 from ..tasks._loading import reason
+from ..tasks.own.chat import Question
 from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .trainer import RecipeTrainer
 
-Prompt = Sequence[Any] | str
-"""The messages so far, or a text to go on with."""
+Prompt = Question | Sequence[Any] | str
+"""The messages so far, with what else the chat template gets or without, or a text to go on with."""
 NEW_TOKENS, SAMPLE_TOKENS = 256, 64
 
 
@@ -93,7 +94,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         ids = list(tokenizer(prompt)["input_ids"])
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers end each text
-    return template_ids(tokenizer, prompt, add_generation_prompt=True)
+    messages, options = (prompt.messages, prompt.options) if isinstance(prompt, Question) else (prompt, {})
+    return template_ids(tokenizer, messages, **{**options, "add_generation_prompt": True})
 
 
 class Talk:
@@ -230,7 +232,7 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
         after = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
     with _untrained(recipe, trainer, data) as model:
         before = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
-    said = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
+    said = [prompt if isinstance(prompt, str) else str(prompt.messages[-1]["content"]) for prompt in prompts]
     return [
         {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}
         for prompt, asked, old, new in zip(said, data.asked, before, after, strict=True)

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import reason
+from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
 from .batches import IGNORED
 from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template, template_ids
 from .data import Data, Example
@@ -29,7 +30,7 @@ KEPT = ("input_ids", "labels")
 
 @dataclass(frozen=True)
 class ChatData(Data):
-    """`Data`, and the held-out conversations that answers are written for: `prompt`, the messages, and `expected`."""
+    """`Data`, and the held-out conversations that answers are written for: `prompt`, what is asked, and `expected`."""
 
     asked: Sequence[Mapping[str, Any]] = field(default=())
 
@@ -111,21 +112,18 @@ def encode_chats(
     )
 
 
-def question_of(row: Mapping[str, Any]) -> list[Any] | str:
+def asked_in(row: Mapping[str, Any]) -> Question | str:
     """What is to be answered in a row of a file: in any of the formats, with an answer or without.
 
     Raises:
+        BadRow: it cannot be asked.
         KeyError: it has no column of any of them.
     """
-    from ..tasks.own.chat import messages_of
-
-    return messages_of(_plain(row))
+    return question_of(_plain(row))
 
 
 def _asked(splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:
     """The first held-out conversations, of the last split."""
-    from ..tasks.own.chat import answer_of, opening
-
     held_out = splits[[name for name in splits if name != "train"][-1]]
     rows = (held_out[number] for number in range(min(3, len(held_out))))
     return [
@@ -210,7 +208,7 @@ class _Preparation:
             [*(row.get("prompt") or ()), *row["completion"]] if isinstance(row.get("completion"), list) else None,
         ):
             if isinstance(messages, list):
-                self.tokenizer.apply_chat_template(messages)
+                self.tokenizer.apply_chat_template(messages, **template_options(row))
         if self.answers_only and "messages" in row:
             _mask_answers(row, self.tokenizer)
 
@@ -246,7 +244,7 @@ def _mask_answers(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         ValueError: the template writes earlier messages anew as a conversation grows.
     """
-    messages, more = row["messages"], {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+    messages, more = row["messages"], template_options(row)
 
     def ids(count: int, **options: Any) -> list[int]:
         return template_ids(tokenizer, messages[:count], **more, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aurora_lora.errors import UserError
@@ -33,6 +33,14 @@ ROLES = {
 """What the `from` of ShareGPT's messages means."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is to be answered: messages, and what else the chat template makes a prompt of, `tools` for one."""
+
+    messages: list[dict[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) -> Splits:
     """Splits with TRL's columns `messages`, `prompt` and `completion`, or `text`, and `row`, the number in the source.
 
@@ -50,6 +58,7 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
 
     def key(row: Row) -> str:
         shown = conversation(row, form)
+        template_options(row)
         return normalise(json.dumps([shown[name] for name in sorted(shown)], ensure_ascii=False, default=str))
 
     def prepared(piece: Piece) -> Piece:
@@ -102,13 +111,41 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
     if form == "messages":
         return {"messages": _with_answer(_messages(row["messages"], "messages"))}
     if form == "conversations":
-        return {"messages": _with_answer(_messages(_renamed(row["conversations"]), "conversations"))}
+        return {"messages": _with_answer(_sharegpt(row))}
     if form == "prompt":
         return _prompt(row["prompt"], row["completion"])
     asked = "\n\n".join(part for part in (_text(row["instruction"], "instruction"), row.get("input") or "") if part)
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     answer = {"role": "assistant", "content": _text(row["output"], "output")}
-    return {"prompt": [*system, {"role": "user", "content": asked}], "completion": [answer]}
+    return {"prompt": [*_system(row), {"role": "user", "content": asked}], "completion": [answer]}
+
+
+def template_options(row: Row) -> dict[str, Any]:
+    """What the chat template gets beside the messages, as TRL gives it.
+
+    Args:
+        row: with `tools`, a list or its JSON, and `chat_template_kwargs`, where there are any.
+
+    Raises:
+        BadRow: they are not that.
+    """
+    tools, more = row.get("tools"), row.get("chat_template_kwargs") or {}
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise BadRow(f"'tools' is no JSON: {error}") from error
+    if not isinstance(tools, list | None):
+        raise BadRow(f"'tools' is {tools!r:.40}, which is no list")
+    if not isinstance(more, Mapping):
+        raise BadRow(f"'chat_template_kwargs' is {more!r:.40}, which is no mapping")
+    return {**({} if tools is None else {"tools": tools}), **more}
+
+
+def _system(row: Row) -> list[dict[str, Any]]:
+    """The message of Alpaca's or ShareGPT's column `system`, where it says something."""
+    said = row.get("system")
+    is_blank = not said or (isinstance(said, str) and not said.strip())
+    return [] if is_blank else [{"role": "system", "content": _text(said, "system")}]
 
 
 def _prompt(prompt: Any, completion: Any) -> dict[str, Any]:
@@ -117,6 +154,12 @@ def _prompt(prompt: Any, completion: Any) -> dict[str, Any]:
     if isinstance(prompt, str) or isinstance(completion, str):
         raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
     return {"prompt": _messages(prompt, "prompt"), "completion": _with_answer(_messages(completion, "completion"))}
+
+
+def _sharegpt(row: Row) -> list[dict[str, Any]]:
+    """The messages of a row of ShareGPT's, which may have the first of them in a column of its own."""
+    said = _messages(_renamed(row["conversations"]), "conversations")
+    return said if said[0]["role"] == "system" else [*_system(row), *said]
 
 
 def _renamed(value: Any) -> Any:
@@ -156,35 +199,36 @@ def _text(value: Any, column: str) -> str:
     return value
 
 
-def messages_of(row: Row) -> list[dict[str, Any]] | str:
+def question_of(row: Row) -> Question | str:
     """What is to be answered in a row of any format, with an answer or without: messages, or a plain text.
 
     Raises:
         BadRow: it is neither.
         KeyError: it has no column of any format.
     """
+    options = template_options(row)
     if "messages" in row or "conversations" in row:
-        said = _messages(_renamed(row["conversations"]) if "messages" not in row else row["messages"], "messages")
-        return said[:-1] if said[-1]["role"] == "assistant" and len(said) > 1 else said
+        said = _messages(row["messages"], "messages") if "messages" in row else _sharegpt(row)
+        return Question(said[:-1] if said[-1]["role"] == "assistant" and len(said) > 1 else said, options)
     if "instruction" in row:
-        prompt: list[dict[str, Any]] = conversation({**row, "output": "?"}, "instruction")["prompt"]
-        return prompt
+        return Question(conversation({**row, "output": "?"}, "instruction")["prompt"], options)
     for name in ("prompt", "text"):
         if name in row:
-            return _messages(row[name], name) if isinstance(row[name], list) else _text(row[name], name)
+            is_list = isinstance(row[name], list)
+            return Question(_messages(row[name], name), options) if is_list else _text(row[name], name)
     raise KeyError("messages")
 
 
-def opening(row: Row) -> list[dict[str, Any]] | str | None:
+def opening(row: Row) -> Question | str | None:
     """What comes before the last answer of a row in TRL's format, to be answered anew; None for a plain text."""
     if "prompt" in row:
         prompt: list[dict[str, Any]] | str = row["prompt"]
-        return prompt
+        return prompt if isinstance(prompt, str) else Question(prompt, template_options(row))
     if "messages" not in row:
         return None
     said: Sequence[Any] = row["messages"]
     last = max(number for number, one in enumerate(said) if one["role"] == "assistant")
-    return list(said[:last]) or None
+    return Question(list(said[:last]), template_options(row)) if last else None
 
 
 def answer_of(row: Row) -> str:

@@ -75,9 +75,9 @@ class Chat(Kind):
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
         """The messages up to the last answer, which is left out where there is one; or a text."""
-        from ..chat_data import question_of
+        from ..chat_data import asked_in
 
-        return question_of(row)
+        return asked_in(row)
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         return answer["answer"], "", str(answer["text"])

@@ -1,0 +1,103 @@
+"""Columns beside the messages, in training and in answers: ShareGPT's `system`, `tools`, `chat_template_kwargs`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chats
+import pytest
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.tasks.own.chat import Question, conversation, question_of
+from aurora_lora.training.data import load_data
+from aurora_lora.training.merge_and_predict import load_predictor
+from aurora_lora.training.models import load_tokenizer
+from aurora_lora.training.predict_file import predict_file
+
+pytest.importorskip("trl")
+TOOLS = [{"name": "actor", "parameters": {"type": "object", "default": None}}]
+ASIDE = {"aside": "scene"}
+
+
+def data(folder: Path, base: Path, rows: list[Any]) -> Any:
+    """The encoded splits of rows."""
+    recipe = chats.read(folder, base)
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load_data(recipe, load_tokenizer(str(base)))
+
+
+def test_sharegpts_own_system(tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    turns = chats.conversations(40)
+    given = [{**chats.row(one, "conversations"), "system": "the scene"} for one in turns]
+    found = data(tmp_path, base, given)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for one in found.splits["train"]:
+        assert tokenizer.decode(one["input_ids"]).split()[2:4] == ["the", "scene"]  # after its role and a colon
+    asked = found.asked[0]["prompt"].messages
+    assert asked[0] == {"role": "system", "content": "the scene"}
+    assert question_of(given[0]) == Question([asked[0], *turns[0][:-1]])
+
+
+@pytest.mark.parametrize("system", [None, "", "  "])
+def test_no_system(system: Any) -> None:
+    row = chats.row(chats.conversations(1)[0], "conversations")
+    assert conversation({**row, "system": system}, "conversations") == conversation(row, "conversations")
+
+
+def test_a_system_of_its_own_comes_first() -> None:
+    said = [{"from": "system", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]
+    (first, *rest) = conversation({"conversations": said, "system": "d"}, "conversations")["messages"]
+    assert (first["content"], [one["role"] for one in rest]) == ("a", ["user", "assistant"])
+
+
+@pytest.mark.parametrize("template", [chats.GENERATION, chats.PLAIN])
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tools_in_training_and_in_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, tools: Any
+) -> None:
+    base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + template)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    turns = chats.conversations(40)
+    rows = [{"messages": one, "tools": tools, "chat_template_kwargs": ASIDE} for one in turns]
+    found = data(tmp_path, base, rows)
+    for one in found.splits["train"]:
+        assert tokenizer.decode(one["input_ids"]).split()[:2] == ["actor", "scene"]
+    options = found.asked[0]["prompt"].options
+    assert (options["tools"][0]["name"], options["aside"]) == ("actor", "scene")
+
+    predictor, seen = load_predictor(base), []
+    model: Any = predictor.model
+    own = model.generate
+
+    def generate(**given: Any) -> Any:
+        seen.extend(given["input_ids"].tolist())
+        return own(**given)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert predict_file(predictor, str(tmp_path / "chats.jsonl"), tmp_path / "said.jsonl", batch_size=1) == 40
+    expected = tokenizer.apply_chat_template(
+        turns[0][:-1], tools=TOOLS, add_generation_prompt=True, return_dict=True, **ASIDE
+    )
+    assert seen[0] == expected["input_ids"][-len(seen[0]) :]
+    assert tokenizer.decode(seen[0]).split()[:2] == ["actor", "scene"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"tools": "[{"}, "'tools' is no JSON: Expecting property name"),
+        ({"tools": '{"name": "actor"}'}, "'tools' is {'name': 'actor'}, which is no list"),
+        ({"chat_template_kwargs": "slow"}, "'chat_template_kwargs' is 'slow', which is no mapping"),
+    ],
+)
+def test_what_is_no_tools(tmp_path: Path, column: Any, message: str) -> None:
+    base = chats.save_model(tmp_path / "base")
+    with pytest.raises(UserError, match=f"chats.jsonl, row 1: {message}"):
+        data(tmp_path, base, [{"messages": one, **column} for one in chats.conversations(40)])
+    asked = ["predict", str(base), str(tmp_path / "chats.jsonl"), "-o", str(tmp_path / "said.jsonl")]
+    done = CliRunner().invoke(cli.app, asked)
+    assert (done.exit_code, f"chats.jsonl, row 1: {message}" in done.stderr) == (2, True)
