@@ -235,6 +235,95 @@ def test_pairs_of_texts(here: Path) -> None:
     assert {row["second"] for row in rows} == {"a film"}
 
 
+def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
+    done = aurora("predict", run, file, "--output", "answers.jsonl", *more)
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+
+
+def test_a_file_to_predict_is_read_as_the_training_data(here: Path) -> None:
+    text = Path("reviews.csv").read_text().replace("film", "caf\xe9")
+    Path("reviews.csv").write_text(text, encoding="cp1252")
+    train("classification", "run", "task.encoding=cp1252")
+    read = [row["review"] for row in answered("run", "reviews.csv")]
+    assert read == [line.rsplit(",", 1)[0] for line in text.splitlines()[1:]]
+    Path("other.csv").write_text(text, encoding="utf-16")
+    done = aurora("predict", "run", "other.csv", "--output", "other.jsonl")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert [row["review"] for row in answered("run", "other.csv", "--encoding", "utf-16")] == read
+    aurora("merge", "run", "-o", "merged")
+    done = aurora("predict", "merged", "reviews.csv", "--column", "review", "--output", "merged.jsonl")
+    assert done.exit_code == 2
+    assert "--encoding=cp1252 or another names the one that it has" in done.stderr
+    assert [
+        row["review"] for row in answered("merged", "reviews.csv", "--column", "review", "--encoding", "cp1252")
+    ] == read
+
+
+@pytest.mark.parametrize("kind", ["classification", "choices"])
+def test_a_row_to_predict_without_a_text_is_refused_as_in_training(kind: str, here: Path) -> None:
+    train(kind, "run", "training.epochs=1")
+    rows: list[dict[str, Any]] = [
+        {"review": "a film", "question": "a film", "options": ["fine", "bad"]} for _ in range(20)
+    ]
+    column = {"classification": "review", "choices": "question"}[kind]
+    for value, message in ((None, "is empty"), (" ", "is empty")):
+        rows[17][column] = value
+        own_files._jsonl(Path("asked.jsonl"), rows)
+        done = aurora("predict", "run", "asked.jsonl", "--output", "answers.jsonl")
+        assert (done.exit_code, done.stderr) == (2, f"asked.jsonl, row 18: '{column}' {message}\n")
+        assert not Path("answers.jsonl").exists()
+
+
+def test_texts_to_predict_are_cut_as_in_training(here: Path) -> None:
+    train("classification", "run", "task.max_length=16")
+    aurora("merge", "run", "-o", "merged")
+    long, cut = "the film was good and " * 30, " ".join(("the film was good and " * 30).split()[:14])
+    for folder in ("run", "merged"):
+        done = aurora("predict", folder, long, cut, "--json")
+        one, other = json.loads(done.stdout)
+        assert (one["cut_at"], "cut_at" in other) == (16, False)
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
+        assert done.stderr == "aurora: 1 of 2 texts are longer than 16 tokens and are cut\n"
+    own_files._jsonl(Path("asked.jsonl"), [{"review": long}, {"review": cut}])
+    assert [row.get("cut_at") for row in answered("run", "asked.jsonl")] == [16, None]
+
+
+@pytest.mark.parametrize("form", ["cloze", "instruction"])
+def test_questions_are_answered_among_their_own_options(form: str, here: Path) -> None:
+    """With the scores of the evaluation: the test file is what is predicted."""
+    rows = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["question"] = row["question"] + " film" * (number % 3)
+        row["options"] = [["fine", "bad"], ["bad", "", "fine"], ["bad", "dull", "fine"]][number % 3]
+    own_files._jsonl(Path("test.jsonl"), [{**row, "id": n} for n, row in enumerate(rows)])
+    done = train("choices", "run", "task.test_data=test.jsonl", f"task.prompt={form}", "training.learning_rate=1e-2")
+    assert done.exit_code == 0, done.output
+    scores = json.loads(aurora("evaluate", "run", "--split", "test", "--json").stdout)["by_form"]["calibrated"]
+    aurora("merge", "run", "-o", "merged")
+    for folder in ("run", "merged"):
+        said = answered(folder, "test.jsonl")
+        assert [row["id"] for row in said] == list(range(len(rows)))
+        right, nll = 0, 0.0
+        for row in said:
+            assert row["predicted_answer"] == row["options"][row["index"]]
+            there = {option: score for option, score in zip(row["options"], row["scores"], strict=True) if option}
+            assert there[row["predicted_answer"]] == max(there.values())
+            assert all(score is None for option, score in zip(row["options"], row["scores"], strict=True) if not option)
+            right += row["predicted_answer"] == row["answer"]
+            likely = torch.tensor(list(there.values())).log_softmax(0)
+            nll -= float(likely[list(there).index(row["answer"])]) / len(said)
+        assert right / len(said) == pytest.approx(scores["accuracy"])
+        assert nll == pytest.approx(scores["nll"], abs=1e-4)
+    renamed = [{"asked": row["question"], "one": "fine", "two": "bad"} for row in rows[:3]]
+    own_files._jsonl(Path("renamed.jsonl"), renamed)
+    said = answered("run", "renamed.jsonl", "--column", "asked", "--column", "one", "--column", "two")
+    assert all(row["answer"] == (row["one"], row["two"])[row["index"]] for row in said)
+    own_files._jsonl(Path("alone.jsonl"), [{"question": "the film"}])
+    done = aurora("predict", "run", "alone.jsonl", "--output", "alone_answers.jsonl")
+    assert done.stderr == "alone.jsonl has no column 'options' (it has 'question'): --column names it\n"
+
+
 STUDY = """
 name: mine
 base:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .common import Json, RunFolder, Split, Stages, is_main, make_models, print_json, progress_bars, stderr, stdout
+from .common import (
+    Json,
+    RunFolder,
+    Split,
+    Stages,
+    complain,
+    is_main,
+    make_models,
+    print_json,
+    progress_bars,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from aurora_lora.training.progress import ProgressBar
@@ -214,7 +226,14 @@ def predict(
         str | None, typer.Option("--form", help="Form of a run; by default the one that is deployed.")
     ] = None,
     columns: Annotated[
-        list[str] | None, typer.Option("--column", help="Column of FILE with the texts; by default as in training.")
+        list[str] | None,
+        typer.Option(
+            "--column",
+            help="Column of FILE with the texts, or with the question, then its options; by default as in training.",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of FILE, as `cp1252`; by default as in training.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows or texts at a time.")] = 16,
     as_json: Json = False,
@@ -235,20 +254,24 @@ def predict(
         from aurora_lora.training.predict_file import predict_file
 
         with stderr().status("answering") as status:
-            rows = predict_file(
+            done = predict_file(
                 predictor,
                 texts[0],
                 output,
                 columns or (),
+                encoding=encoding,
                 batch_size=batch_size,
                 step=lambda done, of: status.update(f"answered {done:,} of {of:,} rows"),
             )
+        _say_cut(done.cut, done.rows, done.cut_at)
         if as_json:
-            print_json({"written": str(output), "rows": rows})
+            print_json({"written": str(output), "rows": done.rows, "cut": done.cut})
         else:
-            print(f"wrote {output}: {rows:,} rows")
+            print(f"wrote {output}: {done.rows:,} rows")
         return
     answers = predictor.answers(texts, batch_size)
+    cut = [one["cut_at"] for one in answers if "cut_at" in one]
+    _say_cut(len(cut), len(answers), cut[0] if cut else None)
     if as_json:
         print_json(answers)
         return
@@ -256,6 +279,11 @@ def predict(
     for one in answers:
         table.add_row(*predictor.kind.shown(one))
     stdout().print(table)
+
+
+def _say_cut(count: int, of: int, max_length: int | None) -> None:
+    if max_length is not None:
+        complain(f"aurora: {count:,} of {of:,} texts are longer than {max_length:,} tokens and are cut")
 
 
 COMMANDS = (train, pretrain, evaluate, generate, predict)

@@ -118,6 +118,7 @@ def asked_in(row: Mapping[str, Any]) -> Question | str:
     Raises:
         BadRow: it cannot be asked.
         KeyError: it has no column of any of them.
+        BadRow: there is nothing to be answered.
     """
     return question_of(_plain(row))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..tasks import TASKS
+from .kinds.base import TrainedWith
 from .recipe import Recipe
 
 MERGE_NOTE = "aurora_merge.json"
@@ -22,6 +23,17 @@ def merge_note(folder: Path) -> dict[str, Any] | None:
         return None
     is_note = isinstance(note, dict) and {"source", "files"} <= note.keys() and isinstance(note["files"], dict)
     return note if is_note else None
+
+
+def noted_training(folder: Path) -> TrainedWith:
+    """What the model that was merged into a folder was trained with, as far as its note tells."""
+    noted = (merge_note(folder) or {}).get("trained_with")
+    noted = noted if isinstance(noted, dict) else {}
+    max_length, prompt = noted.get("max_length"), noted.get("prompt")
+    return TrainedWith(
+        max_length if isinstance(max_length, int) and max_length > 0 else None,
+        prompt if prompt in ("cloze", "instruction") else None,
+    )
 
 
 def trained_on(recipe: Recipe) -> list[str]:

@@ -157,16 +157,17 @@ class Data:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]], max_length: int
-) -> tuple[list[Example], int]:
+) -> tuple[list[Example], list[bool]]:
     """Token ids and masks for texts, or for pairs of texts when there are two columns; cut, not padded.
 
     Returns:
-        The examples, and how many of them were cut.
+        The examples, and whether each was cut.
     """
     encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
     names = [name for name in encoded if name in tokenizer.model_input_names]
     examples = [{name: encoded[name][index] for name in names} for index in range(len(columns[0]))]
-    return examples, sum(bool(one.overflowing) for one in encoded.encodings or ())
+    cut = [bool(one.overflowing) for one in encoded.encodings or ()] or [False] * len(examples)
+    return examples, cut
 
 
 def load_data(recipe: Recipe, processor: Processor) -> Data:

@@ -10,6 +10,7 @@ from ..errors import FormError, UserError
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
+from .kinds.base import TrainedWith
 from .reading import task_name, validate
 from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 from .results import Result, read_result
@@ -70,6 +71,11 @@ class TrainedRun(FinishedRun):
         own = {name: getattr(self.recipe.task, name) for name in ("text", "question", "options", "image")}
         given = {name: columns for name, columns in own.items() if columns}
         return given or ({"text": self.task.text_columns} if self.task.text_columns else {})
+
+    @property
+    def trained_with(self) -> TrainedWith:
+        """What the answers to new examples need to know of its recipe."""
+        return TrainedWith(self.recipe.task.max_length, self.recipe.task.prompt)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from .chat_format import recorded_format
-from .contamination_guard import MERGE_NOTE, merge_note, trained_on
+from .contamination_guard import MERGE_NOTE, merge_note, noted_training, trained_on
 from .distributed import state
 from .finished_run import TrainedRun, load_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
+from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .models import Processor
@@ -127,6 +128,7 @@ def merge(
         written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in written.items()}
         noted = {"source": source, "kind": run.task.kind, "trained_on": trained_on(run.recipe), "files": sizes}
+        noted["trained_with"] = asdict(run.trained_with)
         files.write_json(folder / MERGE_NOTE, noted)
         _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False, rounding)
@@ -178,6 +180,9 @@ class Predictor:
     processor: Processor
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Of a file to predict, by the field of a recipe's task that names them."""
+    encoding: str | None = None
+    """Of the data that it was trained on."""
+    trained: TrainedWith = field(default_factory=TrainedWith)
     form: Any = None
     """The context in which the model computes its form."""
 
@@ -187,7 +192,7 @@ class Predictor:
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             try:
-                found += self.kind.answers(self.model, self.processor, batch, str(self.folder))
+                found += self.kind.answers(self.model, self.processor, batch, str(self.folder), self.trained)
             except AuroraError:
                 raise
             except Exception as error:  # settings of a model or tokenizer that do not fit each other
@@ -207,7 +212,7 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
     Returns:
         For each text: `text`, `label` and `probability`; `text` and `value` for a regression; `text` and `answer` for a
         language model, which is given the text in the format that it was trained in: as an instruction, as what a user
-        says, or as it stands.
+        says, or as it stands; and `cut_at`, a number of tokens, for a text that was cut, as in training.
 
     Raises:
         UserError: the folder holds neither, or an image cannot be read.
@@ -238,7 +243,8 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         model = _ready(model)
         computes = run.recipe.method.using(model, form or run.deployed_form)
         computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
-        return Predictor(folder, kind, model, processor, run.columns, computes)
+        encoding = run.recipe.task.encoding
+        return Predictor(folder, kind, model, processor, run.columns, encoding, run.trained_with, computes)
     if form is not None:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():
@@ -255,7 +261,7 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         config: Any = model.config
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id  # by which a decoder finds a text's last token
-        return Predictor(folder, kind, model, processor)
+        return Predictor(folder, kind, model, processor, trained=noted_training(folder))
     except AuroraError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..errors import ArgumentError, UserError
@@ -13,55 +15,70 @@ from ..tasks.own.split import BadRow
 from .merge_and_predict import Predictor
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written: of how many rows, and how many of them were cut, to how many tokens."""
+
+    rows: int
+    cut: int
+    cut_at: int | None
+
+
 def predict_file(
     predictor: Predictor,
     file: str,
     output: Path,
     columns: Sequence[str] = (),
     *,
+    encoding: str | None = None,
     batch_size: int = 16,
     step: Callable[[int, int], None] = lambda done, of: None,
-) -> int:
+) -> Written:
     """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them.
 
     Args:
         predictor: what answers.
         file: .csv, .tsv, .json, .jsonl or .parquet; a data set of the hub.
         output: .jsonl, which is replaced when the last row is answered.
-        columns: the columns with the texts or images, where they are not those that the run was trained on.
+        columns: the columns with the texts or images, or with the question and then the options, where they are not
+            those that the run was trained on.
+        encoding: of a text file; None is that of the data that the run was trained on.
         batch_size: rows of one forward pass.
         step: called with the rows that are answered and all of them.
 
-    Returns:
-        How many rows.
-
     Raises:
-        UserError: the file cannot be read, or a row cannot be answered.
+        UserError: the file cannot be read, or a row cannot be answered: none is, then.
     """
     kind = predictor.kind
-    named: Mapping[str, Sequence[str]] = {kind.inputs: columns} if columns else predictor.columns
-    piece = open_data(OwnData(file))["train"]
-    rows = piece.data
+    named = {**predictor.columns, **(kind.named(columns) if columns else {})}
+    try:
+        piece = open_data(OwnData(file, encoding=encoding or predictor.encoding))["train"]
+    except UserError as error:
+        raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
+    rows, cut = piece.data, []
+
+    def asked(number: int, row: Mapping[str, Any]) -> Any:
+        try:
+            return kind.asked(row, named)
+        except KeyError as error:
+            there = ", ".join(map(repr, rows.column_names))
+            raise ArgumentError(f"{piece.name} has no column {error} (it has {there}): `columns` names it") from None
+        except BadRow as error:
+            raise UserError(f"{piece.name}, row {number}: {error}") from error
+
+    for number, row in enumerate(rows, start=1):  # before hours of answers are in vain
+        asked(number, row)
     with files.new_file(output) as partial, partial.open("w", encoding="utf-8") as out:
         for start in range(0, len(rows), batch_size):
-            batch = [rows[number] for number in range(start, min(start + batch_size, len(rows)))]
-            asked = []
-            for number, row in enumerate(batch, start=start + 1):
-                try:
-                    asked.append(kind.asked(row, named))
-                except KeyError as error:
-                    there = ", ".join(map(repr, rows.column_names))
-                    raise ArgumentError(
-                        f"{piece.name} has no column {error} (it has {there}): `columns` names it"
-                    ) from None
-                except BadRow as error:
-                    raise UserError(f"{piece.name}, row {number}: {error}") from error
-            for row, answer in zip(batch, predictor.answers(asked, batch_size), strict=True):
+            batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
+            texts = [asked(number, row) for number, row in enumerate(batch, start=start + 1)]
+            for row, answer in zip(batch, predictor.answers(texts, batch_size), strict=True):
                 said = {
                     f"predicted_{name}" if name in row else name: value
                     for name, value in answer.items()
                     if name != "text"
                 }
                 out.write(json.dumps({**row, **said}, ensure_ascii=False, default=str) + "\n")
+                cut += [answer["cut_at"]] if "cut_at" in answer else []
             step(start + len(batch), len(rows))
-    return len(rows)
+    return Written(len(rows), len(cut), cut[0] if cut else None)

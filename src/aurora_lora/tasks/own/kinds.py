@@ -173,21 +173,24 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
     splits = split_data(pieces, columns=[question, answer, *named], key=key, sizes=sizes, split_seed=split_seed)
     made = {}
     for name, split in splits.items():
-        asked = [_FORMS[form](*read(row)) for row in split.select_columns([question, answer, *named])]
-        made[name] = Dataset.from_dict(
-            {column: [one[at] for one in asked] for at, column in enumerate(("prompt", "choices", "label"))}
+        asked = [read(row) for row in split.select_columns([question, answer, *named])]
+        made[name] = Dataset.from_list(
+            [
+                dict(zip(("prompt", "choices"), QUESTION_FORMS[form](text, found), strict=True), label=right)
+                for text, found, right in asked
+            ]
         )
     return Splits(made, splits.record)
 
 
-_FORMS: dict[str, Callable[[str, list[str], int], tuple[str, list[str], int]]] = {
-    "cloze": lambda question, found, right: (f"Question: {question}\nAnswer:", [f" {one}" for one in found], right),
-    "instruction": lambda question, found, right: (
+QUESTION_FORMS: dict[str, Callable[[str, list[str]], tuple[str, list[str]]]] = {
+    "cloze": lambda question, found: (f"Question: {question}\nAnswer:", [f" {one}" for one in found]),
+    "instruction": lambda question, found: (
         prompts.alpaca(prompts.answers(question, found)),
         [prompts.target(f"answer{n}") for n in range(1, len(found) + 1)],
-        right,
     ),
 }
+"""What a model reads of a question and its options, and what it may go on with, by `task.prompt`."""
 
 
 def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:

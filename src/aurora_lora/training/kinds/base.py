@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
@@ -24,8 +25,24 @@ if TYPE_CHECKING:
 IN_MEMORY, SAMPLE = 20_000, 5_000
 """A training split of more texts is tokenised as it is trained on; of so many of its texts, those cut are counted."""
 
+PLAIN_LENGTH = 512
+"""Tokens that a model's texts are cut to where it does not say which it was trained with."""
+
 Loss = Callable[..., "Tensor"]
 """From the model's outputs, the labels, and how many items the whole step has, as `losses.mean_loss`."""
+
+
+@dataclass(frozen=True)
+class TrainedWith:
+    """What a model was trained with, as far as it is asked in the same way; None where that is not known.
+
+    Args:
+        max_length: tokens; longer texts were cut.
+        prompt: the form of questions with options.
+    """
+
+    max_length: int | None = None
+    prompt: str | None = None
 
 
 class Kind:
@@ -147,16 +164,23 @@ class Kind:
 
     # ---------------------------------------------------------------- prediction
 
-    def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
+    def answers(
+        self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
+    ) -> list[dict[str, Any]]:
         """What a model says about a batch of texts, or of paths of images; see `predict`.
 
         Args:
             model: in eval mode.
             processor: of the model.
-            texts: the batch.
+            texts: the batch, also of what `asked` gives.
             source: names the model in errors.
+            trained: what the model was trained with.
         """
         raise NotImplementedError
+
+    def named(self, columns: Sequence[str]) -> dict[str, Sequence[str]]:
+        """The columns that `predict` is given, by the field of a recipe's task that names such."""
+        return {self.inputs: columns}
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
         """What `answers` takes of a row of a file.
@@ -167,8 +191,11 @@ class Kind:
 
         Raises:
             KeyError: the row lacks a column.
+            BadRow: there is no text where one is needed, as in training.
         """
-        texts = tuple(str(row[name]) for name in columns.get(self.inputs, (self.inputs,)))
+        from ...tasks.own.columns import text
+
+        texts = tuple(text(row[name], name) for name in columns.get(self.inputs, (self.inputs,)))
         return texts[0] if len(texts) == 1 else texts
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
@@ -198,7 +225,7 @@ class TextKind(Kind):
             many = name == "train" and len(split) > IN_MEMORY
             looked_at = split.select(range(0, len(split), -(-len(split) // SAMPLE))) if many else split
             examples, longer = encode(tokenizer, [looked_at[column] for column in task.text_columns], max_length)
-            cut[name] = [longer, len(looked_at)]
+            cut[name] = [sum(longer), len(looked_at)]
             if many:
                 encoded[name] = Encoded(texts)
                 continue
@@ -232,26 +259,34 @@ class HeadKind(TextKind):
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = self.problem_type
 
-    def batch(self, processor: Processor, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The model's inputs for a batch to predict."""
+    def batch(
+        self, processor: Processor, texts: Sequence[Any], trained: TrainedWith
+    ) -> tuple[dict[str, Tensor], list[int | None]]:
+        """The model's inputs for a batch to predict, and the number of tokens that each was cut to, if it was."""
         from ..data import encode
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         columns = [texts] if isinstance(texts[0], str) else list(zip(*texts, strict=True))  # pairs of texts
-        examples, _ = encode(tokenizer, columns, min(tokenizer.model_max_length, 512))
-        return dict(tokenizer.pad(examples, return_tensors="pt"))
+        max_length = min(tokenizer.model_max_length, trained.max_length or PLAIN_LENGTH)
+        examples, longer = encode(tokenizer, columns, max_length)
+        return dict(tokenizer.pad(examples, return_tensors="pt")), [max_length if one else None for one in longer]
 
-    def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
+    def answers(
+        self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
+    ) -> list[dict[str, Any]]:
         import torch
 
         from ...finite import check_finite
 
         device = next(model.parameters()).device
+        inputs, cut = self.batch(processor, texts, trained)
         with torch.no_grad():
-            batch = {name: value.to(device) for name, value in self.batch(processor, texts).items()}
-            logits = model(**batch).logits.float()
+            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
         check_finite(zip(texts, logits, strict=True), f"{source} has no answer")
-        return [{"text": text, **self.answer(row, model.config)} for text, row in zip(texts, logits, strict=True)]
+        return [
+            {"text": text, **self.answer(row, model.config), **({"cut_at": cut_at} if cut_at else {})}
+            for text, row, cut_at in zip(texts, logits, cut, strict=True)
+        ]
 
     def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
         """What the logits (labels,) of one example say."""

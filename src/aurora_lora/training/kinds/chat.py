@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import UserError
 from ...tasks.metrics import chat_metrics
-from .base import Kind, Loss
+from .base import Kind, Loss, TrainedWith
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,9 @@ class Chat(Kind):
 
         return sample_answers(recipe, trainer, data)
 
-    def answers(self, model: Any, processor: Processor, texts: Sequence[Any], source: str) -> list[dict[str, Any]]:
+    def answers(
+        self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
+    ) -> list[dict[str, Any]]:
         from ..chat_answers import write_answers
         from ..chat_format import is_plain
 

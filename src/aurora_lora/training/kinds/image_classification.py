@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .base import TrainedWith
 from .classification import Classification
 
 if TYPE_CHECKING:
@@ -60,11 +61,14 @@ class ImageClassification(Classification):
         assert isinstance(train, Images)
         return [EpochOfImages(train)]
 
-    def batch(self, processor: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    def batch(
+        self, processor: Any, texts: Sequence[Any], trained: TrainedWith
+    ) -> tuple[dict[str, Tensor], list[int | None]]:
         from ..images import Stack, plain_transform, read_image
 
         transform = plain_transform(processor)
-        return Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
+        pixels = Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
+        return pixels, [None] * len(texts)
 
 
 IMAGE_CLASSIFICATION = ImageClassification()

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import UserError
 from ...tasks.metrics import choice_metrics
 from ...tasks.prompts import alpaca
-from .base import Kind, Loss
+from .base import Kind, Loss, TrainedWith
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from ..models import Processor
     from ..recipe import Recipe, TaskSection
     from ..trainer import RecipeTrainer
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its options, with the place of each among all that are given, blank ones too."""
+
+    text: str
+    options: Sequence[str]
+    places: Sequence[int]
 
 
 class MultipleChoice(Kind):
@@ -86,15 +96,68 @@ class MultipleChoice(Kind):
         assert data.questions is not None
         return functools.partial(ChoiceTrainer, questions=data.questions)
 
-    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
-        """The question, as an instruction."""
-        return str(row[columns.get("question", ("text",))[0]])
+    def named(self, columns: Sequence[str]) -> dict[str, Sequence[str]]:
+        """The question, and the options after it."""
+        return {"question": columns[:1], **({"options": columns[1:]} if columns[1:] else {})}
 
-    def answers(self, model: Any, processor: Processor, texts: Sequence[str], source: str) -> list[dict[str, Any]]:
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
+        """A `Question`; where no column has options, a text that is answered freely, as an instruction."""
+        from ...tasks.own import columns as cells
+
+        options = columns.get("options", ("options",) if "options" in row else ())
+        (question,) = columns.get("question", ("question" if "question" in row else "text",))
+        text = cells.text(row[question], question)
+        if not options:
+            return text
+        found, _, places = cells.options(row[options[0]] if len(options) == 1 else [row[name] for name in options])
+        return Question(text, found, places)
+
+    def answers(
+        self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
+    ) -> list[dict[str, Any]]:
         from ..choices import write_answers
 
-        written = write_answers(model, cast("PreTrainedTokenizerBase", processor), [alpaca(text) for text in texts])
+        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        if isinstance(texts[0], Question):
+            return self._chosen(model, tokenizer, texts, source, trained)
+        written = write_answers(model, tokenizer, [alpaca(text) for text in texts])
         return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
+
+    def _chosen(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        asked: Sequence[Question],
+        source: str,
+        trained: TrainedWith,
+    ) -> list[dict[str, Any]]:
+        """The likeliest option of each question, as it is scored in training."""
+        import torch
+
+        from ...finite import check_finite
+        from ...tasks.own.kinds import QUESTION_FORMS
+        from ..choices import Questions, choice_scores, encode_questions
+
+        form = QUESTION_FORMS[trained.prompt or "cloze"]
+        prompts, choices = zip(*(form(one.text, list(one.options)) for one in asked), strict=True)
+        examples = encode_questions(tokenizer, prompts, choices, [0] * len(asked))
+        most = max(map(len, choices))
+        batch, device = Questions(tokenizer, most)(examples), next(model.parameters()).device
+        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        with torch.no_grad():
+            scores = choice_scores(model, batch, most)[:, :, 0]
+        found = [row[: len(one.options)] for row, one in zip(scores, asked, strict=True)]
+        check_finite(zip((one.text for one in asked), found, strict=True), f"{source} has no answer")
+        answers = []
+        for one, row, example in zip(asked, found, examples, strict=True):
+            best = int(row.argmax())
+            by_place = dict(zip(one.places, row.tolist(), strict=True))
+            answer = {"text": one.text, "answer": one.options[best], "index": one.places[best]}
+            answer["scores"] = [by_place.get(place) for place in range(max(one.places) + 1)]
+            if len(example["prompt"]) + max(map(len, example["choices"])) > tokenizer.model_max_length:
+                answer["cut_at"] = tokenizer.model_max_length
+            answers.append(answer)
+        return answers
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         return answer["answer"], "", answer["text"]
