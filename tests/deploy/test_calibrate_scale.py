@@ -305,6 +305,7 @@ def measured_peak(d, d_ff, bound, bypass=False):
     return map(int, run.stdout.split())
 
 
+@pytest.mark.slow
 def test_llama3_8b_shapes_stay_within_the_bound_by_measured_peak():
     """160 modules in the proportions of LLaMA3-8B, three sixteenths as wide (768 and 2,688): 2.1 GB."""
     bound = 350 * 2**20

@@ -330,6 +330,7 @@ print(len(report.layers), report.passes, int(peak - held), f"{report.seconds:.1f
 """
 
 
+@pytest.mark.slow
 def test_llama3_8b_at_three_sixteenths_of_its_widths_stays_within_the_bound():
     bound = 450 * 2**20
     run = subprocess.run([sys.executable, "-c", PEAK, str(bound)], capture_output=True, text=True)

@@ -193,7 +193,7 @@ def test_last_step_of_an_epoch_is_no_larger(
     check_same_weights(tmp_path / "one" / name, tmp_path / "three" / name)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> None:
     """The documented command, with gloo: the losses of one process, step by step."""
     model = tiny.save_vit(tmp_path / "model")
