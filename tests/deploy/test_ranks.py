@@ -9,7 +9,7 @@ from torch import nn
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import Probe
-from aurora_lora.deploy.ranks import share_out
+from aurora_lora.deploy.ranks import mistakable, rank_fields, share_out
 from aurora_lora.deploy.sketch import LayerProbe
 
 
@@ -76,6 +76,60 @@ def test_an_ordinary_configuration(make_bert, labelled, config, tmp_path):
     assert scalings == {3.0}
     sizes = [p.numel() for name, p in peft_model.named_parameters() if re.search(r"(lora|aurora)_[AB]\.", name)]
     assert sum(sizes) == shared.weights <= 2000
+
+
+class Nested(nn.Module):
+    """Layers whose paths end with those of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(4, 6)
+        self.encoder = nn.ModuleDict({"proj": nn.Linear(6, 4), "head": nn.ModuleDict({"proj": nn.Linear(4, 4)})})
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.encoder["proj"](self.proj(x))
+        return self.out(self.encoder["head"]["proj"](x))
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+@pytest.mark.parametrize(
+    ("ranks", "plain"),
+    [
+        ({"proj": 2, "encoder.proj": 1}, False),
+        ({"proj": 1}, False),
+        ({"proj": 3, "encoder.proj": 1, "encoder.head.proj": 2}, True),
+        ({"encoder.head.proj": 2, "encoder.proj": 1, "proj": 1}, True),
+        ({"encoder.proj": 3, "out": 1}, True),
+    ],
+)
+def test_a_path_that_ends_another(config, ranks, plain, tmp_path):
+    """Exactly these modules, with these ranks, by PEFT's own matching."""
+    model = Nested()
+    modules = [path for path, _ in model.named_modules() if path]
+    of_lora = config is LoraConfig
+    fields = rank_fields(ranks, 2.0, "lora_alpha" if of_lora else "alpha", modules)
+    assert isinstance(fields["target_modules"], list) == plain
+    assert rank_fields(ranks, 2.0, modules=mistakable(ranks, modules)) == rank_fields(ranks, 2.0, modules=modules)
+    config(**fields).save_pretrained(tmp_path)
+    inner = get_peft_model(model, config.from_pretrained(tmp_path)).get_base_model()
+    adapted = {path: module for path, module in inner.named_modules() if hasattr(module, "base_layer")}
+    assert {path: module.r["default"] for path, module in adapted.items()} == ranks
+    assert {module.scaling["default"] for module in adapted.values()} == {2.0}
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_a_probe_of_a_model_with_a_path_that_ends_another(config):
+    model, x = Nested(), torch.randn(5, 4)
+    loss = lambda model, x: model(x).square().sum()  # noqa: E731
+    measured = probe(model, [x], loss, target_modules="proj|out")
+    shared = share_out(measured.layers, 10).by_layer
+    assert shared.keys() <= {"proj", "out"}
+    shared = share_out(measured.layers, 40).by_layer
+    inner = get_peft_model(model, ranked_config(measured, 40, config)).get_base_model()
+    ranks = {path: one.r["default"] for path, one in inner.named_modules() if hasattr(one, "base_layer")}
+    assert ranks == shared
+    assert "proj" in ranks
 
 
 def test_lora_is_not_put_on_groups_of_a_convolution():

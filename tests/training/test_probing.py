@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +10,12 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from aurora_lora.errors import UserError
+from aurora_lora.methods import METHODS
+from aurora_lora.methods.options import TARGETS
+from aurora_lora.methods.targets import target_paths
 from aurora_lora.training import load_run, probing, train, yaml_text
 from aurora_lora.training.merge_and_predict import evaluate, merge
 from aurora_lora.training.probing import PROBE, kept_start
@@ -53,6 +58,32 @@ def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
         counted = sum(v.numel() for name, v in weights.items() if name.rpartition("_")[2].startswith(("A.w", "B.w")))
         assert counted <= 500
     merge(again, None, tmp_path / "merged")
+
+
+def test_a_path_that_ends_another(tmp_path: Path) -> None:
+    """`proj` is probed and adapted, `encoder.proj` is not."""
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj, self.encoder = nn.Linear(4, 6), nn.ModuleDict({"proj": nn.Linear(6, 2)})
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.encoder["proj"](self.proj(x))
+
+    method = METHODS["lora"].bind({"budget": 30, "target_modules": "proj"})
+    recipe: Any = SimpleNamespace(method=method, training=SimpleNamespace(batch_size=2), seed=0)
+    recipe.model_copy = lambda update: SimpleNamespace(**update)
+    data: Any = SimpleNamespace(splits={"train": range(2)}, training_batches=lambda *_: [torch.ones(2, 4)])
+    model = Nested()
+    found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
+    assert [one.layer for one in found.layers] == ["proj"]
+    start = probing._decided(method.options, found)
+    probing._write(start, recipe, found, tmp_path / PROBE)
+    for one in (start, kept_start(tmp_path)):
+        assert one is not None
+        resolved = one.resolved(recipe).method.options
+        assert target_paths(model, {**dict.fromkeys(TARGETS), **resolved}, None) == ["proj"]
 
 
 def test_an_aligned_start(model: Path, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class Probe:
     groups: int
     """Of layers that were worked on one after another to stay within `max_memory`."""
     seconds: float
+    modules: tuple[str, ...] = ()
+    """The paths of all modules of the model, by which names of some can be told from those of others."""
 
 
 def probe(
@@ -109,7 +111,9 @@ def probe(
         work.forward(found)
     layers = tuple(one.result() for one in found)
     without = tuple(one.name for one in sketches if one not in found)
-    return Probe(layers, without, work.batches, data.passes, work.groups, time.perf_counter() - start)
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    modules = tuple(path for path, _ in inner.named_modules() if path)
+    return Probe(layers, without, work.batches, data.passes, work.groups, time.perf_counter() - start, modules)
 
 
 def _chosen(

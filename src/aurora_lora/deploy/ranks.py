@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
+from ..tuner.combine import exactly
+from ..tuner.peft_names import get_pattern_key
 from .probe import Probe
 from .sketch import LayerProbe
 
@@ -77,23 +80,41 @@ def share_out(layers: Iterable[LayerProbe], budget: int, worth: Worth = squared_
     return Ranks(chosen, budget - left, exhausted)
 
 
-def rank_fields(ranks: Mapping[str, int], scaling: float, alpha: str = "alpha") -> dict[str, Any]:
+def rank_fields(
+    ranks: Mapping[str, int], scaling: float, alpha: str = "alpha", modules: Collection[str] = ()
+) -> dict[str, Any]:
     """Ranks by layer as fields of a configuration; every layer has the same `alpha / r`.
+
+    PEFT takes a path for each that ends with it: where that is more than the layer, it is a pattern from the start.
 
     Args:
         ranks: by the layer's path.
         scaling: alpha / r.
         alpha: how the configuration calls alpha.
+        modules: the paths of all modules of the model, or of those that could be taken for a layer.
     """
     r = Counter(ranks.values()).most_common(1)[0][0]
-    others = {layer: rank for layer, rank in ranks.items() if rank != r}
+    others = {_pattern(layer, ranks): rank for layer, rank in ranks.items() if rank != r}
+    targets = exactly(ranks, modules)
     return {
-        "target_modules": list(ranks),
+        "target_modules": targets if isinstance(targets, str) else list(ranks),
         "r": r,
         alpha: scaling * r,
         "rank_pattern": others,
-        "alpha_pattern": {layer: scaling * rank for layer, rank in others.items()},
+        "alpha_pattern": {pattern: scaling * rank for pattern, rank in others.items()},
     }
+
+
+def _pattern(layer: str, layers: Iterable[str]) -> str:
+    """What names a layer and none of the others in PEFT's `rank_pattern`."""
+    more = any(other != layer and get_pattern_key([layer], other) == layer for other in layers)
+    return f"^{re.escape(layer)}" if more else layer
+
+
+def mistakable(layers: Collection[str], modules: Iterable[str]) -> tuple[str, ...]:
+    """The modules that PEFT would take for one of the layers, as their paths end with its path."""
+    ends = tuple(f".{layer}" for layer in layers)
+    return tuple(path for path in modules if path.endswith(ends) and path not in layers)
 
 
 def ranked_config(
@@ -121,7 +142,7 @@ def ranked_config(
     of_lora = issubclass(config, LoraConfig)
     layers = [layer for layer in found.layers if layer.groups == 1 or not of_lora]  # PEFT's LoRA has no such groups
     ranks = share_out(layers, budget, worth).by_layer
-    return config(**rank_fields(ranks, scaling, "lora_alpha" if of_lora else "alpha"), **fields)
+    return config(**rank_fields(ranks, scaling, "lora_alpha" if of_lora else "alpha", found.modules), **fields)
 
 
 # -------------------------------------------------------------------- the start

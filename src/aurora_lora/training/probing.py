@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from .. import files
 from ..deploy.probe import Loss, Probe, probe
-from ..deploy.ranks import adapted_layers, aligned_rows, rank_fields, set_rows, share_out
+from ..deploy.ranks import adapted_layers, aligned_rows, mistakable, rank_fields, set_rows, share_out
 from ..errors import AuroraError, UserError
 from ..methods.base import Options
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, PROBED, ordinary, wants_probe
 from ..methods.targets import ALL_LINEAR, lora_targets, target_paths
+from ..tuner.combine import exactly
 from .data import Data
 from .distributed import on_main, state
 from .memory import checkpoint_activations
@@ -42,11 +43,13 @@ class Start:
         ranks: by layer, where a budget was shared out.
         rows: A (r, d_in) by layer, where the start is aligned.
         spectra: singular values by layer.
+        mistakable: modules without a rank whose paths end with that of a layer.
     """
 
     ranks: dict[str, int] | None
     rows: dict[str, Tensor]
     spectra: dict[str, Tensor]
+    mistakable: tuple[str, ...] = ()
 
     def resolved(self, recipe: Recipe) -> Recipe:
         """The recipe with the method's ordinary options, that stock PEFT understands."""
@@ -54,7 +57,8 @@ class Start:
         if self.ranks is not None:
             alpha = alpha_name(recipe.method.name)
             given = {name: value for name, value in options.items() if name not in TARGETS}
-            options = {**given, **rank_fields(self.ranks, options[alpha] / options["r"], alpha)}
+            fields = rank_fields(self.ranks, options[alpha] / options["r"], alpha, self.mistakable)
+            options = {**given, **fields}
         return recipe.model_copy(update={"method": recipe.method.bind(options)})
 
     def align(self, model: nn.Module) -> None:
@@ -106,7 +110,8 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     share = min(1.0, options.get("probe_examples", PROBED["probe_examples"][1]) / len(data.splits["train"]))
     batches, peers = data.training_batches(share, recipe.training.batch_size), state()
     own = batches[peers.process_index :: peers.num_processes]
-    return probe(base, own, loss, rank=max(ranks), target_modules=paths, seed=recipe.seed)
+    exact = exactly(paths, [path for path, _ in base.named_modules()])
+    return probe(base, own, loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
 
 def _decided(options: Options, found: Probe) -> Start:
@@ -119,7 +124,8 @@ def _decided(options: Options, found: Probe) -> Start:
             if ranks is None or layer.layer in ranks:
                 k = len(layer.singular_values)
                 rows[layer.layer] = aligned_rows(layer, k if ranks is None else ranks[layer.layer])
-    return Start(ranks, rows, {layer.layer: layer.singular_values for layer in found.layers})
+    spectra = {layer.layer: layer.singular_values for layer in found.layers}
+    return Start(ranks, rows, spectra, mistakable(ranks or (), found.modules))
 
 
 # ---------------------------------------------------------------- what is kept
@@ -133,6 +139,7 @@ def _write(start: Start, recipe: Recipe, found: Probe, path: Path) -> None:
         "seed": recipe.seed,
         "batches": found.batches,
         "ranks": start.ranks,
+        "mistakable": start.mistakable,
     }
     text = json.dumps(facts, sort_keys=True)
     with files.new_file(path) as partial:
@@ -161,8 +168,8 @@ def kept_start(folder: Path) -> Start | None:
     for name, value in tensors.items():
         layer, _, end = name.rpartition("/")
         by_end[end][layer] = value
-    ranks: dict[str, int] | None = json.loads(text)["ranks"]
-    return Start(ranks, by_end["start"], by_end["singular_values"])
+    facts = json.loads(text)
+    return Start(facts["ranks"], by_end["start"], by_end["singular_values"], tuple(facts.get("mistakable", ())))
 
 
 def _sha256(tensors: dict[str, Tensor], text: str) -> str:
