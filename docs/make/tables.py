@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 from aurora_lora.files import NOT_FINITE
 from aurora_lora.lab.report.study import study_tables
 from aurora_lora.lab.report.tables import count, spread
-from aurora_lora.tasks import Task
+from aurora_lora.tasks import TASKS, Task
+from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 from aurora_lora.training.kinds import kind_of
+from aurora_lora.training.results import task_chance
 
 
 def tasks_table(tasks: Iterable[Task]) -> str:
@@ -43,6 +46,7 @@ def reproduced_table(record: Mapping[str, Any]) -> str:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in cells:
         rows.setdefault((cell["group"], cell["row"]), {})[cell["column"]] = cell
+    guessed = {column: _guessed(column) for column in columns}
     seeds = len(record["seeds"])
     for (_, name), found in rows.items():
         least = [cell["params"] for cell in found.values() if cell["params"] is not None]
@@ -52,10 +56,20 @@ def reproduced_table(record: Mapping[str, Any]) -> str:
             *(_reproduced(found.get(column), seeds) for column in columns),
         ]
         table.rows.append([name, *shown])
+    if any(guessed.values()):
+        table.rows.append(["uniform guessing", "", *guessed.values()])
     spread = f"{record['statistic'].capitalize()} ± standard deviation over {seeds} seeds"
     what = spread if seeds > 1 else "One seed"
     table.note = f"{what}; the head is not among the parameters."
     return table.markdown("---:")
+
+
+def _guessed(column: str) -> str:
+    """The accuracy of uniform guessing on the packaged task of a column: `cifar10-10k` is called CIFAR10."""
+    named = next((name for name in TASKS if re.fullmatch(rf"{re.escape(column.casefold())}(-\d+k)?", name)), "")
+    known = TASKS.get(named)
+    chance = task_chance(named) if known is not None and known.metric == "accuracy" else {}
+    return metric_named("accuracy").shown(chance["accuracy"]) if chance else ""
 
 
 def _reproduced(cell: Mapping[str, Any] | None, seeds: int) -> str:

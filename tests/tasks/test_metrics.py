@@ -10,6 +10,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks import TASKS
 from aurora_lora.tasks.metrics import (
     METRICS,
+    chance_levels,
     choice_metrics,
     classification_metrics,
     in_order,
@@ -149,6 +150,18 @@ def test_choices() -> None:
     assert got["accuracy_norm"] == pytest.approx(1 / 3)  # and wrong by the one per character
     parts = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(1)), 0]
     assert got["nll"] == pytest.approx(sum(parts) / 3)
+    parts = [math.log(1 + math.exp(0.5)), math.log(1 + math.exp(1.9)), 0]
+    assert got["nll_norm"] == pytest.approx(sum(parts) / 3)  # the same by the likelihoods per character
+
+
+def test_uniform_guessing_of_questions_with_unlike_numbers_of_answers() -> None:
+    answers = [2, 4, 4]
+    same = [[[0.0, 0.0]] * count + [[-math.inf, -math.inf]] * (4 - count) for count in answers]
+    found = chance_levels(answers)
+    got = choice_metrics(same, [0, 0, 0])
+    assert (found["nll"], found["nll_norm"]) == pytest.approx((got["nll"], got["nll_norm"]))
+    assert found["accuracy"] == found["accuracy_norm"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
+    assert chance_levels([]) == {}
 
 
 def test_choices_that_are_not_numbers() -> None:

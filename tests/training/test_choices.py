@@ -1,6 +1,7 @@
 """Multiple choice: tokens, scores against a plain computation, and whole runs of a tiny language model."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +143,9 @@ def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
     result = json.loads((run.folder / "result.json").read_text())
     assert list(result["metric"]["by_form"]) == ["dynamic", "static", "calibrated"]
     for scores in result["metric"]["by_form"].values():
-        assert set(scores) == {"accuracy", "accuracy_norm", "nll"}
+        assert set(scores) == {"accuracy", "accuracy_norm", "nll", "nll_norm"}
+    assert result["metric"]["chance"]["test"]["accuracy"] == 0.5
+    assert result["metric"]["chance"]["test"]["nll"] == pytest.approx(math.log(2))
     assert result["epochs"][-1]["train_loss"] < 0.9 * result["epochs"][0]["train_loss"]
     assert result["params"]["head"] == 0  # the output layer is as pretrained as the body
     assert result["metric"]["selected_by"]["value"] == pytest.approx(
@@ -197,9 +200,10 @@ def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) ->
     metric = run.result["metric"]
     assert metric["name"] == "accuracy_generated"
     assert metric["selected_by"]["name"] == "accuracy"
-    assert set(metric["by_form"]["merged"]) == {"accuracy", "accuracy_norm", "accuracy_generated", "unanswered", "nll"}
+    scored = {"accuracy", "accuracy_norm", "accuracy_generated", "unanswered", "nll", "nll_norm"}
+    assert set(metric["by_form"]["merged"]) == scored
     assert metric["by_form"]["merged"]["unanswered"] < 0.5  # it has learned the form
-    assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll"}
+    assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll", "nll_norm"}
     assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
 
 

@@ -25,7 +25,7 @@ METRICS = {
     "classification": ["accuracy", "macro_f1", "nll"],
     "regression": ["pearson", "spearman", "mse"],
     "multi-label": ["micro_f1", "macro_f1", "nll"],
-    "choices": ["accuracy", "accuracy_norm", "nll"],
+    "choices": ["accuracy", "accuracy_norm", "nll", "nll_norm"],
     "images": ["accuracy", "macro_f1", "nll"],
 }
 LABELS = {

@@ -218,7 +218,7 @@ GROUPS: dict[str, Callable[[str], str]] = {
 }
 
 
-def _task(name: str, description: str, train: int, never_after: tuple[str, ...] = ()) -> Task:
+def _task(name: str, description: str, train: int, classes: int, never_after: tuple[str, ...] = ()) -> Task:
     return Task(
         name=name,
         description=description,
@@ -235,13 +235,16 @@ def _task(name: str, description: str, train: int, never_after: tuple[str, ...] 
         max_length=256,
         prompt_forms=("cloze", "instruction"),
         never_after=never_after,
+        classes=classes,
     )
 
 
 BIG_BENCH = (
     # The paper's own test questions: a model that has learned them must not be tested on the hub's SIQA.
-    _task("siqa", "What would a person feel, want or do? (SIQA's test questions)", 1_225, never_after=("commonsense",)),
-    _task("wikihow-goal", "Which goal does a step belong to?", 999),
-    _task("strategyqa", "Yes or no, where the steps of reasoning are left to the reader", 1_589),
-    _task("winowhy", "Is the reason given for what a pronoun refers to correct?", 2_147),
+    _task(
+        "siqa", "What would a person feel, want or do? (SIQA's test questions)", 1_225, 3, never_after=("commonsense",)
+    ),
+    _task("wikihow-goal", "Which goal does a step belong to?", 999, 4),
+    _task("strategyqa", "Yes or no, where the steps of reasoning are left to the reader", 1_589, 2),
+    _task("winowhy", "Is the reason given for what a pronoun refers to correct?", 2_147, 2),
 )

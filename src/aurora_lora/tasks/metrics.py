@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,13 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "accuracy", percent=True, decimals=1),
-        Metric("accuracy_norm", "per character", percent=True, decimals=1),
+        Metric("accuracy_norm", "accuracy per character", percent=True, decimals=1),
         Metric("accuracy_generated", "written", percent=True, decimals=1),
         Metric("unanswered", "unanswered", percent=True, decimals=1, lower_is_better=True),
         Metric("perplexity", "perplexity", decimals=2, lower_is_better=True),
         Metric("token_accuracy", "next token", percent=True, decimals=1),
         Metric("nll", "neg. log-likelihood", lower_is_better=True),
+        Metric("nll_norm", "neg. log-likelihood per character", lower_is_better=True),
         Metric("matthews", "matthews", percent=True, decimals=1),
         Metric("f1", "F1", percent=True, decimals=1),
         Metric("micro_f1", "micro F1", percent=True, decimals=1),
@@ -144,6 +145,21 @@ def classification_metrics(logits: ArrayLike, labels: ArrayLike, also: Collectio
     return found
 
 
+def chance_levels(answers: Sequence[int]) -> dict[str, float]:
+    """The metrics of uniform guessing.
+
+    Args:
+        answers: of each example, how many there are to guess among.
+
+    Returns:
+        `accuracy`, `accuracy_norm`, `nll` and `nll_norm`: means of 1/n, and of log n; nothing for no example.
+    """
+    if not answers:
+        return {}
+    right, nll = (sum(values) / len(answers) for values in ([1 / n for n in answers], [math.log(n) for n in answers]))
+    return {"accuracy": right, "accuracy_norm": right, "nll": nll, "nll_norm": nll}
+
+
 def multi_label_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """How well the labels of examples with any number of them are told.
 
@@ -187,8 +203,10 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     Returns:
         `accuracy` and `accuracy_norm`: how often the right choice has the largest log-likelihood, whole and per
-        character (`acc` and `acc_norm` of lm-evaluation-harness); `nll`: mean negative logarithm of the right choice's
-        probability, were one of the choices given, in nats. With the third column also `accuracy_generated`, and
+        character (`acc` and `acc_norm` of lm-evaluation-harness); `nll` and `nll_norm`: mean negative logarithm of the
+        right choice's probability, were one of the choices given, in nats, by the softmax of the same two. Between
+        choices of unequal length `nll` favours the shorter one, and can be far above that of uniform guessing. With the
+        third column also `accuracy_generated`, and
         `unanswered`, the share of questions for which it wrote none of the choices.
 
     Raises:
@@ -206,7 +224,12 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     if not there[np.arange(targets.size), targets].all():
         raise ValueError("a label is no choice of its question")
     by_length = classification_metrics(per_character, targets)
-    metrics = {"accuracy": found["accuracy"], "accuracy_norm": by_length["accuracy"], "nll": found["nll"]}
+    metrics = {
+        "accuracy": found["accuracy"],
+        "accuracy_norm": by_length["accuracy"],
+        "nll": found["nll"],
+        "nll_norm": by_length["nll"],
+    }
     if values.shape[2] == 3:
         written = values[:, :, 2]
         metrics["accuracy_generated"] = float(written[np.arange(targets.size), targets].mean())

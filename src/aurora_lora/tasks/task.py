@@ -79,7 +79,8 @@ class Task:
         prompt_forms: the forms of the prompt that a recipe can choose from, the default first; where there are several,
             `load` takes one as `form`.
         never_after: tasks that a model must not have been trained on before it is trained or scored on this one.
-        classes: how many classes there are, where their names come with the data.
+        classes: how many classes there are, where their names come with the data; of multiple choice, how many answers
+            a question has, where all have as many.
         augment: what a recipe gets that does not say what is done to training images.
     """
 

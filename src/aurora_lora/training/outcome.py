@@ -12,6 +12,7 @@ from ..deploy import export_lora
 from ..forms import form_named
 from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
+from ..tasks.metrics import chance_levels
 from . import card, storage
 from .data import Data
 from .kinds import kind_of
@@ -37,6 +38,11 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
     return scores
 
 
+def chance(data: Data, split: str) -> dict[str, float]:
+    """The metrics of uniform guessing on a split; empty where one does not guess."""
+    return chance_levels(kind_of(data.task).answers_of(data, split))
+
+
 def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     """The result of a trained run: every form scored on the validation split and the test sets, and what it took."""
     forms, steps = recipe.method.forms, trainer.state.max_steps
@@ -54,6 +60,7 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         examples={name: len(split) for name, split in data.splits.items()},
         validation=scored["validation"],
         test={name: scored[name] for name in recipe.task.test_sets or ()},
+        chance={name: chance(data, name) for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": recipe.method.deployed_form,

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,8 @@ from .. import files
 from ..errors import UserError
 from ..forms import MERGED, form_named
 from ..methods import ParameterCounts
-from ..tasks.metrics import in_order
+from ..tasks import TASKS
+from ..tasks.metrics import Metric, chance_levels, in_order
 from ..text_table import TextTable
 from .recipe import RunRecipe
 from .storage import RESULT
@@ -47,6 +48,7 @@ def build_result(
     epochs: list[dict[str, Any]],
     labels: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
+    chance: Mapping[str, Mapping[str, float]] | None = None,
     before: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
@@ -68,6 +70,7 @@ def build_result(
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
         data: what the user's own data was.
+        chance: metrics of uniform guessing on each test set, where one can guess.
         before: metrics of the base model, before the training, on the test set.
         samples: answers in held-out conversations, before the training and after.
     """
@@ -84,6 +87,7 @@ def build_result(
             "examples": dict(examples),
             "by_form": files.finite_or_none(mean_scores(test)),
             **({} if set(test) == {split} else {"by_test_set": files.finite_or_none(test)}),
+            **({"chance": dict(chance)} if chance and all(chance.values()) else {}),
             **({"before": files.finite_or_none(before)} if before else {}),
             "validation_by_form": files.finite_or_none(validation),
             "selected_by": dict(selected_by),
@@ -116,13 +120,19 @@ def lacking(result: Result, recipe: RunRecipe) -> tuple[str, ...]:
     return tuple(name for name in wanted if there and name not in there)  # early versions do not say which there are
 
 
-def with_test_sets(result: Result, scored: Mapping[str, Scores], examples: Mapping[str, int]) -> Result:
+def with_test_sets(
+    result: Result,
+    scored: Mapping[str, Scores],
+    examples: Mapping[str, int],
+    chance: Mapping[str, Mapping[str, float]],
+) -> Result:
     """A result with the scores of further test sets.
 
     Args:
         result: of the run.
         scored: metrics of each form on each further set.
         examples: how many each of these has.
+        chance: metrics of uniform guessing on each of them.
     """
     metric, task = result["metric"], result["recipe"]["task"]
     before = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
@@ -132,6 +142,7 @@ def with_test_sets(result: Result, scored: Mapping[str, Scores], examples: Mappi
         "examples": {**metric["examples"], **examples},
         "by_form": files.finite_or_none(mean_scores(sets)),
         "by_test_set": sets,
+        **({"chance": {**metric["chance"], **chance}} if "chance" in metric else {}),
     }
     return {**result, "metric": metric, "recipe": {**result["recipe"], "task": {**task, "test_sets": list(sets)}}}
 
@@ -145,6 +156,23 @@ def mean_scores(test: Mapping[str, Mapping[str, Mapping[str, float | None]]]) ->
         return sum(math.nan if value is None else value for value in values) / len(sets)
 
     return {form: {name: mean(form, name) for name in metrics} for form, metrics in sets[0].items()}
+
+
+def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of uniform guessing, the mean over the test sets; those that the result has scores of.
+
+    Results of earlier versions do not say: of them those of a packaged task, whose examples have all as many answers.
+    """
+    metric = result["metric"]
+    scored = {name for scores in metric["by_form"].values() for name in scores}
+    levels = list(metric.get("chance", {}).values()) or [task_chance(result["task"]) if "accuracy" in scored else {}]
+    return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0] if name in scored}
+
+
+def task_chance(name: str) -> dict[str, float]:
+    """The metrics of uniform guessing on a task whose examples have all as many answers; empty for others."""
+    task = TASKS.get(name)
+    return {} if task is None or task.num_labels < 2 else chance_levels([task.num_labels])
 
 
 def read_result(folder: Path) -> Result | None:
@@ -247,6 +275,11 @@ def examples_scored(result: Result) -> str:
     if metric["split"] in metric["examples"] and "by_test_set" not in metric:
         return f"{metric['examples'][metric['split']]:,} {metric['split']} examples"
     return f"{metric['examples'][sets[0]]:,} examples of {sets[0]}"
+
+
+def chance_row(chance: Mapping[str, float], metrics: Iterable[Metric]) -> list[str]:
+    """The row of uniform guessing in a table of these metrics."""
+    return ["uniform guessing", *(one.shown(chance[one.name]) if one.name in chance else "" for one in metrics)]
 
 
 def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:

@@ -34,7 +34,7 @@ from .finished_run import TrainedRun
 from .loggers import logger_callbacks
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in, reset_peak_memory
 from .models import Processor, load_processor
-from .outcome import score, scored_result, write_run
+from .outcome import chance, score, scored_result, write_run
 from .probing import start_for
 from .recipe import Recipe, RunRecipe
 from .results import (
@@ -149,7 +149,8 @@ def _score_more(
     trainer, data = make_trainer(wanted, folder / CHECKPOINTS, callbacks(), folder / ADAPTER)
     forms = recipe.method.forms
     scored = {name: score(wanted, trainer, data, name, forms) for name in names}
-    result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names})
+    guessed = {name: chance(data, name) for name in names}
+    result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names}, guessed)
     on_main(lambda: files.write_text(folder / RECIPE, yaml_text.dump(result["recipe"])))
     on_main(lambda: write_result(folder, result))
     return result

@@ -185,3 +185,27 @@ def test_edges_and_grids_of_their_own_are_told(summary: dict[str, Any]) -> None:
     assert "Grids of their own: LoRA (lr 0.005, 0.01): as in its paper; full" in told
     assert "full (lr 1e-05 to 0.0001): the reason is not recorded." in told
     assert told in study_page(summary)
+
+
+def test_the_level_of_uniform_guessing(summary: dict[str, Any]) -> None:
+    for one in summary["settings"]:
+        for form in one["by_form"].values():
+            form["nll"] = {"scores": [0.5, 0.6, 0.5], "mean": 0.5, "std": 0.1}
+    assert "uniform guessing" not in study_page(summary)  # of a task that is not known
+    summary["study"]["base"] = {"task": {"name": "siqa"}}  # a summary of an earlier version
+    assert "| uniform guessing |  |  |  | 33.3 | 1.099 |  |  |" in study_page(summary)
+    summary["settings"][0]["chance"] = {"accuracy": 0.25, "nll": 1.4}
+    assert "| uniform guessing |  |  |  | 25.0 | 1.400 |  |  |" in study_page(summary)
+
+
+def test_questions_are_answered_per_character_where_that_is_there(summary: dict[str, Any]) -> None:
+    for one in summary["settings"]:
+        for form in one["by_form"].values():
+            for name in ("accuracy_norm", "nll"):
+                form[name] = {"scores": [0.5, 0.6, 0.5], "mean": 0.5, "std": 0.1}
+    headings = ["accuracy %", "accuracy per character %", "neg. log-likelihood"]
+    assert [heading for heading, _ in every_answer(summary)] == headings
+    for one in summary["settings"]:
+        for form in one["by_form"].values():
+            form["nll_norm"] = form["nll"]
+    assert [heading for heading, _ in every_answer(summary)][-1] == "neg. log-likelihood per character"

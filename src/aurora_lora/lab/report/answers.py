@@ -66,10 +66,20 @@ class Answer:
         return metric.shown(self.difference, "+"), " to ".join(between), self.verdict
 
 
+ALSO = (("accuracy_norm",), ("nll_norm", "nll"))
+"""What sees more than a study's own metric: accuracy by character, and the likelihood, by character where it is there:
+between answers of unequal length the sum favours the shorter one."""
+
+
 def every_answer(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
-    """The answers by the study's metric, then by the negative log-likelihood, which sees more than accuracy does."""
-    by_metric = answers(summary), answers(summary, "nll")
-    return [(metric_named(found[0].metric).heading, found) for found in by_metric if found]
+    """The answers by the study's metric, then by those of `ALSO` that are there."""
+    own = answers(summary)
+    found = {own[0].metric: own} if own else {}
+    for names in ALSO:
+        by_name = next(((name, by) for name in names if (by := answers(summary, name))), None)
+        if by_name is not None:
+            found.setdefault(*by_name)
+    return [(metric_named(name).heading, answered) for name, answered in found.items()]
 
 
 def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answer]:

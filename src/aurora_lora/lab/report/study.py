@@ -9,6 +9,8 @@ from typing import Any
 from ...files import NOT_FINITE
 from ...tasks.metrics import metric_named
 from ...text_table import TextTable
+from ...training.reading import task_name
+from ...training.results import chance_row, task_chance
 from .answers import every_answer, note
 from .groups import plain
 from .tables import count, left_out
@@ -37,24 +39,53 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
     heads = [metric_named(metric).column for metric in metrics]
     table = TextTable(title, ["setting", "params", "chosen", "form", *heads, *more], align="lrllr")
     for setting in summary["settings"]:
-        about = [setting["name"], trained_parameters(setting), chosen_values(summary, setting)]
+        about = [setting["name"], trained_parameters(setting)]
         seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
+        before = ""
         for form, scores in setting["by_form"].items():
+            values = chosen_values(summary, setting, form)
             shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
-            table.rows.append([*about, form, *shown, *([str(len(setting["seeds"])), seconds] if full else [])])
-            about = about if full else [""] * len(about)
+            given = "" if values == before and not full else values
+            table.rows.append([*about, given, form, *shown, *([str(len(setting["seeds"])), seconds] if full else [])])
+            about, before = about if full else [""] * len(about), values
+    if guessing := chance(summary):
+        name, *cells = chance_row(guessing, map(metric_named, metrics))
+        table.rows.append([name, "", "", "", *cells, *(["", ""] if full else [])])
     table.note = tuning_note(summary)
     return [*found, table]
 
 
-def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
-    """What was chosen for a setting, `lr 0.005`; `lowest` or `highest` where it is at the edge of the offer."""
-    space = _space(summary, setting["name"])
+def chosen_values(summary: Mapping[str, Any], setting: Mapping[str, Any], form: str | None = None) -> str:
+    """What was chosen for a setting, `lr 0.005`; `lowest` or `highest` where it is at the edge of the offer.
+
+    Args:
+        summary: the study.json.
+        setting: of it.
+        form: whose own choice it is, in a study with `each_form`; if None, those that differ are named by form.
+    """
+    space, by_form = _space(summary, setting["name"]), setting.get("chosen_by_form", {})
+    if form is not None or not by_form:
+        return _values(space, by_form.get(form, setting["chosen"]))
+    shown = {name: _values(space, chosen) for name, chosen in by_form.items()}
+    if len(set(shown.values())) == 1:
+        return next(iter(shown.values()))
+    return "; ".join(f"{name}: {values}" for name, values in shown.items())
+
+
+def _values(space: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     shown = []
-    for field, value in setting["chosen"].items():
+    for field, value in chosen.items():
         edge = _edge(space.get(field), value)
         shown.append(f"{_field(field)} {plain(value)}{f', {edge}' if edge else ''}")
     return "; ".join(shown)
+
+
+def chance(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of uniform guessing; summaries of earlier versions do not say, but their task may."""
+    recorded: dict[str, float] = next((one["chance"] for one in summary["settings"] if one.get("chance")), {})
+    there = metric_names(summary)
+    guessed = recorded or task_chance(str(task_name(summary["study"].get("base", {}))))
+    return {name: value for name, value in guessed.items() if name in there and "accuracy" in there}
 
 
 def tuning_note(summary: Mapping[str, Any]) -> str:
@@ -63,7 +94,11 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
     at_edge = [
         one
         for one in settings
-        if any(_edge(_space(summary, one["name"]).get(field), value) for field, value in one["chosen"].items())
+        if any(
+            _edge(_space(summary, one["name"]).get(field), value)
+            for chosen in (one.get("chosen_by_form") or {"": one["chosen"]}).values()
+            for field, value in chosen.items()
+        )
     ]
     notes = []
     if at_edge:

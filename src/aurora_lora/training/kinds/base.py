@@ -86,6 +86,10 @@ class Kind:
         """The metrics of all examples of a split, from what the trainer's prediction steps gave."""
         raise NotImplementedError
 
+    def answers_of(self, data: Data, split: str) -> Sequence[int]:
+        """Of each example of a split, how many answers there are to guess among; nothing where one does not guess."""
+        return ()
+
     def reported(self, section: TaskSection, task: Task) -> str:
         """The metric that a result is known by."""
         return task.metric

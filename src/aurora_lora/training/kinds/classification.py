@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...tasks.metrics import classification_metrics
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...tasks import Task
+    from ..data import Data
 
 
 class Classification(HeadKind):
@@ -24,6 +25,9 @@ class Classification(HeadKind):
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return classification_metrics(predictions, labels, also=task.also)
+
+    def answers_of(self, data: Data, split: str) -> Sequence[int]:
+        return [len(data.labels)] * len(data.splits[split]) if data.labels else ()
 
     def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
         probability, index = logits.softmax(-1).max(-1)

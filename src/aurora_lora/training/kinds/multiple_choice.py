@@ -41,13 +41,18 @@ class MultipleChoice(Kind):
     auto = "AutoModelForCausalLM"
     architectures = ("ForCausalLM", "LMHeadModel")
     pipeline = "text-generation"
-    metrics = ("accuracy", "accuracy_norm", "nll", "accuracy_generated", "unanswered")  # the last two where asked for
+    metrics = ("accuracy", "accuracy_norm", "nll", "nll_norm", "accuracy_generated", "unanswered")
+    """The last two where asked for."""
     fields = ("max_length", "prompt", "scorer", "loss_on")
     scores_batches = False
     scored_tokens = 18
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return choice_metrics(predictions, labels)
+
+    def answers_of(self, data: Data, split: str) -> Sequence[int]:
+        examples = data.splits[split]
+        return [len(examples[place]["choices"]) for place in range(len(examples))]
 
     def reported(self, section: TaskSection, task: Task) -> str:
         return "accuracy_generated" if section.scorer == "generated" else task.metric
