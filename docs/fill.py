@@ -9,6 +9,7 @@ from pathlib import Path
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.report.catalogue import figures_of
+from aurora_lora.lab.report.convergence import convergence_note
 from aurora_lora.lab.report.figures import about, forms_figure, gap_figure, save
 from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
@@ -100,7 +101,7 @@ def main() -> None:
         assert section.study is not None
         if len(section.study["study"]["seeds"]) == 1:
             continue  # it only chooses the learning rates of other recipes
-        shown = [study_page(section.study), *figures(section)]
+        shown = [study_page(section.study), convergence_note(section.groups), *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
     recipe = find("figure2", "recipe").values()
     subject = f"{task_name(recipe)}, {name_of('model', recipe)}"

@@ -50,15 +50,18 @@ def report(
             return
     elif only:
         raise UserError("--only goes with --figures DIR")
+    from aurora_lora.lab.report.convergence import convergence_note
     from aurora_lora.lab.report.figures import forms_figure, save
     from aurora_lora.lab.report.sections import load_sections
     from aurora_lora.lab.report.study import study_tables
     from aurora_lora.lab.report.tables import forms_table, insert
 
     sections = load_sections(runs)
-    for study in (section.study for section in sections if section.study is not None):
-        for shown in study_tables(study):
+    for section in (section for section in sections if section.study is not None):
+        assert section.study is not None
+        for shown in study_tables(section.study):
             stdout().print(shown.rich())
+        stdout().print(convergence_note(section.groups), highlight=False)
     results = [result for section in sections if section.study is None for result in section.results]
     if not results and into is None and output is None:
         return

@@ -13,11 +13,13 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import NOT_FINITE, write_text
 from ...tasks.metrics import Metric, metric_named
+from ...training.results import chance_of, chance_row
 from .answers import every_answer, note
 from .catalogue import figures_of
+from .convergence import convergence_note
 from .groups import Group, interval
 from .sections import Section
-from .study import tuning_note
+from .study import chance, tuning_note
 from .tables import Result
 from .training_cost import COLUMNS, time_rows
 
@@ -61,6 +63,7 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "title": section.title if section.study is None else f"{section.title}, {section.model}",
         "tuning": None if section.study is None else _tuning(section.study),
+        "converged": None if section.study is None else convergence_note(found),
         "answers": [
             (metric, [(one.ask, *one.cells()) for one in found])
             for metric, found in ([] if section.study is None else every_answer(section.study))
@@ -69,6 +72,7 @@ def _section(section: Section) -> dict[str, Any]:
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [metric_named(name).column for name in metrics],
         "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
+        "chance": chance_row(guessing, map(metric_named, metrics)) if (guessing := _chance(section)) else [],
         "samples": _samples(found),
         "time_columns": COLUMNS,
         "time": time_rows(found),
@@ -78,6 +82,11 @@ def _section(section: Section) -> dict[str, Any]:
             for one in made
         ],
     }
+
+
+def _chance(section: Section) -> Mapping[str, float]:
+    """The metrics of uniform guessing."""
+    return chance_of(section.results[0]) if section.study is None else chance(section.study)
 
 
 def _samples(found: Sequence[Group]) -> list[tuple[str, str, str, list[tuple[str, str]]]]:

@@ -1,0 +1,57 @@
+"""Whether runs were trained to a plateau: what the last epoch still gained, against the spread between seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...tasks.metrics import metric_named
+from .groups import Group
+from .tables import finite
+
+
+def convergence_note(found: Sequence[Group]) -> str:
+    """How many final runs still gain more in their last epoch than the seeds of their setting are apart.
+
+    The score is that by which the best epoch is chosen, on validation data; where a run is evaluated every few epochs,
+    or several times in one, the gain is that between the last two evaluations, per epoch. The spread is the standard
+    deviation of the last scores over the seeds.
+    """
+    by_metric: dict[str, list[tuple[float, float]]] = {}
+    for group in found:
+        for gain, spread in _gains(group):
+            by_metric.setdefault(group.selected_by, []).append((gain, spread))
+    if not by_metric:
+        return (
+            "Whether the runs have converged is not known: that needs the epochs of two seeds, each evaluated at least "
+            "twice."
+        )
+    pairs = [pair for found_pairs in by_metric.values() for pair in found_pairs]
+    rising = sum(gain > spread for gain, spread in pairs)
+    medians = []
+    for name, of_metric in by_metric.items():
+        metric = metric_named(name)
+        gain, spread = (statistics.median(values) for values in zip(*of_metric, strict=True))
+        medians.append(f"{metric.shown(gain, '+')} of {metric.heading}, the spread {metric.shown(spread)}")
+    return (
+        f"{f'Not converged: {rising}' if rising else 'Converged: none'} of {len(pairs)} final runs still "
+        f"{'gain' if rising else 'gains'} more in the last epoch than the standard deviation between the seeds of the "
+        f"setting, in the validation score of the deployed form. The median gain is {'; '.join(medians)}."
+    )
+
+
+def _gains(group: Group) -> list[tuple[float, float]]:
+    """Of each run of a setting with several seeds, what its last epoch gained, and the spread."""
+    sign = -1 if metric_named(group.selected_by).lower_is_better else 1
+    last = [entries[-2:] for run in group.runs if len(entries := _scored(run, group.selected_by)) > 1]
+    if len(last) < 2:
+        return []
+    spread = statistics.stdev(score for _, (_, score) in last)
+    return [(sign * (after - before) / (end - start), spread) for (start, before), (end, after) in last]
+
+
+def _scored(run: Mapping[str, Any], metric: str) -> list[tuple[float, float]]:
+    """Epoch and validation score of each evaluation that gave a number."""
+    points = [(entry["epoch"], entry["validation"].get(metric)) for entry in run["epochs"]]
+    return [(epoch, score) for epoch, score in points if finite([score])]
