@@ -172,8 +172,10 @@ def sweep(
     if runs.taken_in:
         line = f"finished runs in folders that were not in {runs.runs.path} yet, and now are: {runs.taken_in}"
         stderr().print(line, highlight=False, markup=False, soft_wrap=True)
-    with Overall(stderr(), plan.name, tuned + final - runs.told()) as bar:
+    with Overall(stderr(), plan.name, tuned + final - (told := runs.told())) as bar:
         runs.tune()
+        if plan.tuning.each_form:  # now it is known how many forms have a choice of their own
+            bar.expect(tuned + len(runs.final_jobs()) - told)
         runs.run_seeds()
         summary = runs.summary()
     for setting in runs.without_score():
@@ -196,8 +198,9 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    what = "each form's choice" if plan.tuning.each_form else "what is chosen"
     for row in rows:
-        print(f"{row['setting']}: {row['tuning_runs']} runs to tune, {row['final_runs']} runs of what is chosen")
+        print(f"{row['setting']}: {row['tuning_runs']} runs to tune, {row['final_runs']} runs of {what}")
     print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all, at most")
 
 

@@ -117,6 +117,65 @@ def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_pa
         load_study(write(settings=[full]))
 
 
+def fake_forms(job: Job) -> Outcome:
+    """As `fake`, of AuroRA's forms: the static one is best at the low rate, the others at the high one."""
+    outcome = fake(job)
+    assert outcome.result is not None
+    rate, metric = job.recipe.training.learning_rate, outcome.result["metric"]
+    if job.recipe.method.name == "aurora":
+        metric["selected_by"]["form"] = "calibrated"
+        metric["validation_by_form"] = {
+            "dynamic": {"accuracy": rate},
+            "static": {"accuracy": 1 - rate},
+            "calibrated": {"accuracy": metric["selected_by"]["value"]},
+        }
+        shown = {"accuracy": rate + 10 * job.recipe.seed}
+        metric["by_form"] = {form: dict(shown) for form in ("dynamic", "static", "calibrated")}
+    else:
+        metric["selected_by"]["form"] = "merged"
+    outcome.result.update(method=job.recipe.method.name, model="m", task="t", seed=job.recipe.seed)
+    metric.update(name="accuracy", split="test")
+    return outcome
+
+
+def test_each_form_may_have_its_own_choice(write: Callable[..., Path], tmp_path: Path) -> None:
+    out, space = tmp_path / "out", {"training.learning_rate": RATES}
+    before = Sweep(load_study(write()), out, InProcess(fake_forms))
+    before.tune()
+    before.run_seeds()
+    assert len(before.final_jobs()) == 4
+    assert before.summary()["settings"][1]["by_form"]["static"]["accuracy"]["scores"] == [3e-2, 10 + 3e-2]
+    assert "chosen_by_form" not in before.summary()["settings"][1]
+
+    done: list[str] = []
+    study = load_study(write(tuning={"budget": 2, "space": space, "each_form": True}))
+    after = Sweep(study, out, InProcess(fake_forms), lambda _, outcome: done.append(outcome.job.name))
+    after.tune()  # in the journal of the study without it
+    assert not done
+    assert len(after.final_jobs()) == 6  # LoRA's choice, and two of AuroRA's forms, over two seeds
+    after.run_seeds()
+    lora, aurora = after.summary()["settings"]
+    assert "chosen_by_form" not in lora  # one form
+    low, high = ({"training.learning_rate": rate} for rate in RATES)
+    assert aurora["chosen"] == high
+    assert aurora["chosen_by_form"] == {"dynamic": high, "static": low, "calibrated": high}
+    assert aurora["validation_by_form"] == {"dynamic": 3e-2, "static": 1 - 1e-3, "calibrated": 1.0}
+    scores = {form: found["accuracy"]["scores"] for form, found in aurora["by_form"].items()}
+    assert scores == {"dynamic": [3e-2, 10 + 3e-2], "static": [1e-3, 10 + 1e-3], "calibrated": [3e-2, 10 + 3e-2]}
+
+    (section,) = load_sections([out])
+    group = section.groups[1]
+    assert group.scores("static", "accuracy") == [1e-3, 10 + 1e-3]
+    assert group.scores("dynamic", "accuracy") == [3e-2, 10 + 3e-2]
+    assert section.chosen(group) == "dynamic: lr 0.03, highest; static: lr 0.001, lowest; calibrated: lr 0.03, highest"
+    shown = study_tables(after.summary(), full=True)[-1]
+    assert [row[2:4] for row in shown.rows if row[0] == "AuroRA"] == [
+        ["lr 0.03, highest", "dynamic"],
+        ["lr 0.001, lowest", "static"],
+        ["lr 0.03, highest", "calibrated"],
+    ]
+
+
 def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
     own = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
     with pytest.raises(UserError, match=r"setting full: space: .* tuned on one grid: take it out, or say in `why`"):

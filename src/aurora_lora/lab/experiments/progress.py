@@ -42,6 +42,11 @@ class Overall:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
+    def expect(self, runs: int) -> None:
+        """Another number of runs, where that shows on the way only."""
+        self.runs = runs
+        self.progress.update(self.bar, total=runs)
+
     def __call__(self, outcome: Outcome) -> None:
         """Count an outcome, and print its line."""
         (task,) = self.progress.tasks

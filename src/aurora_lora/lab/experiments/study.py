@@ -81,6 +81,9 @@ class Tuning(Section):
     """Of the runs, and of the sampler."""
     metric: str | None = None
     """Of the validation scores: what the values are chosen by; the task's own if None."""
+    each_form: bool = False
+    """Whether each form of AuroRA has the values that its own validation scores choose, and not those of the deployed
+    form; every distinct choice is run over the seeds."""
 
     @field_validator("space")
     @classmethod

@@ -8,7 +8,6 @@ where it was, and the tuned run of a seed is also its final one.
 from __future__ import annotations
 
 import hashlib
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -25,12 +24,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ... import files
 from ...errors import DIVERGED, UserError
-from ...training.results import Result
+from ...training.results import Result, chance_of
 from ...training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
 from .runs_file import RUNS, RunsFile
 from .study import SUMMARY, Range, Setting, Study, Value, point
+from .study_scores import by_form_and_metric, distinct, validation, validation_of, with_own_forms
 
 JOURNAL = "journal.log"
 _LOCK = ".journal.lock"
@@ -105,7 +105,10 @@ class Sweep:
         described = {
             "method": setting.method,
             "fields": setting.fields,
-            "tuning": tuning.model_copy(update={"space": space}).model_dump(mode="json", exclude_none=True),
+            # what is tried does not depend on how the best is chosen
+            "tuning": tuning.model_copy(update={"space": space}).model_dump(
+                mode="json", exclude_none=True, exclude={"each_form"}
+            ),
         }
         if (before := optuna_study.user_attrs.get("setting")) not in (None, described):
             raise UserError(
@@ -160,7 +163,7 @@ class Sweep:
 
     def _score(self, outcome: Outcome) -> float | None:
         """On validation data; None where the run failed or the score is not a number."""
-        return None if outcome.result is None else _validation(outcome.result, self.study.tuning.metric)
+        return None if outcome.result is None else validation(outcome.result, self.study.tuning.metric)
 
     def _tell(self, setting: Setting, number: int, outcome: Outcome) -> None:
         self._keep(outcome)
@@ -223,12 +226,20 @@ class Sweep:
 
     def run_seeds(self) -> None:
         """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
-        left_out = self.without_score()
-        chosen = [(one, self.chosen(one)[0]) for one in self.study.settings if one not in left_out]
-        jobs = [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in chosen]
-        for outcome in outcomes(jobs, self.engine):
+        for outcome in outcomes(self.final_jobs(), self.engine):
             self._keep(outcome)
             self.report("seeds", outcome)
+
+    def final_jobs(self) -> list[Job]:
+        """The runs over the seeds of each choice; of settings that have one."""
+        left_out = self.without_score()
+        chosen = [
+            (one, values)
+            for one in self.study.settings
+            if one not in left_out
+            for values in distinct([self.chosen(one)[0], *(values for values, _ in self.chosen_by_form(one).values())])
+        ]
+        return [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in chosen]
 
     def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
         """A run of a setting."""
@@ -263,6 +274,28 @@ class Sweep:
             )
         return values, score
 
+    def chosen_by_form(self, setting: Setting) -> dict[str, tuple[dict[str, Any], float]]:
+        """The same for each form, by its own validation scores in the trials' runs; empty unless the study asks for it,
+        and for a method with one form. The deployed form has the setting's choice, and so has one without any score."""
+        chosen, metric = self.chosen(setting), self.study.tuning.metric
+        method = self.study.recipe(setting, chosen[0], self.study.tuning.seed).method
+        if not self.study.tuning.each_form or len(method.forms) < 2:
+            return {}
+        tried = [
+            (values, result)
+            for values, _ in self.trials(setting)
+            if (result := self.job(setting, values, self.study.tuning.seed).result()) is not None
+        ]
+        best, found = min if self.study.lower_is_better else max, {}
+        for form in method.forms:
+            scores = [(values, validation_of(form, result, metric)) for values, result in tried]
+            scored = [(values, score) for values, score in scores if score is not None]
+            if form == method.deployed_form or not scored:
+                found[form] = chosen
+            else:
+                found[form] = best(scored, key=lambda one: one[1])  # of equal ones the first, as the setting has it
+        return found
+
     # ---------------------------------------------------------------- what came out
 
     def summary(self) -> dict[str, Any]:
@@ -282,51 +315,32 @@ class Sweep:
 
     def _describe(self, setting: Setting) -> dict[str, Any]:
         values, score = self.chosen(setting)
-        results = {
-            seed: result
-            for seed in self.study.seeds
-            if (result := self.job(setting, values, seed).result()) is not None
-        }
+        by_form = self.chosen_by_form(setting)
+        results = self._results(setting, values)
+        own = {form: self._results(setting, chosen) for form, (chosen, _) in by_form.items()}
         params = sorted((result["params"] for result in results.values()), key=lambda counts: counts["adapter"])
+        each = {
+            "chosen_by_form": {form: chosen for form, (chosen, _) in by_form.items()},
+            "validation_by_form": {form: found for form, (_, found) in by_form.items()},
+        }
         return {
             "name": setting.name,
             "chosen": values,
             "validation": score,
+            **(each if by_form else {}),
             "deployed": next((result["metric"]["selected_by"]["form"] for result in results.values()), None),
             "metric": next((result["metric"]["name"] for result in results.values()), None),
             "split": next((result["metric"].get("split") for result in results.values()), None),
+            "chance": next((chance_of(result) for result in results.values()), {}),
             "trials": [{"values": tried, "validation": found} for tried, found in self.trials(setting)],
             "seeds": list(results),
-            "by_form": _by_form(list(results.values())),
+            "by_form": by_form_and_metric([with_own_forms(result, own, seed) for seed, result in results.items()]),
             "params": params[0] if params else None,
             "most_params": params[-1]["adapter"] if params else None,  # LoRA-drop's differ by seed
             "train_s": [result["time"]["train_s"] for result in results.values()],
         }
 
-
-def _validation(result: Result, metric: str | None) -> float | None:
-    """A validation score of the epoch that was chosen; the one that it was chosen by if `metric` is None."""
-    chosen = result["metric"]["selected_by"]
-    if metric in (None, chosen["name"]):
-        value: float | None = chosen["value"]
-        return value
-    epoch = next(entry for entry in result["epochs"] if entry["epoch"] == chosen["epoch"])
-    if metric not in epoch["validation"]:
-        there = ", ".join(epoch["validation"])
-        raise UserError(f"tuning.metric: the validation scores have no {metric} (they have {there})")
-    return epoch["validation"][metric]  # type: ignore[no-any-return]
-
-
-def _by_form(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each form and metric: the scores seed by seed, their mean, and their standard deviation."""
-    table: dict[str, dict[str, dict[str, Any]]] = {}
-    for form in results[0]["metric"]["by_form"] if results else ():
-        for metric in results[0]["metric"]["by_form"][form]:
-            scores = [result["metric"]["by_form"][form][metric] for result in results]
-            numbers = [score for score in scores if score is not None]
-            table.setdefault(form, {})[metric] = {
-                "scores": scores,
-                "mean": statistics.fmean(numbers) if numbers else None,
-                "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
-            }
-    return table
+    def _results(self, setting: Setting, values: Mapping[str, Any]) -> dict[int, Result]:
+        """Of the finished runs with these values, by seed."""
+        jobs = {seed: self.job(setting, values, seed) for seed in self.study.seeds}
+        return {seed: result for seed, job in jobs.items() if (result := job.result()) is not None}

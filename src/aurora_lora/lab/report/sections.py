@@ -129,7 +129,10 @@ def _study_group(summary: Mapping[str, Any], study: Study, setting: Setting, fol
     for place, seed in enumerate(summary["seeds"]):
         path = folder / study.run_folder(setting, summary["chosen"], seed)
         found = finished.get(path) or (find_results([path / RESULT])[0][1] if (path / RESULT).is_file() else None)
-        runs.append(_summarised(summary, study, setting, place) if found is None else found)
+        summarised = _summarised(summary, study, setting, place)
+        if found is not None and "chosen_by_form" in summary:  # each form has the scores of its own choice
+            found = {**found, "metric": {**found["metric"], "by_form": summarised["metric"]["by_form"]}}
+        runs.append(summarised if found is None else found)
         folders.append(None if found is None else path)
     line = re.sub(r"\s*\br=\d+", "", setting.name)
     return Group(setting.name, runs, line, folders)

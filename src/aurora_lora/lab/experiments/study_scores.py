@@ -1,0 +1,74 @@
+"""The scores of a study's runs: those that values are chosen by, and those that its summary holds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...errors import UserError
+from ...training.results import Result
+
+
+def with_own_forms(result: Mapping[str, Any], own: Mapping[str, Mapping[int, Mapping[str, Any]]], seed: int) -> Result:
+    """A result whose forms have the scores of the runs of their own choice.
+
+    Args:
+        result: of the run of the setting's choice.
+        own: by form and seed, the results of the runs of that form's choice; a form that is not there stays. Where its
+            run of this seed is not finished, there is no score.
+        seed: of the result.
+    """
+    by_form = result["metric"]["by_form"]
+    taken = {
+        form: (
+            by_form[form]
+            if form not in own
+            else own[form][seed]["metric"]["by_form"][form]
+            if seed in own[form]
+            else dict.fromkeys(by_form[form])
+        )
+        for form in by_form
+    }
+    return {**result, "metric": {**result["metric"], "by_form": taken}}
+
+
+def distinct(choices: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each once, in their order."""
+    found = list(choices)
+    return [values for place, values in enumerate(found) if values not in found[:place]]
+
+
+def validation_of(form: str, result: Result, metric: str | None) -> float | None:
+    """A validation score of a form, in the epoch that was chosen by the deployed one."""
+    name = metric or result["metric"]["selected_by"]["name"]
+    score: float | None = result["metric"].get("validation_by_form", {}).get(form, {}).get(name)
+    return score
+
+
+def validation(result: Result, metric: str | None) -> float | None:
+    """A validation score of the epoch that was chosen; the one that it was chosen by if `metric` is None."""
+    chosen = result["metric"]["selected_by"]
+    if metric in (None, chosen["name"]):
+        value: float | None = chosen["value"]
+        return value
+    epoch = next(entry for entry in result["epochs"] if entry["epoch"] == chosen["epoch"])
+    if metric not in epoch["validation"]:
+        there = ", ".join(epoch["validation"])
+        raise UserError(f"tuning.metric: the validation scores have no {metric} (they have {there})")
+    return epoch["validation"][metric]  # type: ignore[no-any-return]
+
+
+def by_form_and_metric(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each form and metric: the scores seed by seed, their mean, and their standard deviation."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for form in results[0]["metric"]["by_form"] if results else ():
+        for metric in results[0]["metric"]["by_form"][form]:
+            scores = [result["metric"]["by_form"][form][metric] for result in results]
+            numbers = [score for score in scores if score is not None]
+            table.setdefault(form, {})[metric] = {
+                "scores": scores,
+                "mean": statistics.fmean(numbers) if numbers else None,
+                "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
+            }
+    return table
