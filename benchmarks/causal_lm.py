@@ -54,7 +54,7 @@ def load(seed: int = 0) -> tuple[Any, Any]:
     tokenizer.padding_side = "right"
     base = load_base_model("smollm2-135m", get_task("siqa"), tokenizer)  # any task of a causal language model
     set_seed(seed)
-    return tokenizer, get_peft_model(base, AuroraConfig(target_modules=TARGETS, task_type="CAUSAL_LM"))
+    return tokenizer, get_peft_model(base, AuroraConfig(target_modules=TARGETS, skip=False, task_type="CAUSAL_LM"))
 
 
 def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def smollm2(runs: Path, repeats: int) -> dict[str, Any]:
     data = load_data(recipe("aurora-0", paths["dense"]), load_tokenizer(str(paths["dense"])))
     batches = texts(data, "train", CALIBRATION)
     torch.manual_seed(0)
-    config = AuroraConfig(r=2, target_modules=PROJECTIONS, init_weights=False)
+    config = AuroraConfig(r=2, skip=False, target_modules=PROJECTIONS, init_weights=False)
     model = get_peft_model(quantised(paths["float"], 4), config).eval()
     found: dict[str, Any] = {"calibrate": [], "merge_quantized": []}
     for _ in range(repeats):

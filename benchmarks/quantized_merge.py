@@ -38,7 +38,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 8, "lora_alpha": 16, "target_modules": TARGETS},
     "dora": {"name": "dora", "r": 8, "lora_alpha": 16, "target_modules": TARGETS},
-    "aurora": {"name": "aurora", "r": 2, "alpha": 4, "target_modules": TARGETS},
+    "aurora": {"name": "aurora", "skip": False, "r": 2, "alpha": 4, "target_modules": TARGETS},
 }
 SEEDS = (0, 1, 2)
 RECIPE: dict[str, Any] = {

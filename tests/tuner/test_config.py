@@ -58,7 +58,7 @@ BAD = [
     ({"alpha_pattern": {"query": None}}, r"alpha_pattern\['query'\]=None"),
     ({"train_form": "static", "eval_form": "calibrated"}, r"eval_form='calibrated' .*train_form='static'"),
     ({"train_form": "static", "eval_form": "dynamic"}, r"eval_form='dynamic' .*train_form='static'"),
-    ({"fixed_activation": None, "spline": None}, r"skip=True"),
+    ({"fixed_activation": None, "spline": None, "skip": False}, r"skip=True"),
     ({"layers_pattern": "layer"}, r"layers_to_transform"),
     ({"layers_to_transform": [0], "target_modules": "query"}, r"layers_to_transform"),
     ({"task_type": "NOPE"}, r"NOPE"),

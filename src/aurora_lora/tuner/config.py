@@ -31,7 +31,13 @@ from .registration import METHOD
 TRAIN_FORMS = tuple(name for name, form in FORMS.items() if form.trainable)
 SPLINES = ("channelwise", "summed")
 BIASES = ("none", "all", "aurora_only")
-PAPER: dict[str, Any] = {"train_form": DYNAMIC, "eval_form": STATIC, "spline": "summed", "init_weights": "paper"}
+PAPER: dict[str, Any] = {
+    "train_form": DYNAMIC,
+    "eval_form": STATIC,
+    "spline": "summed",
+    "skip": False,
+    "init_weights": "paper",
+}
 PAPER_DYNAMIC = {**PAPER, "eval_form": DYNAMIC}
 PAPER_STATIC = {**PAPER, "train_form": STATIC}
 """The paper's settings of AuroRA, AuroRA-D and AuroRA-S (Table 7)."""
@@ -56,13 +62,14 @@ class AuroraConfig(PeftConfig):
         fixed_activation: the activation of Eq. 6: `"tanh"`, `"leaky_relu"`, `"sigmoid"`, `"relu"`.
             `None` leaves F out.
         spline: how Eq. 7 is read: `"channelwise"` or `"summed"`. `None` leaves L out. With
-            `fixed_activation=None` as well, `skip` must be `True`: sigma is then the identity, the adapter plain LoRA.
+            `fixed_activation=None` as well, and with `skip`, sigma is the identity and the adapter plain LoRA.
         spline_grid_size: grid intervals on `spline_range`.
         spline_order: polynomial degree of the B-splines.
         spline_range: the interval of the grid.
-        skip: `sigma(z) = z + F(z) + L(z)`; starts as plain LoRA. Not in the paper.
-        init_weights: `"identity"` (`H = I`, `W_s = 0`; 0 and 0 with `skip`) or `"paper"` (H Xavier-normal,
-            `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is not a no-op.
+        skip: `sigma(z) = z + F(z) + L(z)`, which starts as plain LoRA (ours). `False` is the paper's sigma.
+        init_weights: `"identity"` (H = 0 and W_s = 0, so that sigma(z) = z; without `skip`, H = I and W_s = 0) or
+            `"paper"` (H Xavier-normal, `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that
+            the adapter is not a no-op.
             `True` is `"identity"`. Where the spline is all of sigma, `"identity"` starts with `L(z) = z` on
             `spline_range`, or, summed, with a random W_s as `"paper"`.
         use_rslora: scale by `alpha / sqrt(r)` instead.
@@ -100,7 +107,7 @@ class AuroraConfig(PeftConfig):
     spline_grid_size: int = field(default=5, metadata={"help": "Grid intervals of the B-spline."})
     spline_order: int = field(default=3, metadata={"help": "Polynomial degree of the B-spline."})
     spline_range: tuple[float, float] = field(default=(-1.0, 1.0), metadata={"help": "Interval of the grid."})
-    skip: bool = field(default=False, metadata={"help": "sigma(z) = z + F(z) + L(z)."})
+    skip: bool = field(default=True, metadata={"help": "sigma(z) = z + F(z) + L(z)."})
     init_weights: str | bool = field(default="identity", metadata={"help": "'identity', 'paper' or False."})
     use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
     calibrated: bool = field(default=False, metadata={"help": "Set by calibrate: the adapter has calibrated matrices."})
