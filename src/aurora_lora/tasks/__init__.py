@@ -2,14 +2,14 @@
 
 import difflib
 
-from aurora_lora.errors import UserError
-from aurora_lora.tasks.bigbench import BIG_BENCH
-from aurora_lora.tasks.commonsense import COMMONSENSE
-from aurora_lora.tasks.glue import GLUE
-from aurora_lora.tasks.packaged import MOVIE_RATING, MOVIE_SENTIMENT
-from aurora_lora.tasks.packaged_images import PACKAGED_IMAGES
-from aurora_lora.tasks.task import SplitSizes, Task
-from aurora_lora.tasks.vision import VISION
+from ..errors import UserError
+from .bigbench import BIG_BENCH
+from .commonsense import COMMONSENSE
+from .glue import GLUE
+from .packaged import MOVIE_RATING, MOVIE_SENTIMENT
+from .packaged_images import PACKAGED_IMAGES
+from .task import SplitSizes, Task
+from .vision import VISION
 
 __all__ = ["TASKS", "SplitSizes", "Task", "get_task"]
 

@@ -15,7 +15,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
-from aurora_lora.errors import UserError
+from ..errors import UserError
 
 _BACKEND = """
 import pathlib, sys

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
-from aurora_lora.errors import UserError
-from aurora_lora.tasks.models import MODELS
+from ..errors import UserError
+from .models import MODELS
 
 CONFIGS = ("config.json", "model_index.json")
 """What a model, or a pipeline, has first in the cache."""

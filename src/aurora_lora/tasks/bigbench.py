@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks import prompts
-from aurora_lora.tasks.fetch import Archive, fetch
-from aurora_lora.tasks.packaged import normalise
-from aurora_lora.tasks.task import SplitSizes, Task
+from ..errors import UserError
+from ..extras import extra
+from . import prompts
+from .fetch import Archive, fetch
+from .packaged import normalise
+from .task import SplitSizes, Task
 
 if TYPE_CHECKING:
     import datasets

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks import prompts
-from aurora_lora.tasks.hub import HubData, seeded_order, subset
-from aurora_lora.tasks.task import SplitSizes, Task
+from ..errors import UserError
+from ..extras import extra
+from . import prompts
+from .hub import HubData, seeded_order, subset
+from .task import SplitSizes, Task
 
 if TYPE_CHECKING:
     import datasets

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks.hub import HubData
+from ..errors import UserError
+from ..extras import extra
+from .hub import HubData
 
 if TYPE_CHECKING:
     from PIL.Image import Image

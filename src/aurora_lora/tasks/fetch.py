@@ -16,10 +16,10 @@ from typing import IO, Literal
 
 from filelock import FileLock, Timeout
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks import _pip
-from aurora_lora.tasks._pip import OfflineError
+from ..errors import UserError
+from ..extras import extra
+from . import _pip
+from ._pip import OfflineError
 
 __all__ = ["Archive", "OfflineError", "cache_dir", "fetch"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks._loading import NO_CODE, reason
+from ..errors import UserError
+from ..extras import extra
+from ._loading import NO_CODE, reason
 
 if TYPE_CHECKING:
     import datasets

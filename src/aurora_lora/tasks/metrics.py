@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aurora_lora.extras import extra
-from aurora_lora.files import NOT_FINITE
+from ..extras import extra
+from ..files import NOT_FINITE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aurora_lora.errors import UserError
-from aurora_lora.tasks.fetch import Archive, cache_dir, fetch
+from ..errors import UserError
+from .fetch import Archive, cache_dir, fetch
 
 
 @dataclass(frozen=True)

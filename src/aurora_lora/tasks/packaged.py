@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks.fetch import Archive, fetch
-from aurora_lora.tasks.task import SplitSizes, Task
+from ..errors import UserError
+from ..extras import extra
+from .fetch import Archive, fetch
+from .task import SplitSizes, Task
 
 if TYPE_CHECKING:
     import datasets

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks.bigbench import BIGBENCH, CIFAR10_FILE
-from aurora_lora.tasks.fetch import fetch
-from aurora_lora.tasks.hub import HubData
-from aurora_lora.tasks.task import Augment, SplitSizes, Task
-from aurora_lora.tasks.vision import load_images, split_images, with_rows
+from ..errors import UserError
+from ..extras import extra
+from .bigbench import BIGBENCH, CIFAR10_FILE
+from .fetch import fetch
+from .hub import HubData
+from .task import Augment, SplitSizes, Task
+from .vision import load_images, split_images, with_rows
 
 if TYPE_CHECKING:
     import datasets

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from aurora_lora.errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     import datasets

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks.hub import HubData, seeded_order
-from aurora_lora.tasks.task import Augment, SplitSizes, Task
+from ..errors import UserError
+from ..extras import extra
+from .hub import HubData, seeded_order
+from .task import Augment, SplitSizes, Task
 
 if TYPE_CHECKING:
     import datasets

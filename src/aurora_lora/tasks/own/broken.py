@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
+from ...errors import UserError
+from ...extras import extra
 
 UTF8 = "utf-8-sig"
 """With the mark that some programs begin a file with, or without it."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.tasks.own.source import OwnData, Piece, Pieces, open_data
-from aurora_lora.tasks.own.split import BadRow, Row, Splits, split_data
-from aurora_lora.tasks.packaged import normalise
-from aurora_lora.tasks.task import SplitSizes
-from aurora_lora.tasks.vision import with_rows
+from ...errors import UserError
+from ..packaged import normalise
+from ..task import SplitSizes
+from ..vision import with_rows
+from .source import OwnData, Piece, Pieces, open_data
+from .split import BadRow, Row, Splits, split_data
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),

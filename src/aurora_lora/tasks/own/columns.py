@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks import vision
-from aurora_lora.tasks.own.source import Piece, Pieces
-from aurora_lora.tasks.own.split import BadRow
+from ...errors import UserError
+from ...extras import extra
+from .. import vision
+from .source import Piece, Pieces
+from .split import BadRow
 
 Values = dict[str, list[Any]]
 """The labels of each piece, in the order of its rows."""

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from aurora_lora.extras import extra
-from aurora_lora.tasks import prompts
-from aurora_lora.tasks.own import columns as cells
-from aurora_lora.tasks.own.chat import load_chats
-from aurora_lora.tasks.own.source import OwnData, Piece, Pieces, open_data
-from aurora_lora.tasks.own.split import Row, Splits, split_data
-from aurora_lora.tasks.packaged import normalise
-from aurora_lora.tasks.task import SplitSizes, Task
-from aurora_lora.tasks.vision import with_rows
+from ...extras import extra
+from .. import prompts
+from ..packaged import normalise
+from ..task import SplitSizes, Task
+from ..vision import with_rows
+from . import columns as cells
+from .chat import load_chats
+from .source import OwnData, Piece, Pieces, open_data
+from .split import Row, Splits, split_data
 
 Columns = Mapping[str, tuple[str, ...]]
 """The user's columns, by the field of a recipe's `task` that names them."""

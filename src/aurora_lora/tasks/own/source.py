@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_lora.errors import UserError
-from aurora_lora.extras import extra
-from aurora_lora.tasks._loading import NO_CODE, reason
-from aurora_lora.tasks.hub import HubData
-from aurora_lora.tasks.own.broken import check_text, csv_options, why_broken
+from ...errors import UserError
+from ...extras import extra
+from .._loading import NO_CODE, reason
+from ..hub import HubData
+from .broken import check_text, csv_options, why_broken
 
 if TYPE_CHECKING:
     import datasets

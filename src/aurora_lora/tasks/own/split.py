@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from aurora_lora.errors import UserError
-from aurora_lora.tasks.hub import seeded_order
-from aurora_lora.tasks.own.source import SPLITS, Piece, Pieces
-from aurora_lora.tasks.task import SplitSizes
+from ...errors import UserError
+from ..hub import seeded_order
+from ..task import SplitSizes
+from .source import SPLITS, Piece, Pieces
 
 Row = Mapping[str, Any]
 SHARE, MOST = 10, 2_000
