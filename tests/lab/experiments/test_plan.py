@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments import flops, machines, text_lengths
-from aurora_lora.lab.experiments.estimate import Estimate, describe, estimate, time_limit
+from aurora_lora.lab.experiments.estimate import Estimate, describe, estimate, time_limit, trained_parameters
 from aurora_lora.lab.experiments.flops import Hours
 from aurora_lora.lab.experiments.machines import GPUS, of_cpu, of_gpu
 from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.recipes import suites
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.report.plan import plan_lines, plan_tables
-from aurora_lora.methods import ParameterCounts
+from aurora_lora.methods import ParameterCounts, get_method
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.task import SplitSizes
 from aurora_lora.training.reading import validate
@@ -53,6 +53,27 @@ def test_a_plan_is_for_the_paper_s_gpu_this_machine_or_the_one_named(
     assert describe(packaged)[0]["machine"] == "CPU of 2 cores"
     with pytest.raises(UserError, match=r"`gpu`: 'L21' is an unknown GPU; did you mean 'L20'\?"):
         describe(table2, "L21")
+
+
+@pytest.mark.parametrize("name", ["lora", "aurora"])
+def test_a_budget_is_counted_not_the_rank(name: str) -> None:
+    recipe = recipe_of("table1/base-lora-rte")
+
+    def with_method(**options: Any) -> Recipe:
+        return recipe.model_copy(update={"method": get_method(name).bind(options)})
+
+    linear = ["query", "key", "value", "dense"]
+    layers, hidden, inner = 12, 768, 3072
+    pairs = layers * (4 * 2 * hidden + 2 * (hidden + inner))  # A and B of rank 1 in all linear layers
+    for budget in (100_000, 8 * pairs):
+        found = trained_parameters(with_method(budget=budget))
+        if name == "lora":
+            assert found.adapter == budget
+        else:  # and sigma
+            assert budget < found.adapter < 1.01 * budget
+        assert found.total - found.adapter == trained_parameters(recipe).total - trained_parameters(recipe).adapter
+    usual = estimate(with_method(r=8, target_modules=linear), of_gpu("L20", 48)).memory_gb
+    assert estimate(with_method(budget=8 * pairs), of_gpu("L20", 48)).memory_gb == pytest.approx(usual, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a run will need: parameters counted on a model without weights, memory and time estimated from its shapes.
 
-The parameters are exact. Memory, at the peak of a training step, is the sum of
+The parameters are exact; with a budget they are the most that it can come to. Memory, at the peak of a training step,
+is the sum of
 
 - the weights, each in its precision; of each trained one AdamW's two moments, and its gradient, 4 bytes each;
 - what autograd keeps for the longest texts that there are: counted, see `shapes`; with gradient checkpointing the

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...deploy.gradients import frozen_weights
 from ...errors import UserError
 from ...methods import ParameterCounts, count_parameters, get_method
-from ...methods.targets import check_modules
+from ...methods.options import TARGETS
+from ...methods.start import ordinary
+from ...methods.targets import ALL_LINEAR, check_modules, target_paths
 from ...tasks._loading import NO_CODE, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
@@ -57,7 +61,7 @@ class StepShapes:
 
 
 def weights(recipe: Recipe) -> Weights:
-    """The parameters of a recipe's model.
+    """The parameters of a recipe's model; with a budget, at most: as if it was used up, and each layer had a share.
 
     Raises:
         UserError: the model is not known, or the method does not fit it.
@@ -90,6 +94,7 @@ def _build(key: Key, layers: int | None = None) -> nn.Module:
     kind = KINDS[kind_name]
     config = architecture(model)
     config.num_labels = labels
+    share = 1.0 if layers is None else layers / config.get_text_config().num_hidden_layers
     if layers is not None:
         config.get_text_config().num_hidden_layers = layers
     with torch.device("meta"):
@@ -99,9 +104,36 @@ def _build(key: Key, layers: int | None = None) -> nn.Module:
             raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
         try:
             check_modules(base, json.loads(options))
-            return get_method(method).bind(json.loads(options)).apply(base, kind.task_type)
+            given = _at_its_budget(base, json.loads(options), share)
+            return get_method(method).bind(given).apply(base, kind.task_type)
         except ValueError as error:
             raise UserError(f"method: {' '.join(str(error).split())}") from error
+
+
+def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> dict[str, Any]:
+    """Options with one rank in place of a budget, for all layers that can get some of it: about what that buys.
+
+    Args:
+        base: the model, or so large a share of it.
+        options: of the method.
+        share: of the model, and so of the budget.
+    """
+    if options.get("budget") is None:
+        return options
+    paths = target_paths(base, {name: options.get(name) for name in TARGETS}, ALL_LINEAR)
+    widths = sum(weight.d_in + weight.d_out for path, weight in frozen_weights(base).items() if path in paths)
+    others = {name: value for name, value in ordinary(options).items() if name not in TARGETS}
+    return {**others, "target_modules": paths, "r": max(1, round(share * options["budget"] / widths))}
+
+
+def _counts(model: nn.Module, budget: int | None) -> ParameterCounts:
+    """As `count_parameters`, with so many weights in A and B if there is a budget."""
+    found = count_parameters(model)
+    if budget is None:
+        return found
+    pairs = (one.numel() for name, one in model.named_parameters() if re.search(r"\.(lora|aurora)_[AB]\.", name))
+    more = budget - sum(pairs)
+    return replace(found, adapter=found.adapter + more, total=found.total + more)
 
 
 @lru_cache(maxsize=256)
@@ -111,7 +143,7 @@ def _weights(*key: Any) -> Weights:
     used = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}  # a tied head is both
     parameters = list(model.parameters())
     return Weights(
-        count_parameters(model),
+        _counts(model, json.loads(key[2]).get("budget")),
         sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         sum(parameter.numel() for parameter in parameters if id(parameter) not in looked_up - used),
     )
