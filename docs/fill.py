@@ -20,6 +20,7 @@ from aurora_lora.lab.report.trajectory import trajectories_figure
 from aurora_lora.tasks import TASKS
 from aurora_lora.training.reading import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
+from make.chat import chat_parts
 from make.conformance import conformance_tables
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table
@@ -69,6 +70,9 @@ def main() -> None:
         save(about(drawn, f"{results[0]['task']}, {results[0]['model']}"), FIGURES / "calibration-inputs")
     if costs := read(RESULTS / "calibration", "cost-*.json"):
         insert(PAGE, "cost", cost_table(costs))
+    for result in read(RESULTS / "chat", "siqa.json"):
+        for name, text in chat_parts(result).items():
+            insert(ROOT / "docs" / "chat.md", name, text)
     if language := read(RESULTS / "causal-lm", "*.json"):
         insert(PAGE, "causal-lm", causal_lm_table(language))
     for group in dict.fromkeys(task.group for task in TASKS.values()):

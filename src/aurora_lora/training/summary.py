@@ -15,14 +15,19 @@ from .run import Run
 from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
 
+def scores_of(result: Result) -> TextTable:
+    """The scores of a run: of the base model before the training, where it was scored, and of every form."""
+    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
+    if (before := result["metric"].get("before")) is not None:
+        shown = (metric.shown(before[metric.name]) for metric in in_order(before))
+        table.rows.insert(0, ["before the training", *shown])
+    return table
+
+
 def print_run(console: Console, run: Run) -> None:
     """Scores of every form beside the reference, parameter counts, and what was written."""
     result, reference = run.result, run.reference
-    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
-    if (before := result["metric"].get("before")) is not None:
-        table.rows.insert(
-            0, ["before the training", *(metric.shown(before[metric.name]) for metric in in_order(before))]
-        )
+    table = scores_of(result)
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
     if guessing := chance_of(result):
