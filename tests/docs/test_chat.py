@@ -50,6 +50,7 @@ def test_what_is_committed_is_the_run_that_the_page_tells_of() -> None:
     page = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
     task = record["recipe"]["task"]
     command = f"task.data={task['data']} model={record['model']} task.max_length={task['max_length']}"
+    command += f" method.skip={str(record['recipe']['method']['skip']).lower()}"
     assert f"`aurora train chat {command}`" in page
     assert conversation_scores(record) in page
     assert sample_answers(record) in page
