@@ -78,7 +78,7 @@ def test_tools_in_training_and_in_answers(
         return own(**given)
 
     monkeypatch.setattr(model, "generate", generate)
-    assert predict_file(predictor, str(tmp_path / "chats.jsonl"), tmp_path / "said.jsonl", batch_size=1) == 40
+    assert predict_file(predictor, str(tmp_path / "chats.jsonl"), tmp_path / "said.jsonl", batch_size=1).rows == 40
     expected = tokenizer.apply_chat_template(
         turns[0][:-1], tools=TOOLS, add_generation_prompt=True, return_dict=True, **ASIDE
     )
