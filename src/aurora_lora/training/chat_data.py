@@ -18,14 +18,13 @@ from ..tasks import Task
 from ..tasks._loading import reason
 from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
 from .batches import IGNORED
-from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template, template_ids
+from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
+from .chat_labels import KEPT, label_answers
 from .data import Data, Example
 from .recipe import Recipe
 
 if TYPE_CHECKING:
     import datasets
-
-KEPT = ("input_ids", "labels")
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,19 @@ def _lengths(data: datasets.Dataset) -> np.ndarray[Any, Any]:
     return np.concatenate([pc.list_value_length(batch["input_ids"]).to_numpy() for batch in batches] or [np.array([])])
 
 
+def _has_labels(data: datasets.Dataset) -> np.ndarray[Any, Any]:
+    """Whether anything is learned of each row."""
+    import pyarrow.compute as pc
+
+    found = [np.zeros(0, dtype=bool)]
+    for batch in data.select_columns(["labels"]).with_format("arrow").iter(batch_size=1000):
+        learned = pc.not_equal(pc.list_flatten(batch["labels"]), IGNORED).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(pc.list_value_length(batch["labels"]).to_numpy())
+        so_far = np.concatenate([[0], np.cumsum(learned)])
+        found.append(np.diff(so_far[np.concatenate([[0], ends])]) > 0)
+    return np.concatenate(found)
+
+
 def _tokens(prepare: _Preparation, split: datasets.Dataset, where: str) -> datasets.Dataset:
     """`input_ids` and `labels` of whole conversations.
 
@@ -189,13 +201,22 @@ class _Preparation:
         turns = self.answers_only and "messages" in split.column_names
         template = _training_template(self.tokenizer) if turns else None
         if turns and template is None:
-            split = split.map(functools.partial(_mask_answers, tokenizer=self.tokenizer))
+            labelled = functools.partial(label_answers, tokenizer=self.tokenizer)
+            return split.map(labelled, batched=True, remove_columns=split.column_names)
         prepared = self._run(split, template=template, assistant_only_loss=template is not None, max_length=None)
         return prepared.select_columns(list(KEPT))
 
     def cut(self, tokens: datasets.Dataset, max_length: int) -> datasets.Dataset:
         """Cut at the end; without the conversations whose every answer lies behind it."""
-        return self._run(tokens, max_length=max_length)
+        with extra("chat"):
+            from datasets import concatenate_datasets
+        whole = np.flatnonzero((_lengths(tokens) <= max_length) & _has_labels(tokens))
+        if len(whole) == len(tokens):
+            return tokens
+        places = np.setdiff1d(np.arange(len(tokens)), whole)
+        rest = self._run(tokens.select(places).add_column("place", places), max_length=max_length)
+        order = np.argsort(np.concatenate([whole, np.asarray(rest["place"][:], dtype=np.int64)]))
+        return concatenate_datasets([tokens.select(whole), rest.remove_columns("place")]).select(order)
 
     def pack(self, tokens: datasets.Dataset, max_length: int) -> datasets.Dataset:
         """Several in a row of so many tokens, each whole, with `seq_lengths`."""
@@ -211,7 +232,7 @@ class _Preparation:
             if isinstance(messages, list):
                 self.tokenizer.apply_chat_template(messages, **template_options(row))
         if self.answers_only and "messages" in row:
-            _mask_answers(row, self.tokenizer)
+            label_answers({name: [value] for name, value in row.items()}, self.tokenizer)
 
     def _run(
         self, split: datasets.Dataset, *, packing: bool = False, template: str | None = None, **options: Any
@@ -237,32 +258,3 @@ def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return get_training_chat_template(tokenizer) or (own["default"] if isinstance(own, dict) else own)
     except ValueError:
         return own if isinstance(own, str) and has_generation_markers(own) else None
-
-
-def _mask_answers(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The tokens of a conversation, and 1 for each of an answer, by what each message adds to those before it.
-
-    Raises:
-        ValueError: the template writes earlier messages anew as a conversation grows.
-    """
-    messages, more = row["messages"], template_options(row)
-
-    def ids(count: int, **options: Any) -> list[int]:
-        return template_ids(tokenizer, messages[:count], **more, **options)
-
-    whole = ids(len(messages))
-    mask = [0] * len(whole)
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, after = ids(number, add_generation_prompt=True) if number else [], ids(number + 1)
-        if whole[: len(after)] != after or whole[: len(before)] != before:
-            raise ValueError(
-                "it writes earlier messages anew as a conversation grows, so that its answers cannot be told apart: "
-                "task.loss_on=all, or a template with {% generation %} around them"
-            )
-        end = len(after)
-        while end > len(before) and not str(tokenizer.decode(whole[end - 1 : end])).strip():
-            end -= 1  # the line break after the end of a turn
-        mask[len(before) : end] = [1] * (end - len(before))
-    return {"input_ids": whole, "assistant_masks": mask}
