@@ -23,11 +23,11 @@ ALL = 2 * (4 * 32 + 2 * 48) + 32
 
 
 def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Path) -> None:
-    method = {"name": "aurora", "skip": True, "r": 4, "alpha": 12, "target_modules": ["query"]}
+    method = {"name": "aurora", "skip": False, "r": 4, "alpha": 12, "target_modules": ["query"]}
     record = ranking(validate(tiny.recipe(model, method=method), "recipe"), 500)
     ranks = {layer["layer"]: layer["rank"] for layer in record["layers"]}
     assert sum(layer["direction"] for layer in record["layers"]) == ALL
-    own = {"name": "aurora", "skip": True, "r": 4, "alpha": 12, "budget": 500}
+    own = {"name": "aurora", "skip": False, "r": 4, "alpha": 12, "budget": 500}
     make_trainer(validate(tiny.recipe(model, method=own), "recipe"), tmp_path / "checkpoints")
     start = kept_start(tmp_path)
     assert start is not None
@@ -35,7 +35,7 @@ def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Pa
     assert record["weights"] == sum(layer["rank"] * layer["direction"] for layer in record["layers"])
     assert 0 < record["energy"] < 1
     resolved = record["method"]
-    assert resolved["skip"]
+    assert resolved["skip"] is False
     assert resolved["alpha"] / resolved["r"] == 3
     assert "dropout" not in resolved  # as by default
     trainer, _ = make_trainer(validate(tiny.recipe(model, method=resolved), "recipe"), tmp_path / "other")
