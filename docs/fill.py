@@ -22,6 +22,7 @@ from aurora_lora.training.reading import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.chat import chat_parts
 from make.conformance import conformance_tables
+from make.frozen_features import by_rank, counts, differences_table, headline, scores_table
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table
 from make.recipe_fields import recipe_fields
@@ -93,6 +94,12 @@ def main() -> None:
             insert(ROOT / "docs" / "theory.md", name, f"{rows.title}:\n\n{rows.markdown()}")
         for name, figure in theory_figures(record).items():
             save(figure, FIGURES / name)
+    for path in (RESULTS / "frozen-features").glob("runs.jsonl"):
+        runs = [json.loads(line) for line in path.read_text().splitlines()]
+        texts = {"answer": headline, "scores": scores_table, "differences": differences_table, "verdicts": counts}
+        for name, made in texts.items():
+            insert(ROOT / "docs" / "theory.md", f"frozen {name}", made(runs))
+        save(by_rank(runs), FIGURES / "frozen-features")
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
     for record in read(RESULTS / "reliability", "fuzz.json"):

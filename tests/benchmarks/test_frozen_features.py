@@ -1,0 +1,108 @@
+"""Maps on frozen features: what each can express, equal numbers of weights, and runs that are not run twice."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import frozen_features
+
+    monkeypatch.setattr(frozen_features, "BATCH", 64)
+    return frozen_features
+
+
+def trained(model: nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and "head" not in name)
+
+
+def at_random(model: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    for p in model.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("d", "rank"), [(64, 2), (64, 32), (384, 8), (768, 32)])
+def test_numbers_of_weights_are_as_equal_as_ranks_allow(benchmark: ModuleType, d: int, rank: int) -> None:
+    wanted = trained(benchmark.probe("aurora", rank, d, 3))
+    for method in ("lora", "mlp"):
+        assert abs(trained(benchmark.probe(method, rank, d, 3)) - wanted) <= d + 1
+    assert trained(benchmark.probe("aurora-relu", rank, d, 3)) == wanted
+    assert trained(benchmark.probe("head", 0, d, 3)) == 0
+
+
+def test_a_linear_map_before_the_head_adds_nothing_to_it(benchmark: ModuleType) -> None:
+    one, other, zero = torch.randn(5, 16), torch.randn(5, 16), torch.zeros(5, 16)
+
+    def bend(method: str) -> float:
+        model = at_random(benchmark.probe(method, 4, 16, 3))
+        with torch.no_grad():
+            return (model(one + other) + model(zero) - model(one) - model(other)).abs().max().item()
+
+    assert max(bend("head"), bend("lora")) < 1e-4
+    assert min(bend("aurora"), bend("aurora-relu"), bend("mlp")) > 0.01
+
+
+def test_tuning_walks_to_a_value_between_two_worse_ones(benchmark: ModuleType) -> None:
+    asked = []
+
+    def loss(value: float) -> float:
+        asked.append(value)
+        return abs(value - 5.2)
+
+    assert benchmark.descended(range(10), 2, loss) == 5
+    assert set(asked) == {1, 2, 3, 4, 5, 6}
+    assert benchmark.descended(range(10), 8, lambda value: -value) == 9
+
+
+@pytest.mark.parametrize("method", ["head", "aurora", "lora", "mlp"])
+def test_the_identity_is_the_linear_layer_that_it_stands_for(
+    benchmark: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(5, 16)
+    model = at_random(benchmark.probe(method, 4, 16, 1))
+    found = model(x)
+    assert found.shape == (5,)
+    monkeypatch.setattr(benchmark.Identity, "forward", nn.Linear.forward)
+    torch.testing.assert_close(model(x), found)
+
+
+def test_runs_are_kept_resumed_and_tidied(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 400, 8, generator=draw)
+    y = (x[..., 0].abs() > 0.67).long()  # no linear head sees it
+    splits = {name: benchmark.Split(*both) for name, *both in zip(("train", "validation", "test"), x, y, strict=True)}
+    monkeypatch.setattr(benchmark, "load", lambda *_: splits)
+    for name, value in (("RATES", (3e-3, 3e-2)), ("DECAYS", (0.0, 1.0)), ("STEPS", 300)):
+        monkeypatch.setattr(benchmark, name, value)
+    first, features = benchmark.Benchmark(tmp_path, tmp_path), "digits, pixels"
+    scores = {}
+    for method in ("head", "aurora-relu"):
+        chosen = first.tuned(features, method, 4)
+        scores[method] = first.run(features, method, 4, *chosen, 0)["test"]["accuracy"]
+    assert scores["head"] < 0.6
+    assert scores["aurora-relu"] > 0.8
+    lines = first.path.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 2 * (2 + 1 + 1)
+    first.path.write_text("\n".join([*lines, '{"features": "cut']))
+
+    again = benchmark.Benchmark(tmp_path, tmp_path)
+    monkeypatch.setattr(benchmark, "fit", None)  # nothing is trained again
+    for method in scores:
+        again.run(features, method, 4, *again.tuned(features, method, 4), 0)
+    assert again.path.read_text().splitlines() == lines
+    again.asked = {key for key in again.asked if key[1] == "head"}
+    again.tidy()
+    assert [json.loads(line)["method"] for line in again.path.read_text().splitlines()] == ["head"] * 4
