@@ -29,6 +29,7 @@ def test_options_of_lora_alone_are_named() -> None:
     assert translate(use_dora=False, init_lora_weights=True) == {
         "r": 8,
         "alpha": 8,
+        "skip": False,
         "train_form": "static",
         "init_weights": True,
     }
