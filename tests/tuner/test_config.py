@@ -5,9 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model
+from torch import nn
+from torch.testing import assert_close
 
 from aurora_lora import AuroraConfig
 
@@ -19,6 +22,22 @@ def test_defaults_are_the_papers_sizes():
     assert (config.spline_grid_size, config.spline_order, config.spline_range) == (5, 3, (-1.0, 1.0))
     assert config.init_weights == "identity"
     assert config.forms == ("dynamic", "static", "calibrated")
+
+
+def test_the_default_starts_as_plain_lora():
+    x, B = torch.randn(5, 8), torch.randn(6, 2)
+    base = nn.Sequential(nn.Linear(8, 6))
+    model = get_peft_model(base, AuroraConfig(target_modules=["0"])).train()
+    layer = model.base_model.model[0]
+    with torch.no_grad():
+        layer.aurora_B["default"].copy_(B)
+    expected = layer.get_base_layer()(x) + 2 * (x @ layer.aurora_A["default"].T) @ B.T
+    assert_close(model(x), expected)
+
+
+def test_an_adapter_without_the_skip_is_saved_and_loaded_without_it(tmp_path):
+    AuroraConfig(skip=False).save_pretrained(tmp_path)
+    assert AuroraConfig.from_pretrained(tmp_path).skip is False
 
 
 @pytest.mark.parametrize(
