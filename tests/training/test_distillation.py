@@ -1,5 +1,6 @@
 """Learning a teacher's hidden states: the score against a plain computation, and what a run of it can be asked for."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
-from aurora_lora.training import Run, load_recipe, load_run, train
+from aurora_lora.training import Run, distillation, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 
@@ -71,6 +72,30 @@ def test_the_score_is_the_share_of_the_teachers_effect(
     assert "pipeline_tag: feature-extraction" in card
     with pytest.raises(UserError, match="has learned hidden states: it has nothing to say about a text"):
         predict(run.folder, ["good"])
+
+
+def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
+    write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "_lessons", OrderedDict())
+    asked: list[int] = []
+    ask = distillation.lessons
+    monkeypatch.setattr(distillation, "lessons", lambda *args: asked.append(1) or ask(*args))
+    options = {"name": "lora", "target_modules": ["query", "value"]}
+    task = {**TASK, "teacher": str(teacher.folder)}
+
+    def captured(name: str, **more: Any) -> float:
+        recipe = load_recipe(write_recipe(task={**task, **more}, method=options))
+        return float(train(recipe, tmp_path / name).result["metric"]["selected_by"]["value"])
+
+    first = captured("first")
+    assert captured("second") == first
+    assert len(asked) == 1
+    captured("other-texts", split_seed=1)
+    assert len(asked) == 2
+    monkeypatch.setattr(distillation, "MOST_KEPT", 0)
+    captured("more", split_seed=2)
+    assert len(distillation._lessons) == 1, "what is not used is not held for ever"
 
 
 def load_sizes() -> Any:

@@ -5,6 +5,8 @@ Accuracy saturates; this does not. On held-out texts, 0 is the base model and 1 
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +18,11 @@ from ..errors import UserError
 from .batches import IGNORED
 from .data import Data, Encoded, Example, Pad
 from .distributed import state
-from .finished_run import load_run
+from .finished_run import TrainedRun, load_run
 from .models import load_base_model
 from .recipe import Recipe
 from .run import make_model
-from .storage import ADAPTER
+from .storage import ADAPTER, adapter_digests
 from .trainer import RecipeTrainer
 
 
@@ -41,6 +43,14 @@ class PadStates:
         return batch
 
 
+Lessons = dict[str, list[tuple[Tensor, float]]]
+"""Of each split's texts: the teacher's hidden states (tokens, channels), and the base's squared distance from them."""
+
+_lessons: OrderedDict[str, Lessons] = OrderedDict()
+"""The latest of this process, `MOST_KEPT` bytes in all: the runs of a study learn the same ones again and again."""
+MOST_KEPT = 2**30
+
+
 def taught(data: Data, recipe: Recipe) -> Data:
     """The data of a recipe that names a teacher, with what that one makes of them, in the form that it deploys.
 
@@ -54,14 +64,17 @@ def taught(data: Data, recipe: Recipe) -> Data:
         raise UserError(f"task.teacher: {error}") from error
     if run.recipe.model != recipe.model:
         raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
-    base = load_base_model(recipe.base, data.task, data.processor)
-    with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
-    teacher = make_model(run.recipe, with_head, run.folder / ADAPTER)
-    return teach(data, base, teacher, recipe.training.eval_batch_size)
+    batch_size = recipe.training.eval_batch_size
+    key = _key(run, data, batch_size)
+    if key not in _lessons:
+        base = load_base_model(recipe.base, data.task, data.processor)
+        with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
+        _keep(key, lessons(data, base, make_model(run.recipe, with_head, run.folder / ADAPTER), batch_size))
+    return teach(data, _lessons[key])
 
 
-def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> Data:
-    """Put the teacher's hidden states in place of the labels.
+def lessons(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> Lessons:
+    """What a teacher makes of the texts.
 
     Args:
         data: of a task of classification or regression.
@@ -72,27 +85,64 @@ def teach(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> D
     Raises:
         UserError: the teacher's hidden states are those of the base model.
     """
-    assert isinstance(data.collate, Pad)
     device = state().device
     base, teacher = base.to(device).eval(), teacher.to(device).eval()
-    splits: dict[str, Encoded] = {}
-    effect = 0.0
+    found: Lessons = {}
+    for name, inputs in _inputs(data).items():
+        found[name] = []
+        for start in range(0, len(inputs), batch_size):
+            batch = {key: value.to(device) for key, value in data.collate(inputs[start : start + batch_size]).items()}
+            own, wanted = _last_states(base, batch), _last_states(teacher, batch)
+            for mask, before, after in zip(batch["attention_mask"].bool(), own, wanted, strict=True):
+                found[name].append((after[mask].cpu(), (before[mask] - after[mask]).square().sum().item()))
+    if not any(distance for split in found.values() for _, distance in split):
+        raise UserError("task.teacher: its body is the base model's: there is no effect to learn")
+    return found
+
+
+def teach(data: Data, found: Lessons) -> Data:
+    """Put the teacher's hidden states in place of the labels."""
+    assert isinstance(data.collate, Pad)
+    splits = {
+        name: Encoded(
+            [
+                {**one, "labels": states, "base_distance": distance}
+                for one, (states, distance) in zip(inputs, found[name], strict=True)
+            ]
+        )
+        for name, inputs in _inputs(data).items()
+    }
+    return replace(data, splits=splits, collate=PadStates(data.collate))
+
+
+def _inputs(data: Data) -> dict[str, list[Example]]:
+    """The texts without their labels."""
+    found = {}
     for name, split in data.splits.items():
         assert isinstance(split, Encoded)
-        inputs = [{key: value for key, value in one.items() if key != "labels"} for one in split.examples]
-        taught = []
-        for start in range(0, len(inputs), batch_size):
-            some = inputs[start : start + batch_size]
-            batch = {key: value.to(device) for key, value in data.collate(some).items()}
-            own, wanted = _last_states(base, batch), _last_states(teacher, batch)
-            for one, mask, before, after in zip(some, batch["attention_mask"].bool(), own, wanted, strict=True):
-                distance = (before[mask] - after[mask]).square().sum().item()
-                effect += distance
-                taught.append({**one, "labels": after[mask].cpu(), "base_distance": distance})
-        splits[name] = Encoded(taught)
-    if effect == 0:
-        raise UserError("task.teacher: its body is the base model's: there is no effect to learn")
-    return replace(data, splits=splits, collate=PadStates(data.collate))
+        found[name] = [{key: value for key, value in one.items() if key != "labels"} for one in split.examples]
+    return found
+
+
+def _key(teacher: TrainedRun, data: Data, batch_size: int) -> str:
+    """Of all that decides on the lessons."""
+    digest = hashlib.sha256(str(teacher.folder.resolve()).encode())
+    digest.update(repr((adapter_digests(teacher.folder), teacher.recipe.model, batch_size, state().device)).encode())
+    for name, inputs in _inputs(data).items():
+        digest.update(name.encode())
+        for one in inputs:
+            digest.update(repr(sorted(one.items())).encode())
+    return digest.hexdigest()
+
+
+def _keep(key: str, found: Lessons) -> None:
+    _lessons[key] = found
+
+    def size(one: Lessons) -> int:
+        return sum(states.nbytes for split in one.values() for states, _ in split)
+
+    while len(_lessons) > 1 and sum(map(size, _lessons.values())) > MOST_KEPT:
+        _lessons.popitem(last=False)
 
 
 def _last_states(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
