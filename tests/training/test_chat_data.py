@@ -1,14 +1,17 @@
 """Tokens and labels of conversations in batches: those of one conversation at a time, and TRL's own cut."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import chats
+import multiprocess
 import numpy as np
 import pytest
 from datasets import Dataset
 
+from aurora_lora.training import chat_data
 from aurora_lora.training.batches import IGNORED
 from aurora_lora.training.chat_data import _Preparation
 from aurora_lora.training.chat_labels import label_answers
@@ -68,7 +71,43 @@ def test_answers_are_found_in_batches_as_one_at_a_time(tokenizer: Any, tmp_path:
     assert prepared.to_list() == expected
     assert any(label != IGNORED for one in expected for label in one["labels"])
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    assert label_answers(columns, tokenizer)["labels"] == [one["labels"] for one in expected]
+    found = [one.tolist() for one in label_answers(columns, tokenizer)["labels"]]
+    assert found == [one["labels"] for one in expected]
+
+
+def _on_disk(folder: Path) -> Dataset:
+    Dataset.from_list(_rows(60)).save_to_disk(folder)
+    return Dataset.load_from_disk(folder)
+
+
+def test_processes_share_the_rows_and_it_is_done_once(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _on_disk(tmp_path / "rows")
+    alone = _on_disk(tmp_path / "others")
+    expected = _Preparation(tokenizer, True, 0).tokens(alone)
+    monkeypatch.setattr(chat_data, "ROWS_EACH", 30)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # `datasets` puts another in its place
+    assert [chat_data._processes(count) for count in (59, 60, 10_000)] == [None, 2, 8]
+    made = _Preparation(tokenizer, True, 0).tokens(data)
+    assert (made.to_list(), made.features) == (expected.to_list(), expected.features)
+    files = [Path(one["filename"]) for one in made.cache_files]
+    written = [file.stat().st_mtime_ns for file in files]
+    for rows_each in (30, 1000):  # with as many processes, and alone
+        monkeypatch.setattr(chat_data, "ROWS_EACH", rows_each)
+        again = _Preparation(tokenizer, True, 0).tokens(data)
+        assert [Path(one["filename"]) for one in again.cache_files] == files
+        assert ([file.stat().st_mtime_ns for file in files], len(files)) == (written, 2)
+
+
+def test_one_process_where_there_is_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert chat_data._processes(100_000) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert chat_data._processes(100_000) == 2
+    monkeypatch.setattr(multiprocess, "get_start_method", lambda allow_none=False: "spawn")
+    assert chat_data._processes(100_000) is None
 
 
 @pytest.mark.parametrize("max_length", [3, 12, 30, 1000])

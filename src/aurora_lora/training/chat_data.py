@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,9 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     import datasets
+
+ROWS_EACH = 10_000
+"""Of conversations, for which a further process is worth its start."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ class _Preparation:
         template = _training_template(self.tokenizer) if turns else None
         if turns and template is None:
             labelled = functools.partial(label_answers, tokenizer=self.tokenizer)
-            return split.map(labelled, batched=True, remove_columns=split.column_names)
+            return split.map(labelled, batched=True, remove_columns=split.column_names, num_proc=_processes(len(split)))
         prepared = self._run(split, template=template, assistant_only_loss=template is not None, max_length=None)
         return prepared.select_columns(list(KEPT))
 
@@ -247,6 +252,18 @@ class _Preparation:
             settings = SFTConfig(nowhere, packing=packing, **self.options, **options)
         made: datasets.Dataset = trainer._prepare_dataset(split, self.tokenizer, settings, packing, None, "one")
         return made
+
+
+def _processes(rows: int) -> int | None:
+    """How many processes share so many rows: None for few, or where a process cannot be forked."""
+    import multiprocess  # type: ignore[import-untyped]  # what `datasets` starts them with
+
+    method = multiprocess.get_start_method(allow_none=True) or multiprocess.get_all_start_methods()[0]
+    if method != "fork" or multiprocess.current_process().daemon or multiprocessing.current_process().daemon:
+        return None  # others run the main module once more, and a daemon has no children
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), rows // ROWS_EACH)
+    return wanted if wanted > 1 else None
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

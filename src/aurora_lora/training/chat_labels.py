@@ -1,4 +1,8 @@
-"""Which tokens of a conversation are its answers', by what each message adds in the chat template, in batches."""
+"""Which tokens of a conversation are its answers', by what each message adds in the chat template, in batches.
+
+A conversation is tokenised once. Where an answer begins and ends is told by the text of the messages up to there, of
+which only what follows the last special token is tokenised anew: special tokens cut a text into parts, each by itself.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..tasks.own.chat import template_options
 from .batches import IGNORED
-from .chat_format import template_ids
 
 KEPT = ("input_ids", "labels")
+Place = tuple[int, int, bool]
+"""A row, how many of its messages, and whether an answer is to follow."""
 
 
 def label_answers(rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -22,64 +28,119 @@ def label_answers(rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokeni
         rows: of conversations, a list for each column.
         tokenizer: with its chat template.
 
+    Returns:
+        Of each row, two arrays (tokens,), which `datasets` writes faster than lists.
+
     Raises:
         ValueError: the template writes earlier messages anew as a conversation grows.
     """
-    known = _Prefixes(tokenizer)
-    made: dict[str, list[list[int]]] = {name: [] for name in KEPT}
     several = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-    known.read(several)
+    known = _Prefixes(tokenizer, several)
+    made: dict[str, list[Any]] = {name: [] for name in KEPT}
     for at, row in enumerate(several):
-        messages, whole = row["messages"], known.ids[at, len(row["messages"]), False]
-        labels = [IGNORED] * len(whole)
-        for number, message in enumerate(messages):
+        whole = known.whole[at]
+        ids = np.asarray(whole, dtype=np.int64)
+        labels = np.full_like(ids, IGNORED)
+        for number, message in enumerate(row["messages"]):
             if message["role"] != "assistant":
                 continue
-            before, after = known.ids[at, number, True] if number else [], known.ids[at, number + 1, False]
-            if whole[: len(after)] != after or whole[: len(before)] != before:
+            end, start = known.length(at, number + 1, False), known.length(at, number, True) if number else 0
+            if end is None or start is None:
                 raise ValueError(
                     "it writes earlier messages anew as a conversation grows, so that its answers cannot be told "
                     "apart: task.loss_on=all, or a template with {% generation %} around them"
                 )
-            end = len(after)
-            while end > len(before) and known.is_blank(whole[end - 1]):
+            while end > start and known.is_blank(whole[end - 1]):
                 end -= 1  # the line break after the end of a turn
-            labels[len(before) : end] = whole[len(before) : end]
-        made["input_ids"].append(whole)
+            labels[start:end] = ids[start:end]
+        made["input_ids"].append(ids)
         made["labels"].append(labels)
     return made
 
 
 class _Prefixes:
-    """The tokens of conversations up to where each answer begins and ends.
+    """The tokens of conversations, and how many of them stand before and after each answer.
 
     Args:
         tokenizer: with its chat template.
+        rows: of conversations.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.ids: dict[tuple[int, int, bool], list[int]] = {}
-        """By the row, how many of its messages, and whether an answer is to follow."""
-        self.is_blank = functools.cache(lambda token: not str(tokenizer.decode([token])).strip())
+    whole: list[list[int]]
+    """The tokens of each."""
 
-    def read(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.tokenizer = tokenizer
+        self.is_blank = functools.cache(lambda token: not str(tokenizer.decode([token])).strip())
+        texts = {**self._render(rows, False), **self._render(rows, True)}
+        ends = [(at, len(row["messages"]), False) for at, row in enumerate(rows)]
+        encoded = self._encode([texts[end] for end in ends])
+        self.whole = list(encoded["input_ids"])
+        cuts = [
+            self._cuts(texts[end], ids, encoding)
+            for end, ids, encoding in zip(ends, self.whole, encoded.encodings or [None] * len(ends), strict=True)
+        ]
+        self.tails: dict[Place, tuple[int, str]] = {}
+        for place, text in texts.items():
+            at = place[0]
+            if place != ends[at]:
+                begin, token = 0, 0
+                if texts[ends[at]].startswith(text):
+                    begin, token = next((cut[1:] for cut in reversed(cuts[at]) if cut[0] <= len(text)), (0, 0))
+                self.tails[place] = token, text[begin:]
+        different = list({tail for _, tail in self.tails.values()})
+        self.ids = dict(zip(different, self._encode(different)["input_ids"], strict=True)) if different else {}
+
+    def length(self, at: int, count: int, follows: bool) -> int | None:
+        """How many tokens of a row its first messages are; None where it does not begin with them."""
+        if (at, count, follows) not in self.tails:
+            return len(self.whole[at])
+        token, tail = self.tails[at, count, follows]
+        ids = self.ids[tail]
+        return token + len(ids) if self.whole[at][token : token + len(ids)] == ids else None
+
+    def _encode(self, texts: list[str]) -> Any:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+
+    @functools.cached_property
+    def _special(self) -> dict[int, str]:
+        """What texts are cut at: tokens that are found before anything is made of the text."""
+        if getattr(self.tokenizer, "split_special_tokens", False):
+            return {}
+        known = self.tokenizer.added_tokens_decoder
+        return {number: one.content for number, one in known.items() if not (one.normalized or one.single_word)}
+
+    def _cuts(self, text: str, ids: Sequence[int], encoding: Any) -> list[tuple[int, int, int]]:
+        """Of each special token: where it ends and begins in the text, and which token it is."""
+        found: list[tuple[int, int, int]] = []
+        if encoding is None:
+            return found
+        special = self._special
+        for number, token in enumerate(ids):
+            if token in special:
+                begin, end = encoding.token_to_chars(number) or (0, 0)
+                if text[begin:end].strip() == special[token].strip():
+                    found.append((end, begin, number))
+        return found
+
+    def _render(self, rows: Sequence[Mapping[str, Any]], follows: bool) -> dict[Place, str]:
         """Put all of them through the chat template, those at once for which it is given nothing else."""
-        for follows in (False, True):
-            plain: dict[tuple[int, int, bool], Any] = {}
-            for at, row in enumerate(rows):
-                messages, more = row["messages"], template_options(row)
-                for count in self._counts(messages, follows):
-                    if more:
-                        options = {**more, "add_generation_prompt": follows}
-                        self.ids[at, count, follows] = template_ids(self.tokenizer, messages[:count], **options)
-                    else:
-                        plain[at, count, follows] = messages[:count]
-            if plain:
-                made: Any = self.tokenizer.apply_chat_template(
-                    list(plain.values()), tokenize=True, return_dict=True, add_generation_prompt=follows
-                )
-                self.ids |= dict(zip(plain, made["input_ids"], strict=True))
+        plain: dict[Place, Any] = {}
+        made: dict[Place, str] = {}
+        for at, row in enumerate(rows):
+            messages, more = row["messages"], template_options(row)
+            for count in self._counts(messages, follows):
+                if more:
+                    options = {**more, "add_generation_prompt": follows, "tokenize": False}
+                    made[at, count, follows] = str(self.tokenizer.apply_chat_template(messages[:count], **options))
+                else:
+                    plain[at, count, follows] = messages[:count]
+        if plain:
+            texts: Any = self.tokenizer.apply_chat_template(
+                list(plain.values()), tokenize=False, add_generation_prompt=follows
+            )
+            made |= dict(zip(plain, texts, strict=True))
+        return made
 
     @staticmethod
     def _counts(messages: Sequence[Mapping[str, Any]], follows: bool) -> Sequence[int]:

@@ -1,0 +1,184 @@
+"""Which tokens are the answers': those of the definition, with tokenizers and templates of all kinds."""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import chats
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from aurora_lora.training.batches import IGNORED
+from aurora_lora.training.chat_format import CHATML
+from aurora_lora.training.chat_labels import label_answers
+
+pytest.importorskip("trl")
+
+SPECIAL = (
+    *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|begin_of_text|>", "<|user|>", "<|assistant|>", "<|end|>"),
+)
+CORPUS = [
+    "the film was good : very good .\n\nassistant\nuser\n  system the plot  was bad\n",
+    "Assistant: the end .\n\n\n- the plot was naïve 日本語",
+] * 20
+CHATML_PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "").replace("END", "<|im_end|>")
+REWRITES = "{{ messages | length }}" + chats.PLAIN
+
+
+def _given(tokens: Any, **options: Any) -> Any:
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", **options)
+
+
+def _bytes() -> Any:
+    """As GPT-2's, with line breaks that are tokens of their own, as in Gemma's."""
+    tokens: Any = Tokenizer(BPE())
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokens.train_from_iterator(CORPUS, BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    tokens.add_special_tokens(list(SPECIAL))
+    tokens.add_tokens([AddedToken("\n\n\n", normalized=False), AddedToken("film", normalized=False, single_word=True)])
+    return _given(tokens)
+
+
+def _metaspace() -> Any:
+    """As Llama 2's and Phi's: a space before the first word, and special tokens that take the blanks behind them."""
+    tokens: Any = Tokenizer(Unigram())
+    tokens.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokens.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokens.train_from_iterator(CORPUS, UnigramTrainer(vocab_size=80, unk_token="<unk>", show_progress=False))
+    tokens.add_special_tokens([AddedToken(one, normalized=False, rstrip=True, special=True) for one in SPECIAL[:9]])
+    tokens.add_special_tokens([AddedToken(one, normalized=True, special=True) for one in SPECIAL[9:]])
+    return _given(tokens, unk_token="<unk>")
+
+
+def _lower_case() -> Any:
+    """As BERT's: blanks, case and accents are lost."""
+    tokens: Any = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokens.normalizer, tokens.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokens.train_from_iterator(CORPUS, WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]"], show_progress=False))
+    tokens.add_special_tokens(list(SPECIAL))
+    return _given(tokens, unk_token="[UNK]")
+
+
+def _words() -> Any:
+    """Words and no special tokens."""
+    words = [*dict.fromkeys(" ".join(CORPUS).split()), "<s>", "</s>", "?"]
+    tokens: Any = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="?"))
+    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _given(tokens, unk_token="?")
+
+
+def _unsplit() -> Any:
+    """Special tokens are text like any other."""
+    tokenizer = _bytes()
+    tokenizer.split_special_tokens = True
+    return tokenizer
+
+
+MAKERS = {
+    "bytes": _bytes,
+    "metaspace": _metaspace,
+    "lower case": _lower_case,
+    "words": _words,
+    "unsplit": _unsplit,
+    "slow": ByT5Tokenizer,
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return MAKERS[request.param]()
+
+
+def _template(name: str) -> str:
+    own = {"plain": chats.PLAIN, "chatml": CHATML_PLAIN, "rewrites": REWRITES}
+    return own.get(name) or (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _by_definition(messages: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, list[int]] | None:
+    """What each answer adds to the conversation before it, without blanks at its end; None where that is not told."""
+
+    def ids(some: Sequence[dict[str, str]], **options: Any) -> list[int]:
+        return list(tokenizer.apply_chat_template(list(some), return_dict=True, **options)["input_ids"])
+
+    whole = ids(messages)
+    labels = [IGNORED] * len(whole)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = ids(messages[:number], add_generation_prompt=True) if number else []
+            after = ids(messages[: number + 1])
+            if whole[: len(before)] != before or whole[: len(after)] != after:
+                return None
+            start, end = len(before), len(after)
+            while end > start and not tokenizer.decode([whole[end - 1]]).strip():
+                end -= 1
+            labels[start:end] = whole[start:end]
+    return {"input_ids": whole, "labels": labels}
+
+
+def _labelled(messages: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, list[int]] | None:
+    try:
+        made = label_answers({"messages": [messages]}, tokenizer)
+    except ValueError as error:
+        if "it writes earlier messages anew" not in str(error):
+            raise
+        return None
+    return {name: one.tolist() for name, (one,) in made.items()}
+
+
+PARTS = st.sampled_from(
+    (*" \n\tAé日🙂.:", "\n\n", "\n\n\n", "  ", "film", "good", " plot", "</think>", "<|im_end|>", "<s>", "日本語")
+)
+TEXTS = st.lists(PARTS, max_size=6).map("".join) | st.text(max_size=4)
+TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize(
+    "template", ["plain", "chatml", "rewrites", "llama3", "qwen2_5", "qwen3", "gemma", "phi3", "deepseekv3"]
+)
+def test_answers_are_those_of_the_definition(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = _template(template)
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @given(system=st.none() | TEXTS, turns=TURNS, last=st.none() | TEXTS)
+    def check(system: str | None, turns: list[tuple[str, str]], last: str | None) -> None:
+        said = [] if system is None else [{"role": "system", "content": system}]
+        for asked, answer in turns:
+            said += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        said += [] if last is None else [{"role": "user", "content": last}]
+        try:
+            expected = _by_definition(said, tokenizer)
+        except Exception as refused:  # Jinja's, of the template
+            with pytest.raises(type(refused)):
+                label_answers({"messages": [said]}, tokenizer)
+        else:
+            assert _labelled(said, tokenizer) == expected
+
+    check()
+
+
+def test_every_conversation_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = _bytes()
+    tokenizer.chat_template = CHATML_PLAIN
+    turns = [{"role": "user", "content": "the film ?"}, {"role": "assistant", "content": "good"}]
+    rows = [[*turns * 3, {"role": "user", "content": f"plot {number}"}] for number in range(50)]
+    seen: list[str] = []
+    own = PreTrainedTokenizerFast.__call__
+
+    def called(self: Any, text: Any, **options: Any) -> Any:
+        seen.extend(text)
+        return own(self, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", called)
+    made = label_answers({"messages": rows}, tokenizer)
+    for ids, labels in zip(made["input_ids"], made["labels"], strict=True):
+        assert tokenizer.decode(ids[labels != IGNORED]) == "good<|im_end|>" * 3
+    whole, tails = seen[:50], seen[50:]
+    assert whole == [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
+    assert sorted(tails) == ["<|im_end|>\n", "<|im_start|>assistant\n"]
