@@ -119,3 +119,23 @@ def test_the_cut_is_trl_s(tokenizer: Any, max_length: int) -> None:
     )
     for data in (tokens, silent, tokens.select(np.arange(59, -1, -1))):
         assert prepare.cut(data, max_length).to_list() == prepare._run(data, max_length=max_length).to_list()
+
+
+@pytest.mark.parametrize(("template", "answers_only"), [(chats.GENERATION, True), (chats.PLAIN, False)])
+@pytest.mark.parametrize("form", ["messages", "prompt"])
+@pytest.mark.parametrize("missing", [{0, 3, 4}, {1, 2, 5}, set(range(6)), set()])
+def test_rows_without_options_of_the_template(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str, answers_only: bool, form: str, missing: set[int]
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", chats.WITH_TOOLS + template)
+    given = [None if number in missing else {"aside": "scene"} for number in range(6)]
+    turns = chats.conversations(6)
+    rows = [{**chats.row(one, form), "chat_template_kwargs": more} for one, more in zip(turns, given, strict=True)]
+    made = _Preparation(tokenizer, answers_only, 0).tokens(Dataset.from_list(rows))
+    expected = [
+        tokenizer.apply_chat_template(one, return_dict=True, **(more or {}))["input_ids"]
+        for one, more in zip(turns, given, strict=True)
+    ]
+    assert made["input_ids"][:] == expected
+    if not answers_only and form == "messages":
+        assert made["labels"][:] == expected

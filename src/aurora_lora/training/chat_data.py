@@ -169,6 +169,19 @@ def _has_labels(data: datasets.Dataset) -> np.ndarray[Any, Any]:
     return np.concatenate(found)
 
 
+def _by_options(split: datasets.Dataset) -> list[tuple[datasets.Dataset, np.ndarray[Any, Any]]]:
+    """The rows that give the template options, and those that do not: TRL wants a column without a null, or none."""
+    column = "chat_template_kwargs"
+    if column not in split.column_names:
+        return [(split, np.arange(len(split)))]
+    given = np.array([bool(value) for value in split[column]], dtype=bool)
+    parts = []
+    for data, rows in ((split, np.flatnonzero(given)), (split.remove_columns(column), np.flatnonzero(~given))):
+        if len(rows):
+            parts.append((data if len(rows) == len(split) else data.select(rows), rows))
+    return parts
+
+
 def _tokens(prepare: _Preparation, split: datasets.Dataset, where: str) -> datasets.Dataset:
     """`input_ids` and `labels` of whole conversations.
 
@@ -208,8 +221,16 @@ class _Preparation:
         if turns and template is None:
             labelled = functools.partial(label_answers, tokenizer=self.tokenizer)
             return split.map(labelled, batched=True, remove_columns=split.column_names, num_proc=_processes(len(split)))
-        prepared = self._run(split, template=template, assistant_only_loss=template is not None, max_length=None)
-        return prepared.select_columns(list(KEPT))
+        with extra("chat"):
+            from datasets import concatenate_datasets
+        parts, places = [], []
+        for part, rows in _by_options(split):
+            made = self._run(part, template=template, assistant_only_loss=template is not None, max_length=None)
+            parts.append(made.select_columns(list(KEPT)))
+            places.append(rows)
+        if len(parts) == 1:
+            return parts[0]
+        return concatenate_datasets(parts).select(np.argsort(np.concatenate(places)))
 
     def cut(self, tokens: datasets.Dataset, max_length: int) -> datasets.Dataset:
         """Cut at the end; without the conversations whose every answer lies behind it."""
