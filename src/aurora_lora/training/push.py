@@ -58,7 +58,10 @@ def push(run: TrainedRun, repo: str, what: str | None = None, *, private: bool =
             raise UserError("HF_HUB_OFFLINE is set: nothing can be pushed") from error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UserError(f"{repo} at {api.endpoint}: {reason(error)}") from error
-        except Exception as error:  # of the client's own transport, whichever that is
+        except Exception as error:
+            if isinstance(error.__cause__, HfHubHTTPError):  # the client says of a large file only that it failed
+                raise UserError(f"{repo} at {api.endpoint}: {reason(error.__cause__)}") from error
+            # of the client's own transport, whichever that is
             if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
                 raise
             raise UserError(f"{api.endpoint} does not answer: {reason(error)}") from error
