@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chats
 import pytest
 import tiny
 import torch
@@ -191,6 +192,28 @@ def test_last_step_of_an_epoch_is_no_larger(
     check_same_losses(result_of(tmp_path / "one"), result_of(tmp_path / "three"))
     name = "adapter/adapter_model.safetensors"
     check_same_weights(tmp_path / "one" / name, tmp_path / "three" / name)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
+    """The loss is a mean over the answers' tokens of a whole step, however they are shared out."""
+    pytest.importorskip("trl")
+    data = chats.write(tmp_path / "chats.jsonl", count=70)
+    values = chats.recipe(chats.save_model(tmp_path / "model"), data, packing=packing)
+    values["training"] |= {"eval_every": 2}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(values))
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    one, two = result_of(tmp_path / "one"), result_of(tmp_path / "two")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert ("packed" in one["data"], one["data"]) == (packing, two["data"])
+    check_same_losses(one, two)
+    for form, scores in one["metric"]["by_form"].items():
+        assert two["metric"]["by_form"][form] == pytest.approx(scores, rel=1e-4)
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
