@@ -1,6 +1,7 @@
 """Two processes take the steps that one takes on the same batches, with DDP, FSDP2 and Accelerate."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,29 @@ def test_merged_is_what_the_adapter_computes(run_example: Run, common: Any, tmp_
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, adapter(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+HANGS = """import os, pathlib, sys, time
+tries = pathlib.Path(sys.argv[4], os.environ.get("RANK", "0"))
+before = len(tries.read_text()) if tries.exists() else 0
+tries.write_text("x" * (before + 1))
+if before < int(sys.argv[5]):
+    time.sleep(100)
+print("done")
+"""
+
+
+@pytest.mark.parametrize(("processes", "hung", "works"), [(2, 1, True), (2, 2, False), (1, 1, False)])
+def test_what_hangs_is_started_once_more(
+    run_example: Run, tmp_path: Path, processes: int, hung: int, works: bool
+) -> None:
+    """Processes that wait for each other, and those only: what hangs again has failed, and both are told."""
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS)
+    with pytest.warns(UserWarning, match=r"hangs\.py") if processes > 1 else nullcontext():
+        if works:
+            assert run_example(str(script), tmp_path, str(hung), processes=processes, limit=5) == "done\n"
+        else:
+            with pytest.raises(AssertionError, match=r"hangs\.py"):
+                run_example(str(script), tmp_path, str(hung), processes=processes, limit=5)
+    assert [len((tmp_path / str(rank)).read_text()) for rank in range(processes)] == [processes] * processes

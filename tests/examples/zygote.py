@@ -1,9 +1,11 @@
 """A process that has imported what the examples import, and forks a child for each run of one.
 
 Each line of stdin is a list of orders, JSON objects with the arguments `args` (script first) and the environment `env`.
-They run at the same time; the answers give `status` and `output` (stdout and stderr).
+They run at the same time; the answers give `status` and `output` (stdout and stderr). One that takes longer than
+`limit` seconds ends with status 1, and its output says where each of its threads was.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -25,6 +27,7 @@ def child(order: dict[str, object], output: str) -> None:
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.update(order["env"])
+    faulthandler.dump_traceback_later(order["limit"], exit=True)  # also where a thread holds the interpreter's lock
     code = 0
     try:
         sys.argv = [str(arg) for arg in order["args"]]
