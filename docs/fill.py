@@ -36,6 +36,7 @@ from make.tables import (
     tasks_table,
     versions_table,
 )
+from make.worth import CASES, answered, beyond_the_best
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -114,6 +115,12 @@ def main() -> None:
             continue  # it only chooses the learning rates of other recipes
         shown = [study_page(section.study), convergence_note(section.groups), *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
+    summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
+    for case in CASES:
+        insert(ROOT / "docs" / "worth.md", f"answers {case}", answered(summaries, case))
+    lines = {path.parent.name: path.read_text().splitlines() for path in (RESULTS / "studies").glob("*/runs.jsonl")}
+    runs = {name: [json.loads(line) for line in found] for name, found in lines.items()}
+    insert(ROOT / "docs" / "worth.md", "rates", beyond_the_best(runs))
     recipe = find("figure2", "recipe").values()
     subject = f"{task_name(recipe)}, {name_of('model', recipe)}"
     for record in read(RESULTS / "figures", "sigma.json"):

@@ -1,0 +1,91 @@
+"""The tables of "When is AuroRA worth it?": answers of the studies, and scores at learning rates beyond the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from aurora_lora.lab.report.answers import Answer, every_answer
+from aurora_lora.tasks.metrics import metric_named
+from aurora_lora.text_table import TextTable
+
+_RANKS = (
+    "Half of the weights, ranks by the gradients: above LoRA r=8",
+    "A quarter of the weights, ranks by the gradients: above LoRA r=8",
+    "Is it the nonlinearity, at half of the weights",
+    "Is it the nonlinearity, at a quarter",
+    "Are ranks by the gradients better than r=4 on query and value",
+)
+_MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
+_HIGH = ("At a rate far too high, is AuroRA above LoRA", "With clipped gradients")
+_SAME = ("Does AuroRA r=2 beat LoRA r=2",)
+
+CASES = {
+    "ranks": {"ranks-short": _RANKS, "ranks-converged": _RANKS},
+    "same rank": {
+        "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
+        **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
+    },
+    "high rates": {"high-rates": _HIGH},
+    "merge": dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
+}
+"""By case and study, the questions that decide it, by each study's own metric."""
+
+PAIRS = {
+    "captured-effect": tuple(
+        (f"LoRA r={r}", f"AuroRA r={r}", *(["AuroRA skip r=2"] if r == 2 else [])) for r in (2, 8, 16)
+    ),
+    "movie-rating": (("LoRA r=8", "AuroRA r=8"),),
+    "movie-sentiment": (("LoRA r=8", "AuroRA r=8"),),
+    "ranks-short": (("LoRA 37k by gradients", "AuroRA 37k by gradients"),),
+}
+"""By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates."""
+
+
+def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
+    """The answers that decide a case, as Markdown.
+
+    Args:
+        summaries: `study.json` by the study's name.
+        case: of `CASES`.
+    """
+    table = TextTable("", ["study", "first", "second", "difference", "95% interval", "first vs second"], align="lllrrl")
+    for study, asked in CASES[case].items():
+        heading, answers = every_answer(summaries[study])[0] if study in summaries else ("", [])
+        by_question: dict[str, Answer] = {one.ask: one for one in answers}
+        for name in asked:
+            if name in by_question:
+                one = by_question[name]
+                table.rows.append([f"{study}, {heading}", one.first, one.second, *one.cells()])
+    return table.markdown()
+
+
+def beyond_the_best(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Scores at each rate that two settings were tuned with, in the form that is deployed, as Markdown.
+
+    Args:
+        runs: lines of `runs.jsonl` by the study's name.
+    """
+    rows: list[tuple[str, str, dict[float, str]]] = []
+    for study, pairs in PAIRS.items():
+        for name in (name for pair in pairs for name in pair if study in runs):
+            scores, metric = {}, ""
+            for run in _tuning(runs[study], name):
+                metric, form = run["metric"]["name"], run["metric"]["selected_by"]["form"]
+                scores[_rate(run)] = metric_named(metric).shown(run["metric"]["validation_by_form"][form][metric])
+            rows.append((f"{study}, {metric_named(metric).heading}", name, scores))
+    rates = sorted({rate for *_, scores in rows for rate in scores})
+    table = TextTable("", ["study", "setting", *(f"{rate:g}" for rate in rates)], align="llr")
+    table.rows = [[study, name, *(scores.get(rate, "") for rate in rates)] for study, name, scores in rows]
+    return table.markdown()
+
+
+def _tuning(runs: Iterable[Mapping[str, Any]], setting: str) -> list[Mapping[str, Any]]:
+    folder = setting.lower().replace(" ", "-")
+    of_setting = [run for run in runs if run["run"].split("/")[0] == folder]
+    first = min(run["seed"] for run in of_setting)
+    return [run for run in of_setting if run["seed"] == first]
+
+
+def _rate(run: Mapping[str, Any]) -> float:
+    return float(run["recipe"]["training"]["learning_rate"])
