@@ -29,7 +29,7 @@ from torch import Tensor
 
 from aurora_lora.deploy.ranks import DEVIATION, aligned_rows, cost, share_out, squared_by_weight
 from aurora_lora.deploy.sketch import LayerProbe
-from aurora_lora.training import probing, train
+from aurora_lora.training import load_run, probing, train
 from aurora_lora.training.merge_and_predict import merge
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.ranking import ranking
@@ -122,7 +122,7 @@ def run(name: str, seed: int, rate: float, teacher: Path, folder: Path) -> dict[
     wanted = recipe(way, seed, rate, teacher)
     if way.again:
         merged = folder / "merged"
-        merge(train(recipe(way, seed, rate, teacher), folder / "first"), None, merged)
+        merge(load_run(train(recipe(way, seed, rate, teacher), folder / "first").folder), None, merged)
         found = ranking(recipe(way, seed, rate, teacher, model=str(merged)))["method"]
         wanted = recipe(way, seed, rate, teacher, method={**found, "budget": None, "start": "aligned"})
     result = trained(way, wanted, folder / "run")

@@ -25,6 +25,8 @@ from make.conformance import conformance_tables
 from make.frozen_features import by_rank, counts, differences_table, headline, scores_table
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table
+from make.ranks import cost_of_probe
+from make.ranks import scores_table as rank_scores_table
 from make.recipe_fields import recipe_fields
 from make.reliability import reliability_tables
 from make.tables import (
@@ -101,6 +103,11 @@ def main() -> None:
         for name, made in texts.items():
             insert(ROOT / "docs" / "theory.md", f"frozen {name}", made(runs))
         save(by_rank(runs), FIGURES / "frozen-features")
+    for path in (RESULTS / "rank-scores").glob("runs.jsonl"):
+        runs = [json.loads(line) for line in path.read_text().splitlines()]
+        insert(ROOT / "docs" / "ranks.md", "scores", rank_scores_table(runs))
+    for record in read(RESULTS / "probe", "cost.json"):
+        insert(ROOT / "docs" / "ranks.md", "cost", cost_of_probe(record))
     for records in read(RESULTS, "versions.json"):
         insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
     for record in read(RESULTS / "reliability", "fuzz.json"):

@@ -17,11 +17,14 @@ _RANKS = (
     "Are ranks by the gradients better than r=4 on query and value",
 )
 _MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
-_HIGH = ("At a rate far too high, is AuroRA above LoRA", "With clipped gradients")
+_HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
 _SAME = ("Does AuroRA r=2 beat LoRA r=2",)
 
 CASES = {
-    "ranks": {"ranks-short": _RANKS, "ranks-converged": _RANKS},
+    "ranks": {
+        **dict.fromkeys(("ranks-short", "ranks-converged"), _RANKS),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), _RANKS[:4]),
+    },
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
         **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 MARKERS = {"channelwise": "o", "summed": "s", None: "^"}
-AURORA, LORA, TRAINED = COLOURS["aurora"], COLOURS["lora"], FORM_STYLES[DYNAMIC]["color"]
+AURORA, LORA = COLOURS["aurora"], COLOURS["lora"]
 SIGMAS = {"AuroRA": (AURORA, "o"), "AuroRA, summed": (FORM_STYLES[STATIC]["color"], "s"), "LoRA": (LORA, "^")}
 
 

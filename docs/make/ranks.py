@@ -1,0 +1,60 @@
+"""The tables of docs/ranks.md: `benchmarks/rank_scores.py` and `benchmarks/probe_cost.py`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aurora_lora.lab.report.groups import interval
+from aurora_lora.tasks.metrics import metric_named
+from aurora_lora.text_table import TextTable
+
+USED = "S^2 by weight"
+"""The score, with 256 examples and a deviation of 1/2, that the others are compared with."""
+
+
+def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Validation scores of each way at its best rate, and its difference from `USED`, paired by seed."""
+    metric = metric_named(runs[0]["metric"])
+    heading = f"{metric.heading}, mean"
+    table = TextTable("", ["ranks and start", "seeds", heading, "less the first", "95% interval"], align="lr")
+    first = _at_best(runs, USED)
+    for way in [USED, *(way for way in dict.fromkeys(run["way"] for run in runs) if way != USED)]:
+        scores = _at_best(runs, way)
+        paired = [score - first[seed] for seed, score in scores.items() if seed in first]
+        cells = [way, str(len(scores)), metric.shown(statistics.fmean(scores.values()))]
+        low, high = interval(paired)
+        if way == USED or low is None or high is None:
+            table.rows.append([*cells, "", ""])
+        else:
+            between = f"{metric.shown(low, '+')} to {metric.shown(high, '+')}"
+            table.rows.append([*cells, metric.shown(statistics.fmean(paired), "+"), between])
+    return table.markdown()
+
+
+def _at_best(runs: Sequence[Mapping[str, Any]], way: str) -> dict[int, float]:
+    """By seed, at the rate with the best mean."""
+    by_rate: dict[float, dict[int, float]] = {}
+    for run in runs:
+        if run["way"] == way:
+            by_rate.setdefault(run["learning_rate"], {})[run["seed"]] = run["validation"]
+    return max(by_rate.values(), key=lambda scores: statistics.fmean(scores.values()))
+
+
+def cost_of_probe(record: Mapping[str, Any]) -> str:
+    """As sentences."""
+    llama, peak = record["llama3_8b"], record["peak_mb"]
+    more = peak["probe"] - peak["steps"]
+    beside = f"{more:.0f} MB more" if more > 0 else f"{-more:.0f} MB less"
+    return (
+        f"SmolLM2-135M, {record['examples']} questions of wikihow-goal, up to {record['rank']} directions in each of "
+        f"its linear layers, one core: {min(record['probe_s']):.0f} s, which is {100 * record['share_of_epoch']:.1f}% "
+        f"of an epoch of {record['epoch']:,} such questions in batches of {record['batch']} "
+        f"({min(record['step_s']):.1f} s a step; the least of {len(record['step_s'])} rounds in turn). The peak of the "
+        f"memory is {peak['probe']:.0f} MB, {beside} than that of a training step with LoRA r = 8 on query and "
+        f"value ({peak['steps']:.0f} MB).\n\n"
+        f"LLaMA3-8B, by its shapes: the sketches of all its layers take {llama['sketch_bytes'] / 2**30:.1f} GiB at "
+        f"once (`max_memory` makes groups of them), and {llama['examples']} examples of {llama['tokens']} tokens "
+        f"{sum(llama['operations'].values()) / 1e15:.1f} PFLOP."
+    )
