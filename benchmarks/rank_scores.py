@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("runs/teacher"))
     parser.add_argument("--runs", type=Path, default=Path("runs/rank-scores"))
     parser.add_argument("--rates", nargs="*", type=float, default=[RATE])
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="*", choices=WAYS, default=list(WAYS))
     args = parser.parse_args()
     quiet_libraries()
@@ -150,7 +151,7 @@ def main() -> None:
     path = args.output / "runs.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["way"], row["seed"], row["learning_rate"]) for row in rows}
-    for seed in SEEDS:
+    for seed in args.seeds:
         for rate in args.rates:
             for name in args.only:
                 if (name, seed, rate) in done:
