@@ -29,10 +29,8 @@ from torch import Tensor
 
 from aurora_lora.deploy.ranks import DEVIATION, aligned_rows, cost, share_out, squared_by_weight
 from aurora_lora.deploy.sketch import LayerProbe
-from aurora_lora.training import load_run, probing, train
-from aurora_lora.training.merge_and_predict import merge
+from aurora_lora.training import probing, train
 from aurora_lora.training.progress import quiet_libraries
-from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
 
@@ -78,13 +76,11 @@ class Way:
         worth: of each direction, for the ranks.
         examples: that are probed.
         deviation: of each z at the start.
-        again: whether the ranks come from a second probe, of the model that was trained with those of the first.
     """
 
     worth: Worth = squared_by_weight
     examples: int = 256
     deviation: float = DEVIATION
-    again: bool = False
 
 
 WAYS = {
@@ -94,7 +90,6 @@ WAYS = {
     "S^2, not by weight": Way(partial(power, exponent=2.0, by_weight=False)),
     "S^2 by weight, times the variance of z": Way(partial(by_inputs, exponent=2.0)),
     "S^2 by weight, over the variance of z": Way(partial(by_inputs, exponent=-2.0)),
-    "S^2 by weight, of the trained model": Way(again=True),
     "S^2 by weight, 16 examples": Way(examples=16),
     "S^2 by weight, 48 examples": Way(examples=48),
     "S^2 by weight, deviation 1/4": Way(deviation=0.25),
@@ -102,12 +97,12 @@ WAYS = {
 }
 
 
-def recipe(way: Way, seed: int, rate: float, teacher: Path, **more: Any) -> Recipe:
+def recipe(way: Way, seed: int, rate: float, teacher: Path) -> Recipe:
     values = {**RECIPE, "seed": seed}
     values["task"] = {**RECIPE["task"], "split_seed": seed, "teacher": str(teacher)}
     values["training"] = {**RECIPE["training"], "learning_rate": rate}
-    values["method"] = {**RECIPE["method"], "probe_examples": way.examples, **more.pop("method", {})}
-    return validate({**values, **more}, "rank-scores")
+    values["method"] = {**RECIPE["method"], "probe_examples": way.examples}
+    return validate(values, "rank-scores")
 
 
 def trained(way: Way, wanted: Recipe, folder: Path) -> dict[str, Any]:
@@ -119,13 +114,7 @@ def trained(way: Way, wanted: Recipe, folder: Path) -> dict[str, Any]:
 
 def run(name: str, seed: int, rate: float, teacher: Path, folder: Path) -> dict[str, Any]:
     way = WAYS[name]
-    wanted = recipe(way, seed, rate, teacher)
-    if way.again:
-        merged = folder / "merged"
-        merge(load_run(train(recipe(way, seed, rate, teacher), folder / "first").folder), None, merged)
-        found = ranking(recipe(way, seed, rate, teacher, model=str(merged)))["method"]
-        wanted = recipe(way, seed, rate, teacher, method={**found, "budget": None, "start": "aligned"})
-    result = trained(way, wanted, folder / "run")
+    result = trained(way, recipe(way, seed, rate, teacher), folder)
     return {
         "way": name,
         "seed": seed,

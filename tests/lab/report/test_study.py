@@ -187,6 +187,13 @@ def test_edges_and_grids_of_their_own_are_told(summary: dict[str, Any]) -> None:
     assert told in study_page(summary)
 
 
+def test_a_value_without_alternatives_is_at_no_edge(summary: dict[str, Any]) -> None:
+    summary["study"]["tuning"]["space"] = {"training.learning_rate": [2e-2]}
+    for one in summary["settings"]:
+        one["chosen"] = {"training.learning_rate": 2e-2}
+    assert tuning_note(summary) == ""
+
+
 def test_the_level_of_uniform_guessing(summary: dict[str, Any]) -> None:
     for one in summary["settings"]:
         for form in one["by_form"].values():

@@ -16,6 +16,10 @@ from .groups import plain
 from .tables import count, left_out
 
 
+ONLY = "the only one"
+"""What is said of a value without alternatives: nothing was tuned."""
+
+
 def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[TextTable]:
     """The answers of a study by each metric, then what was chosen for each setting and how it scored on test data: mean
     and standard deviation over the seeds.
@@ -95,7 +99,7 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
         one
         for one in settings
         if any(
-            _edge(_space(summary, one["name"]).get(field), value)
+            _edge(_space(summary, one["name"]).get(field), value) not in ("", ONLY)
             for chosen in (one.get("chosen_by_form") or {"": one["chosen"]}).values()
             for field, value in chosen.items()
         )
@@ -129,7 +133,7 @@ def _edge(offered: Any, value: Any) -> str:
     if not isinstance(offered, list) or isinstance(value, (str, bool)):
         return ""
     if len(offered) == 1:
-        return "the only one"
+        return ONLY
     return "lowest" if value == min(offered) else "highest" if value == max(offered) else ""
 
 
