@@ -25,11 +25,10 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
         paired = [score - first[seed] for seed, score in scores.items() if seed in first]
         cells = [way, str(len(scores)), metric.shown(statistics.fmean(scores.values()))]
         low, high = interval(paired)
-        if way == USED or low is None or high is None:
-            table.rows.append([*cells, "", ""])
-        else:
-            between = f"{metric.shown(low, '+')} to {metric.shown(high, '+')}"
-            table.rows.append([*cells, metric.shown(statistics.fmean(paired), "+"), between])
+        between = "" if low is None or high is None else f"{metric.shown(low, '+')} to {metric.shown(high, '+')}"
+        table.rows.append(
+            [*cells, metric.shown(statistics.fmean(paired), "+"), between] if way != USED else [*cells, "", ""]
+        )
     return table.markdown()
 
 

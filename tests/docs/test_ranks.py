@@ -25,7 +25,9 @@ def test_ways_are_compared_at_their_best_rates_by_seed() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert scores_table([line(USED, 0, 0.1, 0.6), line("other", 0, 0.1, 0.7)]).endswith("| other | 1 | 70.0 |  |  |")
+    assert scores_table([line(USED, 0, 0.1, 0.6), line("other", 0, 0.1, 0.7)]).endswith(
+        "| other | 1 | 70.0 | +10.0 |  |"
+    )
 
 
 RECORD = {

@@ -42,13 +42,13 @@ def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     run = train(load(model, method=method), tmp_path / "run")
     again = load_run(run.folder)
     assert evaluate(again, again.forms) == run.result["metric"]["by_form"]
-    assert run.result["recipe"]["method"]["probe_examples"] == 256
+    assert run.result["recipe"]["method"]["probe_examples"] == 48
     saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
     assert not {"budget", "start", "probe_examples"} & saved.keys()
     with safe_open(run.folder / PROBE, "pt") as file:
         facts = json.loads(file.metadata()["probe"])
     assert facts["options"]["budget"] == method.get("budget")
-    assert facts["batches"] == 8
+    assert facts["batches"] == 6
     weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     if "budget" in method:
         assert all(name.startswith("bert.") for name in facts["ranks"])  # never the head

@@ -10,7 +10,7 @@ from .base import Options, PeftMethod
 from .options import check, fields, integer, one_of, optional_integer
 
 ALIGNED = "aligned"
-PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED), "probe_examples": integer(256)}
+PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED), "probe_examples": integer(48)}
 """Weights to share out, how A starts, and training examples of the pass."""
 _FIELDS = fields(PROBED)
 PATTERNS = ("rank_pattern", "alpha_pattern")

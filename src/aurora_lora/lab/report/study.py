@@ -15,7 +15,6 @@ from .answers import every_answer, note
 from .groups import plain
 from .tables import count, left_out
 
-
 ONLY = "the only one"
 """What is said of a value without alternatives: nothing was tuned."""
 
