@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+LONGEST_NAME = 40
+"""Letters of a first column that is never broken into lines: of names, not of questions."""
+
+
 @dataclass
 class TextTable:
     """A table before it has a form.
@@ -41,8 +45,9 @@ class TextTable:
         table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
         table.title_style, table.caption_style = "bold", ""
+        names = max((len(row[0]) for row in self.rows), default=0) <= LONGEST_NAME
         for number, (header, letter) in enumerate(zip(self.headers, self._letters, strict=True)):
-            table.add_column(header, justify="left" if letter == "l" else "right", no_wrap=number == 0)
+            table.add_column(header, justify="left" if letter == "l" else "right", no_wrap=number == 0 and names)
         for row in self.rows:
             table.add_row(*row)
         return table
