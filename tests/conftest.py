@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if item.get_closest_marker("slow") and "AURORA_LORA_SLOW_TESTS" not in os.environ:
-        pytest.skip("takes half a minute or more: AURORA_LORA_SLOW_TESTS is not set, as .ci/run does")
+        pytest.skip("one of the slow tests: AURORA_LORA_SLOW_TESTS is not set, as .ci/run does")
     if item.get_closest_marker("compiles_peft") and release < (2, 7):
         pytest.skip("torch 2.6 cannot trace PEFT's own forward as one graph, with LoRA either")
 

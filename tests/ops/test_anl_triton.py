@@ -43,6 +43,7 @@ def run_checks(cache, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_in_tritons_interpreter(tmp_path):
     import triton

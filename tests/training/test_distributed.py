@@ -216,7 +216,8 @@ def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
     check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> None:
     """The documented command, with gloo: the losses of one process, step by step."""
     model = tiny.save_vit(tmp_path / "model")

@@ -270,6 +270,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(vit: Path, tmp_path: Path
     assert run.result["epochs"] == whole.result["epochs"]
 
 
+@pytest.mark.slow
 def test_workers_read_the_same_images(vit: Path, tmp_path: Path) -> None:
     values = tiny.image_recipe(vit)["training"]
     runs = [

@@ -305,6 +305,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 def test_loading_makes_no_copy_in_float32(language_model: Path, tmp_path: Path) -> None:
     """Weights in the precision that they are stored in are read where they are; others are rounded one by one."""

@@ -96,6 +96,7 @@ def test_run_of_a_language_model(write_recipe: WriteRecipe, tmp_path: Path, kind
     assert predict(merged, ["the film was good"]) == predict(run.folder, ["the film was good"])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None:
     """kill -9 in the middle: the weights are those of an uninterrupted run, to the last bit."""
     training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}

@@ -403,6 +403,7 @@ def test_init_of_no_kind() -> None:
     assert done.stderr == "'clasification' is an unknown kind; did you mean 'classification'?\n"
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(aurora: Callable[..., list[dict[str, Any]]], here: Path) -> None:
     """kill -9 at several moments: the weights are those of an uninterrupted run, to the last bit."""
 

@@ -46,6 +46,7 @@ def whole(aurora: Aurora, write_recipe: Callable[..., Path], tmp_path: Path) -> 
     return recipe, output, answer["events"]
 
 
+@pytest.mark.slow
 def test_killed_at_20_moments(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
     """kill -9: ten times by the clock, ten times just before a write, rename or deletion of a file of the run."""
     recipe, expected, events = whole

@@ -143,6 +143,7 @@ def measured() -> Iterator[tuple[Recipe, float]]:
         yield validate(recipe, "result"), result["time"]["train_s"]
 
 
+@pytest.mark.slow
 def test_hours_on_a_cpu_are_those_of_the_studies() -> None:
     """Within a factor of two of what was measured, each on one thread."""
     machine, checked = of_cpu(2, 16), 0

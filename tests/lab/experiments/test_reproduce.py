@@ -224,6 +224,7 @@ def test_workers(todo: Reproduction) -> None:
     assert "tiny-sentiment" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_the_failure_of_its_run_alone(
     todo: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_killed_worker_is_the_failure_of_its_run_alone(
     assert {found[f"aurora-sentiment, seed {seed}"] for seed in (0, 1)} <= {"3", "5"}
 
 
+@pytest.mark.slow
 def test_workers_have_their_device_before_anything_is_imported(
     todo: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
