@@ -84,8 +84,9 @@ def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
     options = {"name": "lora", "target_modules": ["query", "value"]}
     task = {**TASK, "teacher": str(teacher.folder)}
 
-    def captured(name: str, **more: Any) -> float:
+    def captured(name: str, attention: str | None = None, **more: Any) -> float:
         recipe = load_recipe(write_recipe(task={**task, **more}, method=options))
+        recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"attention": attention})})
         return float(train(recipe, tmp_path / name).result["metric"]["selected_by"]["value"])
 
     first = captured("first")
@@ -93,6 +94,8 @@ def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
     assert len(asked) == 1
     captured("other-texts", split_seed=1)
     assert len(asked) == 2
+    captured("other-base", attention="eager")
+    assert len(asked) == 3, "the base is asked for in another way"
     monkeypatch.setattr(distillation, "MOST_KEPT", 0)
     captured("more", split_seed=2)
     assert len(distillation._lessons) == 1, "what is not used is not held for ever"

@@ -65,7 +65,7 @@ def taught(data: Data, recipe: Recipe) -> Data:
     if run.recipe.model != recipe.model:
         raise UserError(f"task.teacher: {run.folder} is a run of {run.recipe.model}, not of {recipe.model}")
     batch_size = recipe.training.eval_batch_size
-    key = _key(run, data, batch_size)
+    key = _key(run, recipe, data)
     if key not in _lessons:
         base = load_base_model(recipe.base, data.task, data.processor)
         with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
@@ -124,10 +124,11 @@ def _inputs(data: Data) -> dict[str, list[Example]]:
     return found
 
 
-def _key(teacher: TrainedRun, data: Data, batch_size: int) -> str:
+def _key(teacher: TrainedRun, recipe: Recipe, data: Data) -> str:
     """Of all that decides on the lessons."""
     digest = hashlib.sha256(str(teacher.folder.resolve()).encode())
-    digest.update(repr((adapter_digests(teacher.folder), teacher.recipe.model, batch_size, state().device)).encode())
+    made_by = (adapter_digests(teacher.folder), recipe.base, recipe.training.eval_batch_size, state().device)
+    digest.update(repr(made_by).encode())
     for name, inputs in _inputs(data).items():
         digest.update(name.encode())
         for one in inputs:
