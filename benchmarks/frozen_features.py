@@ -101,7 +101,7 @@ class Texts:
 @torch.no_grad()
 def embedded(texts: list[str], base: str) -> list[Tensor]:
     tokenizer = load_tokenizer("minilm-l6")
-    model = AutoModel.from_pretrained(resolve_model("minilm-l6").path).eval()
+    model = AutoModel.from_pretrained(resolve_model("minilm-l6")).eval()
     found: list[Tensor] = []
     for at in range(0, len(texts), 64):
         options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}

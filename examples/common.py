@@ -38,7 +38,6 @@ with needs("train"):
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
-        GgufConfig,
         LlamaConfig,
         LlamaForCausalLM,
         PreTrainedTokenizerFast,
@@ -83,13 +82,10 @@ def load_model(name: str) -> tuple[Any, Any]:
     if name == TINY:
         return tiny_tokenizer(), tiny_model()
     source = resolve_model(name)
-    kwargs: dict[str, Any] = {"dtype": torch.float32}
-    if source.gguf_file:  # plain weights: Trainer refuses a model that is marked as quantised
-        kwargs |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return tokenizer, AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=False, **kwargs)
+    return tokenizer, AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
 
 
 def tiny_model() -> LlamaForCausalLM:

@@ -115,7 +115,7 @@ def test_hidden_states_of_minilm(slow):
     from aurora_lora.tasks.task import SplitSizes
 
     try:
-        path = resolve_model("minilm-l6").path
+        path = resolve_model("minilm-l6")
         texts = list(MOVIE_SENTIMENT.load(SplitSizes(256, 100, 100), 0)["train"]["text"])
     except UserError as error:
         pytest.skip(str(error))

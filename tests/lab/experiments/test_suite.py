@@ -171,7 +171,7 @@ def test_hours_are_the_time_of_training(tiny_suite: MakeSuite) -> None:
 
 
 def test_a_model_is_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Reading a GGUF file's shapes takes seconds, and a plan has hundreds of runs."""
+    """A plan has hundreds of runs."""
     BertConfig(hidden_size=24).save_pretrained(tmp_path)
     read, load = [], AutoConfig.from_pretrained
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **more: read.append(args) or load(*args, **more))

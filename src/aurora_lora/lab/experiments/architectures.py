@@ -51,16 +51,14 @@ def architecture(model: str) -> PretrainedConfig:
 
 @lru_cache(maxsize=16)
 def _architecture(model: str) -> PretrainedConfig:
-    """Read once: of a GGUF file that takes seconds, and a plan asks for each of its runs."""
+    """Read once: a plan asks for each of its runs."""
     if model in ARCHITECTURES:
         kind, fields = ARCHITECTURES[model]
         return AutoConfig.for_model(kind, **fields)
     if isinstance(here := MODELS.get(model), PretrainedHere):
         return AutoConfig.for_model("vit", **here.vit)
-    source = resolve_model(model)
-    more = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **more, **NO_CODE)
+        config: PretrainedConfig = AutoConfig.from_pretrained(resolve_model(model), **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
     return config
