@@ -1,5 +1,6 @@
 """The command line: what it prints where, and its exit codes. Runs in this process, on a tiny model."""
 
+import gc
 import json
 import os
 import re
@@ -471,3 +472,15 @@ def test_other_processes_print_nothing(aurora: Invoke, recipe: Path, monkeypatch
     done = aurora("train", "none.yaml", "-o", "run")
     assert done.exit_code == 2
     assert done.output == ""
+
+
+def test_collections_rest_during_imports_alone() -> None:
+    kept = gc.get_freeze_count()
+    try:
+        with pytest.raises(ImportError), common.importing():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > kept  # what was imported is not looked through again
+    finally:
+        gc.unfreeze()

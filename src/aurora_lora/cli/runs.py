@@ -15,6 +15,7 @@ from .common import (
     Split,
     Stages,
     complain,
+    importing,
     is_main,
     make_models,
     print_json,
@@ -48,8 +49,9 @@ def train(
     """
     with Stages() as stage:
         stage("loading PyTorch and Transformers")
-        from aurora_lora.lab.experiments.recipe_kinds import load_any
-        from aurora_lora.training.recipe import Recipe
+        with importing():
+            from aurora_lora.lab.experiments.recipe_kinds import load_any
+            from aurora_lora.training.recipe import Recipe
 
         plan = load_any(recipe, overrides or ())
         run = _train(plan, output, stage) if isinstance(plan, Recipe) else None
@@ -75,8 +77,9 @@ def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
     stage.done()
     make_models([plan.model])
     stage(f"loading {plan.model} and the data of {plan.task_title}")
-    from aurora_lora.training.run import train as run_recipe
-    from aurora_lora.training.storage import RESULT
+    with importing():
+        from aurora_lora.training.run import train as run_recipe
+        from aurora_lora.training.storage import RESULT
 
     bars: list[ProgressBar] = []
 
