@@ -475,11 +475,15 @@ def test_other_processes_print_nothing(aurora: Invoke, recipe: Path, monkeypatch
 
 
 def test_collections_rest_during_imports_alone() -> None:
-    kept = gc.get_freeze_count()
-    try:
-        with pytest.raises(ImportError), common.importing():
+    def fails() -> None:
+        with common.importing():
             assert not gc.isenabled()
             raise ImportError
+
+    kept = gc.get_freeze_count()
+    try:
+        with pytest.raises(ImportError):
+            fails()
         assert gc.isenabled()
         assert gc.get_freeze_count() > kept  # what was imported is not looked through again
     finally:
