@@ -47,13 +47,13 @@ def _convert(folder: Path, file: str, target: Path) -> None:
         import transformers
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     print(f"aurora: converting {file} into a folder of Transformers, once", file=sys.stderr, flush=True)
-    found: dict[str, Any] = {"gguf_file": file, **NO_CODE}
-    config = AutoConfig.from_pretrained(folder, **found)
+    config = AutoConfig.from_pretrained(folder, gguf_file=file, **NO_CODE)
     # newer Transformers mark a model from a GGUF file as quantised, and its Trainer refuses that, unless told so
     as_plain = getattr(transformers, "GgufConfig", None)
-    more = {} if as_plain is None else {"quantization_config": as_plain(dequantize=True)}
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, **found, **more)
+    more: dict[str, Any] = {} if as_plain is None else {"quantization_config": as_plain(dequantize=True)}
+    more |= {"config": config, "dtype": torch.float32}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **more, **NO_CODE)
     model.config.__dict__.pop("quantization_config", None)
     with new_folder(target) as partial:
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(folder, **found).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(folder, gguf_file=file, **NO_CODE).save_pretrained(partial)
