@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,11 @@ from aurora_lora.import_noise import drop_import_noise
 drop_import_noise()
 
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: collections that look through it again take a quarter of the time."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -115,7 +115,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize(("processes", "hung", "works"), [(2, 1, True), (2, 2, False), (1, 1, False)])
+@pytest.mark.parametrize(
+    ("processes", "hung", "works"), [(2, 1, True), pytest.param(2, 2, False, marks=pytest.mark.slow), (1, 1, False)]
+)
 def test_what_hangs_is_started_once_more(
     run_example: Run, tmp_path: Path, processes: int, hung: int, works: bool
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json, progress_bars, stderr, stdout
+from .common import Json, importing, print_json, progress_bars, stderr, stdout
 
 
 def bench(
@@ -48,14 +48,15 @@ def bench(
 
     A workload that DIR holds already is shown again, so an interrupted command resumes where it was.
     """
-    import torch
+    with importing():
+        import torch
 
-    from aurora_lora.lab.bench import VARIANTS, Settings, units
-    from aurora_lora.lab.bench import bench as measure
-    from aurora_lora.lab.report.bench_figures import write_figures
-    from aurora_lora.lab.report.bench_tables import tables
-    from aurora_lora.lab.report.figures import check_matplotlib
-    from aurora_lora.training.progress import rounds_bar
+        from aurora_lora.lab.bench import VARIANTS, Settings, units
+        from aurora_lora.lab.bench import bench as measure
+        from aurora_lora.lab.report.bench_figures import write_figures
+        from aurora_lora.lab.report.bench_tables import tables
+        from aurora_lora.lab.report.figures import check_matplotlib
+        from aurora_lora.training.progress import rounds_bar
 
     wanted = units(workloads or (), compiled)
     names = tuple(VARIANTS) if variants is None else tuple(name.strip() for name in variants.split(","))

@@ -10,7 +10,7 @@ import typer
 
 from aurora_lora.errors import DIVERGED, UserError
 
-from .common import Json, complain, make_models, print_json, stderr, stdout
+from .common import Json, complain, importing, make_models, print_json, stderr, stdout
 
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
@@ -58,7 +58,8 @@ def reproduce(
     Finished runs are reused, interrupted ones resumed, and a failed run does not stop the others.
     Writes DIR/SUITE/table.md and table.json.
     """
-    from aurora_lora.lab.experiments.reproduce import prepare
+    with importing():
+        from aurora_lora.lab.experiments.reproduce import prepare
 
     todo = prepare(
         suite,
@@ -84,12 +85,13 @@ def reproduce(
         for line in plan_lines(rows):
             stdout().print(line, highlight=False, markup=False)
         return
-    from aurora_lora.files import check_writable, write_json, write_text
-    from aurora_lora.lab.experiments.engines import make_engine
-    from aurora_lora.lab.experiments.progress import Overall
-    from aurora_lora.lab.experiments.reproduce import run
-    from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
-    from aurora_lora.tasks.access import check_access
+    with importing():
+        from aurora_lora.files import check_writable, write_json, write_text
+        from aurora_lora.lab.experiments.engines import make_engine
+        from aurora_lora.lab.experiments.progress import Overall
+        from aurora_lora.lab.experiments.reproduce import run
+        from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
+        from aurora_lora.tasks.access import check_access
 
     minutes = _minutes(gpu or todo.suite.gpu)
     engine = make_engine(launcher, jobs, _pairs(settings), minutes)
@@ -143,13 +145,14 @@ def sweep(
 
     Several processes may be started on the same folder: they share the work. Writes DIR/runs.jsonl and DIR/study.json.
     """
-    from aurora_lora.lab.experiments.engines import make_engine
-    from aurora_lora.lab.experiments.progress import Overall
-    from aurora_lora.lab.experiments.study import load_study
-    from aurora_lora.lab.experiments.sweep import Sweep
-    from aurora_lora.lab.report.study import study_tables
-    from aurora_lora.tasks.access import check_access
-    from aurora_lora.training.reading import name_of
+    with importing():
+        from aurora_lora.lab.experiments.engines import make_engine
+        from aurora_lora.lab.experiments.progress import Overall
+        from aurora_lora.lab.experiments.study import load_study
+        from aurora_lora.lab.experiments.sweep import Sweep
+        from aurora_lora.lab.report.study import study_tables
+        from aurora_lora.tasks.access import check_access
+        from aurora_lora.training.reading import name_of
 
     plan = load_study(study, overrides or ())
     if dry_run:

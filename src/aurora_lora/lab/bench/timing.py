@@ -70,9 +70,10 @@ def interleave(
     repeats = max(1, min(1000, round(LEAST_SAMPLE / max(min(durations[-len(actions) :]), 1e-6))))
     order, chance = list(actions), random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in actions}
-    was_enabled = gc.isenabled()
+    was_enabled, freezes = gc.isenabled(), not gc.get_freeze_count()
     gc.collect()
-    gc.freeze()  # what is there now need not be looked through after each round
+    if freezes:
+        gc.freeze()  # what is there now need not be looked through after each round
     gc.disable()  # a collection would fall on whoever has its turn
     try:
         for number in range(rounds):
@@ -82,7 +83,8 @@ def interleave(
                 seconds[name].append(clock(partial(_repeat, actions[name], number, repeats)) / repeats)
             after_round()
     finally:
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()
         (gc.enable if was_enabled else gc.disable)()
     return seconds
 
