@@ -27,6 +27,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Else libraries complain of what is left when the process ends."""
+    gc.unfreeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if item.get_closest_marker("slow") and "AURORA_LORA_SLOW_TESTS" not in os.environ:
