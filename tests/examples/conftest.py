@@ -76,9 +76,7 @@ def run_example(_ask: Callable[..., list[dict[str, Any]]]) -> Callable[..., str]
         ranks = map(str, range(processes))
         return [{**order, "env": {**common, "RANK": rank, "LOCAL_RANK": rank}} for rank in ranks]
 
-    def run(
-        script: str, output: Path, *options: str, processes: int = 1, model: str = "tiny", limit: float = 0
-    ) -> str:
+    def run(script: str, output: Path, *options: str, processes: int = 1, model: str = "tiny", limit: float = 0) -> str:
         limit = limit or (LIMIT if processes == 1 else LIMIT_TOGETHER)
         args = [script, "--model", model, "--output", str(output), *options]
         answers = _ask(orders(args, processes, limit))
