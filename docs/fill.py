@@ -24,7 +24,7 @@ from make.chat import chat_parts
 from make.conformance import conformance_tables
 from make.frozen_features import by_rank, counts, differences_table, headline, scores_table
 from make.performance import parts
-from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table
+from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table, rounding_tables
 from make.ranks import cost_of_probe
 from make.ranks import scores_table as rank_scores_table
 from make.recipe_fields import recipe_fields
@@ -90,6 +90,8 @@ def main() -> None:
     if merges := read(RESULTS / "quantized", "*bit.json"):
         insert(ROOT / "docs" / "quantised.md", "merges", merges_table(merges))
         save(merges_by_bits(merges), FIGURES / "quantised-merges")
+    for record in read(RESULTS / "quantized", "rounding.json"):
+        insert(ROOT / "docs" / "quantised.md", "rounding", rounding_tables(record))
     for record in read(RESULTS / "quantized", "cost.json"):
         insert(ROOT / "docs" / "quantised.md", "cost of merges", cost_of_merges(record))
     for record in read(RESULTS / "theory", "theory.json"):

@@ -68,6 +68,38 @@ def merges_by_bits(records: list[dict]) -> Figure:
     return figure
 
 
+def rounding_tables(record: dict) -> str:
+    """Ways of rounding, the order of the blocks, and llmcompressor's GPTQ: `benchmarks/rounding.py`."""
+    ways = TextTable("", ["way of rounding", "its texts %", "other texts %", "seconds"], align="lrrr")
+    for way, row in record["ways"].items():
+        name = f"**{way}**" if "(used)" in way else way
+        shares = [f"{100 * row[of]:.1f}" for of in ("its texts", "other texts")]
+        ways.rows.append([name, *shares, f"{row['seconds']:.0f}"])
+    order = TextTable("", ["inputs of", "KL", "same top token %"], align="lrr")
+    for inputs, row in record["order"].items():
+        order.rows.append([inputs.removeprefix("inputs of "), f"{row['kl']:.3f}", f"{100 * row['same_top']:.1f}"])
+    parts = [ways.markdown(), order.markdown()]
+    if "llmcompressor" in record:
+        parts.append(_reference_table(record["llmcompressor"]).markdown())
+    return "\n\n".join(parts)
+
+
+def _reference_table(rows: list[dict]) -> TextTable:
+    """The geometric mean over the layers of each error as a share of llmcompressor's, and its range."""
+    table = TextTable("", ["grid", "layers", "rounded by", "calibration inputs", "other inputs"], align="lrlrr")
+    for bits in dict.fromkeys(row["bits"] for row in rows):
+        group = [row for row in rows if row["bits"] == bits]
+        grid = {4: "int4, blocks of 64", 8: "int8, by row"}[bits]
+        for way in ("nearest", "ours, its settings", "ours"):
+            shares = []
+            for inputs in ("calibration", "test"):
+                ratios = [row[way][inputs] / row["llmcompressor"][inputs] for row in group]
+                mean = statistics.geometric_mean(ratios)
+                shares.append(f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            table.rows.append([grid, str(len(group)), way, *shares])
+    return table
+
+
 def cost_of_merges(record: dict) -> str:
     """`benchmarks/quantized_cost.py`, as sentences."""
     small, full = record["smollm2"], record["llama3_8b"]

@@ -28,6 +28,7 @@ CASES = {
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
         **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), ("Is AuroRA above LoRA at the same rank and layers",)),
     },
     "high rates": {"high-rates": _HIGH},
     "merge": dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
