@@ -39,7 +39,7 @@ demo: $(VENV)/.train
 
 # TEST_JOBS processes of one thread each, a file of tests at a time.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 # Small draws of the same are part of the tests.
 fuzz: $(VENV)/.dev

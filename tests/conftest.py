@@ -21,6 +21,37 @@ drop_import_noise()
 
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
+FIRST = {
+    "test_calibrate_scale.py",
+    "test_distributed.py",
+    "test_export.py",
+    "test_extras.py",
+    "test_finished_run.py",
+    "test_imports.py",
+    "test_merge_quantized.py",
+    "test_notebook.py",
+    "test_parallel.py",
+    "test_peft_names.py",
+    "test_probe.py",
+    "test_products.py",
+    "test_push.py",
+    "test_quantized.py",
+    "test_registration.py",
+    "test_reproduce.py",
+    "test_resume.py",
+    "test_run.py",
+    "test_sharded.py",
+    "test_slurm.py",
+    "test_wheel.py",
+    "test_without_package.py",
+}
+"""Files whose tests take long for their number."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These first: begun last, one of the test processes would be done long before the other."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
 
 def pytest_collection_finish() -> None:
     """What has been imported stays: collections that look through it again take a quarter of the time."""
