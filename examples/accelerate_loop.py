@@ -48,6 +48,7 @@ def main() -> None:
         model.save_pretrained(args.output / "adapter")
         export_lora(model, args.output / "lora")
     accelerator.wait_for_everyone()
+    accelerator.free_memory()  # the wrapper of DDP: freed after the group, it could wait for a thread that waits for it
     accelerator.end_training()
 
 

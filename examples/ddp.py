@@ -9,6 +9,8 @@ of the whole batch, so that any number of processes takes the same steps.
 
 from __future__ import annotations
 
+import argparse
+
 import common
 import torch
 import torch.distributed as dist
@@ -18,12 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from aurora_lora import calibrate
 
 
-def main() -> None:
-    parser = common.options(__doc__)
-    parser.add_argument("--gradient-checkpointing", choices=["off", "reentrant", "non-reentrant"], default="off")
-    args = parser.parse_args()
-    rank, world = common.start_processes()
-
+def train(args: argparse.Namespace, rank: int, world: int) -> None:
+    """Train, calibrate and merge; the first process writes."""
     tokenizer, base = common.load_model(args.model)
     torch.manual_seed(0)
     model = get_peft_model(base, common.aurora_config(args))
@@ -54,6 +52,15 @@ def main() -> None:
         model.save_pretrained(args.output / "adapter")
         model.eval().merge_and_unload().save_pretrained(args.output / "merged")
     dist.barrier()  # the others wait for the files
+
+
+def main() -> None:
+    parser = common.options(__doc__)
+    parser.add_argument("--gradient-checkpointing", choices=["off", "reentrant", "non-reentrant"], default="off")
+    args = parser.parse_args()
+    rank, world = common.start_processes()
+    train(args, rank, world)
+    # the wrapper of DDP is gone: were it freed after the group, it could wait for a thread that waits for it
     dist.destroy_process_group()
 
 
