@@ -48,7 +48,7 @@ def main() -> None:
         model.save_pretrained(args.output / "adapter")
         export_lora(model, args.output / "lora")
     accelerator.wait_for_everyone()
-    accelerator.free_memory()  # the wrapper of DDP: freed after the group, it could wait for a thread that waits for it
+    accelerator.free_memory()  # DDP's wrapper: freed after the group, it can deadlock with gloo's threads
     accelerator.end_training()
 
 

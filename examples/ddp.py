@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     rank, world = common.start_processes()
     train(args, rank, world)
-    # the wrapper of DDP is gone: were it freed after the group, it could wait for a thread that waits for it
+    # DDP's wrapper is freed by now: freed after the group, it can deadlock with gloo's threads
     dist.destroy_process_group()
 
 

@@ -29,7 +29,6 @@ def quantized(base: PreTrainedModel, quantization: str, compute: torch.dtype | N
     check_quantization(quantization)
     kind, name = type(base), base.config.name_or_path
     settings = _settings(quantization, head_modules(base), compute)
-    base.config.__dict__.pop("quantization_config", None)  # of weights that came from a GGUF file
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
         dtype = compute or torch.float32
