@@ -139,7 +139,7 @@ def loss(labelled: Batch) -> Callable[[nn.Module], float]:
 @pytest.fixture
 def sample(labelled: Batch) -> Sample:
     """What `prepare` may look at."""
-    return Sample(batches=lambda share: [labelled], loss=mean_loss, learning_rate=1e-2, seed=0)
+    return Sample(batches=lambda share: [labelled], loss=mean_loss, learning_rate=1e-2, seed=0, examples=16)
 
 
 @pytest.fixture

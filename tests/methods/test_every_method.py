@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "adapter-p": {"r": 8},
     "adapter-d": {"r": 8, "drop_layers": 1},
     "lora-drop": {"r": 4, "sample_share": 1.0},
+    "hira": {"r": 8},
 }
 RATES = {"full": 1e-3}
 """Learning rates other than 2e-2."""

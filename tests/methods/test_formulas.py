@@ -62,6 +62,8 @@ DELTAS: list[tuple[str, dict[str, Any], Callable[[Arrays, np.ndarray, Any], np.n
         {"r": 6},
         lambda w, W0, _: (w["vera_lambda_b"][:, None] * w["vera_B"]) @ (w["vera_lambda_d"][:, None] * w["vera_A"]),
     ),
+    ("lora-ga", PEFT_RANK, lambda w, W0, _: 3.0 * w["lora_B"] @ w["lora_A"]),
+    ("hira", {"r": 4}, lambda w, W0, _: W0 * (w["hira_B"] @ w["hira_A"])),
     ("neat", {"r": 4, "scaling": 2.0}, lambda w, W0, _: 2.0 * w["peanut_B"] @ np.maximum(w["peanut_A"] @ W0, 0)),
 ]
 

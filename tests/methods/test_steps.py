@@ -245,6 +245,6 @@ def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample
 
 def test_lora_drop_that_diverges(make_model: MakeModel, sample: Sample) -> None:
     model, method = applied(make_model, "lora-drop", r=4, sample_epochs=5)
-    wild = Sample(sample.batches, sample.loss, learning_rate=1e30, seed=0)
+    wild = Sample(sample.batches, sample.loss, learning_rate=1e30, seed=0, examples=16)
     with pytest.raises(UserError, match="training diverged: that of lora-drop on sample data"):
         method.prepare(model, wild)

@@ -84,7 +84,7 @@ def test_frozen_weights_have_the_precision_and_trained_ones_float32(
     assert gradients == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["aurora", "lora", "pissa", "milora", "adapter-h", "linear-probe", "full"])
+@pytest.mark.parametrize("name", ["aurora", "lora", "pissa", "milora", "lora-ga", "adapter-h", "linear-probe", "full"])
 def test_a_run_in_bf16_scores_again_as_it_did(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
     training = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "threads": 1, "precision": "bf16"}
     method = options(name, ["query", "value"])

@@ -26,6 +26,8 @@ METHODS: list[dict[str, Any]] = [
     {"name": "lora-drop", "r": 4, "threshold": 0.6, "sample_share": 0.5, **TARGETS},
     {"name": "milora", "r": 4, **TARGETS},
     {"name": "pissa", "r": 4, **TARGETS},
+    {"name": "lora-ga", "r": 4, **TARGETS},
+    {"name": "hira", "r": 4, **TARGETS},
     {"name": "bitfit"},
     {"name": "loda", "r": 4, **TARGETS},
     {"name": "adapter-h", "r": 4},
@@ -74,7 +76,7 @@ def test_run(write_recipe: WriteRecipe, tmp_path: Path, method: dict[str, Any]) 
     for one, other in zip(*answers, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
     # plain PEFT can load what is PEFT's, and only that
-    assert ("it needs no package beside PEFT" in card) == (method["name"] in ("adalora", "pissa"))
+    assert ("it needs no package beside PEFT" in card) == (method["name"] in ("adalora", "pissa", "hira"))
 
 
 @pytest.mark.parametrize(("kind", "method"), OF_LANGUAGE_MODELS, ids=[m["name"] for _, m in OF_LANGUAGE_MODELS])
@@ -101,7 +103,7 @@ def test_killed_and_resumed(aurora: Aurora, model: Path, tmp_path: Path) -> None
     """kill -9 in the middle: the weights are those of an uninterrupted run, to the last bit."""
     training = {"epochs": 2, "batch_size": 16, "eval_batch_size": 32, "learning_rate": 2e-2, "threads": 1}
     orders: dict[str, dict[str, Any]] = {}
-    for method in METHODS[:5]:
+    for method in METHODS[:6]:
         method = {**method, "tfinal": 2} if method["name"] == "adalora" else method
         path = tmp_path / f"{method['name']}.yaml"
         path.write_text(yaml_text.dump(tiny.recipe(model, method=method, training=training)), encoding="utf-8")

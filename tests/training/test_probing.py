@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
@@ -35,8 +38,9 @@ def load(folder: Path, **changes: Any) -> Any:
         {"name": "aurora", "budget": 500},
         {"name": "lora", "budget": 500, "start": "aligned"},
         {"name": "aurora-paper", "start": "aligned", **Q_V},
+        {"name": "lora", "r": 2, "start": "eva", **Q_V},
     ],
-    ids=["budget", "both", "start"],
+    ids=["budget", "both", "start", "eva"],
 )
 def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     run = train(load(model, method=method), tmp_path / "run")
@@ -79,7 +83,7 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]
     start = probing._decided(method.options, found)
-    probing._write(start, recipe, found, tmp_path / PROBE)
+    probing._write(start, recipe, found.batches, tmp_path / PROBE)
     for one in (start, kept_start(tmp_path)):
         assert one is not None
         resolved = one.resolved(recipe).method.options
@@ -95,6 +99,40 @@ def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
     for layer, rows in start.rows.items():
         module: Any = trainer.module.get_base_model().get_submodule(layer)  # type: ignore[operator]
         assert torch.equal(module.aurora_A["default"], rows)
+
+
+def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
+    """Ranks, scaling and A are those that PEFT's `initialize_lora_eva_weights` gives an adapter of the same base."""
+    targets = {"target_modules": ["query", "output.dense", "intermediate.dense"]}
+    recipe = load(model, method={"name": "lora", "r": 5, "lora_alpha": 15, "start": "eva", **targets})
+    trainer, data = make_trainer(recipe, tmp_path / "checkpoints")
+    batches = data.training_batches(48 / len(data.splits["train"]), recipe.training.batch_size)
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    config = LoraConfig(r=5, lora_alpha=15, init_lora_weights="eva", eva_config=EvaConfig(), **targets)
+    base: Any = AutoModelForSequenceClassification.from_pretrained(model)
+    theirs: Any = get_peft_model(base, config)
+    initialize_lora_eva_weights(theirs, inputs, show_progress_bar=False)
+    expected = {path: layer for path, layer in theirs.named_modules() if isinstance(layer, LoraLayer)}
+    found = {path: layer for path, layer in trainer.module.named_modules() if isinstance(layer, LoraLayer)}
+    assert found.keys() == expected.keys()
+    assert len({layer.r["default"] for layer in found.values()}) > 1  # not just r everywhere
+    for path, layer in found.items():
+        assert layer.r == expected[path].r
+        assert layer.scaling["default"] == pytest.approx(3.0) == expected[path].scaling["default"]
+        weight: Any = layer.lora_A["default"].weight
+        torch.testing.assert_close(weight, expected[path].lora_A["default"].weight)
+        assert not layer.lora_B["default"].weight.any()
+
+
+def test_eva_that_does_not_settle(model: Path, tmp_path: Path) -> None:
+    """A batch of fewer tokens than EVA looks for would let PEFT go round for ever."""
+    recipe = load(
+        model,
+        method={"name": "lora", "r": 16, "start": "eva", "probe_examples": 1, **Q_V},
+        training={"epochs": 1, "batch_size": 1, "learning_rate": 1e-3},
+    )
+    with pytest.raises(UserError, match="method: start: eva has not settled in 50 passes"):
+        make_trainer(recipe, tmp_path / "checkpoints")
 
 
 def test_a_run_that_goes_on_probes_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +183,18 @@ def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
         ({"name": "aurora", "budget": 0}, r"method\.budget=0 is not allowed: it must be greater than or equal to 1"),
         (
             {"name": "aurora", "start": "Aligned"},
-            r"method\.start='Aligned' is not allowed: it must be 'default' or 'aligned'",
+            r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",
         ),
         ({"name": "lora", "budget": 500, "rank_pattern": {"query": 2}}, "rank_pattern does not go with budget"),
         ({"name": "lora", "start": "aligned", "init_lora_weights": "pissa"}, "init_lora_weights does not go with"),
         ({"name": "aurora", "start": "aligned", "init_weights": False}, "init_weights: false does not go with"),
+        ({"name": "aurora", "start": "eva", **Q_V}, "start: eva is for lora"),
+        ({"name": "lora", "start": "eva", "budget": 500}, "start: eva gives each layer its rank"),
+        ({"name": "lora", "start": "eva", "rank_pattern": {"query": 2}}, "start: eva gives each layer its rank"),
+        (
+            {"name": "lora", "start": "eva", "init_lora_weights": "pissa"},
+            "init_lora_weights does not go with start: eva",
+        ),
         ({"name": "dora", "budget": 500}, r"method\.budget: unknown option"),
     ],
 )

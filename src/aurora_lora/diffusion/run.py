@@ -157,6 +157,7 @@ class _Training:
             loss=self.loop.loss_of,
             learning_rate=self.recipe.training.learning_rate,
             seed=self.recipe.seed,
+            examples=len(self.subject.images),
             agree=lambda value: on_main(lambda: value),
         )
         self.method.prepare(self.model, sample)

@@ -9,10 +9,12 @@ from .bottleneck import ADAPTER_D, ADAPTER_H, ADAPTER_P
 from .dylora import DYLORA
 from .fourierft import FOURIERFT
 from .full import FULL
+from .hira import HIRA
 from .linear_probe import LINEAR_PROBE
 from .loda import LODA
 from .lora import DORA, LORA
 from .lora_drop import LORA_DROP
+from .lora_ga import LORA_GA
 from .loran import LORAN
 from .moslora import MOSLORA
 from .neat import NEAT
@@ -30,9 +32,11 @@ _ALL: tuple[Method, ...] = (
     LORA_DROP,
     PISSA,
     MILORA,
+    LORA_GA,
     MOSLORA,
     FOURIERFT,
     VERA,
+    HIRA,
     SINE_LORA,
     LORAN,
     LODA,

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ..errors import FormError, UserError, unknown
 from ..forms import MERGED
@@ -36,6 +36,7 @@ class Sample:
         loss: the loss of a model on one of them.
         learning_rate: the recipe's.
         seed: the recipe's.
+        examples: of the training split.
         agree: gives every process the main one's value of what was computed in each.
     """
 
@@ -43,6 +44,7 @@ class Sample:
     loss: Callable[[nn.Module, Any], Tensor]
     learning_rate: float
     seed: int
+    examples: int
     agree: Callable[[Any], Any] = lambda value: value
 
 
@@ -62,6 +64,8 @@ class Method:
     name: str
     description: str
     options: Options = field(default_factory=dict, kw_only=True)
+    looks: ClassVar[bool] = False
+    """Whether `looked` takes something from training data."""
 
     def bind(self, options: Options) -> Self:
         """This method with these options, checked, and the defaults of the others.
@@ -108,6 +112,19 @@ class Method:
         Raises:
             ValueError: the method, or an option, does not fit the model.
         """
+
+    def looked(self, model: PreTrainedModel, sample: Sample, kept: Path) -> Self:
+        """This method, with what it takes from training data before it is applied to a pretrained model.
+
+        Args:
+            model: the pretrained model; it is not changed.
+            sample: of training data.
+            kept: as in `apply`: what is there already is not looked for again.
+
+        Raises:
+            ValueError: as in `apply`.
+        """
+        return self
 
     def prepare(self, model: nn.Module, sample: Sample) -> None:
         """Decide from training data what is trained: once, before the first step of a new run."""

@@ -39,21 +39,32 @@ def start_layers(model: nn.Module) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def decompose(layer: Any, largest: bool) -> tuple[Tensor, Tensor]:
-    """For `W0 = U S V^T`: `A = sqrt(S_m / s) V_m^T`, `B = U_m sqrt(S_m / s)` of the r largest or smallest S.
-
-    The vectors are exact, and found on the GPU where there is one.
-    """
-    weight = matrix(layer.get_base_layer())
-    r, s = layer.r[ADAPTER], layer.scaling[ADAPTER]
+def singular_vectors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V^T of a matrix: exact, and found on the GPU where there is one."""
     device = weight.device
     if device.type == "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     precise = weight.to(device, torch.promote_types(weight.dtype, torch.float32))
     U, S, Vh = torch.linalg.svd(precise, full_matrices=False)
+    return U, S, Vh
+
+
+def decompose(layer: Any, largest: bool) -> tuple[Tensor, Tensor]:
+    """For `W0 = U S V^T`: `A = sqrt(S_m / s) V_m^T`, `B = U_m sqrt(S_m / s)` of the r largest or smallest S."""
+    r, s = layer.r[ADAPTER], layer.scaling[ADAPTER]
+    U, S, Vh = singular_vectors(matrix(layer.get_base_layer()))
     part = slice(0, r) if largest else slice(len(S) - r, None)
     root = (S[part] / s).sqrt()
     return root[:, None] * Vh[part], U[:, part] * root
+
+
+def check_layer(method: str, path: str, base: nn.Module) -> None:
+    """Raise a ValueError for a layer whose weight cannot be changed."""
+    if not is_plain_linear(base):
+        raise ValueError(
+            f"target_modules: {path} is a {type(base).__name__}; {method} adapts torch.nn.Linear and "
+            "transformers' Conv1D, in floating point."
+        )
 
 
 def start_from(layer: Any, A: Tensor, B: Tensor) -> None:
@@ -85,6 +96,15 @@ class SingularMethod(PeftMethod):
     def base_use(self) -> BaseUse:
         return "start"
 
+    @property
+    def peft_loads(self) -> bool:
+        """Whether PEFT alone makes the same base weight when it loads an adapter."""
+        return self.saved_as is not True
+
+    def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:
+        """A and B of the start of a layer, whose path in the adapted model this is."""
+        return decompose(layer, self.largest)
+
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
         """As `Method.apply`; `START_FILE` in `kept` has the start, or gets it.
 
@@ -96,11 +116,7 @@ class SingularMethod(PeftMethod):
         layers = start_layers(peft_model)
         for path, layer in layers.items():
             base, r = layer.get_base_layer(), layer.r[ADAPTER]
-            if not is_plain_linear(base):
-                raise ValueError(
-                    f"target_modules: {path} is a {type(base).__name__}; {self.name} adapts torch.nn.Linear and "
-                    "transformers' Conv1D, in floating point."
-                )
+            check_layer(self.name, path, base)
             if r > min(base.weight.shape):
                 raise ValueError(f"r={r} is not allowed: {path} has no more than {min(base.weight.shape)} components.")
         known = _read(start, layers)
@@ -108,7 +124,7 @@ class SingularMethod(PeftMethod):
             for path, layer in layers.items():
                 if layer.get_base_layer().weight.is_meta:
                     continue  # only counted
-                A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else decompose(layer, self.largest)
+                A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else self.factors(path, layer)
                 start_from(layer, A, B)
         if start is not None and not known and os.environ.get("RANK", "0") == "0":
             start.parent.mkdir(parents=True, exist_ok=True)

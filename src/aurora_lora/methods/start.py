@@ -10,7 +10,9 @@ from .base import Options, PeftMethod
 from .options import check, fields, integer, one_of, optional_integer
 
 ALIGNED = "aligned"
-PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED), "probe_examples": integer(48)}
+EVA = "eva"
+"""PEFT's EVA (Paischer et al., 2024): A along the layer's inputs, and ranks by how much of them it explains."""
+PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED, EVA), "probe_examples": integer(48)}
 """Weights to share out, how A starts, and training examples of the pass."""
 _FIELDS = fields(PROBED)
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -18,7 +20,7 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 
 def wants_probe(options: Options) -> bool:
     """Whether a probing pass comes before the training."""
-    return options.get("budget") is not None or options.get("start") == ALIGNED
+    return options.get("budget") is not None or options.get("start") in (ALIGNED, EVA)
 
 
 def ordinary(options: Options) -> dict[str, Any]:
@@ -48,8 +50,12 @@ class ProbedMethod(PeftMethod):
         for name in PATTERNS if probed["budget"] is not None else ():
             if options.get(name):
                 raise ValueError(f"{name} does not go with budget, which gives each layer its rank.")
-        if probed["start"] == ALIGNED and options.get("init_lora_weights", True) is not True:
-            raise ValueError("init_lora_weights does not go with start: aligned.")
+        if probed["start"] == EVA and "init_weights" in self.names:
+            raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
+        if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
+            raise ValueError("start: eva gives each layer its rank: it does not go with budget and rank_pattern.")
+        if probed["start"] != "default" and options.get("init_lora_weights", True) is not True:
+            raise ValueError(f"init_lora_weights does not go with start: {probed['start']}.")
         if probed["start"] == ALIGNED and options.get("init_weights", True) is False:
             raise ValueError("init_weights: false does not go with start: aligned, which changes nothing at first.")
         return {**found, **probed}

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
 from ..methods.injection import InjectionMethod
-from ..methods.pissa_milora import MILORA
+from ..methods.pissa_milora import SingularMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, PretrainedHere, hub_name
 from . import yaml_text
@@ -79,8 +79,9 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     method = facts.recipe.method
     if isinstance(method, AuroraMethod):
         text = _aurora(facts, no_lora)
-    else:  # MiLoRA's base weight is made by this package
-        text = _weights(facts) if method.name == MILORA.name else _peft(facts)
+    else:
+        ours = isinstance(method, SingularMethod) and not method.peft_loads  # their base weight is made by this package
+        text = _weights(facts) if ours else _peft(facts)
     _write(path, data, facts, text)
 
 

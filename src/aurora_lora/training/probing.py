@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import EvaConfig, LoraConfig, get_eva_state_dict
+from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling, prepare_model_inputs_fn_language_modeling
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,9 +23,10 @@ from ..errors import AuroraError, UserError
 from ..methods.base import Options
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
-from ..methods.start import ALIGNED, PROBED, ordinary, wants_probe
+from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import ALL_LINEAR, lora_targets, target_paths
 from ..tuner.combine import exactly
+from .data import TARGETS as LEARNED
 from .data import Data
 from .distributed import on_main, state
 from .memory import checkpoint_activations
@@ -33,6 +36,8 @@ PROBE = "probe.safetensors"
 """In a run's folder: the start of A by layer, the singular values of all layers, and the ranks."""
 MOST = 32
 """Directions that a layer can get of a budget."""
+EVA_PASSES = 50
+"""Over the probed examples, until the vectors that EVA looks for must have settled."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,21 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
     try:
-        found = probe_for(recipe, base, data, loss())
-        start = _decided(recipe.method.options, found)
+        if recipe.method.options["start"] == EVA:
+            start, batches = _by_eva(recipe, base, data)
+        else:
+            found = probe_for(recipe, base, data, loss())
+            start, batches = _decided(recipe.method.options, found), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {' '.join(str(error).split())}") from error
-    on_main(lambda: _write(start, recipe, found, folder / PROBE))
+    on_main(lambda: _write(start, recipe, batches, folder / PROBE))
     return start
+
+
+def _batches(recipe: Recipe, data: Data) -> list[dict[str, Tensor]]:
+    """What is probed: an even sample of the training split."""
+    examples = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
+    return data.training_batches(min(1.0, examples / len(data.splits["train"])), recipe.training.batch_size)
 
 
 def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
@@ -107,8 +121,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     named = {name: options.get(name) for name in TARGETS}
     paths = target_paths(base, named, lora_targets(base) if budget is None else ALL_LINEAR)
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
-    share = min(1.0, options.get("probe_examples", PROBED["probe_examples"][1]) / len(data.splits["train"]))
-    batches, peers = data.training_batches(share, recipe.training.batch_size), state()
+    batches, peers = _batches(recipe, data), state()
     own = batches[peers.process_index :: peers.num_processes]
     exact = exactly(paths, [path for path, _ in base.named_modules()])
     return probe(base, own, loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
@@ -128,16 +141,54 @@ def _decided(options: Options, found: Probe) -> Start:
     return Start(ranks, rows, spectra, mistakable(ranks or (), found.modules))
 
 
+def _by_eva(recipe: Recipe, base: Any, data: Data) -> tuple[Start, int]:
+    """The start and the ranks that PEFT's EVA finds, and from how many batches; the same in every process.
+
+    Raises:
+        ValueError: the vectors of a layer do not settle, as where a batch has fewer tokens than EVA looks for.
+    """
+    options, batches = recipe.method.options, _batches(recipe, data)
+    modules = [path for path, _ in base.named_modules()]
+    paths = target_paths(base, {name: options.get(name) for name in TARGETS}, lora_targets(base))
+    config = LoraConfig(
+        r=options["r"], target_modules=exactly(paths, modules), init_lora_weights="eva", eva_config=EvaConfig()
+    )
+    texts, passes = "input_ids" in batches[0], iter(range(EVA_PASSES * len(batches)))
+
+    def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        by_token = texts and "labels" in batch and batch["labels"].shape == batch["input_ids"].shape
+        return {name: value for name, value in batch.items() if name not in LEARNED or (by_token and name == "labels")}
+
+    def forward(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        if next(passes, None) is None:
+            raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes: more probe_examples or a lower r.")
+        return model(**batch)
+
+    found = get_eva_state_dict(
+        base,
+        [inputs(batch) for batch in batches],
+        config,
+        forward_fn=forward,
+        prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if texts else None,
+        prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if texts else None,
+        gather_distributed_inputs=False,
+        show_progress_bar=False,
+    )
+    rows = {path: A.float().cpu().contiguous() for path, A in found.items() if len(A)}
+    ranks = {path: len(A) for path, A in rows.items()}
+    return Start(ranks, rows, {}, mistakable(ranks, modules)), len(batches)
+
+
 # ---------------------------------------------------------------- what is kept
 
 
-def _write(start: Start, recipe: Recipe, found: Probe, path: Path) -> None:
+def _write(start: Start, recipe: Recipe, batches: int, path: Path) -> None:
     tensors = {f"{layer}/start": rows.contiguous() for layer, rows in start.rows.items()}
     tensors |= {f"{layer}/singular_values": values.contiguous() for layer, values in start.spectra.items()}
     facts = {
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
-        "batches": found.batches,
+        "batches": batches,
         "ranks": start.ranks,
         "mistakable": start.mistakable,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from aurora_lora import calibrate
 
 from .. import files
+from ..deploy.probe import Loss
 from ..errors import DIVERGED, CheckpointError, UserError
 from ..finite import check_finite
 from ..forms import CALIBRATED
@@ -178,8 +180,9 @@ def make_trainer(
     if adapter is not None:
         check_data(adapter.parent, data)
     data = kind.with_targets(data, recipe)
-    wanted = recipe.training
-    share = Share(wanted.batch_size, 1) if adapter else divide(wanted, state().num_processes)  # loaded: takes no steps
+    settings = recipe.training
+    # a loaded model takes no steps
+    share = Share(settings.batch_size, 1) if adapter else divide(settings, state().num_processes)
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, data.task, processor, data.labels)
@@ -197,10 +200,14 @@ def make_trainer(
             callbacks=list(callbacks),
         )
 
-    start = None if adapter else start_for(recipe, base, data, checkpoints.parent, lambda: trainer_of(base).loss_of)
+    loss = functools.cache(lambda: trainer_of(base).loss_of)
+    start = None if adapter else start_for(recipe, base, data, checkpoints.parent, loss)
     if start is not None:
         set_seed(recipe.seed)  # the same whether it was probed for or read
-    model = make_model(start.resolved(recipe) if start else recipe, base, adapter, checkpoints)
+    wanted = start.resolved(recipe) if start else recipe
+    if recipe.method.looks and adapter is None:
+        wanted = _looked(recipe, base, data, loss, checkpoints)
+    model = make_model(wanted, base, adapter, checkpoints)
     if start is not None:
         start.align(model)
     if recipe.training.gradient_checkpointing:
@@ -215,6 +222,28 @@ def make_trainer(
         callbacks = [CalibrationCallback(_own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
     callbacks = [*recipe.method.callbacks(), *callbacks]
     return trainer_of(model, [*kind.callbacks(data), *callbacks]), data
+
+
+def _looked(recipe: Recipe, base: Any, data: Data, loss: Callable[[], Loss], kept: Path) -> Recipe:
+    """The recipe, its method with what it takes from training data before it is applied."""
+    if recipe.training.gradient_checkpointing:
+        checkpoint_activations(base)
+    sample = _sample(recipe, data, lambda model, batch: loss()(model, batch))
+    try:
+        return recipe.model_copy(update={"method": recipe.method.looked(base, sample, kept)})
+    except ValueError as error:
+        raise UserError(f"method: {' '.join(str(error).split())}") from error
+
+
+def _sample(recipe: Recipe, data: Data, loss: Loss) -> Sample:
+    return Sample(
+        batches=lambda share: data.training_batches(share, recipe.training.batch_size),
+        loss=loss,
+        learning_rate=recipe.training.learning_rate,
+        seed=recipe.seed,
+        examples=len(data.splits["train"]),
+        agree=lambda value: on_main(lambda: value),
+    )
 
 
 def make_model(
@@ -254,8 +283,8 @@ def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path |
     Raises:
         UserError: the method does not fit the model, or the memory.
     """
-    if wants_probe(recipe.method.options):
-        raise UserError("method: budget and start: aligned are for runs with a loss on labels, not for this one")
+    if wants_probe(recipe.method.options) or (recipe.method.looks and kept is None):
+        raise UserError("method: budget, start and lora-ga are for runs with a loss on labels, not for this one")
     try:
         check_modules(base, recipe.method.options)
         return recipe.method.apply(base, task_type, kept)
@@ -287,14 +316,7 @@ def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: 
         UserError: what the method decided on does not fit the model.
     """
     if checkpoint is None:
-        sample = Sample(
-            batches=lambda share: data.training_batches(share, recipe.training.batch_size),
-            loss=trainer.loss_of,
-            learning_rate=recipe.training.learning_rate,
-            seed=recipe.seed,
-            agree=lambda value: on_main(lambda: value),
-        )
-        recipe.method.prepare(trainer.module, sample)
+        recipe.method.prepare(trainer.module, _sample(recipe, data, trainer.loss_of))
     else:
         recipe.method.restore(trainer.module, checkpoint)
 
