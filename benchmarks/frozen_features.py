@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import statistics
@@ -29,12 +30,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel
 
 from aurora_lora import AuroraConfig, calibrate, set_form
-from aurora_lora.files import write_text
+from aurora_lora.files import new_file, write_text
 from aurora_lora.methods.bottleneck import AfterLinear
 from aurora_lora.tasks import SplitSizes, get_task
 from aurora_lora.tasks.metrics import classification_metrics, regression_metrics
@@ -80,22 +82,24 @@ class Split:
 
 
 class Texts:
-    """The features of texts, each computed once."""
+    """The features of texts, each computed once and kept under the hash of its text."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self.found: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, base: str, texts: list[str]) -> Tensor:
-        path = self.cache / f"{base}.pt"
+        path = self.cache / f"{base}.safetensors"
         if base not in self.found:
-            self.found[base] = torch.load(path) if path.exists() else {}
+            self.found[base] = load_file(path) if path.exists() else {}
         known = self.found[base]
-        if new := sorted({text for text in texts if text not in known}, key=len):
-            known |= dict(zip(new, embedded(new, base), strict=True))
+        names = {text: hashlib.sha256(text.encode()).hexdigest() for text in texts}
+        if new := sorted((text for text, name in names.items() if name not in known), key=len):
+            known |= {names[text]: one for text, one in zip(new, embedded(new, base), strict=True)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(known, path)
-        return torch.stack([known[text] for text in texts])
+            with new_file(path) as partial:
+                save_file(known, str(partial))
+        return torch.stack([known[names[text]] for text in texts])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ One line of OUTPUT/runs.jsonl for each run, written as it is finished; what is t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import statistics
@@ -25,11 +26,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from aurora_lora.deploy.probe import Loss, Probe
 from aurora_lora.deploy.ranks import DEVIATION, aligned_rows, cost, share_out, squared_by_weight
 from aurora_lora.deploy.sketch import LayerProbe
 from aurora_lora.training import probing, train
+from aurora_lora.training.data import Data
+from aurora_lora.training.probing import probe_for
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
@@ -76,11 +80,14 @@ class Way:
         worth: of each direction, for the ranks.
         examples: that are probed.
         deviation: of each z at the start.
+        steps: of AdamW with the ranks and the start of a first pass; a second pass, over what has come of it, then
+            decides, and the run begins anew.
     """
 
     worth: Worth = squared_by_weight
     examples: int = 256
     deviation: float = DEVIATION
+    steps: int = 0
 
 
 WAYS = {
@@ -94,7 +101,29 @@ WAYS = {
     "S^2 by weight, 48 examples": Way(examples=48),
     "S^2 by weight, deviation 1/4": Way(deviation=0.25),
     "S^2 by weight, deviation 1": Way(deviation=1.0),
+    "S^2 by weight, second pass after 16 steps": Way(steps=16),
+    "S^2 by weight, second pass after 63 steps": Way(steps=63),
 }
+
+
+def second_pass(recipe: Recipe, base: nn.Module, data: Data, loss: Loss, steps: int) -> Probe:
+    """The probe of the base with an update that was trained for some steps, merged into it."""
+    first = probing._decided(recipe.method.options, probe_for(recipe, base, data, loss))
+    adapted = first.resolved(recipe).method.apply(copy.deepcopy(base), recipe.task.kind.task_type)
+    first.align(adapted)
+    adapted.train()
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in adapted.parameters() if parameter.requires_grad],
+        lr=recipe.training.learning_rate,
+        weight_decay=0.0,
+    )
+    batches = data.training_batches(1.0, recipe.training.batch_size)
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    for number in order[:steps]:
+        torch.autograd.backward(loss(adapted, batches[number]))
+        optimizer.step()
+        optimizer.zero_grad()
+    return probe_for(recipe, adapted.merge_and_unload(), data, loss)
 
 
 def recipe(way: Way, seed: int, rate: float, teacher: Path) -> Recipe:
@@ -109,6 +138,8 @@ def trained(way: Way, wanted: Recipe, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(probing, "share_out", partial(share_out, worth=way.worth)))
         stack.enter_context(patch.object(probing, "aligned_rows", partial(aligned_rows, deviation=way.deviation)))
+        if way.steps:
+            stack.enter_context(patch.object(probing, "probe_for", partial(second_pass, steps=way.steps)))
         return train(wanted, folder).result
 
 
