@@ -124,14 +124,56 @@ def test_eva_is_pefts(model: Path, tmp_path: Path) -> None:
         assert not layer.lora_B["default"].weight.any()
 
 
-def test_eva_that_does_not_settle(model: Path, tmp_path: Path) -> None:
-    """A batch of fewer tokens than EVA looks for would let PEFT go round for ever."""
+def test_eva_on_all_linear_layers(model: Path, tmp_path: Path) -> None:
+    """Those without tokens too, as the pooler: their inputs are taken whole."""
+    recipe = load(model, method={"name": "lora", "r": 2, "start": "eva", "target_modules": "all-linear"})
+    make_trainer(recipe, tmp_path / "checkpoints")
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert "bert.pooler.dense" in start.rows
+
+
+def test_eva_counts_the_tokens_that_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a language model's inputs, those at the tokens of answers; of all tokens the directions are others."""
+    method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["q_proj"]}
+    task = {"name": "tiny-questions", "train_size": 48, "validation_size": 16, "test_size": 16, "loss_on": "answer"}
+    lm = tiny.save_language_model(tmp_path / "lm", "llama", tied=True)
+
+    def rows(name: str) -> dict[str, torch.Tensor]:
+        recipe = validate(tiny.recipe(lm, method=method, task=task), "recipe")
+        make_trainer(recipe, tmp_path / name / "checkpoints")
+        start = kept_start(tmp_path / name)
+        assert start is not None
+        return start.rows
+
+    answers = rows("answers")
+    monkeypatch.setattr(probing, "IGNORED", 10**6)
+    every = rows("every")
+    assert any(not torch.equal(A, every.get(layer, torch.empty(0))) for layer, A in answers.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch_size", "message"),
+    [
+        ({"r": 8, "probe_examples": 1}, 1, "start: eva needs batches of at least 16 tokens that count"),
+        ({"r": 9}, 8, "r=9 is not allowed: bert.*query has 16 inputs, and start: eva looks for 18 directions"),
+        (
+            {"target_modules": ["query", "word_embeddings"]},
+            8,
+            "word_embeddings is a Embedding; start: eva is for linear",
+        ),
+        ({"target_modules": ["query", "valeu"]}, 8, "valeu"),
+    ],
+)
+def test_what_eva_cannot_do(
+    model: Path, tmp_path: Path, changes: dict[str, Any], batch_size: int, message: str
+) -> None:
     recipe = load(
         model,
-        method={"name": "lora", "r": 16, "start": "eva", "probe_examples": 1, **Q_V},
-        training={"epochs": 1, "batch_size": 1, "learning_rate": 1e-3},
+        method={"name": "lora", "start": "eva", **Q_V, **changes},
+        training={"epochs": 1, "batch_size": batch_size, "learning_rate": 1e-3},
     )
-    with pytest.raises(UserError, match="method: start: eva has not settled in 50 passes"):
+    with pytest.raises(UserError, match=message):
         make_trainer(recipe, tmp_path / "checkpoints")
 
 

@@ -99,7 +99,7 @@ def probe(
     data = Passes(as_batches(batches))
     data.keep_iterator()
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
-    with _at_rest(model), Runner(model) as runner:
+    with at_rest(model), Runner(model) as runner:
         sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
         work = _Work(runner, data, loss or _own_loss, seed, *memory_bound(max_memory, runner.device))
         for _ in range(power_iterations):
@@ -145,7 +145,7 @@ def _own_loss(model: Any, batch: Any) -> Tensor:
 
 
 @contextmanager
-def _at_rest(model: nn.Module) -> Any:
+def at_rest(model: nn.Module) -> Any:
     """The model as it stands, in eval mode, with gradients for activations and none for weights."""
     with ExitStack() as stack:
         stack.enter_context(trained_state(model) if any(True for _ in _aurora(model)) else evaluated(model))

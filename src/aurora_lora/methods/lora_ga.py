@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..deploy.probe import at_rest
+from ..errors import CheckpointError
 from .base import Options, Sample
 from .lora import LORA_DEFAULTS, lora_config, lora_names
 from .options import TARGETS, check, fields, integer, positive
@@ -27,25 +29,27 @@ OWN = {"probe_examples": integer(64), "stable_gamma": positive(16.0)}
 _FIELDS = fields(OWN)
 
 
-def gradients(model: nn.Module, layers: Mapping[str, nn.Module], sample: Sample, batches: list[Any]) -> list[Tensor]:
-    """The gradient of the mean loss of batches by the weight of each layer, (d_out, d_in), without dropout."""
+def gradients(
+    model: nn.Module, layers: Mapping[str, nn.Module], sample: Sample, batches: list[Any]
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss of batches by the weight of each layer, (d_out, d_in), without dropout; of the
+    layers that the loss depends on."""
     weights: list[Any] = [layer.weight for layer in layers.values()]
-    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    was_training = model.training
-    sums: list[Any] = [0.0] * len(weights)
-    try:
-        model.requires_grad_(False).train(False)
+    sums: list[Any] = [None] * len(weights)
+    with at_rest(model):
         for weight in weights:
             weight.requires_grad_(True)
         for batch in batches:
-            with torch.enable_grad():
-                found = torch.autograd.grad(sample.loss(model, batch), weights)
-            sums = [total + one.float() / len(batches) for total, one in zip(sums, found, strict=True)]
-    finally:
-        model.train(was_training)
-        for parameter, wanted in trained.items():
-            parameter.requires_grad_(wanted)
-    return [total.T if isinstance(layer, Conv1D) else total for total, layer in zip(sums, layers.values(), strict=True)]
+            found = torch.autograd.grad(sample.loss(model, batch), weights, allow_unused=True)
+            for i, one in enumerate(found):
+                if one is not None:
+                    mean = one.float() / len(batches)
+                    sums[i] = mean if sums[i] is None else sums[i] + mean
+    return {
+        path: total.T if isinstance(layer, Conv1D) else total
+        for (path, layer), total in zip(layers.items(), sums, strict=True)
+        if total is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class GradientMethod(SingularMethod):
     def looked(self, model: PreTrainedModel, sample: Sample, kept: Path) -> Self:
         if (kept / START_FILE).exists():
             return self
+        if any(kept.glob("checkpoint-*")):  # another start would not fit their weights
+            raise CheckpointError(f"{kept} has checkpoints, but not their {START_FILE}.")
         paths = target_paths(model, {name: self.options.get(name) for name in TARGETS}, lora_targets(model))
         layers = {path: model.get_submodule(path) for path in paths}
         for path, layer in layers.items():
@@ -75,24 +81,35 @@ class GradientMethod(SingularMethod):
         batches = sample.batches(min(1.0, self.options["probe_examples"] / sample.examples))
         r = max(self.options["r"], *(self.options.get("rank_pattern") or {"": 0}).values())
         found = {}
-        for path, gradient in zip(layers, gradients(model, layers, sample, batches), strict=True):
-            if not torch.isfinite(gradient).all():
-                raise ValueError(f"the gradient of {path} is not finite: is the model or a batch broken?")
+        for path, gradient in gradients(model, layers, sample, batches).items():
+            if not (torch.isfinite(gradient).all() and gradient.any()):
+                what = "0" if torch.isfinite(gradient).all() else "not finite"
+                raise ValueError(f"the gradient of {path} is {what}: is the model or a batch broken?")
             U, _, Vh = singular_vectors(gradient)
             found[path] = U[:, : 2 * r].cpu(), Vh[: 2 * r].cpu()
         return replace(self, vectors=found)
 
     def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:
-        """A and B of the start. Without the gradient, LoRA's own: then B is 0."""
-        if self.vectors is None:
-            return layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone()
+        """A and B of the start; LoRA's own, where B is 0, for a layer without a gradient."""
         name = path.removeprefix("base_model.model.")
+        if self.vectors is None or name not in self.vectors:
+            return layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone()
         U, Vh = self.vectors[name]
         r = layer.r[ADAPTER]
         if U.shape[1] < 2 * r:
             raise ValueError(f"r={r} is not allowed: {name} has {U.shape[1]} components, lora-ga takes 2 r of them.")
         c = U.shape[0] ** 0.25 / self.options["stable_gamma"] ** 0.5
         return c * Vh[:r], c * U[:, r : 2 * r]
+
+    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
+        """As `Method.load`.
+
+        Raises:
+            CheckpointError: the start, which cannot be made again, is missing or damaged; or the weights do not fit.
+        """
+        if not (directory / START_FILE).exists():
+            raise CheckpointError(f"{directory} has no {START_FILE}, without which the adapter is another.")
+        return super().load(model, directory)
 
 
 def _config(**options: Any) -> Any:
@@ -103,6 +120,6 @@ LORA_GA = GradientMethod(
     name="lora-ga",
     description="LoRA that starts along the gradient of the loss",
     make_config=_config,
-    names=[*lora_names("init_lora_weights", "use_dora"), *OWN],
+    names=[*lora_names("init_lora_weights", "use_dora", "layer_replication"), *OWN],
     defaults=LORA_DEFAULTS,
 )

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from .. import files
 from ..errors import CheckpointError
 from .base import BaseUse, PeftMethod, TaskType
-from .linear import is_plain_linear, matrix
+from .linear import is_plain_linear, matrix, untie_adapted
 from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
 from .options import TARGETS, peft_method
 
@@ -113,6 +113,7 @@ class SingularMethod(PeftMethod):
         """
         peft_model = super().apply(model, task_type)
         start = None if kept is None else kept / START_FILE
+        untie_adapted(peft_model)  # a weight that another module has too stays as it is there
         layers = start_layers(peft_model)
         for path, layer in layers.items():
             base, r = layer.get_base_layer(), layer.r[ADAPTER]

@@ -53,7 +53,9 @@ class ProbedMethod(PeftMethod):
         if probed["start"] == EVA and "init_weights" in self.names:
             raise ValueError("start: eva is for lora: AuroRA's z must fit the spline's range, as in start: aligned.")
         if probed["start"] == EVA and any(options.get(name) for name in ("budget", *PATTERNS)):
-            raise ValueError("start: eva gives each layer its rank: it does not go with budget and rank_pattern.")
+            raise ValueError(
+                f"start: eva gives each layer its rank: it does not go with budget or {' and '.join(PATTERNS)}."
+            )
         if probed["start"] != "default" and options.get("init_lora_weights", True) is not True:
             raise ValueError(f"init_lora_weights does not go with start: {probed['start']}.")
         if probed["start"] == ALIGNED and options.get("init_weights", True) is False:

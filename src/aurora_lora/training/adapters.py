@@ -22,6 +22,7 @@ from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError
 from ..finite import check_finite
+from ..methods.pissa_milora import START_FILE
 from ..tasks._loading import reason
 from ..tasks.models import packaged_name
 from .data import encode
@@ -151,6 +152,8 @@ def _batch(
 
 def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
     """The adapter on its base, in eval mode, on the GPU if there is one."""
+    if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
+        raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
     classifier = settings.get("task_type") == "SEQ_CLS"
     plain: PreTrainedModel = load_classifier(base, _labels(adapter)) if classifier else load_causal_model(base)
     try:

@@ -80,8 +80,11 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     if isinstance(method, AuroraMethod):
         text = _aurora(facts, no_lora)
     else:
-        ours = isinstance(method, SingularMethod) and not method.peft_loads  # their base weight is made by this package
+        ours = isinstance(method, SingularMethod) and not method.peft_loads
         text = _weights(facts) if ours else _peft(facts)
+        if ours:  # their base weight is made by this package: PEFT alone would load another model
+            data.library_name, data.tags = "aurora-lora", sorted({*facts.tags, "aurora-lora"})
+            text += "\nPEFT alone would load it on the base model as it is, and compute something else.\n"
     _write(path, data, facts, text)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, LoraConfig, get_eva_state_dict
-from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling, prepare_model_inputs_fn_language_modeling
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,12 +22,13 @@ from ..deploy.probe import Loss, Probe, probe
 from ..deploy.ranks import adapted_layers, aligned_rows, mistakable, rank_fields, set_rows, share_out
 from ..errors import AuroraError, UserError
 from ..methods.base import Options
+from ..methods.linear import features, is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
-from ..methods.targets import ALL_LINEAR, lora_targets, target_paths
+from ..methods.targets import ALL_LINEAR, check_modules, lora_targets, target_paths
 from ..tuner.combine import exactly
-from .data import TARGETS as LEARNED
+from .batches import IGNORED
 from .data import Data
 from .distributed import on_main, state
 from .memory import checkpoint_activations
@@ -92,13 +94,15 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
     """
     if not wants_probe(recipe.method.options):
         return None
-    if (kept := kept_start(folder)) is not None:
+    if (kept := on_main(lambda: kept_start(folder))) is not None:
         return kept
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
     try:
+        check_modules(base, recipe.method.options)
         if recipe.method.options["start"] == EVA:
-            start, batches = _by_eva(recipe, base, data)
+            judge = loss()  # in every process: it brings the model to the device
+            start, batches = on_main(lambda: _by_eva(recipe, base, data, judge))
         else:
             found = probe_for(recipe, base, data, loss())
             start, batches = _decided(recipe.method.options, found), found.batches
@@ -141,40 +145,69 @@ def _decided(options: Options, found: Probe) -> Start:
     return Start(ranks, rows, spectra, mistakable(ranks or (), found.modules))
 
 
-def _by_eva(recipe: Recipe, base: Any, data: Data) -> tuple[Start, int]:
-    """The start and the ranks that PEFT's EVA finds, and from how many batches; the same in every process.
+def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, int]:
+    """The start and the ranks that PEFT's EVA finds, and from how many batches.
 
     Raises:
-        ValueError: the vectors of a layer do not settle, as where a batch has fewer tokens than EVA looks for.
+        ValueError: a module is no linear layer or too narrow, or the batches have too few tokens.
     """
-    options, batches = recipe.method.options, _batches(recipe, data)
-    modules = [path for path, _ in base.named_modules()]
+    options, by_token = recipe.method.options, recipe.task.kind.task_type == "CAUSAL_LM"
     paths = target_paths(base, {name: options.get(name) for name in TARGETS}, lora_targets(base))
+    wanted = round(EvaConfig().rho * options["r"])
+    for path in paths:
+        layer = base.get_submodule(path)
+        if not is_linear(layer):
+            raise ValueError(f"target_modules: {path} is a {type(layer).__name__}; start: eva is for linear layers.")
+        if wanted > features(layer)[1]:
+            raise ValueError(
+                f"r={options['r']} is not allowed: {path} has {features(layer)[1]} inputs, and start: eva looks for "
+                f"{wanted} directions in them."
+            )
+
+    def mask(batch: dict[str, Tensor], config: Any = None) -> Tensor | None:
+        """The tokens that count (batch, tokens): neither padding nor, in conversations, what is not learned."""
+        found = batch["attention_mask"].bool() if "attention_mask" in batch else None
+        if by_token and found is not None and "labels" in batch and batch["labels"].shape == found.shape:
+            found = found & (batch["labels"] != IGNORED)
+        return found
+
+    def vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
+        x: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
+        if counted is not None and x.shape[:-1] == counted.shape:
+            return x[counted].float()
+        return x.reshape(-1, x.shape[-1]).float().contiguous()
+
+    # PEFT leaves out a batch with fewer tokens than it looks for, and goes round for ever where all have
+    found = _batches(recipe, data)
+    batches = [batch for batch in found if (one := mask(batch)) is None or int(one.sum()) >= wanted]
+    if not batches:
+        raise ValueError(
+            f"start: eva needs batches of at least {wanted} tokens that count: a larger training.batch_size, or a "
+            "lower r."
+        )
+    passes = iter(range(EVA_PASSES * len(batches)))
+
+    def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
+        if next(passes, None) is None:
+            raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes over its examples: a lower r.")
+        loss(model, batch)
+
+    modules = [path for path, _ in base.named_modules()]
     config = LoraConfig(
         r=options["r"], target_modules=exactly(paths, modules), init_lora_weights="eva", eva_config=EvaConfig()
     )
-    texts, passes = "input_ids" in batches[0], iter(range(EVA_PASSES * len(batches)))
-
-    def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        by_token = texts and "labels" in batch and batch["labels"].shape == batch["input_ids"].shape
-        return {name: value for name, value in batch.items() if name not in LEARNED or (by_token and name == "labels")}
-
-    def forward(model: nn.Module, batch: dict[str, Tensor]) -> Any:
-        if next(passes, None) is None:
-            raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes: more probe_examples or a lower r.")
-        return model(**batch)
-
-    found = get_eva_state_dict(
-        base,
-        [inputs(batch) for batch in batches],
-        config,
-        forward_fn=forward,
-        prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if texts else None,
-        prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if texts else None,
-        gather_distributed_inputs=False,
-        show_progress_bar=False,
-    )
-    rows = {path: A.float().cpu().contiguous() for path, A in found.items() if len(A)}
+    with contextlib.redirect_stdout(sys.stderr):  # PEFT prints
+        by_layer = get_eva_state_dict(
+            base,
+            batches,
+            config,
+            forward_fn=forward,
+            prepare_model_inputs_fn=mask,
+            prepare_layer_inputs_fn=vectors,
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    rows = {path: A.float().cpu().contiguous() for path, A in by_layer.items() if len(A)}
     ranks = {path: len(A) for path, A in rows.items()}
     return Start(ranks, rows, {}, mistakable(ranks, modules)), len(batches)
 

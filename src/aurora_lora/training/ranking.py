@@ -10,7 +10,7 @@ from typing import Any
 from ..deploy.gradients import Weight, frozen_weights
 from ..errors import UserError
 from ..methods.options import TARGETS
-from ..methods.start import PATTERNS, ProbedMethod
+from ..methods.start import EVA, PATTERNS, ProbedMethod
 from .probing import kept_start
 from .recipe import Recipe
 from .run import make_trainer
@@ -42,6 +42,7 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
         raise UserError("method.budget: this field must be given, or `budget`")
     if options.get("budget") is None:
         options = {name: value for name, value in options.items() if name not in (*TARGETS, *PATTERNS)}
+        options |= {"start": "default"} if options.get("start") == EVA else {}
     try:
         method = recipe.method.bind({**options, "budget": options.get("budget") if budget is None else budget})
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,10 +229,9 @@ def _looked(recipe: Recipe, base: Any, data: Data, loss: Callable[[], Loss], kep
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
     sample = _sample(recipe, data, lambda model, batch: loss()(model, batch))
-    try:
+    with _plain_method_errors():
+        check_modules(base, recipe.method.options)
         return recipe.model_copy(update={"method": recipe.method.looked(base, sample, kept)})
-    except ValueError as error:
-        raise UserError(f"method: {' '.join(str(error).split())}") from error
 
 
 def _sample(recipe: Recipe, data: Data, loss: Loss) -> Sample:
@@ -284,10 +283,20 @@ def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path |
         UserError: the method does not fit the model, or the memory.
     """
     if wants_probe(recipe.method.options) or (recipe.method.looks and kept is None):
-        raise UserError("method: budget, start and lora-ga are for runs with a loss on labels, not for this one")
-    try:
+        what = "budget and start" if wants_probe(recipe.method.options) else recipe.method.name
+        raise UserError(
+            f"method: {what}: what is learned from training data before the run is not for this kind of run"
+        )
+    with _plain_method_errors():
         check_modules(base, recipe.method.options)
         return recipe.method.apply(base, task_type, kept)
+
+
+@contextlib.contextmanager
+def _plain_method_errors() -> Iterator[None]:
+    """What a method says of the model, the memory or a file of the run, as a UserError."""
+    try:
+        yield
     except CheckpointError as error:
         raise UserError(f"{' '.join(str(error).split())} Remove it to begin the run again") from error
     except ValueError as error:
