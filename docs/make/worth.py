@@ -16,19 +16,26 @@ _RANKS = (
     "Is it the nonlinearity, at a quarter",
     "Are ranks by the gradients better than r=4 on query and value",
 )
+_OTHER_WAYS = (
+    "Are they for AuroRA, with as many weights",
+    "Half of the weights, ranks by the gradients: above EVA r=8",
+    "Above LoRA-GA r=8",
+)
 _MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
 _HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
+_OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10")
 _SAME = ("Does AuroRA r=2 beat LoRA r=2",)
 
 CASES = {
     "ranks": {
-        **dict.fromkeys(("ranks-short", "ranks-converged"), _RANKS),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), _RANKS[:4]),
+        "ranks-short": (*_RANKS, *_OTHER_WAYS),
+        "ranks-converged": _RANKS,
+        **dict.fromkeys(_OTHERS, _RANKS[:4]),
     },
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
         **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), ("Is AuroRA above LoRA at the same rank and layers",)),
+        **dict.fromkeys(_OTHERS, ("Is AuroRA above LoRA at the same rank and layers",)),
     },
     "high rates": {"high-rates": _HIGH},
     "merge": dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
