@@ -75,6 +75,10 @@ def test_run(write_recipe: WriteRecipe, tmp_path: Path, method: dict[str, Any]) 
     answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
     for one, other in zip(*answers, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+    # plain PEFT would load these two on the base as it is; the hub must not offer it
+    alone = "PEFT alone would load it on the base model as it is" in card
+    assert alone == (method["name"] in ("milora", "lora-ga"))
+    assert ("library_name: peft" in card) == (not alone and "An adapter for [PEFT]" in card)
     # plain PEFT can load what is PEFT's, and only that
     assert ("it needs no package beside PEFT" in card) == (method["name"] in ("adalora", "pissa", "hira"))
 

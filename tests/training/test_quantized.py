@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from aurora_lora import cli
+from aurora_lora.methods import METHODS
 from aurora_lora.training import yaml_text
 from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
@@ -181,6 +182,10 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(prompt)
 
+    milora = tmp_path / "milora"
+    method = METHODS["milora"].bind({"r": 2})
+    method.save(method.apply(AutoModelForCausalLM.from_pretrained(base), "CAUSAL_LM"), milora)
+
     def refused(*args: object) -> str:
         done = aurora("gap", *args)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
@@ -196,5 +201,6 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
     assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
     assert "which changes no layer" in refused(prompt, "--data", file)
+    assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
     assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
     assert "--model and --data go with the folder of an adapter" in refused(run, "--data", file)

@@ -24,6 +24,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "aurora-paper", **TARGETS},
     {"name": "lora", **TARGETS},
     {"name": "pissa", **TARGETS},
+    {"name": "lora-ga", "r": 4, **TARGETS},
     {"name": "moslora", **TARGETS},
     {"name": "dylora", **TARGETS, "eval_rank": 1},
 ]
@@ -56,7 +57,7 @@ def test_the_last_update_is_what_a_merge_adds(
         assert added.abs().max() > 1e-3
         torch.testing.assert_close(left @ right, added, rtol=1e-4, atol=1e-6)
         first = updates[0][f"{forms[0]}/{layer}/left"]
-        assert first.any() == (method["name"] == "pissa")  # B starts at 0
+        assert first.any() == (method["name"] in ("pissa", "lora-ga"))  # B starts at 0
 
 
 def base_layers(model: torch.nn.Module) -> dict[str, Any]:
