@@ -48,9 +48,7 @@ def test_plain_words(text: str, value: Any) -> None:
         ("!!timestamp 2024-02-30", "here, line 1: could not determine a constructor for the tag"),
         ('name: "\\ud800"', "here, line 1: '\\ud800' is no str"),
         ("9" * 5000, "here, line 1: '9999"),
-        ("- " * 500, "here: more than 100 levels deep"),
         ("[" * 200 + "]" * 200, "here, line 1: more than 100 levels deep"),
-        ("[" * 9000, "here: more than 100 levels deep"),
         ("a: &a [*a]", "here, line 1: more than 100,000 values"),
         ("\udcff", "here: "),
         ("a: 1\n---\nb: 2", "here, line 2: but found another document"),
@@ -62,6 +60,13 @@ def test_what_is_refused(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["- " * 500, "[" * 9000])
+def test_too_many_levels(text: str) -> None:
+    """Python's own limit comes first or ours, which names the line: other packages raise the first."""
+    with pytest.raises(UserError, match=r"^here(, line 1)?: more than 100 levels deep$"):
+        yaml_text.parse(text, "here")
 
 
 def test_a_few_lines_that_stand_for_billions_of_values() -> None:
