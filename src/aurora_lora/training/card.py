@@ -69,23 +69,19 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
         no_lora: for AuroRA, why there is no plain LoRA beside the adapter; None if there is one.
     """
     path = folder / CARD
-    if not path.exists():
+    method = facts.recipe.method
+    changed = isinstance(method, SingularMethod) and not method.peft_loads  # this package alone makes their base weight
+    if changed or not path.exists():
         data = ModelCardData(base_model=facts.base, library_name="aurora-lora", tags=["aurora-lora"])
-        _write(path, data, facts, _weights(facts))
+        alone = (
+            "\nPEFT alone would load it on the base model as it is, and compute something else.\n" if changed else ""
+        )
+        _write(path, data, facts, _weights(facts) + alone)
         return
     data = ModelCard.load(path).data
     data.base_model = facts.base  # PEFT names the cache folder of a packaged model
     data.tags = sorted({*(tag for tag in data.tags or () if not tag.startswith("base_model:")), *facts.tags})
-    method = facts.recipe.method
-    if isinstance(method, AuroraMethod):
-        text = _aurora(facts, no_lora)
-    else:
-        ours = isinstance(method, SingularMethod) and not method.peft_loads
-        text = _weights(facts) if ours else _peft(facts)
-        if ours:  # their base weight is made by this package: PEFT alone would load another model
-            data.library_name, data.tags = "aurora-lora", sorted({*facts.tags, "aurora-lora"})
-            text += "\nPEFT alone would load it on the base model as it is, and compute something else.\n"
-    _write(path, data, facts, text)
+    _write(path, data, facts, _aurora(facts, no_lora) if isinstance(method, AuroraMethod) else _peft(facts))
 
 
 def write_lora_card(folder: Path, facts: Facts, form: str) -> None:

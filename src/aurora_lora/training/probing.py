@@ -189,7 +189,7 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
         if next(passes, None) is None:
-            raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes over its examples: a lower r.")
+            raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes over its examples: try a lower r.")
         loss(model, batch)
 
     modules = [path for path, _ in base.named_modules()]

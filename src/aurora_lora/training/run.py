@@ -284,9 +284,7 @@ def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path |
     """
     if wants_probe(recipe.method.options) or (recipe.method.looks and kept is None):
         what = "budget and start" if wants_probe(recipe.method.options) else recipe.method.name
-        raise UserError(
-            f"method: {what}: what is learned from training data before the run is not for this kind of run"
-        )
+        raise UserError(f"method: {what} cannot be used here: this kind of run has no loss on labels")
     with _plain_method_errors():
         check_modules(base, recipe.method.options)
         return recipe.method.apply(base, task_type, kept)
