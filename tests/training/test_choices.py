@@ -67,6 +67,19 @@ def test_scores_against_one_text_at_a_time(language_model: Any) -> None:
             assert torch.isneginf(scores[row, len(choices) :]).all()
 
 
+def test_the_output_layer_sees_contiguous_states(language_model: Any) -> None:
+    """One position of each prompt, all of the choices: on a CPU, linear layers are slow on a slice of the states."""
+    model, tokenizer = language_model
+    batch = Questions(tokenizer, max_choices=4)(encode_questions(tokenizer, PROMPTS, CHOICES, [0, 2, 1]))
+    seen: list[tuple[int, bool]] = []
+    hook = model.lm_head.register_forward_pre_hook(
+        lambda _, args: seen.append((args[0].shape[1], args[0].is_contiguous()))
+    )
+    with torch.no_grad(), hook:
+        choice_scores(model, batch, 4)
+    assert seen == [(1, True), (batch["choice_ids"].shape[1], True)]
+
+
 def test_training_text(language_model: Any) -> None:
     _, tokenizer = language_model
     questions = encode_questions(tokenizer, PROMPTS, CHOICES, [1, 0, 1])

@@ -191,7 +191,9 @@ def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) 
     """
     prompt, mask, choices = batch["prompt_ids"], batch["prompt_mask"], batch["choice_ids"]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    # By index: the slice that Transformers takes for 1 is not contiguous, and a CPU is far slower on it.
+    end = torch.tensor([prompt.shape[1] - 1], device=prompt.device)
+    last = {"logits_to_keep": end} if takes(model, "logits_to_keep") else {}
     kept = {"position_ids": positions} if takes(model, "position_ids") else {}
     output = model(input_ids=prompt, attention_mask=mask, use_cache=True, **kept, **last)
     rows, columns = batch["places"].unbind(1)
