@@ -32,7 +32,7 @@ CASES = {
     "fourierft": ({}, BASE, 24_000, "0.024M"),
     "moslora": ({}, BASE, QUERY_VALUE + 24 * 64, None),
     "lora-ga": ({}, BASE, QUERY_VALUE, None),
-    "hira": ({"r": 8, "target_modules": ["query", "value"]}, BASE, QUERY_VALUE, None),
+    "hira": ({"target_modules": ["query", "value"]}, BASE, 4 * QUERY_VALUE, None),  # r = 32
     "sine-lora": ({}, BASE, QUERY_VALUE, None),
     "loran": ({}, BASE, QUERY_VALUE, None),
     "loda": ({}, BASE, QUERY_VALUE + 24 * 2 * 64, None),

@@ -26,8 +26,10 @@ from aurora_lora.training.data import load_data
 from aurora_lora.training.images import Images, Stack, image_size, plain_transform, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_image_processor
+from aurora_lora.training.probing import kept_start
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
+from aurora_lora.training.run import make_trainer
 from aurora_lora.training.storage import SPLITS
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
@@ -337,3 +339,24 @@ def test_the_other_commands(vit: Path, tmp_path: Path) -> None:
         assert 0 <= aurora("evaluate", run.folder, "--split", split)["by_form"]["static"]["accuracy"] <= 1
     assert aurora("export", run.folder, "-o", tmp_path / "lora")["form"] == "calibrated"
     assert load_file(str(tmp_path / "lora" / "adapter_model.safetensors"))
+
+
+def test_eva_starts_along_the_inputs_of_images(vit: Path, tmp_path: Path) -> None:
+    """A is the principal directions of a layer's inputs over all patches of the probed images."""
+    method = {"name": "lora", "r": 2, "start": "eva", "target_modules": ["q_proj"], "probe_examples": 16}
+    trainer, data = make_trainer(recipe(vit, method=method), tmp_path / "checkpoints")
+    (batch,) = data.training_batches(16 / len(data.splits["train"]), trainer.recipe.training.batch_size)
+    start = kept_start(tmp_path)
+    assert start is not None
+    assert start.ranks is not None
+    base = AutoModelForImageClassification.from_pretrained(vit).eval()
+    inputs: dict[str, torch.Tensor] = {}
+    for path in start.ranks:
+        base.get_submodule(path).register_forward_pre_hook(
+            lambda _, args, path=path: inputs.update({path: args[0].detach().flatten(0, -2)})
+        )
+    base(pixel_values=batch["pixel_values"])
+    for path, rank in start.ranks.items():
+        _, _, Vh = torch.linalg.svd(inputs[path] - inputs[path].mean(0), full_matrices=False)
+        cosines = (start.rows[path] @ Vh[:rank].T).abs()
+        torch.testing.assert_close(cosines, torch.eye(rank), rtol=0, atol=1e-3)
