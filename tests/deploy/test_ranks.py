@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import Probe
-from aurora_lora.deploy.ranks import mistakable, rank_fields, share_out
+from aurora_lora.deploy.ranks import mistakable, rank_fields, share_out, weights_of
 from aurora_lora.deploy.sketch import LayerProbe
 
 
@@ -40,6 +40,29 @@ def test_ranks_go_to_the_most_worth_until_the_budget_is_used(budget, ranks, weig
     shared = share_out(THREE, budget)
     assert (shared.by_layer, shared.weights) == (ranks, weights)
     assert shared.exhausted == tuple(name for name, rank in ranks.items() if rank == 3)
+
+
+@pytest.mark.parametrize(
+    ("budget", "weights"),
+    [
+        (30, 30),
+        ("r=2 on a", 20),
+        ("r=1 on a and b", 30),
+        ("r=3 on a, b, and c", 120),
+        ("r=1 on a,c", 20),
+        ("r=2 on x.b", 40),
+    ],
+)
+def test_a_budget_in_words(budget, weights):
+    assert weights_of(budget, {"x.a": 10, "x.b": 20, "c": 10}) == weights
+
+
+@pytest.mark.parametrize("budget", [0, -1, True, 10.0, "", "30", "r=0 on a", "r=2 on ", "r=2 a", None])
+def test_what_is_no_budget(budget):
+    with pytest.raises(ValueError, match=r"budget=.* is not allowed: it must be a whole number of at least 1, or as"):
+        share_out(THREE, budget)
+    with pytest.raises(ValueError, match=r"no layer is named 'd' \(there are a, b, c\)"):
+        share_out(THREE, "r=1 on a and d")
 
 
 def test_another_score():
@@ -138,6 +161,34 @@ def test_lora_is_not_put_on_groups_of_a_convolution():
     assert set(ranked_config(found(*grouped), 100, LoraConfig).target_modules) == {"a"}
 
 
+def test_a_grouped_convolution_of_lora_keeps_its_start():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1), nn.Flatten())
+    measured = probe(base, [torch.randn(6, 4, 5, 5)], lambda model, batch: model(batch).square().mean())
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1"]))
+    before = model.get_base_model()[0].lora_A["default"].weight.clone()
+    assert align(model, measured) == ("1",)
+    assert torch.equal(model.get_base_model()[0].lora_A["default"].weight, before)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+@pytest.mark.parametrize("fields", [{"task_type": "SEQ_CLS"}, {"task_type": TaskType.SEQ_CLS}, {}])
+def test_what_is_trained_whole_gets_nothing_of_a_budget(make_bert, labelled, config, fields):
+    measured = probe(make_bert(), labelled)
+    chosen = ranked_config(measured, 10**6, config, modules_to_save=["pooler"], **fields).target_modules
+    assert "bert.pooler.dense" not in chosen
+    assert ("classifier" in chosen) == (not fields)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_every_layer_has_the_same_scaling(make_bert, labelled, config):
+    base = make_bert()
+    chosen = ranked_config(probe(base, labelled), 900, config, scaling=3.0, use_rslora=True)
+    layers = [one for one in get_peft_model(base, chosen).modules() if hasattr(one, "base_layer")]
+    assert len({one.r["default"] for one in layers}) > 1
+    assert [one.scaling["default"] for one in layers] == pytest.approx([3.0] * len(layers))
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -204,3 +255,9 @@ def test_what_cannot_be_aligned(make_bert, labelled):
     trained = get_peft_model(make_bert(), AuroraConfig(r=2, target_modules=["query"], init_weights=False))
     with pytest.raises(CalibrationError, match="B is not 0"):
         align(trained, measured)
+    for deviation in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"deviation=.* is not allowed"):
+            align(model, measured, deviation=deviation)
+    inside = probe(make_bert().bert, labelled, lambda model, batch: model(batch["input_ids"])[0].square().mean())
+    with pytest.raises(CalibrationError, match=r"None .* it has bert\.encoder.*query, and the probe encoder.*query"):
+        align(model, inside)

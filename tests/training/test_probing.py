@@ -82,7 +82,7 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     model = Nested()
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]
-    start = probing._decided(method.options, found)
+    start = probing._decided(method, found, 30)
     probing._write(start, recipe, found.batches, tmp_path / PROBE)
     for one in (start, kept_start(tmp_path)):
         assert one is not None
@@ -222,7 +222,10 @@ def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"name": "aurora", "budget": 0}, r"method\.budget=0 is not allowed: it must be greater than or equal to 1"),
+        (
+            {"name": "aurora", "budget": 0},
+            r"method\.budget=0 is not allowed: it must be a whole number of at least 1, or as many as",
+        ),
         (
             {"name": "aurora", "start": "Aligned"},
             r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",
@@ -248,3 +251,74 @@ def test_a_mistake_is_one_line(model: Path, method: dict[str, Any], message: str
 def test_a_budget_for_nothing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="method: budget=5 is not allowed: one direction takes 32 weights at least"):
         train(load(model, method={"name": "aurora", "budget": 5}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("start", ["default", "aligned"])
+def test_what_is_trained_whole_is_not_probed(model: Path, tmp_path: Path, start: str) -> None:
+    method = {"name": "aurora", "budget": 300, "start": start, "modules_to_save": ["pooler"]}
+    run = train(load(model, method=method), tmp_path / "run")
+    found = kept_start(run.folder)
+    assert found is not None
+    assert found.ranks is not None
+    assert "bert.pooler.dense" not in (found.spectra.keys() | found.ranks.keys())
+    saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert "bert.pooler.dense" not in saved["target_modules"]
+    assert "pooler" in saved["modules_to_save"]
+
+
+def test_a_budget_as_large_as_lora(model: Path, tmp_path: Path) -> None:
+    """Rank 3 on the query and value of two layers, 16 by 16 each, is 384 weights."""
+    ranks = []
+    for budget in ("r=3 on query and value", 384):
+        folder = tmp_path / str(budget)
+        recipe = load(model, method={"name": "aurora", "budget": budget})
+        make_trainer(recipe, folder / "checkpoints")
+        start = kept_start(folder)
+        assert start is not None
+        ranks.append(start.ranks)
+    assert ranks[0] == ranks[1]
+    narrow = load(model, method={"name": "lora", "budget": "r=1 on query", "target_modules": ["value"]})
+    make_trainer(narrow, tmp_path / "narrow" / "checkpoints")
+    start = kept_start(tmp_path / "narrow")
+    assert start is not None
+    assert sum((start.ranks or {}).values()) == 2
+    with pytest.raises(
+        UserError, match=r"budget='r=3 on quer': no layer is named 'quer' \(there are classifier, dense, key, query"
+    ):
+        make_trainer(load(model, method={"name": "aurora", "budget": "r=3 on quer"}), tmp_path / "bad" / "checkpoints")
+
+
+def test_a_budget_without_alignment_takes_any_start(model: Path, tmp_path: Path) -> None:
+    method = {"name": "aurora", "budget": 300, "init_weights": False}
+    trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
+    assert any(p.count_nonzero() for name, p in trainer.module.named_parameters() if "aurora_B" in name)
+
+
+def test_rank_stabilised_scaling_is_the_same_everywhere(model: Path, tmp_path: Path) -> None:
+    method = {"name": "lora", "r": 4, "lora_alpha": 6, "budget": 500, "use_rslora": True}
+    trainer, _ = make_trainer(load(model, method=method), tmp_path / "checkpoints")
+    layers = [layer for layer in trainer.module.modules() if isinstance(layer, LoraLayer)]
+    assert len({layer.r["default"] for layer in layers}) > 1
+    assert [layer.scaling["default"] for layer in layers] == pytest.approx([3.0] * len(layers))  # 6 / sqrt(4)
+
+
+def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process its share of the examples, with the recipe's seed and checkpoints of activations."""
+    seen: list[tuple[list[Any], int, bool]] = []
+    original = probing.probe
+
+    def watched(base: Any, batches: list[Any], *args: Any, **kwargs: Any) -> Any:
+        seen.append((batches, kwargs["seed"], base.is_gradient_checkpointing))
+        return original(base, batches, *args, **kwargs)
+
+    monkeypatch.setattr(probing, "probe", watched)
+    training = {"epochs": 1, "batch_size": 8, "gradient_checkpointing": True, "threads": 1}
+    recipe = load(model, method={"name": "aurora", "start": "aligned", **Q_V}, training=training, seed=7)
+    make_trainer(recipe, tmp_path / "alone" / "checkpoints")
+    monkeypatch.setattr(probing, "state", lambda: SimpleNamespace(process_index=1, num_processes=2))
+    make_trainer(recipe, tmp_path / "second" / "checkpoints")
+    (every, *alone), (share, *second) = seen
+    assert alone == second == [7, True]
+    assert len(share) == len(every) // 2
+    for mine, expected in zip(share, every[1::2], strict=True):
+        assert torch.equal(mine["input_ids"], expected["input_ids"])

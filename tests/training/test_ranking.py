@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import tiny
+from transformers import AutoTokenizer, BartConfig, BartForSequenceClassification
 from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.training import load_recipe, yaml_text
+from aurora_lora.lab.report.ranks_figure import ranks_tables
+from aurora_lora.training import load_recipe, probing, yaml_text
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
@@ -33,7 +35,12 @@ def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Pa
     assert start is not None
     assert start.ranks == {layer: rank for layer, rank in ranks.items() if rank}
     assert record["weights"] == sum(layer["rank"] * layer["direction"] for layer in record["layers"])
+    squares = {layer["layer"]: [value**2 for value in layer["singular_values"]] for layer in record["layers"]}
+    bought = sum(sum(squares[layer][:rank]) for layer, rank in ranks.items())
+    assert record["energy"] == pytest.approx(bought / sum(map(sum, squares.values())))
     assert 0 < record["energy"] < 1
+    assert record["left_out"] == ["target_modules"]
+    assert record["exhausted"] == []
     resolved = record["method"]
     assert resolved["skip"] is False
     assert resolved["alpha"] / resolved["r"] == 3
@@ -53,11 +60,68 @@ def test_a_recipe_with_a_budget_keeps_to_its_modules(model: Path) -> None:
     assert {layer["kind"].rpartition(".")[2] for layer in record["layers"]} == {"query", "value"}
 
 
+def test_a_budget_from_outside_keeps_what_is_excluded(model: Path) -> None:
+    method = {"name": "lora", "target_modules": ["query"], "exclude_modules": ["value"], "layers_to_transform": [1]}
+    record = ranking(validate(tiny.recipe(model, method={**method, "start": "aligned"}), "recipe"), 200)
+    assert {layer["block"] for layer in record["layers"]} == {1}
+    kinds = {layer["kind"].rpartition(".")[2] for layer in record["layers"]}
+    assert "dense" in kinds
+    assert "value" not in kinds
+    assert record["method"]["start"] == "aligned"
+
+
+def test_the_tables_add_up(model: Path) -> None:
+    method = {"name": "lora", "modules_to_save": ["pooler"]}
+    record = ranking(validate(tiny.recipe(model, method=method), "recipe"), 10**6)
+    assert "bert.pooler.dense" not in record["method"]["target_modules"]
+    every = {layer["layer"]: layer["rank"] for layer in record["layers"]}
+    assert sum(rank > 0 for rank in every.values()) == len(every) > 0
+    for table in ranks_tables(record):
+        assert sum(int(row[4].replace(",", "")) for row in table.rows) == record["weights"]
+        assert sum(float(row[2]) for row in table.rows) == pytest.approx(100, abs=0.5)
+        assert sum(len(row[3].split()) for row in table.rows) == len(every)
+
+
+def test_encoder_and_decoder_are_told_apart(model: Path, tmp_path: Path) -> None:
+    config = BartConfig(
+        vocab_size=AutoTokenizer.from_pretrained(model).vocab_size,
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 24),
+        d_model=16,
+        num_labels=2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+    )
+    folder = tmp_path / "bart"
+    BartForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    record = ranking(
+        validate(tiny.recipe(folder, method={"name": "lora", "target_modules": ["q_proj"]}), "recipe"), 500
+    )
+    kinds = {layer["kind"] for layer in record["layers"]}
+    assert {"encoder.fc1", "decoder.fc1", "decoder.encoder_attn.q_proj"} <= kinds
+    for table in ranks_tables(record):
+        assert sum(int(row[4].replace(",", "")) for row in table.rows) == record["weights"]
+
+
+def test_a_layer_that_got_all_that_was_looked_for_is_named(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setattr(probing, "MOST", 2)
+    record = ranking(validate(tiny.recipe(model), "recipe"), 10**6)
+    layers = [layer["layer"] for layer in record["layers"]]
+    assert record["exhausted"] == layers
+    note = ranks_tables(record)[0].note
+    assert f"{layers[0]} and {len(layers) - 1} more layers got all 2 directions that are looked for in a layer" in note
+
+
 def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = str(write_recipe())
     done = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "of 500 weights, by kind of module" in done.stdout
+    assert "method.target_modules: left out, the budget decides on modules and ranks" in done.stderr
     assert max(map(len, done.stdout.splitlines()[1:])) <= 80
     text = done.stdout[done.stdout.index("method:\n") :]
     (tmp_path / "method.yaml").write_text(text, encoding="utf-8")
@@ -67,6 +131,13 @@ def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     load_recipe(write_recipe(method=read["method"]))
     assert (tmp_path / "out" / "ranks.svg").exists()
     assert (tmp_path / "out" / "ranks.png").exists()
+    words = CliRunner().invoke(cli.app, ["rank", path, "--budget", "r=3 on query and value"])
+    assert words.exit_code == 0, words.output
+    assert "of 384 weights, by kind of module" in words.stdout
+    for wrong in ("abc", "-5", "r=3 on quer"):
+        refused = CliRunner().invoke(cli.app, ["rank", path, "--budget", wrong])
+        assert refused.exit_code == 2
+        assert "budget" in refused.stderr
     shown = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "--json"])
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["layers"] == record["layers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,12 @@ def rank(
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as method.name=lora."),
     ] = None,
     budget: Annotated[
-        int | None, typer.Option("--budget", metavar="N", help="Weights of A and B to share out; the recipe's own.")
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="N",
+            help="Weights of A and B to share out, or 'r=8 on query and value': as many as that; the recipe's own.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -31,7 +37,8 @@ def rank(
     """Where an adapter's weights would do most: ranks by the loss's gradient, before any training.
 
     One probing pass over training examples, then tables of the gradient's spectrum and of what the budget buys, and the
-    method as YAML, for a recipe. `method: {budget: N}` in a recipe does the same within its run.
+    method as YAML, for a recipe. `method: {budget: N}` in a recipe does the same within its run, where `target_modules`
+    limits what the budget is spent on; `--budget` looks at all linear layers.
     """
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
@@ -50,7 +57,11 @@ def rank(
     from aurora_lora.training.ranking import ranking
 
     with stderr().status("probing"):
-        record = ranking(plan, budget)
+        record = ranking(plan, int(budget) if budget is not None and re.fullmatch(r"-?[0-9]{1,18}", budget) else budget)
+    if record["left_out"]:
+        stderr().print(
+            f"method.{', method.'.join(record['left_out'])}: left out, the budget decides on modules and ranks"
+        )
     if output is not None:
         write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
     elif as_json:

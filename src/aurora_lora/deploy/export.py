@@ -11,7 +11,6 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import FormError, NotFiniteError
 from ..files import new_folder
@@ -21,6 +20,7 @@ from ..tuner.calibration import BUFFERS
 from ..tuner.combine import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import PEFT_PREFIX
+from .passes import unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")
@@ -77,7 +77,7 @@ def export_lora(
             adapters and none named; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not
             take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold.
     """
-    model = _unwrap(model)
+    model = unwrapped(model)
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(map(repr, FORMATS))}.")
     name = _one_adapter(model, adapter_name)
@@ -146,7 +146,7 @@ def lora_factors(
     Raises:
         FormError, NotCalibratedError, StaleCalibrationError, ValueError: as `export_lora`.
     """
-    model = _unwrap(model)
+    model = unwrapped(model)
     name = _one_adapter(model, adapter_name)
     factors = {}
     for path, layer in aurora_layers(model):
@@ -199,13 +199,6 @@ def _is_export(weights: Path) -> bool:
             return (file.metadata() or {}).get("writer") == METADATA["writer"]
     except (OSError, SafetensorError):
         return False
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of torch.compile and of distributed training."""
-    while (inner := getattr(model, "_orig_mod", None)) is not None or isinstance(model, DistributedDataParallel):
-        model = inner if isinstance(inner, nn.Module) else model.module  # type: ignore[assignment]
-    return model
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:

@@ -18,6 +18,7 @@ from torch.nn import grad as weight_gradients
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .moments import linear_shape
+from .passes import unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WIDTHS = (("in_features", "out_features"), ("nx", "nf"))
@@ -93,13 +94,19 @@ def weight_of(module: nn.Module) -> Weight | None:
     return Weight(module) if alone and any(named) else None
 
 
+def plain_model(model: Any) -> nn.Module:
+    """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
+    inner: Any = unwrapped(model)
+    return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else unwrapped(inner)
+
+
 def frozen_weights(model: Any) -> dict[str, Weight]:
     """The weights that an adapter could be put beside, by the path that their layer has in the plain model.
 
     Left out are the adapters' own, those that are trained whole (`modules_to_save`), and the output layer of a language
     model.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = plain_model(model)
     output: Any = getattr(inner, "get_output_embeddings", lambda: None)()
     found: dict[str, Weight] = {}
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..errors import CalibrationError
 from ..tuner import aurora_layers
 from ..tuner.peft_names import check_target_module_exists
 from .calibrate import trained_state
-from .gradients import Weight, frozen, frozen_weights, watched_gradients
+from .gradients import Weight, frozen, frozen_weights, plain_model, watched_gradients
 from .inputs import Runner, as_batches, watched_inputs
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .processes import least_of_processes, sum_over_processes
@@ -35,7 +36,8 @@ class Probe:
 
     layers: tuple[LayerProbe, ...]
     without_gradient: tuple[str, ...]
-    """Layers that the loss does not depend on."""
+    """Layers that no gradient came through: the loss does not depend on them, or their module is not called, as the
+    output projection of `nn.MultiheadAttention`."""
     batches: int
     """Of all processes."""
     passes: int
@@ -93,7 +95,7 @@ def probe(
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value in (("rank", rank), ("power_iterations", power_iterations)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least 1.")
     start = time.perf_counter()
     data = Passes(as_batches(batches))
@@ -111,8 +113,7 @@ def probe(
         work.forward(found)
     layers = tuple(one.result() for one in found)
     without = tuple(one.name for one in sketches if one not in found)
-    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    modules = tuple(path for path, _ in inner.named_modules() if path)
+    modules = tuple(path for path, _ in plain_model(model).named_modules() if path)
     return Probe(layers, without, work.batches, data.passes, work.groups, time.perf_counter() - start, modules)
 
 
@@ -144,6 +145,13 @@ def _own_loss(model: Any, batch: Any) -> Tensor:
     return found
 
 
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise CalibrationError(f"loss must return a tensor with one element, and gave {found}.")
+    return value
+
+
 @contextmanager
 def at_rest(model: nn.Module) -> Any:
     """The model as it stands, in eval mode, with gradients for activations and none for weights."""
@@ -152,13 +160,61 @@ def at_rest(model: nn.Module) -> Any:
         stack.enter_context(unpacked_weights(model))
         stack.enter_context(frozen(model))
         stack.enter_context(torch.enable_grad())
-        for module in model.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True  # Transformers checkpoints in train mode only; `evaluated` puts it back
+        layers = _checkpointed(model)
+        for layer in layers:
+            stack.enter_context(_checkpointed_at_rest(layer))
+        if layers:
+            stack.enter_context(_without_cache(model))
         embeddings = _input_embeddings(model)
         if embeddings is not None:  # reentrant checkpointing needs an input with a gradient
             stack.callback(embeddings.register_forward_hook(_tracked).remove)
         yield
+
+
+def _checkpointed(model: nn.Module) -> list[Any]:
+    """The layers that Transformers checkpoints, not the models around them."""
+    marked = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    return [one for one in marked if not any(other is not one and other in marked for other in one.modules())]
+
+
+@contextmanager
+def _checkpointed_at_rest(layer: Any) -> Any:
+    """A layer that is checkpointed, as Transformers does in train mode alone, and computed as in eval mode."""
+    layer.training = True  # `evaluated` puts it back
+    original = getattr(layer, "_gradient_checkpointing_func", None)
+    if original is None:  # its own checkpointing
+        yield
+        return
+
+    def in_eval_mode(function: Callable[..., Any], *inputs: Any) -> Any:
+        layer.training = False
+        try:
+            return function(*inputs)
+        finally:
+            layer.training = True
+
+    def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
+        return original(partial(in_eval_mode, function), *inputs)
+
+    layer._gradient_checkpointing_func = checkpoint
+    try:
+        yield
+    finally:
+        layer._gradient_checkpointing_func = original
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Any:
+    """No keys and values of earlier tokens, which a layer that is computed again would add once more."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    using = list({id(one): one for one in configs if getattr(one, "use_cache", False)}.values())
+    for config in using:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in using:
+            config.use_cache = True
 
 
 def _aurora(model: nn.Module) -> Iterable[Any]:
@@ -208,7 +264,7 @@ class _Work:
             with watched_gradients([(one.weight.layer, begin(one)) for one in group]):
                 for inputs in self._inputs():
                     count += 1
-                    value = self.loss(self.runner.model, inputs)
+                    value = _scalar(self.loss(self.runner.model, inputs))
                     if value.requires_grad:
                         torch.autograd.backward(value)
                     for one in group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,11 +18,15 @@ from ..errors import CalibrationError
 from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
 from ..tuner.combine import exactly
 from ..tuner.peft_names import get_pattern_key
+from .gradients import frozen_weights, plain_model
 from .probe import Probe
 from .sketch import LayerProbe
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""
+
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""What PEFT trains whole by the type of task."""
 
 Worth = Callable[[LayerProbe], Tensor]
 
@@ -34,6 +39,56 @@ def squared_by_weight(layer: LayerProbe) -> Tensor:
 def cost(layer: LayerProbe) -> int:
     """Weights of A and B that one direction takes."""
     return layer.d_in + layer.d_out
+
+
+Budget = int | str
+"""Weights of A and B: their number, or what they are as many as, such as `"r=8 on query and value"`."""
+LIKE = re.compile(r"r=([1-9][0-9]{0,5}) on (\S.*)")
+BUDGET_FORMS = "a whole number of at least 1, or as many as LoRA has, such as 'r=8 on query and value'"
+
+
+def is_budget(value: Any) -> bool:
+    """Whether a value has one of the forms of a budget."""
+    if isinstance(value, str):
+        return LIKE.fullmatch(value) is not None
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def weights_of(budget: Budget, costs: Mapping[str, int]) -> int:
+    """The weights of a budget.
+
+    Args:
+        budget: a number, or rank and names of layers, which end their paths as in PEFT's `target_modules`.
+        costs: `d_in + d_out` by the path of each layer.
+
+    Raises:
+        ValueError: another form, or a name that no layer has.
+    """
+    if not is_budget(budget):
+        raise ValueError(f"budget={budget!r} is not allowed: it must be {BUDGET_FORMS}.")
+    if isinstance(budget, int):
+        return budget
+    match = LIKE.fullmatch(budget)
+    assert match is not None
+    widths = 0
+    for name in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", match[2].strip()):
+        named = [width for path, width in costs.items() if path == name or path.endswith(f".{name}")]
+        if not named:
+            last = sorted({path.rpartition(".")[2] for path in costs})
+            raise ValueError(f"budget={budget!r}: no layer is named {name!r} (there are {', '.join(last)}).")
+        widths += sum(named)
+    return int(match[1]) * widths
+
+
+def budget_in(model: nn.Module, budget: Budget | None) -> int | None:
+    """The weights of a budget in a model, plain or of PEFT, if there is one.
+
+    Raises:
+        ValueError: as `weights_of`.
+    """
+    if budget is None:
+        return None
+    return weights_of(budget, {path: weight.d_in + weight.d_out for path, weight in frozen_weights(model).items()})
 
 
 @dataclass(frozen=True)
@@ -51,19 +106,20 @@ class Ranks:
     exhausted: tuple[str, ...]
 
 
-def share_out(layers: Iterable[LayerProbe], budget: int, worth: Worth = squared_by_weight) -> Ranks:
+def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squared_by_weight) -> Ranks:
     """Give a budget of weights to the directions of all layers, in one list from the most worth to the least.
 
     Args:
         layers: of a probe.
-        budget: weights of A and B, `r (d_in + d_out)` for a rank r. What sigma adds to AuroRA's is not counted: a few
-            dozen a layer.
+        budget: weights of A and B, `r (d_in + d_out)` for a rank r, or what they are as many as (`Budget`). What sigma
+            adds to AuroRA's is not counted: a few dozen a layer.
         worth: of each direction of a layer; within one it must not rise.
 
     Raises:
         ValueError: the budget is too small for any direction.
     """
     known = list(layers)
+    budget = weights_of(budget, {layer.layer: cost(layer) for layer in known})
     listed = [(-float(value), i, j) for i, layer in enumerate(known) for j, value in enumerate(worth(layer))]
     ranks, left = [0] * len(known), budget
     for value, i, j in sorted(listed):
@@ -81,27 +137,37 @@ def share_out(layers: Iterable[LayerProbe], budget: int, worth: Worth = squared_
 
 
 def rank_fields(
-    ranks: Mapping[str, int], scaling: float, alpha: str = "alpha", modules: Collection[str] = ()
+    ranks: Mapping[str, int],
+    scaling: float,
+    alpha: str = "alpha",
+    modules: Collection[str] = (),
+    *,
+    rslora: bool = False,
 ) -> dict[str, Any]:
-    """Ranks by layer as fields of a configuration; every layer has the same `alpha / r`.
+    """Ranks by layer as fields of a configuration; every layer has the same scaling.
 
     PEFT takes a path for each that ends with it: where that is more than the layer, it is a pattern from the start.
 
     Args:
         ranks: by the layer's path.
-        scaling: alpha / r.
+        scaling: alpha / r, or alpha / sqrt(r) with `rslora`.
         alpha: how the configuration calls alpha.
         modules: the paths of all modules of the model, or of those that could be taken for a layer.
+        rslora: what `use_rslora` says.
     """
+
+    def alpha_of(rank: int) -> float:
+        return scaling * (math.sqrt(rank) if rslora else rank)
+
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {_pattern(layer, ranks): rank for layer, rank in ranks.items() if rank != r}
     targets = exactly(ranks, modules)
     return {
         "target_modules": targets if isinstance(targets, str) else list(ranks),
         "r": r,
-        alpha: scaling * r,
+        alpha: alpha_of(r),
         "rank_pattern": others,
-        "alpha_pattern": {pattern: scaling * rank for pattern, rank in others.items()},
+        "alpha_pattern": {pattern: alpha_of(rank) for pattern, rank in others.items()},
     }
 
 
@@ -119,7 +185,7 @@ def mistakable(layers: Collection[str], modules: Iterable[str]) -> tuple[str, ..
 
 def ranked_config(
     found: Probe,
-    budget: int,
+    budget: Budget,
     config: type[AuroraConfig] | type[LoraConfig] = AuroraConfig,
     *,
     scaling: float = 2.0,
@@ -128,11 +194,14 @@ def ranked_config(
 ) -> Any:
     """An ordinary `AuroraConfig` or `LoraConfig` whose ranks are where the gradient says that they matter.
 
+    What is trained whole gets nothing: `modules_to_save`, and the heads that PEFT adds to them by `task_type`.
+
     Args:
         found: of `probe`.
-        budget: weights; see `share_out`. LoRA of rank r on some layers takes r times the sum of their widths.
+        budget: weights; see `share_out`. LoRA of rank r on some layers takes r times the sum of their widths, and
+            `"r=8 on query and value"` is as many as that.
         config: `AuroraConfig` or PEFT's `LoraConfig`.
-        scaling: alpha / r of every layer.
+        scaling: of every layer: alpha / r, or alpha / sqrt(r) with `use_rslora`.
         worth: what decides; see `share_out`.
         fields: further fields of the configuration.
 
@@ -140,9 +209,15 @@ def ranked_config(
         ValueError: the budget is too small, or a field's value is not allowed.
     """
     of_lora = issubclass(config, LoraConfig)
-    layers = [layer for layer in found.layers if layer.groups == 1 or not of_lora]  # PEFT's LoRA has no such groups
+    whole = [*(fields.get("modules_to_save") or ()), *HEADS.get(fields.get("task_type") or "", ())]
+    layers = [
+        layer
+        for layer in found.layers
+        if fits(layer, of_lora) and not any(re.match(rf"(^|.*\.){name}($|\..*)", layer.layer) for name in whole)
+    ]
     ranks = share_out(layers, budget, worth).by_layer
-    return config(**rank_fields(ranks, scaling, "lora_alpha" if of_lora else "alpha", found.modules), **fields)
+    alpha, rslora = "lora_alpha" if of_lora else "alpha", bool(fields.get("use_rslora"))
+    return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)
 
 
 # -------------------------------------------------------------------- the start
@@ -164,11 +239,15 @@ def aligned_rows(layer: LayerProbe, rank: int, deviation: float = DEVIATION) -> 
     return layer.directions[:rank] * scales[:, None]
 
 
+def fits(layer: LayerProbe, of_lora: bool) -> bool:
+    """Whether the directions are rows of A: LoRA's A of a grouped convolution is wider."""
+    return layer.groups == 1 or not of_lora
+
+
 def adapted_layers(model: Any, adapter_name: str) -> dict[str, Any]:
     """The linear layers and convolutions with this adapter, AuroRA's or LoRA's, by their path in the plain model."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = {}
-    for path, module in inner.named_modules():
+    for path, module in plain_model(model).named_modules():
         if isinstance(module, AuroraLayer) and not isinstance(module, AuroraEmbedding):
             has_it = adapter_name in module.aurora_A
         else:
@@ -183,8 +262,8 @@ def align(
 ) -> tuple[str, ...]:
     """Let an untrained adapter start along the gradient: A is the leading directions of each layer.
 
-    B stays 0 and W0 as it is, so that the adapter changes nothing yet. Layers that the probe has no gradient of keep
-    the start they have.
+    B stays 0 and W0 as it is, so that the adapter changes nothing yet. Layers that the probe has no gradient of, and
+    LoRA's grouped convolutions, keep the start they have.
 
     Args:
         model: a PEFT model with an adapter of AuroRA or LoRA.
@@ -196,13 +275,25 @@ def align(
         The layers whose A was set.
 
     Raises:
-        CalibrationError: the adapter is not at its start (B is not 0), or a layer has a larger rank than was probed.
-        ValueError: no adapter of that name.
+        CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
+            none of the adapter's layers was probed.
+        ValueError: no adapter of that name, or a deviation that is not above 0.
     """
+    if not 0 < deviation < math.inf:
+        raise ValueError(f"deviation={deviation!r} is not allowed: it must be a finite number above 0.")
     layers = adapted_layers(model, adapter_name)
     if not layers:
         raise ValueError(f"The model has no AuroRA or LoRA adapter named {adapter_name!r}.")
-    known = {layer.layer: layer for layer in found.layers if layer.layer in layers}
+    known = {
+        layer.layer: layer
+        for layer in found.layers
+        if layer.layer in layers and fits(layer, isinstance(layers[layer.layer], LoraLayer))
+    }
+    if not known:
+        raise CalibrationError(
+            f"None of the adapter's layers was probed: it has {next(iter(layers))}, and the probe "
+            f"{', '.join([layer.layer for layer in found.layers[:1]]) or 'nothing'}. Probe the same model."
+        )
     rows = {
         path: aligned_rows(layer, len(_factors(layers[path], adapter_name)[0]), deviation)
         for path, layer in known.items()
@@ -217,8 +308,8 @@ def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name
     Raises:
         CalibrationError: the adapter is not at its start (B is not 0).
     """
-    for path, module in layers.items():
-        if torch.count_nonzero(_factors(module, adapter_name)[1]):
+    for path in rows:
+        if torch.count_nonzero(_factors(layers[path], adapter_name)[1]):
             raise CalibrationError(f"{path}: B is not 0. An adapter is aligned before it is trained.")
     with torch.no_grad():
         for path, start in rows.items():

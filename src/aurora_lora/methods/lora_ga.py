@@ -20,7 +20,7 @@ from ..deploy.probe import at_rest
 from ..errors import CheckpointError
 from .base import Options, Sample
 from .lora import LORA_DEFAULTS, lora_config, lora_names
-from .options import TARGETS, check, fields, integer, positive
+from .options import check, fields, integer, positive
 from .pissa_milora import ADAPTER, START_FILE, SingularMethod, check_layer, singular_vectors
 from .targets import lora_targets, target_paths
 
@@ -74,7 +74,7 @@ class GradientMethod(SingularMethod):
             return self
         if any(kept.glob("checkpoint-*")):  # another start would not fit their weights
             raise CheckpointError(f"{kept} has checkpoints, but not their {START_FILE}.")
-        paths = target_paths(model, {name: self.options.get(name) for name in TARGETS}, lora_targets(model))
+        paths = target_paths(model, self.options, lora_targets(model))
         layers = {path: model.get_submodule(path) for path in paths}
         for path, layer in layers.items():
             check_layer(self.name, path, layer)

@@ -75,17 +75,18 @@ def _are_patterns(value: Any) -> bool:
     return bool(value) and (is_pattern(value) or is_list_of(is_pattern, value))
 
 
-def _or_none(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
+def or_none(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
+    """What `accepts` accepts, or None."""
     return that(lambda value: value is None or accepts(value), f"{words}, or null"), None
 
 
 _NAMES = "a list of names of modules, or a regular expression"
 
 TARGETS: Table = {
-    "target_modules": _or_none(_NAMES, _is_names),
-    "exclude_modules": _or_none(_NAMES, _is_names),
-    "layers_to_transform": _or_none("a layer's number or a list of them", _are_indices),
-    "layers_pattern": _or_none("the name of the list of layers", _are_patterns),
+    "target_modules": or_none(_NAMES, _is_names),
+    "exclude_modules": or_none(_NAMES, _is_names),
+    "layers_to_transform": or_none("a layer's number or a list of them", _are_indices),
+    "layers_pattern": or_none("the name of the list of layers", _are_patterns),
 }
 """Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
 
@@ -98,10 +99,10 @@ def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
 
 
 MORE: Table = {
-    "modules_to_save": _or_none("a list of names of modules", lambda value: is_list_of(is_pattern, value)),
+    "modules_to_save": or_none("a list of names of modules", lambda value: is_list_of(is_pattern, value)),
     "rank_pattern": _of_patterns("ranks", lambda value: is_int(value, 1, MAX_RANK)),
     "alpha_pattern": _of_patterns("finite numbers", is_number),
-    "trainable_token_indices": _or_none("a list of numbers of tokens, or such lists by the embedding", are_tokens),
+    "trainable_token_indices": or_none("a list of numbers of tokens, or such lists by the embedding", are_tokens),
 }
 """Further fields of `LoraConfig` that PEFT does not check."""
 

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..deploy.ranks import BUDGET_FORMS, is_budget
 from .base import Options, PeftMethod
-from .options import check, fields, integer, one_of, optional_integer
+from .options import check, fields, integer, one_of, or_none
 
 ALIGNED = "aligned"
 EVA = "eva"
 """PEFT's EVA (Paischer et al., 2024): A along the layer's inputs, and ranks by how much of them it explains."""
-PROBED = {"budget": optional_integer(), "start": one_of("default", ALIGNED, EVA), "probe_examples": integer(48)}
+PROBED = {
+    "budget": or_none(BUDGET_FORMS, is_budget),
+    "start": one_of("default", ALIGNED, EVA),
+    "probe_examples": integer(48),
+}
 """Weights to share out, how A starts, and training examples of the pass."""
 _FIELDS = fields(PROBED)
 PATTERNS = ("rank_pattern", "alpha_pattern")

@@ -26,37 +26,47 @@ def lora_targets(model: nn.Module) -> list[str] | None:
 
 
 def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str] | str | None) -> list[str]:
-    """The paths of the modules that the options name, in the model's order; never modules of the head.
+    """The paths of the modules that the options name, in the model's order; never modules that are trained whole, as
+    the head is.
 
     Args:
         model: a plain model.
-        options: `target_modules` and the others of `TARGETS`.
+        options: `target_modules`, the others of `TARGETS` and `modules_to_save`, those that are there.
         default: what `target_modules=None` stands for in this model.
 
     Raises:
         ValueError: no default for this model, or nothing in it has such a name.
     """
-    chosen = options["target_modules"] if options["target_modules"] is not None else default
+    named = options.get("target_modules")
+    chosen = named if named is not None else default
     heads = head_modules(model)
     if chosen is None:
         raise ValueError(
             f"target_modules must be given: there is no default for {type(model).__name__}. Its linear layers are "
             f"named {', '.join(sorted(_linear_names(model)))}."
         )
+    among = None
     if chosen == ALL_LINEAR:
         output: Any = getattr(model, "get_output_embeddings", lambda: None)()
         linear = [path for path, module in model.named_modules() if is_linear(module) and module is not output]
-        chosen = [path for path in linear if path.split(".", 1)[0] not in heads]
+        among = {path for path in linear if path.split(".", 1)[0] not in heads}
+        chosen = sorted(
+            {path.rpartition(".")[2] for path in among}
+        )  # whole paths are taken whatever their layer's number
     config = SimpleNamespace(
         target_modules=chosen,
         target_parameters=None,
-        modules_to_save=heads,
-        exclude_modules=options["exclude_modules"],
-        layers_to_transform=options["layers_to_transform"],
-        layers_pattern=options["layers_pattern"],
+        modules_to_save=[*heads, *(options.get("modules_to_save") or ())],
+        exclude_modules=options.get("exclude_modules"),
+        layers_to_transform=options.get("layers_to_transform"),
+        layers_pattern=options.get("layers_pattern"),
     )
     # PEFT's answer for an excluded module is an object that is false
-    paths = [path for path, _ in model.named_modules() if path and check_target_module_exists(config, path)]
+    paths = [
+        path
+        for path, _ in model.named_modules()
+        if path and (among is None or path in among) and check_target_module_exists(config, path)
+    ]
     if not paths:
         raise ValueError(
             f"target_modules={chosen!r} names nothing in {type(model).__name__} that is left to adapt. Its linear "

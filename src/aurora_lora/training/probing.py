@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 
 from .. import files
 from ..deploy.probe import Loss, Probe, probe
-from ..deploy.ranks import adapted_layers, aligned_rows, mistakable, rank_fields, set_rows, share_out
+from ..deploy.ranks import adapted_layers, aligned_rows, budget_in, fits, mistakable, rank_fields, set_rows, share_out
 from ..errors import AuroraError, UserError
-from ..methods.base import Options
+from ..methods.base import Method
 from ..methods.linear import features, is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
@@ -64,7 +65,9 @@ class Start:
         if self.ranks is not None:
             alpha = alpha_name(recipe.method.name)
             given = {name: value for name, value in options.items() if name not in TARGETS}
-            fields = rank_fields(self.ranks, options[alpha] / options["r"], alpha, self.mistakable)
+            rslora, r = bool(options.get("use_rslora")), options["r"]
+            scaling = options[alpha] / (math.sqrt(r) if rslora else r)
+            fields = rank_fields(self.ranks, scaling, alpha, self.mistakable, rslora=rslora)
             options = {**given, **fields}
         return recipe.model_copy(update={"method": recipe.method.bind(options)})
 
@@ -104,8 +107,9 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             judge = loss()  # in every process: it brings the model to the device
             start, batches = on_main(lambda: _by_eva(recipe, base, data, judge))
         else:
+            budget = budget_in(base, recipe.method.options["budget"])
             found = probe_for(recipe, base, data, loss())
-            start, batches = _decided(recipe.method.options, found), found.batches
+            start, batches = _decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {' '.join(str(error).split())}") from error
     on_main(lambda: _write(start, recipe, batches, folder / PROBE))
@@ -122,8 +126,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     """The probing pass of a recipe, over this process's share of its examples."""
     options = recipe.method.options
     budget = options.get("budget")
-    named = {name: options.get(name) for name in TARGETS}
-    paths = target_paths(base, named, lora_targets(base) if budget is None else ALL_LINEAR)
+    paths = target_paths(base, options, lora_targets(base) if budget is None else ALL_LINEAR)
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
     batches, peers = _batches(recipe, data), state()
     own = batches[peers.process_index :: peers.num_processes]
@@ -131,13 +134,14 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     return probe(base, own, loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
 
-def _decided(options: Options, found: Probe) -> Start:
-    ranks = None
-    if options["budget"] is not None:
-        ranks = share_out(found.layers, options["budget"]).by_layer
+def _decided(method: Method, found: Probe, budget: int | None) -> Start:
+    options, ranks, of_lora = method.options, None, method.name == LORA.name
+    layers = [layer for layer in found.layers if fits(layer, of_lora)]
+    if budget is not None:
+        ranks = share_out(layers, budget).by_layer
     rows = {}
     if options["start"] == ALIGNED:
-        for layer in found.layers:
+        for layer in layers:
             if ranks is None or layer.layer in ranks:
                 k = len(layer.singular_values)
                 rows[layer.layer] = aligned_rows(layer, k if ranks is None else ranks[layer.layer])
@@ -152,7 +156,7 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
         ValueError: a module is no linear layer or too narrow, or the batches have too few tokens.
     """
     options, by_token = recipe.method.options, recipe.task.kind.task_type == "CAUSAL_LM"
-    paths = target_paths(base, {name: options.get(name) for name in TARGETS}, lora_targets(base))
+    paths = target_paths(base, options, lora_targets(base))
     wanted = round(EvaConfig().rho * options["r"])
     for path in paths:
         layer = base.get_submodule(path)

@@ -8,28 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from ..deploy.gradients import Weight, frozen_weights
+from ..deploy.ranks import Budget, budget_in
 from ..errors import UserError
-from ..methods.options import TARGETS
-from ..methods.start import EVA, PATTERNS, ProbedMethod
+from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from .probing import kept_start
 from .recipe import Recipe
 from .run import make_trainer
 
 
-def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
+def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     """Probe a recipe's model and share a budget out, as its run would do.
 
     Where the recipe has a budget of its own, `target_modules` limits what that is spent on; without one, all linear
-    layers are probed, whatever modules the recipe adapts.
+    layers are probed, whatever modules the recipe adapts, but those that it excludes.
 
     Args:
         recipe: of AuroRA or LoRA.
-        budget: weights; the recipe's own if None.
+        budget: weights, or what they are as many as; the recipe's own if None.
 
     Returns:
         `budget`, `weights` (those that are used), `energy` (the share of the squared gradient, as far as it was found,
-        along the chosen directions), `method` (the ordinary options) and `layers`: of each its `layer`, `block` (its
-        number in the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`, `singular_values` and
+        along the chosen directions), `left_out` (the recipe's options that say which modules and ranks, and that the
+        budget decides now), `exhausted` (layers that got every direction that was looked for, and have more), `method`
+        (the ordinary options, and `start: aligned` if the recipe has it) and `layers`: of each its `layer`, `block`
+        (its number in the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`, `singular_values` and
         `rank`.
 
     Raises:
@@ -39,9 +41,11 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
     if not isinstance(recipe.method, ProbedMethod):
         raise UserError(f"method.name: {recipe.method.name} takes no budget; aurora, its presets and lora do")
     if budget is None and options.get("budget") is None:
-        raise UserError("method.budget: this field must be given, or `budget`")
+        raise UserError("method.budget: this field must be given, or --budget")
+    left_out = []
     if options.get("budget") is None:
-        options = {name: value for name, value in options.items() if name not in (*TARGETS, *PATTERNS)}
+        left_out = [name for name in ("target_modules", *PATTERNS) if options.get(name)]
+        options = {name: value for name, value in options.items() if name not in ("target_modules", *PATTERNS)}
         options |= {"start": "default"} if options.get("start") == EVA else {}
     try:
         method = recipe.method.bind({**options, "budget": options.get("budget") if budget is None else budget})
@@ -61,17 +65,48 @@ def ranking(recipe: Recipe, budget: int | None = None) -> dict[str, Any]:
         for path, weight in frozen_weights(trainer.module).items()
         if path in start.spectra
     ]
+    _tell_kinds_apart(layers)
+    aligned = {"start": ALIGNED} if options.get("start") == ALIGNED else {}
     every = sum(value**2 for layer in layers for value in layer["singular_values"])
     bought = sum(value**2 for layer in layers for value in layer["singular_values"][: layer["rank"]])
     return {
         "schema": 1,
-        "budget": method.options["budget"],
+        "budget": budget_in(trainer.module, method.options["budget"]),
         "weights": sum(layer["rank"] * layer["direction"] for layer in layers),
         "examples": method.options["probe_examples"],
         "energy": bought / every,
-        "method": {"name": resolved.name, **unusual},
+        "left_out": left_out,
+        "exhausted": [
+            layer["layer"]
+            for layer in layers
+            if layer["rank"] == len(layer["singular_values"]) < min(layer["d_out"], layer["d_in"])
+        ],
+        "method": {"name": resolved.name, **unusual, **aligned},
         "layers": layers,
     }
+
+
+def _tell_kinds_apart(layers: list[dict[str, Any]]) -> None:
+    """Put into each kind what lists of blocks differ in, as encoder and decoder, where they have kinds in common."""
+
+    def ambiguous() -> bool:
+        return len({(layer["block"], layer["kind"]) for layer in layers}) < len(layers)
+
+    if not ambiguous():
+        return
+    kinds = [layer["kind"] for layer in layers]
+    before = [
+        []
+        if layer["block"] is None
+        else layer["layer"].removesuffix(f"{layer['block']}.{layer['kind']}").split(".")[:-1]
+        for layer in layers
+    ]
+    common = set.intersection(*(set(names) for names in before if names))
+    for layer, kind, names in zip(layers, kinds, before, strict=True):
+        layer["kind"] = ".".join((*(name for name in names if name not in common), kind))
+    if ambiguous():
+        for layer in layers:
+            layer["kind"] = layer["layer"]
 
 
 def _described(path: str, weight: Weight, singular_values: list[float], rank: int) -> dict[str, Any]:

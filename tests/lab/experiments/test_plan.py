@@ -72,6 +72,8 @@ def test_a_budget_is_counted_not_the_rank(name: str) -> None:
         else:  # and sigma
             assert budget < found.adapter < 1.01 * budget
         assert found.total - found.adapter == trained_parameters(recipe).total - trained_parameters(recipe).adapter
+    in_words = trained_parameters(with_method(budget="r=8 on query and value"))
+    assert in_words == trained_parameters(with_method(budget=layers * 2 * 8 * 2 * hidden))
     usual = estimate(with_method(r=8, target_modules=linear), of_gpu("L20", 48)).memory_gb
     assert estimate(with_method(budget=8 * pairs), of_gpu("L20", 48)).memory_gb == pytest.approx(usual, rel=0.02)
 

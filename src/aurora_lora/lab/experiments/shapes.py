@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...deploy.gradients import frozen_weights
+from ...deploy.ranks import budget_in
 from ...errors import UserError
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.options import TARGETS
@@ -116,14 +117,16 @@ def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> di
     Args:
         base: the model, or so large a share of it.
         options: of the method.
-        share: of the model, and so of the budget.
+        share: of the model, and so of a budget that is a number.
     """
-    if options.get("budget") is None:
+    budget = budget_in(base, options.get("budget"))
+    if budget is None:
         return options
-    paths = target_paths(base, {name: options.get(name) for name in TARGETS}, ALL_LINEAR)
+    of_base = share * budget if isinstance(options["budget"], int) else budget
+    paths = target_paths(base, options, ALL_LINEAR)
     widths = sum(weight.d_in + weight.d_out for path, weight in frozen_weights(base).items() if path in paths)
     others = {name: value for name, value in ordinary(options).items() if name not in TARGETS}
-    return {**others, "target_modules": paths, "r": max(1, round(share * options["budget"] / widths))}
+    return {**others, "target_modules": paths, "r": max(1, round(of_base / widths))}
 
 
 def _counts(model: nn.Module, budget: int | None) -> ParameterCounts:
@@ -143,7 +146,7 @@ def _weights(*key: Any) -> Weights:
     used = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}  # a tied head is both
     parameters = list(model.parameters())
     return Weights(
-        _counts(model, json.loads(key[2]).get("budget")),
+        _counts(model, budget_in(model, json.loads(key[2]).get("budget"))),
         sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         sum(parameter.numel() for parameter in parameters if id(parameter) not in looked_up - used),
     )

@@ -38,7 +38,12 @@ def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
         share = 100 * sum(map(_energy, layers)) / every
         return [name, f"{largest:.2g}", f"{share:.1f}", " ".join(map(str, ranks)), f"{weights:,}"]
 
-    headers = ["largest", "% of |G|^2", "ranks", "weights"]
+    headers = ["largest", "% of S^2", "ranks", "weights"]
+    most = max(len(layer["singular_values"]) for layer in record["layers"])
+    names = record["exhausted"]
+    exhausted = (
+        f"; {names[0]} and {len(names) - 1} more layers got" if len(names) > 1 else f"; {names[0]} got" if names else ""
+    )
     of_kinds = [(kind, [at[block, kind] for block in blocks if (block, kind) in at]) for kind in kinds]
     of_blocks = [(block, [at[block, kind] for kind in kinds if (block, kind) in at]) for block in blocks]
     return [
@@ -46,7 +51,8 @@ def ranks_tables(record: Mapping[str, Any]) -> list[TextTable]:
             f"{record['weights']:,} of {record['budget']:,} weights, by kind of module",
             ["kind", *headers],
             [row(kind, layers) for kind, layers in of_kinds],
-            "ranks: in the order of the blocks; largest: singular value of the mean gradient G",
+            "ranks: in the order of the blocks; largest: singular value of the mean gradient; S: those that were found"
+            + (f"{exhausted} all {most} directions that are looked for in a layer" if names else ""),
         ),
         TextTable(
             "by block",
