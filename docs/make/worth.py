@@ -23,8 +23,9 @@ _OTHER_WAYS = (
 )
 _MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
 _HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
-_OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10")
+_OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
 _SAME = ("Does AuroRA r=2 beat LoRA r=2",)
+_SKIP = ("Does the skip help",)
 
 CASES = {
     "ranks": {
@@ -36,6 +37,11 @@ CASES = {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
         **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
         **dict.fromkeys(_OTHERS, ("Is AuroRA above LoRA at the same rank and layers",)),
+    },
+    "skip": {
+        **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
+        "ranks-short": (*_SKIP, "Does it at r=8"),
+        **dict.fromkeys(_OTHERS, ("Does the skip, the default, cost something",)),
     },
     "high rates": {"high-rates": _HIGH},
     "merge": dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
