@@ -20,12 +20,18 @@ _OTHER_WAYS = (
     "Are they for AuroRA, with as many weights",
     "Half of the weights, ranks by the gradients: above EVA r=8",
     "Above LoRA-GA r=8",
+    "Above LoRA r=8 with the same start",
+    "Above PiSSA r=8",
+    "Above MoSLoRA r=8",
+    "Above SineLoRA r=8",
+    "Above HiRA r=8",
 )
 _MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
 _HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
 _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
 _SAME = ("Does AuroRA r=2 beat LoRA r=2",)
 _SKIP = ("Does the skip help",)
+_START = ("Does the aligned start help AuroRA r=8",)
 
 CASES = {
     "ranks": {
@@ -35,6 +41,7 @@ CASES = {
     },
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
+        "ranks-short": ("Is AuroRA above LoRA at the same rank and layers",),
         **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
         **dict.fromkeys(_OTHERS, ("Is AuroRA above LoRA at the same rank and layers",)),
     },
@@ -42,6 +49,10 @@ CASES = {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (*_SKIP, "Does it at r=8"),
         **dict.fromkeys(_OTHERS, ("Does the skip, the default, cost something",)),
+    },
+    "start": {
+        "ranks-short": (*_START, "Does the aligned start help LoRA r=8", "Is it with the aligned start for both"),
+        **dict.fromkeys(_OTHERS, _START),
     },
     "high rates": {"high-rates": _HIGH},
     "merge": dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
