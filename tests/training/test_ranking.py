@@ -134,6 +134,9 @@ def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     words = CliRunner().invoke(cli.app, ["rank", path, "--budget", "r=3 on query and value"])
     assert words.exit_code == 0, words.output
     assert "of 384 weights, by kind of module" in words.stdout
+    without = CliRunner().invoke(cli.app, ["rank", path])
+    assert without.exit_code == 2
+    assert "method.budget: this field must be given, or --budget" in " ".join(without.stderr.split())
     for wrong in ("abc", "-5", "r=3 on quer"):
         refused = CliRunner().invoke(cli.app, ["rank", path, "--budget", wrong])
         assert refused.exit_code == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..deploy.gradients import Weight, frozen_weights
 from ..deploy.ranks import Budget, budget_in
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from .probing import kept_start
 from .recipe import Recipe
@@ -41,7 +41,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     if not isinstance(recipe.method, ProbedMethod):
         raise UserError(f"method.name: {recipe.method.name} takes no budget; aurora, its presets and lora do")
     if budget is None and options.get("budget") is None:
-        raise UserError("method.budget: this field must be given, or --budget")
+        raise ArgumentError("method.budget: this field must be given, or `budget`")
     left_out = []
     if options.get("budget") is None:
         left_out = [name for name in ("target_modules", *PATTERNS) if options.get(name)]
