@@ -20,7 +20,7 @@ from ..tuner.calibration import BUFFERS
 from ..tuner.combine import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import PEFT_PREFIX
-from .passes import unwrapped
+from .passes import plain_model, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")
@@ -270,6 +270,4 @@ def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
 
 
 def _component(model: nn.Module) -> str:
-    get_base_model: Any = getattr(model, "get_base_model", None)
-    base = get_base_model() if get_base_model is not None else model
-    return "unet" if "UNet" in type(base).__name__ else "transformer"
+    return "unet" if "UNet" in type(plain_model(model)).__name__ else "transformer"

@@ -18,7 +18,7 @@ from torch.nn import grad as weight_gradients
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .moments import linear_shape
-from .passes import unwrapped
+from .passes import plain_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WIDTHS = (("in_features", "out_features"), ("nx", "nf"))
@@ -92,12 +92,6 @@ def weight_of(module: nn.Module) -> Weight | None:
     alone = isinstance(module, nn.Linear) or not any(True for _ in module.children())
     named = (hasattr(module, one) and hasattr(module, other) for one, other in _WIDTHS)
     return Weight(module) if alone and any(named) else None
-
-
-def plain_model(model: Any) -> nn.Module:
-    """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
-    inner: Any = unwrapped(model)
-    return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else unwrapped(inner)
 
 
 def frozen_weights(model: Any) -> dict[str, Weight]:

@@ -49,6 +49,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def plain_model(model: Any) -> nn.Module:
+    """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
+    inner: Any = unwrapped(model)
+    return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
+
+
 @contextmanager
 def unpacked_weights(model: nn.Module) -> Iterator[None]:
     """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call, which rounds their scales."""

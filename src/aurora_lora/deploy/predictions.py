@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..errors import CalibrationError
 from .float64 import float64_pieces
 from .inputs import NO_BATCHES, Batch, Runner
+from .passes import plain_model
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
 Kind = Literal["classes", "labels", "values"]
@@ -201,8 +202,7 @@ def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
 
 
 def _predicts_next_token(model: nn.Module) -> bool:
-    get_base_model: Any = getattr(model, "get_base_model", None)
-    base = get_base_model() if get_base_model is not None else model
+    base = plain_model(model)
     name = type(base).__name__
     if name.endswith("ForConditionalGeneration"):  # encoder-decoder models, and decoders that also read images
         return not getattr(getattr(base, "config", None), "is_encoder_decoder", False)

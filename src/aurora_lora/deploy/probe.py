@@ -18,9 +18,9 @@ from ..errors import CalibrationError
 from ..tuner import aurora_layers
 from ..tuner.peft_names import check_target_module_exists
 from .calibrate import trained_state
-from .gradients import Weight, frozen, frozen_weights, plain_model, watched_gradients
+from .gradients import Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, watched_inputs
-from .passes import Passes, evaluated, memory_bound, unpacked_weights
+from .passes import Passes, evaluated, memory_bound, plain_model, unpacked_weights
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
 

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
 from ..tuner.combine import exactly
-from ..tuner.peft_names import get_pattern_key
-from .gradients import frozen_weights, plain_model
+from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
+from .gradients import frozen_weights
+from .passes import plain_model
 from .probe import Probe
 from .sketch import LayerProbe
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""
 
-HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
 
 Worth = Callable[[LayerProbe], Tensor]
@@ -106,6 +107,11 @@ class Ranks:
     exhausted: tuple[str, ...]
 
 
+def is_exhausted(rank: int, directions: int, shape: tuple[int, int]) -> bool:
+    """Whether a layer of shape (d_out, d_in) got every direction that was looked for, and has more."""
+    return rank == directions < min(shape)
+
+
 def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squared_by_weight) -> Ranks:
     """Give a budget of weights to the directions of all layers, in one list from the most worth to the least.
 
@@ -131,8 +137,8 @@ def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squar
         raise ValueError(f"budget={budget!r} is not allowed: one direction takes {least} weights at least.")
     chosen = {layer.layer: rank for layer, rank in zip(known, ranks, strict=True) if rank}
     most = {layer.layer: len(layer.singular_values) for layer in known}
-    smallest = {layer.layer: min(layer.d_in, layer.d_out) for layer in known}
-    exhausted = tuple(name for name, rank in chosen.items() if rank == most[name] < smallest[name])
+    shapes = {layer.layer: (layer.d_out, layer.d_in) for layer in known}
+    exhausted = tuple(name for name, rank in chosen.items() if is_exhausted(rank, most[name], shapes[name]))
     return Ranks(chosen, budget - left, exhausted)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..deploy.gradients import Weight, frozen_weights
-from ..deploy.ranks import Budget, budget_in
+from ..deploy.ranks import Budget, budget_in, is_exhausted
 from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from .probing import kept_start
@@ -79,7 +79,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         "exhausted": [
             layer["layer"]
             for layer in layers
-            if layer["rank"] == len(layer["singular_values"]) < min(layer["d_out"], layer["d_in"])
+            if is_exhausted(layer["rank"], len(layer["singular_values"]), (layer["d_out"], layer["d_in"]))
         ],
         "method": {"name": resolved.name, **unusual, **aligned},
         "layers": layers,

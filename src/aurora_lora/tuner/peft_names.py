@@ -33,6 +33,7 @@ try:
         register_peft_method,
         resolve_quantization_backend,
     )
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES
     from peft.utils.other import get_pattern_key
     from peft.utils.quantization_utils import QuantizationBackend
 except ImportError as error:
@@ -56,6 +57,7 @@ def warn_of_newer_peft(installed: str) -> None:
 
 __all__ = [
     "PEFT_PREFIX",
+    "SEQ_CLS_HEAD_NAMES",
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
     "AuxiliaryTrainingWrapper",
     "BaseTuner",
