@@ -8,11 +8,15 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
@@ -489,3 +493,24 @@ def test_collections_rest_during_imports_alone() -> None:
     finally:
         if not kept:
             gc.unfreeze()
+
+
+def test_leaves_the_distributed_run() -> None:
+    """Its threads are not left to the end of the process, which they could abort; the wrapper with more goes first."""
+    left: list[Any] = []
+
+    def command() -> None:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        model = DistributedDataParallel(torch.nn.Linear(2, 2))
+        model.itself = model  # as a trainer and its callbacks have each other
+        weakref.finalize(model, lambda: left.append(dist.is_initialized()))
+
+    common.plain_errors(command)()
+    assert not dist.is_initialized()
+    assert left == [True]
+
+
+def test_leaves_no_distributed_run_without_torch() -> None:
+    code = "import sys; from aurora_lora.cli import common; common.plain_errors(print)(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

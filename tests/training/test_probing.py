@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from aurora_lora.deploy.ranks import DEVIATION
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS
@@ -53,6 +54,8 @@ def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
         facts = json.loads(file.metadata()["probe"])
     assert facts["options"]["budget"] == method.get("budget")
     assert facts["batches"] == 6
+    size = run.result["recipe"]["task"]["train_size"]
+    assert facts["examples"] == [int(size / 48 * i) for i in range(48)]  # spread over the training split
     weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
     if "budget" in method:
         assert all(name.startswith("bert.") for name in facts["ranks"])  # never the head
@@ -83,7 +86,7 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]
     start = probing._decided(method, found, 30)
-    probing._write(start, recipe, found.batches, tmp_path / PROBE)
+    probing._write(start, recipe, [0, 1], found.batches, tmp_path / PROBE)
     for one in (start, kept_start(tmp_path)):
         assert one is not None
         resolved = one.resolved(recipe).method.options
@@ -96,7 +99,10 @@ def test_an_aligned_start(model: Path, tmp_path: Path) -> None:
     start = kept_start(tmp_path)
     assert start is not None
     assert len(start.rows) == 4
+    assert start.deviations.keys() == start.spectra.keys() >= start.rows.keys()
     for layer, rows in start.rows.items():
+        # each row is the leading direction, of norm 1, times DEVIATION / its deviation
+        torch.testing.assert_close(rows.norm(dim=1), DEVIATION / start.deviations[layer][: len(rows)])
         module: Any = trainer.module.get_base_model().get_submodule(layer)  # type: ignore[operator]
         assert torch.equal(module.aurora_A["default"], rows)
 

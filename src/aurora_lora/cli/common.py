@@ -62,7 +62,9 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            done = command(*args, **kwargs)
+            _leave_processes()
+            return done
         except AuroraError as error:
             complain(_with_options(error))
             raise typer.Exit(2) from error
@@ -87,6 +89,14 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from error
 
     return guarded
+
+
+def _leave_processes() -> None:
+    """At the end of what `accelerate launch` has started; without an import of torch where none was needed."""
+    if "torch.distributed" in sys.modules:
+        from aurora_lora.deploy.processes import leave_processes
+
+        leave_processes()
 
 
 class PlainGroup(TyperGroup):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -68,3 +69,15 @@ def calls_of_processes(calls: Calls, failure: CalibrationError | None, most: int
         if failed:
             raise CalibrationError(f"calibrate failed on process {process}, whose own error says why.")
     return [[(first, second) for first, second in pairs[:count]] for (_, count), *pairs in found]
+
+
+def leave_processes() -> None:
+    """Leave the distributed run, if this process is in one: nothing is exchanged any more.
+
+    Its threads end here, in order. Left to the end of the process, one of them may ask for Python's lock when there is
+    no Python any more, which aborts a process that has done its work. DDP's wrappers, which hold such threads too, are
+    freed first.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()

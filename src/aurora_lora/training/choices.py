@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..deploy.passes import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
 from .batches import IGNORED
@@ -173,7 +174,7 @@ def learned_positions(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model below the adapter has such an argument."""
-    return name in inspect.signature(_base(model).forward).parameters
+    return name in inspect.signature(plain_model(model).forward).parameters
 
 
 def choice_scores(model: nn.Module, batch: Mapping[str, Any], max_choices: int) -> Tensor:
@@ -252,9 +253,3 @@ def _write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Tensor, ma
         written = generate(input_ids=ids, attention_mask=mask, generation_config=config)
     texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
     return [str(text).strip() for text in texts]
-
-
-def _base(model: nn.Module) -> nn.Module:
-    get_base_model = getattr(model, "get_base_model", None)
-    base: nn.Module = model if get_base_model is None else get_base_model()
-    return base

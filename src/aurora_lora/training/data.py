@@ -141,18 +141,25 @@ class Data:
     def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
         wanted = recipe.calibration
-        chosen = self._even_sample(min(wanted.examples, len(self.splits["train"])))
+        chosen = self._chosen(self._even_rows(min(wanted.examples, len(self.splits["train"]))))
         batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
         return [{name: value for name, value in batch.items() if name not in TARGETS} for batch in batches]
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
-        chosen = self._even_sample(max(1, round(share * len(self.splits["train"]))))
+        chosen = self._chosen(self.rows_of_share(share))
         return [self.collate(chosen[at : at + batch_size]) for at in range(0, len(chosen), batch_size)]
 
-    def _even_sample(self, count: int) -> list[Example]:
+    def rows_of_share(self, share: float) -> list[int]:
+        """Which examples of the training split an even share (0, 1] of it has."""
+        return self._even_rows(max(1, round(share * len(self.splits["train"]))))
+
+    def _even_rows(self, count: int) -> list[int]:
+        return [index * len(self.splits["train"]) // count for index in range(count)]
+
+    def _chosen(self, rows: Sequence[int]) -> list[Example]:
         train = self.fixed("train")
-        return [train[index * len(train) // count] for index in range(count)]
+        return [train[row] for row in rows]
 
 
 def encode(

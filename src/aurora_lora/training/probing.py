@@ -36,7 +36,7 @@ from .memory import checkpoint_activations
 from .recipe import Recipe
 
 PROBE = "probe.safetensors"
-"""In a run's folder: the start of A by layer, the singular values of all layers, and the ranks."""
+"""In a run's folder: the start of A by layer, what was found in all layers, from which examples, and the ranks."""
 MOST = 32
 """Directions that a layer can get of a budget."""
 EVA_PASSES = 50
@@ -51,12 +51,14 @@ class Start:
         ranks: by layer, where a budget was shared out.
         rows: A (r, d_in) by layer, where the start is aligned.
         spectra: singular values by layer.
+        deviations: of z along each of their directions, by layer.
         mistakable: modules without a rank whose paths end with that of a layer.
     """
 
     ranks: dict[str, int] | None
     rows: dict[str, Tensor]
     spectra: dict[str, Tensor]
+    deviations: dict[str, Tensor]
     mistakable: tuple[str, ...] = ()
 
     def resolved(self, recipe: Recipe) -> Recipe:
@@ -112,14 +114,18 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             start, batches = _decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {' '.join(str(error).split())}") from error
-    on_main(lambda: _write(start, recipe, batches, folder / PROBE))
+    on_main(lambda: _write(start, recipe, data.rows_of_share(_share(recipe, data)), batches, folder / PROBE))
     return start
 
 
-def _batches(recipe: Recipe, data: Data) -> list[dict[str, Tensor]]:
+def _share(recipe: Recipe, data: Data) -> float:
     """What is probed: an even sample of the training split."""
-    examples = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
-    return data.training_batches(min(1.0, examples / len(data.splits["train"])), recipe.training.batch_size)
+    examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
+    return min(1.0, examples / len(data.splits["train"]))
+
+
+def _batches(recipe: Recipe, data: Data) -> list[dict[str, Tensor]]:
+    return data.training_batches(_share(recipe, data), recipe.training.batch_size)
 
 
 def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
@@ -146,7 +152,8 @@ def _decided(method: Method, found: Probe, budget: int | None) -> Start:
                 k = len(layer.singular_values)
                 rows[layer.layer] = aligned_rows(layer, k if ranks is None else ranks[layer.layer])
     spectra = {layer.layer: layer.singular_values for layer in found.layers}
-    return Start(ranks, rows, spectra, mistakable(ranks or (), found.modules))
+    deviations = {layer.layer: layer.deviations for layer in found.layers}
+    return Start(ranks, rows, spectra, deviations, mistakable(ranks or (), found.modules))
 
 
 def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, int]:
@@ -213,18 +220,19 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
         )
     rows = {path: A.float().cpu().contiguous() for path, A in by_layer.items() if len(A)}
     ranks = {path: len(A) for path, A in rows.items()}
-    return Start(ranks, rows, {}, mistakable(ranks, modules)), len(batches)
+    return Start(ranks, rows, {}, {}, mistakable(ranks, modules)), len(batches)
 
 
 # ---------------------------------------------------------------- what is kept
 
 
-def _write(start: Start, recipe: Recipe, batches: int, path: Path) -> None:
-    tensors = {f"{layer}/start": rows.contiguous() for layer, rows in start.rows.items()}
-    tensors |= {f"{layer}/singular_values": values.contiguous() for layer, values in start.spectra.items()}
+def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path: Path) -> None:
+    kept = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
+    tensors = {f"{layer}/{end}": value.contiguous() for end, values in kept.items() for layer, value in values.items()}
     facts = {
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
+        "examples": examples,  # rows of the training split
         "batches": batches,
         "ranks": start.ranks,
         "mistakable": start.mistakable,
@@ -252,12 +260,13 @@ def kept_start(folder: Path) -> Start | None:
     text = metadata.get("probe", "")
     if metadata.get("sha256") != _sha256(tensors, text):
         raise UserError(f"{path} is damaged. Remove it to probe again")
-    by_end: dict[str, dict[str, Tensor]] = {"start": {}, "singular_values": {}}
+    by_end: dict[str, dict[str, Tensor]] = {"start": {}, "singular_values": {}, "deviations": {}}
     for name, value in tensors.items():
         layer, _, end = name.rpartition("/")
         by_end[end][layer] = value
     facts = json.loads(text)
-    return Start(facts["ranks"], by_end["start"], by_end["singular_values"], tuple(facts.get("mistakable", ())))
+    spectra, deviations = by_end["singular_values"], by_end["deviations"]  # of older files, no deviations
+    return Start(facts["ranks"], by_end["start"], spectra, deviations, tuple(facts.get("mistakable", ())))
 
 
 def _sha256(tensors: dict[str, Tensor], text: str) -> str:
