@@ -38,7 +38,7 @@ from make.tables import (
     tasks_table,
     versions_table,
 )
-from make.worth import CASES, answered, beyond_the_best
+from make.worth import CASES, answered, beyond_the_best, main_answers
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -127,6 +127,7 @@ def main() -> None:
     summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
     for case in CASES:
         insert(ROOT / "docs" / "worth.md", f"answers {case}", answered(summaries, case))
+    save(main_answers(summaries), FIGURES / "worth")
     lines = {path.parent.name: path.read_text().splitlines() for path in (RESULTS / "studies").glob("*/runs.jsonl")}
     runs = {name: [json.loads(line) for line in found] for name, found in lines.items()}
     insert(ROOT / "docs" / "worth.md", "rates", beyond_the_best(runs))

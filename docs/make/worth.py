@@ -1,11 +1,17 @@
-"""The tables of "When is AuroRA worth it?": answers of the studies, and scores at learning rates beyond the best."""
+"""The figure and the tables of "When is AuroRA worth it?": answers of the studies, and scores beyond the best learning
+rates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from aurora_lora.lab.report.answers import Answer, every_answer
+from aurora_lora.lab.report.colours import GREY, colour
+from aurora_lora.lab.report.figures import new_figure
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
@@ -30,6 +36,7 @@ _MERGES = ("Does the static merge lose against the trained form", "Does the cali
 _HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
 _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
 _SAME = ("Does AuroRA r=2 beat LoRA r=2",)
+_SAME_LAYERS = "Is AuroRA above LoRA at the same rank and layers"
 _SKIP = ("Does the skip help",)
 _START = ("Does the aligned start help AuroRA r=8",)
 
@@ -41,9 +48,9 @@ CASES = {
     },
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
-        "ranks-short": ("Is AuroRA above LoRA at the same rank and layers",),
+        "ranks-short": (_SAME_LAYERS,),
         **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
-        **dict.fromkeys(_OTHERS, ("Is AuroRA above LoRA at the same rank and layers",)),
+        **dict.fromkeys(_OTHERS, (_SAME_LAYERS,)),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
@@ -68,6 +75,66 @@ PAIRS = {
     "ranks-short": (("LoRA 37k by gradients", "AuroRA 37k by gradients"),),
 }
 """By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates."""
+
+ROWS = {
+    "ranks-short": "captured effect, 2 epochs",
+    "ranks-converged": "captured effect, 10 epochs",
+    "ranks-movie-rating": "movie-rating, Pearson",
+    "ranks-digits": "digits, accuracy",
+    "ranks-cifar10": "CIFAR-10, accuracy",
+    "ranks-wikihow-goal": "wikihow-goal, accuracy",
+}
+"""Of the figure, the studies and what they measure."""
+PANELS = {
+    "AuroRA with half of the\nweights, less LoRA r=8": _RANKS[0],
+    "AuroRA less LoRA, both\nwith half of the weights": _RANKS[2],
+    "AuroRA r=8 less LoRA r=8,\non query and value": _SAME_LAYERS,
+}
+"""Of the figure, the question of each panel, of the studies of ranks."""
+EDGE = 10.0
+"""Points that are drawn on both sides of 0."""
+
+
+def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The answers to what is asked most, a row for each of `ROWS`; whiskers are 95% intervals.
+
+    Args:
+        summaries: `study.json` by the study's name.
+    """
+    rows: dict[str, dict[str, Answer]] = {}
+    for study, row in ROWS.items():
+        if study in summaries:
+            rows[row] = {one.ask: one for one in every_answer(summaries[study])[0][1]}
+    figure, axes = new_figure(len(PANELS), 7.2, 1.3 + 0.3 * len(rows))
+    for number, (ax, (title, ask)) in enumerate(zip(axes, PANELS.items(), strict=True)):
+        for place, answers in enumerate(rows.values()):
+            if ask in answers:
+                _draw(ax, place, answers[ask])
+        ax.axvline(0, color=GREY, linewidth=0.8)
+        ax.set_xlim(-EDGE, EDGE)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_yticks(range(len(rows)), list(rows) if number == 0 else [""] * len(rows), fontsize=8)
+        ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.set_xlabel("points", fontsize=8)
+        ax.set_title(title, fontsize=8, loc="left")
+    return figure
+
+
+def _draw(ax: Axes, place: int, one: Answer) -> None:
+    scale = metric_named(one.metric).scale
+    look: dict[str, Any] = {"color": GREY, "marker": "o", "markerfacecolor": "white"}
+    if one.verdict.startswith(("better", "worse")):
+        better = one.verdict.startswith("better")
+        shape = "^" if better else "v"
+        look = {"color": colour("aurora" if better else "lora"), "marker": shape}
+    ends = [] if one.low is None or one.high is None else [scale * one.low, scale * one.high]
+    ax.plot(ends, [place] * len(ends), "-", color=look["color"], linewidth=1.6)
+    for end in ends:
+        if abs(end) > EDGE:  # it goes on
+            side, shape = (EDGE, ">") if end > 0 else (-EDGE, "<")
+            ax.plot([side], [place], shape, color=look["color"], markersize=5, clip_on=False)
+    ax.plot([scale * one.difference], [place], linestyle="", markersize=6, **look)
 
 
 def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:

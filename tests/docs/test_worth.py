@@ -1,4 +1,4 @@
-"""The tables of docs/worth.md."""
+"""The figure and the tables of docs/worth.md."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from aurora_lora.lab.experiments.study import load_study
-from make.worth import CASES, PAIRS, answered, beyond_the_best
+from make.worth import CASES, EDGE, PAIRS, PANELS, ROWS, answered, beyond_the_best, main_answers
 
 ROOT = Path(__file__).parents[2]
-STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(PAIRS))
+STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(PAIRS) | set(ROWS))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -18,25 +18,45 @@ def test_each_question_and_setting_is_one_of_its_study(name: str) -> None:
     study = load_study(ROOT / "recipes" / "studies" / f"{name}.yaml")
     questions = {question.ask for question in study.questions}
     assert {ask for case in CASES.values() for ask in case.get(name, ())} <= questions
+    assert name not in ROWS or name == "ranks-converged" or set(PANELS.values()) <= questions
     assert {setting for pair in PAIRS.get(name, ()) for setting in pair} <= {one.name for one in study.settings}
 
 
-def summary(first: list[float], second: list[float]) -> dict[str, Any]:
+def summary(first: list[float], second: list[float], *asked: str) -> dict[str, Any]:
     def setting(name: str, scores: list[float]) -> dict[str, Any]:
         by_form = {"merged": {"captured": {"scores": scores}}}
         return {"name": name, "deployed": "merged", "metric": "captured", "seeds": [0, 1, 2], "by_form": by_form}
 
-    asked, _ = CASES["same rank"]["captured-effect"]
     sides = [{"setting": name, "form": None} for name in ("ours", "theirs")]
-    study = {"questions": [{"ask": asked, "first": sides[0], "second": sides[1]}]}
+    study = {"questions": [{"ask": ask, "first": sides[0], "second": sides[1]} for ask in asked]}
     return {"study": study, "settings": [setting("ours", first), setting("theirs", second)]}
 
 
 def test_a_study_that_is_not_there_is_left_out() -> None:
-    found = answered({"captured-effect": summary([0.5, 0.51, 0.52], [0.4, 0.42, 0.41])}, "same rank").splitlines()
+    asked, _ = CASES["same rank"]["captured-effect"]
+    one = summary([0.5, 0.51, 0.52], [0.4, 0.42, 0.41], asked)
+    found = answered({"captured-effect": one}, "same rank").splitlines()
     assert len(found) == 3
     assert found[-1].startswith("| captured-effect, captured % | ours, merged | theirs, merged | +10.0 | ")
     assert found[-1].endswith(" | better |")
+
+
+def test_the_figure_has_a_row_for_each_study_that_is_there() -> None:
+    first, _, third = PANELS.values()
+    better = summary([0.5, 0.51, 0.52], [0.45, 0.47, 0.46], first)  # +5.0 (2.5 to 7.5)
+    far = summary([0.5, 0.51, 0.52], [0.4, 0.45, 0.39], first, third)  # beyond the edge
+    figure = main_answers({"ranks-short": better, "ranks-digits": far, "digits": better})
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == [ROWS["ranks-short"], ROWS["ranks-digits"]]
+    points = [
+        [(*line.get_xydata()[0], line.get_marker()) for line in ax.lines if line.get_linestyle() == "None"]
+        for ax in figure.axes
+    ]
+    assert [marker for _, _, marker in points[0]] == ["^", ">", "^"]
+    assert points[0][0][:2] == pytest.approx((5.0, 0))
+    assert points[0][1][:2] == (EDGE, 1)
+    assert points[1] == []
+    assert len(points[2]) == 2
 
 
 def line(setting: str, rate: float, seed: int, score: float) -> dict[str, Any]:
