@@ -105,8 +105,8 @@ def reproduce(
         tally = run(todo, engine, bar)
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     records = [one.to_dict() for one in compared]
-    record = {"suite": suite, "scale": scale, "seeds": todo.seeds, "statistic": todo.suite.statistic, "cells": records}
-    write_json(todo.folder / "table.json", record)
+    record = {"suite": suite, "scale": scale, "seeds": todo.seeds, "statistic": todo.suite.statistic}
+    write_json(todo.folder / "table.json", {**record, "cells": records, "runs": todo.made_from()})
     write_text(todo.folder / "table.md", markdown(todo.suite, compared))
     failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
     if as_json:

@@ -324,6 +324,10 @@ def test_the_command_prints_and_writes_the_table(aurora: Callable[..., Any], tmp
     record = json.loads((folder / "table.json").read_text())
     assert record["seeds"] == [3]
     assert record["cells"] == json.loads(aurora(*args, "--json").stdout)["cells"]
+    (made,) = record["runs"]
+    run = json.loads((folder / "lora-sentiment" / "seed3" / "result.json").read_text())
+    assert {**made["recipe"], "seed": 3} == run["recipe"]
+    assert made["commits"] == {"3": run["git_commit"]}
     assert (folder / "table.md").read_text().startswith("# A tiny table\n\n## Tiny\n")
     assert "lora-sentiment, seed 3: validation accuracy" in done.stderr
     assert "* The paper takes these numbers from earlier work." in done.stdout

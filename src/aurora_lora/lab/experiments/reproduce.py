@@ -34,6 +34,18 @@ class Reproduction:
         """The results that there are, by recipe and seed."""
         return {key: result for key, job in self.jobs.items() if (result := job.result()) is not None}
 
+    def made_from(self) -> list[dict[str, Any]]:
+        """What the results come from: each recipe with all of its values, and by seed the commit that ran it.
+
+        A commit is None where the package was not run from a checkout.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for (name, seed), result in self.results().items():
+            values = {key: value for key, value in result["recipe"].items() if key != "seed"}
+            one = found.setdefault(name, {"name": name, "recipe": values, "commits": {}})
+            one["commits"][str(seed)] = result["git_commit"]
+        return list(found.values())
+
 
 @dataclass
 class Tally:
