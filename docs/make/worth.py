@@ -62,7 +62,10 @@ CASES = {
         **dict.fromkeys(_OTHERS, _START),
     },
     "high rates": {"high-rates": _HIGH},
-    "merge": dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
+    "merge": {
+        **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
+        **dict.fromkeys(("ranks-short", *_OTHERS), ("Does the calibrated merge lose against the trained form",)),
+    },
 }
 """By case and study, the questions that decide it, by each study's own metric."""
 

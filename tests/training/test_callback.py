@@ -49,3 +49,21 @@ def test_load_best_model_at_end(make_bert, batches, tmp_path, calibrating):
     assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {expected}
     if calibrating:
         model.merge_and_unload()
+
+
+def test_inputs_are_those_of_calibrate():
+    """Of a dataset, an even sample through the tokenizer; of a loader, the first batches, and nothing more is read."""
+
+    def tokenizer(texts, **_):
+        return {"input_ids": torch.tensor([[int(text)] for text in texts])}
+
+    rows = Dataset.from_dict({"text": [str(i) for i in range(100)]})
+    kept = CalibrationCallback(rows, tokenizer=tokenizer, examples=10, batch_size=4).batches
+    assert [batch["input_ids"].flatten().tolist() for batch in kept] == [[0, 10, 20, 30], [40, 50, 60, 70], [80, 90]]
+    loader = iter([{"input_ids": torch.zeros(8, 3)}] * 20)
+    assert len(CalibrationCallback(loader, examples=20).batches) == 3
+    assert len(list(loader)) == 17
+    with pytest.raises(ValueError, match="examples=0 is not allowed"):
+        CalibrationCallback(loader, examples=0)
+    with pytest.raises(TypeError, match="needs a tokenizer"):
+        CalibrationCallback(rows)

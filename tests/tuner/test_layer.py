@@ -11,6 +11,7 @@ from torch import nn
 import aurora_lora
 from aurora_lora import AuroraConfig, FormError, NotCalibratedError, set_form
 from aurora_lora.ops import adaptive_nonlinear, nonlinear_columns
+from aurora_lora.ops.anl import ACTIVATIONS
 
 
 class Net(nn.Module):
@@ -111,6 +112,19 @@ def test_spline_alone_learns(init, spline, train_form):
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("init", ["identity", "paper"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_every_weight_learns_after_b_has_moved(activation, init, skip):
+    """No start of the mixer at which it has no gradient, as H = 0 inside a ReLU."""
+    model, layer = adapt(fixed_activation=activation, init_weights=init, skip=skip, r=4)
+    nn.init.normal_(layer.aurora_B["default"])
+    model.train()(X).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if "aurora_" in name:
+            assert parameter.grad.abs().max() > 0, name
 
 
 def test_dropout_is_on_x_and_only_in_training():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aurora_lora import AuroraConfig, calibrate
-from aurora_lora.deploy.inputs import Batch
+from aurora_lora.deploy.inputs import as_batches
 from aurora_lora.forms import CALIBRATED
 from aurora_lora.tuner import aurora_layers
 
@@ -24,13 +23,27 @@ class CalibrationCallback(TrainerCallback):
     `eval_on_start` comes too early for it.
 
     Args:
-        batches: a few training inputs (dicts of tensors, labels not needed), gone through again at each evaluation. On
-            several processes, each may hold its own share.
-        ridge: see `aurora_lora.calibrate`.
+        batches: training inputs as `aurora_lora.calibrate` takes them, a few hundred: they are kept in memory, and gone
+            through at each evaluation. On several processes, each may hold its own share.
+        ridge, tokenizer, text_columns, batch_size, examples: as of `calibrate`. Of a loader of the whole training set,
+            or of a dataset, `examples` takes a part.
+
+    Raises:
+        TypeError, ValueError: as `calibrate`.
     """
 
-    def __init__(self, batches: Iterable[Batch], *, ridge: float = 1e-4) -> None:
-        self.batches = list(batches)
+    def __init__(
+        self,
+        batches: Any,
+        *,
+        ridge: float = 1e-4,
+        tokenizer: Any = None,
+        text_columns: tuple[str, ...] = ("text",),
+        batch_size: int = 32,
+        examples: int | None = None,
+    ) -> None:
+        read = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
+        self.batches = list(read)
         self.ridge = ridge
 
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.

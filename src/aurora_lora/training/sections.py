@@ -133,7 +133,7 @@ class TrainingSection(Section):
 
 
 class CalibrationSection(Section):
-    """The calibration that ends the run, and a lighter one before each evaluation."""
+    """The calibration before each evaluation; the best checkpoint keeps its matrices."""
 
     examples: Size = 256
     batch_size: Size = 32

@@ -67,9 +67,9 @@ class AuroraConfig(PeftConfig):
         spline_order: polynomial degree of the B-splines.
         spline_range: the interval of the grid.
         skip: `sigma(z) = z + F(z) + L(z)`, which starts as plain LoRA (ours). `False` is the paper's sigma.
-        init_weights: `"identity"` (H = 0 and W_s = 0, so that sigma(z) = z; without `skip`, H = I and W_s = 0) or
-            `"paper"` (H Xavier-normal, `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that
-            the adapter is not a no-op.
+        init_weights: `"identity"` (H = 0 and W_s = 0, so that sigma(z) = z, with a sigmoid plus 1/2; without `skip`,
+            and with a ReLU, which has no gradient at 0, H = I and W_s = 0) or `"paper"` (H Xavier-normal,
+            `W_s ~ U(-0.1, 0.1)`), both with `B = 0`; `False` makes B random too, so that the adapter is not a no-op.
             `True` is `"identity"`. Where the spline is all of sigma, `"identity"` starts with `L(z) = z` on
             `spline_range`, or, summed, with a random W_s as `"paper"`.
         use_rslora: scale by `alpha / sqrt(r)` instead.

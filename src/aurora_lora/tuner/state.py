@@ -113,17 +113,18 @@ class AdapterState(nn.Module, BaseTunerLayer):
         else:
             nn.init.zeros_(self.aurora_B[adapter_name])
         random_anl = init_weights in (False, "paper")
+        config = self.aurora_config[adapter_name]
         if adapter_name in self.aurora_H:
             H = self.aurora_H[adapter_name]
             if random_anl:
                 nn.init.xavier_normal_(H)
-            elif self.aurora_config[adapter_name].skip:
+            elif config.skip and config.fixed_activation != "relu":  # whose slope at 0 is 0: H = 0 would never learn
                 nn.init.zeros_(H)
             else:
                 nn.init.eye_(H)
         if adapter_name in self.aurora_spline_weight:
             spline_weight = self.aurora_spline_weight[adapter_name]
-            anl = self.aurora_config[adapter_name].anl
+            anl = config.anl
             # W_s = 0 with neither F nor skip would be sigma = 0, where no weight ever gets a gradient
             spline_alone = anl.fixed_activation is None and not anl.skip
             if random_anl or (spline_alone and anl.spline == "summed"):  # sums over channels are never the identity
