@@ -42,6 +42,45 @@ def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == {"folder"}
 
 
+@pytest.mark.parametrize("at", ["_delete", "flush"])
+def test_an_interrupted_replace_leaves_a_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """At whatever call it is interrupted, one of the two is there."""
+    write(tmp_path / "folder", "first")
+    own, left = getattr(files, at), [0]
+
+    def interrupted(path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        own(path)
+
+    monkeypatch.setattr(files, at, interrupted)
+    for call in range(1, 5):
+        left[0] = call
+        try:
+            write(tmp_path / "folder", "second")
+        except KeyboardInterrupt:
+            assert (tmp_path / "folder" / "file").read_text() in ("first", "second")
+    left[0] = 0
+    write(tmp_path / "folder", "third")
+    assert (tmp_path / "folder" / "file").read_text() == "third"
+    assert names(tmp_path) == {"folder"}
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "folder", "first")
+
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "no", str(target))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(UserError):
+        write(tmp_path / "folder", "second")
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+
+
 def test_a_linked_folder_stays_linked(tmp_path: Path) -> None:
     real, link = tmp_path / "disk" / "real", tmp_path / "link"
     real.mkdir(parents=True)

@@ -89,19 +89,35 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Flush a folder to disk and rename it to `path`."""
+    """Flush a folder to disk and rename it to `path`. What was there goes only when the new folder has its place."""
     for folder, _, files in os.walk(partial):
         for file in files:
             flush(Path(folder, file))
         flush(Path(folder))
-    remove(path)
-    partial.replace(path)
+    trash = _trash_of(path)
+    with suppress(FileNotFoundError):
+        _delete(trash)
+    with suppress(FileNotFoundError):
+        path.rename(trash)
+    try:
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            if not path.exists():
+                trash.rename(path)
+        raise
     flush(path.parent)
+    with suppress(FileNotFoundError):
+        _delete(trash)
+
+
+def _trash_of(path: Path) -> Path:
+    return path.with_name(f".{path.name.lstrip('.')}{TRASH}")
 
 
 def remove(path: Path) -> None:
     """Delete a folder or a file. A kill on the way leaves nothing that could be taken for the whole."""
-    trash = path.with_name(f".{path.name.lstrip('.')}{TRASH}")
+    trash = _trash_of(path)
     with suppress(FileNotFoundError):
         _delete(trash)
     with suppress(FileNotFoundError):

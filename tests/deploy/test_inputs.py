@@ -1,11 +1,17 @@
 """Which vectors of a layer's input count, and where the mask that says so is."""
 
+import gc
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from peft import get_peft_model
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import T5Config, T5ForConditionalGeneration
 
-from aurora_lora import AuroraConfig
+from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.predictions import _positions
 from aurora_lora.tuner import aurora_layers
@@ -39,3 +45,25 @@ def test_the_mask_follows_the_input_of_each_layer(flat: bool) -> None:
     assert elsewhere.moved_to == [x.device]
     assert _positions(runner, x) is mask
     assert elsewhere.moved_to == [x.device, x.device]
+
+
+def test_the_masks_of_an_encoder_decoder_inside_ddp() -> None:
+    """The wrapper has neither the config nor the encoder of the model."""
+
+    def counts(wrap: Any) -> list[int]:
+        torch.manual_seed(0)
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+        base = T5ForConditionalGeneration(T5Config(vocab_size=40, decoder_start_token_id=0, pad_token_id=0, **sizes))
+        model = get_peft_model(base, AuroraConfig(target_modules=["q"], init_weights=False))
+        return [layer.vectors for layer in calibrate(wrap(model), [batch]).layers]
+
+    ids, mask, labels = torch.randint(2, 40, (8, 10)), torch.ones(8, 10).long(), torch.randint(2, 40, (8, 10))
+    mask[4:, 5:], labels[:4, 3:] = 0, -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    assert counts(lambda model: model) == [60, 52, 52]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert counts(DistributedDataParallel) == [60, 52, 52]
+    finally:
+        gc.collect()
+        dist.destroy_process_group()

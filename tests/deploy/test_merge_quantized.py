@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from aurora_lora import (
     AuroraConfig,
@@ -272,6 +273,41 @@ def test_unquantised_layers_are_merged_as_ever(folder):
     exact = head.get_base_layer().weight.data + head.get_delta_weight("default")
     merge_quantized(model, INPUTS)
     torch.testing.assert_close(head.get_base_layer().weight.data, exact)
+
+
+def test_tied_embeddings_are_merged_as_ever(tmp_path):
+    """The other module that has the weight keeps it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=200, tie_word_embeddings=True, **sizes)).save_pretrained(tmp_path)
+    targets = ["q_proj", "embed_tokens"]
+    config = AuroraConfig(target_modules=targets, train_form="static", init_weights=False)
+    model = get_peft_model(quantised.load(str(tmp_path), "nf4"), config).eval()
+    base = model.get_base_model()
+    head = base.lm_head.weight.detach().clone()
+    expected = quantised.logits(model, TEST)
+    merge_quantized(model, INPUTS)
+    assert torch.equal(base.lm_head.weight, head)
+    assert base.model.embed_tokens.merged
+    assert (quantised.logits(model, TEST) - expected).norm() < 0.3 * expected.norm()
+    model.unmerge_adapter()
+    assert torch.equal(quantised.logits(model, TEST), expected)
+    assert base.lm_head.weight is base.model.embed_tokens.get_base_layer().weight
+
+
+def test_a_layer_that_refuses_leaves_the_model_as_it_was(folder):
+    base = quantised.load(folder, "nf4")
+    extra = base.model.extra = nn.Embedding(4, 128, max_norm=1e6)  # cannot be merged into
+    base.model.embed_tokens.register_forward_hook(lambda module, args, output: output + base.model.extra(args[0] % 4))
+    fields = {"target_modules": ["q_proj", "embed_tokens", "extra"], "train_form": "static", "init_weights": False}
+    model = get_peft_model(base, AuroraConfig(**fields)).eval()
+    assert base.model.extra is not extra
+    before, expected = state(model), quantised.logits(model, TEST)
+    with pytest.raises(NotImplementedError, match="max_norm"):
+        merge_quantized(model, INPUTS)
+    assert not any(layer.merged for layer in layers(model).values())
+    assert same(state(model), before)
+    assert torch.equal(quantised.logits(model, TEST), expected)
 
 
 def test_llama3_8b_is_planned_within_16_gib():

@@ -67,3 +67,15 @@ def test_inputs_are_those_of_calibrate():
         CalibrationCallback(loader, examples=0)
     with pytest.raises(TypeError, match="needs a tokenizer"):
         CalibrationCallback(rows)
+
+
+def test_an_adapter_of_transformers_own(make_bert, batches, tmp_path):
+    """`model.add_adapter(config)`: the active adapters are a method there, no attribute."""
+    rows = Dataset.from_dict({"input_ids": batches[0]["input_ids"].tolist(), "labels": [0, 1] * 4})
+    model = make_bert()
+    model.add_adapter(AuroraConfig(target_modules=["query", "value"]))
+    plain = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, eval_strategy="steps", eval_steps=2, **plain)
+    callbacks = [CalibrationCallback(batches)]
+    Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=callbacks).train()
+    assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {"calibrated"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PretrainedConfig
 
 import aurora_lora
@@ -68,3 +69,13 @@ def test_lists_load_no_pytorch() -> None:
     code = "import sys, aurora_lora.training.kinds; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_number_that_marks_what_is_not_learned_is_learned() -> None:
+    """-100 in labels stands for no label, in Transformers' count of a step's examples as in the losses."""
+    kind = KINDS["regression"]
+    labels = torch.tensor([kind.target(label, 1) for label in (-100.0, -100, -99.5, 3.0)])
+    assert (labels != -100).all()
+    torch.testing.assert_close(labels, torch.tensor([-100.0, -100.0, -99.5, 3.0]), rtol=1e-7, atol=0)
+    outputs = {"logits": torch.zeros(4, 1)}
+    assert kind.loss()(outputs, labels).item() == pytest.approx((2 * 100**2 + 99.5**2 + 3**2) / 4)

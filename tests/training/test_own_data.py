@@ -426,3 +426,14 @@ def test_killed_and_gone_on_with(aurora: Callable[..., list[dict[str, Any]]], he
     assert done["status"] == 0, done["stderr"]
     expected, found = (load_file(here / run / "adapter" / "adapter_model.safetensors") for run in ("whole", "run"))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_correlation_needs_two_examples(here: Path) -> None:
+    rows = [f"{' '.join(tiny.PLAIN[i % 3 :][:4])} {i},{i / 7:.2f}" for i in range(10)]
+    (here / "ten.csv").write_text("\n".join(["text,label", *rows]))
+    done = aurora("train", "regression", "model=bert", "task.data=ten.csv", *SETTINGS, "-o", "run")
+    assert done.exit_code == 0, done.output
+    assert "examples: 6 train, 2 validation, 2 test" in done.stderr
+    done = train("regression", "one", "task.validation_size=1")
+    assert done.exit_code == 2
+    assert "task.validation_size: 1 is not allowed: regression is scored on 2 or more" in done.stderr

@@ -64,6 +64,9 @@ def test_the_schedule(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     assert rates.rates == pytest.approx([2e-2 * share for share in by_hand])
 
 
+PAPER_IN_HALF = ("method=aurora-paper", "method.target_modules=[query,value]", "training.precision=bf16")
+
+
 class Scores:
     """Stands in for the scores of a run's evaluations."""
 
@@ -78,12 +81,13 @@ class Scores:
         monkeypatch.setattr(kind, "compute_metrics", next_score)
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("interrupted", "more"), [(False, ()), (True, ()), (True, PAPER_IN_HALF)])
 def test_early_stopping(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool, more: tuple[str, ...]
 ) -> None:
+    """Also where the calibration is left to a model that nothing was trained of."""
     Scores(monkeypatch, [0.5, 0.8, 0.7, 0.8])
-    changes = ["training.epochs=9", "training.patience=2"]
+    changes = ["training.epochs=9", "training.patience=2", *more]
     if interrupted:  # after the checkpoint of the last evaluation: there is nothing left to train
         from aurora_lora.training import run
 

@@ -17,8 +17,9 @@ LAYER = "bert.encoder.layer.0.attention.self.query"
 SHORT = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1}
 
 
-def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    method = {"name": "aurora-paper", "r": 3, "target_modules": ["query", "value"]}  # starts at random
+@pytest.mark.parametrize("start", ["default", "aligned"])
+def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: str) -> None:
+    method = {"name": "aurora-paper", "r": 3, "target_modules": ["query", "value"], "start": start}  # H is random
     recipe = load_recipe(write_recipe(method=method, training=SHORT))
     train(recipe, tmp_path / "run")
     torch.manual_seed(5)  # of no consequence

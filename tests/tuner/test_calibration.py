@@ -1,5 +1,7 @@
 """`Calibration`: fresh, stale or none, and what is kept where one is taken away and given back."""
 
+import warnings
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -38,6 +40,47 @@ def test_from_none_to_fresh_to_stale():
     with torch.no_grad():
         layer.aurora_B["default"].add_(1)  # which the matrix does not depend on
     assert calibration.check()
+
+
+def test_training_in_eval_mode_is_noticed():
+    """There only B gets a gradient; and where A has changed, the matrix is not used."""
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x = torch.randn(6, 5)
+    layer.eval()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x).square().sum().backward()
+        layer(x)
+    optimizer.step()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)  # an evaluation
+    with pytest.warns(UserWarning, match=r"'default' is trained in eval mode.* Call model\.train\(\)"):
+        layer(x)
+    with torch.no_grad():
+        layer.aurora_B["default"].add_(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)  # said once
+    with torch.no_grad():
+        layer.aurora_A["default"].add_(1)
+    with pytest.warns(UserWarning, match="trained after it was calibrated: eval"):
+        layer(x)
+    assert layer.form("default") == "dynamic"
+
+
+def test_training_in_training_mode_is_as_ever():
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    for _ in range(2):
+        layer.train()(torch.randn(6, 5)).square().sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+        calibration.store(torch.randn(2, 5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            layer.eval()(torch.randn(6, 5))
 
 
 def test_what_is_taken_can_be_given_back():

@@ -11,7 +11,7 @@ from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import aurora_lora
-from aurora_lora import CheckpointError, StaleCalibrationError, set_form
+from aurora_lora import CheckpointError, StaleCalibrationError, calibrate, set_form
 from aurora_lora.tuner import aurora_layers
 
 
@@ -271,12 +271,23 @@ def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
     """A form set for one must not change the other."""
     shared = config(task_type=None)
     model = get_peft_model(make_bert(), shared)
-    assert model.peft_config["default"] is shared  # as in PEFT
     model.add_adapter("other", shared)
     set_form(model, "static", "other")
     assert (model.peft_config["other"].eval_form, model.peft_config["default"].eval_form) == ("static", None)
     for _, layer in aurora_layers(model):
         assert layer.aurora_config["other"] is model.peft_config["other"]
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+def test_a_config_object_can_be_used_for_two_models(make_bert, config, batches, logits, tmp_path, made):
+    """Calibrating one says nothing of the other: seeds and folds are often made from one config."""
+    shared = config()
+    models = [get_peft_model(make_bert(), shared) for _ in range(2 if made == "before" else 1)]
+    calibrate(models[0], batches)
+    models.extend(get_peft_model(make_bert(), shared) for _ in range(2 - len(models)))
+    assert [model.peft_config["default"].calibrated for model in models] == [True, False]
+    models[1].save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(models[1].eval()))
 
 
 def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):

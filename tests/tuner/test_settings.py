@@ -86,6 +86,25 @@ def test_a_linear_that_is_never_called_is_refused():
         get_peft_model(Attention(), AuroraConfig(target_modules=["out_proj"]))
 
 
+def test_a_fused_encoder_layer_calls_its_adapters():
+    """In eval mode without gradients, the layer reads the weights of linear1 and linear2 itself."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu")
+    net, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 16)
+    with torch.no_grad():
+        expected = net(x)
+    model = adapt(net, target_modules=["linear1", "linear2"], task_type=None, alpha=8)
+    calibrate(model, [x])
+    with torch.no_grad():
+        fused = model(x)
+    assert (fused - expected).abs().max() > 0.1
+    torch.testing.assert_close(fused, model(x.requires_grad_()).detach(), rtol=1e-4, atol=1e-5)
+    merged = model.merge_and_unload()
+    assert [one.activation_relu_or_gelu for one in merged.layers] == [2, 2]  # may be fused again
+    with torch.no_grad():
+        torch.testing.assert_close(merged(x), fused, rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_that_mamba_reads_without_calling_is_refused():
     model = nn.Module()
     model.config = type("Config", (), {"model_type": "mamba", "to_dict": lambda self: {"model_type": "mamba"}})()

@@ -20,7 +20,7 @@ from ..tuner.calibration import BUFFERS
 from ..tuner.combine import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import PEFT_PREFIX
-from .passes import plain_model, unwrapped
+from .wrappers import plain_model, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")

@@ -18,7 +18,7 @@ from torch.nn import grad as weight_gradients
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .moments import linear_shape
-from .passes import plain_model
+from .wrappers import plain_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WIDTHS = (("in_features", "out_features"), ("nx", "nf"))

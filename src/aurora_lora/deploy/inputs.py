@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tuner import AuroraLayer
+from .wrappers import unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
@@ -142,8 +143,9 @@ class Runner:
         self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()
 
     def _find_encoder(self) -> nn.Module | None:
-        config = getattr(self.model, "config", None)
-        get_encoder = getattr(self.model, "get_encoder", None)
+        inner = unwrapped(self.model)
+        config = getattr(inner, "config", None)
+        get_encoder = getattr(inner, "get_encoder", None)
         if not getattr(config, "is_encoder_decoder", False) or get_encoder is None:
             return None
         encoder = get_encoder()

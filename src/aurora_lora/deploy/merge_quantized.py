@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import MergeError
 from ..ops.rounding import InputMoment, input_moment, output_error
 from ..tuner import AuroraLayer
+from ..tuner.adapters import note_shared_weights
 from ..tuner.original_weight import OriginalWeight
 from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
 from .adapted import AdaptedLayer
@@ -117,10 +118,19 @@ def merge_quantized(
         rounded: dict[str, _Rounded] = {}
         for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
             rounded |= _round_all(layers, Collector(runner, group).collect(data.one_pass()), damping)
-    for module in others:
-        module.merge()
-    for path, layer in layers.items():
-        _put(layer, rounded[path])
+    note_shared_weights(model)
+    merged: list[Any] = []
+    try:
+        for module in others:
+            merged.append(module)
+            module.merge()
+        for path, layer in layers.items():
+            merged.append(layer.module)
+            _put(layer, rounded[path])
+    except BaseException:
+        for module in filter(lambda one: one.merged, merged):
+            module.unmerge()
+        raise
     report = QuantizedMerge(
         tuple(rounded[path].report for path in layers),
         max(each.vectors for each in rounded.values()),

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ..errors import CalibrationError
 from .float64 import float64_pieces
 from .inputs import NO_BATCHES, Batch, Runner
-from .passes import plain_model
+from .wrappers import plain_model
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
 Kind = Literal["classes", "labels", "values"]
@@ -211,7 +211,7 @@ def _predicts_next_token(model: nn.Module) -> bool:
 
 def _kind(model: nn.Module, output: Any) -> Kind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
-    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or problem == "regression":
         return "values"

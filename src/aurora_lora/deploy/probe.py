@@ -20,9 +20,10 @@ from ..tuner.peft_names import check_target_module_exists
 from .calibrate import trained_state
 from .gradients import Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, watched_inputs
-from .passes import Passes, evaluated, memory_bound, plain_model, unpacked_weights
+from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
+from .wrappers import plain_model
 
 ENOUGH = 512
 """Vectors of each layer that its deviations are taken over at least, where the batches have as many."""

@@ -19,9 +19,9 @@ from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
 from ..tuner.combine import exactly
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
-from .passes import plain_model
 from .probe import Probe
 from .sketch import LayerProbe
+from .wrappers import plain_model
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""

@@ -15,6 +15,8 @@ from .inputs import Runner
 
 OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""
+ROUNDING = 1e-6
+"""A relative deviation of z that inputs in float32 have from rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Sketch:
 
     def result(self) -> LayerProbe:
         mean, square = (self.total / self.count.to(self.total)).cpu()
+        variance = square - mean.square()
+        variance[variance <= ROUNDING**2 * square] = 0  # the same z for all inputs, but for rounding
         return LayerProbe(
             self.name,
             self.weight.d_out,
@@ -139,5 +143,5 @@ class Sketch:
             self.weight.groups,
             self.singular_values.float(),
             self.rows[: self.rank].float(),
-            (square - mean.square()).clamp(min=0).sqrt().float(),
+            variance.sqrt().float(),
         )

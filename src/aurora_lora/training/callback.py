@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aurora_lora import AuroraConfig, calibrate
+from aurora_lora import calibrate
 from aurora_lora.deploy.inputs import as_batches
 from aurora_lora.forms import CALIBRATED
 from aurora_lora.tuner import aurora_layers
@@ -73,10 +73,9 @@ def is_calibrated(model: nn.Module) -> bool:
 
 def deploys_calibrated(model: nn.Module) -> bool:
     """Whether `model.eval()` computes the calibrated form of an active adapter."""
-    configs = getattr(model, "peft_config", {})
-    active = getattr(model, "active_adapters", [])
     return any(
-        isinstance(config, AuroraConfig) and config.resolved_eval_form == CALIBRATED
-        for name, config in configs.items()
-        if name in active
+        layer.aurora_config[name].resolved_eval_form == CALIBRATED
+        for _, layer in aurora_layers(model)
+        for name in layer.active_adapters
+        if name in layer.aurora_A
     )

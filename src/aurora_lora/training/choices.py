@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..deploy.passes import plain_model
+from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
 from .batches import IGNORED

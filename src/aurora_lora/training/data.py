@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UserError
 from ..tasks import SplitSizes, Task
 from ..tasks.own.split import Splits
 from .choices import Questions
@@ -187,6 +188,13 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
     data = section.kind.encode(recipe, task, processor, loaded)
+    least = section.kind.scored_at_least
+    for name, split in data.splits.items():
+        if name != "train" and len(split) < least:
+            field = "validation_size" if name == "validation" else "test_size"
+            raise UserError(
+                f"task.{field}: {len(split)} is not allowed: {section.kind.name} is scored on {least} or more"
+            )
     record = {**loaded.record, **(data.record or {})} if isinstance(loaded, Splits) else None
     return replace(data, record=record)
 

@@ -335,7 +335,8 @@ def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
     these same inputs.
     """
     if CALIBRATED in recipe.method.forms and not is_calibrated(trainer.module):
-        calibrate(trainer.module, _own_share(data, recipe), ridge=recipe.calibration.ridge)
+        with trainer.accelerator.autocast():  # the model has it of its own only where something was trained
+            calibrate(trainer.module, _own_share(data, recipe), ridge=recipe.calibration.ridge)
 
 
 def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:

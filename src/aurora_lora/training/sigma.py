@@ -52,7 +52,10 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     set_seed(recipe.seed)
     start = kept_start(run.folder)
     begun = recipe if start is None else start.resolved(recipe)
-    fresh = make_model(begun, base_for(recipe, data.task, data.processor, data.labels))
+    base = base_for(recipe, data.task, data.processor, data.labels)
+    if start is not None:
+        set_seed(recipe.seed)  # as after a probe
+    fresh = make_model(begun, base)
     before, after = dict(aurora_layers(fresh)), dict(aurora_layers(trainer.module))
     found = hidden_values(trainer.module, data.calibration_batches(recipe))
     layers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
@@ -35,3 +36,11 @@ def active_adapters(model: nn.Module) -> list[str]:
     if not found:
         raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
     return list(names)
+
+
+def note_shared_weights(model: nn.Module) -> None:
+    """Let each AuroRA layer know whether its base weight is another module's as well, as that of tied embeddings is."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for _, layer in aurora_layers(model):
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        layer.weight_is_shared = weight is not None and uses[id(weight)] > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -26,6 +27,14 @@ WAYS_OUT = (
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def stale(adapter_name: str) -> str:
+    """What is said where an outdated matrix would have been used."""
+    return (
+        f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic form until "
+        "aurora_lora.calibrate runs again."
+    )
+
+
 class Calibration:
     """A_cal (r, d_in) of one adapter of one layer: there or not, fresh or stale, and what loading does with it.
 
@@ -37,6 +46,7 @@ class Calibration:
         adapter_name: the adapter.
         config: its settings.
         weights: where the layer holds A, H and W_s, which the matrix depends on (not B).
+        B: where it holds B.
         buffers: where it holds the matrices and the fingerprints.
     """
 
@@ -45,17 +55,21 @@ class Calibration:
         adapter_name: str,
         config: AuroraConfig,
         weights: Sequence[AdapterParameters],
+        B: AdapterParameters,
         buffers: tuple[AdapterBuffers, AdapterBuffers],
     ) -> None:
         self.adapter_name = adapter_name
         self.config = config
         self._weights = weights
+        self._B = B
         self._matrices, self._fingerprints = buffers
         self.is_fresh = False
         """Whether the matrix belonged to the weights when this was last checked."""
         self.is_awaited = False
         """Whether the config spoke of a matrix that is still to be loaded."""
         self._lacking: list[str] = []
+        self._versions: tuple[int, ...] = ()
+        self._has_warned = False
 
     def _sigma_weights(self) -> list[Tensor]:
         return [holder[self.adapter_name] for holder in self._weights if self.adapter_name in holder]
@@ -68,7 +82,30 @@ class Calibration:
     def check(self) -> bool:
         """Whether there is a matrix that belongs to the adapter's present weights; `is_fresh` remembers the answer."""
         self.is_fresh = self.has_room and _matches(self._fingerprints[self.adapter_name], self._sigma_weights())
+        self._versions = self._versions_now()
         return self.is_fresh
+
+    def _versions_now(self) -> tuple[int, ...]:
+        """How often each weight was changed in place, B's last."""
+        weights = [*self._sigma_weights(), self._B[self.adapter_name]]
+        return tuple(weight._version for weight in weights if not weight.is_inference())
+
+    def notice_training(self) -> None:
+        """In eval mode with gradients: warn, once, of an optimizer that has been at work, as only B gets a gradient."""
+        A = self._weights[0][self.adapter_name]
+        if not A.requires_grad or (now := self._versions_now()) == self._versions:
+            return
+        only_B = now[:-1] == self._versions[:-1]
+        self._versions = now
+        if not only_B and not self.check():
+            warnings.warn(stale(self.adapter_name), stacklevel=5)
+        elif not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"Adapter {self.adapter_name!r} is trained in eval mode, where its calibrated matrix stands for A and "
+                "sigma: only B gets a gradient. Call model.train() before a training step.",
+                stacklevel=5,
+            )
 
     def fresh_matrix(self) -> Tensor:
         """A_cal, (r, d_in).
@@ -113,6 +150,7 @@ class Calibration:
         self._matrices[self.adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype, copy=True)
         self._fingerprints[self.adapter_name] = _fingerprint(self._sigma_weights()).to(A.device)
         self.is_fresh, self.is_awaited = True, False
+        self._versions = self._versions_now()
         self.config.calibrated = True
 
     def take(self) -> tuple[bool, list[Tensor]]:

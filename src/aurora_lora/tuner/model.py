@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import aurora_layers
+from .adapters import aurora_layers, note_shared_weights
 from .checkpoint import fit_checkpoint
 from .combine import check_combination, concatenate, copy_saved_modules, exactly, saved_modules
 from .config import AuroraConfig
@@ -46,6 +45,24 @@ BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 
+FUSED = "aurora_kept_activation"
+"""On a `TransformerEncoderLayer` with adapters: what its own switch of the fused kernel was."""
+
+
+def call_layers_of(parent: Any) -> None:
+    """Turn off the fused kernel of `nn.TransformerEncoderLayer` in eval mode, which reads weights, calls no layer."""
+    if not hasattr(parent, FUSED):
+        setattr(parent, FUSED, parent.activation_relu_or_gelu)
+    parent.activation_relu_or_gelu = 0
+
+
+def may_fuse_layers_of(parent: Any) -> None:
+    """Undo `call_layers_of`."""
+    if hasattr(parent, FUSED):
+        parent.activation_relu_or_gelu = getattr(parent, FUSED)
+        delattr(parent, FUSED)
+
+
 class AuroraModel(BaseTuner):
     """The AuroRA tuner that `get_peft_model` makes from an `AuroraConfig`.
 
@@ -60,10 +77,8 @@ class AuroraModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT; a config that another adapter of the model has is copied, as it holds the adapter's form."""
-        config = self.peft_config[adapter_name]
-        if any(name != adapter_name and other is config for name, other in self.peft_config.items()):
-            self.peft_config[adapter_name] = copy.deepcopy(config)
+        """As in PEFT, with a copy of the config: it holds the adapter's form, and whether it is calibrated."""
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(  # type: ignore[override]
@@ -84,6 +99,8 @@ class AuroraModel(BaseTuner):
             target.update_layer(adapter_name, r, alpha, peft_config)
             return
         new_module = self._create_new_module(peft_config, target, adapter_name, current_key, r, alpha)
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            call_layers_of(parent)
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)  # an additional adapter is not trainable before it is activated
         self._replace_module(parent, target_name, new_module, target)
@@ -122,6 +139,8 @@ class AuroraModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
         else:
             setattr(parent, child_name, new_module)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                may_fuse_layers_of(parent)
 
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         """Refuse layers that are never called (the spelling is PEFT's)."""
@@ -156,10 +175,7 @@ class AuroraModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """A weight that several modules share (tied embeddings) can be merged into: the layer gets its own then."""
-        uses = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
-        for layer in self._aurora_layers():
-            weight = getattr(layer.get_base_layer(), "weight", None)
-            layer.weight_is_shared = weight is not None and uses[id(weight)] > 1
+        note_shared_weights(self.model)
 
     @staticmethod
     def _warn_of_rounding(layers: list[AuroraLayer]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import FormError
 from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
 from ..ops import ANL, IDENTITY, identity_weights, sigma
-from .calibration import BUFFERS, WAYS_OUT, Calibration
+from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
 from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters
 from .peft_names import (
@@ -145,7 +145,9 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def _make_calibration(self, adapter_name: str, config: AuroraConfig) -> None:
         weights = (self.aurora_A, self.aurora_H, self.aurora_spline_weight)
         buffers = (self.aurora_A_cal, self.aurora_A_cal_fingerprint)
-        calibration = self.calibration[adapter_name] = Calibration(adapter_name, config, weights, buffers)
+        calibration = self.calibration[adapter_name] = Calibration(
+            adapter_name, config, weights, self.aurora_B, buffers
+        )
         if config.calibrated:
             calibration.make_room()
             A = self.aurora_A[adapter_name]
@@ -164,11 +166,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         super().train(mode)
         for adapter_name, calibration in self.calibration.items() if not mode else ():
             if calibration.exists and not calibration.check():
-                warnings.warn(
-                    f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic form "
-                    "until aurora_lora.calibrate runs again.",
-                    stacklevel=2,
-                )
+                warnings.warn(stale(adapter_name), stacklevel=2)
         return self
 
     # ---------------------------------------------------------------- forms
@@ -184,8 +182,12 @@ class AdapterState(nn.Module, BaseTunerLayer):
             return STATIC  # eval must be what merge takes
         if self.training:
             return config.train_form
-        if config.resolved_eval_form == CALIBRATED and not self.calibration[adapter_name].is_fresh:
-            return DYNAMIC
+        if config.resolved_eval_form == CALIBRATED:
+            calibration = self.calibration[adapter_name]
+            if calibration.is_fresh and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                calibration.notice_training()
+            if not calibration.is_fresh:
+                return DYNAMIC
         return config.resolved_eval_form
 
     def sigma(self, adapter_name: str, z: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ def _split_texts(
     sizes: SplitSizes,
     seed: int,
     strata: Any = None,
+    least: int = 1,
 ) -> Splits:
     """Splits with `text`, `text_b` for a second column, and `label`; the texts stay where they are."""
     own = dict(zip(("text", "text_b"), columns["text"], strict=False))
@@ -101,7 +102,7 @@ def _split_texts(
         return "\n".join(normalise(cells.text(row[new], old)) for new, old in own.items())
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    return split_data(ready, columns=list(own), key=key, sizes=sizes, split_seed=seed, strata=strata)
+    return split_data(ready, columns=list(own), key=key, sizes=sizes, split_seed=seed, strata=strata, least=least)
 
 
 def _array(labels: list[Any]) -> Any:
@@ -136,7 +137,7 @@ def _regression(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: 
         from datasets import Value
     pieces = _open(data, columns)
     labels = cells.read(pieces, columns["label"], cells.number)
-    return _split_texts(pieces, columns, labels, Value("float64"), sizes, split_seed)
+    return _split_texts(pieces, columns, labels, Value("float64"), sizes, split_seed, least=2)
 
 
 def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:

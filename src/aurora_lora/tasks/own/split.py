@@ -46,6 +46,7 @@ def split_data(
     sizes: SplitSizes,
     split_seed: int,
     strata: Sequence[Iterable[Hashable]] | None = None,
+    least: int = 1,
 ) -> Splits:
     """Train, validation and test from the pieces that the data comes in.
 
@@ -62,6 +63,7 @@ def split_data(
         sizes: None is all of a given split; of one that is held out, a tenth, but no more than 2,000 rows.
         split_seed: of all three.
         strata: of each row of `train`, its classes: of each, an example stays in the training split.
+        least: rows of a split that is held out.
 
     Raises:
         UserError: a row that cannot be used, or more rows asked for than there are.
@@ -86,7 +88,7 @@ def split_data(
     first = _first(order, groups, strata)
     stays = {keys["train"][row] for row in first}
     free = {one: groups[one] for one in order if one not in stays}
-    share = _share(groups)
+    share = max(least, _share(groups))
     for name in HELD_OUT:
         if name not in pieces:
             size = _check_size(name, getattr(sizes, name), _rows(free.values()))

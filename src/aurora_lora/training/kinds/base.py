@@ -59,6 +59,7 @@ class Kind:
         metrics: those that every task of this kind has; `Task.also` adds to them.
         fields: those of a recipe's task that only some kinds have.
         scores_batches: whether `compute_metrics` takes the outputs on batches as they are trained on.
+        scored_at_least: examples that its metrics need.
         scored_tokens: tokens of an example that come on top of its text when it is scored, for plans.
         no_answer: why `predict` has nothing to say.
     """
@@ -73,6 +74,7 @@ class Kind:
     metrics: ClassVar[tuple[str, ...]]
     fields: ClassVar[tuple[str, ...]] = ("max_length",)
     scores_batches: ClassVar[bool] = True
+    scored_at_least: ClassVar[int] = 1
     scored_tokens: ClassVar[int] = 0
     no_answer: ClassVar[str | None] = None
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ...tasks import Task
 
 
+BESIDE_IGNORED = -99.99999237060547
+
+
 class Regression(HeadKind):
     """Float labels; squared error."""
 
@@ -23,9 +26,14 @@ class Regression(HeadKind):
     fields = ("max_length", "teacher")
     problem_type = "regression"
     label_dtype = "float32"
+    scored_at_least = 2  # a correlation
 
     def made(self, config: Any) -> bool:
         return super().made(config) and config.num_labels == 1
+
+    def target(self, label: Any, count: int) -> Any:
+        """-100 itself is the mark of what is not learned, here and in Transformers: the next number in float32."""
+        return BESIDE_IGNORED if label == -100 else label
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return regression_metrics(predictions, labels, also=task.also)

@@ -1,0 +1,22 @@
+"""Models below what torch.compile, distributed training and PEFT put around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of torch.compile and of distributed training."""
+    # not by attribute: a PEFT model has those of the compiled model below it, too
+    while (inner := model._modules.get("_orig_mod")) is not None or isinstance(model, DistributedDataParallel):
+        model = model.module if inner is None else inner  # type: ignore[assignment]
+    return model
+
+
+def plain_model(model: Any) -> nn.Module:
+    """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
+    inner: Any = unwrapped(model)
+    return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
