@@ -102,6 +102,13 @@ def test_awkward_answers(written: str, key: str, found: str | None) -> None:
     assert parse_answer(f"### Response:{written}", key) == found
 
 
+def test_a_question_may_have_more_answers_than_the_papers() -> None:
+    keys = answer_format(prompts.answers("Which?", list("abcdefghijkl")))
+    assert keys == tuple(f"answer{n}" for n in range(1, 13))
+    assert [parse_answer(f"{prompts.RESPONSE} {key}.", *keys) for key in keys] == list(keys)
+    assert parse_answer(f"{prompts.RESPONSE} answer5, not answer1", *keys[:3]) == "answer5"  # as in LLM-Adapters
+
+
 def test_what_stands_before_the_response_is_not_an_answer() -> None:
     prompt = prompts.alpaca(prompts.answers("Which?", ["a", "b"]))
     assert "answer1" in prompt

@@ -399,3 +399,13 @@ def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
     done = train(read("messages", "method={name: full}", "training.learning_rate=5e-3"), tmp_path / "full")
     assert any(one["before"] != one["after"] for one in done.result["samples"])
     assert "samples" not in train(read("text"), tmp_path / "text").result
+
+
+def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> None:
+    """What is calibrated and probed with is a sample of the conversations, not of the packed rows."""
+    data = examples(read("messages", "task.packing=true"), model)
+    assert len(data.splits["train"]) < 24
+    assert data.rows_of_share(1.0) == list(range(48))
+    assert data.rows_of_share(0.5) == list(range(0, 48, 2))
+    batches = data.calibration_batches(read("messages", "calibration.examples=40"))
+    assert sum(len(batch["input_ids"]) for batch in batches) == 40

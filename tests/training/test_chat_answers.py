@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chats
@@ -14,7 +15,9 @@ from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.training.chat_answers import Talk, write_answers
 from aurora_lora.training.chat_format import KEY
+from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.merge_and_predict import Predictor, load_predictor
+from aurora_lora.training.predict_file import predict_file
 from aurora_lora.training.run import train
 
 pytest.importorskip("trl")
@@ -182,3 +185,22 @@ def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message
     done = ask("predict", model, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", code=2)
     assert done.stderr == f"{tmp_path / 'asked.jsonl'}, row 1: {message}\n"
     assert not (tmp_path / "said.jsonl").exists()
+
+
+def test_a_column_of_questions(tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text("id,question\n1,What is it?\n2,Why?\n")
+    asked: list[Any] = []
+
+    def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
+        asked.extend(texts)
+        return [{"text": text, "answer": "So."} for text in texts]
+
+    predictor: Any = SimpleNamespace(kind=KINDS["chat"], columns={}, encoding=None, answers=answers)
+    file, output = str(tmp_path / "asked.csv"), tmp_path / "said.jsonl"
+    with pytest.raises(ArgumentError, match="has no column 'messages'"):
+        predict_file(predictor, file, output)
+    predict_file(predictor, file, output, ["question"])
+    assert asked == ["What is it?", "Why?"]
+    assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ["So.", "So."]
+    with pytest.raises(ArgumentError, match="id, question are too many"):
+        predict_file(predictor, file, output, ["id", "question"])

@@ -25,6 +25,7 @@ from aurora_lora.training.choices import (
     cut_left,
     encode_questions,
     next_token_loss,
+    write_answers,
 )
 from aurora_lora.training.gap_and_export import gap
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
@@ -310,3 +311,11 @@ def test_the_papers_test_data_are_never_mixed(
     with pytest.raises(UserError, match=f"~/merged was trained on {before}"):
         train(load_recipe(write_recipe(model="~/merged", task=after)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_models_own_settings_do_not_write_the_answers(lm: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(lm).eval(), AutoTokenizer.from_pretrained(lm)
+    plain = write_answers(model, tokenizer, ["the film was good ?"])
+    for name, value in {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}.items():
+        setattr(model.generation_config, name, value)
+    assert write_answers(model, tokenizer, ["the film was good ?"]) == plain

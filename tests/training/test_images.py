@@ -23,7 +23,7 @@ from aurora_lora.tasks import get_task
 from aurora_lora.tasks.packaged_images import png
 from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.data import load_data
-from aurora_lora.training.images import Images, Stack, image_size, plain_transform, training_transform
+from aurora_lora.training.images import Images, Stack, image_size, plain_transform, read_image, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_image_processor
 from aurora_lora.training.probing import kept_start
@@ -360,3 +360,16 @@ def test_eva_starts_along_the_inputs_of_images(vit: Path, tmp_path: Path) -> Non
         _, _, Vh = torch.linalg.svd(inputs[path] - inputs[path].mean(0), full_matrices=False)
         cosines = (start.rows[path] @ Vh[:rank].T).abs()
         torch.testing.assert_close(cosines, torch.eye(rank), rtol=0, atol=1e-3)
+
+
+def test_photos_are_read_upright(tmp_path: Path) -> None:
+    """As `datasets` reads those that are trained on."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Pillow.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    rows = Dataset.from_dict({"image": [str(tmp_path / "photo.jpg")]}).cast_column("image", Image())
+    read = read_image(tmp_path / "photo.jpg")
+    assert read.size == rows[0]["image"].size == (20, 40)
+    assert np.array_equal(read, rows[0]["image"])

@@ -79,3 +79,14 @@ def test_a_number_that_marks_what_is_not_learned_is_learned() -> None:
     torch.testing.assert_close(labels, torch.tensor([-100.0, -100.0, -99.5, 3.0]), rtol=1e-7, atol=0)
     outputs = {"logits": torch.zeros(4, 1)}
     assert kind.loss()(outputs, labels).item() == pytest.approx((2 * 100**2 + 99.5**2 + 3**2) / 4)
+
+
+def test_a_study_can_choose_by_what_validation_has() -> None:
+    """What a model writes is scored on test data alone."""
+    kind, task = KINDS["multiple-choice"], TASKS["siqa"]
+    assert set(kind.metric_names(task)) - set(kind.validation_metrics(task)) == {"accuracy_generated", "unanswered"}
+    assert all(
+        KINDS[name].validation_metrics(task) == KINDS[name].metric_names(task)
+        for name in KINDS
+        if name != "multiple-choice"
+    )

@@ -241,6 +241,19 @@ def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
 
 
+def test_what_is_written_is_json_and_never_the_file_that_is_read(here: Path) -> None:
+    train("classification", "run")
+    rows = [{"review": "a good film", "price": price} for price in (1.5, float("nan"), None)]
+    datasets.Dataset.from_list(rows).to_parquet("asked.parquet")
+    assert [row["price"] for row in answered("run", "asked.parquet")] == [1.5, None, None]
+    before = Path("reviews.csv").read_bytes()
+    done = aurora("predict", "run", "reviews.csv", "--output", here / "reviews.csv")
+    assert done.exit_code == 2
+    assert "--output: " in done.stderr
+    assert "is the file that is read" in done.stderr
+    assert Path("reviews.csv").read_bytes() == before
+
+
 def test_a_file_to_predict_is_read_as_the_training_data(here: Path) -> None:
     text = Path("reviews.csv").read_text().replace("film", "caf\xe9")
     Path("reviews.csv").write_text(text, encoding="cp1252")

@@ -81,7 +81,7 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     method = METHODS["lora"].bind({"budget": 30, "target_modules": "proj"})
     recipe: Any = SimpleNamespace(method=method, training=SimpleNamespace(batch_size=2), seed=0)
     recipe.model_copy = lambda update: SimpleNamespace(**update)
-    data: Any = SimpleNamespace(splits={"train": range(2)}, training_batches=lambda *_: [torch.ones(2, 4)])
+    data: Any = SimpleNamespace(fixed=lambda _: range(2), training_batches=lambda *_: [torch.ones(2, 4)])
     model = Nested()
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]

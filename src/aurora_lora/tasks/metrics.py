@@ -203,10 +203,10 @@ def choice_metrics(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     Returns:
         `accuracy` and `accuracy_norm`: how often the right choice has the largest log-likelihood, whole and per
-        character (`acc` and `acc_norm` of lm-evaluation-harness); `nll` and `nll_norm`: mean negative logarithm of the
-        right choice's probability, were one of the choices given, in nats, by the softmax of the same two. Between
-        choices of unequal length `nll` favours the shorter one, and can be far above that of uniform guessing. With the
-        third column also `accuracy_generated`, and
+        character (as `acc` and `acc_norm` of lm-evaluation-harness, but that the space before a choice counts as one of
+        its characters); `nll` and `nll_norm`: mean negative logarithm of the right choice's probability, were one of
+        the choices given, in nats, by the softmax of the same two. Between choices of unequal length `nll` favours the
+        shorter one, and can be far above that of uniform guessing. With the third column also `accuracy_generated`, and
         `unanswered`, the share of questions for which it wrote none of the choices.
 
     Raises:

@@ -18,7 +18,7 @@ _FAMILIES = (
         for word, count in (("solution", 2), ("answer", 5), ("ending", 4), ("option", 2))
     ),
 )
-_FORMAT = re.compile(r"Answer format: ([a-z]+\d?(?:/[a-z]+\d?)+)\s*$")
+_FORMAT = re.compile(r"Answer format: ([a-z]+\d*(?:/[a-z]+\d*)+)\s*$")
 
 
 def alpaca(instruction: str, context: str = "") -> str:
@@ -95,7 +95,7 @@ def answer_format(instruction: str) -> tuple[str, ...]:
     return tuple(found[1].split("/")) if found else ()
 
 
-def parse_answer(text: str, key: str) -> str | None:
+def parse_answer(text: str, key: str, *further: str) -> str | None:
     """The answer in what a model wrote: the first word of the family of `key` after the first "### Response:".
 
     As in LLM-Adapters, upper case is not an answer, a second "### Response:" ends the answer, and no answer is wrong.
@@ -104,6 +104,7 @@ def parse_answer(text: str, key: str) -> str | None:
     Args:
         text: what the model wrote. Without a "### Response:" there is no answer in it.
         key: one of the keys that the question allows: `answer2` looks for `answer1` to `answer5`.
+        further: keys of the question that may be beyond these, such as `answer6`.
 
     Returns:
         The key that was found, or None.
@@ -117,7 +118,7 @@ def parse_answer(text: str, key: str) -> str | None:
     parts = text.split(RESPONSE)
     if len(parts) < 2:
         return None
-    found = re.search(rf"({'|'.join(family)})(?!\d)", parts[1])
+    found = re.search(rf"({'|'.join(dict.fromkeys((*family, *further)))})(?!\d)", parts[1])
     return found[1] if found else None
 
 

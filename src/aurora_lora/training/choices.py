@@ -21,6 +21,8 @@ Example = dict[str, Any]
 
 BEAMS, NEW_TOKENS = 4, 32
 """LLM-Adapters' generation."""
+PLAIN: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
+"""What is not left to the model's own settings of generation."""
 
 
 def encode_questions(
@@ -225,7 +227,7 @@ def generated_choices(
     texts = _write(model, tokenizer, batch["prompt_ids"], batch["prompt_mask"])
     chosen = torch.zeros(len(texts), max_choices, 1, device=batch["prompt_ids"].device)
     for row, (text, keys) in enumerate(zip(texts, batch["keys"], strict=True)):
-        answer = parse_answer(RESPONSE + text, keys[0])
+        answer = parse_answer(RESPONSE + text, *keys)
         if answer in keys:
             chosen[row, keys.index(answer)] = 1
     return chosen
@@ -247,6 +249,7 @@ def _write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Tensor, ma
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **PLAIN,
     )
     generate: Any = model.generate
     with torch.no_grad():

@@ -142,7 +142,7 @@ class Data:
     def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
         wanted = recipe.calibration
-        chosen = self._chosen(self._even_rows(min(wanted.examples, len(self.splits["train"]))))
+        chosen = self._chosen(self._even_rows(min(wanted.examples, len(self.fixed("train")))))
         batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
         return [{name: value for name, value in batch.items() if name not in TARGETS} for batch in batches]
 
@@ -153,10 +153,10 @@ class Data:
 
     def rows_of_share(self, share: float) -> list[int]:
         """Which examples of the training split an even share (0, 1] of it has."""
-        return self._even_rows(max(1, round(share * len(self.splits["train"]))))
+        return self._even_rows(max(1, round(share * len(self.fixed("train")))))
 
     def _even_rows(self, count: int) -> list[int]:
-        return [index * len(self.splits["train"]) // count for index in range(count)]
+        return [index * len(self.fixed("train")) // count for index in range(count)]
 
     def _chosen(self, rows: Sequence[int]) -> list[Example]:
         train = self.fixed("train")

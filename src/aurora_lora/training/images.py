@@ -141,15 +141,15 @@ def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> Any:
-    """A Pillow image.
+    """A Pillow image, upright as a camera says that it is: so `datasets` reads those that are trained on.
 
     Raises:
         UserError: the file cannot be read as one.
     """
     with extra("vision"):
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"{path} is no image that can be read: {error}") from error

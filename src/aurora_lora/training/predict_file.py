@@ -49,6 +49,8 @@ def predict_file(
     Raises:
         UserError: the file cannot be read, or a row cannot be answered: none is, then.
     """
+    if Path(file).exists() and Path(file).resolve() == output.resolve():
+        raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
     try:
@@ -78,7 +80,8 @@ def predict_file(
                     for name, value in answer.items()
                     if name != "text"
                 }
-                out.write(json.dumps({**row, **said}, ensure_ascii=False, default=str) + "\n")
+                line = files.finite_or_none({**row, **said})
+                out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
                 cut += [answer["cut_at"]] if "cut_at" in answer else []
             step(start + len(batch), len(rows))
     return Written(len(rows), len(cut), cut[0] if cut else None)

@@ -121,7 +121,7 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
 def _share(recipe: Recipe, data: Data) -> float:
     """What is probed: an even sample of the training split."""
     examples: int = recipe.method.options.get("probe_examples", PROBED["probe_examples"][1])
-    return min(1.0, examples / len(data.splits["train"]))
+    return min(1.0, examples / len(data.fixed("train")))
 
 
 def _batches(recipe: Recipe, data: Data) -> list[dict[str, Tensor]]:

@@ -240,7 +240,7 @@ def _sample(recipe: Recipe, data: Data, loss: Loss) -> Sample:
         loss=loss,
         learning_rate=recipe.training.learning_rate,
         seed=recipe.seed,
-        examples=len(data.splits["train"]),
+        examples=len(data.fixed("train")),
         agree=lambda value: on_main(lambda: value),
     )
 

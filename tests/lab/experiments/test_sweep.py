@@ -457,6 +457,32 @@ def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path)
         Sweep(changed, tmp_path / "out", InProcess(fake))
 
 
+def test_a_study_of_another_base_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Where no run of the tuning is one of the final ones, the runs themselves would not tell."""
+    path = write(tuning={"budget": 2, "space": {"training.learning_rate": RATES}, "seed": 7})
+    Sweep(load_study(path), tmp_path / "out", InProcess(fake)).tune()
+    Sweep(load_study(path, ["base.training.report_to=[tensorboard]"]), tmp_path / "out", InProcess(fake)).tune()
+    with pytest.raises(UserError, match=r"holds a study whose setting 'LoRA r=2' was another"):
+        Sweep(load_study(path, ["base.training.epochs=9"]), tmp_path / "out", InProcess(fake))
+
+
+def test_data_that_changes_between_runs(write: Callable[..., Path], tmp_path: Path) -> None:
+    digest = ["one"]
+
+    def on_files(job: Job) -> Outcome:
+        done = fake(job)
+        assert done.result is not None
+        return Outcome(job, {**done.result, "data": {"files": {"mine.csv": digest[0]}}})
+
+    sweep = Sweep(load_study(write()), tmp_path / "out", InProcess(on_files))
+    sweep.tune()
+    digest[0] = "two"
+    with pytest.raises(UserError, match=r"the data has changed: .* were run on files of other contents"):
+        sweep.run_seeds()
+    with pytest.raises(UserError, match="the data has changed"):
+        Sweep(load_study(write()), tmp_path / "out", InProcess(on_files))
+
+
 def test_every_point_has_a_folder_of_its_own(write: Callable[..., Path]) -> None:
     space = {"training.batch_size": [8, 16], "training.eval_batch_size": [8], "calibration.batch_size": [8, 16]}
     study = load_study(write(tuning={"budget": 4, "space": space}))

@@ -119,6 +119,15 @@ def test_runs_that_lack_something(found: list[Group], results: list[dict[str, An
     with pytest.raises(UserError, match="adapts other layers than"):
         trajectories(found)
     file.write_bytes(kept)
+    last = other / "updates" / "epoch-003.safetensors"
+    kept = last.read_bytes()
+    last.unlink()
+    with pytest.raises(UserError, match="has no update of epoch 3"):
+        trajectories(found)
+    found[1].runs[0]["epochs"] = [{"epoch": 1.0}, {"epoch": 2.0}]  # its patience was at an end
+    trajectories(found)
+    del found[1].runs[0]["epochs"]
+    last.write_bytes(kept)
     (other / "updates" / "epoch-002.safetensors").unlink()
     with pytest.raises(UserError, match="has no update of epoch 2"):
         trajectories(found)

@@ -61,7 +61,7 @@ def test_classes(labels: list[Any], names: list[str]) -> None:
 
 
 def test_classes_that_the_data_declares_keep_their_order() -> None:
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["zero", "one", "never"])})
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["zero", "one ", "never"])})
     Dataset.from_list(_rows([0, 1] * 10), features=features).to_parquet("rows.parquet")
     splits = _load("classification", "rows.parquet")
     assert splits["train"].features["label"].names == ["zero", "one", "never"]
@@ -106,6 +106,7 @@ def test_numbers() -> None:
         (["a, b", "", "c"], None),
         (["b;a", None, "c"], None),
         (['["a", "b"]', "[]", '["c"]'], None),
+        (["['a', 'b']", "[]", "['c']"], None),  # as pandas writes them
         ([(1, 1, 0), (0, 0, 0), (0, 0, 1)], ("a", "b", "c")),
         ([("true", "Yes", "no"), (False, False, False), ("0", "0", "1.0")], ("a", "b", "c")),
     ],
@@ -157,12 +158,24 @@ def test_choices(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "answer", "right"),
-    [(["8", "2", "24"], 2, "24"), (["8", "2", "24"], "2", "2"), ([8, 2, 24], 2, "2"), ([8, 4, 24], 2, "24")],
+    [(["8", "2", "24"], 2, "24"), (["8", "2", "24"], "2", "2"), ([8, 2, 24], 2, "2"), ([8.0, 2.0, 2.5], 2, "2")],
 )
 def test_a_whole_number_counts_options_unless_they_are_numbers(options: list[Any], answer: Any, right: str) -> None:
     rows = [{"question": f"question {n}?", "options": options, "answer": answer} for n in range(20)]
     example = _load("choices", rows, QUESTION)["test"][0]
     assert example["choices"][example["label"]].strip() == right
+
+
+def test_numbers_that_one_row_makes_decimals() -> None:
+    """The column is then one of floats: the options and the answer are written as they were."""
+    rows = [{"question": f"question {n}?", "options": [1, 2, 3, 4], "answer": 2} for n in range(20)]
+    rows.append({"question": "and this?", "options": [0.5, 1.5], "answer": 1.5})
+    seen = [row for split in _load("choices", rows, QUESTION).values() for row in split]
+    right = {tuple(row["choices"]): row["choices"][row["label"]] for row in seen}
+    assert right == {(" 1", " 2", " 3", " 4"): " 2", (" 0.5", " 1.5"): " 1.5"}
+    rows[0]["answer"] = 7  # no place either
+    with pytest.raises(UserError, match=r"row 1: the answer '7' is none of the options: .* one of them, A to D$"):
+        _load("choices", rows, QUESTION)
 
 
 def test_the_same_question_with_its_options_in_another_order_is_the_same() -> None:
@@ -213,6 +226,11 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     ),
     "many": ("classification", _rows(list(range(9))), r"row 1: the label '0' has one example \(as have 8 more\).*regr"),
     "no number": ("regression", _rows([1, 2, 3, "four"]), r"row 4: the label 'four' is no number"),
+    "half a list": (
+        "multi-label",
+        _rows(["a", "['a', 'b'"] * 5),
+        r"row 2: the labels .* look like a list",
+    ),
     "nan": ("regression", _rows([1, 2, 3, "nan"]), r"row 4: the label 'nan' is not finite"),
     "one option": ("choices", [{"question": "q", "options": ["a"], "answer": 0}] * 9, r"row 1: there are 1 options"),
     "no list": ("choices", [{"question": "q", "options": "a", "answer": 0}] * 9, r"row 1: the options are no list"),
@@ -272,3 +290,50 @@ def test_a_column_that_is_not_there(kind: str, monkeypatch: pytest.MonkeyPatch) 
         UserError, match=rf"task\.{field}: rows\.jsonl has no column '{columns[field][0]}' \(it has 'txt', 'n'"
     ):
         load(OwnData(data), columns, ALL, 0)
+
+
+CALL = {"function": {"name": "look", "arguments": {"at": "x", "by": None}}, "type": "function"}
+SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fields in another order": (
+        {"role": "assistant", "content": "It is {n}."},
+        {"content": "It is {n}.", "role": "assistant"},
+    ),
+    "further fields": (
+        {"role": "assistant", "content": "It is {n}."},
+        {"role": "assistant", "content": "It is {n}.", "weight": 1, "name": "A", "tool_calls": None},
+    ),
+    "calls": (
+        {"role": "assistant", "content": "It is {n}.", "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [dict(reversed(CALL.items()))], "content": "It is {n}."},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_the_same_conversation_is_never_in_two_splits(case: str) -> None:
+    """However its messages are written."""
+
+    def rows(message: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        asked = {"role": "user", "content": "What is the number?"}
+        texts = [json.dumps([asked, message]).replace("{n}", f"{n}") for n in range(count)]
+        return [{"messages": json.loads(text)} for text in texts]
+
+    here, there = SAID[case]
+    splits = _load("chat", rows(here, 30), {}, test_data=rows(there, 10))
+    said = {name: {row["messages"][1]["content"] for row in split} for name, split in splits.items()}
+    assert len(said["test"]) == 10
+    assert not said["test"] & (said["train"] | said["validation"])
+    assert splits.record["repeated"] == 10
+
+
+def test_other_calls_are_another_conversation() -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Look!"},
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": f"look{n}"}}]},
+            ]
+        }
+        for n in range(30)
+    ]
+    assert _load("chat", rows, {}).record["repeated"] == 0

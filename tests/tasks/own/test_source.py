@@ -109,6 +109,11 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
     ),
     "fewer fields": ("x.tsv", b"text\tlabel\na\t1\nb\n", r"x\.tsv, line 3: a row of 1 fields, where the header has 2"),
     "twice": ("x.csv", b"text,text\na,1\n", r"x\.csv: the header has the column 'text' twice"),
+    "a mark that is not closed": (
+        "x.tsv",
+        b'text\tlabel\na\t1\n"Great, they said\t1\nAwful" is the word\t0\n',
+        r"x\.tsv, line 4: a text that begins with a quotation mark goes on over a tab",
+    ),
     "cp1252": (
         "x.csv",
         b"text,label\na,1\ncaf\xe9,2\n",

@@ -189,6 +189,12 @@ def test_what_cannot_be_split(texts: list[str], sizes: SplitSizes, message: str)
         split_data(_pieces(train=texts), columns=["text"], key=key, sizes=sizes, split_seed=0)
 
 
+def test_a_validation_file_that_the_test_file_holds() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(20)], validation=["a", "b"], test=["b", "a", "c"])
+    with pytest.raises(UserError, match="each of its rows is in the test data as well"):
+        split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
+
+
 def test_conversations_are_passed_through(tmp_path: Path) -> None:
     from aurora_lora.tasks.own.source import OwnData, open_data
 

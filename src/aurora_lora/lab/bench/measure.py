@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -130,7 +131,7 @@ def _phase(case: Case, plan: Plan, kind: str, after_round: Callable[[], object])
 
 
 def _ratios(key: Key, own: Sequence[float], seconds: Mapping[Key, Sequence[float]], reference: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"seconds": float(torch.tensor(own).median())}
+    found: dict[str, Any] = {"seconds": statistics.median(own)}
     found["ratio"] = asdict(paired_ratio(own, seconds[reference, key[1]]))
     if key[1]:
         found["ratio_to_eager"] = asdict(paired_ratio(own, seconds[reference, False]))

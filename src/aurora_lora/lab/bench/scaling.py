@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def measure_axis(
         seconds = interleave(actions, rounds, clock_of(torch.device(device)), after_round=after_round)
         point: dict[str, Any] = {"value": value, "seconds": {}, "added": {}}
         for name, own in seconds.items():
-            point["seconds"][name] = float(torch.tensor(own).median())
+            point["seconds"][name] = statistics.median(own)
             if name != BASE:
                 point["added"][name] = asdict(paired_difference(own, seconds[BASE]))
         points.append(point)

@@ -273,7 +273,7 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
         recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
     metric = study.tuning.metric
     for recipe in recipes.values():
-        if metric is not None and metric not in (known := recipe.task.kind.metric_names(recipe.task.definition)):
+        if metric is not None and metric not in (known := recipe.task.kind.validation_metrics(recipe.task.definition)):
             raise UserError(f"{path}: tuning.metric: '{metric}' is an {unknown('metric', known, metric)}")
     for side in (side for question in study.questions for side in (question.first, question.second)):
         method = recipes[side.setting].method

@@ -24,8 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ... import files
 from ...errors import DIVERGED, UserError
+from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result, chance_of
-from ...training.storage import is_locked
+from ...training.storage import flatten, is_locked
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
 from .runs_file import RUNS, RunsFile
@@ -67,6 +68,10 @@ class Sweep:
         files.check_writable(self.folder)
         self.runs = RunsFile(self.folder)
         self.taken_in = self.runs.collect()
+        self._data: tuple[list[str], Path] | None = None
+        """The digests of the user's own files, and the first run that had them."""
+        for folder, result in self.runs.read().items():
+            self._check_data(result, folder)
         self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
@@ -110,7 +115,11 @@ class Sweep:
                 mode="json", exclude_none=True, exclude={"each_form"}
             ),
         }
-        if (before := optuna_study.user_attrs.get("setting")) not in (None, described):
+        base = {field: value for field, value in flatten(self.study.base).items() if field not in CHANGE_NOTHING}
+        described["base"] = base
+        before = optuna_study.user_attrs.get("setting")
+        # journals of earlier versions do not say what the base was
+        if before is not None and before != {name: described[name] for name in before}:
             raise UserError(
                 f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
                 f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
@@ -174,6 +183,21 @@ class Sweep:
     def _keep(self, outcome: Outcome) -> None:
         if outcome.result is not None:
             self.runs.add({outcome.job.folder: outcome.result})
+            self._check_data(outcome.result, outcome.job.folder)
+
+    def _check_data(self, result: Result, folder: Path) -> None:
+        """Raise a UserError for a run on other files than the study's others: scores on both are not compared."""
+        found = (result.get("data") or {}).get("files")
+        if not found:
+            return
+        digests = sorted(found.values())
+        if self._data is None:
+            self._data = digests, folder
+        elif digests != self._data[0]:
+            raise UserError(
+                f"the data has changed: {folder} and {self._data[1]} were run on files of other contents: "
+                "choose another output folder"
+            )
 
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""

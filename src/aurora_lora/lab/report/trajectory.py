@@ -124,7 +124,8 @@ def _trajectories(group: Group) -> list[_Trajectory]:
         files = {} if folder is None else saved_updates(folder / UPDATES)
         if not files:
             continue
-        missing = sorted(set(range(run["recipe"]["training"]["epochs"] + 1)) - files.keys())
+        trained = run["epochs"][-1]["epoch"] if run.get("epochs") else run["recipe"]["training"]["epochs"]
+        missing = sorted(set(range(int(trained) + 1)) - files.keys())  # it may have stopped early
         if missing:
             raise UserError(f"{folder / UPDATES if folder else UPDATES} has no update of epoch {missing[0]}")
         with safe_open(files[0], "np") as first:

@@ -30,7 +30,7 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
     separator = _separator(path, encoding)
     with _text(path, encoding, newline="") as file:
         try:
-            header = _check_rows(csv.reader(file, delimiter=separator), path)
+            header = _check_rows(csv.reader(file, delimiter=separator), path, separator)
         except UnicodeError as error:
             raise UserError(not_text(path, encoding)) from error
         except csv.Error as error:
@@ -45,7 +45,7 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
     }
 
 
-def _check_rows(rows: Any, path: Path) -> list[str]:
+def _check_rows(rows: Any, path: Path, separator: str) -> list[str]:
     """The names of the columns."""
     header: list[str] = []
     for row in rows:
@@ -57,6 +57,11 @@ def _check_rows(rows: Any, path: Path) -> list[str]:
             raise UserError(
                 f"{path}, line {rows.line_num}: a row of {len(row)} fields, where the header has {len(header)} "
                 f"({', '.join(header)[:60]}): a text with a separator in it must stand in quotation marks"
+            )
+        elif separator == "\t" and any("\t" in field and "\n" in field for field in row):
+            raise UserError(
+                f"{path}, line {rows.line_num}: a text that begins with a quotation mark goes on over a tab and the "
+                "end of its line, up to the next mark: it must stand in quotation marks, with those inside doubled"
             )
     return header
 

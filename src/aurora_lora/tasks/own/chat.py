@@ -59,7 +59,8 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
     def key(row: Row) -> str:
         shown = conversation(row, form)
         template_options(row)
-        return normalise(json.dumps([shown[name] for name in sorted(shown)], ensure_ascii=False, default=str))
+        said = [_said(shown[name]) for name in sorted(shown)]
+        return normalise(json.dumps(said, ensure_ascii=False, default=str))
 
     def prepared(piece: Piece) -> Piece:
         kept = [name for name in (*FORMATS[form], *FURTHER) if name in piece.data.column_names]
@@ -75,6 +76,26 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
         for name, split in splits.items()
     }
     return Splits(made, splits.record)
+
+
+def _said(value: Any) -> Any:
+    """Of a list of messages, who says what and calls which tools, whatever else they have and in whatever order."""
+    if not isinstance(value, list):
+        return value
+    said = []
+    for message in value:
+        one = {"role": message["role"], "content": _sorted(message.get("content"))}
+        if calls := _sorted(message.get("tool_calls")):
+            one["tool_calls"] = calls
+        said.append(one)
+    return said
+
+
+def _sorted(value: Any) -> Any:
+    """The same with the fields of each object in the order of their names, and without those that are None."""
+    if isinstance(value, dict):
+        return {name: _sorted(value[name]) for name in sorted(value) if value[name] is not None}
+    return [_sorted(one) for one in value] if isinstance(value, list) else value
 
 
 def format_of(piece: Piece) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -106,6 +107,8 @@ def label_set(value: Any) -> tuple[str, ...]:
     """The labels of one example: a list of them, or a text with commas, semicolons or bars between them."""
     if isinstance(value, str):
         listed = json_list(value)
+        if listed is None and value.lstrip().startswith("["):
+            listed = _python_list(value)
         value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
     if value is None:
         return ()
@@ -138,6 +141,21 @@ def json_list(value: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
+def _python_list(value: str) -> list[Any]:
+    """The list that a text holds as Python writes it, such as pandas in a CSV file.
+
+    Raises:
+        BadRow: it is none.
+    """
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise BadRow(f"the labels {value!r:.40} look like a list and are none")
+    return found
+
+
 def in_order(names: set[str]) -> list[str]:
     """Class names as people sort them: numbers by their size."""
     whole = all(re.fullmatch(r"-?\d+", name) for name in names)
@@ -146,7 +164,7 @@ def in_order(names: set[str]) -> list[str]:
 
 def declared(piece: Piece, column: str) -> list[str] | None:
     """The class names that a column of the data declares, for one label or for a list of them."""
-    return list(vision.class_names(piece.data, column)) or None
+    return [name.strip() for name in vision.class_names(piece.data, column)] or None
 
 
 def class_names(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: list[str] | None = None) -> list[str]:
@@ -211,7 +229,7 @@ def options(value: Any) -> tuple[list[str], list[str], list[int]]:
         raise BadRow("the options are no list: name several columns, or a column with a list")
     places = [place for place, one in enumerate(value) if one not in (None, "")]
     given = [value[place] for place in places]
-    found = [text(str(one) if isinstance(one, int | float) else one, "options").strip() for one in given]
+    found = [text(_written(one), "options").strip() for one in given]
     if len(found) < 2:
         raise BadRow(f"there are {len(found)} options: a question needs two")
     return found, [labels[place] for place in places if place < len(labels)], places
@@ -240,21 +258,26 @@ def answer(
     Raises:
         BadRow: none of them.
     """
-    word = (
-        "" if value is None else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    )
+    word = "" if value is None else str(_written(value)).strip()
     letters, numbers = [chr(ord("A") + place) for place in places], [str(place) for place in places]
     named = [columns[place] for place in places] if len(columns) > max(places) else []
     ways = [found, labels, named, letters, numbers]
-    if isinstance(value, int | float) and not of_numbers:
-        ways = [labels, numbers, found, named, letters]
+    if isinstance(value, int | float):
+        ways = [found, labels, named, letters] if of_numbers else [labels, numbers, found, named, letters]
     for names in ways:
         if word in names:
             return names.index(word)
     raise BadRow(
-        f"the answer {word!r:.40} is none of the options: it must be one of them, {letters[0]} to {letters[-1]}, or 0 "
-        f"to {numbers[-1]}"
+        f"the answer {word!r:.40} is none of the options: it must be one of them, {letters[0]} to {letters[-1]}"
+        + ("" if of_numbers else f", or 0 to {numbers[-1]}")
     )
+
+
+def _written(value: Any) -> Any:
+    """A number as people write it, whole ones without a point: a column may have made them floats."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int | float) else value
 
 
 def image_file(value: Any, column: str) -> bytes:

@@ -154,7 +154,7 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
     try:
         if path.is_file():
             files[given] = _digest(path)
-            return _file(path, own.encoding)
+            return _file(path, own.encoding, field)
         if path.is_dir():
             files[given] = _folder_digest(path)
             return _folder(path, own.config)
@@ -171,10 +171,10 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
     return found
 
 
-def _file(path: Path, encoding: str | None) -> datasets.DatasetDict:
+def _file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise UserError(f"task.data: {path}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
+        raise UserError(f"task.{field}: {path}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
     options: dict[str, Any] = {}

@@ -75,6 +75,8 @@ def split_data(
     for name in HELD_OUT:
         if name in pieces:
             fresh = [row for row, one in enumerate(keys[name]) if one not in given]
+            if not fresh:
+                raise UserError(f"{pieces[name].name}: each of its rows is in the {HELD_OUT[0]} data as well")
             left_out += len(keys[name]) - len(fresh)
             given.update(keys[name])
             size = _check_size(name, getattr(sizes, name), len(fresh))

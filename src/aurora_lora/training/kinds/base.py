@@ -84,6 +84,10 @@ class Kind:
         """The keys that `compute_metrics` may have, the main one first."""
         return tuple(dict.fromkeys((task.metric, *task.also, *self.metrics)))
 
+    def validation_metrics(self, task: Task) -> tuple[str, ...]:
+        """Those that the scores on validation data have too, by which a study can choose."""
+        return self.metric_names(task)
+
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metrics of all examples of a split, from what the trainer's prediction steps gave."""
         raise NotImplementedError

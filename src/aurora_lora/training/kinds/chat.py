@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ...errors import UserError
+from ...errors import ArgumentError, UserError
 from ...tasks.metrics import chat_metrics
 from .base import Kind, Loss, TrainedWith
 
@@ -76,9 +76,14 @@ class Chat(Kind):
         return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
-        """The messages up to the last answer, which is left out where there is one; or a text."""
+        """The messages up to the last answer, left out where there is one; or a text, that of a named column."""
+        from ...tasks.own import columns as cells
         from ..chat_data import asked_in
 
+        if named := columns.get("text"):
+            if len(named) > 1:
+                raise ArgumentError(f"`columns`: {', '.join(named)} are too many: a language model is asked one text")
+            return cells.text(row[named[0]], named[0])
         return asked_in(row)
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:

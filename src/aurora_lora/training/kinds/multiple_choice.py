@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ..trainer import RecipeTrainer
 
 
+WRITTEN = ("accuracy_generated", "unanswered")
+"""Metrics of what the model writes; on test data alone, where they are asked for."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A question and its options, with the place of each among all that are given, blank ones too."""
@@ -41,8 +45,7 @@ class MultipleChoice(Kind):
     auto = "AutoModelForCausalLM"
     architectures = ("ForCausalLM", "LMHeadModel")
     pipeline = "text-generation"
-    metrics = ("accuracy", "accuracy_norm", "nll", "nll_norm", "accuracy_generated", "unanswered")
-    """The last two where asked for."""
+    metrics = ("accuracy", "accuracy_norm", "nll", "nll_norm", *WRITTEN)
     fields = ("max_length", "prompt", "scorer", "loss_on")
     scores_batches = False
     scored_tokens = 18
@@ -59,6 +62,9 @@ class MultipleChoice(Kind):
 
     def defaults(self, task: Task) -> dict[str, Any]:
         return {**super().defaults(task), "prompt": task.prompt_forms[0], "scorer": "choices", "loss_on": "all"}
+
+    def validation_metrics(self, task: Task) -> tuple[str, ...]:
+        return tuple(name for name in self.metric_names(task) if name not in WRITTEN)
 
     def check(self, section: TaskSection, task: Task) -> None:
         if section.prompt not in task.prompt_forms:
@@ -80,8 +86,8 @@ class MultipleChoice(Kind):
         max_length = min(section.max_length, tokenizer.model_max_length)
         for name, split in splits.items():
             examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
-            longest = (len(one["prompt"]) + max(map(len, one["choices"])) + 1 for one in examples)
-            cut[name] = [sum(length > max_length for length in longest), len(examples)]
+            trained = (len(one["prompt"]) + len(one["choices"][one["label"]]) + 1 for one in examples)
+            cut[name] = [sum(length > max_length for length in trained), len(examples)]
             if name != "train":
                 examples.sort(key=lambda example: len(example["prompt"]))
             encoded[name] = Encoded(examples)
