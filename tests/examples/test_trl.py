@@ -1,5 +1,6 @@
 """TRL: supervised fine-tuning as in the example, and GRPO, which needs one form throughout."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,25 @@ def test_sft_smollm2(run_example: Callable[..., str], tmp_path: Path) -> None:
     output = run_example("trl_sft.py", tmp_path, "--steps", "2", "--batch-size", "4", model="smollm2-135m")
     assert "calibrated 60 layers" in output
     assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_dpo_compares_a_trained_adapter_with_itself(common: Any, tmp_path: Path) -> None:
+    """At the first step policy and reference are equal, and the loss is log 2; the reference stays while the policy moves."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    rows = {"prompt": ["a film"] * 4, "chosen": [" good"] * 4, "rejected": [" bad"] * 4}
+    plain = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "bf16": False}
+    model, ids = moved(get_peft_model(common.tiny_model(), config())), torch.arange(40).reshape(2, 20)
+    trainer = trl.DPOTrainer(
+        model=model,
+        args=trl.DPOConfig(str(tmp_path), max_steps=2, per_device_train_batch_size=4, logging_steps=1, **plain),
+        train_dataset=datasets.Dataset.from_dict(rows),
+        processing_class=common.tiny_tokenizer(),
+    )
+    with torch.no_grad():
+        policy = model.train()(ids).logits
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    with torch.no_grad():
+        assert not torch.allclose(model.train()(ids).logits, policy)
+        model.set_adapter("ref")
+        torch.testing.assert_close(model.train()(ids).logits, policy)

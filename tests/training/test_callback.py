@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 
 from aurora_lora import AuroraConfig
 from aurora_lora.training import CalibrationCallback
@@ -79,3 +79,14 @@ def test_an_adapter_of_transformers_own(make_bert, batches, tmp_path):
     callbacks = [CalibrationCallback(batches)]
     Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=callbacks).train()
     assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {"calibrated"}
+
+
+def test_of_two_active_adapters_the_static_one_needs_nothing(make_bert, batches):
+    fields = {"target_modules": ["query", "value"], "init_weights": False}
+    model = get_peft_model(make_bert(), AuroraConfig(**fields))
+    model.add_adapter("static", AuroraConfig(**fields, train_form="static"))
+    model.base_model.set_adapter(["default", "static"])
+    control = TrainerControl(should_evaluate=True)
+    CalibrationCallback(batches).on_step_end(None, None, control, model=model)
+    forms = {name: layer.form(name) for _, layer in aurora_layers(model.eval()) for name in ("default", "static")}
+    assert forms == {"default": "calibrated", "static": "static"}

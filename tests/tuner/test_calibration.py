@@ -71,6 +71,25 @@ def test_training_in_eval_mode_is_noticed():
     assert layer.form("default") == "dynamic"
 
 
+def test_weights_that_are_exchanged_in_eval_mode_are_noticed():
+    """As an average of the weights is, to evaluate it: what is computed is what `eval()` would compute."""
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, mine = torch.randn(6, 5), [weight.detach().clone() for weight in layer.parameters()]
+    with torch.no_grad():
+        before = layer.eval()(x)
+        for weight in layer.parameters():
+            weight.copy_(weight + 0.3)
+        with pytest.warns(UserWarning, match="trained after it was calibrated: eval"):
+            exchanged = layer(x)
+        assert layer.form("default") == "dynamic"
+        with pytest.warns(UserWarning, match="trained after it was calibrated: eval"):
+            assert torch.equal(layer.eval()(x), exchanged)
+        for weight, own in zip(layer.parameters(), mine, strict=True):
+            weight.copy_(own)
+        assert torch.equal(layer.eval()(x), before)  # back again
+
+
 def test_training_in_training_mode_is_as_ever():
     layer, calibration = one_layer()
     calibration.store(torch.randn(2, 5))

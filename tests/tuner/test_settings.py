@@ -13,14 +13,24 @@ from packaging.version import Version
 from peft import (
     LoraConfig,
     PeftModel,
+    convert_to_lora,
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.helpers import disable_input_dtype_casting
 from peft.utils import PeftType
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from aurora_lora import AuroraConfig, NotCalibratedError, calibrate, export_lora, merge_gap, set_form
 from aurora_lora.tuner import aurora_layers
@@ -476,3 +486,80 @@ def test_the_calibrated_form_refuses_to_merge_by_default():
         model.merge_and_unload()
     with set_form(model, "static"):
         model.merge_and_unload()
+
+
+@pytest.mark.parametrize("state", ["trained", "calibrated", "stale"])
+def test_a_reference_adapter_begins_as_a_copy(state):
+    """As TRL makes it of a trained adapter; it copies by names that LoRA's weights have."""
+    model = adapt()
+    if state != "trained":
+        calibrate(model, [{"input_ids": IDS}])
+    if state == "stale":
+        with torch.no_grad():
+            next(p for name, p in model.named_parameters() if "aurora_A" in name).add_(1)
+        model.train().eval()
+    expected = logits(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():  # TRL's own lines
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+    assert torch.equal(logits(model), expected)
+    model.set_adapter("ref")
+    assert torch.equal(logits(model), expected)
+    assert model.peft_config["ref"].calibrated == (state != "trained")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".default"):
+                parameter.add_(1)
+    assert torch.equal(logits(model), expected)  # a copy, not the same weights
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
+    assert not torch.equal(logits(model), expected)  # any other name begins anew
+
+
+def moe(targets):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    base = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(vocab_size=20, num_hidden_layers=2, mlp_only_layers=[0], **sizes, **heads)
+    )
+    return adapt(base.eval(), target_modules=targets, eval_form="static")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "gate_proj", "up_proj", "down_proj"]])
+def test_fused_experts_are_told_and_not_exported_into(targets, tmp_path):
+    with pytest.warns(UserWarning, match=r"adapts the fused weights of the experts \(.*\).*leaves them as they are"):
+        model = moe(targets)
+    with pytest.raises(ValueError, match="PEFT would load this export into the fused weights of the experts"):
+        export_lora(model, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_the_attention_of_a_mixture_of_experts_is_exported(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*experts")
+        model = moe(ATTENTION)
+    expected = logits(model)
+    export_lora(model, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(model.unload(), tmp_path / "lora").eval()
+    torch.testing.assert_close(logits(loaded), expected)
+    with pytest.warns(UserWarning, match="experts"):
+        other = moe(["q_proj", "down_proj"])
+    with pytest.raises(ValueError, match="PEFT would"):
+        export_lora(other, tmp_path / "other")
+
+
+def test_inputs_are_cast_whatever_helpers_say():
+    """Hooks that cast weights see modules that are called, and the adapter's weights are none."""
+    model = adapt(llama().bfloat16())
+    expected = logits(model)
+    with disable_input_dtype_casting(model):
+        assert torch.equal(logits(model), expected)
+
+
+def test_conversion_to_lora_takes_linear_layers_alone():
+    with pytest.raises(TypeError, match="Embedding"):
+        convert_to_lora(adapt(target_modules=["embed_tokens", "q_proj"], eval_form="static"), rank=2)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
+from ..forms import STATIC
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .collector import Collector
 from .inputs import Runner, as_batches
@@ -157,16 +158,16 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
     check_unmerged(model, "calibrate")
-    targets = []
+    targets, static = [], []
     for layer_name, layer in aurora_layers(model):
-        adapters = tuple(n for n in names if n in layer.aurora_A and not layer.forms_coincide(n))
-        for name in adapters:
-            if layer.aurora_config[name].train_form == "static":
-                raise FormError(
-                    f"Adapter {name!r} was trained in the static form, which merges exactly: nothing to calibrate."
-                )
-        if adapters:
-            targets.append(Target(layer_name, layer, adapters))
+        adapters = [name for name in names if name in layer.aurora_A and not layer.forms_coincide(name)]
+        static += [name for name in adapters if layer.aurora_config[name].train_form == STATIC]
+        if trained := tuple(name for name in adapters if name not in static):
+            targets.append(Target(layer_name, layer, trained))
+    if static and not targets:
+        raise FormError(
+            f"Adapter {static[0]!r} was trained in the static form, which merges exactly: nothing to calibrate."
+        )
     if not targets:
         raise FormError(
             f"Nothing of {', '.join(names)} can be calibrated: plain LoRA (sigma is the identity) and embeddings merge "

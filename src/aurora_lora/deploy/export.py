@@ -18,6 +18,7 @@ from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
 from ..tuner.combine import exactly
+from ..tuner.fused_experts import fused_experts
 from ..tuner.offloaded import present
 from ..tuner.peft_names import PEFT_PREFIX
 from .wrappers import plain_model, unwrapped
@@ -114,6 +115,7 @@ def export_lora(
         fan_in_fan_out=any(layer.fan_in_fan_out for _, layer in aurora_layers(model)),
         inference_mode=True,
     )
+    _check_read_as_written(lora_config, model)
     if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
         lora_config.target_modules = sorted(lora_config.target_modules)
     with new_folder(path) as partial:
@@ -267,6 +269,19 @@ def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
     every = [name.removeprefix(PEFT_PREFIX) for name, _ in model.named_modules()]
     named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
     return sorted(ends) if named == set(adapted) else exactly(adapted, every)
+
+
+def _check_read_as_written(config: LoraConfig, model: nn.Module) -> None:
+    """Raise a ValueError where PEFT would load the LoRA into other places than those that it was made of."""
+    try:
+        experts = fused_experts(config.target_modules, plain_model(model))
+    except ValueError as error:
+        raise ValueError(f"PEFT would not load this export: {error} Merge instead.") from error
+    if experts:
+        raise ValueError(
+            f"PEFT would load this export into the fused weights of the experts ({', '.join(experts)}), which have the "
+            "names of the adapted modules: merge instead, or leave these modules out of target_modules."
+        )
 
 
 def _component(model: nn.Module) -> str:

@@ -68,7 +68,7 @@ class Calibration:
         self.is_awaited = False
         """Whether the config spoke of a matrix that is still to be loaded."""
         self._lacking: list[str] = []
-        self._versions: tuple[int, ...] = ()
+        self._seen: list[tuple[int, int]] = []
         self._has_warned = False
 
     def _sigma_weights(self) -> list[Tensor]:
@@ -82,24 +82,31 @@ class Calibration:
     def check(self) -> bool:
         """Whether there is a matrix that belongs to the adapter's present weights; `is_fresh` remembers the answer."""
         self.is_fresh = self.has_room and _matches(self._fingerprints[self.adapter_name], self._sigma_weights())
-        self._versions = self._versions_now()
+        self._seen = self._states()
         return self.is_fresh
 
-    def _versions_now(self) -> tuple[int, ...]:
-        """How often each weight was changed in place, B's last."""
+    def _states(self) -> list[tuple[int, int]]:
+        """Which tensor each weight is, and how often it was changed in place; B last."""
         weights = [*self._sigma_weights(), self._B[self.adapter_name]]
-        return tuple(weight._version for weight in weights if not weight.is_inference())
+        return [(id(weight), -1 if weight.is_inference() else weight._version) for weight in weights]
 
-    def notice_training(self) -> None:
-        """In eval mode with gradients: warn, once, of an optimizer that has been at work, as only B gets a gradient."""
-        A = self._weights[0][self.adapter_name]
-        if not A.requires_grad or (now := self._versions_now()) == self._versions:
+    def notice_changes(self) -> None:
+        """In eval mode: weights that were changed in place since the last check, as by an average that is copied in.
+
+        A matrix that does not belong to A, H and W_s any more is not used, with a warning; and an optimizer that has
+        been at work on B, which alone gets a gradient there, is warned of once. Weights that are other tensors now
+        (read from a disk, gathered from processes) are left to the next `check`.
+        """
+        now, seen = self._states(), self._seen
+        if now == seen:
             return
-        only_B = now[:-1] == self._versions[:-1]
-        self._versions = now
-        if not only_B and not self.check():
-            warnings.warn(stale(self.adapter_name), stacklevel=5)
-        elif not self._has_warned:
+        changed = [here[0] == before[0] and here[1] != before[1] for here, before in zip(now, seen, strict=False)]
+        if any(changed[:-1]):
+            if not self.check():
+                warnings.warn(stale(self.adapter_name), stacklevel=5)
+            return
+        is_trained = changed[-1:] == [True] and self._B[self.adapter_name].requires_grad and torch.is_grad_enabled()
+        if is_trained and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"Adapter {self.adapter_name!r} is trained in eval mode, where its calibrated matrix stands for A and "
@@ -150,7 +157,7 @@ class Calibration:
         self._matrices[self.adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype, copy=True)
         self._fingerprints[self.adapter_name] = _fingerprint(self._sigma_weights()).to(A.device)
         self.is_fresh, self.is_awaited = True, False
-        self._versions = self._versions_now()
+        self._seen = self._states()
         self.config.calibrated = True
 
     def take(self) -> tuple[bool, list[Tensor]]:
@@ -158,6 +165,17 @@ class Calibration:
         self.is_fresh = False
         both = (self._matrices, self._fingerprints) if self.has_room else ()
         return self.config.calibrated, [buffers.pop(self.adapter_name) for buffers in both]
+
+    @ordinary_tensors()
+    def copy_from(self, other: Calibration) -> None:
+        """Have the matrix of another adapter whose weights this one has been given, fresh or stale, or none."""
+        self.take()
+        self.is_awaited = False
+        self.config.calibrated = other.config.calibrated
+        if other.has_room:
+            self._matrices[self.adapter_name] = self._matrices[other.adapter_name].clone()
+            self._fingerprints[self.adapter_name] = self._fingerprints[other.adapter_name].clone()
+            self.check()
 
     def give_back(self, taken: tuple[bool, list[Tensor]]) -> None:
         """Undo `take`, whatever was stored since."""

@@ -35,6 +35,8 @@ class AuroraLayer(AdapterState):
     keeps_original = True
     """Whether `merge` keeps the base weight for `unmerge`; off while a model is merged and unloaded."""
 
+    cast_input_dtype_enabled = True
+    """PEFT's helper and diffusers' layerwise casting set it; it changes nothing: see `_cast_input_dtype`."""
     weight_is_shared = False
     """Whether another module has the base weight too (tied embeddings): merging then gives the layer its own."""
 
@@ -138,6 +140,10 @@ class AuroraLayer(AdapterState):
         """dW of Eq. 9 in the layout of the base weight, in at least float32. Errors as `get_factors`."""
         lora_A, lora_B = self.get_factors(adapter_name, form)
         return self.as_weight(lora_B @ lora_A)
+
+    def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
+        """To the adapter's dtype, always: nothing else could cast for parameters that are no modules of their own."""
+        return x if x is None else x.to(dtype)
 
     def check_mergeable(self, adapter_names: list[str]) -> None:
         """Raise what keeps these adapters from being merged: see `get_factors`.

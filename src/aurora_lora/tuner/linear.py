@@ -38,6 +38,10 @@ class AuroraLinear(AuroraLayer):
         x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, update[0].dtype))
         return add_update(result, x, *update)
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Every mergeable form is a LoRA; `get_delta_weight` refuses the one that is not."""
+        return True
+
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x (..., d_in) -> (..., r)."""
         return functional.linear(x, matrix)

@@ -17,6 +17,7 @@ from .combine import check_combination, concatenate, copy_saved_modules, exactly
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
+from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .mixed_batch import name_adapters
@@ -43,6 +44,10 @@ LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
 BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
 """Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+
+
+REFERENCE = "ref"
+"""TRL's name for the adapter of the policy that a trained one is compared with."""
 
 
 FUSED = "aurora_kept_activation"
@@ -77,9 +82,20 @@ class AuroraModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT, with a copy of the config: it holds the adapter's form, and whether it is calibrated."""
-        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        """As in PEFT, with a copy of the config: it holds the adapter's form, and whether it is calibrated.
+
+        TRL makes its reference policy by `add_adapter("ref", model.peft_config["default"])` and then copies what is
+        named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here.
+        """
+        given = self.peft_config[adapter_name]
+        source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is given), None)
+        self.peft_config[adapter_name] = copy.deepcopy(given)
+        warn_of_fused_experts(getattr(given, "target_modules", None), model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if adapter_name == REFERENCE and source is not None:
+            for layer in self._aurora_layers():
+                if source in layer.aurora_A:
+                    layer.copy_adapter(source, adapter_name)
 
     def _create_and_replace(  # type: ignore[override]
         self,

@@ -36,6 +36,7 @@ try:
     from peft.utils.constants import SEQ_CLS_HEAD_NAMES
     from peft.utils.other import get_pattern_key
     from peft.utils.quantization_utils import QuantizationBackend
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 except ImportError as error:
     raise ImportError(
         f"aurora-lora cannot use peft {version('peft')}: {error}. It needs peft {OLDEST} or newer, and was tested up "
@@ -68,6 +69,7 @@ __all__ = [
     "_get_in_out_features",
     "check_adapters_to_merge",
     "check_target_module_exists",
+    "convert_peft_config_for_transformers",
     "get_pattern_key",
     "get_quantization_kwargs",
     "onload_layer",

@@ -135,6 +135,16 @@ class AdapterState(nn.Module, BaseTunerLayer):
             else:
                 nn.init.zeros_(spline_weight)
 
+    @torch.no_grad()
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Give an adapter the weights of another of the same settings, and its calibration."""
+        for holder in (self.aurora_A, self.aurora_B, self.aurora_H, self.aurora_spline_weight):
+            if source in holder:
+                holder[target].copy_(holder[source])
+        self.scaling[target] = self.scaling[source]
+        if source in self.calibration:
+            self.calibration[target].copy_from(self.calibration[source])
+
     @staticmethod
     def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name
         """Kaiming-uniform, as in LoRA: for x of unit mean square, each z of z = A x has the variance 1/3."""
@@ -184,8 +194,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
             return config.train_form
         if config.resolved_eval_form == CALIBRATED:
             calibration = self.calibration[adapter_name]
-            if calibration.is_fresh and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                calibration.notice_training()
+            if calibration.is_fresh and not torch.compiler.is_compiling():
+                calibration.notice_changes()
             if not calibration.is_fresh:
                 return DYNAMIC
         return config.resolved_eval_form
@@ -267,8 +277,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
                 self.scaling[adapter_name] /= scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Every mergeable form is a LoRA; `get_delta_weight` refuses the one that is not."""
-        return True
+        """PEFT's conversion is for linear layers, whose every mergeable form is a LoRA."""
+        return False
 
     def extra_repr(self) -> str:
         """Names the quantisation of the base layer, as PEFT's layers do."""
