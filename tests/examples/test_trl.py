@@ -149,7 +149,7 @@ def test_sft_smollm2(run_example: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_dpo_compares_a_trained_adapter_with_itself(common: Any, tmp_path: Path) -> None:
-    """At the first step policy and reference are equal, and the loss is log 2; the reference stays while the policy moves."""
+    """At the first step policy and reference are equal, and the loss is log 2; the reference stays as it was."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     rows = {"prompt": ["a film"] * 4, "chosen": [" good"] * 4, "rejected": [" bad"] * 4}
     plain = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "bf16": False}
