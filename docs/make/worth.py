@@ -24,6 +24,9 @@ _RANKS = (
 )
 _OTHER_WAYS = (
     "Are they for AuroRA, with as many weights",
+    "Is r=1 everywhere above LoRA r=8, both with LoRA's start",
+    "Does the aligned start help r=1 everywhere",
+    "How far is half of the weights from full fine-tuning",
     "Half of the weights, ranks by the gradients: above EVA r=8",
     "Above LoRA-GA r=8",
     "Above LoRA r=8 with the same start",
