@@ -25,7 +25,7 @@ _RANKS = (
 _OTHER_WAYS = (
     "Are they for AuroRA, with as many weights",
     "Is r=1 everywhere above LoRA r=8, both with LoRA's start",
-    "Does the aligned start help r=1 everywhere",
+    "Are ranks by the gradients better than r=1 everywhere with LoRA's start, with fewer weights",
     "How far is half of the weights from full fine-tuning",
     "Half of the weights, ranks by the gradients: above EVA r=8",
     "Above LoRA-GA r=8",
@@ -42,12 +42,15 @@ _SAME = ("Does AuroRA r=2 beat LoRA r=2",)
 _SAME_LAYERS = "Is AuroRA above LoRA at the same rank and layers"
 _SKIP = ("Does the skip help",)
 _START = ("Does the aligned start help AuroRA r=8",)
+_START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
+_OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
 CASES = {
     "ranks": {
         "ranks-short": (*_RANKS, *_OTHER_WAYS),
         "ranks-converged": _RANKS,
         **dict.fromkeys(_OTHERS, _RANKS[:4]),
+        "ranks-movie-rating": (*_RANKS[:4], _OWN_START),
     },
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
@@ -61,8 +64,15 @@ CASES = {
         **dict.fromkeys(_OTHERS, ("Does the skip, the default, cost something",)),
     },
     "start": {
-        "ranks-short": (*_START, "Does the aligned start help LoRA r=8", "Is it with the aligned start for both"),
+        "ranks-short": (
+            *_START,
+            "Does the aligned start help LoRA r=8",
+            "Is it with the aligned start for both",
+            "Does the aligned start help r=1 everywhere",
+            "Does it with as many weights as r=1 everywhere",
+        ),
         **dict.fromkeys(_OTHERS, _START),
+        "ranks-movie-rating": (*_START, *_START_OF_RANKS),
     },
     "high rates": {"high-rates": _HIGH},
     "merge": {
