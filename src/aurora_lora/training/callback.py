@@ -25,8 +25,11 @@ class CalibrationCallback(TrainerCallback):
     Args:
         batches: training inputs as `aurora_lora.calibrate` takes them, a few hundred: they are kept in memory, and gone
             through at each evaluation. On several processes, each may hold its own share.
-        ridge, tokenizer, text_columns, batch_size, examples: as of `calibrate`. Of a loader of the whole training set,
-            or of a dataset, `examples` takes a part.
+        ridge: as of `calibrate`.
+        tokenizer: as of `calibrate`.
+        text_columns: as of `calibrate`.
+        batch_size: as of `calibrate`.
+        examples: as of `calibrate`: a part of a dataset, or of a loader of the whole training set.
 
     Raises:
         TypeError, ValueError: as `calibrate`.

@@ -132,6 +132,11 @@ def test_another_recipe_is_refused(study: Path) -> None:
     shutil.rmtree(study / "out" / "runs")
     done = _sweep(study)
     assert done.exit_code == 2
+    assert "holds a study of another base" in done.stderr
+    assert "they differ in training.epochs (there 3, here 2)" in " ".join(done.stderr.split())
+    (study / "out" / "journal.log").unlink()
+    done = _sweep(study)
+    assert done.exit_code == 2
     assert "runs.jsonl holds for" in done.stderr
     assert "they differ in training.epochs (there 3, here 2)" in " ".join(done.stderr.split())
 

@@ -462,7 +462,7 @@ def test_a_study_of_another_base_in_the_folder(write: Callable[..., Path], tmp_p
     path = write(tuning={"budget": 2, "space": {"training.learning_rate": RATES}, "seed": 7})
     Sweep(load_study(path), tmp_path / "out", InProcess(fake)).tune()
     Sweep(load_study(path, ["base.training.report_to=[tensorboard]"]), tmp_path / "out", InProcess(fake)).tune()
-    with pytest.raises(UserError, match=r"holds a study whose setting 'LoRA r=2' was another"):
+    with pytest.raises(UserError, match=r"holds a study of another base; they differ in training\.epochs \(there"):
         Sweep(load_study(path, ["base.training.epochs=9"]), tmp_path / "out", InProcess(fake))
 
 

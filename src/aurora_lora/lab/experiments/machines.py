@@ -12,7 +12,7 @@ from ...errors import ArgumentError, unknown
 
 UTILISATION = 0.4
 """The share of its greatest speed that a GPU attains in a training."""
-CORE = {"fp32": 0.06, "half": 0.105}
+CORE = {"fp32": 0.06, "half": 0.112}
 """TFLOP/s that a core attains in a training. From the runs in results/, each on one thread of a server's CPU."""
 PROCESS_GB = 0.7
 """What Python, PyTorch and the data take, where all share the main memory."""

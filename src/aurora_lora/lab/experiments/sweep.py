@@ -116,14 +116,17 @@ class Sweep:
             ),
         }
         base = {field: value for field, value in flatten(self.study.base).items() if field not in CHANGE_NOTHING}
-        described["base"] = base
-        before = optuna_study.user_attrs.get("setting")
-        # journals of earlier versions do not say what the base was
-        if before is not None and before != {name: described[name] for name in before}:
+        before = optuna_study.user_attrs.get("setting") or {}
+        choose = f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
+        if any(value != described[name] for name, value in before.items() if name != "base"):
             raise UserError(
-                f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): "
-                f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
+                f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): {choose}"
             )
+        there = before.get("base", base)  # journals of earlier versions do not say what it was
+        if differing := [field for field in sorted({*there, *base}) if there.get(field) != base.get(field)]:
+            shown = (f"{field} (there {there.get(field)!r}, here {base.get(field)!r})" for field in differing)
+            raise UserError(f"{self.folder} holds a study of another base; they differ in {', '.join(shown)}: {choose}")
+        described["base"] = base
         optuna_study.set_user_attr("setting", described)
         if tuning.sampler == "grid":
             names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
