@@ -271,6 +271,7 @@ def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
     """A form set for one must not change the other."""
     shared = config(task_type=None)
     model = get_peft_model(make_bert(), shared)
+    assert model.peft_config["default"] is shared  # as in PEFT
     model.add_adapter("other", shared)
     set_form(model, "static", "other")
     assert (model.peft_config["other"].eval_form, model.peft_config["default"].eval_form) == ("static", None)
@@ -285,9 +286,14 @@ def test_a_config_object_can_be_used_for_two_models(make_bert, config, batches, 
     models = [get_peft_model(make_bert(), shared) for _ in range(2 if made == "before" else 1)]
     calibrate(models[0], batches)
     models.extend(get_peft_model(make_bert(), shared) for _ in range(2 - len(models)))
-    assert [model.peft_config["default"].calibrated for model in models] == [True, False]
-    models[1].save_pretrained(tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(models[1].eval()))
+    assert all(model.peft_config["default"] is shared for model in models)  # as in PEFT
+    for place, form in ((0, "calibrated"), (1, "dynamic"), (0, "calibrated")):
+        models[place].save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert saved["calibrated"] is (form == "calibrated")
+        loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
+        assert forms(loaded) == forms(models[place].eval()) == {form}
+        assert torch.equal(logits(loaded), logits(models[place]))
 
 
 def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):

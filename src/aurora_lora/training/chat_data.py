@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import reason
-from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
+from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options, without_none
 from .batches import IGNORED
 from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
 from .chat_labels import KEPT, label_answers
@@ -138,15 +138,7 @@ def _asked(splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without what Arrow adds to it: a message has only the fields that it was given."""
-    return {name: _without_none(value) for name, value in row.items()}
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_none(one) for one in value]
-    if isinstance(value, dict):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return value
+    return {name: without_none(value) for name, value in row.items()}
 
 
 def _lengths(data: datasets.Dataset) -> np.ndarray[Any, Any]:

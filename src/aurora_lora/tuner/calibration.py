@@ -135,6 +135,11 @@ class Calibration:
 
     # ---------------------------------------------------------------- storing
 
+    def tell_config(self) -> None:
+        """Let the config say whether there is a matrix, unless it speaks of one that is still to be loaded."""
+        if not self.is_awaited and not (self.has_room and self._fingerprints[self.adapter_name].is_meta):
+            self.config.calibrated = self.exists
+
     @property
     def has_room(self) -> bool:
         """Whether the buffers are there, filled or empty."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +18,7 @@ from .combine import check_combination, concatenate, copy_saved_modules, exactly
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
+from .fused_encoder import call_layers_of, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
 from .linear import AuroraLinear
@@ -44,28 +46,10 @@ LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
 BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
 """Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-
-
+_IN_USE: WeakValueDictionary[int, AuroraConfig] = WeakValueDictionary()
+"""The configs of adapters, by their identity: PEFT shares the object that it is given among models."""
 REFERENCE = "ref"
 """TRL's name for the adapter of the policy that a trained one is compared with."""
-
-
-FUSED = "aurora_kept_activation"
-"""On a `TransformerEncoderLayer` with adapters: what its own switch of the fused kernel was."""
-
-
-def call_layers_of(parent: Any) -> None:
-    """Turn off the fused kernel of `nn.TransformerEncoderLayer` in eval mode, which reads weights, calls no layer."""
-    if not hasattr(parent, FUSED):
-        setattr(parent, FUSED, parent.activation_relu_or_gelu)
-    parent.activation_relu_or_gelu = 0
-
-
-def may_fuse_layers_of(parent: Any) -> None:
-    """Undo `call_layers_of`."""
-    if hasattr(parent, FUSED):
-        parent.activation_relu_or_gelu = getattr(parent, FUSED)
-        delattr(parent, FUSED)
 
 
 class AuroraModel(BaseTuner):
@@ -82,15 +66,19 @@ class AuroraModel(BaseTuner):
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT, with a copy of the config: it holds the adapter's form, and whether it is calibrated.
+        """As in PEFT; a config that another adapter of the model has is copied, as it holds the adapter's form.
 
         TRL makes its reference policy by `add_adapter("ref", model.peft_config["default"])` and then copies what is
         named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here.
         """
-        given = self.peft_config[adapter_name]
-        source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is given), None)
-        self.peft_config[adapter_name] = copy.deepcopy(given)
-        warn_of_fused_experts(getattr(given, "target_modules", None), model)
+        config: Any = self.peft_config[adapter_name]
+        source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is config), None)
+        if source is not None:
+            config = self.peft_config[adapter_name] = copy.deepcopy(config)
+        elif (used := _IN_USE.get(id(config))) is not None and used is config:
+            used.calibrated = False  # it says so of another model's adapter
+        _IN_USE[id(config)] = config
+        warn_of_fused_experts(config.target_modules, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if adapter_name == REFERENCE and source is not None:
             for layer in self._aurora_layers():

@@ -75,6 +75,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
         self.d_in = self.weight_columns()
         self.register_load_state_dict_post_hook(_check_calibrations)
+        self.register_state_dict_pre_hook(_tell_configs)
         # from_pretrained hands over models in eval mode: a layer that started in train mode would compute another form
         self.train(base_layer.training)
 
@@ -283,6 +284,12 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def extra_repr(self) -> str:
         """Names the quantisation of the base layer, as PEFT's layers do."""
         return quantization_extra_repr(self)
+
+
+def _tell_configs(module: AdapterState, prefix: str, keep_vars: bool) -> None:
+    """Before weights are saved: the config, saved after them, may be shared with another model's adapter."""
+    for calibration in module.calibration.values():
+        calibration.tell_config()
 
 
 def _check_calibrations(module: AdapterState, incompatible_keys: Any) -> None:

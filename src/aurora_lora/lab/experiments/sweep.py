@@ -24,12 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ... import files
 from ...errors import DIVERGED, UserError
-from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result, chance_of
-from ...training.storage import flatten, is_locked
+from ...training.storage import is_locked
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
 from .runs_file import RUNS, RunsFile
+from .same_study import SameData, base_of, check_same_setting
 from .study import SUMMARY, Range, Setting, Study, Value, point
 from .study_scores import by_form_and_metric, distinct, validation, validation_of, with_own_forms
 
@@ -68,10 +68,9 @@ class Sweep:
         files.check_writable(self.folder)
         self.runs = RunsFile(self.folder)
         self.taken_in = self.runs.collect()
-        self._data: tuple[list[str], Path] | None = None
-        """The digests of the user's own files, and the first run that had them."""
+        self._data = SameData()
         for folder, result in self.runs.read().items():
-            self._check_data(result, folder)
+            self._data.check(result, folder)
         self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
@@ -115,18 +114,8 @@ class Sweep:
                 mode="json", exclude_none=True, exclude={"each_form"}
             ),
         }
-        base = {field: value for field, value in flatten(self.study.base).items() if field not in CHANGE_NOTHING}
-        before = optuna_study.user_attrs.get("setting") or {}
-        choose = f"choose another output folder, or delete {self.folder / JOURNAL}; finished runs are taken as they are"
-        if any(value != described[name] for name, value in before.items() if name != "base"):
-            raise UserError(
-                f"{self.folder} holds a study whose setting '{setting.name}' was another ({before}): {choose}"
-            )
-        there = before.get("base", base)  # journals of earlier versions do not say what it was
-        if differing := [field for field in sorted({*there, *base}) if there.get(field) != base.get(field)]:
-            shown = (f"{field} (there {there.get(field)!r}, here {base.get(field)!r})" for field in differing)
-            raise UserError(f"{self.folder} holds a study of another base; they differ in {', '.join(shown)}: {choose}")
-        described["base"] = base
+        described["base"] = base_of(self.study)
+        check_same_setting(optuna_study.user_attrs.get("setting"), described, setting.name, self.folder / JOURNAL)
         optuna_study.set_user_attr("setting", described)
         if tuning.sampler == "grid":
             names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
@@ -186,21 +175,7 @@ class Sweep:
     def _keep(self, outcome: Outcome) -> None:
         if outcome.result is not None:
             self.runs.add({outcome.job.folder: outcome.result})
-            self._check_data(outcome.result, outcome.job.folder)
-
-    def _check_data(self, result: Result, folder: Path) -> None:
-        """Raise a UserError for a run on other files than the study's others: scores on both are not compared."""
-        found = (result.get("data") or {}).get("files")
-        if not found:
-            return
-        digests = sorted(found.values())
-        if self._data is None:
-            self._data = digests, folder
-        elif digests != self._data[0]:
-            raise UserError(
-                f"the data has changed: {folder} and {self._data[1]} were run on files of other contents: "
-                "choose another output folder"
-            )
+            self._data.check(outcome.result, outcome.job.folder)
 
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""

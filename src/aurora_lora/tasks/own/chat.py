@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,18 +84,23 @@ def _said(value: Any) -> Any:
         return value
     said = []
     for message in value:
-        one = {"role": message["role"], "content": _sorted(message.get("content"))}
-        if calls := _sorted(message.get("tool_calls")):
+        one = {"role": message["role"], "content": without_none(message.get("content"), sorted)}
+        if calls := without_none(message.get("tool_calls"), sorted):
             one["tool_calls"] = calls
         said.append(one)
     return said
 
 
-def _sorted(value: Any) -> Any:
-    """The same with the fields of each object in the order of their names, and without those that are None."""
+def without_none(value: Any, order: Callable[[Any], Iterable[str]] = list) -> Any:
+    """The same without the fields that are None, which Arrow adds to objects where one row has them.
+
+    Args:
+        value: of a row.
+        order: of the fields of each object: as they are, or `sorted`.
+    """
     if isinstance(value, dict):
-        return {name: _sorted(value[name]) for name in sorted(value) if value[name] is not None}
-    return [_sorted(one) for one in value] if isinstance(value, list) else value
+        return {name: without_none(value[name], order) for name in order(value) if value[name] is not None}
+    return [without_none(one, order) for one in value] if isinstance(value, list) else value
 
 
 def format_of(piece: Piece) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 BESIDE_IGNORED = -99.99999237060547
+"""The number of float32 next to -100."""
 
 
 class Regression(HeadKind):
@@ -32,7 +33,7 @@ class Regression(HeadKind):
         return super().made(config) and config.num_labels == 1
 
     def target(self, label: Any, count: int) -> Any:
-        """-100 itself is the mark of what is not learned, here and in Transformers: the next number in float32."""
+        """-100 itself is the mark of what is not learned, here and in Transformers."""
         return BESIDE_IGNORED if label == -100 else label
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
