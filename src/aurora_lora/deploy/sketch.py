@@ -16,7 +16,7 @@ from .inputs import Runner
 OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""
 ROUNDING = 1e-6
-"""A relative deviation of z that inputs in float32 have from rounding alone."""
+"""A deviation that z has from the rounding of inputs in float32 alone, by the root mean square of the largest."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class Sketch:
     def result(self) -> LayerProbe:
         mean, square = (self.total / self.count.to(self.total)).cpu()
         variance = square - mean.square()
-        variance[variance <= ROUNDING**2 * square] = 0  # the same z for all inputs, but for rounding
+        # the same z for all inputs, but for rounding, which is as large where the parts of z cancel out
+        variance[variance <= ROUNDING**2 * square.max()] = 0
         return LayerProbe(
             self.name,
             self.weight.d_out,
