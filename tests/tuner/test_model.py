@@ -296,6 +296,18 @@ def test_a_config_object_can_be_used_for_two_models(make_bert, config, batches, 
         assert torch.equal(logits(loaded), logits(models[place]))
 
 
+def test_a_config_of_a_calibrated_adapter_makes_room_in_each_model(make_bert, config):
+    """What was given counts, whatever another model's adapter has made of it since."""
+    weights = get_peft_model(make_bert(), config()).state_dict()
+    shared = config(calibrated=True)
+    for _ in range(2):
+        model = get_peft_model(make_bert(), shared)
+        assert shared.calibrated
+        assert all("default" in layer.aurora_A_cal for _, layer in aurora_layers(model))
+        model.load_state_dict(weights)
+        assert not shared.calibrated  # the weights came without a matrix
+
+
 def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):
     calibrated.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"

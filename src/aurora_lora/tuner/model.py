@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -46,8 +45,8 @@ LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
 BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
 """Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-_IN_USE: WeakValueDictionary[int, AuroraConfig] = WeakValueDictionary()
-"""The configs of adapters, by their identity: PEFT shares the object that it is given among models."""
+_AS_GIVEN = "_calibrated_as_given"
+"""Where a config remembers its `calibrated` of before its first adapter: PEFT shares the object among models."""
 REFERENCE = "ref"
 """TRL's name for the adapter of the policy that a trained one is compared with."""
 
@@ -75,9 +74,8 @@ class AuroraModel(BaseTuner):
         source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is config), None)
         if source is not None:
             config = self.peft_config[adapter_name] = copy.deepcopy(config)
-        elif (used := _IN_USE.get(id(config))) is not None and used is config:
-            used.calibrated = False  # it says so of another model's adapter
-        _IN_USE[id(config)] = config
+        else:  # calibrating another model's adapter may have changed it
+            config.calibrated = vars(config).setdefault(_AS_GIVEN, config.calibrated)
         warn_of_fused_experts(config.target_modules, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if adapter_name == REFERENCE and source is not None:
