@@ -1,6 +1,6 @@
 """`runs.jsonl`: the finished runs of a study in one file, a run a line, recipe and result together.
 
-A line is a run's `result.json` with its place in the study before it:
+A line is a run's `result.json` with its place in the study before it, less the digests of the adapter's files:
 
     {"run": "lora-r=2/learning_rate=0.005/seed0", "schema": 1, "recipe": {...}, "method": "lora", "metric": {...}, ...}
 
@@ -32,6 +32,8 @@ RUNS = "runs"
 _LOCK = ".runs.lock"
 _RUN = "run"
 """Of a line: the path of the run's folder below `runs`."""
+_DIGESTS = "adapter_sha256"
+"""Not of a line: which files the run's folder must have is told in the folder."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class RunsFile:
             UserError: as `read`, or the file cannot be written.
         """
         with files.plain_write_errors(self.path), FileLock(self.study / _LOCK):
-            there = self._by_name()
-            new = {self._name(folder): result for folder, result in results.items()}
+            there = {name: _record(result) for name, result in self._by_name().items()}  # earlier versions kept all
+            new = {self._name(folder): _record(result) for folder, result in results.items()}
             new = {name: result for name, result in new.items() if not _covers(there.get(name), result)}
             if new:
                 files.write_text(self.path, "".join(_line(*run) for run in _in_order({**there, **new}).items()))
@@ -141,6 +143,11 @@ def _parsed(path: Path, version: tuple[int, ...]) -> Mapping[str, Result]:
 def _covers(there: Result | None, result: Result) -> bool:
     """Whether a line has all that a result of its run has."""
     return there is not None and set(test_sets(result)) <= set(test_sets(there))
+
+
+def _record(result: Result) -> Result:
+    """What a line has of a run's result."""
+    return {key: value for key, value in result.items() if key != _DIGESTS}
 
 
 def _line(name: str, result: Result) -> str:
