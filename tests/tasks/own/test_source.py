@@ -55,6 +55,19 @@ def test_columns_of_a_csv_file_stay_what_they_are(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in rows] == [("007", "NA"), ("1e3", "null"), ("", "None")]
 
 
+def test_a_folder_of_csv_files_is_read_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "odd" / f"{name}.csv").write_text(f"text;label\n007;NA\n{name};1e3\n;None\n", encoding="latin-1")
+    pieces = open_data(OwnData("odd", encoding="latin-1"))
+    assert {name: [tuple(row.values()) for row in piece.data] for name, piece in pieces.items()} == {
+        name: [("007", "NA"), (name, "1e3"), ("", "None")] for name in ("train", "test")
+    }
+    (tmp_path / "odd" / "test.csv").write_text("label;text\n1;a\n")
+    with pytest.raises(UserError, match=r"odd: train\.csv has another header or separator than test\.csv: "):
+        open_data(OwnData("odd"))
+
+
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     _csv(tmp_path / "a.csv")
     _csv(tmp_path / "b.csv")

@@ -157,7 +157,7 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
             return _file(path, own.encoding, field)
         if path.is_dir():
             files[given] = _folder_digest(path)
-            return _folder(path, own.config)
+            return _folder(path, own.config, own.encoding)
     except OSError as error:
         raise UserError(f"task.{field}: {given}: {error.strerror or error}") from error
     if path.suffix.lower() in FORMATS or not _REPO.fullmatch(given):
@@ -186,8 +186,11 @@ def _file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
     return _load(path, kind, data_files={"train": str(path)}, encoding=encoding, options=options)
 
 
-def _folder(path: Path, config: str | None) -> datasets.DatasetDict:
-    """What `save_to_disk` wrote, or any files that `datasets` knows: images by class among them."""
+def _folder(path: Path, config: str | None, encoding: str | None) -> datasets.DatasetDict:
+    """What `save_to_disk` wrote, or any files that `datasets` knows: images by class among them.
+
+    A folder of CSV files alone is read as such a file is: its columns are text.
+    """
     with extra("train"):
         import datasets
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -198,7 +201,18 @@ def _folder(path: Path, config: str | None) -> datasets.DatasetDict:
         return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
     if not any(path.iterdir()):
         raise UserError(f"{path} is empty")
-    return _load(path, str(path), name=config)
+    there = _files(path)
+    if not there or any(FORMATS.get(file.suffix.lower()) != "csv" for file in there):
+        return _load(path, str(path), name=config)
+    first, *others = there
+    options = csv_options(first, encoding)
+    for other in others:
+        if csv_options(other, encoding) != options:
+            raise UserError(
+                f"{path}: {other.relative_to(path)} has another header or separator than {first.relative_to(path)}: "
+                "name the files one by one, task.data=FILE and task.test_data=FILE"
+            )
+    return _load(path, "csv", data_dir=str(path), encoding=encoding, options=options)
 
 
 def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
@@ -240,8 +254,15 @@ def _digest(path: Path) -> str:
 def _folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of a folder's files; hidden ones, such as caches, are left out."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith((".", "cache-")) for part in inside.parts):
-            digest.update(f"{inside.as_posix()}\0{_digest(path)}\n".encode())
+    for path in _files(folder):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{_digest(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of a folder that are neither hidden nor of a cache."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith((".", "cache-")) for part in path.relative_to(folder).parts)
+    ]
