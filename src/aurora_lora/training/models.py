@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -30,6 +31,8 @@ from .sections import ModelSection
 
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: its `save_pretrained` writes it beside the model."""
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""As the models of Transformers call their embeddings of positions."""
 
 
 def load_processor(model: str, task: Task) -> Processor:
@@ -108,6 +111,19 @@ def load_base_model(
         return _as_asked(getattr(transformers, kind.auto), source, config, base, dtype, **kind.load_options)
     except Exception as error:
         raise _unusable(base.name, error) from error
+
+
+def check_positions(model: nn.Module, name: str, max_length: int) -> None:
+    """Raise a UserError where texts of so many tokens have more positions than the model has embeddings of.
+
+    Most tokenizers state that limit, and texts are cut at it. Rotary and relative positions have none.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rsplit(".", 1)[-1] in _POSITIONS:
+            # RoBERTa counts from behind the index that pads, OPT and BART from an offset
+            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            if max_length > (limit := module.num_embeddings - first):
+                raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
 
 
 def load_causal_model(model: str) -> PreTrainedModel:

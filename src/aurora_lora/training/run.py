@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from aurora_lora import calibrate
 
@@ -35,7 +35,7 @@ from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .loggers import logger_callbacks
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in, reset_peak_memory
-from .models import Processor, load_processor
+from .models import Processor, check_positions, load_processor
 from .outcome import chance, score, scored_result, write_run
 from .probing import start_for
 from .recipe import Recipe, RunRecipe
@@ -186,6 +186,8 @@ def make_trainer(
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, data.task, processor, data.labels)
+    if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
+        check_positions(base, recipe.model, min(length, processor.model_max_length))
 
     def trainer_of(model: nn.Module, callbacks: Sequence[TrainerCallback] = ()) -> RecipeTrainer:
         return kind.trainer(data)(

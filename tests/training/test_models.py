@@ -1,0 +1,55 @@
+"""How many positions a pretrained model has, asked of the model itself."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_recipe, train
+from aurora_lora.training.models import check_positions
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Bert": {"max_position_embeddings": 40},
+    "DistilBert": {"max_position_embeddings": 40, "hidden_dim": 16},
+    "Roberta": {"max_position_embeddings": 42},  # two less for texts
+    "MPNet": {"max_position_embeddings": 42},
+    "GPT2": {"n_positions": 40, "bos_token_id": 0, "eos_token_id": 0},
+    "OPT": {"max_position_embeddings": 40, "word_embed_proj_dim": 16, "ffn_dim": 16},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_positions_are_those_that_the_model_takes(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
+    model = transformers.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        model(input_ids=torch.full((1, 40), 5))
+        check_positions(model, "base", 40)
+        with pytest.raises((IndexError, RuntimeError)):  # its own, of tensors
+            model(input_ids=torch.full((1, 41), 5))
+    with pytest.raises(UserError, match=r"^task\.max_length: 41 tokens are more than the 40 positions of base$"):
+        check_positions(model, "base", 41)
+
+
+def test_rotary_positions_have_no_limit() -> None:
+    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, max_position_embeddings=40)
+    check_positions(transformers.AutoModel.from_config(config), "base", 10_000)
+
+
+def test_a_run_says_so_where_the_tokenizer_states_no_limit(
+    model: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(model, tmp_path / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    assert settings.pop("model_max_length") == 32
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = load_recipe(write_recipe(model=str(base)))
+    with pytest.raises(UserError, match="33 tokens are more than the 32 positions of"):
+        train(recipe.model_copy(update={"task": recipe.task.model_copy(update={"max_length": 33})}), tmp_path / "run")
