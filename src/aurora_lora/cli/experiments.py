@@ -164,7 +164,8 @@ def sweep(
     check_access(model)
     make_models([model])
     failed: list[dict[str, Any]] = []
-    tuned, final = len(plan.settings) * plan.tuning.budget, len(plan.settings) * len(plan.seeds)
+    tuned = len(plan.settings) * plan.tuning.budget
+    final = len(plan.settings) * len(plan.seeds) * plan.tuning.finalists
 
     def report(stage: str, outcome: Any) -> None:
         bar(outcome)
@@ -177,7 +178,7 @@ def sweep(
         stderr().print(line, highlight=False, markup=False, soft_wrap=True)
     with Overall(stderr(), plan.name, tuned + final - (told := runs.told())) as bar:
         runs.tune()
-        if plan.tuning.each_form:  # now it is known how many forms have a choice of their own
+        if plan.tuning.each_form or plan.tuning.finalists > 1:  # now it is known how many values they share
             bar.expect(tuned + len(runs.final_jobs()) - told)
         runs.run_seeds()
         summary = runs.summary()
@@ -194,17 +195,19 @@ def sweep(
 
 
 def _print_plan(plan: Any, as_json: bool) -> None:
-    rows = [
-        {"setting": setting.name, "tuning_runs": plan.tuning.budget, "final_runs": len(plan.seeds)}
-        for setting in plan.settings
-    ]
+    tuning = plan.tuning
+    final = len(plan.seeds) * tuning.finalists
+    rows = [{"setting": setting.name, "tuning_runs": tuning.budget, "final_runs": final} for setting in plan.settings]
     if as_json:
         print_json(rows)
         return
-    what = "each form's choice" if plan.tuning.each_form else "what is chosen"
+    what = "what is chosen" if tuning.finalists == 1 else f"the best {tuning.finalists} values"
+    if tuning.each_form:
+        what = f"{what} for each form"
     for row in rows:
         print(f"{row['setting']}: {row['tuning_runs']} runs to tune, {row['final_runs']} runs of {what}")
-    print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all, at most")
+    bound = "at most, and more where forms choose differently" if tuning.each_form else "at most"
+    print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all, {bound}")
 
 
 def _stop_if_failed(failed: list[dict[str, Any]]) -> None:

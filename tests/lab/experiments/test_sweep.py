@@ -176,6 +176,48 @@ def test_each_form_may_have_its_own_choice(write: Callable[..., Path], tmp_path:
     ]
 
 
+def test_finalists_are_compared_over_the_seeds(write: Callable[..., Path], tmp_path: Path) -> None:
+    """The rate that is best on the tuned seed is the worse one on the other, or fails there."""
+
+    def by_seed(job: Job) -> Outcome:
+        rate, seed = job.recipe.training.learning_rate, job.recipe.seed
+        if job.recipe.method.name == "lora" and (rate, seed) == (3e-2, 1):
+            return Outcome(job, error="out of memory")
+        outcome = fake_forms(job)
+        assert outcome.result is not None
+        if seed == 1 and rate == 3e-2:
+            metric = outcome.result["metric"]
+            metric["selected_by"]["value"] = metric["validation_by_form"]["calibrated"]["accuracy"] = 0.5
+        return outcome
+
+    out, space = tmp_path / "out", {"training.learning_rate": [1e-3, 3e-2, 1e-1]}
+    before = Sweep(load_study(write(tuning={"budget": 3, "space": space})), out, InProcess(by_seed))
+    before.tune()
+    before.run_seeds()
+    low, high, highest = ({"training.learning_rate": rate} for rate in space["training.learning_rate"])
+    assert [one["chosen"] for one in before.summary()["settings"]] == [high, high]
+
+    done: list[str] = []
+    two = {"budget": 3, "space": space, "each_form": True, "finalists": 2}
+    after = Sweep(
+        load_study(write(tuning=two)), out, InProcess(by_seed), lambda _, outcome: done.append(outcome.job.name)
+    )
+    after.tune()  # in the journal of the study without them
+    assert not done
+    assert after.chosen(after.study.settings[1])[0] == high  # the others are still to be run
+    assert len(after.final_jobs()) == 10  # LoRA's two; and AuroRA's three, as the dynamic form has others
+    after.run_seeds()
+    lora, aurora = after.summary()["settings"]
+    assert lora["chosen"] == low
+    assert aurora["chosen"] == low
+    assert aurora["validation"] == pytest.approx(1 - 29e-3)
+    assert aurora["chosen_by_form"] == {"dynamic": highest, "static": low, "calibrated": low}
+    assert [trial["values"] for trial in aurora["trials"]] == [high, low, highest]
+    assert "The best 2 values on the tuned seed were run over all seeds" in study_tables(after.summary())[-1].note
+    with pytest.raises(UserError, match="finalists=4 is not allowed: budget=3 values are tried"):
+        load_study(write(tuning={**two, "finalists": 4}))
+
+
 def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
     own = {"name": "full", "method": "full", "space": {"training.learning_rate": [2e-2, 4e-2]}}
     with pytest.raises(UserError, match=r"setting full: space: .* tuned on one grid: take it out, or say in `why`"):
@@ -497,3 +539,7 @@ def test_dry_run(write: Callable[..., Path], tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "8 runs in all, at most" in done.stdout
     assert not (tmp_path / "out").exists()
+    two = {"budget": 2, "space": {"training.learning_rate": RATES}, "finalists": 2, "each_form": True}
+    done = CliRunner().invoke(cli.app, ["sweep", str(write(tuning=two)), "--dry-run"])
+    assert "AuroRA: 2 runs to tune, 4 runs of the best 2 values for each form" in done.stdout
+    assert "12 runs in all, at most, and more where forms choose differently" in done.stdout

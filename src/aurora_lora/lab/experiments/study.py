@@ -84,6 +84,9 @@ class Tuning(Section):
     each_form: bool = False
     """Whether each form of AuroRA has the values that its own validation scores choose, and not those of the deployed
     form; every distinct choice is run over the seeds."""
+    finalists: Size = 1
+    """How many of the best values of a setting, and of such a form, are run over all seeds: of several, the best mean
+    validation score over the seeds decides. On one seed the second best may be ahead by chance."""
 
     @field_validator("space")
     @classmethod
@@ -91,8 +94,10 @@ class Tuning(Section):
         return check_space(space)
 
     @model_validator(mode="after")
-    def _grid_fits(self) -> Tuning:
+    def _fits(self) -> Tuning:
         self.check_grid(self.space)
+        if self.finalists > self.budget:
+            raise ValueError(f"finalists={self.finalists} is not allowed: budget={self.budget} values are tried")
         return self
 
     def check_grid(self, space: Space) -> None:

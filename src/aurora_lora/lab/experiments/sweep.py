@@ -8,6 +8,7 @@ where it was, and the tuned run of a seed is also its final one.
 from __future__ import annotations
 
 import hashlib
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -111,7 +112,7 @@ class Sweep:
             "fields": setting.fields,
             # what is tried does not depend on how the best is chosen
             "tuning": tuning.model_copy(update={"space": space}).model_dump(
-                mode="json", exclude_none=True, exclude={"each_form"}
+                mode="json", exclude_none=True, exclude={"each_form", "finalists"}
             ),
         }
         described["base"] = base_of(self.study)
@@ -233,15 +234,17 @@ class Sweep:
             self.report("seeds", outcome)
 
     def final_jobs(self) -> list[Job]:
-        """The runs over the seeds of each choice; of settings that have one."""
+        """The runs over the seeds of each choice, and of what it is chosen from; of settings that have one."""
         left_out = self.without_score()
-        chosen = [
+        wanted = [
             (one, values)
             for one in self.study.settings
             if one not in left_out
-            for values in distinct([self.chosen(one)[0], *(values for values, _ in self.chosen_by_form(one).values())])
+            for values in distinct(
+                values for form in (None, *self._own_forms(one)) for values, _ in self.finalists(one, form)
+            )
         ]
-        return [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in chosen]
+        return [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in wanted]
 
     def job(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Job:
         """A run of a setting."""
@@ -263,40 +266,74 @@ class Sweep:
         return [setting for setting in self.study.settings if all(score is None for _, score in self.trials(setting))]
 
     def chosen(self, setting: Setting) -> tuple[dict[str, Any], float]:
-        """The values with the best validation score.
+        """The values with the best validation score, and the score.
 
         Raises:
             UserError: no trial gave a score.
         """
-        values, score = next(iter(self.trials(setting)), ({}, None))
-        if score is None:
+        found = self._best(setting, None)
+        if found is None:
             raise UserError(
                 f"setting {setting.name}: none of its runs gave a validation score; their logs are in "
                 f"{self.folder / RUNS / setting.slug}"
             )
-        return values, score
+        return found
 
     def chosen_by_form(self, setting: Setting) -> dict[str, tuple[dict[str, Any], float]]:
         """The same for each form, by its own validation scores in the trials' runs; empty unless the study asks for it,
         and for a method with one form. The deployed form has the setting's choice, and so has one without any score."""
-        chosen, metric = self.chosen(setting), self.study.tuning.metric
-        method = self.study.recipe(setting, chosen[0], self.study.tuning.seed).method
-        if not self.study.tuning.each_form or len(method.forms) < 2:
+        own = self._own_forms(setting)
+        if not own:
             return {}
-        tried = [
-            (values, result)
-            for values, _ in self.trials(setting)
-            if (result := self.job(setting, values, self.study.tuning.seed).result()) is not None
+        chosen = self.chosen(setting)
+        return {form: (form in own and self._best(setting, form)) or chosen for form in self._method(setting).forms}
+
+    def finalists(self, setting: Setting, form: str | None) -> list[tuple[dict[str, Any], float]]:
+        """The best values by the tuned seed's validation scores, best first: `tuning.finalists` of them.
+
+        Args:
+            setting: of the study.
+            form: the one whose scores they are; the deployed one if None.
+        """
+        tuning = self.study.tuning
+        tried: list[tuple[dict[str, Any], float | None]] = self.trials(setting)
+        if form is not None:
+            jobs = [(values, self.job(setting, values, tuning.seed)) for values, _ in tried]
+            tried = [
+                (values, validation_of(form, result, tuning.metric))
+                for values, job in jobs
+                if (result := job.result()) is not None
+            ]
+        scored = [(values, score) for values, score in tried if score is not None]
+        scored.sort(key=lambda one: one[1], reverse=not self.study.lower_is_better)  # equal ones stay as they are
+        return scored[: tuning.finalists]
+
+    def _best(self, setting: Setting, form: str | None) -> tuple[dict[str, Any], float] | None:
+        """Of several finalists, the one with the best mean over the seeds; None where no trial gave a score."""
+        found = self.finalists(setting, form)
+        if len(found) < 2:
+            return next(iter(found), None)
+        means = [(values, mean) for values, _ in found if (mean := self._mean(setting, values, form)) is not None]
+        best = min if self.study.lower_is_better else max
+        return best(means, key=lambda one: one[1]) if means else found[0]
+
+    def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None) -> float | None:
+        """Of the validation scores over the seeds; None where one is missing."""
+        metric = self.study.tuning.metric
+        scores = [
+            validation(result, metric) if form is None else validation_of(form, result, metric)
+            for result in self._results(setting, values).values()
         ]
-        best, found = min if self.study.lower_is_better else max, {}
-        for form in method.forms:
-            scores = [(values, validation_of(form, result, metric)) for values, result in tried]
-            scored = [(values, score) for values, score in scores if score is not None]
-            if form == method.deployed_form or not scored:
-                found[form] = chosen
-            else:
-                found[form] = best(scored, key=lambda one: one[1])  # of equal ones the first, as the setting has it
-        return found
+        known = [score for score in scores if score is not None]
+        return statistics.fmean(known) if len(known) == len(self.study.seeds) else None
+
+    def _own_forms(self, setting: Setting) -> list[str]:
+        """The forms that have a choice of their own beside the deployed one's."""
+        method = self._method(setting)
+        return [form for form in method.forms if form != method.deployed_form] if self.study.tuning.each_form else []
+
+    def _method(self, setting: Setting) -> Any:
+        return self.study.recipe(setting, self.trials(setting)[0][0], self.study.tuning.seed).method
 
     # ---------------------------------------------------------------- what came out
 

@@ -104,6 +104,11 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
         )
     ]
     notes = []
+    if (finalists := summary["study"]["tuning"].get("finalists", 1)) > 1:
+        notes.append(
+            f"The best {finalists} values on the tuned seed were run over all seeds; of them, the best mean validation "
+            "score decides."
+        )
     if at_edge:
         notes.append(
             f"The choice is at the edge of the grid, so that another value may be better, for {len(at_edge)} of "
