@@ -22,9 +22,11 @@ _RANKS = (
     "Is it the nonlinearity, at a quarter",
     "Are ranks by the gradients better than r=4 on query and value",
 )
+_EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
 _OTHER_WAYS = (
     "Are they for AuroRA, with as many weights",
-    "Is r=1 everywhere above LoRA r=8, both with LoRA's start",
+    _EVERYWHERE,
+    "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
     "Are ranks by the gradients better than r=1 everywhere with LoRA's start, with fewer weights",
     "How far is half of the weights from full fine-tuning",
     "Half of the weights, ranks by the gradients: above EVA r=8",
@@ -50,7 +52,8 @@ CASES = {
         "ranks-short": (*_RANKS, *_OTHER_WAYS),
         "ranks-converged": _RANKS,
         **dict.fromkeys(_OTHERS, _RANKS[:4]),
-        "ranks-movie-rating": (*_RANKS[:4], _OWN_START),
+        "ranks-movie-rating": (*_RANKS[:4], _OWN_START, _EVERYWHERE),
+        "ranks-wikihow-goal": (*_RANKS[:4], _EVERYWHERE),
     },
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
@@ -69,6 +72,7 @@ CASES = {
             "Does the aligned start help LoRA r=8",
             "Is it with the aligned start for both",
             "Does the aligned start help r=1 everywhere",
+            *_START_OF_RANKS,
             "Does it with as many weights as r=1 everywhere",
         ),
         **dict.fromkeys(_OTHERS, _START),
