@@ -101,6 +101,7 @@ def test_a_fused_encoder_layer_calls_its_adapters():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu")
     net, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 16)
+    attributes = [sorted(vars(one)) for one in net.layers]
     with torch.no_grad():
         expected = net(x)
     model = adapt(net, target_modules=["linear1", "linear2"], task_type=None, alpha=8)
@@ -111,6 +112,7 @@ def test_a_fused_encoder_layer_calls_its_adapters():
     torch.testing.assert_close(fused, model(x.requires_grad_()).detach(), rtol=1e-4, atol=1e-5)
     merged = model.merge_and_unload()
     assert [one.activation_relu_or_gelu for one in merged.layers] == [2, 2]  # may be fused again
+    assert [sorted(vars(one)) for one in merged.layers] == attributes
     with torch.no_grad():
         torch.testing.assert_close(merged(x), fused, rtol=1e-4, atol=1e-5)
 

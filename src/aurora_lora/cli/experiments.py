@@ -206,8 +206,8 @@ def _print_plan(plan: Any, as_json: bool) -> None:
         what = f"{what} for each form"
     for row in rows:
         print(f"{row['setting']}: {row['tuning_runs']} runs to tune, {row['final_runs']} runs of {what}")
-    bound = "at most, and more where forms choose differently" if tuning.each_form else "at most"
-    print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all, {bound}")
+    bound = "; more where forms choose differently" if tuning.each_form else ", at most"
+    print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all{bound}")
 
 
 def _stop_if_failed(failed: list[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ where it was, and the tuned run of a seed is also its final one.
 from __future__ import annotations
 
 import hashlib
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -24,15 +23,16 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ... import files
-from ...errors import DIVERGED, UserError
+from ...errors import DIVERGED
 from ...training.results import Result, chance_of
 from ...training.storage import is_locked
+from .chosen import Choices
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
-from .runs_file import RUNS, RunsFile
+from .runs_file import RunsFile
 from .same_study import SameData, base_of, check_same_setting
 from .study import SUMMARY, Range, Setting, Study, Value, point
-from .study_scores import by_form_and_metric, distinct, validation, validation_of, with_own_forms
+from .study_scores import by_form_and_metric, validation, with_own_forms
 
 JOURNAL = "journal.log"
 _LOCK = ".journal.lock"
@@ -57,6 +57,7 @@ class Sweep:
         report: called with the stage (`tuning` or `seeds`) and each outcome as it comes.
 
     Attributes:
+        choices: what each setting is shown with.
         runs: the finished runs.
         taken_in: how many of them were in their folders only, as after a kill, or in a study of an earlier version.
     """
@@ -69,6 +70,9 @@ class Sweep:
         files.check_writable(self.folder)
         self.runs = RunsFile(self.folder)
         self.taken_in = self.runs.collect()
+        self.choices = Choices(
+            study, self.folder, self.trials, lambda setting, values, seed: self.job(setting, values, seed).result()
+        )
         self._data = SameData()
         for folder, result in self.runs.read().items():
             self._data.check(result, folder)
@@ -240,9 +244,7 @@ class Sweep:
             (one, values)
             for one in self.study.settings
             if one not in left_out
-            for values in distinct(
-                values for form in (None, *self._own_forms(one)) for values, _ in self.finalists(one, form)
-            )
+            for values in self.choices.finalists(one)
         ]
         return [self.job(setting, values, seed) for seed in self.study.seeds for setting, values in wanted]
 
@@ -265,76 +267,6 @@ class Sweep:
         """The settings none of whose trials gave a score."""
         return [setting for setting in self.study.settings if all(score is None for _, score in self.trials(setting))]
 
-    def chosen(self, setting: Setting) -> tuple[dict[str, Any], float]:
-        """The values with the best validation score, and the score.
-
-        Raises:
-            UserError: no trial gave a score.
-        """
-        found = self._best(setting, None)
-        if found is None:
-            raise UserError(
-                f"setting {setting.name}: none of its runs gave a validation score; their logs are in "
-                f"{self.folder / RUNS / setting.slug}"
-            )
-        return found
-
-    def chosen_by_form(self, setting: Setting) -> dict[str, tuple[dict[str, Any], float]]:
-        """The same for each form, by its own validation scores in the trials' runs; empty unless the study asks for it,
-        and for a method with one form. The deployed form has the setting's choice, and so has one without any score."""
-        own = self._own_forms(setting)
-        if not own:
-            return {}
-        chosen = self.chosen(setting)
-        return {form: (form in own and self._best(setting, form)) or chosen for form in self._method(setting).forms}
-
-    def finalists(self, setting: Setting, form: str | None) -> list[tuple[dict[str, Any], float]]:
-        """The best values by the tuned seed's validation scores, best first: `tuning.finalists` of them.
-
-        Args:
-            setting: of the study.
-            form: the one whose scores they are; the deployed one if None.
-        """
-        tuning = self.study.tuning
-        tried: list[tuple[dict[str, Any], float | None]] = self.trials(setting)
-        if form is not None:
-            jobs = [(values, self.job(setting, values, tuning.seed)) for values, _ in tried]
-            tried = [
-                (values, validation_of(form, result, tuning.metric))
-                for values, job in jobs
-                if (result := job.result()) is not None
-            ]
-        scored = [(values, score) for values, score in tried if score is not None]
-        scored.sort(key=lambda one: one[1], reverse=not self.study.lower_is_better)  # equal ones stay as they are
-        return scored[: tuning.finalists]
-
-    def _best(self, setting: Setting, form: str | None) -> tuple[dict[str, Any], float] | None:
-        """Of several finalists, the one with the best mean over the seeds; None where no trial gave a score."""
-        found = self.finalists(setting, form)
-        if len(found) < 2:
-            return next(iter(found), None)
-        means = [(values, mean) for values, _ in found if (mean := self._mean(setting, values, form)) is not None]
-        best = min if self.study.lower_is_better else max
-        return best(means, key=lambda one: one[1]) if means else found[0]
-
-    def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None) -> float | None:
-        """Of the validation scores over the seeds; None where one is missing."""
-        metric = self.study.tuning.metric
-        scores = [
-            validation(result, metric) if form is None else validation_of(form, result, metric)
-            for result in self._results(setting, values).values()
-        ]
-        known = [score for score in scores if score is not None]
-        return statistics.fmean(known) if len(known) == len(self.study.seeds) else None
-
-    def _own_forms(self, setting: Setting) -> list[str]:
-        """The forms that have a choice of their own beside the deployed one's."""
-        method = self._method(setting)
-        return [form for form in method.forms if form != method.deployed_form] if self.study.tuning.each_form else []
-
-    def _method(self, setting: Setting) -> Any:
-        return self.study.recipe(setting, self.trials(setting)[0][0], self.study.tuning.seed).method
-
     # ---------------------------------------------------------------- what came out
 
     def summary(self) -> dict[str, Any]:
@@ -353,8 +285,8 @@ class Sweep:
         return summary
 
     def _describe(self, setting: Setting) -> dict[str, Any]:
-        values, score = self.chosen(setting)
-        by_form = self.chosen_by_form(setting)
+        values, score = self.choices.chosen(setting)
+        by_form = self.choices.chosen_by_form(setting)
         results = self._results(setting, values)
         own = {form: self._results(setting, chosen) for form, (chosen, _) in by_form.items()}
         params = sorted((result["params"] for result in results.values()), key=lambda counts: counts["adapter"])

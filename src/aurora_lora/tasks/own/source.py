@@ -202,7 +202,7 @@ def _folder(path: Path, config: str | None, encoding: str | None) -> datasets.Da
     if not any(path.iterdir()):
         raise UserError(f"{path} is empty")
     there = _files(path)
-    if not there or any(FORMATS.get(file.suffix.lower()) != "csv" for file in there):
+    if config is not None or not there or any(FORMATS.get(file.suffix.lower()) != "csv" for file in there):
         return _load(path, str(path), name=config)
     first, *others = there
     options = csv_options(first, encoding)

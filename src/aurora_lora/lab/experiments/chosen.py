@@ -1,0 +1,111 @@
+"""Which of the values that were tried a setting of a study, and each form of it, is shown with."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ...errors import UserError
+from ...training.results import Result
+from .runs_file import RUNS
+from .study import Setting, Study
+from .study_scores import distinct, validation, validation_of
+
+Chosen: TypeAlias = tuple[dict[str, Any], float]
+"""Values, and the validation score that they were chosen by."""
+
+
+class Choices:
+    """The choices of a study, by validation scores.
+
+    Args:
+        study: the study.
+        folder: where its logs are.
+        trials: gives the tuned values of a setting with their scores, best first; None where the run failed.
+        result: gives the finished run of a setting with some values and a seed, if there is one.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        trials: Callable[[Setting], list[tuple[dict[str, Any], float | None]]],
+        result: Callable[[Setting, Mapping[str, Any], int], Result | None],
+    ) -> None:
+        self.study, self.folder, self._trials, self._result = study, folder, trials, result
+
+    def chosen(self, setting: Setting) -> Chosen:
+        """The values with the best validation score, and the score.
+
+        Raises:
+            UserError: no trial gave a score.
+        """
+        found = self._best(setting, None)
+        if found is None:
+            raise UserError(
+                f"setting {setting.name}: none of its runs gave a validation score; their logs are in "
+                f"{self.folder / RUNS / setting.slug}"
+            )
+        return found
+
+    def chosen_by_form(self, setting: Setting) -> dict[str, Chosen]:
+        """The same for each form, by its own validation scores in the trials' runs; empty unless the study asks for it,
+        and for a method with one form. The deployed form has the setting's choice, and so has one without any score."""
+        own = self._own_forms(setting)
+        if not own:
+            return {}
+        chosen = self.chosen(setting)
+        return {form: (form in own and self._best(setting, form)) or chosen for form in self._method(setting).forms}
+
+    def finalists(self, setting: Setting) -> list[dict[str, Any]]:
+        """The values that are run over all seeds, each once: of the setting, and of each form with its own choice."""
+        forms = (None, *self._own_forms(setting))
+        return distinct(values for form in forms for values, _ in self._ranked(setting, form))
+
+    def _ranked(self, setting: Setting, form: str | None) -> list[Chosen]:
+        """The best values by the tuned seed's scores, best first: `tuning.finalists` of them.
+
+        Args:
+            setting: of the study.
+            form: the one whose scores they are; the deployed one if None.
+        """
+        tuning = self.study.tuning
+        tried = self._trials(setting)
+        if form is not None:
+            results = [(values, self._result(setting, values, tuning.seed)) for values, _ in tried]
+            tried = [(values, self._score(result, form)) for values, result in results if result is not None]
+        scored = [(values, score) for values, score in tried if score is not None]
+        scored.sort(key=lambda one: one[1], reverse=not self.study.lower_is_better)  # equal ones stay as they are
+        return scored[: tuning.finalists]
+
+    def _best(self, setting: Setting, form: str | None) -> Chosen | None:
+        """Of several finalists, the one with the best mean over the seeds; None where no trial gave a score."""
+        found = self._ranked(setting, form)
+        if len(found) < 2:
+            return next(iter(found), None)
+        means = [(values, mean) for values, _ in found if (mean := self._mean(setting, values, form)) is not None]
+        best = min if self.study.lower_is_better else max
+        return best(means, key=lambda one: one[1]) if means else found[0]
+
+    def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None) -> float | None:
+        """Of the validation scores over the seeds; None where one is missing."""
+        results = (self._result(setting, values, seed) for seed in self.study.seeds)
+        scores = [None if result is None else self._score(result, form) for result in results]
+        known = [score for score in scores if score is not None]
+        return statistics.fmean(known) if len(known) == len(scores) else None
+
+    def _score(self, result: Result, form: str | None) -> float | None:
+        metric = self.study.tuning.metric
+        return validation(result, metric) if form is None else validation_of(form, result, metric)
+
+    def _own_forms(self, setting: Setting) -> list[str]:
+        """The forms that have a choice of their own beside the deployed one's."""
+        if not self.study.tuning.each_form:
+            return []
+        method = self._method(setting)
+        return [form for form in method.forms if form != method.deployed_form]
+
+    def _method(self, setting: Setting) -> Any:
+        return self.study.recipe(setting, self._trials(setting)[0][0], self.study.tuning.seed).method
