@@ -128,9 +128,7 @@ def main() -> None:
     for case in CASES:
         insert(ROOT / "docs" / "worth.md", f"answers {case}", answered(summaries, case))
     save(main_answers(summaries), FIGURES / "worth")
-    lines = {path.parent.name: path.read_text().splitlines() for path in (RESULTS / "studies").glob("*/runs.jsonl")}
-    runs = {name: [json.loads(line) for line in found] for name, found in lines.items()}
-    insert(ROOT / "docs" / "worth.md", "rates", beyond_the_best(runs))
+    insert(ROOT / "docs" / "worth.md", "rates", beyond_the_best(summaries))
     recipe = find("figure2", "recipe").values()
     subject = f"{task_name(recipe)}, {name_of('model', recipe)}"
     for record in read(RESULTS / "figures", "sigma.json"):

@@ -3,7 +3,7 @@ rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -175,32 +175,25 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
     return table.markdown()
 
 
-def beyond_the_best(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Scores at each rate that two settings were tuned with, in the form that is deployed, as Markdown.
+def beyond_the_best(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores at each rate that two settings were tuned with, on the seed that was tuned on and in the form that is
+    deployed, as Markdown.
 
     Args:
-        runs: lines of `runs.jsonl` by the study's name.
+        summaries: `study.json` by the study's name.
     """
     rows: list[tuple[str, str, dict[float, str]]] = []
     for study, pairs in PAIRS.items():
-        for name in (name for pair in pairs for name in pair if study in runs):
-            scores, metric = {}, ""
-            for run in _tuning(runs[study], name):
-                metric, form = run["metric"]["name"], run["metric"]["selected_by"]["form"]
-                scores[_rate(run)] = metric_named(metric).shown(run["metric"]["validation_by_form"][form][metric])
-            rows.append((f"{study}, {metric_named(metric).heading}", name, scores))
+        settings = {one["name"]: one for one in summaries.get(study, {}).get("settings", [])}
+        for name in (name for pair in pairs for name in pair if study in summaries):
+            metric = metric_named(settings[name]["metric"])
+            scores = {
+                trial["values"]["training.learning_rate"]: metric.shown(trial["validation"])
+                for trial in settings[name]["trials"]
+                if trial["validation"] is not None
+            }
+            rows.append((f"{study}, {metric.heading}", name, scores))
     rates = sorted({rate for *_, scores in rows for rate in scores})
     table = TextTable("", ["study", "setting", *(f"{rate:g}" for rate in rates)], align="llr")
     table.rows = [[study, name, *(scores.get(rate, "") for rate in rates)] for study, name, scores in rows]
     return table.markdown()
-
-
-def _tuning(runs: Iterable[Mapping[str, Any]], setting: str) -> list[Mapping[str, Any]]:
-    folder = setting.lower().replace(" ", "-")
-    of_setting = [run for run in runs if run["run"].split("/")[0] == folder]
-    first = min(run["seed"] for run in of_setting)
-    return [run for run in of_setting if run["seed"] == first]
-
-
-def _rate(run: Mapping[str, Any]) -> float:
-    return float(run["recipe"]["training"]["learning_rate"])

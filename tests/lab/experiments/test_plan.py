@@ -1,6 +1,5 @@
 """The plan of a suite: for which machine, what is counted in its hours, and how it looks in a terminal."""
 
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from aurora_lora.lab.experiments.machines import GPUS, of_cpu, of_gpu
 from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.recipes import suites
 from aurora_lora.lab.experiments.reproduce import prepare
+from aurora_lora.lab.experiments.runs_file import RunsFile
 from aurora_lora.lab.report.plan import plan_lines, plan_tables
 from aurora_lora.methods import ParameterCounts, get_method
 from aurora_lora.tasks import get_task
@@ -132,12 +132,11 @@ def measured() -> Iterator[tuple[Recipe, float]]:
     """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     runs = [
-        (path.parent.name, line)
+        (path.parent.name, result)
         for path in sorted(RESULTS.glob("studies/*/runs.jsonl"))
-        for line in path.read_text().splitlines()
+        for result in RunsFile(path.parent).read().values()
     ]
-    for study, line in runs:
-        result = json.loads(line)
+    for study, result in runs:
         key = (study, result["model"], result["method"], result["task"])
         found[key] = min(found.get(key, result), result, key=lambda one: float(one["time"]["train_s"]))
     for result in found.values():

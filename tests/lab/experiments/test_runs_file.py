@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from aurora_lora import cli, files
@@ -91,19 +93,68 @@ def test_a_report_is_the_same_from_the_file_as_from_folders(study: Path, tmp_pat
     assert len(load_sections([out / "runs.jsonl"])[0].results) == 4
 
 
-def test_a_line_is_the_result_with_its_place_less_the_digests(finished: Path) -> None:
+def test_a_line_and_the_first_are_the_result_with_its_place_less_the_digests(finished: Path) -> None:
     out = finished / "out"
-    lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    first, *lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     assert [line["run"] for line in lines] == [
         f"{setting}/learning_rate=0.03/seed{seed}" for setting in ("build", "lora") for seed in (0, 1)
     ]
-    for line in lines:
-        folder = out / "runs" / line.pop("run")
-        result = json.loads((folder / "result.json").read_text())
-        assert result.pop("adapter_sha256")  # of files that are there
-        assert line == result
-        assert line["recipe"] == yaml_text.read(folder / "recipe.yaml")
+    assert first.keys() == {"common"}
+    common = first["common"]
+    assert common["recipe"]["training"]["epochs"] == 3
+    assert common["task"] == common["recipe"]["task"]["name"]
+    for line, (folder, result) in zip(lines, RunsFile(out).read().items(), strict=True):
+        assert folder == out / "runs" / line["run"]
+        assert not line.keys() & {"task", "versions"}
+        assert "training" not in line["recipe"]  # one rate
+        assert line["metric"] == result["metric"]
+        there = json.loads((folder / "result.json").read_text())
+        assert there.pop("adapter_sha256")  # of files that are there
+        assert result == there
+        assert result["recipe"] == yaml_text.read(folder / "recipe.yaml")
         assert {path.name for path in folder.iterdir()} >= {"adapter", "log.txt"}
+
+
+def test_a_file_of_an_earlier_version_is_read_and_rewritten(study: Path) -> None:
+    """Its lines are whole results."""
+    runs = RunsFile(study / "out")
+    whole, found = runs.path.read_bytes(), dict(runs.read())
+    place = study / "out" / "runs"
+    earlier = [json.dumps({"run": str(folder.relative_to(place)), **result}) + "\n" for folder, result in found.items()]
+    runs.path.write_text("".join(earlier[:3]))
+    last = list(found)[3]
+    assert dict(runs.read()) == {folder: result for folder, result in found.items() if folder != last}
+    runs.add({last: found[last]})
+    assert runs.path.read_bytes() == whole
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 1) | st.sampled_from([0.0, -0.0, 1.0, "", "a"]),
+    lambda some: st.lists(some, max_size=2) | st.dictionaries(st.sampled_from("abc"), some, max_size=3),
+    max_leaves=8,
+)
+_PARTS = st.dictionaries(st.sampled_from("abc"), _VALUES, max_size=3)
+_RESULTS = st.lists(st.tuples(_PARTS, _PARTS, _PARTS), max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=_RESULTS)
+def test_whatever_the_results_have_in_common_they_come_back(
+    tmp_path: Path, parts: list[tuple[dict[str, Any], ...]]
+) -> None:
+    runs = RunsFile(tmp_path)
+    runs.path.unlink(missing_ok=True)
+    results = {
+        tmp_path / "runs" / str(number): {"schema": 1, "recipe": recipe, "metric": metric, **more}
+        for number, (recipe, metric, more) in enumerate(parts)
+    }
+    for folder, result in results.items():  # the common part becomes smaller with each
+        runs.add({folder: result})
+    back = runs.read()
+    assert back.keys() == results.keys()
+    for folder, result in results.items():
+        assert json.dumps(back[folder], sort_keys=True) == json.dumps(result, sort_keys=True)
+        assert json.dumps(back[folder]["metric"]) == json.dumps(result["metric"])  # forms in their order
 
 
 def test_a_study_goes_on_from_the_file_alone(study: Path) -> None:
@@ -151,7 +202,7 @@ def test_a_run_that_ended_unseen_is_not_lost(study: Path) -> None:
     out = study / "out"
     runs = RunsFile(out)
     whole, path = runs.path.read_bytes(), runs.path
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
     def never(job: Job) -> Outcome:
         raise AssertionError(f"{job.name} is run again")
@@ -198,7 +249,7 @@ def test_processes_that_finish_at_the_same_time(tmp_path: Path) -> None:
         seen.append(len(_numbers(tmp_path)))
     assert seen == sorted(seen)
     assert _numbers(tmp_path) == [*range(24), 30]
-    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 25
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 1 + 25
 
 
 def _die(study: Path, at: int) -> None:
@@ -233,9 +284,10 @@ def test_a_torn_last_line(tmp_path: Path) -> None:
     folders = [tmp_path / "runs" / "s" / f"seed{number}" for number in range(3)]
     runs.add({folder: _result(number) for number, folder in enumerate(folders)})
     whole = runs.path.read_bytes()
-    for cut in (2, 10, 10_000, len(whole) // 3 - 1):
+    last = len(whole.splitlines()[-1])
+    for cut in (2, 10, 10_000, last):
         runs.path.write_bytes(whole[:-cut])
-        with pytest.warns(UserWarning, match=r"runs\.jsonl, line 3: the run is left out, its line is not whole"):
+        with pytest.warns(UserWarning, match=r"runs\.jsonl, line 4: the run is left out, its line is not whole"):
             assert runs.get(folders[2]) is None
         assert runs.get(folders[1]) == _result(1)
         assert runs.add({folders[2]: _result(2), folders[1]: _result(9)}) == 1
@@ -260,10 +312,14 @@ def test_scores_of_further_test_sets_come_into_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [lines[0][:-20] + "\n", lines[1]], "line 1 is not a run of aurora sweep"),
+        (lambda lines: [lines[0][:-20] + "\n", *lines[1:]], "line 1 is not a run of aurora sweep"),
         (lambda lines: ["[]\n", *lines], "line 1 is not a run of aurora sweep"),
-        (lambda lines: [*lines, lines[0]], "line 3: the run s/seed0 is there a second time"),
-        (lambda lines: [lines[0].replace('"schema": 1', '"schema": 2')], "line 1 has schema 2, this version reads"),
+        (lambda lines: [*lines[:2], lines[0], lines[2]], "line 3 is not a run of aurora sweep"),
+        (lambda lines: ['{"common": 3}\n', *lines[1:]], "line 1 is not a run of aurora sweep"),
+        (lambda lines: ['{"common": {"recipe": 3}}\n', *lines[1:]], "line 2 is not a run of aurora sweep"),
+        (lambda lines: lines[1:], "line 1 is not a result of aurora train"),
+        (lambda lines: [*lines, lines[1]], "line 4: the run s/seed0 is there a second time"),
+        (lambda lines: [lines[0].replace('"schema": 1', '"schema": 2'), lines[1]], "line 2 has schema 2, this version"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, change: Callable[[list[str]], list[str]], message: str) -> None:

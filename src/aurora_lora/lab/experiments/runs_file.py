@@ -1,8 +1,12 @@
 """`runs.jsonl`: the finished runs of a study in one file, a run a line, recipe and result together.
 
-A line is a run's `result.json` with its place in the study before it, less the digests of the adapter's files:
+The first line has what all runs have in common, above all of their recipes; then a line for each run has its place in
+the study and the rest of its `result.json`, less the digests of the adapter's files:
 
-    {"run": "lora-r=2/learning_rate=0.005/seed0", "schema": 1, "recipe": {...}, "method": "lora", "metric": {...}, ...}
+    {"common": {"schema": 1, "recipe": {"model": "minilm-l6", "training": {"epochs": 2, ...}, ...}, ...}}
+    {"run": "lora-r=2/learning_rate=0.005/seed0", "recipe": {"method": {...}, ...}, "metric": {...}, ...}
+
+`RunsFile.read` gives whole results. A file of an earlier version has no first line of that kind.
 
 The folder of that run is `runs/lora-r=2/learning_rate=0.005/seed0`: what is under way lies there, and the adapter and
 the log stay there. The file is replaced as a whole, under a lock: whatever moment a process is killed at, it holds each
@@ -13,11 +17,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -32,6 +37,9 @@ RUNS = "runs"
 _LOCK = ".runs.lock"
 _RUN = "run"
 """Of a line: the path of the run's folder below `runs`."""
+_COMMON = "common"
+"""Of the first line: what all runs have in common."""
+_RECIPE = "recipe"
 _DIGESTS = "adapter_sha256"
 """Not of a line: which files the run's folder must have is told in the folder."""
 
@@ -83,7 +91,7 @@ class RunsFile:
             new = {self._name(folder): _record(result) for folder, result in results.items()}
             new = {name: result for name, result in new.items() if not _covers(there.get(name), result)}
             if new:
-                files.write_text(self.path, "".join(_line(*run) for run in _in_order({**there, **new}).items()))
+                files.write_text(self.path, _text(_in_order({**there, **new})))
         return len(new)
 
     def collect(self, runs: Path | str | None = None) -> int:
@@ -122,13 +130,18 @@ def _parsed(path: Path, version: tuple[int, ...]) -> Mapping[str, Result]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     found: dict[str, Result] = {}
+    common: Result = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             record = parse_json(line)
+            if number == 1 and record.keys() == {_COMMON}:
+                common = dict(record[_COMMON])
+                continue
             name = str(record.pop(_RUN))
+            record = _merged(common, record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):  # without the newline that every whole line ends with
                 warnings.warn(f"{where}: the run is left out, its line is not whole", stacklevel=2)
@@ -150,8 +163,55 @@ def _record(result: Result) -> Result:
     return {key: value for key, value in result.items() if key != _DIGESTS}
 
 
-def _line(name: str, result: Result) -> str:
-    return json.dumps(files.finite_or_none({_RUN: name, **result}), allow_nan=False) + "\n"
+def _text(results: Mapping[str, Result]) -> str:
+    runs = [_ordered(files.finite_or_none(result)) for result in results.values()]
+    common = _common(runs)
+    records = [{_RUN: name, **_without(common, run)} for name, run in zip(results, runs, strict=True)]
+    head = [{_COMMON: common}] if common else []
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in [*head, *records])
+
+
+def _ordered(result: Result) -> Result:
+    """With its names sorted, and those of its recipe: the file is the same in whatever order runs came into it."""
+    recipe = json.loads(json.dumps(result[_RECIPE], sort_keys=True))
+    return dict(sorted({**result, _RECIPE: recipe}.items()))
+
+
+def _common(runs: Sequence[Result]) -> Result:
+    """What several results have in common. Of their recipes, where the order of names means nothing, at any depth."""
+    return _shared(runs, at_any_depth={_RECIPE}) if len(runs) > 1 else {}
+
+
+def _shared(values: Sequence[Mapping[str, Any]], at_any_depth: Collection[str] | None = None) -> dict[str, Any]:
+    """The fields that all have with the same value, and those parts of all fields, or of the named ones."""
+    shared = {}
+    for key in (key for key in values[0] if all(key in value for value in values)):
+        fields = [value[key] for value in values]
+        if all(_same(fields[0], field) for field in fields):
+            shared[key] = fields[0]
+        elif (at_any_depth is None or key in at_any_depth) and all(isinstance(field, dict) for field in fields):
+            shared[key] = _shared(fields)
+    return shared
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether both are the same in JSON: 1, 1.0 and true are not."""
+    return bool(one == other) and json.dumps(one) == json.dumps(other)
+
+
+def _without(common: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be merged with the common values to give the whole."""
+    own = {}
+    for key, value in whole.items():
+        if key not in common:
+            own[key] = value
+        elif not _same(common[key], value):
+            own[key] = _without(common[key], value)
+    return own
+
+
+def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {**common, **own, **{key: _merged(common[key], own[key]) for key in common.keys() & own.keys()}}
 
 
 def _in_order(results: Mapping[str, Result]) -> dict[str, Result]:
