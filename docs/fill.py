@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.recipes import find
+from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.catalogue import figures_of
 from aurora_lora.lab.report.convergence import convergence_note
 from aurora_lora.lab.report.figures import about, forms_figure, gap_figure, save
@@ -34,6 +35,7 @@ from make.tables import (
     lengths_table,
     qlora_table,
     reproduced_table,
+    settings_left,
     study_page,
     tasks_table,
     versions_table,
@@ -122,13 +124,15 @@ def main() -> None:
         assert section.study is not None
         if len(section.study["study"]["seeds"]) == 1:
             continue  # it only chooses the learning rates of other recipes
-        shown = [study_page(section.study), convergence_note(section.groups), *figures(section)]
-        insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(shown))
+        recipe = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
+        left = settings_left(section.study, [setting.name for setting in recipe.settings])
+        shown = [study_page(section.study), convergence_note(section.groups), left, *figures(section)]
+        insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(filter(None, shown)))
     summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
     for case in CASES:
-        insert(ROOT / "docs" / "worth.md", f"answers {case}", answered(summaries, case))
+        insert(ROOT / "docs" / "evidence.md", f"answers {case}", answered(summaries, case))
     save(main_answers(summaries), FIGURES / "worth")
-    insert(ROOT / "docs" / "worth.md", "rates", beyond_the_best(summaries))
+    insert(ROOT / "docs" / "evidence.md", "rates", beyond_the_best(summaries))
     recipe = find("figure2", "recipe").values()
     subject = f"{task_name(recipe)}, {name_of('model', recipe)}"
     for record in read(RESULTS / "figures", "sigma.json"):

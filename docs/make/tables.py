@@ -148,6 +148,18 @@ def lengths_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def settings_left(summary: Mapping[str, Any], settings: Iterable[str]) -> str:
+    """A line on the settings of a study's recipe that its results lack; empty if there are none.
+
+    Args:
+        summary: `study.json`.
+        settings: the names in the recipe.
+    """
+    there = {setting["name"] for setting in summary["settings"]}
+    left = [name for name in settings if name not in there]
+    return f"Settings of the recipe that have no results yet: {', '.join(left)}." if left else ""
+
+
 def study_page(summary: Mapping[str, Any]) -> str:
     """The study as Markdown: the answers, then every setting in every form."""
     return "\n\n".join(table.markdown() for table in study_tables(summary, full=True))

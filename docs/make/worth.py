@@ -1,5 +1,5 @@
-"""The figure and the tables of "When is AuroRA worth it?": answers of the studies, and scores beyond the best learning
-rates."""
+"""The figure of "When is AuroRA worth it?" and the tables of its evidence: answers of the studies, and scores beyond
+the best learning rates."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ _RANKS = (
     "Is it the nonlinearity, at a quarter",
     "Are ranks by the gradients better than r=4 on query and value",
 )
+_TWO_METHODS = "Is it the nonlinearity, at r=2 everywhere"
 _EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
+_TWO_EVERYWHERE = (
+    "Is AuroRA r=2 everywhere above AuroRA r=2 on query and value",
+    "Is AuroRA r=2 everywhere above LoRA r=8",
+)
 _OTHER_WAYS = (
+    *_TWO_EVERYWHERE,
+    _TWO_METHODS,
     "Are they for AuroRA, with as many weights",
     _EVERYWHERE,
     "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
@@ -51,7 +58,8 @@ CASES = {
     "ranks": {
         "ranks-short": (*_RANKS, *_OTHER_WAYS),
         "ranks-converged": _RANKS,
-        **dict.fromkeys(_OTHERS, _RANKS[:4]),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_RANKS[:4], _EVERYWHERE, *_TWO_EVERYWHERE)),
+        "layers": ("Are all linear layers better than query and value",),
         "ranks-movie-rating": (*_RANKS[:4], _OWN_START, _EVERYWHERE),
         "ranks-wikihow-goal": (*_RANKS[:4], _EVERYWHERE),
     },
@@ -106,6 +114,7 @@ ROWS = {
 }
 """Of the figure, the studies and what they measure."""
 PANELS = {
+    "LoRA r=1 on all linear\nlayers, less LoRA r=8": _EVERYWHERE,
     "AuroRA with half of the\nweights, less LoRA r=8": _RANKS[0],
     "AuroRA less LoRA, both\nwith half of the weights": _RANKS[2],
     "AuroRA r=8 less LoRA r=8,\non query and value": _SAME_LAYERS,
@@ -125,7 +134,7 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     for study, row in ROWS.items():
         if study in summaries:
             rows[row] = {one.ask: one for one in every_answer(summaries[study])[0][1]}
-    figure, axes = new_figure(len(PANELS), 7.2, 1.3 + 0.3 * len(rows))
+    figure, axes = new_figure(len(PANELS), 9.0, 1.3 + 0.3 * len(rows))
     for number, (ax, (title, ask)) in enumerate(zip(axes, PANELS.items(), strict=True)):
         for place, answers in enumerate(rows.values()):
             if ask in answers:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from make.calibration import calibration_curve
-from make.tables import lengths_table, reproduced_table, versions_table
+from make.tables import lengths_table, reproduced_table, settings_left, versions_table
 
 
 def test_versions_table() -> None:
@@ -31,6 +31,13 @@ def test_versions_table() -> None:
         "- Skipped, 2 with oldest: torch < 2.7",
         "- Failed with oldest: `tests.test_a::test_b`: it broke",
     ]
+
+
+def test_settings_without_results_are_named() -> None:
+    summary = {"settings": [{"name": "LoRA r=2"}, {"name": "AuroRA r=2"}]}
+    said = settings_left(summary, ["LoRA r=2", "LoRA r=4", "AuroRA r=2", "EVA r=8"])
+    assert said == "Settings of the recipe that have no results yet: LoRA r=4, EVA r=8."
+    assert settings_left(summary, ["AuroRA r=2", "LoRA r=2"]) == ""
 
 
 def test_reproduced_table() -> None:

@@ -1,4 +1,4 @@
-"""The figure and the tables of docs/worth.md."""
+"""The figure of docs/worth.md and the tables of docs/evidence.md."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_study_that_is_not_there_is_left_out() -> None:
 
 
 def test_the_figure_has_a_row_for_each_study_that_is_there() -> None:
-    first, _, third = PANELS.values()
+    _, first, _, third = PANELS.values()
     better = summary([0.5, 0.51, 0.52], [0.45, 0.47, 0.46], first)  # +5.0 (2.5 to 7.5)
     far = summary([0.5, 0.51, 0.52], [0.4, 0.45, 0.39], first, third)  # beyond the edge
     figure = main_answers({"ranks-short": better, "ranks-digits": far, "digits": better})
@@ -52,11 +52,11 @@ def test_the_figure_has_a_row_for_each_study_that_is_there() -> None:
         [(*line.get_xydata()[0], line.get_marker()) for line in ax.lines if line.get_linestyle() == "None"]
         for ax in figure.axes
     ]
-    assert [marker for _, _, marker in points[0]] == ["^", ">", "^"]
-    assert points[0][0][:2] == pytest.approx((5.0, 0))
-    assert points[0][1][:2] == (EDGE, 1)
-    assert points[1] == []
-    assert len(points[2]) == 2
+    assert [marker for _, _, marker in points[1]] == ["^", ">", "^"]
+    assert points[1][0][:2] == pytest.approx((5.0, 0))
+    assert points[1][1][:2] == (EDGE, 1)
+    assert points[0] == points[2] == []
+    assert len(points[3]) == 2
 
 
 def tuned(scores: dict[str, dict[float, float]]) -> dict[str, Any]:
@@ -90,6 +90,6 @@ def test_what_is_committed_is_in_the_page() -> None:
     summaries = {
         name: json.loads((studies / name / "study.json").read_text()) for name in STUDIES if (studies / name).exists()
     }
-    page = (ROOT / "docs" / "worth.md").read_text()
+    page = (ROOT / "docs" / "evidence.md").read_text()
     for case in CASES:
         assert answered(summaries, case) in page
