@@ -124,8 +124,8 @@ def main() -> None:
         assert section.study is not None
         if len(section.study["study"]["seeds"]) == 1:
             continue  # it only chooses the learning rates of other recipes
-        recipe = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
-        left = settings_left(section.study, [setting.name for setting in recipe.settings])
+        planned = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
+        left = settings_left(section.study, [setting.name for setting in planned.settings])
         shown = [study_page(section.study), convergence_note(section.groups), left, *figures(section)]
         insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(filter(None, shown)))
     summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}

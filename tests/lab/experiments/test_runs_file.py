@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -139,6 +139,8 @@ _RESULTS = st.lists(st.tuples(_PARTS, _PARTS, _PARTS), max_size=4)
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=_RESULTS)
+@example(parts=[({"a": 1}, {}, {"b": True}), ({"a": 1.0}, {}, {"b": 1})])  # equal in Python, not in JSON
+@example(parts=[({}, {"a": 0, "b": 1}, {}), ({}, {"a": 1, "b": 1}, {})])  # the order, if b alone were taken out
 def test_whatever_the_results_have_in_common_they_come_back(
     tmp_path: Path, parts: list[tuple[dict[str, Any], ...]]
 ) -> None:
