@@ -159,6 +159,26 @@ def test_an_input_that_stops_being_shared_is_noticed():
     calibrate(make(), data, share_inputs=False)
 
 
+def test_an_input_that_is_changed_in_place_is_not_shared():
+    """The same tensor with other numbers, as an activation in place leaves it between two layers."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = x.clone()
+            return self.q(x) + self.k(x.mul_(3).sub_(1))
+
+    def explained(**options):
+        torch.manual_seed(0)
+        model = get_peft_model(InPlace(), AuroraConfig(target_modules=["q", "k"], init_weights=False))
+        return [layer.explained for layer in calibrate(model, [torch.randn(64, 4) for _ in range(2)], **options).layers]
+
+    assert explained() == explained(share_inputs=False)
+
+
 def test_a_layer_that_is_called_twice_counts_both():
     class Twice(nn.Module):
         def __init__(self):

@@ -93,6 +93,12 @@ def test_a_dataset_with_its_tokenizer(bert):
     assert report.layers[0].vectors == sum(map(len, texts))
     pairs = calibrate(bert, dataset, tokenizer=Words(), text_columns=("text", "other"))
     assert pairs.layers[0].vectors == sum(2 * len(text) + 1 for text in texts)
+    one = calibrate(bert, dataset, tokenizer=Words(), text_columns="other")
+    assert one.layers[0].vectors == report.layers[0].vectors
+    first = calibrate(bert, dataset.to_iterable_dataset(), tokenizer=Words(), examples=2)
+    assert first.layers[0].vectors == sum(map(len, texts[:2]))
+    with pytest.raises(TypeError, match=r"may have no end: .*stream\.take"):
+        calibrate(bert, dataset.to_iterable_dataset(), tokenizer=Words())
     with pytest.raises(TypeError, match="needs a tokenizer"):
         calibrate(bert, dataset)
     with pytest.raises(ValueError, match=r"no column 'sentence' \(it has text, other\)"):

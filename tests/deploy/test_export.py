@@ -383,6 +383,20 @@ def test_a_compiled_model_is_exported_under_plain_names(model, make_bert, logits
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("compiled", ["base", "layers"])
+def test_so_is_one_whose_base_or_layers_are_compiled(compiled, make_bert, config, logits, tmp_path):
+    base = make_bert()
+    if compiled == "layers":
+        for layer in base.bert.encoder.layer:
+            layer.attention = torch.compile(layer.attention)
+    fields = config(eval_form="static", modules_to_save=["pooler"], init_weights=False)
+    model = get_peft_model(torch.compile(base) if compiled == "base" else base, fields).eval()
+    export_lora(model, tmp_path)
+    assert not any("_orig_mod" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
+
+
 def test_weighted_combination_on_a_bfloat16_model_is_as_exact(make_bert, config):
     model = get_peft_model(make_bert().to(torch.bfloat16), config(task_type=None, eval_form="static"))
     model.add_weighted_adapter(["default"], [0.3], "sum")

@@ -10,7 +10,16 @@ import torch
 from peft import get_peft_model
 from rich.console import Console
 from torch import nn
-from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    GPT2LMHeadModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.utils import ModelOutput
 
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
@@ -339,3 +348,56 @@ def test_printed_where_rich_is_missing(model, batches, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     assert str(gap).startswith("MergeGap(layers=(LayerGap(")
     assert gap._repr_html_() is None
+
+
+def adapted_net(net, **fields):
+    torch.manual_seed(1)
+    return get_peft_model(net.eval(), AuroraConfig(init_weights=False, **fields)).eval()
+
+
+def test_the_classes_of_pixels_are_the_second_axis():
+    """Segmentation: (batch, classes, height, width), with labels of another resolution, which are left out."""
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "decoder_hidden_size": 8}
+    net = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, num_attention_heads=[1] * 4, **sizes))
+    model = adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
+    batches = [{"pixel_values": torch.randn(2, 3, 64, 64), "labels": torch.randint(3, (2, 64, 64))} for _ in range(2)]
+    gap = merge_gap(model, batches)
+    assert gap.predictions == 2 * 2 * 16 * 16
+    agree = []
+    with torch.no_grad():
+        for batch in batches:
+            with set_form(model, "dynamic"):
+                theirs = model(batch["pixel_values"]).logits.argmax(1)
+            with set_form(model, "static"):
+                agree.append(model(batch["pixel_values"]).logits.argmax(1) == theirs)
+    static = next(entry for entry in gap.end_to_end if entry.form == "static")
+    assert static.agreement == pytest.approx(torch.cat(agree).double().mean().item())
+    assert static.metric == {}
+
+
+def test_an_answers_two_ends_are_predictions():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = adapted_net(BertForQuestionAnswering(BertConfig(vocab_size=20, **sizes)), target_modules=["query"])
+    gap = merge_gap(model, [{"input_ids": torch.randint(1, 20, (4, 6))}])
+    assert gap.predictions == 8
+    assert all(entry.kl is not None and 0 <= entry.agreement <= 1 for entry in gap.end_to_end)
+
+
+def test_labels_that_are_none_of_the_predictions_are_left_out():
+    """As the letters of what is said are: fewer than the positions that are heard."""
+    net = nn.Sequential(nn.Linear(6, 5))
+    model = adapted_net(Heard(net), target_modules=["0"])
+    gap = merge_gap(model, [{"x": torch.randn(2, 7, 6), "labels": torch.randint(5, (2, 3))}])
+    assert gap.predictions == 14
+    assert all(entry.metric == {} for entry in gap.end_to_end)
+
+
+class Heard(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, labels=None):
+        return ModelOutput(logits=self.net(x))

@@ -1,7 +1,7 @@
 """Which vectors of a layer's input count, and where the mask that says so is."""
 
 import gc
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from peft import get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BertConfig, BertForMultipleChoice, T5Config, T5ForConditionalGeneration
 
 from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.deploy.inputs import Runner
@@ -67,3 +67,25 @@ def test_the_masks_of_an_encoder_decoder_inside_ddp() -> None:
     finally:
         gc.collect()
         dist.destroy_process_group()
+
+
+def test_the_padding_of_several_texts_an_example_is_left_out() -> None:
+    """A model for multiple choice is given (batch, choices, tokens), and makes one batch of all of them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    net = BertForMultipleChoice(BertConfig(vocab_size=20, **sizes))
+    model = get_peft_model(net, AuroraConfig(target_modules=["query"], init_weights=False))
+    mask = torch.ones(2, 3, 5, dtype=torch.long)
+    mask[0, 1, 3:] = mask[1, 2, 1:] = 0
+    batch = {"input_ids": torch.randint(1, 20, (2, 3, 5)), "attention_mask": mask}
+    assert calibrate(model, [batch]).layers[0].vectors == int(mask.sum())
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def test_a_named_tuple_is_a_batch() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
+    assert calibrate(model, [Pair(torch.randn(8, 4), torch.randn(8))]).layers[0].vectors == 8

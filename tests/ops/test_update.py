@@ -329,3 +329,16 @@ def test_a_trained_base_has_its_gradient():
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], bias="all"))
     model(torch.randn(2, 4)).sum().backward()
     assert model.base_model.model[0].base_layer.bias.grad is not None
+
+
+@pytest.mark.parametrize("anl", [ANL(), ANL(skip=True), IDENTITY])
+def test_derivatives_in_forward_mode(anl):
+    torch.manual_seed(0)
+    x, A, B = torch.randn(5, 4), torch.randn(2, 4), torch.randn(3, 2)
+    H, W = (None, None) if anl.is_identity else (torch.randn(2, 2), torch.randn(2, anl.n_basis))
+    result, tangent = torch.randn(5, 3), torch.randn(5, 4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(add_update(result, dual, A, B, H, W, 2.0, anl)).tangent
+    _, expected = torch.func.jvp(lambda one: add_update(result, one, A, B, H, W, 2.0, anl), (x,), (tangent,))
+    torch.testing.assert_close(found, expected)

@@ -1,5 +1,7 @@
 """`Calibration`: fresh, stale or none, and what is kept where one is taken away and given back."""
 
+import copy
+import io
 import warnings
 
 import pytest
@@ -87,7 +89,10 @@ def test_weights_that_are_exchanged_in_eval_mode_are_noticed():
             assert torch.equal(layer.eval()(x), exchanged)
         for weight, own in zip(layer.parameters(), mine, strict=True):
             weight.copy_(own)
-        assert torch.equal(layer.eval()(x), before)  # back again
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(layer(x), before)  # back again, which is noticed too
+        assert torch.equal(layer.eval()(x), before)
 
 
 def test_training_in_training_mode_is_as_ever():
@@ -136,3 +141,74 @@ def test_where_there_is_nothing_to_calibrate():
         calibration.fresh_matrix()
     config = AuroraConfig(target_modules=["0"])
     assert get_peft_model(nn.Sequential(nn.Embedding(5, 4)), config).base_model.model[0].calibration == {}
+
+
+def through_a_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_a_file])
+def test_a_copy_notices_its_own_changes(copied):
+    """A copy has other tensors than the matrix was compared with, as an average of a model's weights has."""
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, other = torch.randn(6, 5), copied(layer.eval())
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(other(x), layer(x))
+    other = copied(layer)
+    with torch.no_grad():
+        other.aurora_A["default"].mul_(-1)
+        with pytest.warns(UserWarning, match="trained after it was calibrated: eval"):
+            other(x)
+        assert (other.form("default"), layer.form("default")) == ("dynamic", "calibrated")
+
+
+def test_an_average_of_the_weights_notices_them():
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    average, x = torch.optim.swa_utils.AveragedModel(layer.eval()), torch.randn(6, 5)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.add_(0.3)
+    average.update_parameters(layer)  # the first time, it takes them over
+    with pytest.warns(UserWarning, match="trained after it was calibrated: eval"), torch.no_grad():
+        averaged = average(x)
+    assert average.module.form("default") == "dynamic"
+    with pytest.warns(UserWarning, match="trained after it was calibrated: eval"), torch.no_grad():
+        assert torch.equal(layer(x), averaged)
+
+
+def test_weights_that_a_call_brings_along_are_noticed_for_that_call():
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, weights = torch.randn(6, 5), dict(layer.named_parameters())
+    with torch.no_grad():
+        before = layer.eval()(x)
+        doubled = {name: 2 * weight for name, weight in weights.items()}
+        with pytest.warns(UserWarning, match="trained after it was calibrated: eval"):
+            called = torch.func.functional_call(layer, doubled, (x,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(layer(x), before)
+            assert layer.form("default") == "calibrated"
+            same = {name: weight.clone() for name, weight in weights.items()}
+            assert torch.equal(torch.func.functional_call(layer, same, (x,)), before)
+        for weight, twice in zip(weights.values(), doubled.values(), strict=True):
+            weight.copy_(twice)
+        with pytest.warns(UserWarning, match="trained after it was calibrated: eval"):
+            assert torch.equal(layer(x), called)
+
+
+def test_weights_are_not_read_where_they_are_traced():
+    """By torch.func's transforms, say, for an ensemble: its weights come stacked, with their matrices."""
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, state = torch.randn(6, 5), {name: value.detach() for name, value in layer.eval().state_dict().items()}
+    stacked = {name: torch.stack([value, value]) for name, value in state.items()}
+    with torch.no_grad():
+        both = torch.func.vmap(lambda one: torch.func.functional_call(layer, one, (x,)))(stacked)
+        torch.testing.assert_close(both, layer(x).expand(2, -1, -1))

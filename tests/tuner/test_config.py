@@ -1,5 +1,6 @@
 """AuroraConfig: defaults, presets, what is refused, and its way through a file."""
 
+import json
 import pickle
 from fractions import Fraction
 
@@ -124,8 +125,14 @@ def test_numbers_and_names_become_what_a_file_holds():
         alpha_pattern={"query": np.float32(2)},
         target_modules=("query",),
         modules_to_save=("head",),
-        layers_to_transform=(0, 1),
+        layers_to_transform=range(2),
+        r=np.int64(4),
+        rank_pattern={"query": np.int32(3)},
+        trainable_token_indices=(1, np.int64(2)),
     )
+    assert (type(config.r), config.r, type(config.rank_pattern["query"])) == (int, 4, int)
+    assert config.trainable_token_indices == [1, 2]
+    json.dumps(config.to_dict(), default=None)
     assert (type(config.alpha), config.alpha, type(config.alpha_pattern["query"])) == (float, 0.5, float)
     assert (config.target_modules, config.modules_to_save, config.layers_to_transform) == ({"query"}, ["head"], [0, 1])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from aurora_lora import AuroraConfig, AuroraEmbedding, FormError, calibrate, export_lora, merge_gap, set_form
 from aurora_lora.ops import nonlinear_columns
@@ -180,6 +180,26 @@ def test_tied_embeddings_come_apart_when_they_are_merged(targets, tmp_path):
     assert merged.config.tie_word_embeddings is False
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, expected)
+
+
+@pytest.mark.parametrize("targets", [["query", "decoder"], ["word_embeddings"]])
+def test_an_output_bias_that_is_tied_too_is_kept(targets, tmp_path):
+    """BERT's, which is written once, and tied again only together with the weight."""
+
+    def bert():
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+        model = BertForMaskedLM(BertConfig(**sizes, num_attention_heads=2)).eval()
+        torch.nn.init.normal_(model.cls.predictions.bias)
+        return model
+
+    model = adapt(targets, make=bert, eval_form="static").eval()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    expected = model(ids).logits
+    with pytest.warns(UserWarning, match="no longer tied"):
+        merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    torch.testing.assert_close(BertForMaskedLM.from_pretrained(tmp_path)(ids).logits, expected)
 
 
 def test_resized_embeddings_are_adapted_saved_and_loaded(tmp_path):

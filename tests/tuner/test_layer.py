@@ -388,3 +388,14 @@ def test_a_merge_that_fails_in_the_middle_leaves_a_model_that_still_unmerges(mon
     with pytest.raises(MemoryError):
         model.merge_and_unload()
     assert second.keeps_original
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_a_traced_model_computes_the_same(with_gradients):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
+    model = get_peft_model(net, AuroraConfig(target_modules=["0", "2"], init_weights=False)).eval()
+    x = torch.randn(5, 4)
+    with torch.set_grad_enabled(with_gradients):
+        traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(x + 1), model(x + 1))

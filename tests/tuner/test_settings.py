@@ -117,6 +117,73 @@ def test_a_fused_encoder_layer_calls_its_adapters():
         torch.testing.assert_close(merged(x), fused, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("targets", [["linear1", "linear2"], ["layers.1.linear1"]])
+def test_an_encoder_keeps_its_padding_for_its_adapters(targets):
+    """Of a batch with a padding mask it would make nested tensors, for the fused kernel."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu")
+    net, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 16)
+    mask = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]).bool()
+    attributes, real = sorted(vars(net)), ~mask
+    model = adapt(net, target_modules=targets, task_type=None, alpha=8)
+    calibrate(model, [{"src": x, "src_key_padding_mask": mask}])
+    with torch.no_grad():
+        padded = model(x, src_key_padding_mask=mask)
+        assert padded.shape == x.shape
+        torch.testing.assert_close(padded[1, :3], model(x[1:2, :3])[0], rtol=1e-4, atol=1e-5)
+        merged = model.merge_and_unload()
+        assert merged.use_nested_tensor
+        assert sorted(vars(merged)) == attributes
+        fused = merged(x, src_key_padding_mask=mask)[:, :5]
+    torch.testing.assert_close(fused[real], padded[real], rtol=1e-4, atol=1e-5)
+
+
+def test_over_another_methods_adapter_all_are_taken_out_again():
+    torch.manual_seed(0)
+    lora = get_peft_model(llama(), LoraConfig(r=2, target_modules=ATTENTION, init_lora_weights=False)).eval()
+    with pytest.warns(UserWarning, match="second time|multiple"):
+        model = adapt(lora, target_modules=ATTENTION, eval_form="static").eval()
+    with torch.no_grad():
+        before = model(IDS).logits
+        model.merge_adapter()
+        torch.testing.assert_close(model(IDS).logits, before, rtol=1e-4, atol=1e-5)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(IDS).logits, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["aurora_v1", "default"])
+def test_names_that_begin_as_those_of_the_weights_do(name, tmp_path):
+    fields = {"modules_to_save": ["lm_head"], "trainable_token_indices": [2, 4], "eval_form": "static"}
+    config = AuroraConfig(target_modules=ATTENTION, init_weights=False, **fields)
+    model = get_peft_model(llama(), config, adapter_name=name)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.01 * weight.requires_grad)
+    model.save_pretrained(tmp_path)
+    folder = tmp_path if name == "default" else tmp_path / name
+    loaded = PeftModel.from_pretrained(llama(), folder, adapter_name=name).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_a_module_whose_name_begins_so(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.aurora_head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.aurora_head(self.body(x))
+
+    model = get_peft_model(Net(), AuroraConfig(target_modules=["body"], modules_to_save=["aurora_head"]))
+    with torch.no_grad():
+        model.base_model.model.aurora_head.modules_to_save["default"].weight.add_(1)
+    model.save_pretrained(tmp_path)
+    x = torch.randn(3, 4)
+    assert torch.equal(PeftModel.from_pretrained(Net(), tmp_path)(x), model(x))
+
+
 def test_a_layer_that_mamba_reads_without_calling_is_refused():
     model = nn.Module()
     model.config = type("Config", (), {"model_type": "mamba", "to_dict": lambda self: {"model_type": "mamba"}})()

@@ -85,7 +85,7 @@ def calibrate(
         model: a model with AuroRA adapters trained in the dynamic form.
         batches: a few hundred inputs, no labels: a DataLoader or another iterable of dicts of tensors (passed to the
             model as keyword arguments), of tensors, or of tuples that start with one; or a `datasets.Dataset`, with
-            `tokenizer`. Positions where a 2-d `attention_mask` is 0 are left out. An iterator that can be run through
+            `tokenizer`. Positions where the `attention_mask` of a text is 0 are left out. An iterator that can be run through
             only once is kept in memory where several passes are needed.
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: lambda in units of the mean of the diagonal of E[x x^T].

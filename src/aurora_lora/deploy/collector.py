@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from functools import partial
 
@@ -54,7 +53,7 @@ class Collector:
     def _input_of(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the input of the layers called just before with this very tensor, or its own."""
         latest, geometry = self._latest, input_geometry(target.module)
-        same = latest is not None and latest.last is not None and latest.last() is x and latest.geometry == geometry
+        same = latest is not None and latest.is_seen(x) and latest.geometry == geometry
         if self.share_inputs and latest is not None and same:
             return latest
         return SharedInput(target.name, geometry)
@@ -67,8 +66,8 @@ class Collector:
         shared = self._latest = layer.shared
         if layer.leads:
             shared.vectors += len(vectors)
-            shared.last = weakref.ref(x)
-        elif shared.last is None or shared.last() is not x:
+            shared.see(x)
+        elif not shared.is_seen(x):
             raise CalibrationError(_NOT_SHARED.format(target.name, shared.leader))
         layer.vectors += len(vectors)
         if not self.watch_only:

@@ -155,8 +155,13 @@ def lora_factors(
         if name in layer.aurora_A:
             if layer.merged:
                 raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
-            factors[path.removeprefix(PEFT_PREFIX)] = layer.get_factors(name, form)
+            factors[_plain(path)] = layer.get_factors(name, form)
     return factors
+
+
+def _plain(path: str) -> str:
+    """The path of a module, or of a weight, in the base model alone; torch.compile has a name of its own in between."""
+    return path.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
 
 
 def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
@@ -223,7 +228,7 @@ def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
 
 def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     """PEFT's LoRA keys; every layer padded with zeros to `rank`."""
-    layers = {path.removeprefix(PEFT_PREFIX): layer for path, layer in aurora_layers(model)}
+    layers = {_plain(path): layer for path, layer in aurora_layers(model)}
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
         missing = rank - len(lora_A)
@@ -241,7 +246,7 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     state = _trained_state(model, name)
     own = {*AuroraLayer.adapter_layer_names, *BUFFERS}
     return {
-        key: v.detach().to("cpu", copy=True).contiguous()
+        key.replace("_orig_mod.", ""): v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
         if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key
@@ -266,7 +271,7 @@ def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
     """What names the adapted modules and no other: plain names if they suffice, else paths."""
     ends = {path.rsplit(".", 1)[-1] for path in adapted}
-    every = [name.removeprefix(PEFT_PREFIX) for name, _ in model.named_modules()]
+    every = [_plain(name) for name, _ in model.named_modules()]
     named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
     return sorted(ends) if named == set(adapted) else exactly(adapted, every)
 

@@ -105,9 +105,9 @@ def merge_gap(
     Args:
         model: a model with active adapters, not merged: of AuroRA, trained in the dynamic form, or a `PeftModel` of any
             method that changes a weight. The base may be quantised; its own format is then one of those measured.
-        batches: as in `calibrate`. Where a batch has `labels`, the metric of each form is reported: mean negative
-            log-likelihood and accuracy (of the next token, for a causal language model), the mean squared error of a
-            regression, or the mean binary cross-entropy where several labels can hold. With
+        batches: as in `calibrate`. Where a batch has `labels`, one for each prediction, the metric of each form is
+            reported: mean negative log-likelihood and accuracy (of the next token, for a causal language model), the
+            mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. With
             merges, a causal language model without labels is scored on its inputs, and its perplexity is given.
         quantizations: "nf4", "fp4" and "int8", as bitsandbytes has them. None measures no merge of AuroRA adapters.
         calibration: the inputs by which the calibrated merges round, as `batches`; `batches` themselves if None, and
@@ -123,6 +123,7 @@ def merge_gap(
         MergeError: an adapter of a layer that is not linear, or one that is no change of the weight.
         NotFiniteError: a merged weight that is not finite.
         UserError: an unknown quantisation, or bitsandbytes is missing.
+        TypeError: a model whose output has neither logits nor hidden states.
         ValueError: no adapter.
         FormError: AuroRA was trained in the static form, which merges exactly, and `quantizations` is None; or merges
             are asked for and it evaluates in the dynamic form.

@@ -23,7 +23,7 @@ def as_batches(
     batches: Any,
     tokenizer: Any = None,
     *,
-    text_columns: tuple[str, ...] = ("text",),
+    text_columns: str | tuple[str, ...] = ("text",),
     batch_size: int = 32,
     examples: int | None = None,
 ) -> Iterable[Batch]:
@@ -39,11 +39,13 @@ def as_batches(
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
 
     Raises:
-        TypeError: a dataset without a tokenizer, or a tokenizer without a dataset.
+        TypeError: a dataset without a tokenizer, a tokenizer without a dataset, or a streamed one without `examples`.
         ValueError: the dataset has no such column; the tokenizer has no chat template; `examples` is below 1.
     """
     if examples is not None and not (isinstance(examples, int) and examples >= 1):
         raise ValueError(f"examples={examples!r} is not allowed: it must be a whole number of at least 1.")
+    if tokenizer is not None and hasattr(batches, "column_names") and not hasattr(batches, "__len__"):
+        batches = _first_rows(batches, examples)
     columns = getattr(batches, "column_names", None)
     if not isinstance(columns, list):
         if tokenizer is not None:
@@ -55,7 +57,11 @@ def as_batches(
         first = _First(batches, examples)
         return list(first) if isinstance(batches, Iterator) else first
     if tokenizer is None:
-        raise TypeError("A datasets.Dataset needs a tokenizer: calibrate(model, dataset, tokenizer=tokenizer).")
+        raise TypeError(
+            "A datasets.Dataset needs a tokenizer: calibrate(model, dataset, tokenizer=tokenizer). One that has tokens "
+            "already goes into a DataLoader."
+        )
+    text_columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
     read = _conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
     if missing := [column for column in read if column not in columns]:
         raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
@@ -65,6 +71,18 @@ def as_batches(
     if examples is not None and examples < len(batches):
         batches = batches.select([i * len(batches) // examples for i in range(examples)])
     return _Tokenized(batches, tokenizer, read, batch_size)
+
+
+def _first_rows(stream: Any, examples: int | None) -> Any:
+    """Of a streamed dataset, the first rows."""
+    if examples is None:
+        raise TypeError(
+            "A streamed dataset may have no end: give its first rows, as "
+            "datasets.Dataset.from_list(list(stream.take(256)))."
+        )
+    from datasets import Dataset
+
+    return Dataset.from_list(list(stream.take(examples)))
 
 
 CONVERSATIONS = (("messages",), ("prompt", "completion"))
@@ -185,7 +203,7 @@ class Runner:
         """
         self.masks, self._encoder_output = {}, None
         if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-            return type(batch)(self._moved(one) for one in batch)
+            return tuple(self._moved(one) for one in batch)
         if isinstance(batch, Tensor):
             return self._moved(batch)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
@@ -196,6 +214,8 @@ class Runner:
         inputs = {key: self._moved(value) for key, value in batch.items()}  # type: ignore[union-attr]
         for name in ("attention_mask", "decoder_attention_mask"):
             mask = inputs.get(name)
+            if isinstance(mask, Tensor) and mask.dim() == 3 and _has_choices(inputs, mask):
+                mask = mask.flatten(0, 1)
             if isinstance(mask, Tensor) and mask.dim() == 2:
                 self.masks[name] = mask.bool()
         labels = inputs.get("labels")
@@ -227,6 +247,14 @@ class Runner:
             return "attention_mask"
         fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
+
+
+def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:
+    """Whether each example is several texts, (batch, choices, tokens), of which the model makes one long batch."""
+    return any(isinstance(one := inputs.get(name), Tensor) and one.shape[:3] == mask.shape for name in _TEXTS)
+
+
+_TEXTS = ("input_ids", "inputs_embeds")
 
 
 @contextmanager

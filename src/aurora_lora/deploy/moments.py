@@ -37,6 +37,10 @@ class Target:
         return linear_shape(self.module.get_base_layer())[0]
 
 
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version  # of a tensor made in inference mode nothing can be told
+
+
 def linear_shape(base_layer: Any) -> tuple[int, int]:
     """(d_out, d_in) of a linear layer, or of a Conv1D of Transformers, whose weight lies the other way round."""
     if hasattr(base_layer, "in_features"):
@@ -52,7 +56,15 @@ class SharedInput:
     geometry: tuple[Any, ...] = ()  # and cut them into the same vectors
     moment: Tensor | None = None  # (d_in, d_in), its lower triangle until `finish`
     vectors: int = 0
-    last: weakref.ref[Tensor] | None = None
+    last: tuple[weakref.ref[Tensor], int] | None = None  # and how often it had been changed in place
+
+    def see(self, x: Tensor) -> None:
+        """The leader is called with x."""
+        self.last = weakref.ref(x), _version(x)
+
+    def is_seen(self, x: Tensor) -> bool:
+        """Whether x is what the leader was last called with, and is unchanged since."""
+        return self.last is not None and self.last[0]() is x and self.last[1] == _version(x)
 
     def make_room(self, d_in: int, device: torch.device) -> Tensor:
         """The sum, which starts as zeros."""

@@ -118,6 +118,8 @@ class _Predictions:
             self._compare(one, other)
         if labels is None:
             return
+        if not _fit(labels, logits):
+            return
         if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
             if shift:  # position t predicts token t + 1
                 labels, logits = labels[:, 1:], logits[:, :-1]
@@ -193,6 +195,13 @@ def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
     return logits[keep] if keep is not None else logits.reshape(-1, logits.shape[-1])
 
 
+def _fit(labels: Tensor, logits: Tensor) -> bool:
+    """Whether each prediction has its label: not so where a model hears a text, or labels have another resolution."""
+    if labels.dim() == 2 and logits.dim() == 3:
+        return labels.shape == logits.shape[:2]
+    return labels.shape == logits.shape or (logits.dim() <= 2 and labels.shape[:1] == logits.shape[:1])
+
+
 def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
     """Which of the positions of (batch, tokens, classes) predictions are not padding."""
     name = "attention_mask" if runner.encoder is None else "decoder_attention_mask"
@@ -212,16 +221,24 @@ def _predicts_next_token(model: nn.Module) -> bool:
 def _kind(model: nn.Module, output: Any) -> Kind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or problem == "regression":
+    has_logits = any(isinstance(getattr(output, name, None), Tensor) for name in ("logits", "end_logits"))
+    if not has_logits or problem == "regression":
         return "values"
     if problem == "multi_label_classification":
         return "labels"
-    return "classes" if logits.shape[-1] > 1 else "values"
+    return "classes" if _predictions(output).shape[-1] > 1 else "values"
 
 
 def _predictions(output: Any) -> Tensor:
-    """What a model predicts: its `logits`, its `sample` (diffusers), its last hidden states, or the output itself."""
+    """What a model predicts: its `logits`, its `sample` (diffusers), its last hidden states, or the output itself.
+
+    The classes of each position or pixel are the last axis; of a question's answer, where it begins and where it ends.
+    """
+    if isinstance(ends := getattr(output, "end_logits", None), Tensor):
+        return torch.stack([output.start_logits, ends], 1)
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor) and logits.dim() == 4:  # of an image, (batch, classes, height, width)
+        return logits.movedim(1, -1)
     for name in ("logits", "sample", "last_hidden_state"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):

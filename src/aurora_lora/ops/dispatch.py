@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .anl import ANL, Derivatives, Kept, adaptive_nonlinear
 from .anl_aten import aten_backward, aten_forward
@@ -68,8 +69,9 @@ def choose(r: int, anl: ANL, *tensors: Tensor | None) -> Differentiable | ByHand
 
 
 def _mode(*tensors: Tensor | None) -> str:
-    """Anything else: torch.export, whose program should run without this package, the transforms of torch.func,
-    subclasses of Tensor (DTensor, fake tensors), meta tensors, and where AURORA_LORA_EAGER=1 is set.
+    """Anything else: torch.export, whose program should run without this package, torch.jit.trace, the transforms of
+    torch.func, forward-mode derivatives, subclasses of Tensor (DTensor, fake tensors), meta tensors, and where
+    AURORA_LORA_EAGER=1 is set.
     """
     if _is_off():
         return OTHER
@@ -78,7 +80,8 @@ def _mode(*tensors: Tensor | None) -> str:
             return OTHER
     if torch.compiler.is_compiling():
         return OTHER if _is_exporting() else COMPILED
-    return OTHER if torch._C._are_functorch_transforms_active() else EAGER_MODE
+    is_traced = torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
+    return OTHER if is_traced or forward_ad._current_level >= 0 else EAGER_MODE
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -76,7 +76,7 @@ def add_update(
     Raises:
         RuntimeError: in the backward pass, when second derivatives are asked for where they are written out by hand.
     """
-    chosen = choose(len(A), anl, result, x, A, B, H, spline_weight)
+    chosen = choose(A.shape[0], anl, result, x, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand):
         z = sigma(functional.linear(x, A), H, spline_weight, anl)
         return result + functional.linear(z * scaling, B).to(result.dtype)
@@ -114,14 +114,14 @@ def linear_with_update(
         scaling: s.
         anl: which parts sigma has.
     """
-    chosen = choose(len(A), anl, x, weight, bias, A, B, H, spline_weight)
+    chosen = choose(A.shape[0], anl, x, weight, bias, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand) or torch.is_autocast_enabled(x.device.type):
         return None
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     if not frozen or not x.dtype == weight.dtype == A.dtype == B.dtype:
         return None
     out: Tensor = _Update.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], len(B))
+    return out.view(*x.shape[:-1], B.shape[0])
 
 
 def _refuse_double_backward() -> None:

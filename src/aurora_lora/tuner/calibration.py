@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
 from .config import AuroraConfig
-from .offloaded import AdapterBuffers, AdapterParameters
+from .offloaded import AdapterBuffers, AdapterParameters, is_offloaded
 from .tensors import gathered, ordinary_tensors
 
 BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
@@ -71,6 +72,10 @@ class Calibration:
         self._seen: list[tuple[int, int]] = []
         self._has_warned = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, or in a file: its weights are other tensors, which are compared with the matrix at first."""
+        return {**self.__dict__, "_seen": []}
+
     def _sigma_weights(self) -> list[Tensor]:
         return [holder[self.adapter_name] for holder in self._weights if self.adapter_name in holder]
 
@@ -91,27 +96,40 @@ class Calibration:
         return [(id(weight), -1 if weight.is_inference() else weight._version) for weight in weights]
 
     def notice_changes(self) -> None:
-        """In eval mode: weights that were changed in place since the last check, as by an average that is copied in.
+        """In eval mode: weights that are not what they were at the last check, as when an average is copied in.
 
-        A matrix that does not belong to A, H and W_s any more is not used, with a warning; and an optimizer that has
-        been at work on B, which alone gets a gradient there, is warned of once. Weights that are other tensors now
-        (read from a disk, gathered from processes) are left to the next `check`.
+        A matrix that does not belong to A, H and W_s any more is not used, with a warning, until they are back; and an
+        optimizer that has been at work on B, which alone gets a gradient there, is warned of once.
         """
         now, seen = self._states(), self._seen
         if now == seen:
             return
-        changed = [here[0] == before[0] and here[1] != before[1] for here, before in zip(now, seen, strict=False)]
-        if any(changed[:-1]):
-            if not self.check():
+        *sigma, B = now
+        if sigma == seen[:-1]:
+            self._warn_of_training(B, seen[-1])
+        elif not seen or _names(sigma) == _names(seen[:-1]) or self._are_replaced():
+            was_fresh = self.is_fresh
+            if not self.check() and was_fresh:
                 warnings.warn(stale(self.adapter_name), stacklevel=5)
-            return
-        is_trained = changed[-1:] == [True] and self._B[self.adapter_name].requires_grad and torch.is_grad_enabled()
-        if is_trained and not self._has_warned:
+
+    def _are_replaced(self) -> bool:
+        """Whether weights that are other tensors than before have been put there, as `torch.func.functional_call` does.
+
+        Not those that are fetched for each pass (by Accelerate from a disk, by FSDP from its flat parameter), nor those
+        that torch.func's transforms trace.
+        """
+        if torch._C._are_functorch_transforms_active() or any(map(is_offloaded, self._weights)):
+            return False
+        return all(type(w) in (Tensor, nn.Parameter) and not w._is_view() for w in self._sigma_weights())
+
+    def _warn_of_training(self, now: tuple[int, int], seen: tuple[int, int]) -> None:
+        is_trained = now[0] == seen[0] and self._B[self.adapter_name].requires_grad and torch.is_grad_enabled()
+        if self.is_fresh and is_trained and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"Adapter {self.adapter_name!r} is trained in eval mode, where its calibrated matrix stands for A and "
                 "sigma: only B gets a gradient. Call model.train() before a training step.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def fresh_matrix(self) -> Tensor:
@@ -215,6 +233,11 @@ class Calibration:
             if key in missing_keys:
                 missing_keys.remove(key)
         self._lacking = []
+
+
+def _names(states: Sequence[tuple[int, int]]) -> list[int]:
+    """Which tensors they are, changed or not."""
+    return [which for which, _ in states]
 
 
 def _fingerprint(weights: Sequence[Tensor]) -> Tensor:

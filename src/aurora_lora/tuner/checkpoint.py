@@ -28,7 +28,7 @@ def fit_checkpoint(
     """
     present: dict[str, str] = {}
     for key in state_dict:
-        if f".{PREFIX}" in key and present.setdefault(key.removeprefix(PEFT_PREFIX), key) != key:
+        if _is_of_layer(key) and present.setdefault(key.removeprefix(PEFT_PREFIX), key) != key:
             raise CheckpointError(f"The checkpoint has {key} twice: with the prefix {PEFT_PREFIX!r} and without.")
     layers = {
         path.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX): layer
@@ -63,6 +63,12 @@ def fit_checkpoint(
     # PEFT takes the prefix away again for a model that is no PeftModel
     named = {key: f"{PEFT_PREFIX}{path}" for path, key in present.items()}
     return {named.get(key, key): value for key, value in state_dict.items()}
+
+
+def _is_of_layer(key: str) -> bool:
+    """Whether a key is an AuroRA layer's, and not that of a module or of another adapter whose name begins alike."""
+    names = key.split(".")
+    return names[-1].startswith(PREFIX) and not {"modules_to_save", "token_adapter"} & set(names)
 
 
 def _check(adapter_name: str, present: Set[str], expected: Set[str]) -> None:

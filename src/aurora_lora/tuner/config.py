@@ -138,9 +138,12 @@ class AuroraConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if is_list_of(is_name, given := getattr(self, name)):
                 setattr(self, name, set(given))
-        for name in ("modules_to_save", "layers_to_transform", "layers_pattern"):
+        for name in ("modules_to_save", "layers_pattern"):
             if is_list_of(lambda _: True, given := getattr(self, name)):
                 setattr(self, name, list(given))
+        for name in ("r", "spline_grid_size", "spline_order", "layers_to_transform", "trainable_token_indices"):
+            setattr(self, name, _whole(getattr(self, name)))
+        self.rank_pattern = _whole(self.rank_pattern)
         self.alpha, self.dropout = _plain(self.alpha), _plain(self.dropout)
         self.alpha_pattern = {name: _plain(alpha) for name, alpha in self.alpha_pattern.items()}
         self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))
@@ -283,3 +286,12 @@ def _are_indices(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     """An int or a float as it is, another kind of number as a float: JSON knows no fractions."""
     return value if type(value) in (int, float) else float(value)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number of any kind, or a collection of such, with ints and lists."""
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if is_list_of(lambda _: True, value):
+        return [_whole(one) for one in value]
+    return value if value is None else int(value)

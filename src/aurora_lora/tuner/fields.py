@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def is_number(value: Any) -> bool:
 
 def is_int(value: Any, least: int, most: float = math.inf) -> bool:
     """Whether a value is a whole number from `least` to `most`, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def is_pattern(value: Any) -> bool:
@@ -40,8 +40,8 @@ def is_pattern(value: Any) -> bool:
 
 
 def is_list_of(accepts: Callable[[Any], bool], value: Any) -> bool:
-    """Whether a value is a list, tuple or set of what `accepts` accepts; an empty one is."""
-    return isinstance(value, list | tuple | set | frozenset) and all(map(accepts, value))
+    """Whether a value is a list, tuple, set or range of what `accepts` accepts; an empty one is."""
+    return isinstance(value, list | tuple | set | frozenset | range) and all(map(accepts, value))
 
 
 def is_name(value: Any) -> bool:
@@ -63,7 +63,7 @@ def are_tokens(value: Any) -> bool:
     """Whether a value is a list of numbers of tokens, or such lists by the name of the embedding."""
     if isinstance(value, dict):
         return all(is_name(name) and not isinstance(ids, dict) and are_tokens(ids) for name, ids in value.items())
-    return isinstance(value, list) and bool(value) and is_list_of(is_index, value)
+    return bool(value) and is_list_of(is_index, value)
 
 
 def is_grid(ends: Any, intervals: int) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import aurora_layers, note_shared_weights
+from .adapters import aurora_layers, note_shared_weights, own_bias
 from .checkpoint import fit_checkpoint
 from .combine import check_combination, concatenate, copy_saved_modules, exactly, saved_modules
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
-from .fused_encoder import call_layers_of, may_fuse_layers_of
+from .fused_encoder import call_layers_of, keep_padding, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
 from .linear import AuroraLinear
@@ -28,6 +28,7 @@ from .peft_names import (
     BaseTunerLayer,
     get_pattern_key,
     get_quantization_kwargs,
+    onload_layer,
     resolve_quantization_backend,
 )
 from .registration import PREFIX
@@ -78,6 +79,7 @@ class AuroraModel(BaseTuner):
             config.calibrated = vars(config).setdefault(_AS_GIVEN, config.calibrated)
         warn_of_fused_experts(config.target_modules, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        keep_padding(model, AuroraLayer)
         if adapter_name == REFERENCE and source is not None:
             for layer in self._aurora_layers():
                 if source in layer.aurora_A:
@@ -228,17 +230,30 @@ class AuroraModel(BaseTuner):
             self._check_before_merge(adapter_names, safe_merge)
             for layer in self._aurora_layers():
                 layer.keeps_original = False  # the layer goes away: no second copy of any weight
-        layers = list(self._aurora_layers())
+        layers, was_tied = list(self._aurora_layers()), self._ties_embeddings()
         try:
             model: nn.Module = super()._unload_and_optionally_merge(  # type: ignore[assignment]
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
             self._warn_of_rounding(layers)
+            may_drop_padding(model)
+            if was_tied and not self._ties_embeddings():
+                own_bias(model)
             return model
         except BaseException:
             for layer in self._aurora_layers():
                 layer.keeps_original = True
             raise
+
+    def _ties_embeddings(self) -> bool:
+        return bool(self.get_model_config(self.model).get("tie_word_embeddings"))
+
+    def unmerge_adapter(self) -> None:
+        """As in PEFT; the innermost layer first, where one method's adapter is put over another's."""
+        for module in reversed(list(self.model.modules())):
+            if isinstance(module, BaseTunerLayer):
+                with onload_layer(module):
+                    module.unmerge()
 
     # ---------------------------------------------------------------- combining
 

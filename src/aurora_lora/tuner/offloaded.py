@@ -72,6 +72,11 @@ def in_memory(layer: Any) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def is_offloaded(holder: nn.Module) -> bool:
+    """Whether Accelerate keeps weights of the module elsewhere, and each use of one loads it anew."""
+    return any(True for _ in _offloading_hooks(holder))
+
+
 def _offloading_hooks(holder: nn.Module) -> Iterator[Any]:
     hook = holder.__dict__.get("_hf_hook")
     hooks = getattr(hook, "hooks", [hook])  # a SequentialHook has several

@@ -195,7 +195,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
             return config.train_form
         if config.resolved_eval_form == CALIBRATED:
             calibration = self.calibration[adapter_name]
-            if calibration.is_fresh and not torch.compiler.is_compiling():
+            if calibration.has_room and not torch.compiler.is_compiling():
                 calibration.notice_changes()
             if not calibration.is_fresh:
                 return DYNAMIC
