@@ -241,6 +241,32 @@ def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
 
 
+def test_images_to_predict_are_read_as_the_training_data(here: Path) -> None:
+    """A folder by class, the bytes of Parquet, and a file of paths, by the run and by the merged model."""
+    train("images", "run", "training.epochs=1")
+    aurora("merge", "run", "-o", "merged")
+    paths = [str(path) for path in sorted(Path("pictures").rglob("*.png"))]
+    read = [{"image": Path(path).read_bytes(), "name": path} for path in paths]
+    datasets.Dataset.from_list(read).to_parquet("raw.parquet")
+    images = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    images.to_parquet("images.parquet")  # with their bytes
+    own_files._csv(Path("paths.csv"), [{"image": path} for path in paths])
+    told = predict("run", paths)
+    for run, file in [("run", "pictures"), ("run", "raw.parquet"), ("run", "paths.csv"), ("merged", "images.parquet")]:
+        rows = answered(run, file)
+        assert [row.get("predicted_label", row["label"]) for row in rows] == [one["label"] for one in told]
+        assert [row["probability"] for row in rows] == pytest.approx([one["probability"] for one in told], abs=1e-6)
+        if file == "raw.parquet":
+            assert [(row["image"], row["name"]) for row in rows] == list(enumerate(paths, start=1))
+        else:
+            assert [Path(row["image"]).name for row in rows] == [Path(path).name for path in paths]
+    done = aurora("predict", "run", "raw.parquet", "-o", "no.jsonl", "--column", "image", "--column", "name")
+    assert (done.exit_code, done.stderr) == (2, "--column: image, name are too many: a row has one image\n")
+    datasets.Dataset.from_list([*read, {"image": b"no image", "name": ""}]).to_parquet("raw.parquet")
+    done = aurora("predict", "run", "raw.parquet", "-o", "no.jsonl")
+    assert (done.exit_code, done.stderr) == (2, "raw.parquet, row 51: the image is no image that can be read\n")
+
+
 def test_what_is_written_is_json_and_never_the_file_that_is_read(here: Path) -> None:
     train("classification", "run")
     rows = [{"review": "a good film", "price": price} for price in (1.5, float("nan"), None)]

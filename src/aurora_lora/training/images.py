@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,8 +141,11 @@ def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
     return size["shortest_edge"], size["shortest_edge"]
 
 
-def read_image(path: Path) -> Any:
+def read_image(file: Path | bytes) -> Any:
     """A Pillow image, upright as a camera says that it is: so `datasets` reads those that are trained on.
+
+    Args:
+        file: its path, or what is in it.
 
     Raises:
         UserError: the file cannot be read as one.
@@ -149,7 +153,8 @@ def read_image(path: Path) -> Any:
     with extra("vision"):
         from PIL import Image, ImageOps, UnidentifiedImageError
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} is no image that can be read: {error}") from error
+        what = "a row's image cannot be read" if isinstance(file, bytes) else f"{file} is no image that can be read"
+        raise UserError(f"{what}: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import files
 from ..errors import ArgumentError, UserError
-from ..tasks.own.source import OwnData, open_data
+from ..tasks.own.source import OwnData, as_files, open_data
 from ..tasks.own.split import BadRow
 from .merge_and_predict import Predictor
 
@@ -57,7 +57,7 @@ def predict_file(
         piece = open_data(OwnData(file, encoding=encoding or predictor.encoding))["train"]
     except UserError as error:
         raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
-    rows, cut = piece.data, []
+    rows, cut = as_files(piece.data), []
 
     def asked(number: int, row: Mapping[str, Any]) -> Any:
         try:
@@ -74,14 +74,23 @@ def predict_file(
         for start in range(0, len(rows), batch_size):
             batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
             texts = [asked(number, row) for number, row in enumerate(batch, start=start + 1)]
-            for row, answer in zip(batch, predictor.answers(texts, batch_size), strict=True):
+            answers = zip(batch, predictor.answers(texts, batch_size), strict=True)
+            for number, (row, answer) in enumerate(answers, start=start + 1):
                 said = {
                     f"predicted_{name}" if name in row else name: value
                     for name, value in answer.items()
                     if name != "text"
                 }
-                line = files.finite_or_none({**row, **said})
+                shown = {name: _path(value, number) for name, value in row.items()}
+                line = files.finite_or_none({**shown, **said})
                 out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
                 cut += [answer["cut_at"]] if "cut_at" in answer else []
             step(start + len(batch), len(rows))
     return Written(len(rows), len(cut), cut[0] if cut else None)
+
+
+def _path(value: Any, number: int) -> Any:
+    """What stands for an image in its line: its path, or the number of the row where it has none."""
+    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
+        return value["path"] or number
+    return number if isinstance(value, bytes) else value

@@ -283,11 +283,17 @@ def _written(value: Any) -> Any:
 def image_file(value: Any, column: str) -> bytes:
     """The bytes of an image.
 
+    Args:
+        value: its `bytes` or `path`, or one of them alone.
+        column: where it stands.
+
     Raises:
         BadRow: there is none, or it is no image.
     """
     with extra("vision"):
         from PIL import Image, UnidentifiedImageError
+    if isinstance(value, str | bytes):
+        value = {"path" if isinstance(value, str) else "bytes": value}
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
         raise BadRow(f"'{column}' is empty")
     try:

@@ -90,17 +90,22 @@ class Piece:
         Raises:
             UserError: what should be text is none.
         """
-        with extra("train"):
-            from datasets import Image
-        data = self.data.select_columns(list(columns))
-        for name in columns:
-            if isinstance(data.features[name], Image):
-                data = data.cast_column(name, Image(decode=False))
+        data = as_files(self.data.select_columns(list(columns)))
         try:
             for batch in data.iter(batch_size=1000):
                 yield from ({name: batch[name][at] for name in columns} for at in range(len(batch[columns[0]])))
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name} has text that is no UTF-8: {error}") from error
+
+
+def as_files(data: datasets.Dataset) -> datasets.Dataset:
+    """The same, with each image as its file: `bytes` or `path`."""
+    with extra("train"):
+        from datasets import Image
+    for name, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(name, Image(decode=False))
+    return data
 
 
 class Pieces(dict[str, Piece]):

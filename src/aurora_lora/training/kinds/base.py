@@ -177,7 +177,7 @@ class Kind:
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:
-        """What a model says about a batch of texts, or of paths of images; see `predict`.
+        """What a model says about a batch of texts, or of images by their paths or bytes; see `predict`.
 
         Args:
             model: in eval mode.
@@ -292,7 +292,8 @@ class HeadKind(TextKind):
         inputs, cut = self.batch(processor, texts, trained)
         with torch.no_grad():
             logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
-        check_finite(zip(texts, logits, strict=True), f"{source} has no answer")
+        names = ("an image" if isinstance(text, bytes) else text for text in texts)
+        check_finite(zip(names, logits, strict=True), f"{source} has no answer")
         return [
             {"text": text, **self.answer(row, model.config), **({"cut_at": cut_at} if cut_at else {})}
             for text, row, cut_at in zip(texts, logits, cut, strict=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...errors import ArgumentError
 from .base import TrainedWith
 from .classification import Classification
 
@@ -67,8 +68,17 @@ class ImageClassification(Classification):
         from ..images import Stack, plain_transform, read_image
 
         transform = plain_transform(processor)
-        pixels = Stack()([{"pixel_values": transform(read_image(Path(path)))} for path in texts])
-        return pixels, [None] * len(texts)
+        files = [one if isinstance(one, bytes) else Path(one) for one in texts]
+        return Stack()([{"pixel_values": transform(read_image(file))} for file in files]), [None] * len(texts)
+
+    def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> bytes:
+        """The image's file."""
+        from ...tasks.own.columns import image_file
+
+        first, *more = columns.get("image", ("image",))
+        if more:
+            raise ArgumentError(f"`columns`: {', '.join((first, *more))} are too many: a row has one image")
+        return image_file(row[first], first)
 
 
 IMAGE_CLASSIFICATION = ImageClassification()
