@@ -12,7 +12,7 @@ import transformers
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, train
-from aurora_lora.training.models import check_positions
+from aurora_lora.training.models import check_positions, load_tokenizer
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -53,3 +53,14 @@ def test_a_run_says_so_where_the_tokenizer_states_no_limit(
     recipe = load_recipe(write_recipe(model=str(base)))
     with pytest.raises(UserError, match="33 tokens are more than the 32 positions of"):
         train(recipe.model_copy(update={"task": recipe.task.model_copy(update={"max_length": 33})}), tmp_path / "run")
+
+
+def test_a_hub_model_that_is_also_packaged_names_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
+    with pytest.raises(UserError, match=r"no connection; what was trained on the packaged model .*'smollm2-135m'$"):
+        load_tokenizer("HuggingFaceTB/SmolLM2-135M-Instruct")
+    with pytest.raises(UserError, match="cannot be loaded: no connection$"):
+        load_tokenizer("owner/other")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import tiny
 import torch
@@ -171,6 +172,58 @@ def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tup
     assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
 
 
+def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    """By every suffix that training takes, with the same separators and encodings, each cell as it stands."""
+    base, adapter = language_model
+    texts = [*TEXTS, "007"]
+
+    def measured(name: str, *more: str) -> Any:
+        done = aurora("gap", adapter, "--model", base, "--data", tmp_path / name, *more, "--json")
+        assert (done.exit_code, done.stderr) == (0, "")
+        return json.loads(done.stdout)["end_to_end"][0]["metric"]
+
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    expected = measured("texts.txt")
+    (tmp_path / "semicolons.CSV").write_text("text;n\n" + "".join(f"{text};1\n" for text in texts))
+    (tmp_path / "tabs.tsv").write_text("text\tn\n" + "".join(f"{text}\t\n" for text in texts))
+    datasets.Dataset.from_dict({"text": [*texts, None]}).to_parquet(tmp_path / "texts.parquet")
+    for name in ("semicolons.CSV", "tabs.tsv", "texts.parquet"):
+        assert measured(name) == pytest.approx(expected)
+    (tmp_path / "numbers.csv").write_text("text\n007\n008\n")
+    measured("numbers.csv")
+    (tmp_path / "latin.csv").write_text("text\ncaf\xe9 film\n", encoding="cp1252")
+    done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "latin.csv")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "line 2: no UTF-8 text (byte 0xe9); --encoding=cp1252 or another" in done.stderr
+    measured("latin.csv", "--encoding", "cp1252")
+    (tmp_path / "numbers.jsonl").write_text('{"text": 7}\n')
+    done = aurora("gap", adapter, "--model", base, "--data", tmp_path / "numbers.jsonl")
+    assert (done.exit_code, "numbers.jsonl, row 1: 'text' is 7, which is no text" in done.stderr) == (2, True)
+
+
+def test_the_labels_of_the_gap_of_a_classifier(run: Path, tmp_path: Path) -> None:
+    """Numbers of the head's classes give the metric; that others give none is said, and one beyond them refused."""
+
+    def measured(labels: list[str], *more: str) -> Any:
+        rows = "".join(f"{text},{label}\n" for text, label in zip(TEXTS, labels, strict=True))
+        (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+        return aurora("gap", run / "lora", "--data", tmp_path / "texts.csv", *more, "--json")
+
+    done = measured(["0", "1", "0", "1.0", "1", "0"])
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}
+    unused = "aurora: the column 'label' of texts.csv is not used, and there is no metric: row"
+    for label, why in (("", "it has no label"), ("pos", "the label 'pos' is no number"), ("0.5", "not the number of")):
+        done = measured(["0", "1", label, "1", "1", "0"])
+        assert done.exit_code == 0
+        assert done.stderr.startswith(f"{unused} 3: ")
+        assert why in done.stderr
+        assert not json.loads(done.stdout)["end_to_end"][0]["metric"]
+    done = measured(["0", "1", "0", "1", "2", "0"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "texts.csv, row 5: the label 2 is not one of 0 to 1, the classes of the adapter's head" in done.stderr
+
+
 def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = language_model
     file = tmp_path / "texts.txt"
@@ -192,15 +245,18 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
         return str(done.stderr)
 
     assert "--data FILE says on which texts" in refused(adapter)
-    assert "No such file" in refused(adapter, "--data", tmp_path / "none.txt")
-    assert "'.xml' is not one of .jsonl, .json, .csv, .txt" in refused(adapter, "--data", tmp_path / "texts.xml")
+    assert "none.txt' is no file" in refused(adapter, "--data", tmp_path / "none.txt")
+    assert "'.xml' is not one of .csv, .tsv" in refused(adapter, "--data", tmp_path / "texts.xml")
     assert "has no column 'said' (it has text)" in refused(adapter, "--data", file, "--column", "said")
     assert "has 0 texts in column 'text'" in refused(adapter, "--data", tmp_path / "empty.txt")
-    assert "broken.jsonl cannot be read" in refused(adapter, "--data", tmp_path / "broken.jsonl")
+    assert "broken.jsonl, line 1: no JSON" in refused(adapter, "--data", tmp_path / "broken.jsonl")
     assert "examples must be at least 1" in refused(adapter, "--data", file, "--examples", "0")
     assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
     assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
     assert "which changes no layer" in refused(prompt, "--data", file)
     assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
     assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")
-    assert "--model and --data go with the folder of an adapter" in refused(run, "--data", file)
+    for option in ("--data", "--column", "--encoding"):
+        assert "go with the folder of an adapter, not with a run" in refused(run, option, file)
+    for options in (["--split", "test"], ["--merges"]):
+        assert "--split and --merges go with a run" in refused(adapter, "--data", file, *options)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RunFolder, Split, print_json, progress_bars, stderr, stdout
+from .common import Json, RunFolder, Split, complain, print_json, progress_bars, stderr, stdout
 
 Figures = dict[str, Callable[[dict[str, Any]], Any]]
 """What draws what was measured, by the name of the file."""
@@ -80,9 +80,12 @@ def gap(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="FILE", help="For an adapter: texts to measure on (.jsonl, .csv, .txt)."),
+        typer.Option("--data", metavar="FILE", help="For an adapter: texts to measure on, as in training, or .txt."),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of FILE with the texts.")] = "text",
+    column: Annotated[
+        str | None, typer.Option("--column", help="Column of FILE with the texts, by default text.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Of FILE, as `cp1252`.")] = None,
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
@@ -96,10 +99,12 @@ def gap(
     from aurora_lora.training.storage import RECIPE
 
     if not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file()):
-        _adapter_gap(folder, model, data, column, quantization or [], examples, output, as_json)
+        if split is not None or merges:
+            raise UserError("--split and --merges go with a run, not with the folder of an adapter")
+        _adapter_gap(folder, model, data, column, encoding, quantization or [], examples, output, as_json)
         return
-    if model is not None or data is not None:
-        raise UserError("--model and --data go with the folder of an adapter, not with a run")
+    if any(given is not None for given in (model, data, column, encoding)):
+        raise UserError("--model, --data, --column and --encoding go with the folder of an adapter, not with a run")
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.gap_and_export import gap as measure
 
@@ -121,7 +126,8 @@ def _adapter_gap(
     folder: Path,
     model: str | None,
     data: Path | None,
-    column: str,
+    column: str | None,
+    encoding: str | None,
     quantizations: list[str],
     examples: int | None,
     output: Path | None,
@@ -139,7 +145,17 @@ def _adapter_gap(
         check_writable(output)
     progress_bars()
     with stderr().status(f"trying merges on {data.name}"):
-        found = adapter_gap(folder, model, data, column=column, quantizations=quantizations, examples=examples)
+        found = adapter_gap(
+            folder,
+            model,
+            data,
+            column=column or "text",
+            encoding=encoding,
+            quantizations=quantizations,
+            examples=examples,
+        )
+    if found.unlabelled is not None:
+        complain(f"aurora: {found.unlabelled}")
     of = {"adapter": str(folder), "model": found.model, "data": str(data)}
     record = {**of, "texts": found.texts, "calibration_texts": found.calibration_texts, **found.gap.to_dict()}
     if not as_json:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from peft import PeftModel
 from safetensors import safe_open
@@ -25,6 +24,10 @@ from ..finite import check_finite
 from ..methods.pissa_milora import START_FILE
 from ..tasks._loading import reason
 from ..tasks.models import packaged_name
+from ..tasks.own.broken import UTF8, check_text
+from ..tasks.own.columns import number, text
+from ..tasks.own.source import open_file
+from ..tasks.own.split import BadRow
 from .data import encode
 from .models import load_causal_model, load_classifier, load_tokenizer
 
@@ -39,6 +42,15 @@ LONGEST = 512
 
 
 @dataclass(frozen=True)
+class Example:
+    """A row of the file: its number, its text, and what stands in its column `label`, where there is one."""
+
+    row: int
+    text: str
+    label: Any = None
+
+
+@dataclass(frozen=True)
 class AdapterGap:
     """What was measured of an adapter, on how many texts."""
 
@@ -47,6 +59,8 @@ class AdapterGap:
     texts: int
     calibration_texts: int
     """By which the calibrated merges rounded: every other one of the file."""
+    unlabelled: str | None = None
+    """Why a column `label` is not used, and there is no metric."""
 
 
 def adapter_gap(
@@ -55,6 +69,7 @@ def adapter_gap(
     file: Path,
     *,
     column: str = "text",
+    encoding: str | None = None,
     quantizations: Sequence[str] = (),
     examples: int | None = None,
     batch_size: int = 16,
@@ -64,9 +79,10 @@ def adapter_gap(
     Args:
         adapter: a folder that PEFT has saved a causal language model's or a text classifier's adapter in.
         model: a packaged model, a local folder or a hub model; the one that the adapter names if None.
-        file: .jsonl, .json, .csv or .txt (a text in each line). Of a classifier, numbers in a column `label` are its
-            labels.
-        column: which one has the texts.
+        file: what `aurora train` and `aurora predict` read, or .txt, with a text in each line. Of a classifier, numbers
+            in a column `label` are its labels.
+        column: which one has the texts; rows without one are left out.
+        encoding: of a text file; None is UTF-8.
         quantizations: see `merge_gap`. With any, every other text is for rounding, and none of those is measured on.
         examples: the first so many texts; all if None.
         batch_size: texts of one forward pass.
@@ -80,7 +96,9 @@ def adapter_gap(
     base = model or packaged_name(str(settings.get("base_model_name_or_path") or ""))
     if not base:
         raise ArgumentError(f"{adapter / CONFIG} names no base model: `model` says which")
-    rows = _read(file, column, examples)
+    if examples is not None and examples < 1:
+        raise UserError(f"examples must be at least 1, got {examples}")
+    rows = list(itertools.islice(_read(file, column, encoding), examples))
     if len(rows) < (2 if quantizations else 1):
         raise UserError(f"{file} has {len(rows)} texts in column '{column}': too few to measure on")
     measured, rounding = (rows[::2], rows[1::2]) if quantizations else (rows, [])
@@ -89,15 +107,19 @@ def adapter_gap(
     if getattr(adapted.config, "pad_token_id", None) is None:
         adapted.config.pad_token_id = tokenizer.pad_token_id  # by which a classifier finds a text's last token
 
-    def batches(chosen: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        return [
-            _batch(tokenizer, chosen[at : at + batch_size], column, settings)
-            for at in range(0, len(chosen), batch_size)
-        ]
+    labels, unlabelled = None, None
+    if settings.get("task_type") == "SEQ_CLS" and any(example.label is not None for example in rows):
+        try:
+            labels = {example.row: _label(example, adapted.config.num_labels, file) for example in measured}
+        except BadRow as error:
+            unlabelled = f"the column 'label' of {file.name} is not used, and there is no metric: {error}"
+
+    def batches(chosen: list[Example], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
+        return [_batch(tokenizer, chosen[at : at + batch_size], labels) for at in range(0, len(chosen), batch_size)]
 
     calibration = batches(rounding) or None
-    found = merge_gap(adapted, batches(measured), quantizations=quantizations, calibration=calibration)
-    return AdapterGap(found, str(base), len(measured), len(rounding))
+    found = merge_gap(adapted, batches(measured, labels), quantizations=quantizations, calibration=calibration)
+    return AdapterGap(found, str(base), len(measured), len(rounding), unlabelled)
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
@@ -115,38 +137,57 @@ def _settings(adapter: Path) -> dict[str, Any]:
     return settings
 
 
-def _read(file: Path, column: str, examples: int | None) -> list[dict[str, Any]]:
+def _read(file: Path, column: str, encoding: str | None) -> Iterator[Example]:
     """The rows that have a text."""
-    readers = {".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
-    if (reader := readers.get(file.suffix)) is None:
-        raise UserError(f"{file}: '{file.suffix}' is not one of {', '.join(readers)}")
-    if not file.is_file():
-        raise UserError(f"{file}: No such file")
-    if examples is not None and examples < 1:
-        raise UserError(f"examples must be at least 1, got {examples}")
-    with tempfile.TemporaryDirectory() as cache:
+    if file.suffix.lower() == ".txt" and file.is_file():
+        check_text(file, encoding)
+        lines = file.read_text(encoding or UTF8).split("\n")
+        names, rows = ["text"], ({"text": line} for line in lines)
+    else:
+        piece = open_file(str(file), encoding)
+        names = piece.data.column_names
+        needed = list(dict.fromkeys((column, *(["label"] if "label" in names else []))))
+        rows = piece.rows(needed) if column in names else iter(())
+    if column not in names:
+        raise ArgumentError(f"{file} has no column '{column}' (it has {', '.join(names)}): `column` names it")
+    for row, values in enumerate(rows, start=1):
+        said = values[column]
+        if said is None or (isinstance(said, str) and not said.strip()):
+            continue
         try:
-            read = getattr(datasets.Dataset, f"from_{reader}")
-            rows = read(str(file), cache_dir=cache, keep_in_memory=True)
-        except Exception as error:  # pyarrow raises of many kinds
-            raise UserError(f"{file} cannot be read: {reason(error)}") from error
-        if column not in rows.column_names:
-            raise ArgumentError(
-                f"{file} has no column '{column}' (it has {', '.join(rows.column_names)}): `column` names it"
-            )
-        found = [row for row in rows if isinstance(row[column], str) and row[column].strip()]
-    return found[:examples]
+            yield Example(row, text(said, column), values.get("label"))
+        except BadRow as error:
+            raise UserError(f"{file}, row {row}: {error}") from error
+
+
+def _label(example: Example, outputs: int, file: Path) -> float:
+    """The number that a head of so many outputs is scored by.
+
+    Raises:
+        BadRow: there is none.
+        UserError: the head has no such class.
+    """
+    try:
+        label = number(example.label)
+        if outputs > 1 and not label.is_integer():
+            raise BadRow(f"the label {example.label!r:.40} is not the number of a class")
+    except BadRow as error:
+        raise BadRow(f"row {example.row}: {error}") from None
+    if outputs > 1 and not 0 <= label < outputs:
+        raise UserError(
+            f"{file}, row {example.row}: the label {label:.0f} is not one of 0 to {outputs - 1}, the classes of the "
+            "adapter's head"
+        )
+    return label if outputs == 1 else int(label)
 
 
 def _batch(
-    tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], column: str, settings: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], labels: dict[int, float] | None
 ) -> dict[str, Tensor]:
-    texts = [row[column] for row in rows]
-    encoded, _ = encode(tokenizer, [texts], min(LONGEST, tokenizer.model_max_length))
+    encoded, _ = encode(tokenizer, [[each.text for each in examples]], min(LONGEST, tokenizer.model_max_length))
     batch = dict(tokenizer.pad(encoded, return_tensors="pt"))
-    labels = [row.get("label") for row in rows]
-    if settings.get("task_type") == "SEQ_CLS" and all(isinstance(label, int) for label in labels):
-        batch["labels"] = torch.tensor(labels)
+    if labels is not None:
+        batch["labels"] = torch.tensor([labels[each.row] for each in examples])
     return batch
 
 

@@ -190,4 +190,7 @@ def _unusable(model: str, error: Exception) -> Exception:
         return error
     is_here = model in MODELS or Path(model).expanduser().exists()
     where = "" if is_here else ", which is no folder here,"
-    return UserError(f"model: '{model}'{where} cannot be loaded: {reason(error)}")
+    # not the same weights, as a GGUF file rounds them: `packaged_name` does not take it for this one
+    packaged = next((name for name, one in MODELS.items() if not is_here and one.hub_id == model), None)
+    hint = f"; what was trained on the packaged model of this id needs that: '{packaged}'" if packaged else ""
+    return UserError(f"model: '{model}'{where} cannot be loaded: {reason(error)}{hint}")

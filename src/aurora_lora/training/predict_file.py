@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import files
 from ..errors import ArgumentError, UserError
-from ..tasks.own.source import OwnData, as_files, open_data
+from ..tasks.own.source import as_files, open_file
 from ..tasks.own.split import BadRow
 from .merge_and_predict import Predictor
 
@@ -53,10 +53,7 @@ def predict_file(
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
-    try:
-        piece = open_data(OwnData(file, encoding=encoding or predictor.encoding))["train"]
-    except UserError as error:
-        raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
+    piece = open_file(file, encoding or predictor.encoding)
     rows, cut = as_files(piece.data), []
 
     def asked(number: int, row: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
+from ...errors import ArgumentError, UserError
 from ...extras import extra
 from .._loading import NO_CODE, reason
 from ..hub import HubData
@@ -138,6 +138,18 @@ def open_data(own: OwnData) -> Pieces:
         if any(piece.data is other.data for key, other in found.items() if key != name):
             raise UserError(f"task.{name}_split: {piece.name} is another split already")
     return Pieces(found, files)
+
+
+def open_file(file: str, encoding: str | None) -> Piece:
+    """The rows of a file that no recipe names, or of a folder, or the data set's split `train`.
+
+    Raises:
+        ArgumentError: as the UserError of `open_data`, of the arguments `file` and `encoding`.
+    """
+    try:
+        return open_data(OwnData(file, encoding=encoding))["train"]
+    except UserError as error:
+        raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
 
 
 def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str | None) -> Piece:
