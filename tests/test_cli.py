@@ -133,6 +133,14 @@ def test_merge_and_predict(aurora: Invoke, finished: Any, tmp_path: Path) -> Non
     assert 0.5 <= answers[0]["probability"] <= 1
 
 
+def test_a_text_that_names_a_file_is_answered_and_said(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("text\na film\n")
+    done = aurora("predict", finished[0], file, "a film")
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 2)
+    assert done.stderr == f"aurora: {file} is a file: --output OUT.jsonl answers its rows\n"
+
+
 def test_brackets_in_texts_and_paths_are_no_markup(aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path) -> None:
     folder = tmp_path / "[red]run[/]"
     shutil.copytree(finished[0], folder)
@@ -321,7 +329,12 @@ def test_version_and_help(aurora: Invoke) -> None:
         ),
         (["report", "RUN", "--figures", "figures", "--only", "curve"], "did you mean 'curves'?"),
         (["report", "RUN", "--only", "curves"], "--only goes with --figures DIR"),
+        (["report", "RUN", "--title", "Runs"], "--title goes with --html FILE.html"),
         (["predict", "none", "text"], "none is neither the folder of a run"),
+        (["predict", "RUN", "text", "--column", "said"], "--column and --encoding go with FILE --output OUT.jsonl"),
+        (["predict", "RUN", "text", "--encoding", "cp1252"], "--column and --encoding go with FILE --output"),
+        (["predict", "RUN", "a film", " "], "'text 2' is empty"),
+        (["predict", "RUN", "caf\udce9"], r"'text 1' is 'caf\udce9', which is no UTF-8"),
         (["list", "task"], "did you mean 'tasks'?"),
         (["list", "recipe"], "`aurora list recipe NAME` prints one; which?"),
         (["list", "recipe", "table1/base-lora-rt"], "did you mean 'table1/base-lora-rte'?"),

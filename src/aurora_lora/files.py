@@ -30,10 +30,11 @@ PARTIAL, TRASH = ".aurora-lora-partial", ".aurora-lora-trash"
 def new_file(path: Path) -> Iterator[Path]:
     """A file to write that becomes `path` when the block ends without an error. Of several processes, the last wins.
 
-    A link stays, and the file that it leads to is replaced.
+    Its folder is made if need be. A link stays, and the file that it leads to is replaced.
     """
     with plain_write_errors(path):
         path = path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
         try:
             yield partial

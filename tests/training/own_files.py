@@ -32,6 +32,7 @@ def _texts() -> list[tuple[str, int]]:
 
 
 def _csv(path: Path, rows: list[dict[str, Any]], separator: str = ",") -> None:
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
         writer.writeheader()

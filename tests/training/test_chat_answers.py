@@ -62,6 +62,16 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(few: Path) -> None:
     assert [one["answer"] for one in predictor.answers([LONG])] == both[:1]
 
 
+def test_a_message_that_is_no_utf8_ends_no_talk(few: Path) -> None:
+    """Those after it are answered, and it counts as not said."""
+    plain = CliRunner().invoke(cli.app, ["chat", str(few)], input=f"{SHORT}\n")
+    done = CliRunner().invoke(cli.app, ["chat", str(few)], input=b"caf\xe9\n" + f"{SHORT}\n".encode())
+    assert (done.exit_code, done.stdout) == (2, plain.stdout)
+    assert done.stderr == "'message' is 'caf\\udce9', which is no UTF-8\n"
+    with pytest.raises(UserError, match=r"'system' is .* which is no UTF-8"):
+        Talk(load_predictor(few), system="caf\udce9")
+
+
 def test_samples_of_long_conversations(few: Path, tmp_path: Path) -> None:
     method = "method={name: aurora, target_modules: [c_attn]}"
     recipe = chats.read(tmp_path, few, "messages", method, "task.max_length=32", "training.epochs=1")

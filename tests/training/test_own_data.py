@@ -233,6 +233,20 @@ def test_pairs_of_texts(here: Path) -> None:
     rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert len(rows) == own_files.ROWS
     assert {row["second"] for row in rows} == {"a film"}
+    for one in (["a film"], ["pairs.csv", "--column", "first", "-o", "one.jsonl"]):
+        done = aurora("predict", "run", *one)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert "the model takes pairs of texts (first, second), from the rows of a file" in done.stderr
+
+
+def test_of_the_splits_of_a_folder_one_is_answered_and_said(here: Path) -> None:
+    """Into a folder that is made."""
+    train("classification", "run", "training.epochs=1")
+    for name in ("train", "test"):
+        own_files._csv(here / "splits" / f"{name}.csv", [{"review": f"a {name} film"}])
+    done = aurora("predict", "run", "splits", "-o", "new/folder/answers.jsonl")
+    assert (done.exit_code, done.stdout) == (0, "wrote new/folder/answers.jsonl: 1 rows of splits, train\n")
+    assert json.loads(Path("new/folder/answers.jsonl").read_text())["review"] == "a train film"
 
 
 def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,8 @@ def chat(
         plain = "the model was trained on plain text: what is typed is continued as it stands"
         stderr().print(plain, style="dim", highlight=False, soft_wrap=True)
     is_terminal, failed = sys.stdin.isatty(), False
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a message that is no text is refused, and those after it read
     if is_terminal:
         stderr().print("/new begins another conversation, /exit or Ctrl-D ends", style="dim")
     while True:

@@ -26,7 +26,9 @@ def report(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Write one page: scores, figures, times.")
     ] = None,
-    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Fine-tuning runs",
+    title: Annotated[
+        str | None, typer.Option("--title", help="Heading of the page, by default `Fine-tuning runs`.")
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option("--figures", metavar="DIR", help="Write the page's figures as PNG and SVG, and its times."),
@@ -44,8 +46,10 @@ def report(
 
     Of a study, the chosen runs are shown.
     """
+    if title is not None and html is None:
+        raise UserError("--title goes with --html FILE.html")
     if html is not None or figures is not None:
-        _page_and_figures(runs, html, title, figures, only or [])
+        _page_and_figures(runs, html, title or "Fine-tuning runs", figures, only or [])
         if into is None and output is None:
             return
     elif only:

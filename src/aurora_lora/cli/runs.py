@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -250,6 +251,8 @@ def predict(
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")
+    if output is None and (columns or encoding is not None):
+        raise UserError("--column and --encoding go with FILE --output OUT.jsonl")
     progress_bars()
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form)
@@ -270,8 +273,12 @@ def predict(
         if as_json:
             print_json({"written": str(output), "rows": done.rows, "cut": done.cut})
         else:
-            print(f"wrote {output}: {done.rows:,} rows")
+            of = "" if done.name == texts[0] else f" of {done.name}"  # of a folder's splits, one is answered
+            print(f"wrote {output}: {done.rows:,} rows{of}")
         return
+    if predictor.kind.inputs == "text":
+        for text in filter(os.path.isfile, texts):
+            complain(f"aurora: {text} is a file: --output OUT.jsonl answers its rows")
     answers = predictor.answers(texts, batch_size)
     cut = [one["cut_at"] for one in answers if "cut_at" in one]
     _say_cut(len(cut), len(answers), cut[0] if cut else None)

@@ -142,7 +142,8 @@ def _read(file: Path, column: str, encoding: str | None) -> Iterator[Example]:
     if file.suffix.lower() == ".txt" and file.is_file():
         check_text(file, encoding)
         lines = file.read_text(encoding or UTF8).split("\n")
-        names, rows = ["text"], ({"text": line} for line in lines)
+        names = ["text"]
+        rows: Iterator[dict[str, Any]] = ({"text": line} for line in lines)
     else:
         piece = open_file(str(file), encoding)
         names = piece.data.column_names

@@ -12,6 +12,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 from ..errors import ArgumentError, UserError
 from ..tasks._loading import reason
 from ..tasks.own.chat import Question
+from ..tasks.own.columns import text
+from ..tasks.own.split import BadRow
 from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
 
@@ -132,6 +134,8 @@ class Talk:
             raise ArgumentError(
                 f"`system` goes with conversations: the model in {predictor.folder} was trained on plain text"
             )
+        if system:
+            _check_text(system, "system")
         self.model: Any = predictor.model
         self.tokenizer, self.system = tokenizer, system
         self.most, max_new_tokens = room(self.model, max_new_tokens)
@@ -151,9 +155,10 @@ class Talk:
             show: called with each piece of the answer as it is written.
 
         Raises:
-            UserError: the chat template refuses the conversation, or the message alone is too long for the model;
-                it is as if it had not been said.
+            UserError: the chat template refuses the conversation, the message is empty or no UTF-8, or alone too long
+                for the model; it is as if it had not been said.
         """
+        _check_text(text, "message")
         said, ids = self._with({"role": "user", "content": text})
         inputs = torch.tensor([ids], device=next(self.model.parameters()).device)
         with torch.no_grad():
@@ -185,6 +190,13 @@ class Talk:
             return prompt_ids(self.tokenizer, said[-1]["content"] if self.is_plain else said)
         except Exception as error:  # Jinja's, and whatever templates raise
             raise UserError(f"the chat template refuses it: {reason(error)}") from error
+
+
+def _check_text(said: str, name: str) -> None:
+    try:
+        text(said, name)
+    except BadRow as error:
+        raise UserError(str(error)) from error
 
 
 class _Show(TextStreamer):

@@ -20,6 +20,7 @@ from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
+from ..tasks.own.split import BadRow
 from .chat_format import recorded_format
 from .contamination_guard import MERGE_NOTE, merge_note, noted_training, trained_on
 from .distributed import state
@@ -189,6 +190,12 @@ class Predictor:
     def answers(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
         """As `predict`."""
         found: list[dict[str, Any]] = []
+        for number, given in enumerate(texts, start=1):
+            if isinstance(given, str):
+                try:
+                    self.kind.check_text(given, f"text {number}", self.columns)
+                except BadRow as error:
+                    raise UserError(str(error)) from error
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             try:
@@ -215,7 +222,8 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         says, or as it stands; and `cut_at`, a number of tokens, for a text that was cut, as in training.
 
     Raises:
-        UserError: the folder holds neither, or an image cannot be read.
+        UserError: the folder holds neither; an image cannot be read; a text is empty or no UTF-8, or one where the run
+            was trained on pairs.
         NotFiniteError: NaN or infinity among the weights, or in the logits of a classifier.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """

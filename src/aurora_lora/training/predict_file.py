@@ -17,8 +17,9 @@ from .merge_and_predict import Predictor
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: of how many rows, and how many of them were cut, to how many tokens."""
+    """What was written: of how many rows of what, and how many of them were cut, to how many tokens."""
 
+    name: str
     rows: int
     cut: int
     cut_at: int | None
@@ -83,7 +84,7 @@ def predict_file(
                 out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
                 cut += [answer["cut_at"]] if "cut_at" in answer else []
             step(start + len(batch), len(rows))
-    return Written(len(rows), len(cut), cut[0] if cut else None)
+    return Written(piece.name, len(rows), len(cut), cut[0] if cut else None)
 
 
 def _path(value: Any, number: int) -> Any:

@@ -55,6 +55,23 @@ def test_columns_of_a_csv_file_stay_what_they_are(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in rows] == [("007", "NA"), ("1e3", "null"), ("", "None")]
 
 
+def test_a_field_that_nothing_uses_is_refused(tmp_path: Path) -> None:
+    FORMATS["rows.csv"](tmp_path / "rows.csv")
+    FORMATS["saved"](tmp_path / "saved")
+    with pytest.raises(
+        UserError, match=r"^task\.config: 'x' goes with a folder or a data set of the hub, and rows\.csv "
+    ):
+        open_data(OwnData("rows.csv", config="x"))
+    with pytest.raises(
+        UserError, match=r"^task\.revision: 'x' goes with a data set of the hub, and rows\.csv is here$"
+    ):
+        open_data(OwnData("rows.csv", test_data="saved", revision="x"))
+    with pytest.raises(
+        UserError, match="no data set of the hub"
+    ):  # where any of them may have a use for it, it is open
+        open_data(OwnData("rows.csv", test_data="none", revision="x"))
+
+
 def test_a_folder_of_csv_files_is_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     for name in ("train", "test"):

@@ -31,6 +31,10 @@ def text(value: Any, column: str) -> str:
         raise BadRow(f"'{column}' is empty")
     if not isinstance(value, str):
         raise BadRow(f"'{column}' is {value!r:.40}, which is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes that are no text, as Python reads a command's arguments and input
+        raise BadRow(f"'{column}' is {value!r:.40}, which is no UTF-8") from None
     return value
 
 

@@ -123,6 +123,7 @@ def open_data(own: OwnData) -> Pieces:
         UserError: it cannot be found, read or understood; or a split that is asked for is not there.
     """
     files: dict[str, str] = {}
+    _check_used(own)
     main = _open(own, own.data, "data", files)
     found = {"train": _split_of(main, own.data, "train", own.train_split)}
     for name, given in (("validation", own.validation_data), ("test", own.test_data)):
@@ -138,6 +139,15 @@ def open_data(own: OwnData) -> Pieces:
         if any(piece.data is other.data for key, other in found.items() if key != name):
             raise UserError(f"task.{name}_split: {piece.name} is another split already")
     return Pieces(found, files)
+
+
+def _check_used(own: OwnData) -> None:
+    """Raise a UserError for a field that nothing of what is opened has a use for."""
+    given = [Path(one).expanduser() for one in (own.data, own.validation_data, own.test_data) if one is not None]
+    for field, what, unused in (("config", "a folder or ", Path.is_file), ("revision", "", Path.exists)):
+        value = getattr(own, field)
+        if value is not None and all(map(unused, given)):
+            raise UserError(f"task.{field}: '{value}' goes with {what}a data set of the hub, and {own.data} is here")
 
 
 def open_file(file: str, encoding: str | None) -> Piece:

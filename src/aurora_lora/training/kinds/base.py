@@ -188,6 +188,12 @@ class Kind:
         """
         raise NotImplementedError
 
+    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
+        """Raise a BadRow for what `answers` cannot take of a command, as `asked` does of a row."""
+        from ...tasks.own.columns import text
+
+        text(given, name)
+
     def named(self, columns: Sequence[str]) -> dict[str, Sequence[str]]:
         """The columns that `predict` is given, by the field of a recipe's task that names such."""
         return {self.inputs: columns}
@@ -280,6 +286,15 @@ class HeadKind(TextKind):
         max_length = min(tokenizer.model_max_length, trained.max_length or PLAIN_LENGTH)
         examples, longer = encode(tokenizer, columns, max_length)
         return dict(tokenizer.pad(examples, return_tensors="pt")), [max_length if one else None for one in longer]
+
+    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
+        from ...tasks.own.split import BadRow
+
+        super().check_text(given, name, columns)
+        if len(pair := columns.get("text", ())) > 1:
+            raise BadRow(
+                f"the model takes pairs of texts ({', '.join(pair)}), from the rows of a file, and {name!r} is one"
+            )
 
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith

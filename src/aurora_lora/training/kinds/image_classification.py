@@ -71,6 +71,9 @@ class ImageClassification(Classification):
         files = [one if isinstance(one, bytes) else Path(one) for one in texts]
         return Stack()([{"pixel_values": transform(read_image(file))} for file in files]), [None] * len(texts)
 
+    def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
+        """A path may be of any bytes."""
+
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> bytes:
         """The image's file."""
         from ...tasks.own.columns import image_file
