@@ -312,7 +312,10 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["evaluate", "RUN", "--form", "calibratd"], "form='calibratd' is not one of"),
         (["evaluate", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
         (["merge", "RUN", "-o", "RUN/adapter"], "already holds something that `aurora merge` did not write"),
-        (["merge", "RUN", "--form", "dynamic", "-o", "merged"], "dynamic"),
+        (
+            ["merge", "RUN", "--form", "dynamic", "-o", "merged"],
+            "is no linear map, and cannot be merged or exported (allowed: 'static', 'calibrated')",
+        ),
         (["gap", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
         (["gap", "RUN", "--examples", "0"], "examples must be at least 1, got 0"),
         (["gap", "RUN/reference"], "is a run of linear-probe: only adapters of PEFT have a merge to measure"),
@@ -320,7 +323,7 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["report", "RUN", "--figures", "figures", "--only", "updates"], "trained with training.save_updates=true"),
         (["report", "RUN", "--figures", "figures", "--only", "sigma"], "which `aurora sigma DIR` writes"),
         (["export", "RUN", "-o", "lora", "--dtype", "int8"], "dtype='int8' is not allowed"),
-        (["export", "RUN", "-o", "lora", "--form", "dynamic"], "dynamic"),
+        (["export", "RUN", "-o", "lora", "--form", "dynamic"], "(allowed: 'static', 'calibrated')"),
         (["export", "RUN", "-o", "RUN/adapter", "--overwrite", "--form", "merged"], "form='merged' is not one of"),
         (["report", "none"], "none holds no result.json"),
         (

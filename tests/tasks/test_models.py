@@ -52,7 +52,13 @@ def test_a_local_folder_may_look_like_a_typo(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("typo", "meant"),
-    [("minilm-16", "minilm-l6"), ("MiniLM-L6", "minilm-l6"), ("minilm", "minilm-l6"), ("smollm-135m", "smollm2-135m")],
+    [
+        ("minilm-16", "minilm-l6"),
+        ("MiniLM-L6", "minilm-l6"),
+        ("minilm", "minilm-l6"),
+        ("smollm", "smollm2-135m"),
+        ("smollm-135m", "smollm2-135m"),
+    ],
 )
 def test_typo(typo: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"unknown model '{typo}': did you mean '{meant}'"):

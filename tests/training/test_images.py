@@ -25,7 +25,7 @@ from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.data import load_data
 from aurora_lora.training.images import Images, Stack, image_size, plain_transform, read_image, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
-from aurora_lora.training.models import load_image_processor
+from aurora_lora.training.models import load_image_processor, load_tokenizer
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
@@ -317,8 +317,13 @@ def test_the_resolved_recipe(vit: Path) -> None:
 
 def test_a_text_model_is_no_image_model(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "bert")
-    with pytest.raises(UserError, match=r"model: '.*bert' cannot be loaded"):
+    with pytest.raises(UserError, match=r"model: '.*bert' is a model of texts, and the task has images$"):
         train(recipe(model), tmp_path / "run")
+
+
+def test_an_image_model_is_no_text_model(vit: Path) -> None:
+    with pytest.raises(UserError, match=r"model: '.*' is a model of images, and the task has texts$"):
+        load_tokenizer(str(vit))
 
 
 def test_the_other_commands(vit: Path, tmp_path: Path) -> None:

@@ -194,7 +194,9 @@ def resolve_model(name: str) -> str:
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise UserError(f"model: '{name}' is no folder (a model of the hub is named owner/model)")
-    if "/" not in name and (near := difflib.get_close_matches(name.casefold(), MODELS, n=1, cutoff=0.7)):
+    given = name.casefold()
+    begun = [one for one in MODELS if one.startswith(given)]
+    if "/" not in name and (near := difflib.get_close_matches(given, MODELS, n=1, cutoff=0.7) or begun):
         raise UserError(f"unknown model {name!r}: did you mean {near[0]!r}? (a hub model is named owner/model)")
     return name
 

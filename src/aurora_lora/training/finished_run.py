@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormError, UserError
+from ..forms import form_named
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
 from . import yaml_text
@@ -41,6 +42,16 @@ class FinishedRun:
             raise FormError(
                 f"form={form!r} is not one of the {self.recipe.method.name} run in {self.folder} "
                 f"(allowed: {', '.join(map(repr, self.forms))})"
+            )
+
+    def check_mergeable(self, form: str) -> None:
+        """Raise a FormError if the run has no such form, or the form is no update of the weight."""
+        self.check_form(form)
+        if not form_named(form).mergeable:
+            others = ", ".join(repr(name) for name in self.forms if form_named(name).mergeable)
+            raise FormError(
+                f"form={form!r} of the run in {self.folder} is no linear map, and cannot be merged or exported "
+                f"({f'allowed: {others}' if others else 'it has no other form'})"
             )
 
 

@@ -84,7 +84,7 @@ def export(
     """
     need_aurora(run)
     form = form or run.deployed_form
-    run.check_form(form)
+    run.check_mergeable(form)
     check_new(output, overwrite)
     model, processor = load_trained_model(run)
     base = hub_name(run.recipe.model)

@@ -106,7 +106,7 @@ def merge(
         MergeError: see `merge_quantized`.
     """
     form, output = form or run.deployed_form, Path(output)
-    run.check_form(form)
+    run.check_mergeable(form)
     source: dict[str, Any] = {"adapter": _digest(run.folder / ADAPTER), "form": form, "version": __version__}
     if quantization is not None:
         check_quantization(quantization)

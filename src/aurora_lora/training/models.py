@@ -56,6 +56,7 @@ def load_image_processor(model: str) -> BaseImageProcessor:
     try:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **NO_CODE)  # type: ignore[no-untyped-call]
     except Exception as error:
+        _check_inputs(model, source, "images")
         raise _unusable(model, error) from error
     return processor
 
@@ -70,6 +71,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **NO_CODE)
     except Exception as error:
+        _check_inputs(model, source, "texts")
         raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -182,6 +184,17 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
         **more,
     )
     return loaded
+
+
+def _check_inputs(model: str, source: str, wanted: str) -> None:
+    """Raise a UserError where a model that is here takes texts and the task has images, or the other way round."""
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True, **NO_CODE)
+    except Exception:  # its own error is told
+        return
+    takes = {name for name, field in (("images", "num_channels"), ("texts", "vocab_size")) if hasattr(config, field)}
+    if takes and wanted not in takes:
+        raise UserError(f"model: '{model}' is a model of {', '.join(takes)}, and the task has {wanted}")
 
 
 def _unusable(model: str, error: Exception) -> Exception:
