@@ -64,6 +64,12 @@ def test_the_schedule(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     assert rates.rates == pytest.approx([2e-2 * share for share in by_hand])
 
 
+def test_a_single_step_is_no_warmup(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    single = ["training.epochs=1", "training.batch_size=256"]
+    _, rates = run_with(write_recipe(), tmp_path / "run", *single)
+    assert rates.rates == pytest.approx([2e-2])
+
+
 PAPER_IN_HALF = ("method=aurora-paper", "method.target_modules=[query,value]", "training.precision=bf16")
 
 

@@ -59,7 +59,7 @@ def training_arguments(
         learning_rate=wanted.learning_rate,
         weight_decay=wanted.weight_decay,
         lr_scheduler_type=wanted.scheduler,
-        warmup_steps=math.ceil(wanted.warmup_ratio * steps) if wanted.warmup_steps is None else wanted.warmup_steps,
+        warmup_steps=_warmup_of(wanted.warmup_ratio, steps) if wanted.warmup_steps is None else wanted.warmup_steps,
         max_grad_norm=wanted.max_grad_norm,
         bf16=wanted.precision == "bf16",
         fp16=wanted.precision == "fp16",
@@ -88,6 +88,11 @@ def training_arguments(
     if args.n_gpu > 1:
         args._n_gpu = 1
     return args
+
+
+def _warmup_of(ratio: float, steps: int) -> int:
+    """Not all of the steps: the rate of the first one is 0, and a run of a single step would learn nothing."""
+    return min(math.ceil(ratio * steps), steps - 1)
 
 
 class RecipeTrainer(Trainer):
