@@ -85,8 +85,8 @@ def calibrate(
         model: a model with AuroRA adapters trained in the dynamic form.
         batches: a few hundred inputs, no labels: a DataLoader or another iterable of dicts of tensors (passed to the
             model as keyword arguments), of tensors, or of tuples that start with one; or a `datasets.Dataset`, with
-            `tokenizer`. Positions where the `attention_mask` of a text is 0 are left out. An iterator that can be run through
-            only once is kept in memory where several passes are needed.
+            `tokenizer`. Positions where the `attention_mask` of a text is 0 are left out. An iterator that can be run
+            through only once is kept in memory where several passes are needed.
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: lambda in units of the mean of the diagonal of E[x x^T].
         max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
