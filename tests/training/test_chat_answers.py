@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,6 +198,53 @@ def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message
     assert not (tmp_path / "said.jsonl").exists()
 
 
+def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], folder: Path) -> Any:
+    """A model of conversations, in a folder of its own."""
+    fields = {"columns": {}, "encoding": None, "folder": folder / "model", "form_name": None}
+    return SimpleNamespace(kind=KINDS["chat"], answers=answers, **fields)
+
+
+def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
+    """Of the same questions alone; and it is what it would have been without the interruption."""
+    file, output = tmp_path / "asked.csv", tmp_path / "said.jsonl"
+    file.write_text("question\n" + "".join(f"What is {n}?\n" for n in range(7)))
+    asked: list[Any] = []
+    broken_at = [3]
+
+    def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
+        if len(asked) // 2 == broken_at[0]:
+            raise KeyboardInterrupt
+        asked.extend(texts)
+        return [{"text": text, "answer": f"So: {text}", "cut_at": 9} for text in texts]
+
+    def answer(**more: Any) -> Any:
+        asked.clear()
+        return predict_file(predictor_of(answers, tmp_path), str(file), output, ["question"], batch_size=2, **more)
+
+    def interrupted() -> None:
+        broken_at[0] = 3
+        with pytest.raises(KeyboardInterrupt):
+            answer()
+        broken_at[0] = 99
+
+    broken_at[0] = 99
+    assert (answer().resumed, len(asked)) == (0, 7)
+    whole = output.read_bytes()
+    output.unlink()
+    interrupted()
+    assert not output.exists()
+    (partial,) = tmp_path.glob(".said.jsonl*")
+    with partial.open("a") as lines:
+        lines.write('{"question": "What is 6?", "answer": "So: Wh')  # as a kill leaves it
+    done = answer()
+    assert (done.resumed, done.rows, done.cut, asked) == (6, 7, 7, ["What is 6?"])
+    assert output.read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}
+    interrupted()
+    file.write_text(file.read_text().replace("What is 2", "Who is 2"))
+    assert (answer().resumed, len(asked)) == (0, 7)  # other questions
+
+
 def test_a_column_of_questions(tmp_path: Path) -> None:
     (tmp_path / "asked.csv").write_text("id,question\n1,What is it?\n2,Why?\n")
     asked: list[Any] = []
@@ -205,7 +253,7 @@ def test_a_column_of_questions(tmp_path: Path) -> None:
         asked.extend(texts)
         return [{"text": text, "answer": "So."} for text in texts]
 
-    predictor: Any = SimpleNamespace(kind=KINDS["chat"], columns={}, encoding=None, answers=answers)
+    predictor = predictor_of(answers, tmp_path)
     file, output = str(tmp_path / "asked.csv"), tmp_path / "said.jsonl"
     with pytest.raises(ArgumentError, match="has no column 'messages'"):
         predict_file(predictor, file, output)

@@ -79,8 +79,9 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             complain(f"{error.filename or 'cannot write'}: {error.strerror or error}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            resumes = ": the same command resumes where it was" if command.__name__ in RESUMABLE else ""
-            complain(f"interrupted{resumes}")
+            # `predict` where it answers the rows of a file
+            resumes = command.__name__ in RESUMABLE or (command.__name__ == "predict" and kwargs.get("output"))
+            complain("interrupted" + ": the same command resumes where it was" * bool(resumes))
             raise typer.Exit(130) from error
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of tokenizers, in Rust: no Exception, and of no public class

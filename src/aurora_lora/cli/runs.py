@@ -245,6 +245,7 @@ def predict(
     """Label texts or image files, with the probability of each label, or answer them; also the rows of a file.
 
     FILE is .csv, .tsv, .json, .jsonl or .parquet; of conversations, in any format that `aurora train chat` reads.
+    Interrupted, the same command goes on after the rows that were answered.
     """
     from aurora_lora.errors import UserError
     from aurora_lora.training.merge_and_predict import load_predictor
@@ -271,10 +272,11 @@ def predict(
             )
         _say_cut(done.cut, done.rows, done.cut_at)
         if as_json:
-            print_json({"written": str(output), "rows": done.rows, "cut": done.cut})
+            print_json({"written": str(output), "rows": done.rows, "resumed": done.resumed, "cut": done.cut})
         else:
             of = "" if done.name == texts[0] else f" of {done.name}"  # of a folder's splits, one is answered
-            print(f"wrote {output}: {done.rows:,} rows{of}")
+            resumed = f", {done.resumed:,} of them answered before it was interrupted" if done.resumed else ""
+            print(f"wrote {output}: {done.rows:,} rows{of}{resumed}")
         return
     if predictor.kind.inputs == "text":
         for text in filter(os.path.isfile, texts):

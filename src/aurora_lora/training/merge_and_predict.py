@@ -186,6 +186,8 @@ class Predictor:
     trained: TrainedWith = field(default_factory=TrainedWith)
     form: Any = None
     """The context in which the model computes its form."""
+    form_name: str | None = None
+    """Of a run."""
 
     def answers(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
         """As `predict`."""
@@ -249,10 +251,11 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         model, processor = load_trained_model(run.in_float32)
         run.check_form(form or run.deployed_form)
         model = _ready(model)
-        computes = run.recipe.method.using(model, form or run.deployed_form)
+        form = form or run.deployed_form
+        computes = run.recipe.method.using(model, form)
         computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
         encoding = run.recipe.task.encoding
-        return Predictor(folder, kind, model, processor, run.columns, encoding, run.trained_with, computes)
+        return Predictor(folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form)
     if form is not None:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
 
 from .. import files
 from ..errors import ArgumentError, UserError
@@ -21,6 +26,8 @@ class Written:
 
     name: str
     rows: int
+    resumed: int
+    """Rows that were answered before the command was interrupted."""
     cut: int
     cut_at: int | None
 
@@ -36,6 +43,9 @@ def predict_file(
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Written:
     """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them.
+
+    Interrupted, the same call goes on after the batches that were answered: they are kept in a hidden file beside the
+    output.
 
     Args:
         predictor: what answers.
@@ -66,25 +76,84 @@ def predict_file(
         except BadRow as error:
             raise UserError(f"{piece.name}, row {number}: {error}") from error
 
+    of = hashlib.sha256(repr((_model(predictor), sorted(named.items()), batch_size)).encode())
     for number, row in enumerate(rows, start=1):  # before hours of answers are in vain
         asked(number, row)
-    with files.new_file(output) as partial, partial.open("w", encoding="utf-8") as out:
-        for start in range(0, len(rows), batch_size):
+        of.update(repr(row).encode("utf-8", "surrogatepass"))
+    with _gathered(output, of.hexdigest(), batch_size) as (out, earlier):
+        cut += [line[cut_at] for line in earlier if (cut_at := _column("cut_at", rows.column_names)) in line]
+        for start in range(len(earlier), len(rows), batch_size):
             batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
             texts = [asked(number, row) for number, row in enumerate(batch, start=start + 1)]
             answers = zip(batch, predictor.answers(texts, batch_size), strict=True)
             for number, (row, answer) in enumerate(answers, start=start + 1):
-                said = {
-                    f"predicted_{name}" if name in row else name: value
-                    for name, value in answer.items()
-                    if name != "text"
-                }
+                said = {_column(name, row): value for name, value in answer.items() if name != "text"}
                 shown = {name: _path(value, number) for name, value in row.items()}
                 line = files.finite_or_none({**shown, **said})
                 out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
                 cut += [answer["cut_at"]] if "cut_at" in answer else []
+            out.flush()
             step(start + len(batch), len(rows))
-    return Written(piece.name, len(rows), len(cut), cut[0] if cut else None)
+    return Written(piece.name, len(rows), len(earlier), len(cut), cut[0] if cut else None)
+
+
+def _column(name: str, there: Collection[str]) -> str:
+    """What a part of the answer is called beside the columns of its row."""
+    return f"predicted_{name}" if name in there else name
+
+
+def _model(predictor: Predictor) -> tuple[Any, ...]:
+    """What tells whether the same model answers: its form, and its files by size and time of writing."""
+    there = sorted(path for path in predictor.folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    states = [(str(path), path.stat()) for path in there]
+    return predictor.form_name, [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+
+
+@contextmanager
+def _gathered(output: Path, of: str, batch_size: int) -> Iterator[tuple[TextIO, list[dict[str, Any]]]]:
+    """A file for lines that becomes `output` when the block ends without an error, and else is kept for the next time.
+
+    Args:
+        output: its name in the end.
+        of: what the lines are of; those of something else are not gone on with.
+        batch_size: lines that are written together: some of them alone are not kept.
+
+    Yields:
+        The file, and the lines that are in it.
+
+    Raises:
+        UserError: another process writes this output, or it cannot be written.
+    """
+    with files.plain_write_errors(output):
+        output = output.resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f".{output.name}{files.PARTIAL}")
+        lock = FileLock(partial.with_name(f"{partial.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{output}: another aurora predict is writing it") from None
+        try:
+            with partial.open("a+", encoding="utf-8", newline="") as out:
+                out.seek(0)
+                head = json.dumps({"answers_of": of}) + "\n"
+                earlier = _whole_batches(out, batch_size) if out.readline() == head else []
+                out.truncate(0)
+                out.writelines((head, *earlier))
+                yield out, [json.loads(line) for line in earlier]
+            with files.new_file(output) as whole, partial.open("rb") as lines, whole.open("wb") as written:
+                lines.readline()
+                shutil.copyfileobj(lines, written)
+            partial.unlink()
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _whole_batches(lines: TextIO, batch_size: int) -> list[str]:
+    """The lines but for those of a batch that was cut off."""
+    found = [line for line in lines if line.endswith("\n")]
+    return found[: len(found) // batch_size * batch_size]
 
 
 def _path(value: Any, number: int) -> Any:
