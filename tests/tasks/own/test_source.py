@@ -30,6 +30,7 @@ FORMATS: dict[str, Callable[[Path], object]] = {
     "rows.csv": _csv,
     "semicolons.csv": lambda path: _csv(path, ";"),
     "marked.csv": lambda path: _csv(path, encoding="utf-8-sig"),
+    "rows [1].csv": _csv,
     "rows.tsv": lambda path: _csv(path, "\t"),
     "rows.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
     "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8"),
@@ -83,6 +84,37 @@ def test_a_folder_of_csv_files_is_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "odd" / "test.csv").write_text("label;text\n1;a\n")
     with pytest.raises(UserError, match=r"odd: train\.csv has another header or separator than test\.csv: "):
         open_data(OwnData("odd"))
+
+
+@pytest.mark.parametrize("suffixes", [(".csv", ".jsonl"), (".csv", ".csv", ".parquet"), (".jsonl", ".csv.gz")], ids=str)
+def test_a_folder_of_two_formats_is_refused(suffixes: tuple[str, ...], tmp_path: Path) -> None:
+    """`datasets` would read those of the commonest alone."""
+    (tmp_path / "mixed").mkdir()
+    for number, suffix in enumerate(suffixes):
+        (tmp_path / "mixed" / f"part{number}{suffix}").write_text("text,label\n007,NA\n")
+    last = [suffix.rpartition(".")[2] for suffix in sorted(set(suffixes), key=lambda one: one.rpartition(".")[2])]
+    with pytest.raises(UserError, match=rf"^mixed has \.{last[0]} and \.{last[1]} files: .*task\.data=FILE"):
+        open_data(OwnData("mixed"))
+
+
+@pytest.mark.parametrize("beside", ["README.md", "LICENSE", "notes.txt", "logo.png", ".hidden.jsonl", "config.json"])
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".tab", ".jsonl"])
+def test_what_is_no_data_changes_nothing_in_a_folder(suffix: str, beside: str, tmp_path: Path) -> None:
+    (tmp_path / "odd [1]").mkdir()
+    row = '{"text": "007", "label": "NA"}' if suffix == ".jsonl" else "text{}label\n007{}NA"
+    row = row.replace("{}", "\t" if suffix == ".tab" else ",")
+    (tmp_path / "odd [1]" / f"data{suffix}").write_text(f"{row}\n")
+    (tmp_path / "odd [1]" / beside).write_text("a line\nand another\n")
+    pieces = open_data(OwnData("odd [1]"))
+    assert {name: list(piece.data) for name, piece in pieces.items()} == {"train": [{"text": "007", "label": "NA"}]}
+
+
+def test_a_card_of_a_folder_says_which_files_are_what(tmp_path: Path) -> None:
+    (tmp_path / "card").mkdir()
+    for name, text in (("a.csv", "text,label\nb,1\n"), ("other.jsonl", '{"text": "c"}\n')):
+        (tmp_path / "card" / name).write_text(text)
+    (tmp_path / "card" / "README.md").write_text("---\nconfigs:\n- config_name: one\n  data_files: a.csv\n---\n")
+    assert open_data(OwnData("card"))["train"].data["text"][:] == ["b"]
 
 
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:

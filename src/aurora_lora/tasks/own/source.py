@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ FORMATS = {
     ".arrow": "arrow",
 }
 """What `datasets` calls the formats of files, by their suffix."""
+PACKED = {suffix: suffix for suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")}
+"""Files that may hold such ones, for `datasets` to see."""
 SPLITS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
@@ -204,22 +207,28 @@ def _file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
         raise UserError(f"task.{field}: {path}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
-    options: dict[str, Any] = {}
+    options = _options(path, kind, encoding)
+    return _load(path, kind, data_files={"train": glob.escape(str(path))}, encoding=encoding, options=options)
+
+
+def _options(path: Path, kind: str, encoding: str | None) -> dict[str, Any]:
+    """How `datasets` is to read a file of a format."""
     if kind == "csv":
-        options = csv_options(path, encoding)
-    elif kind == "json":
+        return csv_options(path, encoding)
+    if kind == "json":
         check_text(path, encoding)
-        options = {} if encoding is None else {"encoding": encoding}
-    return _load(path, kind, data_files={"train": str(path)}, encoding=encoding, options=options)
+        return {} if encoding is None else {"encoding": encoding}
+    return {}
 
 
 def _folder(path: Path, config: str | None, encoding: str | None) -> datasets.DatasetDict:
-    """What `save_to_disk` wrote, or any files that `datasets` knows: images by class among them.
-
-    A folder of CSV files alone is read as such a file is: its columns are text.
+    """What `save_to_disk` wrote; files of one format, each read as it is alone; or what else `datasets` knows, such as
+    images by class, or a data set whose README.md tells which files are what.
     """
     with extra("train"):
         import datasets
+        from datasets.data_files import FILES_TO_IGNORE
+        from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         try:
             found = datasets.load_from_disk(str(path))
@@ -228,18 +237,41 @@ def _folder(path: Path, config: str | None, encoding: str | None) -> datasets.Da
         return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
     if not any(path.iterdir()):
         raise UserError(f"{path} is empty")
-    there = _files(path)
-    if config is not None or not there or any(FORMATS.get(file.suffix.lower()) != "csv" for file in there):
+    every = [file for file in _files(path) if file.name not in FILES_TO_IGNORE]
+    tables = {file: kind for file in every if (kind := (FORMATS | PACKED).get(file.suffix.lower()))}
+    images = sum(file.suffix.lower() in ImageFolder.EXTENSIONS for file in every)
+    card = path / "README.md"
+    if images > len(tables) or (card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace"))):
         return _load(path, str(path), name=config)
-    first, *others = there
-    options = csv_options(first, encoding)
-    for other in others:
-        if csv_options(other, encoding) != options:
+    if len(set(tables.values())) > 1:
+        suffixes = sorted({file.suffix.lower() for file in tables})
+        raise UserError(
+            f"{path} has {', '.join(suffixes[:-1])} and {suffixes[-1]} files: the files of a folder have one format; "
+            "or name them one by one, task.data=FILE and task.test_data=FILE"
+        )
+    if config is not None or not tables or PACKED.keys() & tables.values():
+        return _load(path, str(path), name=config)
+    (first, kind), *others = tables.items()
+    options = _options(first, kind, encoding)
+    for other, _ in others:
+        if _options(other, kind, encoding) != options:
             raise UserError(
                 f"{path}: {other.relative_to(path)} has another header or separator than {first.relative_to(path)}: "
                 "name the files one by one, task.data=FILE and task.test_data=FILE"
             )
-    return _load(path, "csv", data_dir=str(path), encoding=encoding, options=options)
+    return _load(path, kind, data_files=_by_split(path), encoding=encoding, options=options)
+
+
+def _by_split(folder: Path) -> dict[str, list[str]]:
+    """The files of a folder that have rows, by the splits that `datasets` sees in their names."""
+    with extra("train"):
+        from datasets.data_files import DataFilesDict, get_data_patterns
+    base = glob.escape(folder.resolve().as_posix())
+    found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    tables = {
+        str(name): [file for file in some if Path(file).suffix.lower() in FORMATS] for name, some in found.items()
+    }
+    return {name: [glob.escape(file) for file in some] for name, some in tables.items() if some}
 
 
 def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
