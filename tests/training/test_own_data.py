@@ -430,6 +430,16 @@ def test_mistakes(mistake: str, here: Path) -> None:
     assert message in done.stderr
 
 
+@pytest.mark.parametrize(("kind", "data"), [("choices", "questions.jsonl"), ("chat", "chats.jsonl")])
+def test_a_model_that_ends_no_text_is_no_language_model(kind: str, data: str, here: Path) -> None:
+    """It is said before the data are read: those of `chat` are not there."""
+    done = aurora("train", kind, f"task.data={data}", "model=bert", "-o", "run")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"model: 'bert' is no language model, as task.name '{kind}' needs: its tokenizer has no token that ends a text\n",
+    )
+
+
 def test_own_data_fields_are_for_own_data(here: Path) -> None:
     done = aurora("train", "demo", "task.data=reviews.csv", "-o", "run")
     assert done.exit_code == 2
