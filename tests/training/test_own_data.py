@@ -165,12 +165,22 @@ def test_a_file_that_changed(here: Path) -> None:
     train("classification", "run")
     with Path("reviews.csv").open("a") as file:
         file.write("a new one,positive\n")
-    for command in ("evaluate", "gap", "sigma"):
-        done = aurora(command, "run")
+    for done in (*(aurora(command, "run") for command in ("evaluate", "gap", "sigma")), train("classification", "run")):
         assert done.exit_code == 2
         assert done.stderr.splitlines()[-1].startswith("reviews.csv has changed since this run began")
     assert aurora("predict", "run", "a film").exit_code == 0  # needs no data
-    assert train("classification", "run").exit_code == 0  # is finished
+    Path("reviews.csv").unlink()
+    assert train("classification", "run").exit_code == 0  # is finished, and needs none
+
+
+def test_a_folder_that_changed(here: Path) -> None:
+    Path("parts").mkdir()
+    for number in (1, 2):
+        Path("parts", f"{number}.csv").write_text(Path("reviews.csv").read_text().replace("the", f"a {number}"))
+    assert train("classification", "run", "task.data=parts").exit_code == 0
+    assert train("classification", "run", "task.data=parts").exit_code == 0
+    Path("parts", "2.csv").unlink()
+    assert "parts has changed since this run began" in train("classification", "run", "task.data=parts").stderr
 
 
 def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
@@ -436,7 +446,7 @@ def test_a_model_that_ends_no_text_is_no_language_model(kind: str, data: str, he
     done = aurora("train", kind, f"task.data={data}", "model=bert", "-o", "run")
     assert (done.exit_code, done.stderr) == (
         2,
-        f"model: 'bert' is no language model, as task.name '{kind}' needs: its tokenizer has no token that ends a text\n",
+        f"model: 'bert' is no language model, which {kind} needs: its tokenizer has no token that ends a text\n",
     )
 
 

@@ -187,8 +187,8 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     task, section = recipe.task.definition, recipe.task
     if section.kind.task_type == "CAUSAL_LM" and getattr(processor, "eos_token_id", None) is None:
         raise UserError(
-            f"model: '{recipe.model}' is no language model, as task.name '{section.name}' needs: its tokenizer has no token "
-            "that ends a text"
+            f"model: '{recipe.model}' is no language model, which {section.name} needs: its tokenizer has no token that "
+            "ends a text"
         )
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)

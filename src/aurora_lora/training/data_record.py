@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..errors import UserError
+from ..tasks.own.source import sha256_of
 from .data import Data
+from .own_section import OwnFields
 from .storage import DATA, SPLITS
 
 
@@ -28,16 +31,26 @@ def keep_data(folder: Path, data: Data) -> None:
 
 def check_data(folder: Path, data: Data) -> None:
     """Raise a UserError where the data is not what is written down in the folder of its run."""
-    for name, sha256 in (data.record or {}).get("files", {}).items():
-        stored = _stored(folder / DATA)
-        if stored is not None and sha256 not in stored.get("files", {}).values():
-            raise UserError(
-                f"{name} has changed since this run began: {folder / DATA} has another sha256 or commit of it"
-            )
+    _check_files(folder, (data.record or {}).get("files", {}))
     for name, rows in (data.rows or {}).items():
         stored = _stored(folder / SPLITS)
         if stored is not None and stored.get(name) != rows:
             raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
+
+
+def check_files(folder: Path, section: OwnFields) -> None:
+    """Raise a UserError where a file or folder that a finished run read has changed; it may be gone."""
+    named = (section.data, section.validation_data, section.test_data)
+    _check_files(folder, {name: sha256 for name in named if name and (sha256 := sha256_of(name))})
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    stored = _stored(folder / DATA) if files else None
+    for name, sha256 in files.items():
+        if stored is not None and sha256 not in stored.get("files", {}).values():
+            raise UserError(
+                f"{name} has changed since this run began: {folder / DATA} has another sha256 or commit of it"
+            )
 
 
 def _stored(path: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from .batches import Share, divide
 from .callback import CalibrationCallback, is_calibrated
 from .contamination_guard import check_contamination
 from .data import Data, load_data, notes
-from .data_record import check_data, keep_data
+from .data_record import check_data, check_files, keep_data
 from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .loggers import logger_callbacks
@@ -116,6 +116,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
     finished = on_main(lambda: read_result(folder))
     if finished is not None:
+        on_main(lambda: check_files(folder, recipe.task))
         on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result was written
         more = lacking(finished, recipe)
         return (_score_more(recipe, folder, finished, more, callbacks), False) if more else (finished, True)

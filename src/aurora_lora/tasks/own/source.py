@@ -305,6 +305,17 @@ def _names_beside(path: Path) -> list[str]:
 # ---------------------------------------------------------------- what it was
 
 
+def sha256_of(given: str) -> str | None:
+    """That of a file or of a folder's files; None where there is none that can be read."""
+    path = Path(given).expanduser()
+    try:
+        if path.is_file():
+            return _digest(path)
+        return _folder_digest(path) if path.is_dir() else None
+    except OSError:
+        return None
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
