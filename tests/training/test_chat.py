@@ -177,6 +177,8 @@ def test_what_is_cut_is_counted(read: Read, model: Path) -> None:
     assert len(cut.splits["train"]) == len(lengths) - cut.record.get("without_answer", {}).get("train", 0)
     with pytest.raises(UserError, match="no answer of the train split begins within 3 tokens"):
         examples(read("messages", "task.max_length=3"), model)
+    with pytest.raises(UserError, match="no answer of the train split begins within 1 tokens"):
+        examples(read("text", "task.max_length=1"), model)  # a first token is predicted from nothing
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])

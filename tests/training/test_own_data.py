@@ -427,6 +427,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
     "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
     "no such model": (["model=./nowhere"], "model: './nowhere' is no folder"),
+    "no room": (
+        ["task.max_length=2"],
+        "task.max_length: 2 is not allowed: the tokenizer adds 2 tokens: at least 3",
+    ),
     "too many": (["task.train_size=48"], "task.train_size: 48 is more than the 40 rows that there are"),
 }
 

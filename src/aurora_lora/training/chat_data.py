@@ -149,15 +149,15 @@ def _lengths(data: datasets.Dataset) -> np.ndarray[Any, Any]:
 
 
 def _has_labels(data: datasets.Dataset) -> np.ndarray[Any, Any]:
-    """Whether anything is learned of each row."""
+    """Whether anything is learned of each row: its first token is predicted from nothing."""
     import pyarrow.compute as pc
 
     found = [np.zeros(0, dtype=bool)]
     for batch in data.select_columns(["labels"]).with_format("arrow").iter(batch_size=1000):
         learned = pc.not_equal(pc.list_flatten(batch["labels"]), IGNORED).to_numpy(zero_copy_only=False)
-        ends = np.cumsum(pc.list_value_length(batch["labels"]).to_numpy())
-        so_far = np.concatenate([[0], np.cumsum(learned)])
-        found.append(np.diff(so_far[np.concatenate([[0], ends])]) > 0)
+        lengths = pc.list_value_length(batch["labels"]).to_numpy()
+        ends, so_far = np.cumsum(lengths), np.concatenate([[0], np.cumsum(learned)])
+        found.append(so_far[ends] > so_far[np.minimum(ends - lengths + 1, ends)])
     return np.concatenate(found)
 
 
@@ -233,6 +233,7 @@ class _Preparation:
             return tokens
         places = np.setdiff1d(np.arange(len(tokens)), whole)
         rest = self._run(tokens.select(places).add_column("place", places), max_length=max_length)
+        rest = rest.select(np.flatnonzero(_has_labels(rest)))
         order = np.argsort(np.concatenate([whole, np.asarray(rest["place"][:], dtype=np.int64)]))
         return concatenate_datasets([tokens.select(whole), rest.remove_columns("place")]).select(order)
 

@@ -170,7 +170,15 @@ def encode(
 
     Returns:
         The examples, and whether each was cut.
+
+    Raises:
+        UserError: there is no room for a text; tokenizers would then cut nothing.
     """
+    added = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    if max_length < (least := added + len(columns)):
+        raise UserError(
+            f"task.max_length: {max_length} is not allowed: the tokenizer adds {added} tokens: at least {least}"
+        )
     encoded = tokenizer(*[list(column) for column in columns], truncation=True, max_length=max_length)
     names = [name for name in encoded if name in tokenizer.model_input_names]
     examples = [{name: encoded[name][index] for name in names} for index in range(len(columns[0]))]
@@ -187,8 +195,8 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     task, section = recipe.task.definition, recipe.task
     if section.kind.task_type == "CAUSAL_LM" and getattr(processor, "eos_token_id", None) is None:
         raise UserError(
-            f"model: '{recipe.model}' is no language model, which {section.name} needs: its tokenizer has no token that "
-            "ends a text"
+            f"model: '{recipe.model}' is no language model, which {section.name} needs: its tokenizer has no token "
+            "that ends a text"
         )
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
     loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
