@@ -116,11 +116,13 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     """Keep less for the backward pass, and compute it again: less memory, about a third more time."""
     eval_every: Literal["epoch"] | Size = "epoch"
-    """Score the validation split, and write a checkpoint, after each epoch or each N steps."""
+    """Score the validation split, and write a checkpoint, after each epoch or each N steps.
+    The best score's checkpoint is deployed; of equal scores, the first's."""
     checkpoint_every: Size | None = None
     """Steps between further checkpoints, for long epochs."""
     patience: Size | None = None
-    """Stop after so many evaluations in a row without a better validation score; None never stops early."""
+    """Stop after so many evaluations in a row without a better validation score (an equal one is none);
+    None never stops early."""
     report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
     """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files
     are in `logs/` of the run."""
