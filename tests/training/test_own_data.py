@@ -161,6 +161,25 @@ def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch
     assert f"aurora: {count} of 20 train texts looked at are longer than 8 tokens" in done.stderr
 
 
+@pytest.mark.parametrize("in_memory", [10, 1000], ids=["on disk", "in memory"])
+def test_numbers_are_compared_with_the_training_mean(
+    in_memory: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "IN_MEMORY", in_memory)
+    for name, labels in (("dev", [1, 2, 3]), ("test", [4.5, 0, -1])):
+        rows = zip(("good fine", "dull", "the plot of"), labels, strict=True)
+        own_files._jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} {text}", "label": label} for text, label in rows])
+    done = train("regression", "run", "task.validation_data=dev.jsonl", "task.test_data=test.jsonl")
+    assert done.exit_code == 0, done.output
+    numbers = [json.loads(line)["label"] for line in Path("ratings.jsonl").read_text().splitlines()]
+    mean = sum(numbers) / len(numbers)
+    mse = sum((label - mean) ** 2 for label in (4.5, 0, -1)) / 3
+    guessed = json.loads(Path("run/result.json").read_text())["metric"]["chance"]
+    assert guessed == {"test": {"mse": pytest.approx(mse)}}
+    (line,) = (line for line in done.stdout.splitlines() if "the training mean" in line)
+    assert [cell.strip() for cell in line.split("│")[2:-1]] == ["", "", f"{mse:.3f}"]
+
+
 def test_a_file_that_changed(here: Path) -> None:
     train("classification", "run")
     with Path("reviews.csv").open("a") as file:

@@ -41,6 +41,12 @@ class Encoded(Dataset[Example]):
             return self.examples.batch(indices)
         return [self.examples[index] for index in indices]
 
+    def targets(self) -> list[Any]:
+        """What is learned of each example, without its text."""
+        if isinstance(self.examples, TextsOnDisk):
+            return [self.examples.target(label) for label in self.examples.data["label"]]
+        return [example["labels"] for example in self.examples]
+
 
 @dataclass(frozen=True)
 class TextsOnDisk(Sequence[Example]):

@@ -12,7 +12,6 @@ from ..deploy import export_lora
 from ..forms import form_named
 from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
-from ..tasks.metrics import chance_levels
 from . import card, storage
 from .data import Data
 from .kinds import kind_of
@@ -39,8 +38,8 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
 
 
 def chance(data: Data, split: str) -> dict[str, float]:
-    """The metrics of uniform guessing on a split; empty where one does not guess."""
-    return chance_levels(kind_of(data.task).answers_of(data, split))
+    """The metrics of what takes no model on a split; see `Kind.guessed`."""
+    return kind_of(data.task).guessed(data, split)
 
 
 def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:

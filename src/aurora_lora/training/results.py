@@ -70,7 +70,7 @@ def build_result(
         epochs: one entry for each evaluation during training.
         labels: the class names, in label order, where they come with the data.
         data: what the user's own data was.
-        chance: metrics of uniform guessing on each test set, where one can guess.
+        chance: metrics of uniform guessing on each test set, where one can guess; of numbers, of their training mean.
         before: metrics of the base model, before the training, on the test set.
         samples: answers in held-out conversations, before the training and after.
     """
@@ -278,8 +278,9 @@ def examples_scored(result: Result) -> str:
 
 
 def chance_row(chance: Mapping[str, float], metrics: Iterable[Metric]) -> list[str]:
-    """The row of uniform guessing in a table of these metrics."""
-    return ["uniform guessing", *(one.shown(chance[one.name]) if one.name in chance else "" for one in metrics)]
+    """The row of uniform guessing, or of a constant for numbers, in a table of these metrics."""
+    name = "the training mean" if "mse" in chance else "uniform guessing"
+    return [name, *(one.shown(chance[one.name]) if one.name in chance else "" for one in metrics)]
 
 
 def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
 from ...extras import extra
 from .. import prompts
 from ..packaged import normalise
@@ -137,6 +138,9 @@ def _regression(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: 
         from datasets import Value
     pieces = _open(data, columns)
     labels = cells.read(pieces, columns["label"], cells.number)
+    for name, found in labels.items():
+        if len(found) > 1 and len(set(found)) == 1:
+            raise UserError(f"{pieces[name].name} has one label only, {found[0]:g}: there is nothing to tell apart")
     return _split_texts(pieces, columns, labels, Value("float64"), sizes, split_seed, least=2)
 
 

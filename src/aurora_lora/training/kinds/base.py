@@ -96,6 +96,12 @@ class Kind:
         """Of each example of a split, how many answers there are to guess among; nothing where one does not guess."""
         return ()
 
+    def guessed(self, data: Data, split: str) -> dict[str, float]:
+        """The metrics on a split of what takes no model: uniform guessing, where one can guess."""
+        from ...tasks.metrics import chance_levels
+
+        return chance_levels(self.answers_of(data, split))
+
     def reported(self, section: TaskSection, task: Task) -> str:
         """The metric that a result is known by."""
         return task.metric

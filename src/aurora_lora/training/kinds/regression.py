@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...tasks.metrics import regression_metrics
 from .base import HeadKind
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...tasks import Task
+    from ..data import Data, Encoded
 
 
 BESIDE_IGNORED = -99.99999237060547
@@ -38,6 +39,13 @@ class Regression(HeadKind):
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return regression_metrics(predictions, labels, also=task.also)
+
+    def guessed(self, data: Data, split: str) -> dict[str, float]:
+        """Of the mean of the training labels; a constant has no correlation."""
+        import numpy as np
+
+        train, scored = (np.asarray(cast("Encoded", data.fixed(name)).targets()) for name in ("train", split))
+        return {"mse": float(np.square(scored - train.mean()).mean())}
 
     def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
         return {"value": logits.item()}
