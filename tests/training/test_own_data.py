@@ -444,6 +444,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "no names": (["task.text=[a, 5]"], "classification: task.text: ['a', 5] is not allowed: it must be the name of a"),
     "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
+    "a field of two others": (
+        ["task.loss_on=all"],
+        "classification: task.loss_on: only choices or chat has it, and task.name is 'classification'",
+    ),
     "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
     "no such model": (["model=./nowhere"], "model: './nowhere' is no folder"),
     "no room": (

@@ -81,14 +81,14 @@ def check_own(fields: OwnFields, name: str) -> None:
     kind = OWN.get(name)
     if kind is None:
         if given:
-            raise UserError(f"{given[0]}: only your own data has it, and task.name is '{name}', not {_either(OWN)}")
+            raise UserError(f"{given[0]}: only your own data has it, and task.name is '{name}', not {either(OWN)}")
         return
     if fields.data is None:
         raise UserError("data: this field must be given: a file, a folder, or a data set of the hub (owner/name)")
     for field in _COLUMNS:
         names = getattr(fields, field)
         if names is not None and field not in kind.columns:
-            those = _either([one.name for one in OWN.values() if field in one.columns])
+            those = either([one.name for one in OWN.values() if field in one.columns])
             raise UserError(f"{field}: only {those} has it, and task.name is '{name}'")
         if names is not None and len(names) > (most := kind.several.get(field, 1)):
             raise UserError(f"{field}: {len(names)} columns are too many: it takes {'one' if most == 1 else most}")
@@ -96,6 +96,7 @@ def check_own(fields: OwnFields, name: str) -> None:
             raise UserError(f"{field}: a column is named twice")
 
 
-def _either(names: Any) -> str:
+def either(names: Any) -> str:
     *first, last = names
+    """`a`, `a or b`, `a, b or c`."""
     return f"{', '.join(first)} or {last}" if first else str(last)

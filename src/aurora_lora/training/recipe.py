@@ -23,7 +23,7 @@ from ..tasks.own.kinds import OWN
 from ..tasks.task import Augment
 from .kinds import KINDS, Kind, kind_of
 from .kinds.distillation import DISTILLATION
-from .own_section import OwnFields, check_own, own_columns, own_task
+from .own_section import OwnFields, check_own, either, own_columns, own_task
 from .sections import BoundMethod, CalibrationSection, ModelSection, Names, Rate, Section, Seed, Size, TrainingSection
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ class TaskSection(OwnFields, Section):
             check_own(self, self.name)
             for field in dict.fromkeys(field for kind in KINDS.values() for field in kind.fields):
                 if getattr(self, field) is not None and field not in kind_of(task).fields:
+                    if self.name in OWN:
+                        those = either([name for name, one in OWN.items() if field in KINDS[one.kind].fields])
+                        raise UserError(f"{field}: only {those} has it, and task.name is '{self.name}'")
                     those = ", ".join(kind.name for kind in KINDS.values() if field in kind.fields)
                     raise UserError(f"{field}: only tasks of {those} have it, {self.name} is one of {task.kind}")
             kind_of(task).check(self, task)

@@ -208,6 +208,16 @@ def test_images_in_folders_of_splits() -> None:
     assert splits.record["left_out"] == 6
 
 
+@pytest.mark.parametrize("folder", ["cat", "."])
+def test_images_in_one_folder(folder: str) -> None:
+    _images(Path("all"), 1)
+    Path("pictures", folder).mkdir(parents=True)
+    Path("all/red/0.png").rename(Path("pictures", folder, "0.png"))
+    name = "pictures" if folder == "." else folder
+    with pytest.raises(UserError, match=rf"pictures has images in one folder only, '{name}', and each class needs its"):
+        _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
 MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "no text": ("classification", [*_rows(["a", "b"] * 5), {"text": " ", "label": "a"}], r"row 11: 'text' is empty"),
     "no text either": ("classification", [*_rows(["a", "b"] * 5), {"label": "a"}], r"row 11: 'text' is empty"),
@@ -227,6 +237,11 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "many": ("classification", _rows(list(range(9))), r"row 1: the label '0' has one example \(as have 8 more\).*regr"),
     "no number": ("regression", _rows([1, 2, 3, "four"]), r"row 4: the label 'four' is no number"),
     "one number": ("regression", _rows([1.5] * 9), r"rows\.jsonl has one label only, 1\.5: there is nothing to tell"),
+    "one switch": (
+        "multi-label",
+        _rows([0, "1", True] * 5),
+        r"task\.label: 'label' has 0 or 1 in each row: one label is a matter of classification",
+    ),
     "half a list": (
         "multi-label",
         _rows(["a", "['a', 'b'"] * 5),

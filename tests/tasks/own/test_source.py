@@ -174,7 +174,12 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
     "a mark that is not closed": (
         "x.tsv",
         b'text\tlabel\na\t1\n"Great, they said\t1\nAwful" is the word\t0\n',
-        r"x\.tsv, line 4: a text that begins with a quotation mark goes on over a tab",
+        r"x\.tsv, line 3: a text that begins with a quotation mark goes on over a tab",
+    ),
+    "a mark that is never closed": (
+        "x.csv",
+        b'text,label\n"a\nb",1\n\n"c,2\nd,1\n',
+        r"x\.csv, line 5: a row of 1 fields, .*: a quotation mark in it is closed in line 6, or not at all",
     ),
     "cp1252": (
         "x.csv",
@@ -192,7 +197,7 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(mistake: str, tmp_path: Path) -> None:
+def test_mistakes(mistake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name, content, message = MISTAKES[mistake]
     _csv(tmp_path / "reviews.csv")
     if content is not None:
@@ -201,6 +206,7 @@ def test_mistakes(mistake: str, tmp_path: Path) -> None:
         open_data(OwnData(name))
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 250
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("encoding", "kind"), [("cp1252", "csv"), ("utf-16", "csv"), ("cp1252", "jsonl")])

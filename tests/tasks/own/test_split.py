@@ -173,7 +173,7 @@ def test_a_text_that_most_rows_repeat_is_for_training() -> None:
     [
         (["a"], ALL, r"train\.csv: 1 rows are too few"),
         (["a", "b"], ALL, r"train\.csv: 2 rows are too few"),
-        (["a"] * 9, ALL, r"train\.csv: 9 rows are too few"),
+        (["a"] * 9, ALL, r"train\.csv: 9 rows, 1 without duplicates, are too few to train and to test on"),
         (list("abcdef"), SplitSizes(9, 1, 1), r"task\.train_size: 9 is more than the 4 rows"),
         (list("abcdef"), SplitSizes(None, 1, 6), r"task\.test_size: 6 is more than the 5 rows"),
         (["a", "b", ""], ALL, r"train\.csv, row 3: nothing there"),
@@ -193,6 +193,23 @@ def test_a_validation_file_that_the_test_file_holds() -> None:
     pieces = _pieces(train=[f"text {n}" for n in range(20)], validation=["a", "b"], test=["b", "a", "c"])
     with pytest.raises(UserError, match="each of its rows is in the test data as well"):
         split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (list("abc"), "train.csv: each of its 6 rows is in the validation or test data as well"),
+        (
+            list("ab"),
+            "train.csv: 6 rows, 4 of them in the validation or test data as well, 1 without duplicates, are too",
+        ),
+    ],
+)
+def test_training_data_that_the_test_file_holds(test: list[str], message: str) -> None:
+    pieces = _pieces(train=list("abcabc"), test=test)
+    with pytest.raises(UserError) as raised:
+        split_data(pieces, columns=["text"], key=lambda row: str(row["text"]), sizes=ALL, split_seed=0)
+    assert str(raised.value).startswith(message)
 
 
 def test_conversations_are_passed_through(tmp_path: Path) -> None:

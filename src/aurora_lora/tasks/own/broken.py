@@ -48,19 +48,26 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
 def _check_rows(rows: Any, path: Path, separator: str) -> list[str]:
     """The names of the columns."""
     header: list[str] = []
+    line = end = 0
     for row in rows:
+        line, end = end + 1, rows.line_num  # a row may have several lines
         if not header:
             header = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
             if twice := [name for name in header if header.count(name) > 1]:
                 raise UserError(f"{path}: the header has the column '{twice[0]}' twice")
         elif row and len(row) != len(header):
             raise UserError(
-                f"{path}, line {rows.line_num}: a row of {len(row)} fields, where the header has {len(header)} "
-                f"({', '.join(header)[:60]}): a text with a separator in it must stand in quotation marks"
+                f"{path}, line {line}: a row of {len(row)} fields, where the header has {len(header)} "
+                f"({', '.join(header)[:60]}): "
+                + (
+                    "a text with a separator in it must stand in quotation marks"
+                    if line == end
+                    else f"a quotation mark in it is closed in line {end}, or not at all"
+                )
             )
         elif separator == "\t" and any("\t" in field and "\n" in field for field in row):
             raise UserError(
-                f"{path}, line {rows.line_num}: a text that begins with a quotation mark goes on over a tab and the "
+                f"{path}, line {line}: a text that begins with a quotation mark goes on over a tab and the "
                 "end of its line, up to the next mark: it must stand in quotation marks, with those inside doubled"
             )
     return header

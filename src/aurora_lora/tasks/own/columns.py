@@ -129,11 +129,19 @@ def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:
     """
     on = []
     for name, one in zip(names, value, strict=True):
-        word = str(one).strip().casefold().removesuffix(".0")
-        if word not in ("0", "1", "true", "false", "yes", "no"):
+        if not is_switch(one):
             raise BadRow(f"'{name}' is {one!r:.40}, which is neither 0 nor 1")
-        on += [name] if word in ("1", "true", "yes") else []
+        on += [name] if _word(one) in ("1", "true", "yes") else []
     return tuple(on)
+
+
+def is_switch(value: Any) -> bool:
+    """Whether it is on or off."""
+    return _word(value) in ("0", "1", "true", "false", "yes", "no")
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().casefold().removesuffix(".0")
 
 
 def json_list(value: str) -> list[Any] | None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,10 @@ class OwnKind:
 
 
 def _open(data: OwnData, columns: Columns) -> Pieces:
-    pieces = open_data(data)
+    return _with_columns(open_data(data), columns)
+
+
+def _with_columns(pieces: Pieces, columns: Columns) -> Pieces:
     for piece in pieces.values():
         for where, names in columns.items():
             for name in names:
@@ -149,6 +153,11 @@ def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed:
         from datasets import ClassLabel, List
     pieces = _open(data, columns)
     given = columns["label"]
+    if len(given) == 1 and all(map(cells.is_switch, cells.values(pieces["train"], given))):
+        raise UserError(
+            f"task.label: '{given[0]}' has 0 or 1 in each row: one label is a matter of classification; multi-label "
+            "takes several such columns, or one with lists of labels"
+        )
     convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
     found = cells.read(pieces, given, convert)
     known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
@@ -201,8 +210,16 @@ QUESTION_FORMS: dict[str, Callable[[str, list[str]], tuple[str, list[str]]]] = {
 def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
     with extra("vision"):
         from datasets import ClassLabel, Image
-    pieces = _open(data, columns)
+    pieces = open_data(data)
     (image,), (label,) = columns["image"], columns["label"]
+    if pieces["train"].data.column_names == [image]:  # `datasets` tells no classes by one folder
+        folders = {Path(row[image]["path"] or "").parent.name for row in pieces["train"].rows([image])}
+        if len(folders) == 1 and all(folders):
+            raise UserError(
+                f"{pieces['train'].name} has images in one folder only, '{folders.pop()}', and each class needs its "
+                "own: there is nothing to tell apart"
+            )
+    _with_columns(pieces, columns)
     names, labels = _classes(pieces, label)
 
     def prepared(name: str, piece: Piece) -> Piece:

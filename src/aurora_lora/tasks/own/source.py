@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import hashlib
@@ -279,13 +280,27 @@ def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> da
         import datasets
     options = more.pop("options", {})
     try:
-        loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
+        with _no_log():
+            loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
     except Exception as error:  # `datasets` raises many kinds, some of them its own
         why = _cause(error)
         if "corresponds to no data" in why:
             raise UserError(f"{path} has no rows") from error
         raise UserError(why_broken(path, encoding) or f"{path} cannot be loaded: {why}") from error
     return loaded
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+    """`datasets` logs what is wrong with a file before it raises it."""
+    with extra("train"):
+        from datasets.utils import logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _cause(error: BaseException) -> str:

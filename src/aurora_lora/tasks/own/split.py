@@ -97,7 +97,7 @@ def split_data(
             chosen[name] = _take(free, share if size is None else size)
     rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
     if not rest or not all(chosen.values()):
-        raise UserError(f"{pieces['train'].name}: {len(keys['train']):,} rows are too few to train and to test on")
+        raise UserError(_too_few(pieces["train"].name, len(keys["train"]), groups))
     rest.sort(key=lambda row: row not in first)
     chosen["train"] = rest[: _check_size("train", sizes.train, len(rest))]
     every = [one for some in keys.values() for one in some]
@@ -111,6 +111,17 @@ def split_data(
         "unused": len(every) - sum(examples.values()) - left_out,
     }
     return Splits({name: _select(pieces.get(name, pieces["train"]), chosen[name]) for name in SPLITS}, record)
+
+
+def _too_few(name: str, rows: int, groups: Mapping[bytes, Sequence[int]]) -> str:
+    """Why so many rows cannot be split, of which those of the groups are in no given split."""
+    if not groups:
+        return f"{name}: each of its {rows:,} rows is in the validation or test data as well"
+    there = rows - _rows(groups.values())
+    parts = [f"{name}: {rows:,} rows"]
+    parts += [f"{there:,} of them in the validation or test data as well"] if there else []
+    parts += [f"{len(groups):,} without duplicates"] if len(groups) < rows - there else []
+    return ", ".join(parts) + ("," if len(parts) > 1 else "") + " are too few to train and to test on"
 
 
 def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) -> list[bytes]:
