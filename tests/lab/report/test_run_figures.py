@@ -1,7 +1,8 @@
 """Figures of a set of runs: the series that are drawn, their labels and units."""
 
+import warnings
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
 from aurora_lora.lab.report.colours import FORM_STYLES, GREY, colour, style
+from aurora_lora.lab.report.figures import about
 from aurora_lora.lab.report.groups import groups, half_interval
 from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
 from aurora_lora.methods import METHODS
@@ -18,6 +20,10 @@ Result = dict[str, Any]
 
 def series(ax: Any) -> dict[str, list[Any]]:
     return {bars.get_label(): [tuple(point) for point in bars.lines[0].get_xydata()] for bars in ax.containers}
+
+
+def pairs_that_overlap(boxes: list[Any]) -> list[Any]:
+    return [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
 def test_scores_by_name(results: list[Result], make_result: Callable[..., Result]) -> None:
@@ -44,14 +50,27 @@ def test_scores_by_name(results: list[Result], make_result: Callable[..., Result
         score_figure(found, "captured")
 
 
+def test_one_run_has_room_for_its_labels(make_result: Callable[..., Result]) -> None:
+    (found,) = groups([make_result("aurora", 1e-3, 0, 85_220, {"merged": 0.9})]).values()
+    figure = about(score_figure(found, "accuracy"), "classification of good.csv, minilm-l6")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    (ax,) = figure.axes
+    (below,), above = [ax.xaxis.label.get_window_extent()], [text.get_window_extent() for text in ax.texts]
+    assert ax.bbox.height > 0.3 * figure.dpi
+    assert below.y0 >= 0
+    assert all(box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1 for box in above)
+    assert not pairs_that_overlap([*above, below, *(label.get_window_extent() for label in ax.get_yticklabels())])
+
+
 def test_many_settings_are_a_row_each(make_result: Callable[..., Result]) -> None:
     made = [make_result(name, 1e-3, 0, 1000, {"merged": 0.5 + n / 50}) for n, name in enumerate([*METHODS][:18])]
     figure = score_figure(next(iter(groups(made).values())), "accuracy")
     (ax,) = figure.axes
     assert len({label.get_text() for label in ax.get_yticklabels()}) == 18
     figure.draw_without_rendering()
-    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
-    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+    assert not pairs_that_overlap([label.get_window_extent() for label in ax.get_yticklabels()])
 
 
 def test_score_against_rank(make_result: Callable[..., Result]) -> None:
