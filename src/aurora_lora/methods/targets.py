@@ -75,6 +75,32 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
     return paths
 
 
+def blocks_and_kinds(paths: Iterable[str]) -> dict[str, tuple[int | None, str]]:
+    """Of each layer, by its path: the number of its block, or None, and what it is called in there.
+
+    Where lists of blocks have kinds in common, as encoder and decoder, what the lists differ in stands before the kind.
+    """
+    matches = {path: re.search(r"(?:^|\.)(\d+)\.(.+)", path) for path in paths}
+    found: dict[str, tuple[int | None, str]] = {
+        path: (int(match[1]), match[2]) if match else (None, path) for path, match in matches.items()
+    }
+    if _are_distinct(found):
+        return found
+    before = {
+        path: list(filter(None, path[: match.start()].split("."))) if match else [] for path, match in matches.items()
+    }
+    common = set.intersection(*(set(names) for names in before.values() if names))
+    told = {
+        path: (block, ".".join((*(name for name in before[path] if name not in common), kind)))
+        for path, (block, kind) in found.items()
+    }
+    return told if _are_distinct(told) else {path: (block, path) for path, (block, _) in found.items()}
+
+
+def _are_distinct(places: Mapping[str, tuple[int | None, str]]) -> bool:
+    return len(set(places.values())) == len(places)
+
+
 def check_modules(model: nn.Module, options: Mapping[str, Any]) -> None:
     """Refuse options that name modules or layers which are not there: PEFT silently leaves those out.
 

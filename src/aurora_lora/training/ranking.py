@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..deploy.gradients import Weight, frozen_weights
+from ..deploy.gradients import frozen_weights
 from ..deploy.ranks import Budget, budget_in, is_exhausted
 from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
+from ..methods.targets import blocks_and_kinds
 from .probing import kept_start
 from .recipe import Recipe
 from .run import make_trainer
@@ -60,12 +60,20 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     resolved = start.resolved(asked).method
     usual = resolved.bind({}).options
     unusual = {name: value for name, value in resolved.options.items() if name not in usual or value != usual[name]}
-    layers = [
-        _described(path, weight, start.spectra[path].tolist(), start.ranks.get(path, 0))
-        for path, weight in frozen_weights(trainer.module).items()
-        if path in start.spectra
+    weights = {path: weight for path, weight in frozen_weights(trainer.module).items() if path in start.spectra}
+    layers: list[dict[str, Any]] = [
+        {
+            "layer": path,
+            "block": block,
+            "kind": kind,
+            "d_out": weights[path].d_out,
+            "d_in": weights[path].d_in,
+            "direction": weights[path].d_in + weights[path].d_out,
+            "singular_values": start.spectra[path].tolist(),
+            "rank": start.ranks.get(path, 0),
+        }
+        for path, (block, kind) in blocks_and_kinds(weights).items()
     ]
-    _tell_kinds_apart(layers)
     aligned = {"start": ALIGNED} if options.get("start") == ALIGNED else {}
     every = sum(value**2 for layer in layers for value in layer["singular_values"])
     bought = sum(value**2 for layer in layers for value in layer["singular_values"][: layer["rank"]])
@@ -83,41 +91,4 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         ],
         "method": {"name": resolved.name, **unusual, **aligned},
         "layers": layers,
-    }
-
-
-def _tell_kinds_apart(layers: list[dict[str, Any]]) -> None:
-    """Put into each kind what lists of blocks differ in, as encoder and decoder, where they have kinds in common."""
-
-    def ambiguous() -> bool:
-        return len({(layer["block"], layer["kind"]) for layer in layers}) < len(layers)
-
-    if not ambiguous():
-        return
-    kinds = [layer["kind"] for layer in layers]
-    before = [
-        []
-        if layer["block"] is None
-        else layer["layer"].removesuffix(f"{layer['block']}.{layer['kind']}").split(".")[:-1]
-        for layer in layers
-    ]
-    common = set.intersection(*(set(names) for names in before if names))
-    for layer, kind, names in zip(layers, kinds, before, strict=True):
-        layer["kind"] = ".".join((*(name for name in names if name not in common), kind))
-    if ambiguous():
-        for layer in layers:
-            layer["kind"] = layer["layer"]
-
-
-def _described(path: str, weight: Weight, singular_values: list[float], rank: int) -> dict[str, Any]:
-    match = re.search(r"(?:^|\.)(\d+)\.(.+)", path)
-    return {
-        "layer": path,
-        "block": int(match[1]) if match else None,
-        "kind": match[2] if match else path,
-        "d_out": weight.d_out,
-        "d_in": weight.d_in,
-        "direction": weight.d_in + weight.d_out,
-        "singular_values": singular_values,
-        "rank": rank,
     }

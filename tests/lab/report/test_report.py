@@ -9,6 +9,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.figures import forms_figure, gap_figure, save
+from aurora_lora.lab.report.merges_figure import merges_figure
 from aurora_lora.lab.report.tables import forms_table, insert, load_results, spread
 
 
@@ -137,6 +138,30 @@ def test_gap_figure_has_a_panel_for_each_kind_of_module() -> None:
     assert series(figure.axes[0])["static (the paper's merge)"] == pytest.approx([30, 60, 90])
     with pytest.raises(UserError, match="at least one layer"):
         gap_figure({"layers": []})
+
+
+def test_gap_figure_tells_layers_of_one_name_apart() -> None:
+    """All linear layers of BERT, one without an adapter: three in a block are `dense`, and so is the pooler."""
+    kinds = ("attention.output.dense", "intermediate.dense", "output.dense")
+    names = [f"bert.layer.{n}.{kind}" for n in range(3) for kind in kinds if (n, kind) != (1, "intermediate.dense")]
+    layers = [
+        {"layer": f"base_model.model.{name}", "form": "static", "relative_error": 0.1}
+        for name in [*names, "bert.pooler.dense"]
+    ]
+    figure = gap_figure({"layers": layers})
+    shown = {title: ax for ax in figure.axes if (title := ax.get_title(loc="left"))}
+    assert [*shown] == [*kinds, "bert.pooler.dense"]
+    assert [list(ax.lines[0].get_xdata()) for ax in shown.values()] == [[0, 1, 2], [0, 2], [0, 1, 2], [0]]
+    assert [ax.get_xlabel() for ax in shown.values()] == ["layer", "layer", "layer", ""]
+
+
+def test_labels_of_merges_that_lose_about_the_same_do_not_hide_each_other() -> None:
+    merges = [{"merge": "bfloat16", "end_to_end": {"kl": kl}, "layers": [{"lost": 1.0}]} for kl in (1.84e-6, 1.87e-6)]
+    figure = merges_figure({"merges": merges})
+    figure.draw_without_rendering()
+    for ax, ends in zip(figure.axes, ((1e-6, 1e-5), (1, 10)), strict=True):
+        assert ax.get_xlim() == pytest.approx(ends)
+        assert not any(label.get_text() for label in ax.get_xticklabels(minor=True))
 
 
 def test_gap_figure_of_several_seeds() -> None:

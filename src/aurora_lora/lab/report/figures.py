@@ -12,6 +12,8 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import new_file, plain_write_errors
 from ...forms import FORMS
+from ...methods.targets import blocks_and_kinds
+from ...tuner.peft_names import PEFT_PREFIX
 from .colours import FORM_STYLES
 from .tables import Result, by_learning_rate, finite
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 GAP = "gap.json"
 """In the folder of a run: what `aurora gap` measured."""
+MOST_COLUMNS = 3
+"""Panels of the gap figure beside each other."""
 
 
 def check_matplotlib() -> None:
@@ -126,22 +130,35 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range. What is not
             finite is a gap in the line.
     """
-    kinds: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for entry in (entry for gap in gaps for entry in gap["layers"]):
-        layers = kinds.setdefault(entry["layer"].rsplit(".", 1)[-1], {}).setdefault(entry["form"], {})
-        layers.setdefault(entry["layer"], []).extend(100 * value for value in finite([entry["relative_error"]]))
+    entries = [(entry["layer"].removeprefix(PEFT_PREFIX), entry) for gap in gaps for entry in gap["layers"]]
+    places = blocks_and_kinds(layer for layer, _ in entries)
+    kinds: dict[str, dict[str, dict[int | None, list[float]]]] = {}
+    for layer, entry in entries:
+        block, kind = places[layer]
+        blocks = kinds.setdefault(kind, {}).setdefault(entry["form"], {})
+        blocks.setdefault(block, []).extend(100 * value for value in finite([entry["relative_error"]]))
     if not kinds:
         raise UserError("the gap figure needs the gap of at least one layer")
-    figure, axes = new_figure(len(kinds), max(3.6, 2.4 * len(kinds)), 2.9)
-    every = [values for forms in kinds.values() for layers in forms.values() for values in layers.values()]
+    columns = min(len(kinds), MOST_COLUMNS)
+    rows = -(-len(kinds) // columns)
+    figure, axes = new_figure(columns, max(3.6, 2.4 * columns), 0.9 + 2.0 * rows, rows)
+    every = [values for forms in kinds.values() for blocks in forms.values() for values in blocks.values()]
     top = max((value for values in every for value in values), default=0.0)
-    for ax, (kind, forms) in zip(axes, kinds.items(), strict=True):
-        for form, layers in forms.items():
-            draw_range(ax, range(len(layers)), [*layers.values()], label=FORMS[form].label, **FORM_STYLES[form])
+    for ax, (kind, forms) in zip(axes, kinds.items(), strict=False):
+        for form, blocks in forms.items():
+            along = sorted((block or 0, values) for block, values in blocks.items())
+            x, drawn = [block for block, _ in along], [values for _, values in along]
+            draw_range(ax, x, drawn, label=FORMS[form].label, **FORM_STYLES[form])
         ax.set_title(kind, fontsize=9, loc="left")
-        ax.set_xlabel("layer")
-        ax.locator_params(axis="x", integer=True)
+        if any(None in blocks for blocks in forms.values()):
+            ax.set_xticks([])  # it is in no list of layers
+        else:
+            ax.set_xlabel("layer")
+            ax.locator_params(axis="x", integer=True)
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
-    axes[0].set_ylabel("error of the adapter's output, %", fontsize=9)
+    for ax in axes[::columns]:
+        ax.set_ylabel("error of the adapter's output, %", fontsize=9)
+    for ax in axes[len(kinds) :]:
+        ax.set_axis_off()
     legend(figure, axes[0])
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,11 @@ def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
             if found := values.get(name):
                 ax.plot(found, [place] * len(found), "o", color=GREY, alpha=0.5, markersize=4)
                 ax.plot([statistics.median(found)], [place], "|", color="#000000", markersize=12)
-        if any(values.values()):
+        if drawn := [value for found in values.values() for value in found]:
             ax.set_xscale("log")
+            low, high = math.floor(math.log10(min(drawn))), math.ceil(math.log10(max(drawn)))
+            ax.set_xlim(10.0**low, 10.0 ** max(high, low + 1))  # decades: labels between them would hide each other
+            ax.xaxis.set_minor_formatter("")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_xlabel(label, fontsize=9)

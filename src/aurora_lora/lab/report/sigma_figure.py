@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...forms import CALIBRATED, DYNAMIC, STATIC
+from ...methods.targets import blocks_and_kinds
 from .colours import FORM_STYLES
 from .figures import new_figure
 from .run_figures import WIDTH
@@ -32,8 +34,8 @@ BARS: tuple[dict[str, Any], ...] = (
 def sigma_figure(record: Mapping[str, Any]) -> Figure:
     """A panel for each adapted layer: sigma_i(z_i), the other channels at 0, before and after the training.
 
-    A column for each kind of module, along the depth of the model; of deep models, layers at even distances. The first
-    two channels of the rank space are shown.
+    A column for each kind of module, along the depth of the model; of deep models, layers at even distances. Layers in
+    no list of blocks come last, side by side. The first two channels of the rank space are shown.
 
     Args:
         record: of `aurora sigma`.
@@ -41,27 +43,27 @@ def sigma_figure(record: Mapping[str, Any]) -> Figure:
     Raises:
         UserError: it has no layers.
     """
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for layer in record["layers"]:
-        kinds.setdefault(layer["layer"].rsplit(".", 1)[-1], []).append(layer)
-    if not kinds:
+    layers = record["layers"]
+    if not layers:
         raise UserError("the figure of sigma needs at least one layer")
-    depth = max(map(len, kinds.values()))
-    places = _spread(depth, MOST_ROWS)
-    figure, axes = new_figure(len(kinds), max(WIDTH, 1.7 * len(kinds)), 0.75 + 1.1 * len(places), rows=len(places))
-    for row, place in enumerate(places):
-        for column, (kind, layers) in enumerate(kinds.items()):
-            ax = axes[row * len(kinds) + column]
-            if place >= len(layers):
+    grid = _grid(layers)
+    columns = max(map(len, grid))
+    width = max(1.7, 0.4 + 0.055 * max(len(title) for row in grid for title, _ in filter(None, row)))
+    figure, axes = new_figure(columns, max(WIDTH, width * columns), 1.2 + 1.1 * len(grid), rows=len(grid))
+    for number, row in enumerate(grid):
+        for column in range(columns):
+            ax, found = axes[number * columns + column], row[column] if column < len(row) else None
+            if found is None:
                 ax.set_axis_off()
                 continue
-            _panel(ax, layers[place]["channels"])
-            ax.set_title(f"{kind} {place}", fontsize=7.5, loc="left", pad=2)
-            if row == len(places) - 1:
+            title, channels = found
+            _panel(ax, channels)
+            ax.set_title(title, fontsize=7.5, loc="left", pad=2)
+            if not any(column < len(later) and later[column] for later in grid[number + 1 :]):
                 ax.set_xlabel("z", fontsize=8.5)
-            if column == 0:
+            if not any(row[:column]):
                 ax.set_ylabel("sigma(z)", fontsize=8.5)
-    r = len(next(iter(kinds.values()))[0]["channels"])
+    r = len(layers[0]["channels"])
     handles = [*_entries(axes[0], min(r, MOST_CHANNELS))]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=2, handlelength=2.4)
     what = "the columns of A" if record["train_form"] == STATIC else f"{record['examples']:,} inputs"
@@ -69,6 +71,27 @@ def sigma_figure(record: Mapping[str, Any]) -> Figure:
     others = f"sigma along channels 1 and 2 of {r}, the others at 0"
     figure.suptitle(f"{along.get(r, others)}; z of {what}", fontsize=8)
     return figure
+
+
+_Panel = tuple[str, Sequence[Mapping[str, Any]]]
+"""Title and channels."""
+
+
+def _grid(layers: Sequence[Mapping[str, Any]]) -> list[list[_Panel | None]]:
+    """The rows of panels, with None where a block lacks a layer."""
+    channels = {layer["layer"]: layer["channels"] for layer in layers}
+    places = blocks_and_kinds(channels)
+    at = {place: channels[path] for path, place in places.items()}
+    numbers = sorted({block for block, _ in at if block is not None})
+    kinds = list(dict.fromkeys(kind for block, kind in at if block is not None))
+    shown = [numbers[place] for place in _spread(len(numbers), MOST_ROWS)]
+    rows: list[list[_Panel | None]] = [
+        [(f"{kind} {block}", at[block, kind]) if (block, kind) in at else None for kind in kinds] for block in shown
+    ]
+    others = [(kind, found) for (block, kind), found in at.items() if block is None]
+    columns = len(kinds) or math.ceil(math.sqrt(len(others)))
+    rows += [[*others[start : start + columns]] for start in range(0, len(others), columns)]
+    return rows
 
 
 def _panel(ax: Axes, channels: Sequence[Mapping[str, Any]]) -> None:
