@@ -14,6 +14,19 @@ LONGEST_NAME = 40
 """Letters of a first column that is never broken into lines: of names, not of questions."""
 
 
+def column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Letters of each column, of names and then of numbers: as long as its longest cell.
+
+    Args:
+        columns: the heading, and the cells.
+        room: letters of all columns together; where they need more, headings of numbers are broken at their spaces.
+    """
+    whole = [max(map(len, column)) for column in columns]
+    if sum(whole) <= room:
+        return whole
+    return [whole[0], *(max(map(len, (*heading.split(), *cells))) for heading, *cells in columns[1:])]
+
+
 @dataclass
 class TextTable:
     """A table before it has a form.

@@ -24,6 +24,11 @@ from transformers.utils import ModelOutput
 import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
 from aurora_lora.deploy import float64, predictions
+from aurora_lora.deploy.gap import MergeGap
+from aurora_lora.deploy.gap_tables import as_text
+from aurora_lora.deploy.layer_gaps import LayerGap
+from aurora_lora.deploy.merge_losses import LayerLoss, MergeLoss
+from aurora_lora.deploy.predictions import EndToEndGap
 from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
 
@@ -339,6 +344,44 @@ def test_printed_and_in_a_notebook(model, batches):
     assert html.count("<table>") == html.count("</table>") == 2
     assert f"<td style='text-align:right'>{gap.end_to_end[1].kl:.5f}</td>" in html
     assert html.count("<tr>") == 2 + len(gap.end_to_end) + len({entry.layer for entry in gap.layers})
+
+
+def test_tables_of_all_linear_layers_in_80_columns():
+    """Nothing is cut, and no name is broken: three forms, five merges, as many metrics as a run has."""
+    kinds = ["attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"]
+    shown = [*(f"{n}.{kind}" for n in (0, 11) for kind in kinds), "bert.pooler.dense"]
+    paths = [f"base_model.model.bert.encoder.layer.{name}" for name in shown[:-1]] + [f"base_model.model.{shown[-1]}"]
+    metric = {"accuracy": 0.9167, "nll": 0.6798, "macro_f1": 0.8737}
+    forms = tuple(EndToEndGap(form, 0.0, 0.001, 1.0, metric) for form in ("dynamic", "static", "calibrated"))
+    names = ["float32", "bfloat16", *(f"{q} {how}" for q in ("nf4", "int8") for how in ("nearest", "calibrated"))]
+    merges = tuple(
+        MergeLoss(name, tuple(LayerLoss(path, 67.8650) for path in paths), EndToEndGap(name, 0.0, 0.001, 1.0, metric))
+        for name in names
+    )
+    layers = tuple(LayerGap(path, "default", form.form, 0.306, -15.663) for path in paths for form in forms[1:])
+    end, by_layer, by_merge = (as_text([table]) for table in MergeGap(layers, forms, 12, merges).tables())
+    assert max(len(line) for text in (end, by_layer, by_merge) for line in text.splitlines()) <= 80
+    assert "…" not in end + by_layer + by_merge
+    assert [line[:15].strip() for line in end.splitlines()[-9:]] == ["dynamic", "static", "calibrated", *names]
+    assert "layers of bert.encoder.layer: " in by_layer
+    for text in (by_layer, by_merge):
+        rows = [line.split() for line in text.splitlines() if "%" in line]
+        assert [next(word for word in row if word != "*") for row in rows] == shown
+    assert [line.count("calibrated") for line in by_merge.splitlines()][2] == 2
+
+
+def test_a_name_without_room_is_broken_at_a_dot():
+    name = "0.a_module_of_some_length.another_one_in_it.the_projection"
+    layers = tuple(
+        LayerGap(f"model.layers.{path}", "default", form, 0.1, 0.9)
+        for path in (name, "1.lin")
+        for form in ("static", "calibrated")
+    )
+    gap = MergeGap(layers, (EndToEndGap("dynamic", 0.0, 0.0, 1.0),), 1)
+    lines = [line.split("  ")[0].removeprefix("* ") for line in str(gap).splitlines()]
+    start = next(place for place, line in enumerate(lines) if line.startswith("0."))
+    assert lines[start : start + 3] == ["0.a_module_of_some_length.another_one_in_it.", "the_projection", "1.lin"]
+    assert name in gap._repr_html_()
 
 
 def test_printed_where_rich_is_missing(model, batches, monkeypatch):

@@ -186,6 +186,7 @@ def test_metrics_for_people() -> None:
     assert {METRICS["nll"].shown(value) for value in (None, math.nan, math.inf)} == {"not finite"}
     assert METRICS["accuracy"].heading == METRICS["accuracy"].column == "accuracy %"
     assert (METRICS["nll"].heading, METRICS["nll"].column) == ("neg. log-likelihood", "nll")
+    assert METRICS["accuracy_norm"].column == "accuracy per char. %"
     assert (METRICS["nll"].axis, METRICS["f1"].axis) == ("neg. log-likelihood, less is better", "F1, %")
 
 

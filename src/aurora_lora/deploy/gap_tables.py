@@ -6,6 +6,7 @@ import html
 import io
 import math
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
@@ -14,13 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..files import NOT_FINITE
+from ..text_table import column_widths
 from ..tuner.peft_names import PEFT_PREFIX
 from .layer_gaps import LayerGap
 from .merge_losses import MergeLoss
 from .predictions import EndToEndGap
 
 WIDTH = 80
-"""Of a table of merges, in which a layer's name has what the numbers leave."""
+"""Of a table."""
 ROWS = 20
 """Of the layers of merges, of which there are as many as there are adapted layers."""
 
@@ -37,7 +39,7 @@ def as_html(tables: Iterable[Table]) -> str:
     """The tables as HTML."""
 
     def cell(content: object) -> str:
-        return html.escape(Text.from_markup(str(content)).plain)
+        return html.escape(Text.from_markup(str(content)).plain.replace(".\n", "."))
 
     parts = []
     for table in tables:
@@ -55,43 +57,34 @@ def as_html(tables: Iterable[Table]) -> str:
 
 def end_to_end_table(forms: Sequence[EndToEndGap], merges: Sequence[MergeLoss], predictions: int) -> Table:
     """One row for each form, and for each merge."""
-    table = Table(title=f"end to end, {predictions:,} predictions", title_justify="left")
-    table.add_column("merge" if merges else "form", min_width=10 if merges else None)
     names = list(forms[0].metric)
-    for name in ("KL from trained", "largest logit diff", "same argmax", *names):
-        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
-    for entry in (*forms, *(merge.end_to_end for merge in merges)):
-        shown = (
+    rows = [
+        [
+            entry.form,
             "-" if entry.kl is None else _shown(entry.kl, ".5f"),
             _shown(entry.largest_logit_difference, ".3f"),
             "-" if entry.agreement is None else _shown(entry.agreement, ".2%"),
             *(_shown(entry.metric[name], ".4f") for name in names),
-        )
-        table.add_row(entry.form, *shown)
-    return table
+        ]
+        for entry in (*forms, *(merge.end_to_end for merge in merges))
+    ]
+    headings = ["merge" if merges else "form", "KL from trained", "largest logit diff", "same argmax", *names]
+    return _table(f"end to end, {predictions:,} predictions", headings, rows)
 
 
 def layer_table(layers: Sequence[LayerGap], worst: Collection[LayerGap]) -> Table:
     """One row for each layer; the worst are marked."""
     forms = list(dict.fromkeys(entry.form for entry in layers))
     marked = {(e.layer, e.adapter) for e in worst}
-    shared, where = _shared_path([entry.layer for entry in layers])
-    table = Table(
-        title=f"layers{where}: relative error, explained variance (* loses most)",
-        title_justify="left",
-    )
-    table.add_column("layer", overflow="fold")
-    for form in forms:
-        table.add_column(f"{form} err", justify="right")
-        table.add_column("expl.", justify="right")
+    names, where = _short_names([entry.layer for entry in layers])
     rows: dict[tuple[str, str], list[str]] = {}
     for entry in layers:
-        cells = rows.setdefault((entry.layer, entry.adapter), [])
+        mark = "*" if (entry.layer, entry.adapter) in marked else " "
+        cells = rows.setdefault((entry.layer, entry.adapter), [f"{mark} {names[entry.layer]}"])
         cells += [_shown(value, ".1%") for value in (entry.relative_error, entry.explained_variance)]
-    for (layer, adapter), cells in rows.items():
-        mark = "*" if (layer, adapter) in marked else " "
-        table.add_row(f"{mark} {layer.removeprefix(shared)}", *cells)
-    return table
+    title = f"layers{where}: relative error, explained variance (* loses most)"
+    headings = ["layer", *(heading for form in forms for heading in (f"{form} err", "expl."))]
+    return _table(title, headings, list(rows.values()))
 
 
 def merge_table(merges: Sequence[MergeLoss]) -> Table:
@@ -100,30 +93,51 @@ def merge_table(merges: Sequence[MergeLoss]) -> Table:
     for merge in merges:
         for entry in merge.layers:
             lost.setdefault(entry.layer, {})[merge.merge] = entry.lost
-    shared, where = _shared_path(list(lost))
-    title = f"layers{where}: error, as a share of the adapter's effect"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    widest = max(len(layer) for layer in lost) - len(shared)
-    headings = [merge.merge.replace(" ", "\n") for merge in merges]
-    columns = sum(max(7, *map(len, heading.split())) + 1 for heading in headings)
-    table.add_column("layer", overflow="fold", width=max(8, min(widest, WIDTH - columns)))
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    names, where = _short_names(list(lost))
     order = sorted(lost, key=lambda layer: max(lost[layer].values()), reverse=True)
-    for layer in order[:ROWS]:
-        table.add_row(layer.removeprefix(shared), *(_shown(value, ".2%") for value in lost[layer].values()))
+    rows = [
+        [names[layer], *(_shown(value, ".2%" if value < 1 else ".0%") for value in lost[layer].values())]
+        for layer in order[:ROWS]
+    ]
+    title = f"layers{where}: error, as a share of the adapter's effect"
+    table = _table(title, ["layer", *(merge.merge for merge in merges)], rows)
     if len(order) > ROWS:
         table.caption = f"and {len(order) - ROWS} layers that lose less"
     return table
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose numbers have the room that they need, and the names in the first column what that leaves."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    room = WIDTH - len(headings) + 1  # a space between columns
+    names, *numbers = column_widths([*zip(headings, *rows, strict=True)], room)
+    names = max(8, min(names, room - sum(numbers)))
+    table.add_column(headings[0], overflow="fold", width=names)
+    for heading, width in zip(headings[1:], numbers, strict=True):
+        table.add_column(heading, justify="right", width=width)
+    for name, *cells in rows:
+        table.add_row(_in_lines(name, names), *cells)
+    return table
+
+
+def _in_lines(name: str, room: int) -> str:
+    """A path in lines of at most so many letters, each but the last ending in a dot where that is possible."""
+    lines = [""]
+    for part in re.findall(r"[^.]*\.?", name):
+        if lines[-1].strip("* ") and len(lines[-1] + part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _shown(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else NOT_FINITE
 
 
-def _shared_path(layers: list[str]) -> tuple[str, str]:
-    """The path that all layers start with, up to and with a dot, and what a title says of it."""
-    start = os.path.commonprefix(layers)  # noqa: RUF071 - letter by letter, and then cut at a dot
+def _short_names(layers: Sequence[str]) -> tuple[dict[str, str], str]:
+    """By path, what is left without the start that all layers in lists of blocks share, and what a title says of it."""
+    paths = {layer: layer.removeprefix(PEFT_PREFIX) for layer in layers}
+    blocks = [path for path in paths.values() if re.search(r"(^|\.)\d+\.", path)] or list(paths.values())
+    start = os.path.commonprefix(blocks)  # noqa: RUF071 - letter by letter, and then cut at a dot
     shared = start[: start.rfind(".") + 1]
-    name = shared.removeprefix(PEFT_PREFIX).rstrip(".")
-    return shared, f" of {name}" if name else ""
+    return {layer: path.removeprefix(shared) for layer, path in paths.items()}, f" of {shared[:-1]}" if shared else ""

@@ -22,6 +22,7 @@ class Metric:
         percent: whether it is shown times 100.
         decimals: how many are shown.
         lower_is_better: whether the least is the best.
+        short: what it is called in tables with many columns; its name if empty.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Metric:
     percent: bool = False
     decimals: int = 3
     lower_is_better: bool = False
+    short: str = ""
 
     @property
     def scale(self) -> int:
@@ -42,8 +44,8 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """The name with its unit, for tables with many columns."""
-        return f"{self.name} %" if self.percent else self.name
+        """The short name with its unit, for tables with many columns."""
+        return f"{self.short or self.name} %" if self.percent else self.short or self.name
 
     @property
     def axis(self) -> str:
@@ -63,13 +65,13 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "accuracy", percent=True, decimals=1),
-        Metric("accuracy_norm", "accuracy per character", percent=True, decimals=1),
-        Metric("accuracy_generated", "written", percent=True, decimals=1),
+        Metric("accuracy_norm", "accuracy per character", percent=True, decimals=1, short="accuracy per char."),
+        Metric("accuracy_generated", "written", percent=True, decimals=1, short="written"),
         Metric("unanswered", "unanswered", percent=True, decimals=1, lower_is_better=True),
         Metric("perplexity", "perplexity", decimals=2, lower_is_better=True),
         Metric("token_accuracy", "next token", percent=True, decimals=1),
         Metric("nll", "neg. log-likelihood", lower_is_better=True),
-        Metric("nll_norm", "neg. log-likelihood per character", lower_is_better=True),
+        Metric("nll_norm", "neg. log-likelihood per character", lower_is_better=True, short="nll per char."),
         Metric("matthews", "matthews", percent=True, decimals=1),
         Metric("f1", "F1", percent=True, decimals=1),
         Metric("micro_f1", "micro F1", percent=True, decimals=1),

@@ -25,6 +25,8 @@ from .recipe import RunRecipe
 from .storage import RESULT
 
 SCHEMA = 1
+MOST_LONG = 3
+"""Metrics whose titles, written out, have room beside each other in a table."""
 
 Result = dict[str, Any]
 Scores = dict[str, dict[str, float]]
@@ -297,7 +299,8 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
         name = method.replace("-", " ") if form == MERGED else form_named(form).title
         shown = [metric.shown(values[metric.name]) for metric in metrics]
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
-    return TextTable("", ["form", *(metric.heading for metric in metrics)], rows)
+    headings = [metric.heading if len(metrics) <= MOST_LONG else metric.column for metric in metrics]
+    return TextTable("", ["form", *headings], rows)
 
 
 def versions() -> dict[str, str | None]:

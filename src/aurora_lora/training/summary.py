@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ..forms import MERGED
 from ..tasks.metrics import in_order, metric_named
-from ..text_table import TextTable
+from ..text_table import TextTable, column_widths
 from .results import Result, Scores, chance_of, chance_row, examples_scored, score_table
 from .run import Run
 from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
@@ -86,10 +86,13 @@ def written(run: Run) -> list[Path]:
 
 
 def print_table(console: Console, title: str, table: TextTable) -> None:
-    """A table of scores."""
-    shown = Table(title=title, title_justify="left")
-    for number, header in enumerate(table.headers):
-        shown.add_column(header, justify="right" if number else "left")
+    """A table of scores. Where it is too wide, headings are broken into words, and names and numbers never."""
+    columns = [*zip(table.headers, *table.rows, strict=True)]
+    room = console.width - 3 * len(columns) - 1  # borders, with a space at each side
+    widths = column_widths(columns, room)
+    shown = Table(title=title, title_justify="left", padding=(0, 1 if sum(widths) <= room else 0))
+    for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
+        shown.add_column(header, justify="right" if number else "left", width=width)
     for name, *values in table.rows:
         shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
     console.print(shown)
