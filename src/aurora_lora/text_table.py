@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
 
 
 LONGEST_NAME = 40
-"""Letters of a first column that is never broken into lines: of names, not of questions."""
+"""Letters of a first column of names, not of questions: it is the last to be broken into lines."""
 
 
-def column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Letters of each column, of names and then of numbers: as long as its longest cell.
+def column_widths(columns: Sequence[Sequence[str]], room: int, align: str = "lr") -> list[int]:
+    """Letters of each column: those of its longest cell, where that fits.
+
+    Where it does not, texts and the headings of numbers are broken at spaces; if that is not enough, numbers are too,
+    and at last the names in the first column.
 
     Args:
         columns: the heading, and the cells.
-        room: letters of all columns together; where they need more, headings of numbers are broken at their spaces.
+        room: letters of all columns together.
+        align: as of a `TextTable`.
     """
-    whole = [max(map(len, column)) for column in columns]
-    if sum(whole) <= room:
-        return whole
-    return [whole[0], *(max(map(len, (*heading.split(), *cells))) for heading, *cells in columns[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    words = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    cells = [max(least, *map(len, column[1:]), 0) for least, column in zip(words, columns, strict=True)]
+    letters = _letters(align, len(columns))
+    unbroken = [least if letter == "l" else whole for letter, least, whole in zip(letters, words, cells, strict=True)]
+    name = cells[0] if cells[0] <= LONGEST_NAME else words[0]
+    for least in ([name, *unbroken[1:]], [name, *words[1:]], words):
+        while sum(widths) > room and (wide := [n for n, width in enumerate(widths) if width > least[n]]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _letters(align: str, count: int) -> str:
+    return align.ljust(count, align[-1])[:count]
 
 
 @dataclass
@@ -47,9 +62,9 @@ class TextTable:
 
     @property
     def _letters(self) -> str:
-        return self.align.ljust(len(self.headers), self.align[-1])[: len(self.headers)]
+        return _letters(self.align, len(self.headers))
 
-    def rich(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """For the terminal."""
         from rich import box
         from rich.table import Table
@@ -58,12 +73,13 @@ class TextTable:
         table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
         table.title_style, table.caption_style = "bold", ""
-        names = max((len(row[0]) for row in self.rows), default=0) <= LONGEST_NAME
-        for number, (header, letter) in enumerate(zip(self.headers, self._letters, strict=True)):
-            table.add_column(header, justify="left" if letter == "l" else "right", no_wrap=number == 0 and names)
+        room = options.max_width - 2 * len(self.headers) - 1  # a space at each edge, and two between columns
+        widths = column_widths([*zip(self.headers, *self.rows, strict=True)], room, self.align)
+        for header, letter, width in zip(self.headers, self._letters, widths, strict=True):
+            table.add_column(header, justify="left" if letter == "l" else "right", width=width)
         for row in self.rows:
             table.add_row(*row)
-        return table
+        yield table
 
     def markdown(self, rule: str = "--:") -> str:
         """For a document.

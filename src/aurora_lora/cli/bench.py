@@ -75,7 +75,7 @@ def bench(
                 stderr().print(f"{unit.name} was measured before: shown again", highlight=False, soft_wrap=True)
             if not as_json:
                 for rows in tables(record):
-                    stdout().print(rows.rich())
+                    stdout().print(rows)
     if as_json:
         print_json({"results": records, "written": [str(path) for path in written]})
     elif written:

@@ -81,7 +81,7 @@ def reproduce(
             print_json(rows)
             return
         for table in plan_tables(todo.suite, rows):
-            stdout().print(table.rich())
+            stdout().print(table)
         for line in plan_lines(rows):
             stdout().print(line, highlight=False, markup=False)
         return
@@ -114,7 +114,7 @@ def reproduce(
     else:
         stdout().print(todo.suite.title, highlight=False)
         for table in tables(todo.suite, compared):
-            stdout().print(table.rich())
+            stdout().print(table)
         for line in notes(todo.suite, compared):
             print(line)
         print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
@@ -189,7 +189,7 @@ def sweep(
         print_json({**summary, "failed": failed})
     else:
         for table in study_tables(summary):
-            stdout().print(table.rich())
+            stdout().print(table)
         print(f"wrote {output / 'study.json'}; the runs are in {runs.runs.path}")
     _stop_if_failed(failed)
 

@@ -69,5 +69,5 @@ def rank(
     if as_json:
         return
     for table in ranks_tables(record):
-        stdout().print(table.rich())
+        stdout().print(table)
     print(yaml_text.dump({"method": record["method"]}), end="")

@@ -64,7 +64,7 @@ def report(
     for section in (section for section in sections if section.study is not None):
         assert section.study is not None
         for shown in study_tables(section.study):
-            stdout().print(shown.rich())
+            stdout().print(shown)
         stdout().print(convergence_note(section.groups), highlight=False)
     results = [result for section in sections if section.study is None for result in section.results]
     if not results and into is None and output is None:

@@ -44,6 +44,6 @@ def theory(
         print_json({**record, "written": [str(path) for path in written]})
         return
     for rows in theory_tables(record).values():
-        stdout().print(rows.rich(), markup=False)
+        stdout().print(rows, markup=False)
     if written:
         stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)

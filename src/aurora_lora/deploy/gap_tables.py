@@ -32,7 +32,7 @@ def as_text(tables: Iterable[Table]) -> str:
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
     console.print(*tables, sep="\n")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def as_html(tables: Iterable[Table]) -> str:
@@ -102,13 +102,14 @@ def merge_table(merges: Sequence[MergeLoss]) -> Table:
     title = f"layers{where}: error, as a share of the adapter's effect"
     table = _table(title, ["layer", *(merge.merge for merge in merges)], rows)
     if len(order) > ROWS:
-        table.caption = f"and {len(order) - ROWS} layers that lose less"
+        table.caption = f"and {len(order) - ROWS} layers that lose less\n"
     return table
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose numbers have the room that they need, and the names in the first column what that leaves."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.caption = " "  # an empty line before what follows
     room = WIDTH - len(headings) + 1  # a space between columns
     names, *numbers = column_widths([*zip(headings, *rows, strict=True)], room)
     names = max(8, min(names, room - sum(numbers)))

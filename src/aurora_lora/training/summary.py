@@ -86,11 +86,14 @@ def written(run: Run) -> list[Path]:
 
 
 def print_table(console: Console, title: str, table: TextTable) -> None:
-    """A table of scores. Where it is too wide, headings are broken into words, and names and numbers never."""
+    """A table of scores. Where it is too wide, headings are broken at their spaces."""
     columns = [*zip(table.headers, *table.rows, strict=True)]
-    room = console.width - 3 * len(columns) - 1  # borders, with a space at each side
-    widths = column_widths(columns, room)
-    shown = Table(title=title, title_justify="left", padding=(0, 1 if sum(widths) <= room else 0))
+    spaces = 1
+    widths = column_widths(columns, console.width - 3 * len(columns) - 1)
+    if widths[0] < max(map(len, columns[0])):  # without spaces beside the borders, no name need be broken
+        spaces = 0
+        widths = column_widths(columns, console.width - len(columns) - 1)
+    shown = Table(title=title, title_justify="left", padding=(0, spaces))
     for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
         shown.add_column(header, justify="right" if number else "left", width=width)
     for name, *values in table.rows:

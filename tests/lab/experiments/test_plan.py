@@ -244,7 +244,7 @@ def test_80_columns_hold_it(suite: str, scale: str, tmp_path: Path, monkeypatch:
     rows: list[Any] = describe(todo, "L20")
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in plan_tables(todo.suite, rows):
-        console.print(table.rich())
+        console.print(table)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)

@@ -53,7 +53,7 @@ def test_a_reproduction_and_its_table(todo: Reproduction) -> None:
     assert static.params == todo.jobs["aurora-sentiment", 0].result()["params"]["adapter"]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in tables(todo.suite, compared):
-        console.print(table.rich())
+        console.print(table)
     text = console.export_text()
     assert "80.0*" in text
     assert f"{lora.difference:+.1f}" in text
