@@ -141,7 +141,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         raise UserError("the gap figure needs the gap of at least one layer")
     columns = min(len(kinds), MOST_COLUMNS)
     rows = -(-len(kinds) // columns)
-    figure, axes = new_figure(columns, max(3.6, 2.4 * columns), 0.9 + 2.0 * rows, rows)
+    figure, axes = new_figure(columns, max(3.6, 2.4 * columns), 0.5 + 2.4 * rows, rows)
     every = [values for forms in kinds.values() for blocks in forms.values() for values in blocks.values()]
     top = max((value for values in every for value in values), default=0.0)
     for ax, (kind, forms) in zip(axes, kinds.items(), strict=False):
@@ -157,7 +157,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
             ax.locator_params(axis="x", integer=True)
         ax.set_ylim(0, 1.05 * top if top > 0 else 1)
     for ax in axes[::columns]:
-        ax.set_ylabel("error of the adapter's output, %", fontsize=9)
+        ax.set_ylabel("error of the adapter's output, %", fontsize=9 if rows == 1 else 8)
     for ax in axes[len(kinds) :]:
         ax.set_axis_off()
     legend(figure, axes[0])
