@@ -243,6 +243,11 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
     interrupted()
     file.write_text(file.read_text().replace("What is 2", "Who is 2"))
     assert (answer().resumed, len(asked)) == (0, 7)  # other questions
+    broken_at[0] = 0
+    file.write_text(file.read_text() + "What is it?\n")
+    with pytest.raises(KeyboardInterrupt):
+        answer()
+    assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}  # nothing was answered
 
 
 def test_a_column_of_questions(tmp_path: Path) -> None:

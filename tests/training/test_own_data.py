@@ -298,6 +298,8 @@ def test_images_to_predict_are_read_as_the_training_data(here: Path) -> None:
     for run, file in [("run", "pictures"), ("run", "raw.parquet"), ("run", "paths.csv"), ("merged", "images.parquet")]:
         rows = answered(run, file)
         assert [row.get("predicted_label", row["label"]) for row in rows] == [one["label"] for one in told]
+        if file == "pictures":  # whose own labels are the folders' names
+            assert [row["label"] for row in rows] == [Path(path).parent.name for path in paths]
         assert [row["probability"] for row in rows] == pytest.approx([one["probability"] for one in told], abs=1e-6)
         if file == "raw.parquet":
             assert [(row["image"], row["name"]) for row in rows] == list(enumerate(paths, start=1))

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from filelock import FileLock, Timeout
-
 from .. import files
 from ..errors import ArgumentError, UserError
 from ..tasks.own.source import as_files, open_file
 from ..tasks.own.split import BadRow
 from .merge_and_predict import Predictor
+from .storage import hold
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def predict_file(
             answers = zip(batch, predictor.answers(texts, batch_size), strict=True)
             for number, (row, answer) in enumerate(answers, start=start + 1):
                 said = {_column(name, row): value for name, value in answer.items() if name != "text"}
-                shown = {name: _path(value, number) for name, value in row.items()}
+                shown = {name: _shown(value, rows.features[name], number) for name, value in row.items()}
                 line = files.finite_or_none({**shown, **said})
                 out.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
                 cut += [answer["cut_at"]] if "cut_at" in answer else []
@@ -122,32 +121,31 @@ def _gathered(output: Path, of: str, batch_size: int) -> Iterator[tuple[TextIO, 
         The file, and the lines that are in it.
 
     Raises:
-        UserError: another process writes this output, or it cannot be written.
+        UserError: it cannot be written.
+        RunLockedError: another process writes it.
     """
     with files.plain_write_errors(output):
         output = output.resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f".{output.name}{files.PARTIAL}")
-        lock = FileLock(partial.with_name(f"{partial.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{output}: another aurora predict is writing it") from None
-        try:
-            with partial.open("a+", encoding="utf-8", newline="") as out:
-                out.seek(0)
-                head = json.dumps({"answers_of": of}) + "\n"
-                earlier = _whole_batches(out, batch_size) if out.readline() == head else []
-                out.truncate(0)
-                out.writelines((head, *earlier))
-                yield out, [json.loads(line) for line in earlier]
-            with files.new_file(output) as whole, partial.open("rb") as lines, whole.open("wb") as written:
-                lines.readline()
-                shutil.copyfileobj(lines, written)
-            partial.unlink()
-        finally:
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+        lock = partial.with_name(f"{partial.name}.lock")
+        head = json.dumps({"answers_of": of}) + "\n"
+        with hold(lock, f"{output}: another aurora predict is writing it"):
+            try:
+                with partial.open("a+", encoding="utf-8", newline="") as out:
+                    out.seek(0)
+                    earlier = _whole_batches(out, batch_size) if out.readline() == head else []
+                    out.truncate(0)
+                    out.writelines((head, *earlier))
+                    yield out, [json.loads(line) for line in earlier]
+                with files.new_file(output) as whole, partial.open("rb") as lines, whole.open("wb") as written:
+                    lines.readline()
+                    shutil.copyfileobj(lines, written)
+                partial.unlink()
+            finally:
+                if partial.exists() and partial.stat().st_size <= len(head):  # nothing was answered
+                    partial.unlink()
+                lock.unlink(missing_ok=True)
 
 
 def _whole_batches(lines: TextIO, batch_size: int) -> list[str]:
@@ -156,8 +154,10 @@ def _whole_batches(lines: TextIO, batch_size: int) -> list[str]:
     return found[: len(found) // batch_size * batch_size]
 
 
-def _path(value: Any, number: int) -> Any:
-    """What stands for an image in its line: its path, or the number of the row where it has none."""
+def _shown(value: Any, feature: Any, number: int) -> Any:
+    """What stands in a line for a class: its name; and for an image: its path, or the row's number if it has none."""
     if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
         return value["path"] or number
+    if isinstance(value, int) and hasattr(feature, "int2str"):
+        return feature.int2str(value) if value >= 0 else None
     return number if isinstance(value, bytes) else value

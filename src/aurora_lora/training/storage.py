@@ -44,18 +44,29 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the system lets go of it when the process ends, however it ends.
+    """Hold a run's folder; see `hold`."""
+    with hold(folder / ".lock", f"{folder}: another aurora train is writing there"):
+        yield
+
+
+@contextmanager
+def hold(file: Path, taken: str) -> Iterator[None]:
+    """Hold a lock; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        file: that it is on.
+        taken: what is said where another process holds it.
 
     Raises:
         RunLockedError: another process holds it.
     """
     # a mere file in place of a lock, as filelock offers it, would outlive a killed process
-    held = FileLock(folder / ".lock", fallback_to_soft=False)
-    with plain_write_errors(folder):
+    held = FileLock(file, fallback_to_soft=False)
+    with plain_write_errors(file.parent):
         try:
             held.acquire(timeout=0)
         except Timeout as error:
-            raise RunLockedError(f"{folder}: another aurora train is writing there") from error
+            raise RunLockedError(taken) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
