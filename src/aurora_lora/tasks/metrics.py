@@ -22,7 +22,7 @@ class Metric:
         percent: whether it is shown times 100.
         decimals: how many are shown.
         lower_is_better: whether the least is the best.
-        short: what it is called in tables with many columns; its name if empty.
+        short: what it is called in tables with many columns; its title if empty.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Metric:
     @property
     def column(self) -> str:
         """The short name with its unit, for tables with many columns."""
-        return f"{self.short or self.name} %" if self.percent else self.short or self.name
+        return f"{self.short or self.title} %" if self.percent else self.short or self.title
 
     @property
     def axis(self) -> str:
@@ -66,11 +66,11 @@ METRICS = {
     for metric in (
         Metric("accuracy", "accuracy", percent=True, decimals=1),
         Metric("accuracy_norm", "accuracy per character", percent=True, decimals=1, short="accuracy per char."),
-        Metric("accuracy_generated", "written", percent=True, decimals=1, short="written"),
+        Metric("accuracy_generated", "written", percent=True, decimals=1),
         Metric("unanswered", "unanswered", percent=True, decimals=1, lower_is_better=True),
         Metric("perplexity", "perplexity", decimals=2, lower_is_better=True),
         Metric("token_accuracy", "next token", percent=True, decimals=1),
-        Metric("nll", "neg. log-likelihood", lower_is_better=True),
+        Metric("nll", "neg. log-likelihood", lower_is_better=True, short="nll"),
         Metric("nll_norm", "neg. log-likelihood per character", lower_is_better=True, short="nll per char."),
         Metric("matthews", "matthews", percent=True, decimals=1),
         Metric("f1", "F1", percent=True, decimals=1),
@@ -84,7 +84,7 @@ METRICS = {
         Metric("dino", "DINO"),
         Metric("explained", "explained", percent=True, decimals=2),
         Metric("noise_error", "noise error", decimals=4, lower_is_better=True),
-        Metric("mse", "mean squared error", lower_is_better=True),
+        Metric("mse", "mean squared error", lower_is_better=True, short="mse"),
     )
 }
 """Every metric, in the order of the columns of a table."""
