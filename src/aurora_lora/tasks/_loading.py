@@ -12,10 +12,15 @@ from wherever stdin comes from."""
 _WANTS_CODE = re.compile(r"trust_remote_code|custom code|Dataset scripts")
 
 
+def wants_code(error: Exception) -> bool:
+    """Whether something was not loaded because it brings code to be run."""
+    return _WANTS_CODE.search(str(error)) is not None
+
+
 def reason(error: Exception) -> str:
     """Why something could not be loaded, in one line."""
     text = str(error)
-    if _WANTS_CODE.search(text):
+    if wants_code(error):
         return "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

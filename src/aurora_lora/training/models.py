@@ -23,7 +23,7 @@ from transformers import (
 from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
-from ..tasks._loading import NO_CODE, reason
+from ..tasks._loading import NO_CODE, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
 from .kinds import kind_of
 from .quantized_base import quantized_while_loading, trainable
@@ -56,7 +56,7 @@ def load_image_processor(model: str) -> BaseImageProcessor:
     try:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **NO_CODE)  # type: ignore[no-untyped-call]
     except Exception as error:
-        _check_inputs(model, source, "images")
+        _check_inputs(model, source, "images", error)
         raise _unusable(model, error) from error
     return processor
 
@@ -71,7 +71,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **NO_CODE)
     except Exception as error:
-        _check_inputs(model, source, "texts")
+        _check_inputs(model, source, "texts", error)
         raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -186,8 +186,10 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
     return loaded
 
 
-def _check_inputs(model: str, source: str, wanted: str) -> None:
+def _check_inputs(model: str, source: str, wanted: str, error: Exception) -> None:
     """Raise a UserError where a model that is here takes texts and the task has images, or the other way round."""
+    if wants_code(error):
+        return
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True, **NO_CODE)
     except Exception:  # its own error is told
