@@ -133,6 +133,8 @@ def test_numbers_and_names_become_what_a_file_holds():
     assert (type(config.r), config.r, type(config.rank_pattern["query"])) == (int, 4, int)
     assert config.trainable_token_indices == [1, 2]
     json.dumps(config.to_dict(), default=None)
+    with pytest.raises(ValueError, match=r"trainable_token_indices=array.* is not allowed"):
+        AuroraConfig(trainable_token_indices=np.array([1, 2]))
     assert (type(config.alpha), config.alpha, type(config.alpha_pattern["query"])) == (float, 0.5, float)
     assert (config.target_modules, config.modules_to_save, config.layers_to_transform) == ({"query"}, ["head"], [0, 1])
 

@@ -203,7 +203,8 @@ class Runner:
         """
         self.masks, self._encoder_output = {}, None
         if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-            return tuple(self._moved(one) for one in batch)
+            moved = [self._moved(one) for one in batch]
+            return batch._make(moved) if hasattr(batch, "_make") else type(batch)(moved)  # a named tuple has names
         if isinstance(batch, Tensor):
             return self._moved(batch)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..finite import is_finite
+from ..tuner.tensors import changes
 from .float64 import float64_device, has_slow_float64, row_pieces
 from .processes import count_over_processes, sum_over_processes
 from .products import add_gram, mirror
@@ -37,10 +38,6 @@ class Target:
         return linear_shape(self.module.get_base_layer())[0]
 
 
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version  # of a tensor made in inference mode nothing can be told
-
-
 def linear_shape(base_layer: Any) -> tuple[int, int]:
     """(d_out, d_in) of a linear layer, or of a Conv1D of Transformers, whose weight lies the other way round."""
     if hasattr(base_layer, "in_features"):
@@ -60,11 +57,11 @@ class SharedInput:
 
     def see(self, x: Tensor) -> None:
         """The leader is called with x."""
-        self.last = weakref.ref(x), _version(x)
+        self.last = weakref.ref(x), changes(x)
 
     def is_seen(self, x: Tensor) -> bool:
         """Whether x is what the leader was last called with, and is unchanged since."""
-        return self.last is not None and self.last[0]() is x and self.last[1] == _version(x)
+        return self.last is not None and self.last[0]() is x and self.last[1] == changes(x)
 
     def make_room(self, d_in: int, device: torch.device) -> Tensor:
         """The sum, which starts as zeros."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
 from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters, is_offloaded
-from .tensors import gathered, ordinary_tensors
+from .tensors import changes, gathered, ordinary_tensors
 
 BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
 """The names by which a layer holds the two tensors of its calibrations, and files have them."""
@@ -93,7 +93,7 @@ class Calibration:
     def _states(self) -> list[tuple[int, int]]:
         """Which tensor each weight is, and how often it was changed in place; B last."""
         weights = [*self._sigma_weights(), self._B[self.adapter_name]]
-        return [(id(weight), -1 if weight.is_inference() else weight._version) for weight in weights]
+        return [(id(weight), changes(weight)) for weight in weights]
 
     def notice_changes(self) -> None:
         """In eval mode: weights that are not what they were at the last check, as when an average is copied in.

@@ -63,7 +63,7 @@ def are_tokens(value: Any) -> bool:
     """Whether a value is a list of numbers of tokens, or such lists by the name of the embedding."""
     if isinstance(value, dict):
         return all(is_name(name) and not isinstance(ids, dict) and are_tokens(ids) for name, ids in value.items())
-    return bool(value) and is_list_of(is_index, value)
+    return is_list_of(is_index, value) and bool(value)  # asked first, an array has no truth
 
 
 def is_grid(ends: Any, intervals: int) -> bool:

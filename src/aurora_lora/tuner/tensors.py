@@ -21,3 +21,8 @@ def gathered(weight: Tensor) -> Tensor:
     gather = getattr(weight, "full_tensor", None)
     full: Tensor = weight if gather is None else gather()
     return full
+
+
+def changes(x: Tensor) -> int:
+    """How often a tensor was changed in place; -1 for one that was made in inference mode, which keeps no count."""
+    return -1 if x.is_inference() else x._version

@@ -109,6 +109,17 @@ def test_what_is_no_data_changes_nothing_in_a_folder(suffix: str, beside: str, t
     assert {name: list(piece.data) for name, piece in pieces.items()} == {"train": [{"text": "007", "label": "NA"}]}
 
 
+def test_no_file_of_a_folder_is_left_out(tmp_path: Path) -> None:
+    """Where names tell splits, `datasets` passes over those that tell none."""
+    (tmp_path / "named").mkdir()
+    for name in ("train.csv", "test.csv"):
+        _csv(tmp_path / "named" / name)
+    assert set(open_data(OwnData("named"))) == {"train", "test"}
+    _csv(tmp_path / "named" / "more.csv")
+    with pytest.raises(UserError, match=r"named: the name of more\.csv tells no split"):
+        open_data(OwnData("named"))
+
+
 def test_a_card_of_a_folder_says_which_files_are_what(tmp_path: Path) -> None:
     (tmp_path / "card").mkdir()
     for name, text in (("a.csv", "text,label\nb,1\n"), ("other.jsonl", '{"text": "c"}\n')):

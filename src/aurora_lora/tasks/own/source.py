@@ -260,7 +260,15 @@ def _folder(path: Path, config: str | None, encoding: str | None) -> datasets.Da
                 f"{path}: {other.relative_to(path)} has another header or separator than {first.relative_to(path)}: "
                 "name the files one by one, task.data=FILE and task.test_data=FILE"
             )
-    return _load(path, kind, data_files=_by_split(path), encoding=encoding, options=options)
+    splits = _by_split(path)
+    named = {Path(file) for some in splits.values() for file in some}
+    if left := [file for file in tables if file.resolve() not in named]:
+        raise UserError(
+            f"{path}: the name of {left[0].relative_to(path)} tells no split, as those of other files do: name the "
+            "files one by one, task.data=FILE and task.test_data=FILE"
+        )
+    escaped = {name: [glob.escape(file) for file in some] for name, some in splits.items()}
+    return _load(path, kind, data_files=escaped, encoding=encoding, options=options)
 
 
 def _by_split(folder: Path) -> dict[str, list[str]]:
@@ -272,7 +280,7 @@ def _by_split(folder: Path) -> dict[str, list[str]]:
     tables = {
         str(name): [file for file in some if Path(file).suffix.lower() in FORMATS] for name, some in found.items()
     }
-    return {name: [glob.escape(file) for file in some] for name, some in tables.items() if some}
+    return {name: some for name, some in tables.items() if some}
 
 
 def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
