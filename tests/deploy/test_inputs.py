@@ -9,7 +9,14 @@ import torch.distributed as dist
 from peft import get_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BertConfig, BertForMultipleChoice, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForMultipleChoice,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.deploy.inputs import Runner
@@ -67,6 +74,23 @@ def test_the_masks_of_an_encoder_decoder_inside_ddp() -> None:
     finally:
         gc.collect()
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("classes", [(), (2,)], ids=["one label", "a label for each class"])
+def test_the_decoder_of_a_classifier_has_the_tokens_of_the_encoder(classes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    net = BartForSequenceClassification(BartConfig(vocab_size=20, num_labels=2, **sizes, **heads))
+    model = get_peft_model(net, AuroraConfig(target_modules=["fc1"], init_weights=False))
+    ids = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, 1, 1]])
+    mask = (ids != 1).long()
+    labels = torch.ones(2, *classes, dtype=torch.float if classes else torch.long)
+    for given in ({}, {"labels": labels}):
+        report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, **given}])
+        assert [layer.vectors for layer in report.layers] == [8, 8]
+    report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}])
+    assert [layer.vectors for layer in report.layers] == [8, 10]
 
 
 def test_the_padding_of_several_texts_an_example_is_left_out() -> None:

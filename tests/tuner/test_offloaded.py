@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import tiny
 
 from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap
+from aurora_lora.tuner.calibration import Calibration
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 BATCHES = [torch.randn(100, 6, generator=torch.Generator().manual_seed(1))]
@@ -54,6 +55,19 @@ def test_every_form(form: str, buffers: bool, tmp_path: Path, recwarn: pytest.Wa
         assert torch.equal(model(X), wanted)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not [warning for warning in recwarn if "trained after" in str(warning.message)]
+
+
+@torch.no_grad()
+def test_a_matrix_is_not_compared_with_the_weights_in_each_pass(tmp_path: Path, monkeypatch: Any) -> None:
+    """They are other tensors in each, loaded anew."""
+    compared: list[str] = []
+    check = Calibration.check
+    monkeypatch.setattr(Calibration, "check", lambda self: (compared.append(self.adapter_name), check(self))[1])
+    model = offload(adapted("calibrated"), tmp_path, False).eval()
+    model(X)
+    compared.clear()
+    model(X)
+    assert not compared
 
 
 @pytest.mark.parametrize("form", ["static", "calibrated"])

@@ -219,10 +219,17 @@ class Runner:
                 mask = mask.flatten(0, 1)
             if isinstance(mask, Tensor) and mask.dim() == 2:
                 self.masks[name] = mask.bool()
-        labels = inputs.get("labels")
-        if self.encoder is not None and "decoder_attention_mask" not in self.masks and isinstance(labels, Tensor):
-            self.masks["decoder_attention_mask"] = labels != -100
+        if self.encoder is not None and "decoder_attention_mask" not in self.masks:
+            self._note_decoder_mask(inputs)
         return inputs
+
+    def _note_decoder_mask(self, inputs: Mapping[str, Any]) -> None:
+        """Of the decoder, which was given none: its tokens are the labels, or else the encoder's, as in classifiers."""
+        labels = inputs.get("labels")
+        if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+            self.masks["decoder_attention_mask"] = labels != -100
+        elif not inputs.keys() & _DECODER_TOKENS and "attention_mask" in self.masks:
+            self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
 
     def _moved(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
@@ -256,6 +263,7 @@ def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:
 
 
 _TEXTS = ("input_ids", "inputs_embeds")
+_DECODER_TOKENS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
 @contextmanager

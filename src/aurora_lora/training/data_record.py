@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import files
 from ..errors import UserError
-from ..tasks.own.source import sha256_of
+from ..tasks.own.files import sha256_of
 from .data import Data
 from .own_section import OwnFields
 from .storage import DATA, SPLITS

@@ -1,0 +1,185 @@
+"""Reads files and folders through `datasets`: memory-mapped, and each mistake in them as one plain line."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from ...extras import extra
+from .._loading import NO_CODE, reason
+from .broken import check_text, csv_options, why_broken
+
+if TYPE_CHECKING:
+    import datasets
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""What `datasets` calls the formats of files, by their suffix."""
+PACKED = {suffix: suffix for suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")}
+"""Files that may hold such ones, for `datasets` to see."""
+
+
+def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"task.{field}: {path}: '{path.suffix}' is not one of {', '.join(FORMATS)}")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
+    options = _options(path, kind, encoding)
+    return _load(path, kind, data_files={"train": glob.escape(str(path))}, encoding=encoding, options=options)
+
+
+def _options(path: Path, kind: str, encoding: str | None) -> dict[str, Any]:
+    """How `datasets` is to read a file of a format."""
+    if kind == "csv":
+        return csv_options(path, encoding)
+    if kind == "json":
+        check_text(path, encoding)
+        return {} if encoding is None else {"encoding": encoding}
+    return {}
+
+
+def read_folder(path: Path, config: str | None, encoding: str | None) -> datasets.DatasetDict:
+    """What `save_to_disk` wrote; files of one format, each read as it is alone; or what else `datasets` knows, such as
+    images by class, or a data set whose README.md tells which files are what.
+    """
+    with extra("train"):
+        import datasets
+        from datasets.data_files import FILES_TO_IGNORE
+        from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        try:
+            found = datasets.load_from_disk(str(path))
+        except Exception as error:
+            raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
+        return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
+    if not any(path.iterdir()):
+        raise UserError(f"{path} is empty")
+    every = [file for file in _files(path) if file.name not in FILES_TO_IGNORE]
+    tables = {file: kind for file in every if (kind := (FORMATS | PACKED).get(file.suffix.lower()))}
+    images = sum(file.suffix.lower() in ImageFolder.EXTENSIONS for file in every)
+    card = path / "README.md"
+    if images > len(tables) or (card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace"))):
+        return _load(path, str(path), name=config)
+    if len(set(tables.values())) > 1:
+        suffixes = sorted({file.suffix.lower() for file in tables})
+        raise UserError(
+            f"{path} has {', '.join(suffixes[:-1])} and {suffixes[-1]} files: the files of a folder have one format; "
+            "or name them one by one, task.data=FILE and task.test_data=FILE"
+        )
+    if config is not None or not tables or PACKED.keys() & tables.values():
+        return _load(path, str(path), name=config)
+    (first, kind), *others = tables.items()
+    options = _options(first, kind, encoding)
+    for other, _ in others:
+        if _options(other, kind, encoding) != options:
+            raise UserError(
+                f"{path}: {other.relative_to(path)} has another header or separator than {first.relative_to(path)}: "
+                "name the files one by one, task.data=FILE and task.test_data=FILE"
+            )
+    splits = _by_split(path)
+    named = {Path(file) for some in splits.values() for file in some}
+    if left := [file for file in tables if file.resolve() not in named]:
+        raise UserError(
+            f"{path}: the name of {left[0].relative_to(path)} tells no split, as those of other files do: name the "
+            "files one by one, task.data=FILE and task.test_data=FILE"
+        )
+    escaped = {name: [glob.escape(file) for file in some] for name, some in splits.items()}
+    return _load(path, kind, data_files=escaped, encoding=encoding, options=options)
+
+
+def _by_split(folder: Path) -> dict[str, list[str]]:
+    """The files of a folder that have rows, by the splits that `datasets` sees in their names."""
+    with extra("train"):
+        from datasets.data_files import DataFilesDict, get_data_patterns
+    base = glob.escape(folder.resolve().as_posix())
+    found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    tables = {
+        str(name): [file for file in some if Path(file).suffix.lower() in FORMATS] for name, some in found.items()
+    }
+    return {name: some for name, some in tables.items() if some}
+
+
+def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
+    with extra("train"):
+        import datasets
+    options = more.pop("options", {})
+    try:
+        with _no_log():
+            loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
+    except Exception as error:  # `datasets` raises many kinds, some of them its own
+        why = _cause(error)
+        if "corresponds to no data" in why:
+            raise UserError(f"{path} has no rows") from error
+        raise UserError(why_broken(path, encoding) or f"{path} cannot be loaded: {why}") from error
+    return loaded
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+    """`datasets` logs what is wrong with a file before it raises it."""
+    with extra("train"):
+        from datasets.utils import logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _cause(error: BaseException) -> str:
+    """The first reason: `datasets` wraps it in errors that say nothing."""
+    while (before := error.__cause__ or error.__context__) is not None and type(error).__name__.startswith("Dataset"):
+        error = before
+    return reason(error) if isinstance(error, Exception) else str(error)
+
+
+# ---------------------------------------------------------------- what it was
+
+
+def sha256_of(given: str) -> str | None:
+    """That of a file or of a folder's files; None where there is none that can be read."""
+    path = Path(given).expanduser()
+    try:
+        if path.is_file():
+            return file_digest(path)
+        return folder_digest(path) if path.is_dir() else None
+    except OSError:
+        return None
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files; hidden ones, such as caches, are left out."""
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of a folder that are neither hidden nor of a cache."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith((".", "cache-")) for part in path.relative_to(folder).parts)
+    ]
