@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
+from peft import GloraConfig, IA3Config, LoHaConfig, LoraConfig, OFTConfig, RoadConfig, get_peft_model
 from rich.console import Console
 from torch import nn
 
@@ -212,6 +212,48 @@ def test_nothing_is_changed(make_bert, batches, logits):
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
     assert {path: set(module.__dict__) for path, module in model.named_modules()} == attributes
     assert torch.equal(logits(model.eval()), before)
+
+
+BIASED = {
+    "ia3": METHODS["ia3"],
+    "road": lambda: RoadConfig(target_modules=TARGETS, group_size=16, init_weights=False),
+    "glora": lambda: GloraConfig(target_modules=TARGETS, init_weights=False),
+    "lora_bias": lambda: LoraConfig(target_modules=TARGETS, init_lora_weights=False, lora_bias=True),
+}
+
+
+@pytest.mark.parametrize("method", BIASED)
+def test_a_bias_that_the_adapter_changes_is_merged_in_a_copy(method, make_bert, batches):
+    """The base keeps its own, and the merge is PEFT's."""
+    base = make_bert()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model = get_peft_model(base, BIASED[method]()).eval()
+    reference, state = all_logits(model, batches), copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        gap = merge_gap(model, batches)
+        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(all_logits(model, batches), reference)
+    own = by_name(gap)["float32"]
+    assert all(loss.lost < 1e-5 for loss in own.layers)
+    assert own.end_to_end.agreement == 1
+    model.merge_adapter()
+    merged = all_logits(model, batches)
+    assert own.end_to_end.largest_logit_difference == pytest.approx(0, abs=1e-4)
+    torch.testing.assert_close(merged, reference, atol=1e-4, rtol=0)
+
+
+def test_a_trained_bias_that_the_layer_does_not_have(make_bert, batches):
+    base = make_bert()
+    for layer in base.bert.encoder.layer:
+        layer.attention.self.query.bias = None
+    with pytest.warns(UserWarning, match="lora_bias"):
+        model = get_peft_model(base, BIASED["lora_bias"]()).eval()
+    with pytest.raises(MergeError, match=r"query: the bias that lora_bias=True trains cannot be merged: the layer has"):
+        merge_gap(model, batches)
 
 
 def test_aurora_has_its_forms_and_the_merges(make_bert, config, batches, train_step):

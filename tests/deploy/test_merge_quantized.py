@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -22,7 +22,7 @@ from aurora_lora import (
     merge_quantized,
 )
 from aurora_lora.deploy.formats import format_of
-from aurora_lora.deploy.merged_weight import adapters_of, merged_weight
+from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
@@ -75,7 +75,7 @@ def test_merge_and_back(quantisation, method, folder):
     model = quantised.adapted(quantised.load(folder, quantisation), method)
     expected = quantised.logits(model, TEST)
     stored = {n: dense(layer, model) for n, layer in layers(model).items()}
-    exact = {n: merged_weight(n, layer, stored[n], adapters_of(layer)) for n, layer in layers(model).items()}
+    exact = {n: merged_linear(n, layer, stored[n], adapters_of(layer))[0] for n, layer in layers(model).items()}
     report = merge_quantized(model, INPUTS)
     assert {layer.layer for layer in report.layers} == set(stored)
     merged = quantised.logits(model, TEST)
@@ -106,7 +106,7 @@ def test_reported_errors_are_those_of_the_outputs(folder):
         seen[-1] = seen[-1][batch["attention_mask"].bool()]
     hook.remove()
     x, stored = torch.cat(seen), dense(layer, model)
-    exact = merged_weight(path, layer, stored, ["default"])
+    exact, _ = merged_linear(path, layer, stored, ["default"])
     report = merge_quantized(model, INPUTS)
     assert report.vectors == len(x)
     assert report.passes == 1
@@ -121,7 +121,7 @@ def test_merged_weight_is_what_the_method_merges(method, folder):
 
     model = quantised.adapted(AutoModelForCausalLM.from_pretrained(folder), method)
     found = {
-        n: merged_weight(n, layer, layer.get_base_layer().weight.data.clone(), adapters_of(layer))
+        n: merged_linear(n, layer, layer.get_base_layer().weight.data.clone(), adapters_of(layer))[0]
         for n, layer in layers(model).items()
     }
     untouched = quantised.logits(model, TEST)
@@ -275,6 +275,45 @@ def test_unquantised_layers_are_merged_as_ever(folder):
     torch.testing.assert_close(head.get_base_layer().weight.data, exact)
 
 
+QKV = ["q_proj", "v_proj"]
+BIASED = {
+    "ia3": lambda: IA3Config(target_modules=QKV, feedforward_modules=[], init_ia3_weights=False),
+    "road": lambda: RoadConfig(target_modules=QKV, group_size=32, init_weights=False),
+    "lora_bias": lambda: LoraConfig(target_modules=QKV, init_lora_weights=False, lora_bias=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "method"),
+    [("torchao int8", "ia3"), ("torchao int8", "road"), ("nf4", "lora_bias"), ("int8", "lora_bias")],
+)
+def test_a_bias_that_the_adapter_changes_is_merged_too(quantisation, method, tmp_path):
+    """With half of the layers' output in the bias, a merge that left it out would be far off."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=200, attention_bias=True, **sizes))
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(quantised.load(tmp_path / "base", quantisation), BIASED[method]()).eval()
+    expected = quantised.logits(model, TEST)
+    biases = {n: layer.get_base_layer().bias for n, layer in layers(model).items()}
+    values = {n: bias.detach().clone() for n, bias in biases.items()}
+    with model.disable_adapter():
+        effect = (quantised.logits(model, TEST) - expected).norm()
+    merge_quantized(model, INPUTS)
+    merged = quantised.logits(model, TEST)
+    assert (merged - expected).norm() < 0.1 * effect
+    copied = copy.deepcopy(model)
+    model.unmerge_adapter()
+    assert all(layer.get_base_layer().bias is biases[n] for n, layer in layers(model).items())
+    assert same(biases, values)
+    assert torch.equal(quantised.logits(model, TEST), expected)
+    assert torch.equal(quantised.logits(copied.merge_and_unload(), TEST), merged)
+
+
 def test_tied_embeddings_are_merged_as_ever(tmp_path):
     """The other module that has the weight keeps it."""
     torch.manual_seed(0)
@@ -333,7 +372,7 @@ PEAK = """
 import resource, sys, torch, warnings
 warnings.simplefilter("ignore")
 import bitsandbytes as bnb
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model
 from aurora_lora import merge_quantized
 d, d_ff, n, bound = 768, 2688, 3, int(sys.argv[1])
 

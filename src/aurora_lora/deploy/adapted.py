@@ -12,7 +12,7 @@ from ..errors import CalibrationError, MergeError, NotFiniteError
 from ..tuner import AuroraLayer
 from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
 from .formats import Format, format_for, format_of, name_of
-from .merged_weight import layers_with_adapters, merged_weight
+from .merged_weight import layers_with_adapters, merged_linear
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,18 @@ class AdaptedLayer:
         """(d_out, d_in), from how the layer has it, or the other way round."""
         return weight.T if hasattr(self.module.get_base_layer(), "nf") else weight  # a Conv1D of Transformers
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """W0 and W = W0 + dW, (d_out, d_in) in float32.
+    def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """W0, W = W0 + dW, (d_out, d_in), and the merged bias (d_out,) if there is one; in float32.
 
         Raises:
             MergeError, NotFiniteError: see `merge_gap`.
         """
         held = self.module.get_base_layer().weight.data.float() if self.format is None else self.format.dense()
-        merged = merged_weight(self.path, self.module, held, self.names)
-        if not torch.isfinite(merged).all():
-            raise NotFiniteError(f"{self.path}: the merged weight is not finite; the adapter seems to be broken.")
-        return self._upright(held).contiguous(), self._upright(merged).contiguous()
+        merged, bias = merged_linear(self.path, self.module, held, self.names)
+        for what, value in (("weight", merged), ("bias", bias)):
+            if value is not None and not torch.isfinite(value).all():
+                raise NotFiniteError(f"{self.path}: the merged {what} is not finite; the adapter seems to be broken.")
+        return self._upright(held).contiguous(), self._upright(merged).contiguous(), bias
 
     def in_dtype(self, dtype: torch.dtype | None, exact: Tensor) -> Tensor:
         """The weight (d_out, d_in) that a merge into a base of this dtype gives, rounded as the layer does."""
@@ -60,7 +61,8 @@ class AdaptedLayer:
         if isinstance(self.module, AuroraLayer) or dtype == torch.float32:
             return exact.to(dtype).float()
         held = self.module.get_base_layer().weight.data if self.format is None else self.format.dense()
-        return self._upright(merged_weight(self.path, self.module, held.to(dtype), self.names)).contiguous()
+        merged, _ = merged_linear(self.path, self.module, held.to(dtype), self.names)
+        return self._upright(merged).contiguous()
 
     def format_named(self, name: str, exact: Tensor) -> Format:
         """Its own format if that is the one, or else a new one for the merged weight."""

@@ -102,7 +102,7 @@ class MergeSums:
             return
         inputs = input_moment(S)
         for layer in layers:
-            held, exact = layer.weights()
+            held, exact, _ = layer.weights()
             for merge in merges:
                 assert merge.quantization is not None
                 own = layer.format_named(merge.quantization, exact)
@@ -112,8 +112,8 @@ class MergeSums:
                 self._chosen[merge.name, layer.path] = codes.to(torch.uint8), grid
 
     def _measure(self, S: Tensor, layer: AdaptedLayer) -> None:
-        held, exact = layer.weights()
-        check_change(layer.path, layer.module, layer.names, exact - held, S)
+        held, exact, bias = layer.weights()
+        check_change(layer.path, layer.module, layer.names, exact - held, bias, S)
         effect = output_error(exact - held, S)
         for merge in self.merges:
             error = output_error(self._weight(merge, layer, held, exact) - exact, S)
@@ -157,19 +157,20 @@ class MergeSums:
 
     def _variant(self, merge: Merge) -> Callable[[], AbstractContextManager[None]]:
         """Turns the model into one whose adapted layers have this merge's weights."""
-        weights = {}
+        plain = {}
         for path, layer in self.layers.items():
-            weights[path] = self._weight(merge, layer, *layer.weights()).to(layer.dtype)
-        return lambda: _merged(self.layers, weights)
+            held, exact, bias = layer.weights()
+            plain[path] = _Plain(self._weight(merge, layer, held, exact).to(layer.dtype), bias)
+        return lambda: _merged(self.layers, plain)
 
 
 @contextmanager
-def _merged(layers: Mapping[str, AdaptedLayer], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """While the block runs, each layer computes with the weight (d_out, d_in) given for it, and with no adapter."""
+def _merged(layers: Mapping[str, AdaptedLayer], plain: Mapping[str, _Plain]) -> Iterator[None]:
+    """While the block runs, each layer computes as the one given for it, and with no adapter."""
     earlier = {path: layer.module.__dict__.get("forward") for path, layer in layers.items()}
     try:
         for path, layer in layers.items():
-            layer.module.forward = _Plain(weights[path], layer.module.get_base_layer().bias)
+            layer.module.forward = plain[path]
         yield
     finally:
         for path, layer in layers.items():
@@ -181,7 +182,7 @@ def _merged(layers: Mapping[str, AdaptedLayer], weights: Mapping[str, Tensor]) -
 
 @dataclass(frozen=True)
 class _Plain:
-    """The forward pass of a linear layer."""
+    """The forward pass of a linear layer, with a weight (d_out, d_in)."""
 
     weight: Tensor
     bias: Tensor | None

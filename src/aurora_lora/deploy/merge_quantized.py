@@ -15,13 +15,13 @@ from ..errors import MergeError
 from ..ops.rounding import InputMoment, input_moment, output_error
 from ..tuner import AuroraLayer
 from ..tuner.adapters import note_shared_weights
-from ..tuner.original_weight import OriginalWeight
+from ..tuner.original_weight import OriginalWeight, parameter_like
 from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
 from .adapted import AdaptedLayer
 from .collector import Collector
 from .formats import format_of
 from .inputs import Runner, as_batches
-from .merged_weight import check_change, layers_with_adapters
+from .merged_weight import bias_change, check_change, layers_with_adapters
 from .moments import LayerMoments, Target, means_by_input
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .plan import plan, rounding_bytes
@@ -147,6 +147,8 @@ class _Rounded:
 
     weight: nn.Parameter | None
     """None is the one that it holds already."""
+    bias: Tensor | None
+    """The merged one, (d_out,), where the adapter changes it."""
     report: LayerMerge
     vectors: int
 
@@ -154,38 +156,47 @@ class _Rounded:
 def _rounded(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: int) -> _Rounded:
     """Changes nothing. S = E[x x^T], (d_in, d_in)."""
     assert layer.format is not None
-    base, merged = layer.weights()
-    check_change(layer.path, layer.module, layer.names, merged - base, S)
+    base, merged, bias = layer.weights()
+    check_change(layer.path, layer.module, layer.names, merged - base, bias, S)
+    bias = None if bias_change(layer.module, bias) is None else bias
     kind = layer.format.backend.backend_name
     if torch.equal(merged, base):
-        return _Rounded(None, LayerMerge(layer.path, kind, 0.0, 0.0), vectors)
+        return _Rounded(None, bias, LayerMerge(layer.path, kind, 0.0, 0.0), vectors)
     own = layer.format.fitted(merged)
     codes, grid = layer.format.chosen(merged, S, inputs)
     effect = output_error(merged - base, S)
     lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
     nearest, calibrated = ((error / effect) ** 0.5 if effect > 0 else 0.0 for error in lost)
-    return _Rounded(layer.format.stored(codes, grid), LayerMerge(layer.path, kind, nearest, calibrated), vectors)
+    report = LayerMerge(layer.path, kind, nearest, calibrated)
+    return _Rounded(layer.format.stored(codes, grid), bias, report, vectors)
 
 
 def _put(layer: AdaptedLayer, rounded: _Rounded) -> None:
-    """Let the base layer hold the weight, and keep the original for `unmerge`."""
+    """Let the base layer hold the weight and the bias, and keep the originals for `unmerge`."""
     assert layer.format is not None
-    module = layer.module
-    original = OriginalWeight(module.get_base_layer(), layer.format.backend, shared=False)
+    module, base = layer.module, layer.module.get_base_layer()
+    original = OriginalWeight(base, layer.format.backend, shared=False)
     if rounded.weight is not None:
         layer.format.put(rounded.weight)
     if isinstance(module, AuroraLayer):
         module.keep(original, rounded.report.calibrated)
     else:
-        module.original_weight = original
+        module.originals = original, base.bias
+        if rounded.bias is not None:
+            base.bias = parameter_like(base.bias, rounded.bias.to(base.bias.dtype))
         module.unmerge = MethodType(_unmerge, module)
     module.merged_adapters.extend(layer.names)
 
 
 def _unmerge(layer: Any) -> None:
     """In place of the layer's own `unmerge`, which would subtract the update and round once more."""
-    layer.original_weight.restore(layer)
-    del layer.original_weight, layer.unmerge
+    weight, bias = layer.originals
+    weight.restore(layer)
+    base = layer.get_base_layer()
+    if bias is not None:
+        bias.data = bias.data.to(base.bias.device)
+    base.bias = bias
+    del layer.originals, layer.unmerge
     layer.merged_adapters.clear()
 
 

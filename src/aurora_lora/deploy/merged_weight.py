@@ -1,4 +1,4 @@
-"""The weight of any PEFT layer with its adapters merged, without merging it."""
+"""The weight and the bias of any PEFT layer with its adapters merged, without merging it."""
 
 from __future__ import annotations
 
@@ -39,34 +39,40 @@ def check_in_use(path: str, layer: Any, action: str, error: type[Exception] = Ca
         raise error(f"The adapters of {path} are switched off: enable them before {action}.")
 
 
-def merged_weight(path: str, layer: BaseTunerLayer, weight: Tensor, names: Sequence[str]) -> Tensor:
-    """W0 + dW as the layer itself would merge it, (d_out, d_in) in float32; changes nothing.
+def merged_linear(
+    path: str, layer: BaseTunerLayer, weight: Tensor, names: Sequence[str]
+) -> tuple[Tensor, Tensor | None]:
+    """W0 + dW (d_out, d_in), and the bias (d_out,) if there is one, as the layer would merge them; changes nothing.
+
+    Both are in float32. Few methods change the bias: those that act on the layer's output, as (IA)3 does.
 
     Args:
         path: names the layer in errors.
         layer: of AuroRA, or of any method of PEFT whose update can be added to the weight.
-        weight: W0, dequantised, (d_out, d_in) in float32.
+        weight: W0, dequantised, (d_out, d_in).
         names: the adapters.
 
     Raises:
-        MergeError: the method's update cannot be added to the weight of a quantised layer.
+        MergeError: the method's update cannot be added to the weight of a quantised layer, or it trains a bias that the
+            layer does not have.
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `get_factors`.
     """
     merged = weight.clone()
-    with torch.no_grad(), _dense_base(layer, weight):
+    with torch.no_grad(), _dense_base(layer, weight) as dense:
         for name in names:
             merged = _with_adapter(path, layer, merged, name).float()
-    return merged
+    return merged, None if dense.bias is None else dense.bias.data.float()
 
 
-def check_change(path: str, layer: Any, names: Sequence[str], update: Tensor, S: Tensor) -> None:
-    """Raise a MergeError unless dW x is what the adapters add to the output, for a few x like its inputs.
+def check_change(path: str, layer: Any, names: Sequence[str], update: Tensor, bias: Tensor | None, S: Tensor) -> None:
+    """Raise a MergeError unless dW x + db is what the adapters add to the output, for a few x like its inputs.
 
     Args:
         path: names the layer in the error.
         layer: of any method of PEFT on a linear layer.
         names: of its adapters.
         update: dW, (d_out, d_in).
+        bias: the merged one, b + db, (d_out,).
         S: E[x x^T], (d_in, d_in).
     """
     noise = torch.randn(8, len(S), generator=torch.Generator().manual_seed(0)).to(S.device)
@@ -75,12 +81,27 @@ def check_change(path: str, layer: Any, names: Sequence[str], update: Tensor, S:
     plain = layer.get_base_layer()(x)
     added = (layer(x) - plain).float()
     expected = x.float() @ update.T
+    if (change := bias_change(layer, bias)) is not None:
+        expected += change
     allowed = 0.05 * expected.norm() + 0.02 * plain.float().norm()
     if not (added - expected).norm() <= allowed:
         raise MergeError(
-            f"{path}: what its adapters ({', '.join(names)}) compute is no change of the weight, so they cannot be "
-            "merged."
+            f"{path}: what its adapters ({', '.join(names)}) compute is no change of the weight and the bias, so they "
+            "cannot be merged."
         )
+
+
+def bias_change(layer: Any, bias: Tensor | None) -> Tensor | None:
+    """What a merge adds to the bias, (d_out,) in float32; None where it stays what it is.
+
+    Args:
+        layer: of any method of PEFT on a linear layer.
+        bias: the merged one.
+    """
+    if bias is None:
+        return None
+    change = bias - layer.get_base_layer().bias.float()
+    return change if change.any() else None
 
 
 def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
@@ -90,19 +111,22 @@ def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
         layer.get_base_layer().weight.data = weight
         merged: Tensor = layer.lora_variant[name].merge_safe(layer, name, weight)
         return merged
-    if getattr(layer, "lora_bias", {}).get(name):
-        raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged into a quantised layer.")
+    trains_bias = getattr(layer, "lora_bias", {}).get(name, False)
+    if trains_bias and layer.get_base_layer().bias is None:
+        raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
     method, kind = type(layer).__module__.split(".")[-2:]
     if kind not in QUANTISING:
         return _own_merge(layer, weight, name)
     if not hasattr(layer, "get_delta_weight"):
         raise MergeError(f"{path}: {method} has no update that could be added to the weight of a quantised layer.")
     update: Tensor = layer.get_delta_weight(name)
+    if trains_bias:  # with the scale, as in the forward pass: PEFT's merge into a quantised layer leaves it out
+        layer.get_base_layer().bias.data += layer.lora_B[name].bias * layer.scaling[name]
     return weight + update.to(weight)
 
 
 def _own_merge(layer: Any, weight: Tensor, name: str) -> Tensor:
-    """What the layer's own `merge` makes of an unquantised weight."""
+    """What the layer's own `merge` makes of an unquantised weight; it merges into the bias of the base too."""
     backend, layer.quantization_backend = layer.quantization_backend, None
     already = list(layer.merged_adapters)
     try:
@@ -117,8 +141,8 @@ def _own_merge(layer: Any, weight: Tensor, name: str) -> Tensor:
 
 
 @contextmanager
-def _dense_base(layer: Any, weight: Tensor) -> Iterator[None]:
-    """While the block runs, the layer's base is an unquantised one of the same shape."""
+def _dense_base(layer: Any, weight: Tensor) -> Iterator[nn.Linear]:
+    """While the block runs, the layer's base is an unquantised one of the same shape, with a copy of the bias."""
     owner = layer
     while isinstance(owner.base_layer, BaseTunerLayer):
         owner = owner.base_layer
@@ -126,9 +150,10 @@ def _dense_base(layer: Any, weight: Tensor) -> Iterator[None]:
     dense = nn.Linear(1, 1, bias=base.bias is not None, device="meta")
     dense.weight = nn.Parameter(weight.clone(), requires_grad=False)
     dense.in_features, dense.out_features = weight.shape[1], weight.shape[0]
-    dense.bias = base.bias
+    if base.bias is not None:
+        dense.bias = nn.Parameter(base.bias.to(weight, copy=True), requires_grad=False)
     owner.base_layer = dense
     try:
-        yield
+        yield dense
     finally:
         owner.base_layer = base
