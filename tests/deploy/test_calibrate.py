@@ -16,7 +16,7 @@ from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.moments import Target
-from aurora_lora.deploy.solve import solve
+from aurora_lora.deploy.solve import RIDGES, solve
 from aurora_lora.tuner import aurora_layers
 
 calibrate_module = sys.modules["aurora_lora.deploy.calibrate"]  # the package's own name for it is the function
@@ -49,16 +49,26 @@ def capture_inputs(model, batches, mask_out_padding=True):
     }
 
 
-def least_squares(layer, x, ridge, adapter="default"):
-    """The ridge solution from one stacked system, in float64: no moments, no Cholesky."""
-    x = x.double()
+def sigma_and_z(layer, x, adapter="default"):
+    """sigma(z) and z = A x, (n, r) each, in float64."""
     z = x.float() @ layer.aurora_A[adapter].T
-    y = layer.sigma(adapter, z).detach().double()
+    return layer.sigma(adapter, z).detach().double(), z.detach().double()
+
+
+def linear_in_z(layer, x, adapter="default"):
+    """D A (r, d_in), of the linear map of z that is nearest to sigma, by QR."""
+    sigma, z = sigma_and_z(layer, x, adapter)
+    return torch.linalg.lstsq(z, sigma).solution.T @ layer.aurora_A[adapter].detach().double()
+
+
+def least_squares(layer, x, ridge, adapter="default"):
+    """The ridge solution from one stacked system, in float64: no moments, no Cholesky. `ridge` is lambda itself."""
+    sigma, _ = sigma_and_z(layer, x, adapter)
+    x, linear = x.double(), linear_in_z(layer, x, adapter)
     n, d = x.shape
-    damping = (ridge * n * x.square().mean()).sqrt()
-    stacked = torch.cat([x, damping * torch.eye(d, dtype=torch.float64)])
-    target = torch.cat([y, torch.zeros(d, y.shape[1], dtype=torch.float64)])
-    return torch.linalg.lstsq(stacked, target, driver="gelsd").solution.T
+    stacked = torch.cat([x, (ridge * n) ** 0.5 * torch.eye(d, dtype=torch.float64)])
+    rest = torch.cat([sigma - x @ linear.T, torch.zeros(d, len(linear), dtype=torch.float64)])
+    return linear + torch.linalg.lstsq(stacked, rest, driver="gelsd").solution.T
 
 
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
@@ -69,7 +79,7 @@ def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, 
     assert [entry.layer for entry in report.layers] == [name for name, _ in aurora_layers(model)]
     n = sum(int(batch["attention_mask"].sum()) for batch in batches)
     for entry, (name, layer) in zip(report.layers, aurora_layers(model), strict=True):
-        expected = least_squares(layer, inputs[name], ridge=1e-4)
+        expected = least_squares(layer, inputs[name], entry.ridge)
         torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
         assert entry.vectors == n
         sigma = layer.sigma("default", inputs[name] @ layer.aurora_A["default"].T)
@@ -85,11 +95,12 @@ def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
     generator = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(64, 6, generator=generator)
     report = calibrate(model, [x], ridge=ridge)
-    sigma = layer.sigma("default", x @ layer.aurora_A["default"].T).double().detach()
+    sigma, _ = sigma_and_z(layer, x)
+    linear = linear_in_z(layer, x)
     x = x.double()
 
     def objective(M):
-        return (sigma - x @ M.T).square().sum(-1).mean() + report.layers[0].ridge * M.square().sum()
+        return (sigma - x @ M.T).square().sum(-1).mean() + report.layers[0].ridge * (M - linear).square().sum()
 
     best = layer.aurora_A_cal["default"].double()
     lowest = objective(best)
@@ -99,6 +110,66 @@ def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
     M = best.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(objective(M), M)
     assert gradient.abs().max() < 1e-5 * (1 + scale)
+
+
+def explained(layer, matrix, x):
+    """Which share of E|sigma|^2 a linear map of x explains."""
+    sigma, _ = sigma_and_z(layer, x)
+    return 1 - float((sigma - x.double() @ matrix.double().T).square().sum() / sigma.square().sum())
+
+
+@pytest.mark.parametrize("n", [8, 32, 64, 96, 200])
+@pytest.mark.parametrize("skip", [True, False])
+def test_few_vectors_do_not_spoil_it(n, skip):
+    """As many numbers a row as vectors could fit sigma exactly, and say nothing of other inputs."""
+    model, layer = linear_model(d_in=64, skip=skip)
+    x, others = torch.randn(n + 2000, 64, generator=torch.Generator().manual_seed(n)).split([n, 2000])
+    calibrate(model, [x])
+    found = explained(layer, layer.aurora_A_cal["default"], others)
+    assert found > explained(layer, linear_in_z(layer, x), others) - 0.03
+    assert found > explained(layer, linear_in_z(layer, others), others) - 0.3
+
+
+def curved(n, seed):
+    """Inputs of which some are functions of others, as hidden states are: (n, 24)."""
+    z = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([z, z.tanh(), z**3 / 4], 1)
+
+
+def test_many_vectors_give_more_than_a_linear_map_of_z():
+    model, layer = linear_model(d_in=24, skip=False)
+    x, others = curved(4000, 0), curved(2000, 1)
+    report = calibrate(model, [x])
+    linear, best = (
+        explained(layer, matrix, others) for matrix in (linear_in_z(layer, x), least_squares(layer, x, 0.0))
+    )
+    found = explained(layer, layer.aurora_A_cal["default"], others)
+    assert linear + 0.02 < found
+    assert found == pytest.approx(best, abs=0.002)
+    assert report.layers[0].explained == pytest.approx(explained(layer, layer.aurora_A_cal["default"], x), abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [20, 60, 300, 3000])
+@pytest.mark.parametrize("ridge", [1e-4, 0.05, 3.0, 200.0])
+def test_the_ridge_is_chosen_by_generalised_cross_validation(n, ridge):
+    """Against the formula, from the hat matrix itself."""
+    model, layer = linear_model(d_in=24, skip=False)
+    x = curved(n, 2)
+    report = calibrate(model, [x], ridge=ridge)
+    sigma, z = sigma_and_z(layer, x)
+    x = x.double()
+    scale = float(x.square().mean())
+
+    def score(tried):
+        hat = x @ torch.linalg.solve(x.T @ x / n + tried * scale * torch.eye(24).double(), x.T) / n
+        free = n - float(hat.trace()) - z.shape[1]
+        left = sigma - x @ least_squares(layer, x, tried * scale).T
+        return float(left.square().sum() / free**2) if free > 0 else float("inf")
+
+    tried = [ridge, *(one for one in RIDGES if one > ridge)]
+    chosen = report.layers[0].ridge / scale
+    assert min(abs(chosen / one - 1) for one in tried) < 1e-5
+    assert score(chosen) <= 1.05 * min(map(score, tried))  # the trace is estimated
 
 
 def test_a_linear_sigma_is_found_exactly():
@@ -132,9 +203,10 @@ def test_query_key_and_value_share_the_moment_of_their_input(make_bert, config, 
 @pytest.mark.parametrize("share_inputs", [False, True])
 def test_sharing_changes_nothing(make_bert, config, batches, share_inputs):
     model = get_peft_model(make_bert(), config())
-    calibrate(model, batches, share_inputs=share_inputs)
-    for name, layer in aurora_layers(model):
-        expected = least_squares(layer, capture_inputs(model, batches)[name], ridge=1e-4)
+    report = calibrate(model, batches, share_inputs=share_inputs)
+    inputs = capture_inputs(model, batches)
+    for entry, (name, layer) in zip(report.layers, aurora_layers(model), strict=True):
+        expected = least_squares(layer, inputs[name], entry.ridge)
         torch.testing.assert_close(layer.aurora_A_cal["default"].double(), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -291,11 +363,11 @@ def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
     model, layer = linear_model(fixed_activation="tanh", spline=None)
     report = calibrate(model, [torch.zeros(4, 6)])
     assert torch.equal(layer.aurora_A_cal["default"], torch.zeros(2, 6))
-    x = torch.randn(3, 6)  # fewer vectors than dimensions, no ridge: lambda grows until the system can be solved
+    x = torch.randn(3, 6)  # fewer vectors than dimensions, and no ridge asked for
     report = calibrate(model, [x], ridge=0.0)
     assert report.layers[0].ridge > 0
-    sigma = layer.sigma("default", x @ layer.aurora_A["default"].T)
-    torch.testing.assert_close(x @ layer.aurora_A_cal["default"].T, sigma.detach(), atol=1e-3, rtol=1e-3)
+    assert layer.aurora_A_cal["default"].isfinite().all()
+    assert report.layers[0].explained > 0.9
 
 
 def test_calibration_closes_the_gap_that_the_static_merge_opens(make_bert, config, batches, train_step, logits):

@@ -92,11 +92,15 @@ def test_merge_computes_what_eval_did(case, form):
 def test_the_calibrated_matrix_is_the_least_squares_solution():
     model = adapt(CASES["conv2d-groups"][0])
     inputs = [torch.randn(8, 4, 7, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(3)]
-    report = calibrate(model, inputs, ridge=0.0)
+    report = calibrate(model, inputs)
     layer = model.base_model.model[0]
     patches = torch.cat([layer.input_vectors(x) for x in inputs])
-    sigma = layer.sigma("default", patches @ layer.aurora_A["default"].T)
-    expected = torch.linalg.lstsq(patches, sigma).solution.T
+    z = patches @ layer.aurora_A["default"].T
+    sigma = layer.sigma("default", z)
+    linear = torch.linalg.lstsq(z, sigma).solution.T @ layer.aurora_A["default"]
+    damping = (report.layers[0].ridge * len(patches)) ** 0.5 * torch.eye(patches.shape[1], dtype=torch.float64)
+    rest = torch.cat([sigma - patches @ linear.T, torch.zeros(len(damping), sigma.shape[1], dtype=torch.float64)])
+    expected = linear + torch.linalg.lstsq(torch.cat([patches, damping]), rest).solution.T
     torch.testing.assert_close(layer.aurora_A_cal["default"], expected, rtol=1e-8, atol=1e-10)
     assert report.layers[0].vectors == len(patches)
     gap = merge_gap(model, inputs)

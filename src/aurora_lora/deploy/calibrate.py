@@ -71,13 +71,14 @@ def calibrate(
 ) -> CalibrationReport:
     """Find and store, for each AuroRA layer, the linear map that stands in for the trained adapter best:
 
-        A_cal = argmin_M E|sigma(Ax) - Mx|^2 + lambda |M|^2 = E[sigma(Ax) x^T] (E[x x^T] + lambda I)^-1,   (r, d_in)
+        A_cal = argmin_M E|sigma(Ax) - Mx|^2 + lambda |M - DA|^2,   (r, d_in)
 
-    over the inputs x that reach the layer when the trained (dynamic) model runs on `batches`. As the layer's output is
-    s B sigma(Ax), `s B A_cal` is then the best linear map for the whole update, and still of rank r. Moments are taken
-    and solved in float64 (`deploy/products.py` says how on GPUs where that is slow); layers that see the same input (q,
-    k and v) share them. The matrices are stored with the adapter; `eval_form` is not changed. Training mode, hooks and
-    the random state are as before when it returns or raises.
+    over the inputs x that reach the layer when the trained (dynamic) model runs on `batches`. DA is the best linear map
+    of z = Ax, which few inputs determine; lambda is the best by generalised cross-validation (docs/method.md). As the
+    layer's output is s B sigma(Ax), `s B A_cal` is then the best linear map for the whole update, and still of rank r.
+    Moments are taken and solved in float64 (`deploy/products.py` says how on GPUs where that is slow); layers that see
+    the same input (q, k and v) share them. The matrices are stored with the adapter; `eval_form` is not changed.
+    Training mode, hooks and the random state are as before when it returns or raises.
 
     With `torch.distributed` initialised, the moments are summed over all processes: call it on every one of them.
 
@@ -88,7 +89,7 @@ def calibrate(
             `tokenizer`. Positions where the `attention_mask` of a text is 0 are left out. An iterator that can be run
             through only once is kept in memory where several passes are needed.
         adapter_name: which adapter; all active ones if None. It must be active.
-        ridge: lambda in units of the mean of the diagonal of E[x x^T].
+        ridge: the least lambda, in units of the mean of the diagonal of E[x x^T].
         max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
             if None. Layers are worked through in groups that fit, with a pass over the batches for each.
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs

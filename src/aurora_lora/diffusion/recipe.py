@@ -120,6 +120,7 @@ class DiffusionCalibrationSection(Section):
     examples: Size = 64
     batch_size: Size = 4
     ridge: Number = 1e-4
+    """The least lambda of `calibrate`."""
 
 
 class SubjectRecipe(RunRecipe):

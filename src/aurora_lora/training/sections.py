@@ -140,3 +140,4 @@ class CalibrationSection(Section):
     examples: Size = 256
     batch_size: Size = 32
     ridge: Number = 1e-4
+    """The least lambda of `calibrate`."""
