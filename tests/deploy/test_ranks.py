@@ -181,6 +181,39 @@ def test_what_is_trained_whole_gets_nothing_of_a_budget(make_bert, labelled, con
 
 
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+@pytest.mark.parametrize(
+    ("fields", "adapted"),
+    [
+        ({"exclude_modules": ["query", "dense", "classifier"]}, r"key|value"),
+        ({"target_modules": ["query", "value"]}, r"query|value"),
+        ({"target_modules": r".*\.0\..*dense"}, r"layer\.0\..*dense"),
+        ({"target_modules": "all-linear", "layers_to_transform": [1]}, r"layer\.1\."),
+        ({"layers_to_transform": 0, "layers_pattern": "layer"}, r"layer\.0\."),
+    ],
+)
+def test_a_budget_goes_to_the_layers_that_fields_leave(make_bert, labelled, config, fields, adapted):
+    base = make_bert()
+    measured = probe(base, labelled)
+    budget = 700
+    chosen = ranked_config(measured, budget, config, **fields)
+    model = get_peft_model(base, chosen)
+    layers = {path: one for path, one in model.named_modules() if hasattr(one, "base_layer")}
+    assert layers
+    assert all(re.search(adapted, path) for path in layers)
+    weights = sum(one.r["default"] * (one.in_features + one.out_features) for one in layers.values())
+    assert budget * 0.8 < weights <= budget
+
+
+@pytest.mark.parametrize("field", ["r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern"])
+def test_what_the_budget_decides_is_not_given(make_bert, labelled, field):
+    value = {"query": 2} if "pattern" in field else 2
+    with pytest.raises(ValueError, match=rf"^{field}=.* is not allowed: the budget decides it"):
+        ranked_config(probe(make_bert(), labelled), 700, LoraConfig, **{field: value})
+    with pytest.raises(ValueError, match="None of the probed layers is left"):
+        ranked_config(probe(make_bert(), labelled), 700, target_modules=["nothing"])
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
 def test_every_layer_has_the_same_scaling(make_bert, labelled, config):
     base = make_bert()
     chosen = ranked_config(probe(base, labelled), 900, config, scaling=3.0, use_rslora=True)

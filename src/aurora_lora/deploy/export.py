@@ -17,8 +17,8 @@ from ..files import new_folder
 from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
-from ..tuner.combine import exactly
 from ..tuner.fused_experts import fused_experts
+from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import PEFT_PREFIX
 from .wrappers import plain_model, unwrapped

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import aurora_layers
-from ..tuner.peft_names import check_target_module_exists
+from ..tuner.naming import named
 from .calibrate import trained_state
 from .gradients import Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, watched_inputs
@@ -123,16 +122,8 @@ def _chosen(
 ) -> dict[str, Weight]:
     every = ".*" if targets is None or targets == "all-linear" else targets
     names = every if isinstance(every, str) else list(every)
-    config = SimpleNamespace(
-        target_modules=names,
-        target_parameters=None,
-        modules_to_save=None,
-        exclude_modules=excluded if excluded is None or isinstance(excluded, str) else list(excluded),
-        layers_to_transform=None,
-        layers_pattern=None,
-    )
-    # PEFT's answer for an excluded module is an object that is false
-    chosen = {path: weight for path, weight in weights.items() if check_target_module_exists(config, path)}
+    excluded = excluded if excluded is None or isinstance(excluded, str) else list(excluded)
+    chosen = {path: weights[path] for path in named(weights, names, exclude_modules=excluded)}
     if not chosen:
         raise ValueError(f"target_modules={targets!r} names no linear layer of the model, or all are excluded.")
     return chosen

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraConfig, AuroraEmbedding, AuroraLayer
-from ..tuner.combine import exactly
+from ..tuner.naming import exactly, named
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
 from .probe import Probe
@@ -28,6 +28,11 @@ DEVIATION = 0.5
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
+
+_DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
+"""Fields of a configuration that a budget decides."""
+_CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Those that say which layers there are."""
 
 Worth = Callable[[LayerProbe], Tensor]
 
@@ -209,18 +214,25 @@ def ranked_config(
         config: `AuroraConfig` or PEFT's `LoraConfig`.
         scaling: of every layer: alpha / r, or alpha / sqrt(r) with `use_rslora`.
         worth: what decides; see `share_out`.
-        fields: further fields of the configuration.
+        fields: further fields of the configuration. `target_modules`, `exclude_modules`, `layers_to_transform` and
+            `layers_pattern` choose among the layers of the probe, as PEFT reads them.
 
     Raises:
-        ValueError: the budget is too small, or a field's value is not allowed.
+        ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
     of_lora = issubclass(config, LoraConfig)
+    if decided := [name for name in _DECIDED if fields.get(name)]:
+        raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")
+    choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
+    paths = [layer.layer for layer in found.layers if fits(layer, of_lora)]
+    if choice.get("target_modules") in (None, "all-linear"):
+        of_blocks = choice.get("layers_to_transform") is not None  # PEFT takes a whole path whatever these say
+        choice["target_modules"] = {path.rpartition(".")[2] for path in paths if "." in path or not of_blocks}
     whole = [*(fields.get("modules_to_save") or ()), *HEADS.get(fields.get("task_type") or "", ())]
-    layers = [
-        layer
-        for layer in found.layers
-        if fits(layer, of_lora) and not any(re.match(rf"(^|.*\.){name}($|\..*)", layer.layer) for name in whole)
-    ]
+    left = named(paths, **choice, modules_to_save=whole)
+    if not left:
+        raise ValueError("None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform.")
+    layers = [layer for layer in found.layers if layer.layer in left]
     ranks = share_out(layers, budget, worth).by_layer
     alpha, rslora = "lora_alpha" if of_lora else "alpha", bool(fields.get("use_rslora"))
     return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)

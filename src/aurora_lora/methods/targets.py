@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
 from ..errors import unknown
-from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, check_target_module_exists
+from ..tuner.naming import named
+from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from .adapted_module import AdaptedModule
 from .linear import is_linear
 from .parameters import head_modules
@@ -37,8 +37,8 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
     Raises:
         ValueError: no default for this model, or nothing in it has such a name.
     """
-    named = options.get("target_modules")
-    chosen = named if named is not None else default
+    given = options.get("target_modules")
+    chosen = given if given is not None else default
     heads = head_modules(model)
     if chosen is None:
         raise ValueError(
@@ -53,20 +53,14 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
         chosen = sorted(
             {path.rpartition(".")[2] for path in among}
         )  # whole paths are taken whatever their layer's number
-    config = SimpleNamespace(
-        target_modules=chosen,
-        target_parameters=None,
-        modules_to_save=[*heads, *(options.get("modules_to_save") or ())],
+    paths = named(
+        [path for path, _ in model.named_modules() if path and (among is None or path in among)],
+        chosen,
         exclude_modules=options.get("exclude_modules"),
         layers_to_transform=options.get("layers_to_transform"),
         layers_pattern=options.get("layers_pattern"),
+        modules_to_save=[*heads, *(options.get("modules_to_save") or ())],
     )
-    # PEFT's answer for an excluded module is an object that is false
-    paths = [
-        path
-        for path, _ in model.named_modules()
-        if path and (among is None or path in among) and check_target_module_exists(config, path)
-    ]
     if not paths:
         raise ValueError(
             f"target_modules={chosen!r} names nothing in {type(model).__name__} that is left to adapt. Its linear "

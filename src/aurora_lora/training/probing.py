@@ -28,7 +28,7 @@ from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import ALL_LINEAR, check_modules, lora_targets, target_paths
-from ..tuner.combine import exactly
+from ..tuner.naming import exactly
 from .batches import IGNORED
 from .data import Data
 from .distributed import on_main, state

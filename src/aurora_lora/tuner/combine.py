@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft.config import PeftConfig
@@ -87,18 +86,3 @@ def concatenate(layer: AuroraLayer, adapter_name: str, parts: Sequence[tuple[flo
         A[start:end] = lora_A
         B[:, start:end] = weight * lora_B
         start = end
-
-
-def exactly(paths: Collection[str], every: Iterable[str]) -> list[str] | str:
-    """`target_modules` that name these modules and no other.
-
-    PEFT takes an entry for each module whose path ends with it: where that is more than the modules meant, they are
-    named by a pattern.
-
-    Args:
-        paths: of the modules meant.
-        every: the paths of all modules of the model.
-    """
-    ends = tuple(f".{path}" for path in paths)
-    more = any(f".{path}".endswith(ends) for path in set(every) - set(paths))
-    return "|".join(map(re.escape, sorted(paths))) if more else sorted(paths)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapters import aurora_layers, note_shared_weights, own_bias
 from .checkpoint import fit_checkpoint
-from .combine import check_combination, concatenate, copy_saved_modules, exactly, saved_modules
+from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
@@ -22,6 +22,7 @@ from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .mixed_batch import name_adapters
+from .naming import exactly
 from .peft_names import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
