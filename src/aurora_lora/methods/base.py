@@ -226,11 +226,13 @@ class PeftMethod(Method):
         sort_saved_sets(directory)
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        from ..tuner.ties import untie_all
         from .linear import untie_adapted
 
         untie_adapted(model)
         with self.using(model, form):
             merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+        untie_all(merged)  # a module that was trained whole has replaced the tied one only now
         return merged
 
 

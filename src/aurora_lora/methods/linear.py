@@ -8,6 +8,8 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..tuner.ties import untie_all
+
 Linear = nn.Linear | Conv1D
 
 
@@ -34,7 +36,7 @@ def matrix(layer: Linear) -> Tensor:
 def untie_adapted(model: nn.Module) -> None:
     """Give each adapted module whose weight another module has too (tied embeddings) one of its own.
 
-    A merge then changes the adapted module alone.
+    A merge then changes the adapted module alone. What else was tied comes apart with it; see `untie_all`.
     """
     uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     for module in model.modules():
@@ -43,6 +45,4 @@ def untie_adapted(model: nn.Module) -> None:
         if isinstance(base, nn.Module) and isinstance(weight, nn.Parameter) and uses[id(weight)] > 1:
             uses[id(weight)] -= 1
             base.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-            config = getattr(model, "config", None)
-            if getattr(config, "tie_word_embeddings", False):
-                config.tie_word_embeddings = False  # type: ignore[union-attr]
+    untie_all(model)

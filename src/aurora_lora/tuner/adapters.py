@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
@@ -45,14 +44,3 @@ def note_shared_weights(model: nn.Module) -> None:
     for _, layer in aurora_layers(model):
         weight = getattr(layer.get_base_layer(), "weight", None)
         layer.weight_is_shared = weight is not None and uses[id(weight)] > 1
-
-
-def own_bias(model: nn.Module) -> None:
-    """Give the output layer a bias of its own, where it shared that too and the embeddings are tied no more.
-
-    As BERT's does: Transformers writes a shared bias once, and ties it again only together with the weight.
-    """
-    output: Any = model.get_output_embeddings()  # type: ignore[operator]
-    bias = getattr(output, "bias", None)
-    if isinstance(bias, nn.Parameter):
-        output.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

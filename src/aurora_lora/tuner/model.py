@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import aurora_layers, note_shared_weights, own_bias
+from .adapters import aurora_layers, note_shared_weights
 from .checkpoint import fit_checkpoint
 from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
 from .config import AuroraConfig
@@ -34,6 +34,7 @@ from .peft_names import (
 )
 from .registration import PREFIX
 from .tensors import ordinary_tensors
+from .ties import untie_all
 
 LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
     nn.Linear: AuroraLinear,
@@ -231,23 +232,19 @@ class AuroraModel(BaseTuner):
             self._check_before_merge(adapter_names, safe_merge)
             for layer in self._aurora_layers():
                 layer.keeps_original = False  # the layer goes away: no second copy of any weight
-        layers, was_tied = list(self._aurora_layers()), self._ties_embeddings()
+        layers = list(self._aurora_layers())
         try:
             model: nn.Module = super()._unload_and_optionally_merge(  # type: ignore[assignment]
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
             self._warn_of_rounding(layers)
             may_drop_padding(model)
-            if was_tied and not self._ties_embeddings():
-                own_bias(model)
+            untie_all(model)
             return model
         except BaseException:
             for layer in self._aurora_layers():
                 layer.keeps_original = True
             raise
-
-    def _ties_embeddings(self) -> bool:
-        return bool(self.get_model_config(self.model).get("tie_word_embeddings"))
 
     def unmerge_adapter(self) -> None:
         """As in PEFT; the innermost layer first, where one method's adapter is put over another's."""

@@ -1,0 +1,100 @@
+"""Weights that more than two modules share, and a merge into one of them."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from aurora_lora import AuroraConfig
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`"),
+    pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied"),
+]
+
+SIZES = {"vocab_size": 20, "d_model": 16, "max_position_embeddings": 8, "pad_token_id": 0, "decoder_start_token_id": 0}
+for part in ("encoder", "decoder"):
+    SIZES |= {f"{part}_layers": 1, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 24}
+T5 = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+MODELS = {
+    "bart": lambda: BartForConditionalGeneration(BartConfig(**SIZES)),
+    "marian": lambda: MarianMTModel(MarianConfig(**SIZES)),
+    "t5": lambda: T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0)),
+}
+INPUTS = {"input_ids": torch.tensor([[1, 2, 3, 4]]), "decoder_input_ids": torch.tensor([[5, 6, 7]])}
+
+
+def made(family):
+    torch.manual_seed(0)
+    return MODELS[family]().eval()
+
+
+def adapted(base, targets, **fields):
+    config = AuroraConfig(target_modules=targets, init_weights=False, train_form="static", **fields)
+    return get_peft_model(base, config).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**INPUTS).logits
+
+
+def is_saved_as_it_is(merged, expected, folder):
+    torch.testing.assert_close(logits(merged), expected)
+    merged.save_pretrained(folder)
+    loaded, info = type(merged).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    torch.testing.assert_close(logits(loaded.eval()), expected)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["shared"], ["embed_tokens", "lm_head"]], ids=str)
+@pytest.mark.parametrize("family", MODELS)
+def test_all_of_them_come_apart(family, targets, tmp_path):
+    model = adapted(made(family), targets)
+    is_saved_as_it_is(model.merge_and_unload(), logits(model), tmp_path)
+
+
+@pytest.mark.parametrize("whole", ["lm_head", "shared"])
+@pytest.mark.parametrize("family", MODELS)
+def test_so_they_do_from_a_module_that_is_trained_whole(family, whole, tmp_path):
+    model = adapted(made(family), ["q", "q_proj"], modules_to_save=[whole])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter))
+    is_saved_as_it_is(model.merge_and_unload(), logits(model), tmp_path)
+
+
+def test_resized_embeddings_are_one_module_in_several_places(tmp_path):
+    base = made("bart")
+    base.resize_token_embeddings(23, mean_resizing=False)
+    assert base.model.encoder.embed_tokens is base.model.shared
+    model = adapted(base, ["lm_head"])
+    is_saved_as_it_is(model.merge_and_unload(), logits(model), tmp_path)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_they_stay_tied_while_none_of_them_is_adapted(family, tmp_path):
+    model = adapted(made(family), ["q", "q_proj"])
+    expected = logits(model)
+    merged = model.merge_and_unload()
+    assert merged.config.tie_word_embeddings
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight
+    is_saved_as_it_is(merged, expected, tmp_path)
+
+
+def test_the_copies_are_trainable_if_the_weight_was(tmp_path):
+    model = adapted(made("bart"), ["lm_head"])
+    for place in ("encoder", "decoder"):
+        model.get_submodule(f"base_model.model.model.{place}.embed_tokens").weight.requires_grad_(True)
+    merged = model.merge_and_unload().model
+    weights = [part.weight for part in (merged.shared, merged.encoder.embed_tokens, merged.decoder.embed_tokens)]
+    assert all(weight.requires_grad for weight in weights)
+    assert len({id(weight) for weight in weights}) == 3
