@@ -352,6 +352,22 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
 
 
+def test_a_merged_model_ends_its_answers_by_itself(read: Read, tmp_path: Path) -> None:
+    """Where the template ends a turn with another token than the base ends a text with."""
+    base = chats.save_model(tmp_path / "other", chats.GENERATION.replace("[SEP]", "[CLS]"))
+    run = train(read(base=base), tmp_path / "run").folder
+    aurora("merge", run, "-o", tmp_path / "merged")
+    (answer,) = json.loads(aurora("predict", run, "film : good plot , it was ?", "--json").stdout)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert plain.generation_config.eos_token_id == sorted(tokenizer.convert_tokens_to_ids(["[SEP]", "[CLS]"]))
+    question = [{"role": "user", "content": "film : good plot , it was ?"}]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = plain.generate(**ids, max_new_tokens=64, do_sample=False)
+    said = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert said.split() == answer["answer"].split()
+
+
 def test_several_chat_templates(tmp_path: Path) -> None:
     named = {"default": chats.GENERATION, "tool_use": "tools : " + chats.GENERATION}
     base = chats.save_model(tmp_path / "base", named)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run
 from aurora_lora.training.kinds import KINDS
-from aurora_lora.training.merge_and_predict import evaluate, merge
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.run import Run, load_trained_model, train
 from aurora_lora.training.step_callbacks import EarlyStop
 
@@ -192,8 +193,24 @@ def test_a_quantised_base(write_recipe: WriteRecipe, tmp_path: Path, quantizatio
     scores = evaluate(run, run.forms)
     reported = done.result["metric"]["by_form"]
     assert scores["calibrated"]["nll"] == pytest.approx(reported["calibrated"]["nll"], rel=1e-4)
-    merged = merge(run, None, tmp_path / "merged").folder  # into the base's own weights
+    merged = merge(run, None, tmp_path / "merged").folder
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+    # what was trained, on the base that it was trained on
+    weights = load_file(merged / "model.safetensors")
+    name, layer = next((name, one) for name, one in rates.model.named_modules() if name.endswith("attention.self.key"))
+    if quantization == "int8":
+        known = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+    else:
+        rates.model.state_dict()  # unpacked
+        known = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    own = load_file(model / "model.safetensors")
+    path = name.removeprefix("base_model.model.")
+    torch.testing.assert_close(weights[f"{path}.weight"], known.float(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(known.float(), own[f"{path.removeprefix('bert.')}.weight"], atol=1e-4)
+    if quantization == "nf4":  # int8 rounds the inputs of a layer, too
+        texts = ["a warm film", "a dull and empty story", "it is fine"]
+        found = [[one["probability"] for one in predict(folder, texts)] for folder in (run.folder, merged)]
+        assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_a_quantised_language_model(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def merge(
         print(f"{merged.folder} already holds this merge ({merged.form} form)")
     else:
         print(f"wrote {merged.folder}: {kind}, {merged.form} form")
+        trained_on = run.recipe.base.quantization
+        if trained_on is not None and quantization is None:
+            print(f"its base is the {trained_on} one that the run was trained on, dequantised")
+        elif trained_on not in (None, quantization):
+            print(f"the run was trained on a base in {trained_on}, of which {quantization} is another rounding")
         if merged.rounding is not None:
             print(f"of what the adapter does in a layer, rounding costs {merged.rounding.summary}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .models import Processor
 from .outcome import score
-from .quantized import merge_into
+from .quantized import merge_dequantized, merge_into
 from .results import Scores, mean_scores
 from .run import load_trained_model, make_trainer
 from .storage import ADAPTER, RECIPE
@@ -88,7 +88,8 @@ def merge(
 ) -> Merged:
     """Write a model without adapters, with its tokenizer: it loads with plain Transformers.
 
-    It is in float32 whatever precision the run was trained in, and no weight is rounded, unless it is quantised.
+    It is in float32 whatever precision the run was trained in, and no weight is rounded, unless it is quantised. The
+    base is the one that the run was trained on: of a run on a quantised base, its quantised weights, dequantised.
 
     Args:
         run: which.
@@ -113,6 +114,8 @@ def merge(
         source |= {"quantization": quantization, "calibrated": calibrated}
     elif calibrated:
         raise ArgumentError("`calibrated` goes with `quantization`: without it, no weight is rounded")
+    elif run.recipe.base.quantization is not None:
+        source |= {"dequantized": run.recipe.base.quantization}
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
@@ -123,6 +126,7 @@ def merge(
     _check_only_merge(output)
     plain, processor, rounding = _merged(run, form, quantization, calibrated)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
+    kind_of(run.task).finish_merged(plain, processor)
     with files.new_folder(output) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(str(folder))
@@ -141,8 +145,9 @@ def _merged(
     """The merged model, its tokenizer or image processor, and what calibrated rounding has lost."""
     if quantization is not None:
         return merge_into(run, form, quantization, calibrated)
-    # into the base's own weights, also where the adapter was trained on quantised ones
-    model, processor = load_trained_model(replace(run, recipe=run.recipe.in_float32.unquantized))
+    if run.recipe.base.quantization is not None:
+        return *merge_dequantized(run, form), None
+    model, processor = load_trained_model(run.in_float32)
     return run.recipe.method.merge(model, form), processor, None
 
 

@@ -1,9 +1,11 @@
-"""A run's adapter merged into its base in 4 or 8 bits."""
+"""A run's adapter merged into its base in 4 or 8 bits, or into what a base in these comes to."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ..deploy import QuantizedMerge, merge_quantized
@@ -53,3 +55,22 @@ def merge_into(
             return method.merge(model, form), processor, None
         report = merge_quantized(model, load_data(recipe, processor).calibration_batches(recipe))
         return model.merge_and_unload(), processor, report  # type: ignore[operator]
+
+
+def merge_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Processor]:
+    """The quantised base that a run was trained on, in float32, with the run's adapter merged: nothing is rounded.
+
+    Args:
+        run: of a recipe with `model.quantization`.
+        form: of it.
+
+    Returns:
+        The model, and its tokenizer or image processor.
+    """
+    recipe = run.recipe
+    processor = load_processor(str(run.folder / ADAPTER), run.task)
+    base: Any = base_for(recipe, run.task, processor, run.labels)
+    base.state_dict()  # on some CPUs bitsandbytes packs weights in another order, until they are asked for
+    dense = base.dequantize(torch.float32).float()
+    model = make_model(recipe.in_float32.unquantized, dense, run.folder / ADAPTER)
+    return recipe.method.merge(model, form), processor

@@ -180,6 +180,9 @@ class Kind:
 
     # ---------------------------------------------------------------- prediction
 
+    def finish_merged(self, model: Any, processor: Processor) -> None:
+        """Tell a model that will stand alone what the command knows of it beside its weights."""
+
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:

@@ -62,6 +62,13 @@ class Chat(Kind):
 
         return sample_answers(recipe, trainer, data)
 
+    def finish_merged(self, model: Any, processor: Processor) -> None:
+        """An answer ends where a turn does, which the base's own generation config need not say."""
+        from ..chat_answers import ends
+
+        last = sorted(ends(model, cast("PreTrainedTokenizerBase", processor)))
+        model.generation_config.eos_token_id = last[0] if len(last) == 1 else last
+
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:
