@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..tuner.tensors import gathered
 from .moments import LayerMoments, Target, moment_of
 
 RIDGES = (100.0, 1.0, 0.1, 0.01)
@@ -81,7 +82,7 @@ class _Fit:
     def __init__(self, layer: LayerMoments, adapter: str, S: Tensor, n: int) -> None:
         self.target, self.adapter, self.vectors = layer.target, adapter, n
         C, self.power = layer.cross[adapter] / n, float(layer.power[adapter] / n)
-        A = layer.target.module.aurora_A[adapter].detach().to(C)
+        A = gathered(layer.target.module.aurora_A[adapter].detach()).to(C)
         z = A @ S @ A.T  # E[z z^T]
         D = (C @ A.T) @ torch.linalg.pinv(z, rtol=_TOLERANCE, hermitian=True)
         self.rank = int(torch.linalg.matrix_rank(z, rtol=_TOLERANCE, hermitian=True))
