@@ -261,6 +261,32 @@ def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     assert aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--json").exit_code == 0
 
 
+def test_export_over_the_lora_of_the_run(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    """Its card, which the training wrote, tells of the new form; what others have added there stops it."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    lora = folder / "lora"
+    files, card = sorted(path.name for path in lora.iterdir()), lora / "README.md"
+    assert "computes exactly the calibrated form" in card.read_text()
+    done = aurora("export", folder, "-o", lora, "--form", "static", "--overwrite")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in lora.iterdir()) == files
+    first = card.read_text()
+    assert "computes exactly the static form" in first
+    assert aurora("export", folder, "-o", lora, "--overwrite").exit_code == 0
+    assert card.read_bytes() == (finished[0] / "lora" / "README.md").read_bytes()
+    (lora / "notes.txt").write_text("mine")
+    refused = aurora("export", folder, "-o", lora, "--overwrite")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "holds notes.txt, which no LoRA export wrote: move it away" in refused.stderr
+    (lora / "notes.txt").unlink()
+    for text in ("mine", "---\nlicense: mit\n---\nmine", "---\n: [\n---\n", "---\ntags: aurora\n---\n"):
+        card.write_text(text)
+        refused = aurora("export", folder, "-o", lora, "--overwrite")
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert "holds README.md, which no LoRA export wrote" in refused.stderr
+        assert card.read_text() == text
+
+
 def test_sigma(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     folder, _ = finished
     done = aurora("sigma", folder, "--examples", "8", "--output", tmp_path / "sigma", "--json")

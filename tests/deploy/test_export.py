@@ -346,15 +346,18 @@ def test_a_folder_that_is_no_earlier_export_is_left_alone(model, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
-    for folder in ("adapter", "notes"):
+    for folder, named in (("adapter", "adapter_model.safetensors"), ("notes", "notes.txt")):
         before = sorted((path.name, path.read_bytes()) for path in (tmp_path / folder).iterdir())
-        with pytest.raises(ValueError, match="no earlier LoRA export"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{folder} holds {named}, which no LoRA export wrote: move it away",
+        ):
             export_lora(model, tmp_path / folder)
         assert sorted((path.name, path.read_bytes()) for path in (tmp_path / folder).iterdir()) == before
     for form in ("static", "calibrated"):  # an earlier export is replaced
         export_lora(model, tmp_path / "lora", form)
     (tmp_path / "lora" / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match="no earlier LoRA export"):
+    with pytest.raises(ValueError, match=r"lora holds README\.md, which no LoRA export wrote"):
         export_lora(model, tmp_path / "lora")
     assert (tmp_path / "lora" / "README.md").read_text() == "mine"
 
@@ -368,10 +371,10 @@ def test_a_lora_that_was_trained_elsewhere_is_left_alone(model, make_bert, tmp_p
         (tmp_path / "lora" / "adapter_config.json").unlink()
         weights = weights.rename(tmp_path / "lora" / name)
     before = weights.read_bytes()
-    with pytest.raises(ValueError, match="no earlier LoRA export"):
+    with pytest.raises(ValueError, match=f"lora holds {name}, which no LoRA export wrote"):
         export_lora(model, tmp_path / "lora")
     weights.write_bytes(before[:100])  # and what is no file of weights at all
-    with pytest.raises(ValueError, match="no earlier LoRA export"):
+    with pytest.raises(ValueError, match=f"lora holds {name}, which no LoRA export wrote"):
         export_lora(model, tmp_path / "lora")
     assert weights.read_bytes() == before[:100]
 

@@ -1,6 +1,7 @@
 """What comes of a run: stock diffusers loads it, images and scores, other methods, several processes."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -65,8 +66,9 @@ def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path
         return order("generate", folder, *prompts, "--output", str(tmp_path / form), "--form", form)
 
     def export(form: str) -> dict[str, Any]:
-        return order("export", folder, "--output", str(tmp_path / f"lora-{form}"), "--form", form)
+        return order("export", folder, "--output", str(tmp_path / f"lora-{form}"), "--form", form, "--overwrite")
 
+    shutil.copytree(runs["aurora"] / "lora", tmp_path / "lora-static")  # replaced, and its card with it
     orders = (generate("calibrated"), generate("dynamic"), export("static"), export("calibrated"), export("dynamic"))
     answers = aurora(*orders)
     assert [answer["status"] for answer in answers] == [0, 0, 0, 0, 2], [answer["stderr"] for answer in answers]
@@ -76,6 +78,8 @@ def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path
             np.testing.assert_array_equal(ours, pixels(runs["aurora"] / "images" / f"form-{form}" / name))
     assert (tmp_path / "dynamic" / "grid.png").exists()
     assert "the dynamic form is no linear map" in answers[4]["stderr"]
+    assert "computes exactly the static form" in (tmp_path / "lora-static" / "README.md").read_text()
+    assert not (tmp_path / "lora-calibrated" / "README.md").exists()
     static, calibrated, own = (
         load_file(path / "pytorch_lora_weights.safetensors")
         for path in (tmp_path / "lora-static", tmp_path / "lora-calibrated", runs["aurora"] / "lora")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FORMATS = ("peft", "diffusers")
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+EXPORTS = (PEFT_WEIGHTS, PEFT_CONFIG), (DIFFUSERS_WEIGHTS,)
+"""The files of an export for PEFT and of one for diffusers, weights first."""
 PROCESSOR_FILES = {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -186,17 +189,21 @@ def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, 
     return cast
 
 
-def check_replaceable(folder: Path) -> None:
-    """Raise a ValueError unless the folder is new, empty, or an earlier export: a LoRA from elsewhere is none."""
+def check_replaceable(folder: Path, beside: Collection[str] = ()) -> None:
+    """Raise a ValueError unless the folder is new, empty, or an earlier export: a LoRA from elsewhere is none.
+
+    Args:
+        folder: to be replaced.
+        beside: names of other files that may be replaced with an export.
+    """
     if not folder.exists():
         return
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    exported = ({PEFT_CONFIG, PEFT_WEIGHTS}, {DIFFUSERS_WEIGHTS})
-    weights = next((folder / name for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS) if name in held), None)
-    is_like_one = folder.is_dir() and held - PROCESSOR_FILES in exported
-    if not held or (is_like_one and weights is not None and _is_export(weights)):
-        return
-    raise ValueError(f"{folder} holds something that is no earlier LoRA export: choose another folder.")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    files = next((files for files in EXPORTS if files[0] in held and _is_export(folder / files[0])), ())
+    added = [name for name in held if name not in {*files, *beside, *PROCESSOR_FILES}]
+    if added or (held and not files):
+        first = next((name for name in added if name.endswith(".safetensors")), (added or held)[0])
+        raise ValueError(f"{folder} holds {first}, which no LoRA export wrote: move it away, or choose another folder.")
 
 
 def _is_export(weights: Path) -> bool:

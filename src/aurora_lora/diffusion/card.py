@@ -11,7 +11,7 @@ from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..training import yaml_text
-from ..training.card import CARD, PAPER, PEFT
+from ..training.card import CARD, PAPER, PEFT, TAG
 from ..training.results import Result, examples_scored, score_table
 from .recipe import SubjectRecipe
 
@@ -84,7 +84,7 @@ def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, libra
         base_model=recipe.model,
         library_name=library,
         pipeline_tag="text-to-image",
-        tags=["aurora-lora", "dreambooth", "stable-diffusion-xl", "text-to-image"],
+        tags=[TAG, "dreambooth", "stable-diffusion-xl", "text-to-image"],
         instance_prompt=prompt,
     )
     title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for one subject"

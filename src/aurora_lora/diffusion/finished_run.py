@@ -17,9 +17,10 @@ from ..methods.base import load_finite
 from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
 from ..training.finished_run import FinishedRun, read_finished
-from ..training.gap_and_export import check_new
+from ..training.gap_and_export import check_output
 from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
+from .card import write_lora_card
 from .export import no_lora, write_lora
 from .grid import write_grid
 from .pipeline import load_diffusion
@@ -63,7 +64,7 @@ def export_subject(
     run.check_form(form)
     if (why := no_lora(method, form)) is not None:
         raise UserError(f"{run.folder} cannot be exported: {why}")
-    check_new(output, overwrite)
+    carded = check_output(output, overwrite)
     with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     try:
@@ -73,7 +74,10 @@ def export_subject(
     except (OSError, ValueError) as error:
         raise UserError(f"model: {run.recipe.model!r} cannot be loaded: {reason(error)}") from error
     try:
-        write_lora(_with_adapter(run, unet), output, method, form, dtype)
+        with files.new_folder(output) as partial:
+            write_lora(_with_adapter(run, unet), partial, method, form, dtype)
+            if carded:
+                write_lora_card(partial, run.recipe, run.result, form)
     except FormError:
         raise
     except ValueError as error:

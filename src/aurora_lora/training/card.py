@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
+from yaml import YAMLError
 
 from ..forms import CALIBRATED, FORMS, STATIC
 from ..methods.aurora import AuroraMethod
@@ -24,6 +25,8 @@ from .recipe import Recipe
 from .results import Result, examples_scored, score_table
 
 CARD = "README.md"
+TAG = "aurora-lora"
+"""Of every card that this package writes: by it a card is known again."""
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
 
@@ -57,7 +60,7 @@ class Facts:
     @property
     def tags(self) -> list[str]:
         """Of an adapter, as PEFT has them, and what made it."""
-        return [f"base_model:adapter:{self.base}", "aurora-lora"]
+        return [f"base_model:adapter:{self.base}", TAG]
 
 
 def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
@@ -72,7 +75,7 @@ def write_adapter_card(folder: Path, facts: Facts, no_lora: str | None) -> None:
     method = facts.recipe.method
     changed = isinstance(method, SingularMethod) and not method.peft_loads  # this package alone makes their base weight
     if changed or not path.exists():
-        data = ModelCardData(base_model=facts.base, library_name="aurora-lora", tags=["aurora-lora"])
+        data = ModelCardData(base_model=facts.base, library_name="aurora-lora", tags=[TAG])
         alone = (
             "\nPEFT alone would load it on the base model as it is, and compute something else.\n" if changed else ""
         )
@@ -105,6 +108,16 @@ It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[fo
 `model.merge_and_unload()` gives a plain Transformers model.
 """
     _write(folder / CARD, data, facts, text)
+
+
+def replaceable_card(folder: Path) -> tuple[str, ...]:
+    """The name of the card in a folder, if there is one and this package has written it."""
+    path = folder / CARD
+    try:
+        found = metadata_load(path) if path.is_file() else None
+    except (OSError, ValueError, YAMLError):
+        return ()
+    return (CARD,) if TAG in ((found or {}).get("tags") or ()) else ()
 
 
 # ---------------------------------------------------------------- what differs from method to method

@@ -9,12 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
+from ..deploy.export import check_replaceable
 from ..errors import ArgumentError, FormError, UserError
+from ..files import new_folder
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tasks.models import hub_name
 from ..tuner import check_calibrated
+from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun
 from .kinds import kind_of
 from .run import load_trained_model, make_trainer
@@ -73,7 +76,7 @@ def gap(
 def export(
     run: TrainedRun, form: str | None, output: Path, *, dtype: str = "float32", overwrite: bool = False
 ) -> tuple[Path, str]:
-    """Write a run's adapter as a plain LoRA.
+    """Write a run's adapter as a plain LoRA, with its card where it replaces one that has a card.
 
     Returns:
         The folder and the form that was exported.
@@ -85,11 +88,15 @@ def export(
     need_aurora(run)
     form = form or run.deployed_form
     run.check_mergeable(form)
-    check_new(output, overwrite)
+    carded = check_output(output, overwrite)
     model, processor = load_trained_model(run)
     base = hub_name(run.recipe.model)
     try:
-        export_lora(model, output, form, dtype=dtype, processor=processor, base_name=base)
+        with new_folder(output) as partial:
+            export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base)
+            if carded:
+                padding = getattr(model.config, "pad_token_id", None)
+                write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding), form)
     except FormError:
         raise
     except ValueError as error:
@@ -103,7 +110,17 @@ def need_aurora(run: TrainedRun) -> None:
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
 
 
-def check_new(output: Path, overwrite: bool) -> None:
-    """Raise a UserError if an export would replace something that it may not."""
+def check_output(output: Path, overwrite: bool) -> bool:
+    """Whether the folder of an export has a card that this package wrote, as the one of a run: it gets a new one then.
+
+    Raises:
+        UserError: an export would replace something that it may not.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise ArgumentError(f"{output} is not empty: choose another folder, or `overwrite` replaces an earlier export")
+    card = replaceable_card(output)
+    try:
+        check_replaceable(output, card)
+    except ValueError as error:
+        raise UserError(str(error).rstrip(".")) from error
+    return bool(card)
