@@ -1,5 +1,6 @@
 """Writing whole folders and files, or nothing."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -79,6 +80,140 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(
     with pytest.raises(UserError):
         write(tmp_path / "folder", "second")
     assert (tmp_path / "folder" / "file").read_text() == "first"
+
+
+# ---------------------------------------------------------------- folders that cannot be renamed
+
+
+def finished(folder: Path, text: str) -> None:
+    """Three entries, of which one says that all are there."""
+    with files.new_folder(folder, last=["mark"]) as partial:
+        (partial / "sub").mkdir()
+        for name in ("a", "mark", "sub/z"):
+            (partial / name).write_text(text, encoding="utf-8")
+
+
+def held(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def whole(text: str) -> dict[str, str]:
+    return dict.fromkeys(("a", "mark", "sub/z"), text)
+
+
+def mounted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool = True) -> None:
+    """Let a folder be a mount point, which cannot be renamed; if not `told`, one of the same file system."""
+    folder.mkdir(exist_ok=True)
+    rename = os.rename
+
+    def refused(old: Any, new: Any) -> None:
+        if Path(old) == folder or Path(new) == folder:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(os, "replace", refused)
+    monkeypatch.setattr(os.path, "ismount", lambda path: told and Path(path) == folder)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_mount_point_gets_the_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    folder = tmp_path / "volume"
+    mounted(folder, monkeypatch, told=told)
+    for text in ("first", "second"):
+        finished(folder, text)
+        assert held(folder) == whole(text)
+        assert names(folder) == {"a", "mark", "sub"}
+        assert names(tmp_path) == {"volume"}
+
+
+def test_the_current_folder_stays_the_one_that_people_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for path, text in ((Path(), "first"), (folder, "second")):
+        finished(path, text)
+        assert held(Path()) == whole(text)
+        assert names(Path()) == {"a", "mark", "sub"}
+        assert names(tmp_path) == {"here"}
+
+
+def test_a_folder_whose_own_folder_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "closed" / "open"
+    folder.mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.parent and access(path, mode))
+    inode = folder.stat().st_ino
+    finished(folder, "first")
+    assert (held(folder), folder.stat().st_ino) == (whole("first"), inode)
+
+
+def test_an_error_on_the_way_leaves_the_earlier_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "volume"
+    mounted(folder, monkeypatch)
+    finished(folder, "first")
+    with pytest.raises(UnicodeEncodeError):
+        finished(folder, "\ud800")
+    assert held(folder) == whole("first")
+    rename, left = os.rename, [0]
+
+    def interrupted(old: Any, new: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    for call in range(1, 7):
+        left[0] = call
+        with pytest.raises(KeyboardInterrupt):
+            finished(folder, "second")
+        assert held(folder) == whole("first")
+        assert names(folder) == {"a", "mark", "sub"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_kill_on_the_way_never_looks_finished_and_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever change of the disk: with the mark, all entries are of one kind; after `settle`, so they are."""
+    folder = tmp_path / "volume"
+    mounted(folder, monkeypatch)
+    calls = {name: getattr(os, name) for name in ("rename", "mkdir", "unlink", "rmdir", "fsync")}
+    seen, call, killed = set(), 0, True
+    while killed:
+        call += 1
+        finished(folder, "first")
+        if (child := os.fork()) == 0:
+            left = [call]
+
+            def counted(name: str, left: list[int] = left) -> Any:
+                def run(*args: Any, **kwargs: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os._exit(9)
+                    return calls[name](*args, **kwargs)
+
+                return run
+
+            for name in calls:
+                setattr(os, name, counted(name))
+            finished(folder, "second")
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        there = {name: text for name, text in held(folder).items() if not name.startswith(".")}
+        if "mark" in there:
+            assert there in (whole("first"), whole("second"))
+        if call % 2:
+            files.settle(folder)
+        else:
+            files.clear_leftovers(folder)
+        assert held(folder) in (whole("first"), whole("second"))
+        assert names(folder) == {"a", "mark", "sub"}
+        seen.add((held(folder)["mark"], "mark" in there))
+    assert seen == {("first", True), ("first", False), ("second", True)}
 
 
 def test_a_linked_folder_stays_linked(tmp_path: Path) -> None:

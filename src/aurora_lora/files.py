@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ NOT_FINITE = "not finite"
 """What people read for NaN, infinity, and the null that stands for them in JSON."""
 
 PARTIAL, TRASH = ".aurora-lora-partial", ".aurora-lora-trash"
-"""How the names of what is being written and of what is being removed end: nothing else is ever cleared away."""
+"""How the names of what is being written and of what is being removed end: nothing else is ever cleared away.
+
+These names alone are those of the two within a folder that stays where it is; see `new_folder`.
+"""
+ENTRIES = ".aurora-lora-entries"
+"""Within a folder that stays, what is on its way to there is listed here, from before the first move."""
 
 
 @contextmanager
@@ -71,30 +76,100 @@ def finite_or_none(value: Any) -> Any:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, last: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write into that becomes `path` when the block ends without an error; an earlier one is replaced.
 
-    A link stays, and the folder that it leads to is replaced.
+    A link stays, and the folder that it leads to is replaced. A folder that itself must stay (a mounted volume, the
+    current one) gets the new entries one by one instead. If that is interrupted, the next write there, or `settle`,
+    gives it back its earlier ones.
+
+    Args:
+        path: where the folder is to be.
+        last: the entries without which it does not look finished: they come last, in this order, and go first.
     """
     with plain_write_errors(path):
         path = path.resolve()
-        partial = path.with_name(f".{path.name}{PARTIAL}")
+        stays = _stays(path)
+        partial = path / PARTIAL if stays else path.with_name(f".{path.name}{PARTIAL}")
+        settle(path)
         remove(partial)
         partial.mkdir(parents=True)
         try:
             yield partial
-            publish(partial, path)
+            if stays:
+                _move_up(path, last)
+            else:
+                _publish_or_move_up(partial, path, last)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
+def _stays(path: Path) -> bool:
+    """Whether a folder cannot be renamed, or, as people work in it, should not be."""
+    with suppress(OSError):
+        return path.is_dir() and (os.path.ismount(path) or path.samefile(".") or not os.access(path.parent, os.W_OK))
+    return False
+
+
+def _publish_or_move_up(partial: Path, path: Path, last: Sequence[str]) -> None:
+    """`publish`; to a mount of the same file system, which only renaming finds out, move the entries."""
+    try:
+        publish(partial, path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copytree(partial, path / PARTIAL)
+        _move_up(path, last)
+        remove(partial)
+
+
+def _move_up(path: Path, last: Sequence[str]) -> None:
+    """Replace the entries of a folder by those that have been written to `PARTIAL` within it."""
+    partial, trash = path / PARTIAL, path / TRASH
+
+    def order(name: str) -> tuple[int, str]:
+        return (last.index(name) + 1 if name in last else 0, name)
+
+    earlier = sorted((entry.name for entry in path.iterdir() if entry.name not in (PARTIAL, TRASH)), key=order)
+    names = sorted((entry.name for entry in partial.iterdir()), key=order)
+    write_json(partial / ENTRIES, names)
+    _flush_all(partial)
+    try:
+        trash.mkdir()
+        for name in reversed(earlier):
+            (path / name).rename(trash / name)
+        for name in names:
+            (partial / name).rename(path / name)
+        flush(path)
+    finally:
+        settle(path)
+
+
+def settle(folder: Path) -> None:
+    """Finish what an interrupted write has left within a folder that stays, if all has its place, or else undo it."""
+    partial, trash = folder / PARTIAL, folder / TRASH
+    within = partial.with_name(f".{PARTIAL}{PARTIAL}"), _trash_of(partial)  # of a folder written to `partial`
+    left = [path for path in (trash, partial, *within) if os.path.lexists(path)]
+    if not left:
+        return
+    listed = partial / ENTRIES
+    names = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    waiting = [name for name in names if os.path.lexists(partial / name)]
+    if waiting or not names:
+        for name in set(names).difference(waiting):
+            with suppress(FileNotFoundError):
+                _delete(folder / name)
+        listed.unlink(missing_ok=True)  # from here on, what has these names is the earlier one
+        for entry in list(trash.iterdir()) if _is_real_folder(trash) else []:
+            entry.rename(folder / entry.name)
+    for path in left:
+        _delete(path)
+
+
 def publish(partial: Path, path: Path) -> None:
     """Flush a folder to disk and rename it to `path`. What was there goes only when the new folder has its place."""
-    for folder, _, files in os.walk(partial):
-        for file in files:
-            flush(Path(folder, file))
-        flush(Path(folder))
+    _flush_all(partial)
     trash = _trash_of(path)
     with suppress(FileNotFoundError):
         _delete(trash)
@@ -110,6 +185,13 @@ def publish(partial: Path, path: Path) -> None:
     flush(path.parent)
     with suppress(FileNotFoundError):
         _delete(trash)
+
+
+def _flush_all(folder: Path) -> None:
+    for within, _, files in os.walk(folder):
+        for file in files:
+            flush(Path(within, file))
+        flush(Path(within))
 
 
 def _trash_of(path: Path) -> Path:
@@ -143,15 +225,20 @@ def _is_real_folder(path: Path) -> bool:
 def clear_leftovers(folder: Path) -> None:
     """Remove what interrupted writes left in a folder."""
     if folder.is_dir():
+        settle(folder)
         for path in folder.iterdir():
             if path.name.startswith(".") and path.name.endswith((PARTIAL, TRASH)):
                 _delete(path)
 
 
 def others(folder: Path, ours: Collection[str]) -> list[str]:
-    """The files in a folder that are not ours, and empty folders, by their paths relative to it."""
+    """The files in a folder that are not ours, and empty folders, by their paths relative to it.
+
+    What is just being written there is left out.
+    """
     every = [path for path in sorted(folder.rglob("*")) if not _is_real_folder(path) or not any(path.iterdir())]
-    return [name for path in every if (name := path.relative_to(folder).as_posix()) not in ours]
+    names = [path.relative_to(folder) for path in every]
+    return [name.as_posix() for name in names if name.as_posix() not in ours and name.parts[0] != PARTIAL]
 
 
 def check_writable(folder: Path) -> None:
@@ -165,6 +252,14 @@ def check_writable(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.", suffix=PARTIAL) as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
+
+
+def check_new_folder(folder: Path) -> None:
+    """As `check_writable`, and a folder that was not there is not left there."""
+    was_there = folder.exists()
+    check_writable(folder)
+    if not was_there:
+        folder.rmdir()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from aurora_lora import calibrate
+from aurora_lora import calibrate, files
 from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merge_and_predict, train, yaml_text
@@ -342,6 +342,40 @@ def test_merging_twice(run: Run, tmp_path: Path) -> None:
     (output / "model.safetensors").write_bytes(b"")  # damaged: no longer that merge
     with pytest.raises(UserError, match="`overwrite`"):
         merge(trained, "static", output)
+
+
+def test_merging_into_the_current_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, here = load_run(run.folder), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert not merge(trained, "calibrated", ".").was_there
+    assert merge(trained, "calibrated", here).was_there
+    assert AutoModelForSequenceClassification.from_pretrained(".").config.num_labels == 2
+    first = {path.name: path.read_bytes() for path in Path().iterdir()}
+    assert "model.safetensors" in first
+    interrupted = Path(files.PARTIAL)  # a merge that was killed
+    interrupted.mkdir()
+    (interrupted / "model.safetensors").write_bytes(b"half")
+    assert not merge(trained, "static", ".", overwrite=True).was_there
+    assert first.keys() == {path.name for path in Path().iterdir()}
+    assert first["model.safetensors"] != Path("model.safetensors").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WorkError(Exception):
+        pass
+
+    def work(*_: Any) -> Any:
+        raise WorkError
+
+    monkeypatch.setattr(merge_and_predict, "load_trained_model", work)
+    with pytest.raises(UserError, match="cannot write /proc/merged"):
+        merge(load_run(run.folder), None, "/proc/merged")
+    with pytest.raises(WorkError):
+        merge(load_run(run.folder), None, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_merging_anew_keeps_what_was_added(run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import FormError, NotFiniteError
-from ..files import new_folder
+from ..files import new_folder, settle
 from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
@@ -92,6 +92,7 @@ def export_lora(
     others = _other_weights(model, name)
     check_finite(others.items(), "the adapter cannot be exported")
     path = Path(folder)
+    settle(path)
     check_replaceable(path)
     if format == "diffusers":
         if others:
@@ -121,7 +122,7 @@ def export_lora(
     _check_read_as_written(lora_config, model)
     if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
         lora_config.target_modules = sorted(lora_config.target_modules)
-    with new_folder(path) as partial:
+    with new_folder(path, last=[PEFT_CONFIG]) as partial:
         write_export(partial / PEFT_WEIGHTS, {**weights, **others})
         lora_config.save_pretrained(str(partial))
         if processor is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..deploy.export import check_replaceable
+from ..deploy.export import PEFT_CONFIG, check_replaceable
 from ..errors import ArgumentError, FormError, UserError
-from ..files import new_folder
+from ..files import new_folder, settle
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
@@ -92,7 +92,7 @@ def export(
     model, processor = load_trained_model(run)
     base = hub_name(run.recipe.model)
     try:
-        with new_folder(output) as partial:
+        with new_folder(output, last=[PEFT_CONFIG]) as partial:
             export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base)
             if carded:
                 padding = getattr(model.config, "pad_token_id", None)
@@ -116,6 +116,7 @@ def check_output(output: Path, overwrite: bool) -> bool:
     Raises:
         UserError: an export would replace something that it may not.
     """
+    settle(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise ArgumentError(f"{output} is not empty: choose another folder, or `overwrite` replaces an earlier export")
     card = replaceable_card(output)

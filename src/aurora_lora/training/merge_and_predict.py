@@ -116,6 +116,7 @@ def merge(
         raise ArgumentError("`calibrated` goes with `quantization`: without it, no weight is rounded")
     elif run.recipe.base.quantization is not None:
         source |= {"dequantized": run.recipe.base.quantization}
+    files.settle(output)
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
@@ -124,10 +125,11 @@ def merge(
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")
     _check_only_merge(output)
+    files.check_new_folder(output)
     plain, processor, rounding = _merged(run, form, quantization, calibrated)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     kind_of(run.task).finish_merged(plain, processor)
-    with files.new_folder(output) as folder:
+    with files.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(str(folder))
         written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
