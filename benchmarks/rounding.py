@@ -31,7 +31,7 @@ from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.formats import Format, format_of
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.merge_quantized import _layers, _put, _round_all
-from aurora_lora.deploy.merged_weight import adapters_of, merged_weight
+from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
 from aurora_lora.files import write_json
 from aurora_lora.ops.rounding import Grid, better_grid, input_moment, output_error, round_to_moment
@@ -180,7 +180,7 @@ def main() -> None:
         for n, layer in layers.items()
     }  # type: ignore[arg-type]
     base = {n: format.dense() for n, format in formats.items()}  # type: ignore[union-attr]
-    weights = {n: merged_weight(n, layer, base[n], adapters_of(layer)) for n, layer in layers.items()}
+    weights = {n: merged_linear(n, layer, base[n], adapters_of(layer))[0] for n, layer in layers.items()}
     result: dict[str, Any] = {"layers": len(layers), "ways": {}}
     for tag, way in WAYS.items():
         start, found = time.perf_counter(), {}

@@ -109,7 +109,8 @@ def test_no_perturbation_lowers_the_objective(seed, scale, ridge):
         assert objective(best + size * direction) > lowest
     M = best.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(objective(M), M)
-    assert gradient.abs().max() < 1e-5 * (1 + scale)
+    rounded = 1e-7 * report.layers[0].ridge  # the matrix is stored in float32
+    assert gradient.abs().max() < 1e-5 * (1 + scale) + rounded
 
 
 def explained(layer, matrix, x):

@@ -185,6 +185,11 @@ def test_last_step_of_an_epoch_is_no_larger(
         task={"name": task, "train_size": 37, "validation_size": 16, "test_size": 16},
         method={"name": "aurora", "target_modules": targets},
         training={"epochs": 2, "batch_size": 12, "learning_rate": 2e-2, "threads": 1, "eval_every": 1},
+        calibration={
+            "examples": 32,
+            "batch_size": 16,
+            "ridge": 1.0,
+        },  # of several, rounding may decide between the best
     )
     train_alone(aurora, recipe, tmp_path / "one")
     answers = launch(aurora, recipe, tmp_path / "three", 3)
