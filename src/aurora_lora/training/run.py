@@ -343,6 +343,10 @@ def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
 
 
 def _own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
-    """This process's calibration batches: the moments are summed over the processes."""
-    batches, peers = data.calibration_batches(recipe), state()
-    return batches[peers.process_index :: peers.num_processes] if len(batches) >= peers.num_processes else batches
+    """This process's calibration batches: the moments are summed over the processes, none of an example twice."""
+    section, peers = recipe.calibration, state()
+    count = min(section.examples, len(data.fixed("train")))
+    size = max(1, min(section.batch_size, count // peers.num_processes))  # a batch for each, where there are examples
+    smaller = section.model_copy(update={"batch_size": size})
+    batches = data.calibration_batches(recipe.model_copy(update={"calibration": smaller}))
+    return batches[peers.process_index :: peers.num_processes] if count >= peers.num_processes else batches
