@@ -15,7 +15,8 @@ import aurora_lora
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.moments import Target
+from aurora_lora.deploy.moments import LayerMoments, SharedInput, Target
+from aurora_lora.deploy.products import mirror
 from aurora_lora.deploy.solve import RIDGES, solve
 from aurora_lora.tuner import aurora_layers
 
@@ -171,6 +172,38 @@ def test_the_ridge_is_chosen_by_generalised_cross_validation(n, ridge):
     chosen = report.layers[0].ridge / scale
     assert min(abs(chosen / one - 1) for one in tried) < 1e-5
     assert score(chosen) <= 1.05 * min(map(score, tried))  # the trace is estimated
+
+
+def test_a_layer_chooses_its_ridge_alone():
+    """One whose score falls again after it has risen stops at the rise, also beside one whose score goes on falling."""
+    torch.manual_seed(0)
+    n, d = 60, 24
+    x = torch.randn(n, d)
+    model = get_peft_model(
+        nn.ModuleDict({"one": nn.Linear(d, 4), "other": nn.Linear(d, 4)}),
+        AuroraConfig(target_modules=["one", "other"], init_weights=False, skip=False),
+    )
+    (_, one), (_, other) = aurora_layers(model)
+    bent = lambda layer: sigma_and_z(layer, x)[0] - x.double() @ linear_in_z(layer, x).T  # noqa: E731
+    for layer, scale, columns in ((one, 1e-3, slice(20, 22)), (other, 0.2, slice(22, 24))):
+        with torch.no_grad():
+            layer.aurora_A["default"][:, 20:] = 0  # what sigma leaves is read there, and z is not
+        x[:, columns] = 0
+        left = bent(layer)
+        x[:, columns] = (scale * left / left.std()).float()
+
+    def ridges(*layers):
+        shared = SharedInput("0", vectors=n)  # the first layer's calls are summed
+        found = [LayerMoments(Target(str(i), layer, ("default",)), shared) for i, layer in enumerate(layers)]
+        for moments in found:
+            moments.add(x, False)
+        mirror(shared.moment)
+        return [solution.ridge for solution in solve(found, 1e-9)]
+
+    with torch.no_grad():
+        alone = [*ridges(one), *ridges(other)]
+        assert alone[0] > alone[1]
+        assert ridges(one, other) == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_linear_sigma_is_found_exactly():

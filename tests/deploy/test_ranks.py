@@ -209,6 +209,8 @@ def test_what_the_budget_decides_is_not_given(make_bert, labelled, field):
     value = {"query": 2} if "pattern" in field else 2
     with pytest.raises(ValueError, match=rf"^{field}=.* is not allowed: the budget decides it"):
         ranked_config(probe(make_bert(), labelled), 700, LoraConfig, **{field: value})
+    with pytest.raises(ValueError, match=rf"^{field}=.* is not allowed"):
+        ranked_config(probe(make_bert(), labelled), 700, LoraConfig, **{field: {} if "pattern" in field else 0})
     with pytest.raises(ValueError, match="None of the probed layers is left"):
         ranked_config(probe(make_bert(), labelled), 700, target_modules=["nothing"])
 

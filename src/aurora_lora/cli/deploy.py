@@ -60,7 +60,7 @@ def merge(
         if trained_on is not None and quantization is None:
             print(f"its base is the {trained_on} one that the run was trained on, dequantised")
         elif trained_on not in (None, quantization):
-            print(f"the run was trained on a base in {trained_on}, of which {quantization} is another rounding")
+            print(f"the run was trained on a base in {trained_on}: in {quantization} the base itself is another")
         if merged.rounding is not None:
             print(f"of what the adapter does in a layer, rounding costs {merged.rounding.summary}")
 

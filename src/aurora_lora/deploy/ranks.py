@@ -221,7 +221,7 @@ def ranked_config(
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
     of_lora = issubclass(config, LoraConfig)
-    if decided := [name for name in _DECIDED if fields.get(name)]:
+    if decided := [name for name in _DECIDED if name in fields]:
         raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
     paths = [layer.layer for layer in found.layers if fits(layer, of_lora)]

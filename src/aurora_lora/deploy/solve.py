@@ -51,7 +51,7 @@ def solve(layers: list[LayerMoments], ridge: float) -> list[Solution]:
     S = moment_of(shared).div_(n)
     scale = float(S.diagonal().mean())
     fits = [_Fit(layer, adapter, S, n) for layer in layers for adapter in layer.cross]
-    added = 0.0
+    improving, added = fits, 0.0
     for each in sorted({ridge, *(one for one in RIDGES if one > ridge)}, reverse=True):
         S.diagonal().add_(each * scale - added)
         added = each * scale
@@ -59,9 +59,9 @@ def solve(layers: list[LayerMoments], ridge: float) -> list[Solution]:
         if failed:  # inputs that are all zero, or no ridge for fewer vectors than dimensions
             break
         freedom = _freedom(factor, added)
-        better = [fit.improve(S, factor, added, freedom) for fit in fits]
+        improving = [fit for fit in improving if fit.improve(S, factor, added, freedom)]
         del factor
-        if not any(better):
+        if not improving:
             break
     return [fit.solution() for fit in fits]
 
