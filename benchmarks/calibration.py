@@ -26,9 +26,9 @@ import torch
 
 from aurora_lora import calibrate, set_form
 from aurora_lora.files import write_json
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.finished_run import load_run
 from aurora_lora.training.progress import quiet_libraries
-from aurora_lora.training.run import make_trainer
 from aurora_lora.training.storage import ADAPTER
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)

@@ -12,8 +12,8 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Subject
 from aurora_lora.tasks.dreambooth import subject_images
+from aurora_lora.training.build import apply_method
 from aurora_lora.training.reading import validate_as
-from aurora_lora.training.run import apply_method
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

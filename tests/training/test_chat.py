@@ -21,6 +21,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.training import load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
+from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.chat_answers import Talk
 from aurora_lora.training.chat_trainer import ChatTrainer
 from aurora_lora.training.choices import next_token_loss
@@ -29,7 +30,7 @@ from aurora_lora.training.merge_and_predict import evaluate, load_predictor
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.push import _stage
 from aurora_lora.training.recipe import Recipe
-from aurora_lora.training.run import load_trained_model, train
+from aurora_lora.training.run import train
 
 pytest.importorskip("trl")
 

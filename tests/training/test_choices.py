@@ -18,6 +18,7 @@ import tiny
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.choices import (
     Questions,
     TrainingText,
@@ -29,7 +30,6 @@ from aurora_lora.training.choices import (
 )
 from aurora_lora.training.gap_and_export import gap
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
-from aurora_lora.training.run import make_trainer
 
 WriteRecipe = Callable[..., Path]
 TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}

@@ -22,6 +22,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.packaged_images import png
 from aurora_lora.training import load_run, train, yaml_text
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.data import load_data
 from aurora_lora.training.images import Images, Stack, image_size, plain_transform, read_image, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
@@ -29,7 +30,6 @@ from aurora_lora.training.models import load_image_processor, load_tokenizer
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
-from aurora_lora.training.run import make_trainer
 from aurora_lora.training.storage import SPLITS
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
+from aurora_lora.training.build import make_model, make_trainer
 from aurora_lora.training.memory import base_for
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_processor
-from aurora_lora.training.run import make_model, make_trainer
 from aurora_lora.training.storage import write_manifest
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -275,7 +275,7 @@ import tiny
 from aurora_lora.training import load_recipe
 from aurora_lora.training.memory import base_for
 from aurora_lora.training.models import load_processor
-from aurora_lora.training.run import make_model
+from aurora_lora.training.build import make_model
 
 def anonymous():  # without the pages of files, which processes share and the system can drop
     with open("/proc/self/status") as status:

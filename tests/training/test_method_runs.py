@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError, UserError
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.gap_and_export import export, gap
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
-from aurora_lora.training.run import make_trainer
 
 Aurora = Callable[..., list[dict[str, Any]]]
 WriteRecipe = Callable[..., Path]

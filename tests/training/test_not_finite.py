@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import NotFiniteError
 from aurora_lora.training import load_recipe, train, yaml_text
-from aurora_lora.training import run as run_module
+from aurora_lora.training.trainer import RecipeTrainer
 
 Invoke = Callable[..., Any]
 OUT = "OUT"
@@ -141,14 +141,14 @@ def test_a_merged_model_with_nan_is_refused_by_predict(finished: Path, tmp_path:
 def test_a_run_does_not_end_with_nan(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = run_module.RecipeTrainer.load_weights
+    load = RecipeTrainer.load_weights
 
     def broken(self: Any, checkpoint: Path) -> None:
         load(self, checkpoint)
         with torch.no_grad():
             next(p for p in self.module.parameters() if p.requires_grad).view(-1)[0] = float("nan")
 
-    monkeypatch.setattr(run_module.RecipeTrainer, "load_weights", broken)
+    monkeypatch.setattr(RecipeTrainer, "load_weights", broken)
     with pytest.raises(NotFiniteError, match=r"^training diverged: .* not finite"):
         train(load_recipe(write_recipe(), ["training.epochs=1"]), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

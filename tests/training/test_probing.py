@@ -21,10 +21,10 @@ from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS
 from aurora_lora.methods.targets import target_paths
 from aurora_lora.training import load_run, probing, train, yaml_text
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.merge_and_predict import evaluate, merge
 from aurora_lora.training.probing import PROBE, kept_start
 from aurora_lora.training.reading import validate
-from aurora_lora.training.run import make_trainer
 
 Q_V = {"target_modules": ["query", "value"]}
 

@@ -14,10 +14,10 @@ from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.lab.report.ranks_figure import ranks_tables
 from aurora_lora.training import load_recipe, probing, yaml_text
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
-from aurora_lora.training.run import make_trainer
 
 WriteRecipe = Callable[..., Path]
 ALL = 2 * (4 * 32 + 2 * 48) + 32

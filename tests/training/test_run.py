@@ -22,10 +22,10 @@ from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
 from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merge_and_predict, train, yaml_text
 from aurora_lora.training.batches import Share
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.distributed import state
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
-from aurora_lora.training.run import make_trainer
 from aurora_lora.training.trainer import training_arguments
 
 WriteRecipe = Callable[..., Path]
@@ -78,7 +78,7 @@ def test_calibrated_once_for_each_evaluation(
         monkeypatch.setattr(importlib.import_module(f"aurora_lora.training.{where}"), "calibrate", counting)
 
     counted("callback")
-    counted("run")
+    counted("calibrating")
     recipe = load_recipe(write_recipe())
     run = train(recipe, tmp_path / "run")
     assert done == ["callback"] * 3  # the best checkpoint has its matrices
@@ -91,7 +91,7 @@ def test_calibrated_once_for_each_evaluation(
     done.clear()
     paper = write_recipe(method={"name": "aurora-paper", "target_modules": ["query", "value"]})
     train(load_recipe(paper), tmp_path / "paper")
-    assert done == ["run"]
+    assert done == ["calibrating"]
 
 
 def test_parameter_counts(run: Run) -> None:

@@ -16,9 +16,10 @@ from transformers import TrainerCallback
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run
+from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
-from aurora_lora.training.run import Run, load_trained_model, train
+from aurora_lora.training.run import Run, train
 from aurora_lora.training.step_callbacks import EarlyStop
 
 WriteRecipe = Callable[..., Path]

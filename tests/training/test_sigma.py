@@ -9,7 +9,7 @@ import torch
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
-from aurora_lora.training.run import load_trained_model, make_trainer
+from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.sigma import sigma
 
 WriteRecipe = Callable[..., Path]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from aurora_lora import files
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
-from aurora_lora.training.run import load_trained_model
+from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.updates import saved_updates
 
 WriteRecipe = Callable[..., Path]

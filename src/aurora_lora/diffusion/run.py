@@ -19,10 +19,11 @@ from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
 from ..training.batches import divide
+from ..training.build import apply_method
 from ..training.distributed import on_main, state
 from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result, read_result, write_result
-from ..training.run import Run, apply_method
+from ..training.run import Run
 from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .batches import IGNORED
+from .build import make_model
 from .data import Data, Encoded, Example, Pad
 from .distributed import state
 from .finished_run import TrainedRun, load_run
 from .models import load_base_model
 from .recipe import Recipe
-from .run import make_model
 from .storage import ADAPTER, adapter_digests
 from .trainer import RecipeTrainer
 

@@ -17,10 +17,10 @@ from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tasks.models import hub_name
 from ..tuner import check_calibrated
+from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun
 from .kinds import kind_of
-from .run import load_trained_model, make_trainer
 from .storage import ADAPTER
 
 

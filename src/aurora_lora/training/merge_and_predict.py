@@ -21,6 +21,7 @@ from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.own.split import BadRow
+from .build import load_trained_model, make_trainer
 from .chat_format import recorded_format
 from .contamination_guard import MERGE_NOTE, merge_note, noted_training, trained_on
 from .distributed import state
@@ -33,7 +34,6 @@ from .models import Processor
 from .outcome import score
 from .quantized import merge_dequantized, merge_into
 from .results import Scores, mean_scores
-from .run import load_trained_model, make_trainer
 from .storage import ADAPTER, RECIPE
 
 

@@ -15,10 +15,11 @@ from .. import files
 from ..errors import UserError, unknown
 from ..extras import extra
 from ..tasks.models import MODELS, PretrainedHere
+from .build import load_trained_model
 from .finished_run import load_run
 from .reading import validate
 from .recipe import Recipe
-from .run import load_trained_model, train
+from .run import train
 from .storage import RECIPE, RESULT
 
 RESULT_OF_PRETRAINING = f"pretraining-{RESULT}"

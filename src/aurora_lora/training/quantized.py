@@ -12,12 +12,12 @@ from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError
 from ..methods.base import PeftMethod
 from ..methods.linear import untie_adapted
+from .build import make_model
 from .data import load_data
 from .finished_run import TrainedRun
 from .memory import base_for
 from .models import Processor, load_processor
 from .quantized_base import quantized
-from .run import make_model
 from .storage import ADAPTER
 
 

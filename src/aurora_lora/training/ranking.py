@@ -11,9 +11,9 @@ from ..deploy.ranks import Budget, budget_in, is_exhausted
 from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
+from .build import make_trainer
 from .probing import kept_start
 from .recipe import Recipe
-from .run import make_trainer
 
 
 def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from ..errors import UserError
 from ..finite import check_finite
 from ..forms import DYNAMIC
 from ..tuner import AuroraLayer, aurora_layers
+from .build import make_model, make_trainer
 from .finished_run import TrainedRun
 from .gap_and_export import need_aurora
 from .memory import base_for
 from .probing import kept_start
-from .run import make_model, make_trainer
 from .storage import ADAPTER
 
 POINTS, BINS = 41, 32

@@ -25,10 +25,10 @@ from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.saved_tensors import fused_attention, to_fake
 from aurora_lora.training import choice_trainer, models
 from aurora_lora.training.batches import divide
+from aurora_lora.training.build import make_model
 from aurora_lora.training.choice_trainer import ChoiceTrainer
 from aurora_lora.training.memory import base_for, checkpoint_activations
 from aurora_lora.training.recipe import Recipe
-from aurora_lora.training.run import make_model
 from aurora_lora.training.trainer import RecipeTrainer, training_arguments
 
 LIMIT_GB = 24
