@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import quantised
 
 from aurora_lora import AuroraConfig, CalibrationError, probe
+from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import frozen_weights
-from aurora_lora.deploy.ranks import aligned_rows
 
 
 @pytest.fixture

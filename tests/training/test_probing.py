@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from aurora_lora.deploy.ranks import DEVIATION
+from aurora_lora.deploy.align import DEVIATION
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS

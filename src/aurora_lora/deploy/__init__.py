@@ -1,5 +1,6 @@
 """From a trained adapter to a served one."""
 
+from .align import align
 from .calibrate import CalibrationReport, LayerCalibration, calibrate
 from .export import export_lora, lora_factors
 from .gap import MergeGap, merge_gap
@@ -8,7 +9,7 @@ from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
 from .predictions import EndToEndGap
 from .probe import Probe, probe
-from .ranks import align, ranked_config
+from .ranks import ranked_config
 from .sketch import LayerProbe
 
 __all__ = [

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import files
+from ..deploy.align import adapted_layers, aligned_rows, set_rows
 from ..deploy.probe import Loss, Probe, probe
-from ..deploy.ranks import adapted_layers, aligned_rows, budget_in, fits, mistakable, rank_fields, set_rows, share_out
+from ..deploy.ranks import budget_in, fits, mistakable, rank_fields, share_out
 from ..errors import AuroraError, UserError
 from ..methods.base import Method
 from ..methods.linear import features, is_linear
