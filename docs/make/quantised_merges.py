@@ -29,7 +29,7 @@ def by_adapter(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
 
 def merges_table(records: list[dict]) -> str:
     """What merges into 4 and 8 bits lose; the mean over the seeds, and of the KL divergence its range."""
-    headers = ["adapter", "bits", "seeds", "model", "KL", "same top token %", "perplexity", "accuracy %"]
+    headers = ["adapter", "bits", "seeds", "model", "KL", "same top token %", "perplexity", "accuracy per char. %"]
     table = TextTable("", headers, align="lrrlrrrr")
     for (method, bits), group in by_adapter(records).items():
         for title, key in MERGES.items():

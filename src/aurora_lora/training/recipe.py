@@ -220,7 +220,7 @@ class Recipe(RunRecipe):
         reference = [] if self.reference is None else [self.reference.method]
         for one in (method, *reference):
             if not isinstance(one, PeftMethod) or one.base_use != "frozen":
-                why = f"{one.name!r} changes the base's own weights; an adapter of PEFT on a frozen base does not"
+                why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
                 raise PydanticCustomError("task", "model.quantization: {why}", {"why": why})
         if self.task.teacher is not None:
             why = "with a teacher, hidden states are compared with those of the base's own weights"

@@ -189,8 +189,8 @@ class AuroraModel(BaseTuner):
         if lost:
             warnings.warn(
                 f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
-                f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. Merge into the unquantised base "
-                "model to keep all of it.",
+                f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. Merge into the dequantised "
+                "base, model.dequantize(), to keep all of it.",
                 stacklevel=3,
             )
 
