@@ -162,6 +162,9 @@ def test_each_form_may_have_its_own_choice(write: Callable[..., Path], tmp_path:
     assert aurora["validation_by_form"] == {"dynamic": 3e-2, "static": 1 - 1e-3, "calibrated": 1.0}
     scores = {form: found["accuracy"]["scores"] for form, found in aurora["by_form"].items()}
     assert scores == {"dynamic": [3e-2, 10 + 3e-2], "static": [1e-3, 10 + 1e-3], "calibrated": [3e-2, 10 + 3e-2]}
+    for chosen_by, rate in (("dynamic", 3e-2), ("static", 1e-3), ("calibrated", 3e-2)):
+        of_it = aurora["by_choice"][chosen_by]
+        assert all(found["accuracy"]["scores"] == [rate, 10 + rate] for found in of_it.values())
 
     (section,) = load_sections([out])
     group = section.groups[1]
@@ -502,6 +505,10 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
         (
             {"questions": [{"ask": "a", "first": {"setting": "LoRA r=2", "form": "static"}, "second": "AuroRA"}]},
             "questions: LoRA r=2 has no form 'static' (it has merged)",
+        ),
+        (
+            {"questions": [{"ask": "a", "first": "LoRA r=2", "second": "AuroRA", "same_runs": True}]},
+            "questions.0: same_runs: true is not allowed: 'LoRA r=2' and 'AuroRA' are two settings",
         ),
     ],
 )  # fmt: skip

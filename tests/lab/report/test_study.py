@@ -57,6 +57,24 @@ def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
     assert static.cells() == ("-14.0", "", "not known: one seed")
 
 
+def test_what_a_merge_costs_is_asked_of_the_same_runs(summary: dict[str, Any]) -> None:
+    """Each form has a rate of its own; with `same_runs` those of the first form's are taken for both."""
+    question = summary["study"]["questions"][1]
+    question["first"], question["second"] = ({"setting": "AuroRA", "form": form} for form in ("calibrated", "static"))
+    (_, by_own_choice) = answers(summary)
+    assert by_own_choice.difference == pytest.approx(FIRST[1] - 0.7)
+    of_them = {"calibrated": [0.8, 0.8, 0.8], "static": [0.7, 0.6, 0.8]}
+    by_form = {form: {"accuracy": {"scores": scores}} for form, scores in of_them.items()}
+    summary["settings"][1]["by_choice"] = {"calibrated": by_form}
+    assert answers(summary)[1] == by_own_choice
+    question["same_runs"] = True
+    cost = answers(summary)[1]
+    assert (cost.difference, cost.seeds) == (pytest.approx(0.1), 3)
+    assert (cost.first, cost.second) == ("AuroRA, calibrated", "AuroRA, static in the same runs")
+    del summary["settings"][1]["by_choice"]  # all forms have the deployed one's choice
+    assert answers(summary)[1].difference == by_own_choice.difference
+
+
 @pytest.mark.parametrize(
     ("metric", "gain", "verdict"),
     [

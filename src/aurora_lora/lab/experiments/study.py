@@ -155,11 +155,22 @@ class Question(Section):
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Within which the two count as equivalent, as the study's metric is shown: 0.5 is half a point of accuracy. If
     None, 1 point of a metric in percent, and no such answer by others."""
+    same_runs: bool = False
+    """Whether both sides, forms of one setting, are scored in the runs that the first side's form chose: what a merge
+    of these runs costs. Otherwise each form has the runs of its own choice."""
 
     @field_validator("first", "second", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"setting": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _of_one_setting(self) -> Question:
+        if self.same_runs and self.first.setting != self.second.setting:
+            raise ValueError(
+                f"same_runs: true is not allowed: '{self.first.setting}' and '{self.second.setting}' are two settings"
+            )
+        return self
 
 
 class Study(Section):

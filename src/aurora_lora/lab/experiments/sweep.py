@@ -293,6 +293,12 @@ class Sweep:
         each = {
             "chosen_by_form": {form: chosen for form, (chosen, _) in by_form.items()},
             "validation_by_form": {form: found for form, (_, found) in by_form.items()},
+            "by_choice": {
+                form: by_form_and_metric(
+                    [with_own_forms(result, dict.fromkeys(own, chosen), seed) for seed, result in results.items()]
+                )
+                for form, chosen in own.items()
+            },
         }
         return {
             "name": setting.name,

@@ -99,10 +99,13 @@ def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answe
             for side in (question["first"], question["second"])
         )
         by = metric or first[0]["metric"]
-        ours, theirs = _by_seed(*first, by), _by_seed(*second, by)
+        chosen_by = first[1] if question.get("same_runs") else None
+        ours, theirs = _by_seed(*first, by, chosen_by), _by_seed(*second, by, chosen_by)
         paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if paired:
             names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
+            if chosen_by is not None:
+                names[1] += " in the same runs"
             mean, (low, high) = statistics.fmean(paired), interval(paired)
             margin = _margin(question.get("margin"), by, first[0]["metric"])
             found.append(Answer(question["ask"], names[0], names[1], by, mean, low, high, len(paired), margin))
@@ -133,6 +136,12 @@ def note(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _by_seed(setting: Mapping[str, Any], form: str | None, metric: str | None) -> dict[int, float]:
-    scores = setting["by_form"].get(form, {}).get(metric, {}).get("scores", ())
+def _by_seed(
+    setting: Mapping[str, Any], form: str | None, metric: str | None, chosen_by: str | None
+) -> dict[int, float]:
+    """Scores of a form in the runs of its own choice, or of that of another form."""
+    by_form = (
+        setting["by_form"] if chosen_by is None else setting.get("by_choice", {}).get(chosen_by, setting["by_form"])
+    )
+    scores = by_form.get(form, {}).get(metric, {}).get("scores", ())
     return {seed: score for seed, score in zip(setting["seeds"], scores, strict=False) if score is not None}
