@@ -47,7 +47,7 @@ Way = Callable[[Tensor, Tensor, Format], Tensor]
 
 def moments(model: Any, layers: dict[str, Any], batches: list[Batch]) -> dict[str, Tensor]:
     targets = [Target(name, layer) for name, layer in layers.items()]
-    with torch.no_grad(), Runner(model) as runner:
+    with torch.no_grad(), Runner(model, "rounding.py") as runner:
         found = Collector(runner, targets).collect(batches)
     return {each.target.name: (each.shared.moment / each.vectors).float() for each in found}  # type: ignore[operator]
 
@@ -141,7 +141,7 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
     for path in layers:
         blocks.setdefault(path.split(".layers.")[1].split(".")[0], []).append(path)
     for paths in blocks.values():
-        with torch.no_grad(), Runner(model) as runner:
+        with torch.no_grad(), Runner(model, "rounding.py") as runner:
             targets = [Target(path, layers[path].module) for path in paths]
             found = Collector(runner, targets).collect(batches)
             rounded = _round_all(layers, found, 1e-3)

@@ -227,7 +227,7 @@ def test_query_key_and_value_share_the_moment_of_their_input(make_bert, config, 
     for share in (True, False):
         targets = [Target(name, layer, ("default",)) for name, layer in aurora_layers(model)]
         with torch.no_grad():
-            layers = Collector(Runner(model), targets, share).collect(batches)
+            layers = Collector(Runner(model, "calibrate"), targets, share).collect(batches)
         moments = {layer.target.name: id(layer.shared) for layer in layers}
         shared[share] = len(moments), len(set(moments.values()))
     # a block: q, k, v on one input; three dense layers on their own; and the pooler

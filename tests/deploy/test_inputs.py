@@ -44,7 +44,7 @@ def test_the_mask_follows_the_input_of_each_layer(flat: bool) -> None:
     _, layer = next(aurora_layers(model))
     x = torch.arange(18.0).view(2, 3, 3)
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    runner = Runner(model)
+    runner = Runner(model, "calibrate")
     elsewhere = MaskElsewhere(mask)
     runner.masks = {"attention_mask": elsewhere}  # type: ignore[dict-item]
     found = runner.vectors(layer, x.flatten(0, 1) if flat else x)

@@ -15,6 +15,7 @@ from torch import nn
 
 import aurora_lora
 from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
+from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 
@@ -104,6 +105,20 @@ def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches):
     assert rounded.end_to_end.kl == pytest.approx(kl(reference, merged), rel=1e-3, abs=1e-9)
     difference = float((merged - reference).abs().max())
     assert rounded.end_to_end.largest_logit_difference == pytest.approx(difference, rel=1e-2)
+
+
+def test_two_adapters_are_rounded_one_after_the_other(make_bert):
+    """As PEFT merges them into a bfloat16 base."""
+    model = adapted(make_bert())
+    model.add_adapter("second", METHODS["lora"]())
+    model.base_model.set_adapter(["default", "second"])
+    found = {layer.path: layer.in_dtype(torch.bfloat16, layer.weights()[1]) for layer in adapted_layers(model)}
+    assert len(found) == 4
+    for path, layer in layers(model).items():
+        base = layer.get_base_layer()
+        base.weight.data = base.weight.data.bfloat16()
+        layer.merge()
+        assert torch.equal(found[path], base.weight.data.float())
 
 
 def test_bfloat16_rounds_by_two_to_the_minus_nine(make_bert, batches):

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -73,6 +74,25 @@ def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kin
     nearest = aurora("merge", run, "-o", merged, "--quantization", name, "--overwrite")
     assert nearest.exit_code == 0, nearest.output
     assert f"a plain Transformers model in {name}, calibrated form" in nearest.stdout
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path, calibrated: bool) -> None:
+    lm = tiny.save_language_model(tmp_path / "lm", tied=True, width=64)
+    method = {"name": "lora", "r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    recipe = tmp_path / "recipe.yaml"
+    task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
+    recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    options = ["--quantization", "nf4", *(["--calibrated"] if calibrated else [])]
+    done = aurora("merge", run, "-o", tmp_path / "merged", *options)
+    assert done.exit_code == 0, done.output
+    trained = load_file(run / "adapter" / "adapter_model.safetensors")
+    (head,) = (value for name, value in trained.items() if "lm_head" in name)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.lm_head.weight.float(), head)
+    assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
 
 
 def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,9 @@ def test_plain_lora_has_one_form():
     config = AuroraConfig(fixed_activation=None, spline=None, skip=True)
     assert config.anl.is_identity
     assert (config.forms, config.resolved_eval_form) == (("static",), "static")
+    for form in ("dynamic", "calibrated"):  # whatever it is called, it is the same
+        named = AuroraConfig(fixed_activation=None, spline=None, skip=True, eval_form=form)
+        assert named.resolved_eval_form == "static"
 
 
 def test_true_is_the_default_initialisation():

@@ -117,7 +117,7 @@ def calibrate(
     source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
     data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
-    with trained_state(model), Runner(model) as runner:
+    with trained_state(model), Runner(model, "calibrate") as runner:
         budget, bound = memory_bound(max_memory, runner.device)
         groups = plan(runner, targets, data, budget, share_inputs, bound=bound)
         with _restored_on_error(targets):

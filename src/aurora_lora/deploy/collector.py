@@ -8,17 +8,14 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .inputs import NO_BATCHES, Batch, Runner, input_geometry, watched_inputs
+from .inputs import Batch, Runner, input_geometry, no_batches, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
 from .processes import calls_of_processes
 
-_NOT_SHARED = (
-    "{} saw the same input as {} in the first batch, but not in a later one: call calibrate with share_inputs=False."
-)
-
-_SHARED_ELSEWHERE = (
-    "{} saw the same input as another layer on one process, but not on all: call calibrate with share_inputs=False."
-)
+_NOT_SHARED = "{} saw the same input as {} in the first batch, but not in a later one"
+_SHARED_ELSEWHERE = "{} saw the same input as another layer on one process, but not on all"
+_WAYS_OUT = {"calibrate": "call calibrate with share_inputs=False"}
+"""By the function that cannot go on; others have no such argument."""
 
 
 class Collector:
@@ -68,10 +65,19 @@ class Collector:
             shared.vectors += len(vectors)
             shared.see(x)
         elif not shared.is_seen(x):
-            raise CalibrationError(_NOT_SHARED.format(target.name, shared.leader))
+            raise self._apart(_NOT_SHARED.format(target.name, shared.leader))
         layer.vectors += len(vectors)
         if not self.watch_only:
             layer.add(vectors, self.sliced)
+
+    def _check_shared(self, layer: LayerMoments) -> None:
+        if layer.vectors != layer.shared.vectors:
+            raise self._apart(_NOT_SHARED.format(layer.target.name, layer.shared.leader))
+
+    def _apart(self, what: str) -> CalibrationError:
+        action = self.runner.action
+        way_out = _WAYS_OUT.get(action, f"give {action} inputs that the model computes in one way")
+        return CalibrationError(f"{what}: {way_out}.")
 
     def run_all(self, batches: Iterable[Batch]) -> None:
         """Run the batches and watch; if only watching, until every target was reached.
@@ -87,9 +93,9 @@ class Collector:
                     if self.watch_only and len(self.layers) == len(self.targets):
                         break
             if n == 0:
-                raise CalibrationError(NO_BATCHES)
+                raise no_batches(self.runner.action)
             for layer in self._reached() if not self.watch_only else ():
-                _check_shared(layer)
+                self._check_shared(layer)
         except CalibrationError as error:
             self.failure = error
 
@@ -109,13 +115,15 @@ class Collector:
         position = {name: i for i, name in enumerate(names)}
         seen = [(position[layer.target.name], position[layer.shared.leader]) for layer in self._reached()]
         leader_of: dict[int, int] = {}
-        for calls in calls_of_processes(seen, self.failure, len(names), self.runner.device):
+        for calls in calls_of_processes(self.runner.action, seen, self.failure, len(names), self.runner.device):
             for i, leader in calls:
                 if leader_of.setdefault(i, leader) != leader:
-                    raise CalibrationError(_SHARED_ELSEWHERE.format(names[i]))
+                    raise self._apart(_SHARED_ELSEWHERE.format(names[i]))
         for i, name in enumerate(names):
             if i not in leader_of:
-                raise CalibrationError(f"No input reached {name}: the calibration inputs must use every adapted layer.")
+                raise CalibrationError(
+                    f"No input reached {name}: the inputs of {self.runner.action} must use every adapted layer."
+                )
         return {names[i]: names[leader] for i, leader in leader_of.items()}
 
     def finish(self) -> list[LayerMoments]:
@@ -138,7 +146,7 @@ class Collector:
         for layer in layers:
             layer.finish()
         for layer in layers:
-            _check_shared(layer)
+            self._check_shared(layer)
             if not layer.is_finite():
                 raise CalibrationError(
                     f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
@@ -149,8 +157,3 @@ class Collector:
         """The sums over all batches: see `finish`."""
         self.run_all(batches)
         return self.finish()
-
-
-def _check_shared(layer: LayerMoments) -> None:
-    if layer.vectors != layer.shared.vectors:
-        raise CalibrationError(_NOT_SHARED.format(layer.target.name, layer.shared.leader))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..errors import CalibrationError, NotCalibratedError
+from ..errors import NotCalibratedError
 from ..forms import CALIBRATED, DYNAMIC, STATIC
 from ..tuner import AuroraLayer, check_calibrated, set_form
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
 from .formats import check_quantization
-from .inputs import NO_BATCHES, Runner, as_batches
+from .inputs import Runner, as_batches, no_batches
 from .layer_gaps import FormSums, LayerGap
 from .merge_losses import MergeLoss, MergeSums
 from .passes import Passes, evaluated
@@ -141,11 +141,11 @@ def merge_gap(
         return _gap_of_forms(model, data, metric)
     data.keep_iterator()
     if next(iter(data.batches), None) is None:
-        raise CalibrationError(NO_BATCHES.replace("calibrate", "merge_gap"))
+        raise no_batches("merge_gap")
     rounding = None if calibration is None else as_passes(calibration)
     forms = _gap_of_forms(model, data, metric, perplexity=True) if _is_dynamic(layers) else None
     sums = MergeSums(layers, quantizations or ())
-    with evaluated(model), Runner(model) as runner:
+    with evaluated(model), Runner(model, "merge_gap") as runner:
         sums.measure(runner, data, rounding)
         reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)
         if forms is not None:
@@ -169,7 +169,7 @@ def _is_dynamic(layers: Sequence[AdaptedLayer]) -> bool:
 def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perplexity: bool = False) -> MergeGap:
     check_unmerged(model, "merge_gap")
     forms = _forms(model)
-    with trained_state(model), Runner(model) as runner:
+    with trained_state(model), Runner(model, "merge_gap") as runner:
         sums = FormSums(model, runner, [form for form in forms if form != DYNAMIC])
         variants = {form: partial(set_form, model, form) for form in forms}
         ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums.watching, perplexity=perplexity)

@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from ..finite import is_finite
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .calibrate import check_unmerged, trained_state
-from .inputs import NO_BATCHES, Runner, as_batches, watched_inputs
+from .inputs import Runner, as_batches, no_batches, watched_inputs
 
 Layers = dict[tuple[str, str], Tensor]
 
@@ -40,7 +40,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
     names = active_adapters(model)
     static: Layers = {}
     found: dict[tuple[str, str], list[Tensor]] = {}
-    with trained_state(model), Runner(model) as runner:
+    with trained_state(model), Runner(model, "hidden_values") as runner:
         watchers: list[tuple[AuroraLayer, Callable[[Tensor], None]]] = []
         for path, layer in aurora_layers(model):
             for name in names:
@@ -57,7 +57,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
                 runner.run(batch)
                 n += 1
     if watchers and n == 0:
-        raise CalibrationError(NO_BATCHES.replace("calibrate", "hidden_values"))
+        raise no_batches("hidden_values")
     values = {**static, **{key: torch.cat(pieces) for key, pieces in found.items() if pieces}}
     for (path, _), z in values.items():
         if not is_finite(z):

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CalibrationError
 from ..tuner import AuroraLayer
 from .wrappers import unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
-NO_BATCHES = "calibrate needs at least one batch of inputs, and `batches` gave none."
+
+def no_batches(action: str) -> CalibrationError:
+    """What to raise where a function's inputs have no batch."""
+    return CalibrationError(f"{action} needs at least one batch of inputs, and was given none.")
 
 
 def as_batches(
@@ -149,10 +153,14 @@ class Runner:
     In an encoder-decoder model the positions of the encoder and of the decoder are told apart: a layer inside the
     encoder, and one outside that is fed the encoder's output (the keys and values of cross-attention), has the
     encoder's mask; any other has the decoder's.
+
+    Args:
+        model: to run.
+        action: the function that has it run, for errors.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, action: str) -> None:
+        self.model, self.action = model, action
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self.masks: dict[str, Tensor] = {}
         self._encoder_output: weakref.ref[Tensor] | None = None

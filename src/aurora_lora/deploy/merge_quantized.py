@@ -46,7 +46,7 @@ class QuantizedMerge:
 
     layers: tuple[LayerMerge, ...]
     vectors: int
-    """Inputs that the first layer saw."""
+    """Inputs that a layer saw, of the layer that saw the most."""
     passes: int
     """Passes over the batches."""
     seconds: float
@@ -93,7 +93,7 @@ def merge_quantized(
             VeRA, OFT, ...) on a base that bitsandbytes (8 bit, NF4, FP4) or torchao (int8, int4 kept as int8) has
             quantised; not merged.
         batches: as in `calibrate`: a few hundred inputs like those that the model will see, without labels.
-        damping: relative to the mean of E[x^2]; see `ops.rounding.feedback_factor`.
+        damping: relative to the mean of E[x^2]; see `ops.rounding.input_moment`.
         max_memory: as in `calibrate`.
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
@@ -112,7 +112,7 @@ def merge_quantized(
     start = time.perf_counter()
     data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     layers, others = _layers(model)
-    with evaluated(model), unpacked_weights(model), Runner(model) as runner:
+    with evaluated(model), unpacked_weights(model), Runner(model, "merge_quantized") as runner:
         budget, bound = memory_bound(max_memory, runner.device)
         targets = [Target(path, layer.module) for path, layer in layers.items()]
         rounded: dict[str, _Rounded] = {}

@@ -60,8 +60,8 @@ def merged_linear(
     merged = weight.clone()
     with torch.no_grad(), _dense_base(layer, weight) as dense:
         for name in names:
-            merged = _with_adapter(path, layer, merged, name).float()
-    return merged, None if dense.bias is None else dense.bias.data.float()
+            merged = _with_adapter(path, layer, merged, name).to(weight.dtype)
+    return merged.float(), None if dense.bias is None else dense.bias.data.float()
 
 
 def check_change(path: str, layer: Any, names: Sequence[str], update: Tensor, bias: Tensor | None, S: Tensor) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import CalibrationError
 from .float64 import float64_pieces
-from .inputs import NO_BATCHES, Batch, Runner
+from .inputs import Batch, Runner, no_batches
 from .wrappers import plain_model
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]
@@ -82,7 +81,7 @@ def compare(
                     labels = _next_tokens(batch, reference.device)
             found[name].add(_predictions(output), reference, keep, labels, shift=causal, kind=kind)
     if n == 0:
-        raise CalibrationError(NO_BATCHES.replace("calibrate", "merge_gap"))
+        raise no_batches("merge_gap")
     return tuple(each.result(name) for name, each in found.items()), next(iter(found.values())).n
 
 

@@ -18,7 +18,7 @@ from ..tuner import aurora_layers
 from ..tuner.naming import named
 from .calibrate import trained_state
 from .gradients import Weight, frozen, frozen_weights, watched_gradients
-from .inputs import Runner, as_batches, watched_inputs
+from .inputs import Runner, as_batches, no_batches, watched_inputs
 from .passes import Passes, evaluated, memory_bound, unpacked_weights
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
@@ -101,7 +101,7 @@ def probe(
     data = Passes(as_batches(batches))
     data.keep_iterator()
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
-    with at_rest(model), Runner(model) as runner:
+    with at_rest(model), Runner(model, "probe") as runner:
         sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
         work = _Work(runner, data, loss or _own_loss, seed, *memory_bound(max_memory, runner.device))
         for _ in range(power_iterations):
@@ -264,7 +264,7 @@ class _Work:
             sum_over_processes(count, *(one.total for one in group))
             self.batches = int(count)
             if not self.batches:
-                raise CalibrationError("probe needs at least one batch, and `batches` gave none.")
+                raise no_batches("probe")
             for one in group:
                 end(one, self.batches)
 

@@ -42,10 +42,13 @@ def least_of_processes(numbers: Sequence[int], device: torch.device) -> list[int
     return [int(number) for number in least]
 
 
-def calls_of_processes(calls: Calls, failure: CalibrationError | None, most: int, device: torch.device) -> list[Calls]:
+def calls_of_processes(
+    action: str, calls: Calls, failure: CalibrationError | None, most: int, device: torch.device
+) -> list[Calls]:
     """What each process has called, by pairs of numbers.
 
     Args:
+        action: the function that asks, for errors.
         calls: those of this process, `most` at most.
         failure: what went wrong on this process.
         most: the same on all.
@@ -67,7 +70,7 @@ def calls_of_processes(calls: Calls, failure: CalibrationError | None, most: int
     found = [gathered.tolist() for gathered in everyone]
     for process, ((failed, _), *_) in enumerate(found):
         if failed:
-            raise CalibrationError(f"calibrate failed on process {process}, whose own error says why.")
+            raise CalibrationError(f"{action} failed on process {process}, whose own error says why.")
     return [[(first, second) for first, second in pairs[:count]] for (_, count), *pairs in found]
 
 

@@ -226,14 +226,20 @@ class PeftMethod(Method):
         sort_saved_sets(directory)
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
-        from ..tuner.ties import untie_all
         from .linear import untie_adapted
 
         untie_adapted(model)
         with self.using(model, form):
-            merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
-        untie_all(merged)  # a module that was trained whole has replaced the tied one only now
-        return merged
+            return merge_and_unload(model)
+
+
+def merge_and_unload(model: Any) -> PreTrainedModel:
+    """PEFT's, and no weight stays tied to one that it is no longer equal to."""
+    from ..tuner.ties import untie_all
+
+    merged: PreTrainedModel = model.merge_and_unload()
+    untie_all(merged)  # a module that was trained whole has replaced the tied one only now
+    return merged
 
 
 def sort_saved_sets(directory: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError
-from ..methods.base import PeftMethod
+from ..methods.base import PeftMethod, merge_and_unload
 from ..methods.linear import untie_adapted
 from .build import make_model
 from .data import load_data
@@ -54,7 +54,7 @@ def merge_into(
         if not calibrated:
             return method.merge(model, form), processor, None
         report = merge_quantized(model, load_data(recipe, processor).calibration_batches(recipe))
-        return model.merge_and_unload(), processor, report  # type: ignore[operator]
+        return merge_and_unload(model), processor, report
 
 
 def merge_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Processor]:

@@ -243,10 +243,8 @@ class AuroraConfig(PeftConfig):
 
     @property
     def resolved_eval_form(self) -> str:
-        """What `eval()` computes and merge produces: `eval_form`, or what `None` stands for."""
-        if self.eval_form is not None:
-            return self.eval_form
-        return "static" if len(self.forms) == 1 else "calibrated"
+        """What `eval()` computes and merge produces: the only form, or `eval_form`, or what `None` stands for."""
+        return "static" if len(self.forms) == 1 else self.eval_form or "calibrated"
 
     def scaling(self, r: int, alpha: float) -> float:
         """s = alpha / r, or alpha / sqrt(r) with `use_rslora`."""
