@@ -170,7 +170,10 @@ def main() -> None:
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "runs.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+    if len(rows) < len(lines):
+        path.write_text("".join(lines[: len(rows)]))
     done = {(row["way"], row["seed"], row["learning_rate"]) for row in rows}
     for seed in args.seeds:
         for rate in args.rates:

@@ -60,6 +60,12 @@ class RunLockedError(UserError):
     """Another process is writing into a run's folder."""
 
 
+def check_count(name: str, value: int | None) -> None:
+    """Raise an ArgumentError for an argument that counts something, unless it is at least 1 or was not given."""
+    if value is not None and value < 1:
+        raise ArgumentError(f"`{name}` must be at least 1, got {value}")
+
+
 def unknown(what: str, known: Iterable[str], given: str) -> str:
     """`unknown option; did you mean 'x'?`, or all that is known when nothing is near."""
     known = list(known)

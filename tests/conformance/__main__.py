@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aurora_lora.cores import usable_cores
 from aurora_lora.files import write_json
 
 from . import hub
@@ -61,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="conformance", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", metavar="FILE", help=f"run only these: {', '.join(FILES)}")
     parser.add_argument("-k", metavar="EXPRESSION", help="run only tests that pytest's -k chooses")
-    parser.add_argument("--jobs", type=int, default=min(2, cpus()), help="processes (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=min(2, usable_cores()), help="processes (default: %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.files) - FILES.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(FILES)}")
@@ -155,11 +156,6 @@ def versions() -> dict[str, str]:
     """What the tests ran with."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **{name: version(name) for name in SHOWN if has(name)}}
-
-
-def cpus() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

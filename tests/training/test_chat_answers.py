@@ -209,11 +209,13 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
     file, output = tmp_path / "asked.csv", tmp_path / "said.jsonl"
     file.write_text("question\n" + "".join(f"What is {n}?\n" for n in range(7)))
     asked: list[Any] = []
+    kept: list[int] = []  # lines that a kill would leave
     broken_at = [3]
 
     def answers(texts: list[Any], batch_size: int) -> list[dict[str, Any]]:
         if len(asked) // 2 == broken_at[0]:
             raise KeyboardInterrupt
+        kept.append(sum(path.read_text().count("\n") for path in tmp_path.glob(".said.jsonl*")))
         asked.extend(texts)
         return [{"text": text, "answer": f"So: {text}", "cut_at": 9} for text in texts]
 
@@ -238,6 +240,7 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
         lines.write('{"question": "What is 6?", "answer": "So: Wh')  # as a kill leaves it
     done = answer()
     assert (done.resumed, done.rows, done.cut, asked) == (6, 7, 7, ["What is 6?"])
+    assert kept[-1] == 1 + 6  # while the next were answered
     assert output.read_bytes() == whole
     assert {path.name for path in tmp_path.iterdir()} == {"asked.csv", "said.jsonl"}
     interrupted()

@@ -98,14 +98,18 @@ def test_training_text(language_model: Any) -> None:
     assert [tokenizer.decode(row) for row in kept] == ["very bad and slow [SEP]", "fine [SEP]", "cold [SEP]"]
 
 
-def test_long_texts_lose_the_beginning_of_their_prompt(language_model: Any) -> None:
+def test_long_texts_lose_the_beginning_of_their_prompt(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, tokenizer = language_model
     (question,) = encode_questions(tokenizer, PROMPTS[2:], CHOICES[2:], [1])
     batch = TrainingText(tokenizer, 6, "all")([question])
     assert tokenizer.decode(batch["input_ids"][0]) == "[CLS] , it was cold [SEP]"
-    assert cut_left([1, 2, 3, 4], 3, None) == [2, 3, 4]
+    assert cut_left([1, 2, 3, 4], 3, None, "task.max_length") == [2, 3, 4]
     with pytest.raises(UserError, match=r"task\.max_length leaves no room"):
         TrainingText(tokenizer, 3, "all")([question])
+    length = max(map(len, question["choices"])) + 1
+    monkeypatch.setattr(tokenizer, "model_max_length", length)
+    with pytest.raises(UserError, match=f"the model's length of {length} tokens leaves no room"):
+        Questions(tokenizer, 2)([question])
 
 
 def test_empty_choices_are_refused(language_model: Any) -> None:

@@ -21,10 +21,11 @@ from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.packaged_images import png
+from aurora_lora.tasks.vision import read_image
 from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.data import load_data
-from aurora_lora.training.images import Images, Stack, image_size, plain_transform, read_image, training_transform
+from aurora_lora.training.images import Images, Stack, image_size, plain_transform, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_image_processor, load_tokenizer
 from aurora_lora.training.probing import kept_start
@@ -378,3 +379,16 @@ def test_photos_are_read_upright(tmp_path: Path) -> None:
     read = read_image(tmp_path / "photo.jpg")
     assert read.size == rows[0]["image"].size == (20, 40)
     assert np.array_equal(read, rows[0]["image"])
+
+
+def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a PNG that was cut or damaged, Pillow raises an OSError or a SyntaxError; of a huge one neither."""
+    path = tmp_path / "photo.png"
+    Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:200], whole.replace(b"IHDR", b"IHDX"), b"no image"):
+        with pytest.raises(UserError, match="a row's image cannot be read: "):
+            read_image(damaged)
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"photo\.png is no image that can be read: .* decompression bomb"):
+        read_image(path)

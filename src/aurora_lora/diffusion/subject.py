@@ -187,9 +187,19 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
         if any(folder.glob("*.png")):
             raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
         files.write_json(path, settings)
-    elif (there := json.loads(path.read_text(encoding="utf-8"))) != settings:
+    elif (there := _settings_in(path)) != settings:
         odd = ", ".join(f"{k} (there {there.get(k)!r}, here {v!r})" for k, v in settings.items() if there.get(k) != v)
         raise UserError(f"prior.folder: {folder} holds images of other settings: {odd}: choose another folder")
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"prior.folder: {path} is damaged: choose another folder, or remove this one")
+    return found
 
 
 def class_images(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..extras import extra
 from .hub import HubData
+from .vision import read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,7 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
         UserError: there are none, or one of them cannot be read.
     """
     with extra("diffusion"):
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if source.count("/") != 1 or source.startswith((".", "/", "~")):
@@ -74,8 +75,7 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     images = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                images.append(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"task.images: {path} is no image that can be read: {error}") from error
+            images.append(read_image(path, "diffusion"))
+        except UserError as error:
+            raise UserError(f"task.images: {error}") from error
     return images

@@ -8,10 +8,12 @@ split without a seed: here the seed alone decides, and a run writes down which r
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 from ..extras import extra
@@ -58,6 +60,26 @@ def load_images(data: HubData, split: str, classes: int) -> datasets.Dataset:
         if label is None or not 0 <= label < classes:
             raise UserError(f"{what}, row {row}: label {label} is not one of 0 to {classes - 1}")
     return with_rows(loaded)
+
+
+def read_image(file: Path | bytes, needs: Literal["vision", "diffusion"] = "vision") -> Any:
+    """A Pillow image in RGB, upright as a camera says that it is: so `datasets` reads those that are trained on.
+
+    Args:
+        file: its path, or what is in it.
+        needs: the extra that is asked for where Pillow is missing.
+
+    Raises:
+        UserError: the file cannot be read as one.
+    """
+    with extra(needs):
+        from PIL import Image, ImageOps
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of a broken PNG Pillow raises SyntaxError
+        what = "a row's image cannot be read" if isinstance(file, bytes) else f"{file} is no image that can be read"
+        raise UserError(f"{what}: {error}") from error
 
 
 def with_rows(data: datasets.Dataset) -> datasets.Dataset:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..deploy import MergeGap, merge_gap
 from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError, UserError, check_count
 from ..finite import check_finite
 from ..methods.pissa_milora import START_FILE
 from ..tasks._loading import reason
@@ -96,8 +96,7 @@ def adapter_gap(
     base = model or packaged_name(str(settings.get("base_model_name_or_path") or ""))
     if not base:
         raise ArgumentError(f"{adapter / CONFIG} names no base model: `model` says which")
-    if examples is not None and examples < 1:
-        raise UserError(f"examples must be at least 1, got {examples}")
+    check_count("examples", examples)
     rows = list(itertools.islice(_read(file, column, encoding), examples))
     if len(rows) < (2 if quantizations else 1):
         raise UserError(f"{file} has {len(rows)} texts in column '{column}': too few to measure on")

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..cores import usable_cores
 from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
@@ -120,9 +121,8 @@ def asked_in(row: Mapping[str, Any]) -> Question | str:
     """What is to be answered in a row of a file: in any of the formats, with an answer or without.
 
     Raises:
-        BadRow: it cannot be asked.
+        BadRow: it cannot be asked, or there is nothing to be answered.
         KeyError: it has no column of any of them.
-        BadRow: there is nothing to be answered.
     """
     return question_of(_plain(row))
 
@@ -275,7 +275,7 @@ def _processes(rows: int) -> int | None:
     method = multiprocess.get_start_method(allow_none=True) or multiprocess.get_all_start_methods()[0]
     if method != "fork" or multiprocess.current_process().daemon or multiprocessing.current_process().daemon:
         return None  # others run the main module once more, and a daemon has no children
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     wanted = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), rows // ROWS_EACH)
     return wanted if wanted > 1 else None
 

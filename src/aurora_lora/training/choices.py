@@ -83,7 +83,9 @@ class TrainingText:
 
     def _text(self, example: Example) -> tuple[list[int], list[int]]:
         answer = [*example["choices"][example["label"]], self.padding.eos_token_id]
-        prompt = cut_left(example["prompt"], self.max_length - len(answer), self.padding.bos_token_id)
+        prompt = cut_left(
+            example["prompt"], self.max_length - len(answer), self.padding.bos_token_id, "task.max_length"
+        )
         silent = [IGNORED] * len(prompt) if self.loss_on == "answer" else prompt
         return prompt + answer, silent + answer
 
@@ -104,7 +106,7 @@ class Questions:
         pad, limit = self.padding.pad_token_id, self.padding.model_max_length
         longest = [max(map(len, one["choices"])) for one in examples]
         prompts = [
-            cut_left(one["prompt"], limit - length, self.padding.bos_token_id)
+            cut_left(one["prompt"], limit - length, self.padding.bos_token_id, f"the model's length of {limit} tokens")
             for one, length in zip(examples, longest, strict=True)
         ]
         choices = [ids for one in examples for ids in one["choices"]]
@@ -121,8 +123,8 @@ class Questions:
         }
 
 
-def cut_left(ids: list[int], length: int, bos: int | None) -> list[int]:
-    """The last `length` tokens, with the beginning-of-text token kept.
+def cut_left(ids: list[int], length: int, bos: int | None, limit: str) -> list[int]:
+    """The last `length` tokens, with the beginning-of-text token kept; `limit` is what allows no more, for errors.
 
     Raises:
         UserError: no room at all.
@@ -130,7 +132,7 @@ def cut_left(ids: list[int], length: int, bos: int | None) -> list[int]:
     if len(ids) <= length:
         return ids
     if length < 2:
-        raise UserError("task.max_length leaves no room for a prompt beside its answer")
+        raise UserError(f"{limit} leaves no room for a prompt beside its answer")
     return [ids[0], *ids[1 - length :]] if ids[0] == bos else ids[-length:]
 
 

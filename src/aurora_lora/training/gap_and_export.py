@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..deploy.export import PEFT_CONFIG, check_replaceable
-from ..errors import ArgumentError, FormError, UserError
+from ..errors import ArgumentError, FormError, UserError, check_count
 from ..files import new_folder, settle
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
@@ -51,8 +51,7 @@ def gap(
         )
     split = split or run.test_sets[0]
     run.check_split(split)
-    if examples is not None and examples < 1:
-        raise UserError(f"examples must be at least 1, got {examples}")
+    check_count("examples", examples)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
     if CALIBRATED in run.forms:

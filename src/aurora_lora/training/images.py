@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import UserError
 from ..extras import extra
 from ..tasks.task import Augment
 
@@ -139,22 +136,3 @@ def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
     if {"height", "width"} <= size.keys():
         return size["height"], size["width"]
     return size["shortest_edge"], size["shortest_edge"]
-
-
-def read_image(file: Path | bytes) -> Any:
-    """A Pillow image, upright as a camera says that it is: so `datasets` reads those that are trained on.
-
-    Args:
-        file: its path, or what is in it.
-
-    Raises:
-        UserError: the file cannot be read as one.
-    """
-    with extra("vision"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        what = "a row's image cannot be read" if isinstance(file, bytes) else f"{file} is no image that can be read"
-        raise UserError(f"{what}: {error}") from error

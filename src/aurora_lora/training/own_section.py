@@ -97,6 +97,6 @@ def check_own(fields: OwnFields, name: str) -> None:
 
 
 def either(names: Any) -> str:
-    *first, last = names
     """`a`, `a or b`, `a, b or c`."""
+    *first, last = names
     return f"{', '.join(first)} or {last}" if first else str(last)

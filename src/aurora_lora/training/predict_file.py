@@ -134,9 +134,13 @@ def _gathered(output: Path, of: str, batch_size: int) -> Iterator[tuple[TextIO, 
             try:
                 with partial.open("a+", encoding="utf-8", newline="") as out:
                     out.seek(0)
-                    earlier = _whole_batches(out, batch_size) if out.readline() == head else []
-                    out.truncate(0)
-                    out.writelines((head, *earlier))
+                    earlier = _whole_batches(out, batch_size) if out.readline() == head else None
+                    if earlier is None:
+                        out.truncate(0)
+                        out.write(head)
+                    else:  # what is kept is not written again: it cannot get lost
+                        out.truncate(len("".join((head, *earlier)).encode()))
+                    earlier = earlier or []
                     yield out, [json.loads(line) for line in earlier]
                 with files.new_file(output) as whole, partial.open("rb") as lines, whole.open("wb") as written:
                     lines.readline()

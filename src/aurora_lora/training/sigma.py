@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from ..deploy.hidden import hidden_values, sigma_along
-from ..errors import UserError
+from ..errors import UserError, check_count
 from ..finite import check_finite
 from ..forms import DYNAMIC
 from ..tuner import AuroraLayer, aurora_layers
@@ -44,8 +44,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
         CalibrationError, NotFiniteError: something that reaches sigma, or sigma itself, is not finite.
     """
     need_aurora(run)
-    if examples is not None and examples < 1:
-        raise UserError(f"examples must be at least 1, got {examples}")
+    check_count("examples", examples)
     recipe = run.recipe if examples is None else _with_examples(run, examples)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)

@@ -158,9 +158,17 @@ def test_choices(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "answer", "right"),
-    [(["8", "2", "24"], 2, "24"), (["8", "2", "24"], "2", "2"), ([8, 2, 24], 2, "2"), ([8.0, 2.0, 2.5], 2, "2")],
+    [
+        (["8", "2", "24"], 2, "24"),
+        (["8", "2", "24"], "2", "2"),
+        ([8, 2, 24], 2, "2"),
+        ([8.0, 2.0, 2.5], 2, "2"),
+        ('["8", "2", "24"]', 2, "24"),
+        ("[8, 2, 24]", 2, "2"),
+        ({"text": [8, 2, 24]}, 2, "2"),
+    ],
 )
-def test_a_whole_number_counts_options_unless_they_are_numbers(options: list[Any], answer: Any, right: str) -> None:
+def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, answer: Any, right: str) -> None:
     rows = [{"question": f"question {n}?", "options": options, "answer": answer} for n in range(20)]
     example = _load("choices", rows, QUESTION)["test"][0]
     assert example["choices"][example["label"]].strip() == right

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import ArgumentError, UserError
+from ...cores import usable_cores
+from ...errors import ArgumentError, UserError, unknown
 from ...extras import extra
 from ...training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
@@ -53,8 +54,6 @@ def make_engine(
     Raises:
         UserError: an unknown launcher, a number of jobs below 1, options that no launcher takes.
     """
-    from ...errors import unknown
-
     if launcher not in LAUNCHERS:
         raise ArgumentError(f"`launcher`: '{launcher}' is an {unknown('launcher', LAUNCHERS, launcher)}")
     if jobs is not None and jobs < 1:
@@ -191,7 +190,7 @@ class _Pool:
 
     def __init__(self, slots: int, devices: list[str]) -> None:
         self.context = multiprocessing.get_context("spawn")
-        self.threads = max(1, (os.cpu_count() or 1) // slots)
+        self.threads = max(1, usable_cores() // slots)
         self.idle: deque[_Worker] = deque()
         own: list[str | None] = [*devices[:slots]] or [None] * slots
         self.workers = [_Worker(self, device) for device in own]

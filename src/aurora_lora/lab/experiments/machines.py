@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
+from ...cores import usable_cores
 from ...errors import ArgumentError, unknown
 
 UTILISATION = 0.4
@@ -94,7 +94,7 @@ def here() -> Machine:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return of_gpu(str(properties.name), properties.total_memory / 1e9)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return of_cpu(cores, psutil.virtual_memory().total / 1e9)
 
 

@@ -223,8 +223,9 @@ def _shown(names: Sequence[str]) -> str:
 # ---------------------------------------------------------------- options and images
 
 
-def options(value: Any) -> tuple[list[str], list[str], list[int]]:
-    """The options of a question, the names by which its answer may call them, and their places before blanks went.
+def options(value: Any) -> tuple[list[str], list[str], list[int], bool]:
+    """The options of a question, the names by which its answer may call them, their places before blanks went, and
+    whether there are numbers among them.
 
     Args:
         value: a list of texts, also as JSON in a text, or `{"text": [...], "label": [...]}`, as on the hub.
@@ -244,7 +245,8 @@ def options(value: Any) -> tuple[list[str], list[str], list[int]]:
     found = [text(_written(one), "options").strip() for one in given]
     if len(found) < 2:
         raise BadRow(f"there are {len(found)} options: a question needs two")
-    return found, [labels[place] for place in places if place < len(labels)], places
+    of_numbers = any(isinstance(one, int | float) for one in given)
+    return found, [labels[place] for place in places if place < len(labels)], places, of_numbers
 
 
 def answer(

@@ -175,8 +175,7 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
 
     def read(row: Row) -> tuple[str, list[str], int]:
         given = row[named[0]] if len(named) == 1 else [row[name] for name in named]
-        found, labels, places = cells.options(given)
-        of_numbers = isinstance(given, list) and any(isinstance(one, int | float) for one in given)
+        found, labels, places, of_numbers = cells.options(given)
         right = cells.answer(row[answer], found, labels, named, places, of_numbers)
         return cells.text(row[question], question), found, right
 

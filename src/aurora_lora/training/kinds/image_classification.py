@@ -65,7 +65,8 @@ class ImageClassification(Classification):
     def batch(
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith
     ) -> tuple[dict[str, Tensor], list[int | None]]:
-        from ..images import Stack, plain_transform, read_image
+        from ...tasks.vision import read_image
+        from ..images import Stack, plain_transform
 
         transform = plain_transform(processor)
         files = [one if isinstance(one, bytes) else Path(one) for one in texts]

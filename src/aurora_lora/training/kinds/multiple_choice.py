@@ -120,7 +120,7 @@ class MultipleChoice(Kind):
         text = cells.text(row[question], question)
         if not options:
             return text
-        found, _, places = cells.options(row[options[0]] if len(options) == 1 else [row[name] for name in options])
+        found, _, places, _ = cells.options(row[options[0]] if len(options) == 1 else [row[name] for name in options])
         return Question(text, found, places)
 
     def answers(
