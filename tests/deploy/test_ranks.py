@@ -9,8 +9,9 @@ from torch import nn
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import Probe
-from aurora_lora.deploy.ranks import mistakable, rank_fields, share_out, weights_of
+from aurora_lora.deploy.ranks import rank_fields, share_out, weights_of
 from aurora_lora.deploy.sketch import LayerProbe
+from aurora_lora.tuner.naming import mistakable
 
 
 def layer(name, d_out, d_in, values, groups=1):

@@ -51,7 +51,7 @@ def test_fewer_examples(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     assert record["examples"] == 4
     assert sigma(run, 1000)["examples"] == 32  # of the recipe
     assert record["layers"][0]["vectors"] < sigma(run)["layers"][0]["vectors"]
-    with pytest.raises(UserError, match="examples must be at least 1"):
+    with pytest.raises(UserError, match="`examples` must be at least 1"):
         sigma(run, 0)
 
 

@@ -18,17 +18,17 @@ from ..files import new_folder, settle
 from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
+from ..tuner.fields import one_of
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
-from ..tuner.peft_names import PEFT_PREFIX
+from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from .wrappers import plain_model, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = ("peft", "diffusers")
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
-EXPORTS = (PEFT_WEIGHTS, PEFT_CONFIG), (DIFFUSERS_WEIGHTS,)
+EXPORTS = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), (DIFFUSERS_WEIGHTS,)
 """The files of an export for PEFT and of one for diffusers, weights first."""
 PROCESSOR_FILES = {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -82,8 +82,7 @@ def export_lora(
             take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold.
     """
     model = unwrapped(model)
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not allowed: it must be one of {', '.join(map(repr, FORMATS))}.")
+    one_of("format", format, tuple(FORMATS))
     name = _one_adapter(model, adapter_name)
     factors = lora_factors(model, form, adapter_name=name)
     rank = max(len(lora_A) for lora_A, _ in factors.values())
@@ -122,8 +121,8 @@ def export_lora(
     _check_read_as_written(lora_config, model)
     if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
         lora_config.target_modules = sorted(lora_config.target_modules)
-    with new_folder(path, last=[PEFT_CONFIG]) as partial:
-        write_export(partial / PEFT_WEIGHTS, {**weights, **others})
+    with new_folder(path, last=[CONFIG_NAME]) as partial:
+        write_export(partial / SAFETENSORS_WEIGHTS_NAME, {**weights, **others})
         lora_config.save_pretrained(str(partial))
         if processor is not None:
             processor.save_pretrained(str(partial))

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import NotCalibratedError
 from ..forms import CALIBRATED, DYNAMIC, STATIC
-from ..tuner import AuroraLayer, check_calibrated, set_form
+from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
 from .formats import check_quantization
@@ -136,7 +136,7 @@ def merge_gap(
     for name in quantizations or ():
         check_quantization(name)
     data = as_passes(batches)
-    layers = [] if _is_aurora(model) and quantizations is None else adapted_layers(model)
+    layers = [] if quantizations is None and any(aurora_layers(model)) else adapted_layers(model)
     if not layers:
         return _gap_of_forms(model, data, metric)
     data.keep_iterator()
@@ -154,10 +154,6 @@ def merge_gap(
     first, *others = ends
     losses = tuple(MergeLoss(end.form, sums.layers_of(end.form), end) for end in others)
     return MergeGap((), (first,), n, losses) if forms is None else replace(forms, merges=losses)
-
-
-def _is_aurora(model: nn.Module) -> bool:
-    return any(isinstance(module, AuroraLayer) for module in model.modules())
 
 
 def _is_dynamic(layers: Sequence[AdaptedLayer]) -> bool:

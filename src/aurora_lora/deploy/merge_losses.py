@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..ops.rounding import Grid, input_moment, output_error
+from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from .adapted import AdaptedLayer
 from .collector import Collector
 from .formats import name_of
@@ -117,8 +117,7 @@ class MergeSums:
         effect = output_error(exact - held, S)
         for merge in self.merges:
             error = output_error(self._weight(merge, layer, held, exact) - exact, S)
-            share = (error / effect) ** 0.5 if effect > 0 else 0.0 if error == 0 else float("inf")
-            self._lost[merge.name].append(LayerLoss(layer.path, share))
+            self._lost[merge.name].append(LayerLoss(layer.path, lost_share(error, effect)))
 
     def _weight(self, merge: Merge, layer: AdaptedLayer, held: Tensor, exact: Tensor) -> Tensor:
         """W_q, (d_out, d_in) in float32."""

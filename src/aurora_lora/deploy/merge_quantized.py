@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError
-from ..ops.rounding import InputMoment, input_moment, output_error
+from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
 from ..tuner.adapters import note_shared_weights
 from ..tuner.original_weight import OriginalWeight, parameter_like
@@ -166,7 +166,7 @@ def _rounded(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: int) 
     codes, grid = layer.format.chosen(merged, S, inputs)
     effect = output_error(merged - base, S)
     lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
-    nearest, calibrated = ((error / effect) ** 0.5 if effect > 0 else 0.0 for error in lost)
+    nearest, calibrated = (lost_share(error, effect) for error in lost)
     report = LayerMerge(layer.path, kind, nearest, calibrated)
     return _Rounded(layer.format.stored(codes, grid), bias, report, vectors)
 

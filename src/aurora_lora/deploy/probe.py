@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -148,7 +148,7 @@ def _scalar(value: Any) -> Tensor:
 def at_rest(model: nn.Module) -> Any:
     """The model as it stands, in eval mode, with gradients for activations and none for weights."""
     with ExitStack() as stack:
-        stack.enter_context(trained_state(model) if any(True for _ in _aurora(model)) else evaluated(model))
+        stack.enter_context(trained_state(model) if any(aurora_layers(model)) else evaluated(model))
         stack.enter_context(unpacked_weights(model))
         stack.enter_context(frozen(model))
         stack.enter_context(torch.enable_grad())
@@ -207,13 +207,6 @@ def _without_cache(model: nn.Module) -> Any:
     finally:
         for config in using:
             config.use_cache = True
-
-
-def _aurora(model: nn.Module) -> Iterable[Any]:
-    try:
-        return list(aurora_layers(model))
-    except ValueError:
-        return ()
 
 
 def _input_embeddings(model: Any) -> nn.Module | None:

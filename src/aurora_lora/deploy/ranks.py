@@ -181,12 +181,6 @@ def _pattern(layer: str, layers: Iterable[str]) -> str:
     return f"^{re.escape(layer)}" if more else layer
 
 
-def mistakable(layers: Collection[str], modules: Iterable[str]) -> tuple[str, ...]:
-    """The modules that PEFT would take for one of the layers, as their paths end with its path."""
-    ends = tuple(f".{layer}" for layer in layers)
-    return tuple(path for path in modules if path.endswith(ends) and path not in layers)
-
-
 def fits(layer: LayerProbe, of_lora: bool) -> bool:
     """Whether the directions are rows of A: LoRA's A of a grouped convolution is wider."""
     return layer.groups == 1 or not of_lora

@@ -13,6 +13,7 @@ from ..deploy import export_lora
 from ..deploy.export import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
 from ..forms import form_named
 from ..methods.aurora import AuroraMethod
+from ..tuner.peft_names import PEFT_PREFIX
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -62,7 +63,7 @@ def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
         (name,) = adapted.active_adapters
         if adapted.lora_variant or getattr(adapted.lora_B[name], "bias", None) is not None:
             raise ValueError("a variant of LoRA, or trained biases, do not fit into a LoRA file of diffusers")
-        lead = "unet." + path.removeprefix("base_model.model.")
+        lead = "unet." + path.removeprefix(PEFT_PREFIX)
         weights[f"{lead}.lora_A.weight"] = adapted.lora_A[name].weight.detach()
         weights[f"{lead}.lora_B.weight"] = adapted.lora_B[name].weight.detach() * adapted.scaling[name]
     return weights

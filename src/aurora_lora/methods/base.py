@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from .. import files
 from ..errors import FormError, UserError, unknown
 from ..forms import MERGED
 from .parameters import head_modules, keep_in_float32
@@ -244,12 +245,24 @@ def merge_and_unload(model: Any) -> PreTrainedModel:
 
 def sort_saved_sets(directory: Path) -> None:
     """Sort what PEFT keeps as sets and writes in the order of a hash: two processes write the same bytes."""
-    path = directory / "adapter_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(saved.get(name), list):
-            saved[name] = sorted(saved[name])
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
+
+    def change(saved: dict[str, Any]) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(saved.get(name), list):
+                saved[name] = sorted(saved[name])
+
+    edit_config(directory, change)
+
+
+def edit_config(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the configuration in an adapter's folder, if it has one, and write it as PEFT does."""
+    from ..tuner.peft_names import CONFIG_NAME
+
+    path = directory / CONFIG_NAME
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        change(saved)
+        files.write_text(path, json.dumps(saved, indent=2, sort_keys=True))
 
 
 def _unpickled(name: str, options: Options) -> Method:

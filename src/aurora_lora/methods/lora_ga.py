@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..deploy.probe import at_rest
 from ..errors import CheckpointError
+from ..tuner.peft_names import PEFT_PREFIX
 from .base import Options, Sample
 from .lora import LORA_DEFAULTS, lora_config, lora_names
 from .options import check, fields, integer, positive
@@ -91,7 +92,7 @@ class GradientMethod(SingularMethod):
 
     def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:
         """A and B of the start; LoRA's own, where B is 0, for a layer without a gradient."""
-        name = path.removeprefix("base_model.model.")
+        name = path.removeprefix(PEFT_PREFIX)
         if self.vectors is None or name not in self.vectors:
             return layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone()
         U, Vh = self.vectors[name]

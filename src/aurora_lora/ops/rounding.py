@@ -8,6 +8,7 @@ its error (Frantar et al. 2023, "GPTQ", Algorithm 1), and then goes through the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,11 @@ def output_error(difference: Tensor, moment: Tensor) -> float:
     """E|D x|^2 = tr(D S D^T) for a difference D (d_out, d_in) of weights and S = E[x x^T] (d_in, d_in)."""
     D = difference.to(moment.dtype)
     return max(float(((D @ moment) * D).sum()), 0.0)
+
+
+def lost_share(error: float, effect: float) -> float:
+    """sqrt(E|error|^2 / E|effect|^2) of two output errors: how much of a change is lost; inf of none at all."""
+    return (error / effect) ** 0.5 if effect > 0 else 0.0 if error == 0 else math.inf
 
 
 def better_grid(weight: Tensor, first: Grid, second: Grid, importance: Tensor) -> Grid:

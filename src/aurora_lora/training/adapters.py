@@ -28,10 +28,10 @@ from ..tasks.own.broken import UTF8, check_text
 from ..tasks.own.columns import number, text
 from ..tasks.own.source import open_file
 from ..tasks.own.split import BadRow
+from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .data import encode
 from .models import load_causal_model, load_classifier, load_tokenizer
 
-CONFIG = "adapter_config.json"
 """In every folder that PEFT has saved an adapter in."""
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
@@ -95,7 +95,7 @@ def adapter_gap(
     settings = _settings(adapter)
     base = model or packaged_name(str(settings.get("base_model_name_or_path") or ""))
     if not base:
-        raise ArgumentError(f"{adapter / CONFIG} names no base model: `model` says which")
+        raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
     check_count("examples", examples)
     rows = list(itertools.islice(_read(file, column, encoding), examples))
     if len(rows) < (2 if quantizations else 1):
@@ -123,14 +123,14 @@ def adapter_gap(
 
 def _settings(adapter: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+        settings = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{adapter} is neither the folder of a run nor of an adapter: {reason(error)}") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{adapter / CONFIG} holds no settings")
+        raise UserError(f"{adapter / CONFIG_NAME} holds no settings")
     if settings.get("task_type") not in (None, "CAUSAL_LM", "SEQ_CLS"):
         raise UserError(
-            f"{adapter / CONFIG}: task_type '{settings['task_type']}' is not one of CAUSAL_LM, SEQ_CLS: call "
+            f"{adapter / CONFIG_NAME}: task_type '{settings['task_type']}' is not one of CAUSAL_LM, SEQ_CLS: call "
             "aurora_lora.merge_gap(model, batches) in Python"
         )
     return settings
@@ -212,7 +212,7 @@ def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
 
 def _labels(adapter: Path) -> int | None:
     """How many classes the head in the adapter's file has; None where it holds none."""
-    path = adapter / "adapter_model.safetensors"
+    path = adapter / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
         return None
     try:

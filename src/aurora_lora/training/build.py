@@ -95,13 +95,17 @@ def make_trainer(
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
     args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
     if adapter is None:
-        callbacks = [*callbacks, *logger_callbacks(recipe.training.report_to, checkpoints.parent / LOGS)]
-    if recipe.training.save_updates:
-        callbacks = [UpdateRecorder(recipe, checkpoints.parent / UPDATES, own_share(data, recipe)), *callbacks]
+        callbacks = [*_of_training(recipe, data, checkpoints.parent), *callbacks]
+    return trainer_of(model, [*kind.callbacks(data), *recipe.method.callbacks(), *callbacks]), data
+
+
+def _of_training(recipe: Recipe, data: Data, folder: Path) -> Iterator[TrainerCallback]:
+    """What a run records of its training, and how it evaluates on the way."""
     if recipe.method.deployed_form == CALIBRATED:
-        callbacks = [CalibrationCallback(own_share(data, recipe), ridge=recipe.calibration.ridge), *callbacks]
-    callbacks = [*recipe.method.callbacks(), *callbacks]
-    return trainer_of(model, [*kind.callbacks(data), *callbacks]), data
+        yield CalibrationCallback(own_share(data, recipe), ridge=recipe.calibration.ridge)
+    if recipe.training.save_updates:
+        yield UpdateRecorder(recipe, folder / UPDATES, own_share(data, recipe))
+    yield from logger_callbacks(recipe.training.report_to, folder / LOGS)
 
 
 def _looked(recipe: Recipe, base: Any, data: Data, loss: Callable[[], Loss], kept: Path) -> Recipe:

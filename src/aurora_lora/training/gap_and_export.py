@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..deploy.export import PEFT_CONFIG, check_replaceable
+from ..deploy.export import check_replaceable
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..files import new_folder, settle
 from ..forms import CALIBRATED
@@ -17,6 +17,7 @@ from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tasks.models import hub_name
 from ..tuner import check_calibrated
+from ..tuner.peft_names import CONFIG_NAME
 from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun
@@ -91,7 +92,7 @@ def export(
     model, processor = load_trained_model(run)
     base = hub_name(run.recipe.model)
     try:
-        with new_folder(output, last=[PEFT_CONFIG]) as partial:
+        with new_folder(output, last=[CONFIG_NAME]) as partial:
             export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base)
             if carded:
                 padding = getattr(model.config, "pad_token_id", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..deploy import export_lora
 from ..forms import form_named
 from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
+from ..methods.base import edit_config
 from . import card, storage
 from .data import Data
 from .kinds import kind_of
@@ -96,12 +96,12 @@ def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, 
 
 def tidy_config(adapter: Path, base: str) -> None:
     """Name the base model as other machines know it in the settings that PEFT has written, and each module once."""
-    path = adapter / "adapter_config.json"
-    if path.exists():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+
+    def change(settings: dict[str, Any]) -> None:
         named = list(dict.fromkeys(settings.get("modules_to_save") or ())) or None
         settings |= {"base_model_name_or_path": base, "modules_to_save": named}
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+    edit_config(adapter, change)
 
 
 def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Facts) -> str | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import files
 from ..deploy.align import adapted_layers, aligned_rows, set_rows
 from ..deploy.probe import Loss, Probe, probe
-from ..deploy.ranks import budget_in, fits, mistakable, rank_fields, share_out
+from ..deploy.ranks import budget_in, fits, rank_fields, share_out
 from ..errors import AuroraError, UserError
 from ..methods.base import Method
 from ..methods.linear import features, is_linear
@@ -29,7 +29,7 @@ from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import ALL_LINEAR, check_modules, lora_targets, target_paths
-from ..tuner.naming import exactly
+from ..tuner.naming import exactly, mistakable
 from .batches import IGNORED
 from .data import Data
 from .distributed import on_main, state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ..errors import ArgumentError, UserError
+from ..methods.base import edit_config
 from ..tasks._loading import reason
 from ..tasks.models import MODELS
 from .card import CARD
@@ -19,7 +19,6 @@ from .finished_run import TrainedRun
 from .storage import ADAPTER, LORA
 
 What = Literal["export", "adapter"]
-CONFIG = "adapter_config.json"
 
 
 def push(run: TrainedRun, repo: str, what: str | None = None, *, private: bool = False) -> tuple[str, What]:
@@ -76,10 +75,9 @@ def _stage(run: TrainedRun, folder: Path, what: What) -> None:
     if what == "export":
         shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
     source, is_local = MODELS.get(run.recipe.model), Path(run.recipe.model).expanduser().exists()
-    if (folder / CONFIG).exists() and (source is not None or is_local):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = source.hub_id if source is not None else None
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    if source is not None or is_local:
+        named = {"base_model_name_or_path": source.hub_id if source is not None else None}
+        edit_config(folder, lambda config: config.update(named))
     if source is None and is_local:
         card = ModelCard.load(folder / CARD)
         data: Any = card.data

@@ -15,6 +15,7 @@ from ..errors import UserError, check_count
 from ..finite import check_finite
 from ..forms import DYNAMIC
 from ..tuner import AuroraLayer, aurora_layers
+from ..tuner.peft_names import PEFT_PREFIX
 from .build import make_model, make_trainer
 from .finished_run import TrainedRun
 from .gap_and_export import need_aurora
@@ -59,7 +60,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     found = hidden_values(trainer.module, data.calibration_batches(recipe))
     layers = [
         {
-            "layer": path.removeprefix("base_model.model."),
+            "layer": path.removeprefix(PEFT_PREFIX),
             "vectors": len(z),
             "channels": _channels(path, before[path], after[path], name, z),
         }

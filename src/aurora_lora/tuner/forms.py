@@ -10,6 +10,7 @@ from ..errors import FormError
 from ..forms import FORMS
 from .adapters import active_adapters, aurora_layers
 from .config import AuroraConfig
+from .fields import one_of
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -50,8 +51,7 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
     """
 
     def __init__(self, model: nn.Module, form: str, adapter_name: str | None = None) -> None:
-        if form not in FORMS:
-            raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
+        one_of("form", form, tuple(FORMS))
         names = active_adapters(model) if adapter_name is None else [adapter_name]
         configs: dict[int, AuroraConfig] = {}
         for path, layer in aurora_layers(model):

@@ -41,6 +41,10 @@ def exactly(paths: Collection[str], every: Iterable[str]) -> list[str] | str:
         paths: of the modules meant.
         every: the paths of all modules of the model.
     """
+    return "|".join(map(re.escape, sorted(paths))) if mistakable(paths, every) else sorted(paths)
+
+
+def mistakable(paths: Collection[str], every: Iterable[str]) -> tuple[str, ...]:
+    """Those of all modules that PEFT would take for one of these, as their paths end with its path."""
     ends = tuple(f".{path}" for path in paths)
-    more = any(f".{path}".endswith(ends) for path in set(every) - set(paths))
-    return "|".join(map(re.escape, sorted(paths))) if more else sorted(paths)
+    return tuple(path for path in every if path.endswith(ends) and path not in paths)

@@ -25,6 +25,8 @@ try:
         onload_layer,
     )
     from peft.utils import (
+        CONFIG_NAME,
+        SAFETENSORS_WEIGHTS_NAME,
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         AuxiliaryTrainingWrapper,
         ModulesToSaveWrapper,
@@ -57,7 +59,9 @@ def warn_of_newer_peft(installed: str) -> None:
 
 
 __all__ = [
+    "CONFIG_NAME",
     "PEFT_PREFIX",
+    "SAFETENSORS_WEIGHTS_NAME",
     "SEQ_CLS_HEAD_NAMES",
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
     "AuxiliaryTrainingWrapper",

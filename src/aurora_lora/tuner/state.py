@@ -14,6 +14,7 @@ from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
 from ..ops import ANL, IDENTITY, identity_weights, sigma
 from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
 from .config import AuroraConfig
+from .fields import one_of
 from .offloaded import AdapterBuffers, AdapterParameters
 from .peft_names import (
     BaseTunerLayer,
@@ -240,8 +241,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         """
         config = self.aurora_config[adapter_name]
         form = config.resolved_eval_form if form is None else form
-        if form not in FORMS:
-            raise ValueError(f"form={form!r} is not allowed: it must be one of {', '.join(map(repr, FORMS))}.")
+        one_of("form", form, tuple(FORMS))
         A, B = (gathered(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
         dtype = torch.promote_types(A.dtype, torch.float32)
         if self.forms_coincide(adapter_name):
