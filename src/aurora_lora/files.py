@@ -6,6 +6,7 @@ What was on its way has a name that starts with a dot and that no one else gives
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -229,6 +230,12 @@ def clear_leftovers(folder: Path) -> None:
         for path in folder.iterdir():
             if path.name.startswith(".") and path.name.endswith((PARTIAL, TRASH)):
                 _delete(path)
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def others(folder: Path, ours: Collection[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_fashion_from_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for prefix in ("train", "t10k"):
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", IMAGES)
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", labels)
-    names = {path.name: packaged_images.hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.gz")}
+    names = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.gz")}
     monkeypatch.setattr(packaged_images, "FASHION_FILES", names)
     data = get_task("fashion-mnist").load_splits(SplitSizes(None, 1, None), 0)
     assert data.num_rows == {"train": 3, "validation": 1, "test": 4}

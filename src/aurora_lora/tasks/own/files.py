@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...extras import extra
+from ...files import file_digest
 from .._loading import NO_CODE, reason
 from .broken import check_text, csv_options, why_broken
 
@@ -161,11 +162,6 @@ def sha256_of(given: str) -> str | None:
         return folder_digest(path) if path.is_dir() else None
     except OSError:
         return None
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError
 from ...extras import extra
+from ...files import file_digest
 from ..hub import HubData
-from .files import FORMATS, file_digest, folder_digest, read_file, read_folder
+from .files import FORMATS, folder_digest, read_file, read_folder
 
 if TYPE_CHECKING:
     import datasets
