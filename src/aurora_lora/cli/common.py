@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 from aurora_lora.errors import ArgumentError, AuroraError
 from aurora_lora.extras import missing
+from aurora_lora.main_process import is_main
 
 try:
     import typer
@@ -131,11 +132,6 @@ def _forget_output() -> None:
     """Nothing more is written to stdout, so that Python does not fail once more when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def is_main() -> bool:
-    """Whether this is the process that prints; there are others under `accelerate launch`."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"))
 
 
 def stdout() -> Console:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from aurora_lora.main_process import is_main
+
 from .common import (
     Json,
     RunFolder,
@@ -17,7 +19,6 @@ from .common import (
     Stages,
     complain,
     importing,
-    is_main,
     make_models,
     print_json,
     progress_bars,

@@ -8,7 +8,6 @@ adapter.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 
 from .. import files
 from ..errors import CheckpointError
+from ..main_process import is_main
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix, untie_adapted
 from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
@@ -127,8 +127,7 @@ class SingularMethod(PeftMethod):
                     continue  # only counted
                 A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else self.factors(path, layer)
                 start_from(layer, A, B)
-        if start is not None and not known and os.environ.get("RANK", "0") == "0":
-            start.parent.mkdir(parents=True, exist_ok=True)
+        if start is not None and not known and is_main():
             _write(peft_model, start)
         peft_model.peft_config[ADAPTER].init_lora_weights = self.saved_as  # type: ignore[index, union-attr]
         return peft_model
