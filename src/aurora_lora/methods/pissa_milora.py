@@ -7,7 +7,6 @@ adapter.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 import torch
 from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .. import files
+from .. import kept_tensors
 from ..errors import CheckpointError
 from ..main_process import is_main
 from .base import BaseUse, PeftMethod, TaskType
@@ -152,14 +149,7 @@ def _read(kept: Path | None, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     if kept is None or not kept.exists():
         return {}
-    try:
-        with safe_open(str(kept), "pt") as file:
-            mark = (file.metadata() or {}).get("sha256")
-        known = load_file(str(kept))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{kept} cannot be read: {error}") from error
-    if mark != _sha256(known):
-        raise CheckpointError(f"{kept} is damaged.")
+    known, _ = kept_tensors.read(kept)
     for path, layer in layers.items():
         for side, like in (("A", layer.lora_A[ADAPTER].weight), ("B", layer.lora_B[ADAPTER].weight)):
             found = known.get(f"{path}.{side}")
@@ -172,16 +162,7 @@ def _write(model: nn.Module, path: Path) -> None:
     """Write A and B of the start of each layer."""
     starts = {name: layer.start for name, layer in start_layers(model).items()}
     sides = {f"{name}.{side}": start[side] for name, start in starts.items() for side in "AB"}
-    with files.new_file(path) as partial:
-        save_file(sides, str(partial), metadata={"sha256": _sha256(sides)})
-
-
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + b"\0")
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()
+    kept_tensors.write(path, sides)
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import sys
@@ -12,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import EvaConfig, LoraConfig, get_eva_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import files
+from .. import kept_tensors
 from ..deploy.align import adapted_layers, aligned_rows, set_rows
 from ..deploy.probe import Loss, Probe, probe
 from ..deploy.ranks import budget_in, fits, rank_fields, share_out
-from ..errors import AuroraError, UserError
+from ..errors import AuroraError, CheckpointError, UserError
 from ..methods.base import Method
 from ..methods.linear import features, is_linear
 from ..methods.lora import LORA
@@ -238,9 +234,7 @@ def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path
         "ranks": start.ranks,
         "mistakable": start.mistakable,
     }
-    text = json.dumps(facts, sort_keys=True)
-    with files.new_file(path) as partial:
-        save_file(tensors, str(partial), metadata={"probe": text, "sha256": _sha256(tensors, text)})
+    kept_tensors.write(path, tensors, probe=json.dumps(facts, sort_keys=True))
 
 
 def kept_start(folder: Path) -> Start | None:
@@ -253,26 +247,13 @@ def kept_start(folder: Path) -> Start | None:
     if not path.exists():
         return None
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Remove it to probe again") from error
-    text = metadata.get("probe", "")
-    if metadata.get("sha256") != _sha256(tensors, text):
-        raise UserError(f"{path} is damaged. Remove it to probe again")
+        tensors, texts = kept_tensors.read(path)
+    except CheckpointError as error:
+        raise UserError(f"{error}. Remove it to probe again") from error
     by_end: dict[str, dict[str, Tensor]] = {"start": {}, "singular_values": {}, "deviations": {}}
     for name, value in tensors.items():
         layer, _, end = name.rpartition("/")
         by_end[end][layer] = value
-    facts = json.loads(text)
+    facts = json.loads(texts["probe"])
     spectra, deviations = by_end["singular_values"], by_end["deviations"]  # of older files, no deviations
     return Start(facts["ranks"], by_end["start"], spectra, deviations, tuple(facts.get("mistakable", ())))
-
-
-def _sha256(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode() + b"\0")
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
