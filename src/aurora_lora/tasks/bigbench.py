@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from ..extras import extra
 from . import prompts
 from .fetch import Archive, fetch
 from .packaged import normalise
+from .prompts import QUESTION_FORMS
 from .task import SplitSizes, Task
 
 if TYPE_CHECKING:
@@ -138,41 +139,22 @@ def _cut(order: list[Question], size: int) -> tuple[list[Question], list[Questio
 
 # ---------------------------------------------------------------- prompts
 
-Form = Callable[[Question], tuple[str, list[str]]]
-"""The prompt and the choices of a question."""
 
-
-def _numbered(question: Question) -> tuple[str, list[str]]:
-    """LLM-Adapters' form for questions with answers."""
-    keys = [f"answer{n}" for n in range(1, len(question.choices) + 1)]
-    return prompts.alpaca(prompts.answers(question.text, question.choices)), [prompts.target(key) for key in keys]
-
-
-def _true_false(before: str, question: Question) -> tuple[str, list[str]]:
+def _true_false(question: str, choices: Sequence[str], *, before: str = "") -> tuple[str, list[str]]:
     """LLM-Adapters' form for yes or no; the first choice is true."""
-    yes, no = (choice.casefold() for choice in question.choices)
+    yes, no = (choice.casefold() for choice in choices)
     if (yes, no) not in (("yes", "no"), ("correct", "incorrect")):
-        raise UserError(f"unexpected choices {question.choices} of {question.text[:60]!r}")
-    return prompts.alpaca(prompts.true_false(before + question.text)), [
-        prompts.target(key) for key in ("true", "false")
-    ]
+        raise UserError(f"unexpected choices {choices} of {question[:60]!r}")
+    return prompts.alpaca(prompts.true_false(before + question)), [prompts.target(key) for key in ("true", "false")]
 
 
-def _cloze(before: str, after: str, question: Question) -> tuple[str, list[str]]:
-    """lm-evaluation-harness' form: the choice itself goes on with the text."""
-    return before + question.text + after, [f" {choice}" for choice in question.choices]
-
-
-FORMS: dict[str, dict[str, Form]] = {
-    "siqa": {"cloze": functools.partial(_cloze, "Question: ", "\nAnswer:"), "instruction": _numbered},
-    "wikihow-goal": {"cloze": functools.partial(_cloze, "", ""), "instruction": _numbered},
-    "strategyqa": {
-        "cloze": functools.partial(_cloze, "Question: ", "\nAnswer:"),
-        "instruction": functools.partial(_true_false, ""),
-    },
+FORMS: dict[str, Mapping[str, prompts.Form]] = {
+    "siqa": QUESTION_FORMS,
+    "wikihow-goal": {**QUESTION_FORMS, "cloze": functools.partial(prompts.cloze, before="", after="")},
+    "strategyqa": {**QUESTION_FORMS, "instruction": _true_false},
     "winowhy": {
-        "cloze": functools.partial(_cloze, "", " The above reasoning is"),
-        "instruction": functools.partial(_true_false, "is this reasoning correct? "),
+        "cloze": functools.partial(prompts.cloze, before="", after=" The above reasoning is"),
+        "instruction": functools.partial(_true_false, before="is this reasoning correct? "),
     },
 }
 
@@ -185,7 +167,7 @@ def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") ->
     splits = split_questions(read_questions(fetch(BIGBENCH) / f"{name}.json", GROUPS[name]), sizes, split_seed)
     loaded = {}
     for split, questions in splits.items():
-        made: list[Any] = [make(question) for question in questions]
+        made: list[Any] = [make(question.text, question.choices) for question in questions]
         columns = {
             "prompt": [prompt for prompt, _ in made],
             "choices": [choices for _, choices in made],

@@ -1,13 +1,13 @@
 """The prompts of LLM-Adapters (Hu et al., 2023), which the paper's commonsense experiments follow, and their answers.
 
 A question is an instruction that ends with its answer format; the target is "the correct answer is X". Both stand in
-the Alpaca wrapper, which ends with "### Response:".
+the Alpaca wrapper, which ends with "### Response:". The other form of a question is that of lm-evaluation-harness.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 RESPONSE = "### Response:"
 
@@ -84,6 +84,29 @@ def _listed(word: str, choices: Sequence[str]) -> str:
 
 def _format(word: str, choices: Sequence[str]) -> str:
     return "Answer format: " + "/".join(f"{word}{n}" for n in range(1, len(choices) + 1))
+
+
+# ---------------------------------------------------------------- questions and their choices
+
+Form = Callable[[str, Sequence[str]], tuple[str, list[str]]]
+"""From a question and its choices: the prompt, and what a model may go on with, choice by choice."""
+
+
+def numbered(question: str, choices: Sequence[str]) -> tuple[str, list[str]]:
+    """LLM-Adapters' form for questions with answers: a model goes on with the number of one."""
+    keys = [f"answer{n}" for n in range(1, len(choices) + 1)]
+    return alpaca(answers(question, choices)), [target(key) for key in keys]
+
+
+def cloze(
+    question: str, choices: Sequence[str], *, before: str = "Question: ", after: str = "\nAnswer:"
+) -> tuple[str, list[str]]:
+    """lm-evaluation-harness' form: the choice itself goes on with the text."""
+    return before + question + after, [f" {choice}" for choice in choices]
+
+
+QUESTION_FORMS: dict[str, Form] = {"cloze": cloze, "instruction": numbered}
+"""By `task.prompt`."""
 
 
 # ---------------------------------------------------------------- answers

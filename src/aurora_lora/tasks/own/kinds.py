@@ -13,8 +13,8 @@ import numpy as np
 
 from ...errors import UserError
 from ...extras import extra
-from .. import prompts
 from ..packaged import normalise
+from ..prompts import QUESTION_FORMS
 from ..task import SplitSizes, Task
 from ..vision import with_rows
 from . import columns as cells
@@ -194,16 +194,6 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
             ]
         )
     return Splits(made, splits.record)
-
-
-QUESTION_FORMS: dict[str, Callable[[str, list[str]], tuple[str, list[str]]]] = {
-    "cloze": lambda question, found: (f"Question: {question}\nAnswer:", [f" {one}" for one in found]),
-    "instruction": lambda question, found: (
-        prompts.alpaca(prompts.answers(question, found)),
-        [prompts.target(f"answer{n}") for n in range(1, len(found) + 1)],
-    ),
-}
-"""What a model reads of a question and its options, and what it may go on with, by `task.prompt`."""
 
 
 def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:

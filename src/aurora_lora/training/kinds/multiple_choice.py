@@ -146,7 +146,7 @@ class MultipleChoice(Kind):
         import torch
 
         from ...finite import check_finite
-        from ...tasks.own.kinds import QUESTION_FORMS
+        from ...tasks.prompts import QUESTION_FORMS
         from ..choices import Questions, choice_scores, encode_questions
 
         form = QUESTION_FORMS[trained.prompt or "cloze"]
