@@ -16,6 +16,7 @@ from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
 from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
+from .tokens import open_ended, padded
 
 if TYPE_CHECKING:
     from .data import Data
@@ -41,16 +42,15 @@ def write_answers(
     """
     most, max_new_tokens = room(model, max_new_tokens)
     rows = [prompt_ids(tokenizer, prompt)[-most:] for prompt in prompts]
-    pad = tokenizer.pad_token_id
-    longest = max(map(len, rows))
+    ids, mask = padded(rows, tokenizer.pad_token_id, left=True)
     device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     with torch.no_grad():
         written = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=generation(model, tokenizer, max_new_tokens)
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=generation(model, tokenizer, max_new_tokens),
         )
-    texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
     return [str(text).strip() for text in texts]
 
 
@@ -94,8 +94,7 @@ def ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The tokens after which an answer begins."""
     if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers end each text
+        return open_ended(tokenizer, [prompt])[0]
     messages, options = (prompt.messages, prompt.options) if isinstance(prompt, Question) else (prompt, {})
     return template_ids(tokenizer, messages, **{**options, "add_generation_prompt": True})
 

@@ -16,6 +16,7 @@ from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
 from .batches import IGNORED
+from .tokens import open_ended, pad, padded
 
 Example = dict[str, Any]
 
@@ -39,7 +40,7 @@ def encode_questions(
     flat = [choice for some in choices for choice in some]
     choice_ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     examples: list[Example] = []
-    for ids, some, label in zip(_encode_prompts(tokenizer, prompts), choices, labels, strict=True):
+    for ids, some, label in zip(open_ended(tokenizer, prompts), choices, labels, strict=True):
         tokens = [next(choice_ids) for _ in some]
         if not ids or not all(tokens):
             raise UserError(f"a prompt or a choice is empty: {prompts[len(examples)][-60:]!r}, {list(some)}")
@@ -47,13 +48,6 @@ def encode_questions(
         keys = [key_of(choice) for choice in some]
         examples.append({"prompt": ids, "choices": tokens, "lengths": lengths, "keys": keys, "label": label})
     return examples
-
-
-def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that are to be gone on with."""
-    # Some tokenizers end each text.
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if ids and ids[-1] == end else ids for ids in tokenizer(list(prompts))["input_ids"]]
 
 
 @dataclass(frozen=True)
@@ -74,11 +68,12 @@ class TrainingText:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         texts = [self._text(example) for example in examples]
+        ids, mask = padded([ids for ids, _ in texts], self.padding.pad_token_id)
         return {
-            "input_ids": _pad([ids for ids, _ in texts], self.padding.pad_token_id),
-            "attention_mask": _pad([[1] * len(ids) for ids, _ in texts], 0),
+            "input_ids": ids,
+            "attention_mask": mask,
             # The first token is predicted from nothing: it has no loss.
-            "labels": _pad([[IGNORED, *targets[1:]] for _, targets in texts], IGNORED),
+            "labels": pad([[IGNORED, *targets[1:]] for _, targets in texts], IGNORED),
         }
 
     def _text(self, example: Example) -> tuple[list[int], list[int]]:
@@ -103,7 +98,7 @@ class Questions:
     max_choices: int
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        pad, limit = self.padding.pad_token_id, self.padding.model_max_length
+        filler, limit = self.padding.pad_token_id, self.padding.model_max_length
         longest = [max(map(len, one["choices"])) for one in examples]
         prompts = [
             cut_left(one["prompt"], limit - length, self.padding.bos_token_id, f"the model's length of {limit} tokens")
@@ -111,12 +106,14 @@ class Questions:
         ]
         choices = [ids for one in examples for ids in one["choices"]]
         places = [(row, column) for row, one in enumerate(examples) for column in range(len(one["choices"]))]
+        prompt_ids, prompt_mask = padded(prompts, filler, left=True)
+        choice_ids, choice_mask = padded(choices, filler)
         return {
             "labels": torch.tensor([one["label"] for one in examples]),
-            "prompt_ids": _pad(prompts, pad, left=True),
-            "prompt_mask": _pad([[1] * len(ids) for ids in prompts], 0, left=True),
-            "choice_ids": _pad(choices, pad),
-            "choice_mask": _pad([[1] * len(ids) for ids in choices], 0),
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "choice_ids": choice_ids,
+            "choice_mask": choice_mask,
             "places": torch.tensor(places),  # (m, 2): the question of each choice, and its number there
             "lengths": torch.tensor([length for one in examples for length in one["lengths"]]),
             "keys": [one["keys"] for one in examples],
@@ -134,12 +131,6 @@ def cut_left(ids: list[int], length: int, bos: int | None, limit: str) -> list[i
     if length < 2:
         raise UserError(f"{limit} leaves no room for a prompt beside its answer")
     return [ids[0], *ids[1 - length :]] if ids[0] == bos else ids[-length:]
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> Tensor:
-    longest = max(map(len, rows))
-    fill = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)])
 
 
 # ---------------------------------------------------------------- loss and scores
@@ -238,9 +229,8 @@ def generated_choices(
 def write_answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """What a causal language model writes after each prompt, as in `generated_choices`."""
     device = next(model.parameters()).device
-    ids = _encode_prompts(tokenizer, prompts)
-    mask = _pad([[1] * len(row) for row in ids], 0, left=True)
-    return _write(model, tokenizer, _pad(ids, tokenizer.pad_token_id, left=True).to(device), mask.to(device))
+    ids, mask = padded(open_ended(tokenizer, prompts), tokenizer.pad_token_id, left=True)
+    return _write(model, tokenizer, ids.to(device), mask.to(device))
 
 
 def _write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor) -> list[str]:

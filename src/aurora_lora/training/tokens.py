@@ -1,0 +1,27 @@
+"""Token ids of texts that a language model goes on with, and of many texts as one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+def open_ended(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of texts that are to be gone on with: some tokenizers end each text."""
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in tokenizer(list(texts))["input_ids"]]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> Tensor:
+    """Rows of ids as one tensor (rows, longest), filled with a value at the right or the left."""
+    longest = max(map(len, rows))
+    fill = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)])
+
+
+def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """As `pad`; and the mask (rows, longest): 1 for an id, 0 for what was filled in."""
+    return pad(rows, value, left=left), pad([[1] * len(row) for row in rows], 0, left=left)
