@@ -63,7 +63,6 @@ class UpdateRecorder(TrainerCallback):
                 for side, value in zip((LEFT, RIGHT), factors, strict=True):
                     tensors[f"{form}/{layer}/{side}"] = value.cpu().contiguous()
         if state.is_world_process_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with files.new_file(self.folder / f"epoch-{epoch:03d}.safetensors") as partial:
                 save_file(tensors, partial, metadata={"step": str(state.global_step)})
 

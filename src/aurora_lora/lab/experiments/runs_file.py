@@ -94,8 +94,8 @@ class RunsFile:
                 files.write_text(self.path, _text(_in_order({**there, **new})))
         return len(new)
 
-    def collect(self, runs: Path | str | None = None) -> int:
-        """Add the finished runs in the folders below `runs`, by default the study's own; gives how many are new.
+    def collect(self) -> int:
+        """Add the finished runs in the study's folders; gives how many are new.
 
         They are those of a process that was killed before it added them, or of a version that kept no such file. A
         folder whose `result.json` cannot be read is left to who asks for that run.
@@ -103,12 +103,11 @@ class RunsFile:
         Raises:
             UserError: as `add`.
         """
-        below = self.study / RUNS if runs is None else Path(runs)
         found = {}
-        for folder in (path.parent for path in below.rglob(RESULT) if path.parent.name != REFERENCE):
+        for folder in (path.parent for path in (self.study / RUNS).rglob(RESULT) if path.parent.name != REFERENCE):
             with suppress(UserError):
                 if (result := read_result(folder)) is not None:
-                    found[self.study / RUNS / folder.relative_to(below)] = result
+                    found[folder] = result
         return self.add(found)
 
     def _name(self, folder: Path) -> str:

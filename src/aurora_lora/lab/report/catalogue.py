@@ -241,7 +241,6 @@ def write_figures(sections: Sequence[Section], folder: Path, only: Sequence[str]
                     write_json(path.with_suffix(".json"), one.record)
                     written.append(path.with_suffix(".json"))
         if not only:
-            place.mkdir(parents=True, exist_ok=True)
             write_text(place / "times.md", time_table(section.groups) + "\n")
             written.append(place / "times.md")
     return written, left_out

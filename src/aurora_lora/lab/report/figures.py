@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...extras import extra
-from ...files import new_file, plain_write_errors
+from ...files import new_file
 from ...forms import FORMS
 from ...methods.targets import blocks_and_kinds
 from ...tuner.peft_names import PEFT_PREFIX
@@ -85,8 +85,6 @@ def save(figure: Figure, path: Path) -> list[Path]:
     written = []
     for ending in (".png", ".svg"):
         target = path.with_suffix(ending)
-        with plain_write_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
         # without a salt the names within an SVG are random
         with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
             figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
+from ....tasks.glue import SEEDS
 from ..suite import CellRecipe, Column, Group, Row, Suite
 from .common import OURS, PAPER, Values, form_of, our_rows, printed
 
 GLUE = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
 GLUE_LABELS = ("SST-2", "MRPC", "CoLA", "QNLI", "RTE", "STS-B")
 GLUE_METRICS = {"cola": "matthews", "stsb": "pearson"}
-SEEDS = (0, 11111, 22222, 33333, 44444)  # FourierFT's; the paper speaks of seed 0 and of a median of five
 
 # epochs, learning rate, batch size, longest text: the paper's Table 11
 TABLE_11 = {
