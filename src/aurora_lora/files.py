@@ -232,6 +232,11 @@ def clear_leftovers(folder: Path) -> None:
                 _delete(path)
 
 
+def slug(text: str) -> str:
+    """A name that people gave, as that of a file or a folder; empty where nothing of it can be."""
+    return re.sub(r"[^a-z0-9.=]+", "-", text.casefold()).strip("-.")
+
+
 def file_digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:

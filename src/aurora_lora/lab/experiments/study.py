@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +30,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...errors import UserError, unknown
+from ...files import slug as _as_folder
 from ...tasks.metrics import metric_named
 from ...training.reading import override, set_field, validate
 from ...training.recipe import Recipe
@@ -238,10 +238,6 @@ class Study(Section):
         if self.split_by_seed:
             set_field(values, "task.split_seed", seed)
         return validate(values, f"{self.name}, setting {setting.name}")
-
-
-def _as_folder(name: str) -> str:
-    return re.sub(r"[^a-z0-9.=]+", "-", name.casefold()).strip("-.")
 
 
 def point(values: Mapping[str, Any]) -> str:

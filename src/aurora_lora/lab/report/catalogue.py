@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError, unknown
-from ...files import write_json, write_text
+from ...files import slug, write_json, write_text
 from .figures import GAP, about, gap_figure, save
 from .groups import Group
 from .merges_figure import merges_figure
 from .rates_figure import rates_figure
 from .run_figures import curves_figure, rank_figure, score_figure
-from .sections import Section, slug
+from .sections import Section
 from .sigma_figure import SIGMA, sigma_figure
 from .training_cost import time_table
 from .trajectory import trajectories, trajectories_figure

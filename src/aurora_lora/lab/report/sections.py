@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...errors import UserError
+from ...files import slug
 from ...tasks import TASKS
 from ...training.reading import name_of, task_name, title_of
 from ...training.storage import RESULT
@@ -64,11 +65,6 @@ class Section:
     def results(self) -> list[Result]:
         """Of all runs."""
         return [run for group in self.groups for run in group.runs]
-
-
-def slug(text: str) -> str:
-    """A name as a file name."""
-    return re.sub(r"[^a-z0-9.=]+", "-", text.casefold()).strip("-.")
 
 
 def load_sections(paths: Iterable[Path | str]) -> list[Section]:
