@@ -12,9 +12,7 @@ rounding of a layer d_in^2 d_out.
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from aurora_lora import AuroraConfig, calibrate, merge_quantized
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
 from aurora_lora.files import write_json
+from aurora_lora.lab.bench.timing import cpu_seconds
 from aurora_lora.training.data import load_data
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
@@ -64,12 +63,6 @@ def operations(d: int, d_kv: int, d_ff: int) -> dict[str, int]:
     }
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def smollm2(runs: Path, repeats: int) -> dict[str, Any]:
     paths = bases(runs)
     data = load_data(recipe("aurora-0", paths["dense"]), load_tokenizer(str(paths["dense"])))
@@ -79,8 +72,8 @@ def smollm2(runs: Path, repeats: int) -> dict[str, Any]:
     model = get_peft_model(quantised(paths["float"], 4), config).eval()
     found: dict[str, Any] = {"calibrate": [], "merge_quantized": []}
     for _ in range(repeats):
-        found["calibrate"].append(seconds(lambda: calibrate(model, batches)))
-        found["merge_quantized"].append(seconds(lambda: merge_quantized(model, batches)))
+        found["calibrate"].append(cpu_seconds(lambda: calibrate(model, batches)))
+        found["merge_quantized"].append(cpu_seconds(lambda: merge_quantized(model, batches)))
         model.unmerge_adapter()
         print("SmolLM2-135M:", {name: round(values[-1], 1) for name, values in found.items()})
     return found
@@ -115,7 +108,7 @@ def llama(share: float, blocks: int, vectors: int) -> dict[str, Any]:
     times = {}
     for n in (vectors // 4, vectors):  # the difference is the moments' and the forward pass's, the rest the rounding's
         batches = [0.1 * torch.randn(n // 4, sizes[0]) for _ in range(4)]
-        times[n] = seconds(lambda batches=batches: merge_quantized(model, batches, max_memory="8GiB"))
+        times[n] = cpu_seconds(lambda batches=batches: merge_quantized(model, batches, max_memory="8GiB"))
         model.unmerge_adapter()
     by_vector = (times[vectors] - times[vectors // 4]) / (vectors - vectors // 4)
     return {

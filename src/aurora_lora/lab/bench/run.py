@@ -36,7 +36,7 @@ WORKLOADS: dict[str, str] = {
     SCALING: "cost against tokens, width, rank, layers and adapters in a batch; larger models on paper",
 }
 LAYER = (4096, 768)
-"""Tokens and width of the layer that stands for all."""
+"""Tokens and width of the layer that stands for all: what is shown in full, beside the grid."""
 
 GRID = tuple((tokens, d) for tokens in (256, 1024, 4096) for d in (384, 768, 1536))
 COMPILED_GRID = (LAYER,)

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...text_table import TextTable
+from ..bench.run import LAYER
 
 Record = Mapping[str, Any]
-
-LAYER_CASE = (4096, 768)
-"""Tokens and width of the one layer that is shown in full; the others make the grid."""
 
 
 def tables(record: Record) -> list[TextTable]:
@@ -23,9 +21,9 @@ def tables(record: Record) -> list[TextTable]:
 
 
 def shown_case(record: Record) -> Mapping[str, Any]:
-    """The case that is shown in full: the only one, or the layer of `LAYER_CASE`."""
+    """The case that is shown in full: the only one, or the layer that stands for all."""
     cases: Sequence[Mapping[str, Any]] = record["cases"]
-    wanted = (case for case in cases if (case["sizes"]["tokens"], case["sizes"].get("d")) == LAYER_CASE)
+    wanted = (case for case in cases if (case["sizes"]["tokens"], case["sizes"].get("d")) == LAYER)
     return next(wanted, cases[-1])
 
 
