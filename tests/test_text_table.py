@@ -42,3 +42,8 @@ def test_no_cell_is_cut_while_another_can_be_broken() -> None:
         assert {"134,515,008", "calibrated", "accuracy", "5.370"} <= set(text.split())
         assert max(map(len, text.splitlines())) <= width
     assert "34.9 ± 0.4" in text
+
+
+def test_a_cell_of_a_document_is_one_line_and_no_column_more() -> None:
+    table = TextTable("", ["", "a | b"], [["one\n    two", "int | str"]], note="n | m", align="l")
+    assert table.markdown() == "|  | a \\| b |\n|---|---|\n| one two | int \\| str |\n\nn | m"

@@ -53,14 +53,10 @@ def _reasons(files: Mapping[str, Mapping[str, Any]], outcome: str) -> str:
         for reason, n in each["reasons"].get(outcome, {}).items():
             counted[reason] += n
             where.setdefault(reason, []).append(name.removeprefix("test_"))
-    rows = [[f"{n:,}", _plain(reason), ", ".join(where[reason])] for reason, n in counted.most_common()]
+    rows = [[f"{n:,}", reason.replace("<", "&lt;"), ", ".join(where[reason])] for reason, n in counted.most_common()]
     return TextTable("", ["tests", "reason", "files"], list(rows), align="l").markdown()
 
 
 def _rows(files: Mapping[str, Mapping[str, Any]]) -> str:
     counted = sum((Counter(each["rows"]) for each in files.values()), Counter[str]())
     return ", ".join(f"`{option}` ({n})" for option, n in counted.most_common()) + "."
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -33,8 +33,8 @@ def _tables(section: type[BaseModel], at: str) -> list[str]:
         own = field.alias or name
         if (inner := _section(field.annotation)) is not None:
             below += _tables(inner, f"{at}{own}.")
-        table.rows.append([f"`{own}`", _is(field.annotation), _default(field), _cell(words.get(name, ""))])
-    about = _cell(inspect.getdoc(section) or "")
+        table.rows.append([f"`{own}`", _is(field.annotation), _default(field), words.get(name, "")])
+    about = " ".join((inspect.getdoc(section) or "").split())
     title = f"### `{at.rstrip('.')}`\n\n{about}\n\n" if at else ""
     return [title + table.markdown(), *below]
 
@@ -91,7 +91,3 @@ def _default(field: Any) -> str:
     if value is None or value == ():
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -96,13 +96,13 @@ def causal_lm_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def qlora_table(distances: Mapping[str, Mapping[str, float | None]]) -> str:
     """How far two models' predictions are apart: `examples/qlora.py`."""
-    lines = ["| | KL divergence | largest difference of a log-probability |", "|---|---|---|"]
+    table = TextTable("", ["", "KL divergence", "largest difference of a log-probability"], align="l")
     for name, values in distances.items():
         kl, largest = values["kl"], values["largest"]
-        cells = [NOT_FINITE if kl is None else f"{max(kl, 0.0):.5f}"]  # rounding may give -1e-8
+        cells = [name, NOT_FINITE if kl is None else f"{max(kl, 0.0):.5f}"]  # rounding may give -1e-8
         cells.append(NOT_FINITE if largest is None else f"{largest:.2g}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        table.rows.append(cells)
+    return table.markdown()
 
 
 def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -140,12 +140,12 @@ def lengths_table(record: Mapping[str, Any]) -> str:
     Args:
         record: of `trajectories`.
     """
-    lines = ["| | length of the update | length of the trajectory in the figure |", "|---|--:|--:|"]
+    table = TextTable("", ["", "length of the update", "length of the trajectory in the figure"])
     for label in dict.fromkeys(run["label"] for run in record["runs"]):
         runs = [run for run in record["runs"] if run["label"] == label]
         steps = [np.linalg.norm(np.diff(np.asarray(run["points"]), axis=0), axis=1).sum() for run in runs]
-        lines.append(f"| {label} | {spread([run['norms'][-1] for run in runs], 1)} | {spread(steps, 1)} |")
-    return "\n".join(lines)
+        table.rows.append([label, spread([run["norms"][-1] for run in runs], 1), spread(steps, 1)])
+    return table.markdown()
 
 
 def settings_left(summary: Mapping[str, Any], settings: Iterable[str]) -> str:

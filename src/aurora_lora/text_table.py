@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -82,11 +83,16 @@ class TextTable:
         yield table
 
     def markdown(self, rule: str = "--:") -> str:
-        """For a document.
+        """For a document; a cell of several lines becomes one.
 
         Args:
             rule: below the header of a column at the right.
         """
         rules = "|".join("---" if letter == "l" else rule for letter in self._letters)
-        lines = [f"| {' | '.join(self.headers)} |", f"|{rules}|", *(f"| {' | '.join(row)} |" for row in self.rows)]
+        lines = [_markdown_row(self.headers), f"|{rules}|", *map(_markdown_row, self.rows)]
         return "\n".join([*lines, "", self.note] if self.note else lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    plain = (re.sub(r"\s*\n\s*", " ", cell.strip()).replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(plain)} |"
