@@ -34,11 +34,6 @@ from aurora_lora.tuner import aurora_layers
 
 
 @pytest.fixture
-def labelled(batches):
-    return [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
-
-
-@pytest.fixture
 def model(make_bert, config, batches, train_step):
     made = get_peft_model(make_bert(), config())
     train_step(made, n=8)
@@ -281,7 +276,7 @@ def test_merged_or_switched_off_adapters_are_refused(model, batches):
         merge_gap(model, batches)
 
 
-def test_a_broken_form_does_not_look_perfect(model, batches):
+def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     layer = next(layer for _, layer in aurora_layers(model))
     layer.aurora_A_cal["default"][0, 0] = float("nan")
     gap = merge_gap(model, batches)
@@ -290,10 +285,10 @@ def test_a_broken_form_does_not_look_perfect(model, batches):
     (broken,) = [entry for entry in gap.layers if math.isnan(entry.relative_error)]
     assert (broken.form, math.isnan(broken.explained_variance)) == ("calibrated", True)
     assert gap.worst("calibrated", 1) == (broken,)
-    labelled = merge_gap(model, [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches])
-    assert all(map(math.isnan, labelled.end_to_end[2].metric.values()))
+    scored = merge_gap(model, labelled)
+    assert all(map(math.isnan, scored.end_to_end[2].metric.values()))
     console = Console(width=100, record=True, file=io.StringIO())
-    for table in labelled.tables():
+    for table in scored.tables():
         console.print(table)
     text = console.export_text()
     assert "nan" not in text.casefold()

@@ -158,9 +158,8 @@ def test_conv1d_and_perplexity(make_gpt2, batches):
     assert gap.end_to_end[0].metric["perplexity"] == pytest.approx(math.exp(total / n), rel=1e-5)
 
 
-def test_the_metric_of_the_task(make_bert, batches):
+def test_the_metric_of_the_task(make_bert, batches, labelled):
     model = adapted(make_bert())
-    labelled = [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
     gap = merge_gap(model, labelled)
     labels = torch.cat([batch["labels"] for batch in labelled])
     expected = float((all_logits(model, batches).argmax(-1) == labels).double().mean())
@@ -301,9 +300,8 @@ def test_an_adapter_that_does_nothing(make_bert, batches):
     assert all(math.isinf(loss.lost) for loss in merges["bfloat16"].layers)  # rounded for nothing
 
 
-def test_worst_first_in_80_columns_and_as_json(make_bert, batches):
+def test_worst_first_in_80_columns_and_as_json(make_bert, labelled):
     pytest.importorskip("bitsandbytes")
-    labelled = [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
     names = {"nll": 5.2444, "accuracy": 0.25, "perplexity": 1895.0}
     gap = merge_gap(adapted(make_bert()), labelled, quantizations=["nf4", "int8"], metric=lambda *_: names)
     console = Console(width=80, record=True, file=io.StringIO())

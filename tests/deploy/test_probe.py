@@ -23,11 +23,6 @@ from aurora_lora.deploy.gradients import frozen_weights
 
 
 @pytest.fixture
-def labelled(batches):
-    return [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
-
-
-@pytest.fixture
 def texts(batches):
     return [
         {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in batches

@@ -76,11 +76,6 @@ def test_a_budget_for_nothing():
         share_out(THREE, 9)
 
 
-@pytest.fixture
-def labelled(batches):
-    return [{**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in batches]
-
-
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
 def test_an_ordinary_configuration(make_bert, labelled, config, tmp_path):
     model = make_bert()
