@@ -27,6 +27,7 @@ import torch
 from aurora_lora import calibrate, set_form
 from aurora_lora.files import write_json
 from aurora_lora.training.build import make_trainer
+from aurora_lora.training.data import without_targets
 from aurora_lora.training.finished_run import load_run
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.storage import ADAPTER
@@ -43,7 +44,7 @@ def batches(data: Any, split: str, rows: list[int], size: int = 32) -> Iterator[
 def logits(model: torch.nn.Module, data: list[dict[str, torch.Tensor]], form: str) -> torch.Tensor:
     model.eval()
     with torch.no_grad(), set_form(model, form):
-        parts = [model(**{k: v for k, v in batch.items() if k != "labels"}).logits for batch in data]
+        parts = [model(**without_targets(batch)).logits for batch in data]
     return torch.cat(parts).double()
 
 
@@ -72,7 +73,7 @@ def curve(folders: list[Path], repeats: int, sizes: tuple[int, ...]) -> dict[str
         for size in sizes:
             for repeat in range(repeats):
                 rows = random.Random(repeat).sample(range(len(data.splits["train"])), size)
-                inputs = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", rows)]
+                inputs = list(map(without_targets, batches(data, "train", rows)))
                 report = calibrate(model, inputs)
                 record = {"run": folder.name, "inputs": size, "repeat": repeat}
                 record |= figures(logits(model, test, "calibrated"), trained, labels)
@@ -89,9 +90,7 @@ def cost(folder: Path, examples: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe, Path(nowhere))  # a new adapter: a loaded one is frozen
     model = trainer.module
-    inputs = [
-        {k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", list(range(examples)))
-    ]
+    inputs = list(map(without_targets, batches(data, "train", list(range(examples)))))
     steps = list(batches(data, "train", list(range(640)), run.recipe.training.batch_size))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
     seconds: dict[str, list[float]] = {"calibrate": [], "training": [], "forward": []}
@@ -137,9 +136,7 @@ def print_peak(folder: Path, examples: int, calibrating: bool) -> None:
     run = load_run(folder)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
-    inputs = [
-        {k: v for k, v in batch.items() if k != "labels"} for batch in batches(data, "train", list(range(examples)))
-    ]
+    inputs = list(map(without_targets, batches(data, "train", list(range(examples)))))
     if calibrating:
         calibrate(trainer.module, inputs)
     else:

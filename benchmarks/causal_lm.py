@@ -27,6 +27,7 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.files import write_json
 from aurora_lora.tasks import SplitSizes, get_task
+from aurora_lora.training.data import without_targets
 from aurora_lora.training.models import load_base_model, load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
 
@@ -61,7 +62,7 @@ def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[s
     """Seconds and peak memory of a calibration, beside training steps in the same process."""
     tokenizer, model = load()
     texts = list(get_task("movie-rating").load(SplitSizes(epoch, 500, 500), 0)["train"]["text"])
-    inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches(tokenizer, texts[:examples], 32)]
+    inputs = list(map(without_targets, batches(tokenizer, texts[:examples], 32)))
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # noqa: E731
     model.eval()
     with torch.no_grad():
@@ -125,7 +126,7 @@ def run(learning_rate: float, seed: int, sizes: SplitSizes, epochs: int, batch_s
             if step % 10 == 0:
                 print(f"lr {learning_rate:g} step {step}/{steps} loss {loss.item():.3f}", file=sys.stderr, flush=True)
     train_s = time.perf_counter() - start
-    inputs = [{k: v for k, v in b.items() if k != "labels"} for b in batches(tokenizer, texts["train"][:256], 32)]
+    inputs = list(map(without_targets, batches(tokenizer, texts["train"][:256], 32)))
     result: dict[str, Any] = {
         "model": "smollm2-135m",
         "targets": TARGETS,

@@ -29,7 +29,7 @@ from aurora_lora.files import write_json
 from aurora_lora.tasks import SplitSizes, get_task
 from aurora_lora.training import train
 from aurora_lora.training.choices import choice_scores
-from aurora_lora.training.data import Data, load_data
+from aurora_lora.training.data import Data, load_data, without_targets
 from aurora_lora.training.models import load_causal_model, load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.reading import validate
@@ -115,8 +115,7 @@ def rows(data: Data, split: str, n: int) -> list[Any]:
 def texts(data: Data, split: str, n: int) -> list[Batch]:
     """Question and right answer, without labels."""
     chosen = rows(data, split, n)
-    batches = [data.collate(chosen[at : at + BATCH]) for at in range(0, len(chosen), BATCH)]
-    return [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+    return [without_targets(data.collate(chosen[at : at + BATCH])) for at in range(0, len(chosen), BATCH)]
 
 
 def film_sentences(tokenizer: Any, seed: int) -> list[Batch]:
@@ -140,6 +139,12 @@ def predictions(model: Any, batches: list[Batch]) -> tuple[Tensor, float]:
     return torch.cat(found), float(torch.tensor(nll / n).exp())
 
 
+def distance(found: Tensor, reference: Tensor) -> dict[str, float]:
+    """From log-probabilities (positions, vocabulary) to others: KL divergence, share with the same likeliest token."""
+    kl = functional.kl_div(found, reference, log_target=True, reduction="batchmean").item()
+    return {"kl": kl, "same_top": (found.argmax(-1) == reference.argmax(-1)).float().mean().item()}
+
+
 @torch.no_grad()
 def accuracy(model: Any, data: Data) -> float:
     """By the likelihood of the choices, a character."""
@@ -160,9 +165,7 @@ def compare(name: str, run: Path, base: Path, bits: int, data: Data) -> dict[str
 
     def measured() -> dict[str, float]:
         found, perplexity = predictions(model, test)
-        kl = functional.kl_div(found, reference, log_target=True, reduction="batchmean").item()
-        same = (found.argmax(-1) == reference.argmax(-1)).float().mean().item()
-        return {"kl": kl, "same_top": same, "perplexity": perplexity, "accuracy": accuracy(model, data)}
+        return {**distance(found, reference), "perplexity": perplexity, "accuracy": accuracy(model, data)}
 
     result: dict[str, Any] = {
         "adapter": name,

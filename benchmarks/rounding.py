@@ -22,9 +22,19 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from quantized_merge import CALIBRATION, TEST, Batch, bases, film_sentences, predictions, quantised, recipe, texts
+from quantized_merge import (
+    CALIBRATION,
+    TEST,
+    Batch,
+    bases,
+    distance,
+    film_sentences,
+    predictions,
+    quantised,
+    recipe,
+    texts,
+)
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from aurora_lora import merge_quantized
 from aurora_lora.deploy.collector import Collector
@@ -128,13 +138,11 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
     """KL divergence of the merge by the inputs of the unmerged model, and block by block by those of the merged one."""
     reference, _ = predictions(model, test)
 
-    def distance() -> dict[str, float]:
-        found, _ = predictions(model, test)
-        same = (found.argmax(-1) == reference.argmax(-1)).float().mean().item()
-        return {"kl": kl_div(found, reference, log_target=True, reduction="batchmean").item(), "same_top": same}
+    def measured() -> dict[str, float]:
+        return distance(predictions(model, test)[0], reference)
 
     merge_quantized(model, batches)
-    result = {"inputs of the unmerged model (used)": distance()}
+    result = {"inputs of the unmerged model (used)": measured()}
     model.unmerge_adapter()
     layers, _ = _layers(model)
     blocks: dict[str, list[str]] = {}
@@ -147,7 +155,7 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
             rounded = _round_all(layers, found, 1e-3)
         for path in paths:
             _put(layers[path], rounded[path])
-    result["inputs of the merged blocks before"] = distance()
+    result["inputs of the merged blocks before"] = measured()
     model.unmerge_adapter()
     return result
 

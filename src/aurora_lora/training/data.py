@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -18,9 +18,15 @@ from .choices import Questions
 from .models import Processor
 from .recipe import Recipe
 
+T = TypeVar("T")
 Example = dict[str, Any]
 TARGETS = ("labels", "base_distance")
 """What a batch holds beside the model's inputs."""
+
+
+def without_targets(batch: Mapping[str, T]) -> dict[str, T]:
+    """The model's inputs in an example or a batch."""
+    return {name: value for name, value in batch.items() if name not in TARGETS}
 
 
 class Encoded(Dataset[Example]):
@@ -96,8 +102,7 @@ class Pad:
     """Of the labels."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        inputs = [{name: value for name, value in example.items() if name not in TARGETS} for example in examples]
-        batch = dict(self.padding.pad(inputs, return_tensors="pt"))
+        batch = dict(self.padding.pad(list(map(without_targets, examples)), return_tensors="pt"))
         if "labels" in examples[0]:
             batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=self.dtype)
         return batch
@@ -150,7 +155,7 @@ class Data:
         wanted = recipe.calibration
         chosen = self._chosen(self._even_rows(min(wanted.examples, len(self.fixed("train")))))
         batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
-        return [{name: value for name, value in batch.items() if name not in TARGETS} for batch in batches]
+        return list(map(without_targets, batches))
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .batches import IGNORED
 from .build import make_model
-from .data import Data, Encoded, Example, Pad
+from .data import Data, Encoded, Example, Pad, without_targets
 from .distributed import state
 from .finished_run import TrainedRun, load_run
 from .models import load_base_model
@@ -34,7 +34,7 @@ class PadStates:
     pad: Pad
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        batch = self.pad([{name: value for name, value in one.items() if name != "labels"} for one in examples])
+        batch = self.pad(list(map(without_targets, examples)))
         states = torch.cat([one["labels"] for one in examples])
         labels = states.new_full((*batch["input_ids"].shape, states.shape[-1]), IGNORED)
         labels[batch["attention_mask"].bool()] = states
@@ -120,7 +120,7 @@ def _inputs(data: Data) -> dict[str, list[Example]]:
     found = {}
     for name, split in data.splits.items():
         assert isinstance(split, Encoded)
-        found[name] = [{key: value for key, value in one.items() if key != "labels"} for one in split.examples]
+        found[name] = list(map(without_targets, split.examples))
     return found
 
 
