@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...errors import UserError, unknown
-from ...files import slug as _as_folder
+from ...files import slug
 from ...tasks.metrics import metric_named
 from ...training.reading import override, set_field, validate
 from ...training.recipe import Recipe
@@ -136,7 +136,7 @@ class Setting(Section):
     @property
     def slug(self) -> str:
         """The name as a folder."""
-        return _as_folder(self.name) or "setting"
+        return slug(self.name) or "setting"
 
 
 class Side(Section):
@@ -208,7 +208,7 @@ class Study(Section):
     @property
     def slug(self) -> str:
         """The name as a folder."""
-        return _as_folder(self.name) or "study"
+        return slug(self.name) or "study"
 
     @property
     def lower_is_better(self) -> bool:
