@@ -41,9 +41,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             texts = dict(file.metadata() or {})
         tensors = load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
     if texts.pop(SHA256, None) != _sha256(tensors, texts):
-        raise CheckpointError(f"{path} is damaged")
+        raise CheckpointError(f"{path} is damaged.")
     return tensors, texts
 
 

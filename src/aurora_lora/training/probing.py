@@ -249,7 +249,7 @@ def kept_start(folder: Path) -> Start | None:
     try:
         tensors, texts = kept_tensors.read(path)
     except CheckpointError as error:
-        raise UserError(f"{error}. Remove it to probe again") from error
+        raise UserError(f"{error} Remove it to probe again") from error
     by_end: dict[str, dict[str, Tensor]] = {"start": {}, "singular_values": {}, "deviations": {}}
     for name, value in tensors.items():
         layer, _, end = name.rpartition("/")
