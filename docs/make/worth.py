@@ -66,7 +66,7 @@ CASES = {
     "same rank": {
         "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
         "ranks-short": (_SAME_LAYERS,),
-        **dict.fromkeys(("movie-sentiment", "movie-rating", "siqa", "wikihow-goal"), _SAME),
+        **dict.fromkeys(("movie-sentiment", "movie-rating"), _SAME),
         **dict.fromkeys(_OTHERS, (_SAME_LAYERS,)),
     },
     "skip": {
