@@ -21,6 +21,8 @@ LEAST_EPOCHS = 3
 """Evaluations that make a learning curve."""
 WIDTH = 4.6
 """Inches: a page on a phone shrinks it little."""
+LEAST_PLOT, LETTER = 2.4, 0.058
+"""Inches: of what is plotted beside names, and of a letter of these."""
 
 
 def score_figure(found: Sequence[Group], metric: str) -> Figure:
@@ -39,17 +41,21 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     if not rows:
         raise UserError(f"no run has a finite {known.axis}")
     rows.sort(key=lambda row: sign * statistics.fmean(row[1]))
-    figure, (ax,) = new_figure(1, WIDTH, 1.5 + 0.2 * len(rows))
+    names = [group.with_form(group.label) for group, _ in rows]
+    beside = max(map(len, names)) + max(len(group.counted) for group, _ in rows)
+    figure, (ax,) = new_figure(1, max(WIDTH, LEAST_PLOT + LETTER * beside), 1.5 + 0.2 * len(rows))
     for place, (group, scores) in enumerate(rows):
         look: dict[str, Any] = {"color": colour(group.method, group.deployed), "marker": "o"}
         mean, half = known.scale * statistics.fmean(scores), known.scale * half_interval(scores)
         ax.errorbar([mean], [place], xerr=[half], capsize=2.5, markersize=4.5, elinewidth=1, linestyle="none", **look)
         ax.text(1.02, place, group.counted, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center")
     ax.text(1.02, 1.02, "trained\nparameters", transform=ax.transAxes, fontsize=7.5)
-    ax.set_yticks(range(len(rows)), [group.with_form(group.label) for group, _ in rows], fontsize=8)
+    ax.set_yticks(range(len(rows)), names, fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
-    ax.set_xlabel(known.axis)
+    ax.locator_params(axis="x", nbins=5)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_xlabel(known.axis, fontsize=9)
     return figure
 
 
