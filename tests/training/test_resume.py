@@ -211,7 +211,7 @@ def test_full_disk(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path
     """Files that cannot grow further: one plain line, and what was there is still whole."""
     recipe, expected, events = whole
     output = tmp_path / "run"
-    for strike in ({"kill_at": events // 3}, {"file_limit": limit}):
+    for strike in ({"kill_at": events // 6}, {"file_limit": limit}):  # with checkpoints still to be written
         (answer,) = aurora(order(recipe, output, **strike))
         found = sorted((output / "checkpoints").glob("checkpoint-*"))
         if "kill_at" in strike:
