@@ -49,9 +49,13 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tupl
     return figure, axes
 
 
+LETTER = 0.058
+"""Inches: of a letter of the names in a figure."""
+
+
 def legend_columns(names: Sequence[str], width: float) -> int:
     """How many names fit beside each other, in inches: of a letter, and of what stands before the names."""
-    return max(1, min(len(names), int(width / (0.058 * max(map(len, names), default=0) + 0.5))))
+    return max(1, min(len(names), int(width / (LETTER * max(map(len, names), default=0) + 0.5))))
 
 
 def legend(figure: Figure, ax: Axes) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...tasks.metrics import metric_named
 from .colours import colour, style
-from .figures import legend, legend_columns, new_figure
+from .figures import LETTER, legend, legend_columns, new_figure
 from .groups import Group, chosen, half_interval
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ LEAST_EPOCHS = 3
 """Evaluations that make a learning curve."""
 WIDTH = 4.6
 """Inches: a page on a phone shrinks it little."""
-LEAST_PLOT, LETTER = 2.4, 0.058
-"""Inches: of what is plotted beside names, and of a letter of these."""
+LEAST_PLOT = 2.4
+"""Inches: of what is plotted beside names."""
 
 
 def score_figure(found: Sequence[Group], metric: str) -> Figure:
