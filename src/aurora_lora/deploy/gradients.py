@@ -16,13 +16,11 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import grad as weight_gradients
 
 from ..tuner.conv import padded_by_group, project_patches
+from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
-from .moments import linear_shape
 from .wrappers import plain_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WIDTHS = (("in_features", "out_features"), ("nx", "nf"))
-"""How linear layers, of quantisations too, and Transformers' Conv1D call theirs."""
 _WEIGHT_GRADIENTS = (weight_gradients.conv1d_weight, weight_gradients.conv2d_weight, weight_gradients.conv3d_weight)
 
 
@@ -90,8 +88,7 @@ def weight_of(module: nn.Module) -> Weight | None:
     if isinstance(module, _CONVOLUTIONS):
         return _ConvolutionWeight(module)
     alone = isinstance(module, nn.Linear) or not any(True for _ in module.children())
-    named = (hasattr(module, one) and hasattr(module, other) for one, other in _WIDTHS)
-    return Weight(module) if alone and any(named) else None
+    return Weight(module) if alone and has_linear_shape(module) else None
 
 
 def frozen_weights(model: Any) -> dict[str, Weight]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import CalibrationError
 from ..finite import is_finite
@@ -66,9 +65,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
 
 
 def _keep(runner: Runner, layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
-    A = layer.aurora_A[name]
-    vectors = layer._cast_input_dtype(runner.vectors(layer, x), A.dtype)
-    pieces.append(functional.linear(vectors, A).float().cpu())
+    pieces.append(layer.rank_values(name, runner.vectors(layer, x)).float().cpu())
 
 
 def sigma_along(layer: AuroraLayer, adapter: str, channel: int, z: Tensor) -> Tensor:

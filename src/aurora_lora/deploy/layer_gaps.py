@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
@@ -70,9 +69,8 @@ class _LayerSums:
         return float(((v @ self.gram) * v).sum())
 
     def add(self, x: Tensor) -> None:
-        A = self.layer.aurora_A[self.name]
-        x = self.layer._cast_input_dtype(x, A.dtype)
-        sigma = to_float64(self.layer.sigma(self.name, functional.linear(x, A)))  # (n, r)
+        x = x.to(self.layer.aurora_A[self.name].dtype)  # what the layer computes with
+        sigma = to_float64(self.layer.sigma(self.name, self.layer.rank_values(self.name, x)))  # (n, r)
         self.n += len(sigma)
         self.power += self._square(sigma)
         self.mean += sigma.sum(0)

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
+from ..tuner.linear import linear_shape
 from .adapted import AdaptedLayer
 from .collector import Collector
 from .formats import name_of
 from .inputs import Runner
 from .merged_weight import check_change
-from .moments import Target, linear_shape, means_by_input
+from .moments import Target, means_by_input
 from .passes import Passes, memory_bound, unpacked_weights
 from .plan import plan, rounding_bytes
 from .predictions import EndToEndGap, Metric, Variants, compare

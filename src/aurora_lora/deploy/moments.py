@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..finite import is_finite
+from ..tuner.linear import linear_shape
 from ..tuner.tensors import changes
 from .float64 import float64_device, has_slow_float64, row_pieces
 from .processes import count_over_processes, sum_over_processes
@@ -36,13 +37,6 @@ class Target:
     def d_out(self) -> int:
         """Length of the vectors that it gives."""
         return linear_shape(self.module.get_base_layer())[0]
-
-
-def linear_shape(base_layer: Any) -> tuple[int, int]:
-    """(d_out, d_in) of a linear layer, or of a Conv1D of Transformers, whose weight lies the other way round."""
-    if hasattr(base_layer, "in_features"):
-        return int(base_layer.out_features), int(base_layer.in_features)
-    return int(base_layer.nf), int(base_layer.nx)
 
 
 @dataclass
@@ -135,8 +129,7 @@ class LayerMoments:
 def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor:
     """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
     module = layer.target.module
-    A = module.aurora_A[adapter]
-    sigma: Tensor = module.sigma(adapter, nn.functional.linear(module._cast_input_dtype(vectors, A.dtype), A))
+    sigma: Tensor = module.sigma(adapter, module.rank_values(adapter, vectors))
     return sigma
 
 

@@ -22,7 +22,7 @@ from ..errors import DIVERGED, UserError
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
 from ..training.batches import divide
-from ..training.distributed import on_main, state
+from ..training.distributed import check_as_many, check_precision, on_main, state
 from ..training.memory import peak_memory
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of
@@ -40,8 +40,7 @@ def make_accelerator(recipe: SubjectRecipe) -> Accelerator:
     """
     wanted, cpu = recipe.training, not torch.accelerator.is_available()
     share = divide(wanted, state().num_processes)
-    if wanted.precision == "fp16" and cpu:
-        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+    check_precision(wanted.precision)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if wanted.precision == "fp32" else wanted.precision,
@@ -214,11 +213,7 @@ class Loop:
             UserError: the run was started with another number of processes.
         """
         saved = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        if saved["processes"] != self.accelerator.num_processes:
-            raise UserError(
-                f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
-                f"{self.accelerator.num_processes}: go on with as many, or choose another output folder"
-            )
+        check_as_many(self.checkpoints.parent, saved["processes"], self.accelerator.num_processes)
         self.progress = Progress(**saved)
         load_trained(self.module, checkpoint)
         kept: dict[int, dict[str, Tensor]] = {}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import FormError
+from ..tuner.linear import linear_shape
 from .base import Options
-from .linear import Linear, features, is_plain_linear, matrix
+from .linear import Linear, is_plain_linear, matrix
 
 
 class AdaptedModule(nn.Module):
@@ -91,7 +92,7 @@ class Update(nn.Module):
     def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__()
         weight = base_layer.weight
-        d_out, d_in = features(base_layer)
+        d_out, d_in = linear_shape(base_layer)
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         self.r: int = options["r"]
         self.alpha: float = options["alpha"]

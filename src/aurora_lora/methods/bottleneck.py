@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
+from ..tuner.linear import linear_shape
 from .adapted_module import AdaptedModule
 from .base import BaseUse, Options
 from .injection import InjectionMethod
-from .linear import Linear, features, is_linear
+from .linear import Linear, is_linear
 from .options import TARGETS, Fields, fields, integer, one_of, rank
 from .targets import replace, target_paths
 
@@ -49,7 +50,7 @@ class AfterLinear(AdaptedModule):
 
     def __init__(self, base_layer: Linear, options: Options) -> None:
         super().__init__(base_layer)
-        self.adapter = Bottleneck(features(base_layer)[0], base_layer.weight, options)
+        self.adapter = Bottleneck(linear_shape(base_layer)[0], base_layer.weight, options)
         self.train(base_layer.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,11 +23,6 @@ def is_plain_linear(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Conv1D) and module.weight.is_floating_point()  # type: ignore[operator]
 
 
-def features(layer: Linear) -> tuple[int, int]:
-    """(d_out, d_in)."""
-    return (layer.nf, layer.nx) if isinstance(layer, Conv1D) else (layer.out_features, layer.in_features)
-
-
 def matrix(layer: Linear) -> Tensor:
     """W (d_out, d_in), a view of the layer's weight."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight

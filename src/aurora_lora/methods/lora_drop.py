@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import DIVERGED, UserError
+from ..tuner.linear import linear_shape
 from .adapted_module import AdaptedLinear, Update
 from .base import Sample
 from .injection import UpdateMethod
-from .linear import features
 from .options import LOW_RANK, fields, integer, number
 from .parameters import WEIGHTS_FILE
 from .targets import adapted_modules
@@ -43,7 +43,7 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 def kind_of(path: str, layer: AdaptedLinear) -> Kind:
     """Layers of one name and shape: they are compared with each other, and can share."""
-    return path.rsplit(".", 1)[-1], *features(layer.base_layer)
+    return path.rsplit(".", 1)[-1], *linear_shape(layer.base_layer)
 
 
 def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sample) -> None:

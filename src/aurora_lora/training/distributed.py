@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+
+from ..errors import UserError
 
 T = TypeVar("T")
 
@@ -20,6 +23,21 @@ def state() -> PartialState:
 def is_main() -> bool:
     """Whether this process prints and writes."""
     return bool(state().is_main_process)
+
+
+def check_precision(precision: str) -> None:
+    """Raise a UserError if this machine cannot train in a precision of a recipe."""
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+
+
+def check_as_many(folder: Path, before: int, now: int) -> None:
+    """Raise a UserError if a run that goes on in a folder was started with another number of processes."""
+    if before != now:
+        raise UserError(
+            f"{folder} was started with {before} process(es), this is {now}: go on with as many, or choose another "
+            "output folder"
+        )
 
 
 def on_main(work: Callable[[], T]) -> T:

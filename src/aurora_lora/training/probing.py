@@ -20,11 +20,12 @@ from ..deploy.probe import Loss, Probe, probe
 from ..deploy.ranks import budget_in, fits, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError
 from ..methods.base import Method
-from ..methods.linear import features, is_linear
+from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import ALL_LINEAR, check_modules, lora_targets, target_paths
+from ..tuner.linear import linear_shape
 from ..tuner.naming import exactly, mistakable
 from .batches import IGNORED
 from .data import Data
@@ -166,10 +167,11 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
         layer = base.get_submodule(path)
         if not is_linear(layer):
             raise ValueError(f"target_modules: {path} is a {type(layer).__name__}; start: eva is for linear layers.")
-        if wanted > features(layer)[1]:
+        inputs = linear_shape(layer)[1]
+        if wanted > inputs:
             raise ValueError(
-                f"r={options['r']} is not allowed: {path} has {features(layer)[1]} inputs, and start: eva looks for "
-                f"{wanted} directions in them."
+                f"r={options['r']} is not allowed: {path} has {inputs} inputs, and start: eva looks for {wanted} "
+                "directions in them."
             )
 
     def mask(batch: dict[str, Tensor], config: Any = None) -> Tensor | None:

@@ -18,7 +18,7 @@ from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_train
 from ..tasks.metrics import metric_named
 from . import storage
 from .batches import Filled, IgnoreFilling, Share, WholeSteps
-from .distributed import on_main
+from .distributed import check_as_many, check_precision, on_main
 from .memory import frozen_dtype, peak_memory
 from .recipe import Recipe
 from .step_callbacks import Clock, EarlyStop, ExtraCheckpoints
@@ -46,8 +46,7 @@ def training_arguments(
     """
     wanted = recipe.training
     has_accelerator = torch.accelerator.is_available()
-    if wanted.precision == "fp16" and not has_accelerator:
-        raise UserError("training.precision: 'fp16' needs a GPU (allowed here: 'fp32', 'bf16')")
+    check_precision(wanted.precision)
     steps = math.ceil(examples / (wanted.batch_size * wanted.gradient_accumulation_steps)) * wanted.epochs
     every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
     args = TrainingArguments(
@@ -191,11 +190,7 @@ class RecipeTrainer(Trainer):
         if last is None:
             return None
         saved = json.loads((last / RUN_STATE).read_text(encoding="utf-8"))
-        if saved["processes"] != self.args.world_size:
-            raise UserError(
-                f"{self.checkpoints.parent} was started with {saved['processes']} process(es), this is "
-                f"{self.args.world_size}: go on with as many, or choose another output folder"
-            )
+        check_as_many(self.checkpoints.parent, saved["processes"], self.args.world_size)
         there, here = saved.get("frozen", str(torch.float32)), str(frozen_dtype(self.recipe))  # once it was always so
         if there != here:
             raise UserError(

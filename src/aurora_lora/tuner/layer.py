@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..ops import sigma
 from .config import AuroraConfig
@@ -133,6 +134,11 @@ class AuroraLayer(AdapterState):
         x = self.aurora_dropout[adapter_name](self._cast_input_dtype(x, matrix.dtype))
         z = sigma(self.project(x, matrix), H, spline_weight, anl)
         return self.lift(z * scaling, B, x)
+
+    def rank_values(self, adapter_name: str, vectors: Tensor) -> Tensor:
+        """z = A x, (n, r), of input vectors (n, d_in): what reaches sigma in the dynamic form."""
+        A = self.aurora_A[adapter_name]
+        return functional.linear(self._cast_input_dtype(vectors, A.dtype), A)
 
     # ---------------------------------------------------------------- merging
 

@@ -59,6 +59,21 @@ class AuroraLinear(AuroraLayer):
         return x.reshape(-1, x.shape[-1])
 
 
+_WIDTHS = (("out_features", "in_features"), ("nf", "nx"))
+"""How linear layers, of quantisations too, and Transformers' Conv1D call theirs."""
+
+
+def has_linear_shape(module: nn.Module) -> bool:
+    """Whether the module says how wide a weight it has: see `linear_shape`."""
+    return any(hasattr(module, of_output) and hasattr(module, of_input) for of_output, of_input in _WIDTHS)
+
+
+def linear_shape(layer: Any) -> tuple[int, int]:
+    """(d_out, d_in) of a linear layer, of quantisations too, or of a Conv1D of Transformers."""
+    of_output, of_input = _WIDTHS[0] if hasattr(layer, "in_features") else _WIDTHS[1]
+    return int(getattr(layer, of_output)), int(getattr(layer, of_input))
+
+
 def _is_hooked(module: nn.Module) -> bool:
     """Whether something wants to see that this module is called."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
