@@ -89,8 +89,7 @@ def aten_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tup
         assert W is not None
         basis, interval, place = _basis(z, anl)
         if anl.spline == "channelwise":  # for each channel (1, K) @ (K, n)
-            rows, by_channel = W.unsqueeze(1), basis.transpose(0, 1)
-            u = torch.bmm(rows, by_channel).squeeze(1) if u is None else _baddbmm(u, rows, by_channel)
+            u = _plus_products(None if u is None else u.unsqueeze(1), W.unsqueeze(1), basis.transpose(0, 1))
         else:
             summed = basis.sum(1)  # (K, n)
             u = W @ summed if u is None else torch.addmm(u, W, summed)
@@ -99,8 +98,18 @@ def aten_forward(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> tup
     return u, (u, a, b, interval, place)
 
 
-def _baddbmm(u: Tensor, rows: Tensor, by_channel: Tensor) -> Tensor:
-    return torch.baddbmm(u.unsqueeze(1), rows, by_channel).squeeze(1)
+def _plus_products(sum_so_far: Tensor | None, rows: Tensor, matrices: Tensor) -> Tensor:
+    """The sum so far, (r, 1, n) or (1, 1, 1), plus rows (r, 1, K) times matrices (r, K, n), in one call: (r, n)."""
+    if sum_so_far is None:
+        return torch.bmm(rows, matrices).squeeze(1)
+    return torch.baddbmm(sum_so_far, rows, matrices).squeeze(1)
+
+
+@lru_cache(maxsize=64)
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The derivative of the skip, (1, 1, 1)."""
+    with torch.inference_mode(False):
+        return torch.ones(1, 1, 1, dtype=dtype, device=device)
 
 
 def aten_backward(du: Tensor, H: Tensor | None, W: Tensor | None, kept: Kept, anl: ANL) -> Derivatives:
@@ -113,7 +122,8 @@ def aten_backward(du: Tensor, H: Tensor | None, W: Tensor | None, kept: Kept, an
     du = at_least_float32(du)
     H, W = _like(H, du), _like(W, du)
     a, b, interval, place = values
-    dz = du if anl.skip else None
+    channelwise = anl.spline == "channelwise"
+    dz = du if anl.skip and not channelwise else None
     dH = dW = None
     if anl.fixed_activation is not None:
         assert H is not None
@@ -128,9 +138,10 @@ def aten_backward(du: Tensor, H: Tensor | None, W: Tensor | None, kept: Kept, an
         assert interval is not None
         assert place is not None
         basis, derivative = _basis_and_derivative(interval, place, anl)
-        if anl.spline == "channelwise":
+        if channelwise:
             dW = torch.bmm(basis.transpose(0, 1), du.unsqueeze(-1)).squeeze(-1)  # (K, n) @ (n, 1)
-            slope = torch.bmm(W.unsqueeze(1), derivative.transpose(0, 1)).squeeze(1)
+            of_skip = _one(du.dtype, du.device) if anl.skip else None
+            slope = _plus_products(of_skip, W.unsqueeze(1), derivative.transpose(0, 1))  # L'(z), or 1 + L'(z)
             dz = du * slope if dz is None else torch.addcmul(dz, du, slope)
         else:
             dW = du @ basis.sum(1).T
