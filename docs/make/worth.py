@@ -48,7 +48,8 @@ _MERGES = ("Does the static merge lose against the trained form", "Does the cali
 _MERGE = "Does the calibrated merge lose against the trained form"
 _HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
 _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
-_SAME = ("Does AuroRA r=2 beat LoRA r=2",)
+_SAME = {r: f"Does AuroRA r={r} beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
+_SAME_WITH_SKIP = "Does the skip beat LoRA r=2"
 _SAME_LAYERS = "Is AuroRA above LoRA at the same rank and layers"
 _SKIP = ("Does the skip help",)
 _START = ("Does the aligned start help AuroRA r=8",)
@@ -65,9 +66,15 @@ CASES = {
         "ranks-wikihow-goal": (*_RANKS[:4], _EVERYWHERE),
     },
     "same rank": {
-        "captured-effect": (*_SAME, "Does the skip beat LoRA r=2"),
-        "ranks-short": (_SAME_LAYERS,),
-        **dict.fromkeys(("movie-sentiment", "movie-rating"), _SAME),
+        "captured-effect": (*_SAME.values(), _SAME_WITH_SKIP),
+        "movie-sentiment": (*(_SAME[r] for r in (2, 4, 8)), _SAME_WITH_SKIP),
+        "movie-rating": (*(_SAME[r] for r in (2, 8)), _SAME_WITH_SKIP),
+        "ranks-short": (
+            _SAME_LAYERS,
+            "Is it with the aligned start for both",
+            *(f"Is it at r={r}" for r in (2, 4)),
+            *(f"Is it at r={r} with the aligned start for both" for r in (2, 4)),
+        ),
         **dict.fromkeys(_OTHERS, (_SAME_LAYERS,)),
     },
     "skip": {
@@ -79,7 +86,6 @@ CASES = {
         "ranks-short": (
             *_START,
             "Does the aligned start help LoRA r=8",
-            "Is it with the aligned start for both",
             "Does the aligned start help r=1 everywhere",
             *_START_OF_RANKS,
             "Does it with as many weights as r=1 everywhere",
@@ -102,7 +108,7 @@ PAIRS = {
     ),
     "movie-rating": (("LoRA r=8", "AuroRA r=8"),),
     "movie-sentiment": (("LoRA r=8", "AuroRA r=8"),),
-    "ranks-short": (("LoRA 37k by gradients", "AuroRA 37k by gradients"),),
+    **dict.fromkeys(("ranks-short", "ranks-converged"), (("LoRA 37k by gradients", "AuroRA 37k by gradients"),)),
 }
 """By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates."""
 
@@ -169,7 +175,7 @@ def _draw(ax: Axes, place: int, one: Answer) -> None:
 
 
 def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
-    """The answers that decide a case, as Markdown.
+    """The answers that decide a case, as Markdown, how many intervals they are, and how many are on one side of 0.
 
     Args:
         summaries: `study.json` by the study's name.
@@ -183,7 +189,12 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
             if name in by_question:
                 one = by_question[name]
                 table.rows.append([f"{study}, {heading}", one.first, one.second, *one.cells()])
-    return table.markdown()
+    verdicts = [row[-1] for row in table.rows]
+    better, worse = (sum(verdict.startswith(word) for verdict in verdicts) for word in ("better", "worse"))
+    return (
+        f"{table.markdown()}\n\nIntervals: {len(verdicts)}, not corrected for their number; the first is better in "
+        f"{better}, worse in {worse}."
+    )
 
 
 def beyond_the_best(summaries: Mapping[str, Mapping[str, Any]]) -> str:

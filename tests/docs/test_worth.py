@@ -33,12 +33,13 @@ def summary(first: list[float], second: list[float], *asked: str) -> dict[str, A
 
 
 def test_a_study_that_is_not_there_is_left_out() -> None:
-    asked, _ = CASES["same rank"]["captured-effect"]
+    asked = CASES["same rank"]["captured-effect"][0]
     one = summary([0.5, 0.51, 0.52], [0.4, 0.42, 0.41], asked)
     found = answered({"captured-effect": one}, "same rank").splitlines()
-    assert len(found) == 3
-    assert found[-1].startswith("| captured-effect, captured % | ours, merged | theirs, merged | +10.0 | ")
-    assert found[-1].endswith(" | better |")
+    assert len(found) == 5
+    assert found[2].startswith("| captured-effect, captured % | ours, merged | theirs, merged | +10.0 | ")
+    assert found[2].endswith(" | better |")
+    assert found[-1] == "Intervals: 1, not corrected for their number; the first is better in 1, worse in 0."
 
 
 def test_the_figure_has_a_row_for_each_study_that_is_there() -> None:
