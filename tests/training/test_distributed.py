@@ -93,6 +93,30 @@ def test_checkpointed_activations(
     check_same_losses(result_of(tmp_path / "one/reference"), result_of(tmp_path / "two/reference"))
 
 
+def test_ranks_and_start_by_the_gradients(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """Two processes probe half of the examples each: ranks, start and adapter are those of one process."""
+    recipe = write_recipe(
+        model=model_without_dropout,
+        method={"name": "aurora", "budget": 500, "start": "aligned"},
+        training={"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1},
+        reference=None,
+    )
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    one, two = (json.loads((tmp_path / run / "adapter/adapter_config.json").read_text()) for run in ("one", "two"))
+    assert one["rank_pattern"] == two["rank_pattern"]
+    name = "adapter/adapter_model.safetensors"
+    check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+    mine, its = (load_file(tmp_path / run / "probe.safetensors") for run in ("one", "two"))
+    starts = [key for key in mine if key.endswith("/start")]  # beside them are directions that hardly matter
+    assert len(starts) == len(one["target_modules"])
+    for key in starts:
+        torch.testing.assert_close(its[key], mine[key], rtol=1e-3, atol=1e-4)
+
+
 # ---------------------------------------------------------------- the share of a process
 
 
