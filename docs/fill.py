@@ -17,6 +17,7 @@ from aurora_lora.lab.report.sigma_figure import sigma_figure
 from aurora_lora.lab.report.tables import forms_table, insert, load_results
 from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
+from aurora_lora.lab.report.ranks_figure import ranks_figure
 from aurora_lora.lab.report.trajectory import trajectories_figure
 from aurora_lora.tasks import TASKS
 from aurora_lora.training.reading import name_of, task_name
@@ -26,7 +27,7 @@ from make.conformance import conformance_tables
 from make.frozen_features import by_rank, counts, differences_table, headline, scores_table
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table, rounding_tables
-from make.ranks import cost_of_probe
+from make.ranks import cost_of_probe, ranks_shown
 from make.ranks import scores_table as rank_scores_table
 from make.recipe_fields import recipe_fields
 from make.reliability import reliability_tables
@@ -110,6 +111,10 @@ def main() -> None:
     for path in (RESULTS / "rank-scores").glob("runs.jsonl"):
         runs = [json.loads(line) for line in path.read_text().splitlines()]
         insert(ROOT / "docs" / "ranks.md", "scores", rank_scores_table(runs))
+    for record in read(RESULTS / "rank", "ranks.json"):
+        recipe = find("demo", "recipe").values()
+        save(about(ranks_figure(record), f"{task_name(recipe)}, {name_of('model', recipe)}"), FIGURES / "ranks")
+        insert(ROOT / "docs" / "ranks.md", "rank", ranks_shown(record))
     for record in read(RESULTS / "probe", "cost.json"):
         insert(ROOT / "docs" / "ranks.md", "cost", cost_of_probe(record))
     for records in read(RESULTS, "versions.json"):

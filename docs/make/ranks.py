@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aurora_lora.lab.report.groups import interval
+from aurora_lora.lab.report.ranks_figure import ranks_tables
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
@@ -39,6 +40,16 @@ def _at_best(runs: Sequence[Mapping[str, Any]], way: str) -> dict[int, float]:
         if run["way"] == way:
             by_rate.setdefault(run["learning_rate"], {})[run["seed"]] = run["validation"]
     return max(by_rate.values(), key=lambda scores: statistics.fmean(scores.values()))
+
+
+def ranks_shown(record: Mapping[str, Any]) -> str:
+    """What `aurora rank` prints, without the YAML, and its figure.
+
+    Args:
+        record: its `ranks.json`.
+    """
+    shown = [f"{table.title}:\n\n{table.markdown()}" for table in ranks_tables(record)]
+    return "\n\n".join([*shown, "![Ranks by block and kind of module, and all directions by worth](figures/ranks.svg)"])
 
 
 def cost_of_probe(record: Mapping[str, Any]) -> str:

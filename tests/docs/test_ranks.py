@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from make.ranks import USED, cost_of_probe, scores_table
+from make.ranks import USED, cost_of_probe, ranks_shown, scores_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,3 +62,4 @@ def test_what_is_committed_is_in_the_page() -> None:
     lines = (ROOT / "results" / "rank-scores" / "runs.jsonl").read_text().splitlines()
     assert scores_table([json.loads(one) for one in lines]) in page
     assert cost_of_probe(json.loads((ROOT / "results" / "probe" / "cost.json").read_text())) in page
+    assert ranks_shown(json.loads((ROOT / "results" / "rank" / "ranks.json").read_text())) in page
