@@ -4,10 +4,10 @@
     python benchmarks/rank_scores.py --output results/rank-scores [--only "S by weight"]
     python benchmarks/rank_scores.py --output results/rank-scores --epochs 10 --rates 2e-3
 
-Captured effect on validation sentences, as in the studies ranks-short (two epochs) and ranks-converged (ten), of LoRA with 18,432 weights shared out
-among all linear layers: no activation between A and B, so that ranks and start alone differ. Seeds 10 to 12, which
-no study uses, each with its own split of the data. At the rate that the study chose, and with --rates at others: the
-best mean counts.
+Captured effect on validation sentences, as in the studies ranks-short (two epochs) and ranks-converged (ten), of LoRA
+with 18,432 weights shared out among all linear layers: no activation between A and B, so that ranks and start alone
+differ. Seeds 10 to 12, which no study uses, each with its own split of the data. At the rate that the study chose, and
+with --rates at others: the best mean counts.
 One line of OUTPUT/runs.jsonl for each run, written as it is finished; what is there is not run again.
 """
 

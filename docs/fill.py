@@ -12,12 +12,12 @@ from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.catalogue import figures_of
 from aurora_lora.lab.report.convergence import convergence_note
 from aurora_lora.lab.report.figures import about, forms_figure, gap_figure, save
+from aurora_lora.lab.report.ranks_figure import ranks_figure
 from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
 from aurora_lora.lab.report.tables import forms_table, insert, load_results
 from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
-from aurora_lora.lab.report.ranks_figure import ranks_figure
 from aurora_lora.lab.report.trajectory import trajectories_figure
 from aurora_lora.tasks import TASKS
 from aurora_lora.training.reading import name_of, task_name
