@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aurora_lora import AuroraConfig, calibrate, merge_gap, set_form
+from aurora_lora import AuroraConfig, calibrate, merge_gap, probe, set_form
 from aurora_lora.tuner import aurora_layers
 
 
@@ -42,6 +42,12 @@ def main(rank: int, address: str) -> None:
     first, second = merge_gap(sharded, mine), merge_gap(plain, mine)
     for a, b in zip(first.end_to_end, second.end_to_end, strict=True):
         torch.testing.assert_close(a.kl, b.kl, rtol=1e-3, atol=1e-6)
+    labelled = [{**batch, "labels": batch["input_ids"]} for batch in mine]
+    for a, b in zip(probe(sharded, labelled, rank=2).layers, probe(plain, labelled, rank=2).layers, strict=True):
+        assert a.layer == b.layer
+        torch.testing.assert_close(a.singular_values, b.singular_values, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(a.directions[0], b.directions[0], rtol=1e-2, atol=1e-3)
+    print("probed")
     try:
         with set_form(sharded, "static"):
             sharded.merge_adapter()

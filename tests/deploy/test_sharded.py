@@ -1,4 +1,4 @@
-"""Calibration and the gap report on a model that FSDP2 has sharded: the same as unsharded."""
+"""Calibration, the gap report and the probe on a model that FSDP2 has sharded: the same as unsharded."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import torch
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="FSDP2 of torch 2.6 does not run on a CPU"
 )
-def test_calibrate_and_gap_on_a_sharded_model(tmp_path):
+def test_calibrate_gap_and_probe_on_a_sharded_model(tmp_path):
     script, address = str(Path(__file__).with_name("sharded.py")), f"file://{tmp_path}/rendezvous"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", script]
@@ -25,5 +25,6 @@ def test_calibrate_and_gap_on_a_sharded_model(tmp_path):
         assert rank.returncode == 0, errors[-3000:]
     lines = outputs[0][0].splitlines()
     assert "forms {'calibrated'}" in lines
+    assert "probed" in lines
     assert any(line.startswith("merge The base weight is sharded") for line in lines)
     assert lines[-1] == "done"
