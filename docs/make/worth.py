@@ -52,6 +52,7 @@ _SAME = {r: f"Does AuroRA r={r} beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does the skip beat LoRA r=2"
 _SAME_LAYERS = "Is AuroRA above LoRA at the same rank and layers"
 _SKIP = ("Does the skip help",)
+_COST_OF_SKIP = "Does the skip, the default, cost something"
 _START = ("Does the aligned start help AuroRA r=8",)
 _START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
 _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
@@ -80,7 +81,8 @@ CASES = {
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (*_SKIP, "Does it at r=8"),
-        **dict.fromkeys(_OTHERS, ("Does the skip, the default, cost something",)),
+        **dict.fromkeys(_OTHERS, (_COST_OF_SKIP,)),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (_COST_OF_SKIP, "Does it at r=2")),
     },
     "start": {
         "ranks-short": (
