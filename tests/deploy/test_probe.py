@@ -13,10 +13,6 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import quantised
-
 from aurora_lora import AuroraConfig, CalibrationError, probe
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import frozen_weights
@@ -331,6 +327,8 @@ def test_what_it_refuses(make_bert, labelled, batches):
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8", "torchao int8"])
 def test_a_quantised_base(tmp_path, quantisation):
+    sys.path.insert(0, str(Path(__file__).parent))
+    quantised = pytest.importorskip("quantised")
     base = quantised.load(quantised.save_base(tmp_path), quantisation)
     texts = [{**batch, "labels": batch["input_ids"]} for batch in quantised.batches(2)]
     found = probe(base, texts, rank=2)
