@@ -30,6 +30,7 @@ from transformers import (
 from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.deploy import passes
 from aurora_lora.deploy.inputs import Runner
+from aurora_lora.deploy.processes import leave_processes
 from aurora_lora.tuner import aurora_layers
 
 
@@ -384,13 +385,13 @@ def calibrate_a_share(rank, world, folder):
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     calibrate(model, x.split(4)[rank::world])
     torch.save(matrices(model), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def test_processes_share_their_moments(tmp_path):
     mp.spawn(calibrate_a_share, args=(2, str(tmp_path)), nprocs=2)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
-    torch.distributed.destroy_process_group()
+    leave_processes()
     torch.manual_seed(0)
     model = get_peft_model(
         nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)),
@@ -455,7 +456,7 @@ def calibrate_shares(rank, world, folder):
         except CalibrationError as error:
             found[name] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 @pytest.fixture(scope="module")

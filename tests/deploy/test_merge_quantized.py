@@ -25,6 +25,7 @@ from aurora_lora.deploy.formats import format_of
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
+from aurora_lora.deploy.processes import leave_processes
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
 pytest.importorskip("bitsandbytes")
@@ -208,7 +209,7 @@ def merge_a_share(rank, world, folder):
     report = merge_quantized(model, INPUTS[rank::world])
     held = {n: dense(layer, model) for n, layer in layers(model).items()}
     torch.save({"held": held, "vectors": report.vectors}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def test_processes_share_their_inputs_and_round_alike(tmp_path):

@@ -16,6 +16,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from aurora_lora import AuroraConfig, CalibrationError, probe
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import frozen_weights
+from aurora_lora.deploy.processes import leave_processes
 
 
 @pytest.fixture
@@ -359,7 +360,7 @@ def probe_a_share(rank, world, folder):
     in_groups = probe(model, data[rank::world], rank=3, max_memory=40_000)
     kept = [(layer.directions, layer.deviations) for layer in found.layers]
     torch.save((kept, in_groups.groups, [layer.directions for layer in in_groups.layers]), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def test_several_processes_give_one_answer(make_bert, labelled, tmp_path):

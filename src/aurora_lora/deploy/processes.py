@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from packaging.version import Version
 from torch import Tensor
 
 from ..errors import CalibrationError
@@ -80,7 +82,12 @@ def leave_processes() -> None:
     Its threads end here, in order. Left to the end of the process, one of them may ask for Python's lock when there is
     no Python any more, which aborts a process that has done its work. DDP's wrappers, which hold such threads too, are
     freed first.
+
+    torch before 2.8 keeps the lock while it waits for gloo's threads, and waits for ever for one that still frees the
+    tensors of the last exchange (pytorch/pytorch#154976): they get the time for that here.
     """
     if dist.is_available() and dist.is_initialized():
         gc.collect()
+        if Version(torch.__version__).release < (2, 8):
+            time.sleep(0.1)
         dist.destroy_process_group()
