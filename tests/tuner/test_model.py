@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 import aurora_lora
 from aurora_lora import CheckpointError, StaleCalibrationError, calibrate, set_form
@@ -142,7 +142,7 @@ def test_an_uncalibrated_checkpoint_drops_the_old_matrix(model, batches, logits,
 def test_a_checkpoint_with_missing_or_unknown_keys_is_refused(calibrated, make_bert, config, tmp_path):
     calibrated.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    state = load_file(path)
+    state = load(path.read_bytes())
     gone = next(key for key in state if key.endswith("aurora_H"))
     save_file({key: value for key, value in state.items() if key != gone}, path)
     with pytest.raises(CheckpointError, match=r"lacks .*aurora_H"):
@@ -311,7 +311,9 @@ def test_a_config_of_a_calibrated_adapter_makes_room_in_each_model(make_bert, co
 def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):
     calibrated.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    state = {key: value for key, value in load_file(path).items() if "A_cal" not in key and "layer.1" not in key}
+    state = {
+        key: value for key, value in load(path.read_bytes()).items() if "A_cal" not in key and "layer.1" not in key
+    }
     save_file(state, path)
     expected = logits(calibrated)
     with pytest.raises(CheckpointError, match="lacks"):
@@ -326,7 +328,7 @@ def test_keys_without_the_prefix_of_peft_are_loaded(calibrated, make_bert, logit
     calibrated.save_pretrained(tmp_path)
     expected = logits(calibrated.eval())
     path = tmp_path / "adapter_model.safetensors"
-    state = load_file(path)
+    state = load(path.read_bytes())
     renamed = {
         key.removeprefix("base_model.model.") if "aurora_" in key and without in key else key: value
         for key, value in state.items()
@@ -351,7 +353,7 @@ def test_a_config_that_promises_a_matrix_which_is_not_there(make_bert, config, b
     aurora_lora.calibrate(model, batches)
     model.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    whole = load_file(path)
+    whole = load(path.read_bytes())  # not mapped: the file is written again below
     state = {key: value for key, value in whole.items() if "A_cal" not in key}
     save_file(state, path)
     with pytest.raises(CheckpointError, match="says calibrated=True, but the checkpoint has no calibrated matrix"):
