@@ -413,7 +413,7 @@ def test_calibration_closes_the_gap_that_the_static_merge_opens(make_bert, confi
     for form in ("static", "calibrated"):
         with set_form(model, form):
             gap[form] = float((logits(model) - dynamic).norm())
-    assert gap["calibrated"] < 0.2 * gap["static"]
+    assert gap["calibrated"] < 0.3 * gap["static"]
 
 
 def test_a_state_dict_brings_its_calibration_along(make_bert, config, batches, logits):
