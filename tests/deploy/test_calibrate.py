@@ -406,14 +406,14 @@ def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
 
 def test_calibration_closes_the_gap_that_the_static_merge_opens(make_bert, config, batches, train_step, logits):
     model = get_peft_model(make_bert(), config(init_weights="identity", target_modules=["query", "value", "dense"]))
-    train_step(model, n=30, lr=3e-2)
+    train_step(model, n=30, lr=5e-2)
     dynamic = logits(model)
     aurora_lora.calibrate(model, batches)
     gap = {}
     for form in ("static", "calibrated"):
         with set_form(model, form):
             gap[form] = float((logits(model) - dynamic).norm())
-    assert gap["calibrated"] < 0.3 * gap["static"]
+    assert gap["calibrated"] < 0.2 * gap["static"]
 
 
 def test_a_state_dict_brings_its_calibration_along(make_bert, config, batches, logits):

@@ -1,6 +1,7 @@
 """The figure of docs/worth.md and the tables of docs/evidence.md."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_scores_at_every_rate_that_was_tried() -> None:
         f"| ranks-short, captured % | {lora} | 30.0 |  |",
         f"| ranks-short, captured % | {aurora} | 40.0 | 20.0 |",
     ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/worth.md"])
+def test_the_prose_says_how_often_the_same_rank_differs(page: str) -> None:
+    evidence = (ROOT / "docs" / "evidence.md").read_text()
+    table = evidence[evidence.index("<!-- answers same rank") : evidence.index("<!-- end answers same rank")]
+    verdicts = re.findall(r"\| ([+-][0-9.]+) \| [^|]* \| (better|worse)", table)
+    better = [difference.lstrip("+") for difference, verdict in verdicts if verdict == "better"]
+    (count,) = re.findall(r"Intervals: (\d+)", table)
+    text = " ".join((ROOT / page).read_text().split())
+    assert f"[{count} comparisons]" in text
+    numbers = {2: "two", 5: "five"}
+    worse = numbers[len(verdicts) - len(better)]
+    assert f"better in {numbers[len(better)]}, by {' and '.join(sorted(better))} points, and worse in {worse}," in text
 
 
 def test_what_is_committed_is_in_the_page() -> None:

@@ -65,7 +65,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
 
 
 def _keep(runner: Runner, layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
-    pieces.append(layer.rank_values(name, runner.vectors(layer, x)).float().cpu())
+    pieces.append(layer.hidden_values(name, runner.vectors(layer, x)).float().cpu())
 
 
 def sigma_along(layer: AuroraLayer, adapter: str, channel: int, z: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class _LayerSums:
 
     def add(self, x: Tensor) -> None:
         x = x.to(self.layer.aurora_A[self.name].dtype)  # what the layer computes with
-        sigma = to_float64(self.layer.sigma(self.name, self.layer.rank_values(self.name, x)))  # (n, r)
+        sigma = to_float64(self.layer.sigma(self.name, self.layer.hidden_values(self.name, x)))  # (n, r)
         self.n += len(sigma)
         self.power += self._square(sigma)
         self.mean += sigma.sum(0)

@@ -129,7 +129,7 @@ class LayerMoments:
 def sigma_of_input(layer: LayerMoments, adapter: str, vectors: Tensor) -> Tensor:
     """sigma(Ax), (n, r), as the layer itself computes it in the dynamic form."""
     module = layer.target.module
-    sigma: Tensor = module.sigma(adapter, module.rank_values(adapter, vectors))
+    sigma: Tensor = module.sigma(adapter, module.hidden_values(adapter, vectors))
     return sigma
 
 

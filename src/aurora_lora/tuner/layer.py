@@ -135,7 +135,7 @@ class AuroraLayer(AdapterState):
         z = sigma(self.project(x, matrix), H, spline_weight, anl)
         return self.lift(z * scaling, B, x)
 
-    def rank_values(self, adapter_name: str, vectors: Tensor) -> Tensor:
+    def hidden_values(self, adapter_name: str, vectors: Tensor) -> Tensor:
         """z = A x, (n, r), of input vectors (n, d_in): what reaches sigma in the dynamic form."""
         A = self.aurora_A[adapter_name]
         return functional.linear(self._cast_input_dtype(vectors, A.dtype), A)
