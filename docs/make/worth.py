@@ -18,11 +18,15 @@ from aurora_lora.text_table import TextTable
 _RANKS = (
     "Half of the weights, ranks by the gradients: above LoRA r=8",
     "A quarter of the weights, ranks by the gradients: above LoRA r=8",
-    "Is it the nonlinearity, at half of the weights",
-    "Is it the nonlinearity, at a quarter",
     "Are ranks by the gradients better than r=4 on query and value",
 )
-_TWO_METHODS = "Is it the nonlinearity, at r=2 everywhere"
+_TWO_METHODS = ("Is it the nonlinearity, at half of the weights", "Is it the nonlinearity, at a quarter")
+_TWO_METHODS_TOO = (
+    "Is it the nonlinearity, at half of the weights with LoRA's start",
+    "Is it the nonlinearity, at r=2 everywhere",
+    "Is it the nonlinearity, at r=1 everywhere",
+    "Is it the nonlinearity, with as many weights by the gradients",
+)
 _EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
 _TWO_EVERYWHERE = (
     "Is AuroRA r=2 everywhere above AuroRA r=2 on query and value",
@@ -30,7 +34,6 @@ _TWO_EVERYWHERE = (
 )
 _OTHER_WAYS = (
     *_TWO_EVERYWHERE,
-    _TWO_METHODS,
     "Are they for AuroRA, with as many weights",
     _EVERYWHERE,
     "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
@@ -61,10 +64,10 @@ CASES = {
     "ranks": {
         "ranks-short": (*_RANKS, *_OTHER_WAYS),
         "ranks-converged": _RANKS,
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_RANKS[:4], _EVERYWHERE, *_TWO_EVERYWHERE)),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_RANKS[:2], _EVERYWHERE, *_TWO_EVERYWHERE)),
         "layers": ("Are all linear layers better than query and value",),
-        "ranks-movie-rating": (*_RANKS[:4], _OWN_START, _EVERYWHERE),
-        "ranks-wikihow-goal": (*_RANKS[:4], _EVERYWHERE),
+        "ranks-movie-rating": (*_RANKS[:2], _OWN_START, _EVERYWHERE),
+        "ranks-wikihow-goal": (*_RANKS[:2], _EVERYWHERE),
     },
     "same rank": {
         "captured-effect": (*_SAME.values(), _SAME_WITH_SKIP),
@@ -75,8 +78,12 @@ CASES = {
             "Is it with the aligned start for both",
             *(f"Is it at r={r}" for r in (2, 4)),
             *(f"Is it at r={r} with the aligned start for both" for r in (2, 4)),
+            *_TWO_METHODS,
+            *_TWO_METHODS_TOO,
         ),
-        **dict.fromkeys(_OTHERS, (_SAME_LAYERS,)),
+        "ranks-converged": _TWO_METHODS,
+        **dict.fromkeys(_OTHERS, (_SAME_LAYERS, *_TWO_METHODS)),
+        "ranks-movie-rating": (_SAME_LAYERS, *_TWO_METHODS, _TWO_METHODS_TOO[0]),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
@@ -130,7 +137,7 @@ ROWS = {
 PANELS = {
     "LoRA r=1 on all linear\nlayers, less LoRA r=8": _EVERYWHERE,
     "AuroRA with half of the\nweights, less LoRA r=8": _RANKS[0],
-    "AuroRA less LoRA, both\nwith half of the weights": _RANKS[2],
+    "AuroRA less LoRA, both\nwith half of the weights": _TWO_METHODS[0],
     "AuroRA r=8 less LoRA r=8,\non query and value": _SAME_LAYERS,
 }
 """Of the figure, the question of each panel, of the studies of ranks."""

@@ -93,12 +93,29 @@ def test_the_prose_says_how_often_the_same_rank_differs(page: str) -> None:
     table = evidence[evidence.index("<!-- answers same rank") : evidence.index("<!-- end answers same rank")]
     verdicts = re.findall(r"\| ([+-][0-9.]+) \| [^|]* \| (better|worse)", table)
     better = [difference.lstrip("+") for difference, verdict in verdicts if verdict == "better"]
+    slightly = [difference for difference, verdict in verdicts if verdict == "worse" and difference == "-0.1"]
     (count,) = re.findall(r"Intervals: (\d+)", table)
     text = " ".join((ROOT / page).read_text().split())
     assert f"[{count} comparisons]" in text
-    numbers = {2: "two", 5: "five"}
-    worse = numbers[len(verdicts) - len(better)]
-    assert f"better in {numbers[len(better)]}, by {' and '.join(sorted(better))} points, and worse in {worse}," in text
+    numbers = {2: "two", 5: "five", 7: "seven"}
+    worse = len(verdicts) - len(better)
+    assert (
+        f"better in {numbers[len(better)]}, by {' and '.join(sorted(better))} points, and worse in {numbers[worse]}: "
+        f"{numbers[worse - len(slightly)]} without the skip, and {numbers[len(slightly)]} by 0.1 points" in text
+    )
+
+
+def test_every_pair_of_the_same_ranks_is_asked() -> None:
+    """Of the settings that a study has, AuroRA and LoRA that differ in the method alone, but for the rates too high."""
+    for path in sorted((ROOT / "results" / "studies").glob("*/study.json")):
+        summary, study = json.loads(path.read_text()), path.parent.name
+        names = {setting["name"] for setting in summary["settings"]}
+        questions = summary["study"]["questions"]
+        asked = {(one["first"]["setting"], one["second"]["setting"]): one["ask"] for one in questions}
+        for aurora in names if study not in CASES["high rates"] else ():
+            lora = aurora.replace("AuroRA skip ", "LoRA ").replace("AuroRA ", "LoRA ")
+            if aurora.startswith("AuroRA ") and lora in names:
+                assert asked[aurora, lora] in CASES["same rank"][study], (study, aurora)
 
 
 def test_what_is_committed_is_in_the_page() -> None:
