@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from torch import nn
 from transformers import (
@@ -439,3 +439,36 @@ class Heard(nn.Module):
 
     def forward(self, x, labels=None):
         return ModelOutput(logits=self.net(x))
+
+
+@pytest.mark.parametrize(
+    "metric", [None, lambda logits, labels: {"n": float(len(labels)), "least": float(labels.min())}]
+)
+def test_examples_without_a_class_are_not_scored(model, labelled, metric):
+    """-100, which the loss of classifiers leaves out."""
+    for batch in labelled:
+        batch["labels"] = batch["labels"].clone()
+        batch["labels"][::2] = -100
+    gap = merge_gap(model, labelled, metric=metric)
+    kept = [{name: value[1::2] for name, value in batch.items()} for batch in labelled]
+    alone = merge_gap(model, kept, metric=metric)
+    assert gap.predictions == sum(len(batch["labels"]) for batch in labelled) > alone.predictions
+    for entry, other in zip(gap.end_to_end, alone.end_to_end, strict=True):
+        assert entry.metric == pytest.approx(other.metric, abs=1e-6)
+
+
+def test_adalora_that_was_loaded_for_inference(make_bert, labelled, tmp_path):
+    """PEFT's computes no loss then, and the gap needs none: the labels are there to be scored."""
+    config = AdaLoraConfig(target_modules=["query"], total_step=10, task_type="SEQ_CLS", init_lora_weights=False)
+    get_peft_model(make_bert(), config).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    with pytest.raises(AttributeError, match="trainable_adapter_name"):
+        loaded(**labelled[0])
+    for merge in merge_gap(loaded, labelled).merges:
+        assert 0 <= merge.end_to_end.metric["accuracy"] <= 1
+
+
+def test_rows_of_embeddings_that_are_trained_are_no_layers_to_round(make_gpt2, batches):
+    config = LoraConfig(target_modules=["c_attn"], trainable_token_indices=[3], init_lora_weights=False)
+    gap = merge_gap(get_peft_model(make_gpt2(), config), batches)
+    assert {layer.layer.rsplit(".", 1)[-1] for merge in gap.merges for layer in merge.layers} == {"c_attn"}

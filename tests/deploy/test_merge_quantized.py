@@ -19,6 +19,7 @@ from aurora_lora import (
     NotCalibratedError,
     NotFiniteError,
     calibrate,
+    merge_gap,
     merge_quantized,
 )
 from aurora_lora.deploy.formats import format_of
@@ -26,6 +27,7 @@ from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
 from aurora_lora.deploy.processes import leave_processes
+from aurora_lora.tuner.original_weight import dequantized
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
 pytest.importorskip("bitsandbytes")
@@ -468,3 +470,31 @@ def test_merged_already(folder):
     model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     merge_quantized(model, INPUTS)
     refused(model, INPUTS, MergeError, "is merged: call unmerge_adapter")
+
+
+def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):
+    """At a call in eval mode on some CPUs bitsandbytes packs all 4-bit weights, and saves them wrong afterwards."""
+    config = AuroraConfig(target_modules=["q_proj"], init_weights=False)
+    model = get_peft_model(quantised.load(folder, "nf4", packing=True), config).eval()
+    calibrate(model, INPUTS)
+    merge_gap(model, INPUTS[:1], quantizations=["int8"])
+    merge_quantized(model, INPUTS)
+    model.merge_and_unload().save_pretrained(tmp_path)
+    saved, original = quantised.load(str(tmp_path), "nf4"), quantised.load(folder, "nf4")
+    for name in ("gate_proj", "down_proj"):
+        one, other = (each.model.layers[0].mlp.get_submodule(name).weight for each in (saved, original))
+        assert torch.equal(one.data, other.data)
+        assert torch.equal(one.quant_state.absmax, other.quant_state.absmax)
+
+
+def test_a_weight_that_bitsandbytes_has_packed_and_unpacked_is_read_right(folder):
+    model = quantised.load(folder, "nf4", packing=True)
+    layer = model.model.layers[0].mlp.down_proj
+    if not layer.support_avx512bf16_for_cpu:
+        pytest.skip("bitsandbytes packs no weights for this CPU")
+    backend = resolve_quantization_backend(layer)
+    expected = dequantized(layer, backend)
+    quantised.logits(model, TEST)  # packs
+    torch.testing.assert_close(dequantized(layer, backend), expected, rtol=1e-2, atol=1e-4)
+    model.state_dict()  # unpacks, but for the order of the scales
+    torch.testing.assert_close(dequantized(layer, backend), expected, rtol=1e-2, atol=1e-4)

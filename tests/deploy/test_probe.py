@@ -377,3 +377,10 @@ def test_several_processes_give_one_answer(make_bert, labelled, tmp_path):
         assert torch.equal(a[1], b[1])
         torch.testing.assert_close(a[0][0], layer.directions[0], atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(a[1][0], layer.deviations[0], atol=1e-4, rtol=1e-3)
+
+
+def test_an_output_layer_with_an_adapter_is_left_out_as_without_one(make_gpt2, texts):
+    plain = set(frozen_weights(make_gpt2()))
+    adapted = get_peft_model(make_gpt2(), AuroraConfig(target_modules=["c_attn", "lm_head"]))
+    assert set(frozen_weights(adapted)) == plain
+    assert "lm_head" not in set(probe(adapted, texts).layers)

@@ -14,7 +14,8 @@ from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
 from aurora_lora.training import Run, distillation, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.gap_and_export import gap
+from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
 
 WriteRecipe = Callable[..., Path]
 TASK = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}
@@ -135,3 +136,27 @@ def test_mistakes(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, model
         train(load_recipe(write_recipe(task={**TASK, "teacher": str(probe.folder)})), tmp_path / "nothing")
     with pytest.raises(UserError, match=r"task\.teacher: only tasks of regression, classification have it"):
         load_recipe(write_recipe(task={"name": "tiny-questions", "teacher": "x"}))
+
+
+@pytest.mark.parametrize("method", ["aurora", "lora"])
+def test_the_gap_is_that_of_the_hidden_states(
+    write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, method: str
+) -> None:
+    options = {"name": method, "target_modules": ["query", "value"]}
+    run = train(
+        load_recipe(write_recipe(task={**TASK, "teacher": str(teacher.folder)}, method=options)), tmp_path / "run"
+    )
+    found = gap(load_run(run.folder))
+    assert found.predictions > TASK["test_size"]  # each token's
+    assert all(end.metric == {} and end.kl is None for end in found.end_to_end)
+    assert all(end.largest_logit_difference > 0 for end in found.end_to_end[1:])
+
+
+def test_a_merged_model_has_nothing_to_say_either(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path) -> None:
+    options = {"name": "lora", "target_modules": ["query", "value"]}
+    run = train(
+        load_recipe(write_recipe(task={**TASK, "teacher": str(teacher.folder)}, method=options)), tmp_path / "run"
+    )
+    merge(load_run(run.folder), None, tmp_path / "merged")
+    with pytest.raises(UserError, match="has learned hidden states: it has nothing to say about a text"):
+        load_predictor(tmp_path / "merged")

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import transformers
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
 
 from aurora_lora.errors import UserError
-from aurora_lora.training import load_recipe, train
+from aurora_lora.training import load_recipe, load_run, train
+from aurora_lora.training.merge_and_predict import merge
 from aurora_lora.training.models import check_positions, load_tokenizer
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -64,3 +68,22 @@ def test_a_hub_model_that_is_also_packaged_names_that(monkeypatch: pytest.Monkey
         load_tokenizer("HuggingFaceTB/SmolLM2-135M-Instruct")
     with pytest.raises(UserError, match=r"cannot be loaded: no connection$"):
         load_tokenizer("owner/other")
+
+
+@pytest.mark.parametrize("task", ["tiny-rating", "tiny-sentiment"])
+def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], tmp_path: Path, task: str) -> None:
+    """A checkpoint that was trained on five classes, as that of another data set."""
+    config = BertConfig.from_pretrained(tiny.save_model(tmp_path / "plain"), num_labels=5)
+    shutil.copytree(tmp_path / "plain", tmp_path / "five")
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "five")
+    run = train(
+        load_recipe(
+            write_recipe(model=tmp_path / "five", task={"name": task, "train_size": 32}), ["training.epochs=1"]
+        ),
+        tmp_path / "run",
+    )
+    merged = merge(load_run(run.folder), None, tmp_path / "merged")
+    (head,) = (
+        value for name, value in load_file(merged.folder / "model.safetensors").items() if name == "classifier.weight"
+    )
+    assert len(head) == (1 if task == "tiny-rating" else 2)

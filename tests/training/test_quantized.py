@@ -280,3 +280,58 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
         assert "go with the folder of an adapter, not with a run" in refused(run, option, file)
     for options in (["--split", "test"], ["--merges"]):
         assert "--split and --merges go with a run" in refused(adapter, "--data", file, *options)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, name: str) -> None:
+    """It is trained on as it is, and merged into its dequantised weights: plain Transformers could not save it."""
+    stored = tmp_path / "stored"
+    assert aurora("merge", run, "-o", stored, "--quantization", name, "--calibrated").exit_code == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(stored)), encoding="utf-8")
+    trained = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    refused = aurora("merge", trained, "-o", tmp_path / "merged", "--quantization", "nf4")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "is stored quantised (bitsandbytes): merge without --quantization" in refused.stderr
+    done = aurora("merge", trained, "-o", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    found, expected = (
+        json.loads(aurora("predict", folder, "a warm film", "--json").stdout)[0]["probability"]
+        for folder in (tmp_path / "merged", trained)
+    )
+    assert found == pytest.approx(expected, abs=1e-4 if name == "nf4" else 2e-2)  # int8 rounds the inputs, too
+
+
+def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    rows = [f"{'warm' if i % 2 else 'dull'} film {i},{'good' if i % 2 else 'bad'}" for i in range(60)]
+    data.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    model = tiny.save_model(tmp_path / "model", width=64)
+    task = {"name": "classification", "data": str(data)}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(model, task=task)), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
+    data.write_text("\n".join(["text,label", *(row.replace("film", "plot") for row in rows)]), encoding="utf-8")
+    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4", "--calibrated")
+    assert (done.exit_code, "has changed since this run began" in done.stderr) == (2, True), done.output
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "aurora", "budget": 500, "start": "aligned"},
+        {"name": "lora", "r": 2, "start": "eva", "target_modules": ["query", "value"]},
+    ],
+    ids=["budget", "eva"],
+)
+def test_a_quantised_base_is_probed(tmp_path: Path, method: dict[str, Any], quantization: str) -> None:
+    model = tiny.save_model(tmp_path / "model", width=64)
+    recipe = tmp_path / "recipe.yaml"
+    section = {"name": str(model), "quantization": quantization}
+    recipe.write_text(yaml_text.dump({**tiny.recipe(model, method=method), "model": section}), encoding="utf-8")
+    run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run")
+    assert run.result["status"] == "finished"

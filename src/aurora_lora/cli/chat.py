@@ -23,8 +23,8 @@ def chat(
     """Talk to a language model: each line is a message, and the answer is shown as it is written.
 
     A model that was trained on plain texts goes on with each line as it stands. The conversation goes on until the end
-    of the input, or `/exit`; `/new` begins another one. A message that cannot be answered is reported, and counts as not
-    said.
+    of the input, or `/exit`; `/new` begins another one. A message that cannot be answered is reported, and
+    counts as not said.
     """
     progress_bars()
     from aurora_lora.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError, NotFiniteError
 from ..tuner import AuroraLayer
-from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
+from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
 from .formats import Format, format_for, format_of, name_of
 from .merged_weight import layers_with_adapters, merged_linear
 
@@ -72,14 +72,19 @@ class AdaptedLayer:
 
 
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
-    """The layers of a model with active adapters.
+    """The layers of a model with active adapters; not the rows of embeddings that are trained as such
+    (`trainable_token_indices`), of which a merge rounds nothing.
 
     Raises:
         CalibrationError: one is merged, or its adapters are switched off.
         MergeError: one whose merges cannot be measured.
     """
     found = layers_with_adapters(model, "merge_gap", CalibrationError)
-    return [AdaptedLayer(path, module, names, _format(path, module, model)) for path, module, names in found]
+    return [
+        AdaptedLayer(path, module, names, _format(path, module, model))
+        for path, module, names in found
+        if not isinstance(module, TrainableTokensLayer)
+    ]
 
 
 def _format(path: str, module: Any, model: nn.Module) -> Format | None:

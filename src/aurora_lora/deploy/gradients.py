@@ -102,10 +102,10 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
     found: dict[str, Weight] = {}
 
     def walk(module: nn.Module, path: str) -> None:
+        if isinstance(module, AuxiliaryTrainingWrapper) or module is output:
+            return
         if isinstance(module, BaseTunerLayer):
             walk(module.get_base_layer(), path)
-        elif isinstance(module, AuxiliaryTrainingWrapper) or module is output:
-            return
         elif (weight := weight_of(module)) is not None:
             found[path] = weight
         else:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from peft import AdaLoraModel
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
@@ -201,7 +202,11 @@ class Runner:
         inputs = self.read(batch)
         if isinstance(inputs, (tuple, list)):
             inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
-        return self.model(**inputs) if isinstance(inputs, dict) else self.model(inputs)
+        if not isinstance(inputs, dict):
+            return self.model(inputs)
+        if self.encoder is None and _fails_with_labels(self.model):
+            inputs.pop("labels", None)
+        return self.model(**inputs)
 
     def read(self, batch: Batch) -> Any:
         """The batch on the model's device, after its masks were noted: what comes next is the pass that they are of.
@@ -263,6 +268,12 @@ class Runner:
             return "attention_mask"
         fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
+
+
+def _fails_with_labels(model: nn.Module) -> bool:
+    """Whether it is PEFT's AdaLoRA, loaded for inference: it adds to every loss, and lacks what it would add."""
+    inner = getattr(model, "base_model", None)
+    return isinstance(inner, AdaLoraModel) and not hasattr(inner, "trainable_adapter_name")
 
 
 def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:

@@ -19,7 +19,7 @@ from .formats import name_of
 from .inputs import Runner
 from .merged_weight import check_change
 from .moments import Target, means_by_input
-from .passes import Passes, memory_bound, unpacked_weights
+from .passes import Passes, memory_bound
 from .plan import plan, rounding_bytes
 from .predictions import EndToEndGap, Metric, Variants, compare
 
@@ -92,10 +92,9 @@ class MergeSums:
         """E[x x^T], with the layers that have these inputs."""
         targets = [Target(path, layer.module) for path, layer in self.layers.items()]
         budget, bound = memory_bound(None, runner.device)
-        with unpacked_weights(runner.model):
-            for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
-                for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
-                    yield S, [self.layers[each.target.name] for each in together]
+        for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
+            for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
+                yield S, [self.layers[each.target.name] for each in together]
 
     def _calibrate(self, S: Tensor, layers: Sequence[AdaptedLayer]) -> None:
         merges = [merge for merge in self.merges if merge.calibrated]
@@ -150,8 +149,7 @@ class MergeSums:
         n = 0
         for start in range(0, len(self.merges), at_once):
             variants = dict(reference) | {m.name: self._variant(m) for m in self.merges[start : start + at_once]}
-            with unpacked_weights(runner.model):
-                ends, n = compare(runner, data.one_pass(), variants, metric, perplexity=True)
+            ends, n = compare(runner, data.one_pass(), variants, metric, perplexity=True)
             found |= {end.form: end for end in ends}
         return tuple(found.values()), n
 

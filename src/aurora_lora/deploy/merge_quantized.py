@@ -23,7 +23,7 @@ from .formats import format_of
 from .inputs import Runner, as_batches
 from .merged_weight import bias_change, check_change, layers_with_adapters
 from .moments import LayerMoments, Target, means_by_input
-from .passes import Passes, evaluated, memory_bound, unpacked_weights
+from .passes import Passes, evaluated, memory_bound
 from .plan import plan, rounding_bytes
 
 
@@ -112,7 +112,7 @@ def merge_quantized(
     start = time.perf_counter()
     data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     layers, others = _layers(model)
-    with evaluated(model), unpacked_weights(model), Runner(model, "merge_quantized") as runner:
+    with evaluated(model), Runner(model, "merge_quantized") as runner:
         budget, bound = memory_bound(max_memory, runner.device)
         targets = [Target(path, layer.module) for path, layer in layers.items()]
         rounded: dict[str, _Rounded] = {}

@@ -21,7 +21,10 @@ from .processes import least_of_processes, several_processes
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; modes and random states as before at the end, also after an error."""
+    """Eval mode and no gradients; modes and random states as before at the end, also after an error.
+
+    A weight of bitsandbytes stays as it is stored: see `_unpacked_weights`.
+    """
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
@@ -29,6 +32,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_unpacked_weights(model))
         if any(map(_is_compiled, modes)):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
         try:
@@ -41,8 +45,11 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unpacked_weights(model: nn.Module) -> Iterator[None]:
-    """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call, which rounds their scales."""
+def _unpacked_weights(model: nn.Module) -> Iterator[None]:
+    """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call in eval mode.
+
+    That rounds their scales, and `state_dict()`, which unpacks the weights, leaves the scales in another order.
+    """
     packing: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
     try:
         for module in packing:

@@ -19,7 +19,7 @@ from ..tuner.naming import named
 from .calibrate import trained_state
 from .gradients import Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, watched_inputs
-from .passes import Passes, evaluated, memory_bound, unpacked_weights
+from .passes import Passes, evaluated, memory_bound
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
 from .wrappers import plain_model
@@ -149,7 +149,6 @@ def at_rest(model: nn.Module) -> Any:
     """The model as it stands, in eval mode, with gradients for activations and none for weights."""
     with ExitStack() as stack:
         stack.enter_context(trained_state(model) if any(aurora_layers(model)) else evaluated(model))
-        stack.enter_context(unpacked_weights(model))
         stack.enter_context(frozen(model))
         stack.enter_context(torch.enable_grad())
         layers = _checkpointed(model)

@@ -30,6 +30,7 @@ from .loggers import logger_callbacks
 from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, check_positions, load_processor
 from .probing import start_for
+from .quantized_base import probed
 from .recipe import Recipe, RunRecipe
 from .storage import ADAPTER, LOGS, UPDATES
 from .trainer import RecipeTrainer, training_arguments
@@ -80,7 +81,11 @@ def make_trainer(
             callbacks=list(callbacks),
         )
 
-    loss = functools.cache(lambda: trainer_of(base).loss_of)
+    @functools.cache
+    def loss() -> Loss:
+        with probed(base):
+            return trainer_of(base).loss_of
+
     start = None if adapter else start_for(recipe, base, data, checkpoints.parent, loss)
     if start is not None:
         set_seed(recipe.seed)  # the same whether it was probed for or read

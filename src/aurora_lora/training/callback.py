@@ -8,7 +8,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aurora_lora import calibrate
-from aurora_lora.deploy.inputs import as_batches
+from aurora_lora.deploy.inputs import as_batches, no_batches
+from aurora_lora.deploy.processes import several_processes
 from aurora_lora.forms import CALIBRATED
 from aurora_lora.tuner import aurora_layers
 
@@ -32,6 +33,7 @@ class CalibrationCallback(TrainerCallback):
         examples: as of `calibrate`: a part of a dataset, or of a loader of the whole training set.
 
     Raises:
+        CalibrationError: no batches.
         TypeError, ValueError: as `calibrate`.
     """
 
@@ -47,6 +49,8 @@ class CalibrationCallback(TrainerCallback):
     ) -> None:
         read = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
         self.batches = list(read)
+        if not self.batches and not several_processes():
+            raise no_batches("CalibrationCallback")
         self.ridge = ridge
 
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.

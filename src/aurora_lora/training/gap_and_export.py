@@ -59,11 +59,12 @@ def gap(
         check_calibrated(trainer.module)
     rows = data.fixed(split)
     n = len(rows) if examples is None else min(examples, len(rows))
+    kind = kind_of(data.task)
     batches = (
-        data.collate([rows[i] for i in range(start, min(start + batch_size, n))]) for start in range(0, n, batch_size)
+        kind.gap_batch(data.collate([rows[i] for i in range(start, min(start + batch_size, n))]))
+        for start in range(0, n, batch_size)
     )
     calibration = data.calibration_batches(run.recipe) if quantizations else None
-    kind = kind_of(data.task)
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())

@@ -30,7 +30,7 @@ from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
-from .models import Processor
+from .models import Processor, stored_quantization
 from .outcome import score
 from .quantized import merge_dequantized, merge_into
 from .results import Scores, mean_scores
@@ -145,9 +145,15 @@ def _merged(
     run: TrainedRun, form: str, quantization: str | None, calibrated: bool
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
     """The merged model, its tokenizer or image processor, and what calibrated rounding has lost."""
+    stored = stored_quantization(run.recipe.model)
     if quantization is not None:
+        if stored is not None:
+            raise ArgumentError(
+                f"{run.recipe.model} is stored quantised ({stored}): merge without `quantization`, into its "
+                "dequantised weights; to choose the format, train on the unquantised model with `model.quantization`"
+            )
         return merge_into(run, form, quantization, calibrated)
-    if run.recipe.base.quantization is not None:
+    if run.recipe.base.quantization is not None or stored is not None:
         return *merge_dequantized(run, form), None
     model, processor = load_trained_model(run.in_float32)
     return run.recipe.method.merge(model, form), processor, None
@@ -271,6 +277,8 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         note = merge_note(folder)
         noted = KINDS.get((note or {}).get("kind", ""))  # of causal language models, the note alone can tell
         kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
+        if kind.no_answer:
+            raise UserError(f"the model in {folder} {kind.no_answer}")
         model = _ready(_pretrained(getattr(transformers, kind.auto), folder))
         processor = kind.processor(str(folder.resolve()))
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)

@@ -128,6 +128,22 @@ def check_positions(model: nn.Module, name: str, max_length: int) -> None:
                 raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
 
 
+def stored_quantization(model: str) -> str | None:
+    """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    source = resolve_model(model)
+    try:
+        config = AutoConfig.from_pretrained(source, **NO_CODE)
+    except Exception as error:
+        raise _unusable(model, error) from error
+    stored: Any = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
 def load_causal_model(model: str) -> PreTrainedModel:
     """The pretrained causal language model, in float32.
 
@@ -169,9 +185,8 @@ def _as_asked(
     """As `_pretrained`, with the section's attention, and quantised as it says."""
     if base.attention is not None:
         more["attn_implementation"] = base.attention
-    if base.quantization is None:
-        return _pretrained(kind, source, config, dtype=dtype, **more)
-    more |= quantized_while_loading(kind, config, base.quantization, dtype)
+    if base.quantization is not None:
+        more |= quantized_while_loading(kind, config, base.quantization, dtype)
     return trainable(_pretrained(kind, source, config, dtype=dtype, **more))
 
 

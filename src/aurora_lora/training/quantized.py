@@ -9,11 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ..deploy import QuantizedMerge, merge_quantized
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UserError
 from ..methods.base import PeftMethod, merge_and_unload
 from ..methods.linear import untie_adapted
+from ..tasks._loading import reason
 from .build import make_model
 from .data import load_data
+from .data_record import check_data
 from .finished_run import TrainedRun
 from .memory import base_for
 from .models import Processor, load_processor
@@ -53,7 +55,9 @@ def merge_into(
         warnings.simplefilter("ignore")  # the report says what is lost
         if not calibrated:
             return method.merge(model, form), processor, None
-        report = merge_quantized(model, load_data(recipe, processor).calibration_batches(recipe))
+        data = load_data(recipe, processor)
+        check_data(run.folder, data)
+        report = merge_quantized(model, data.calibration_batches(recipe))
         return merge_and_unload(model), processor, report
 
 
@@ -61,16 +65,36 @@ def merge_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Proc
     """The quantised base that a run was trained on, in float32, with the run's adapter merged: nothing is rounded.
 
     Args:
-        run: of a recipe with `model.quantization`.
+        run: of a recipe with `model.quantization`, or of a model that is stored quantised.
         form: of it.
 
     Returns:
         The model, and its tokenizer or image processor.
+
+    Raises:
+        UserError: Transformers cannot dequantise the model.
     """
     recipe = run.recipe
     processor = load_processor(str(run.folder / ADAPTER), run.task)
     base: Any = base_for(recipe, run.task, processor, run.labels)
-    base.state_dict()  # on some CPUs bitsandbytes packs weights in another order, until they are asked for
-    dense = base.dequantize(torch.float32).float()
+    try:
+        dense = base.dequantize(torch.float32).float()
+    except NotImplementedError as error:
+        raise UserError(f"{recipe.model} cannot be dequantised, and so not be merged: {reason(error)}") from error
+    _forget_format(dense)
     model = make_model(recipe.in_float32.unquantized, dense, run.folder / ADAPTER)
     return recipe.method.merge(model, form), processor
+
+
+def _forget_format(dense: Any) -> None:
+    """Let a dequantised model be saved as any other: Transformers would write it in the format that it was read in."""
+    conversions = getattr(dense, "_weight_conversions", None) or []
+    dense._weight_conversions = list(filter(_can_be_undone, conversions))
+
+
+def _can_be_undone(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,12 +57,23 @@ def quantized_while_loading(kind: Any, config: Any, quantization: str, compute: 
 
 
 def trainable(base: PreTrainedModel) -> PreTrainedModel:
-    """The same, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs weights anew."""
+    """The same, with gradients after an evaluation, too: for that, on some CPUs, bitsandbytes packs 4-bit weights."""
     module: Any
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return base
+
+
+@contextmanager
+def probed(base: PreTrainedModel) -> Iterator[None]:
+    """Within the block, Trainer takes a quantised base, which is not going to be trained, as if it had an adapter."""
+    before = base._hf_peft_config_loaded
+    base._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        base._hf_peft_config_loaded = before
 
 
 def _settings(quantization: str, heads: list[str], compute: torch.dtype | None) -> dict[str, Any]:

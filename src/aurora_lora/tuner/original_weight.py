@@ -79,7 +79,7 @@ def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
     PEFT dequantises no 4-bit weight that bitsandbytes has packed for a CPU; see `unpacked`.
     """
     state = getattr(getattr(base_layer, "weight", None), "quant_state", None)
-    if not getattr(state, "packing_format_for_cpu", False):
+    if state is None or _as_loaded(state):
         return backend.get_base_weight(base_layer)
     data, state = unpacked(base_layer.weight)
     weight: Tensor = importlib.import_module("bitsandbytes.functional").dequantize_4bit(data, state)
@@ -90,16 +90,24 @@ def unpacked(weight: Any) -> tuple[Tensor, Any]:
     """The bytes and the quantisation state of a 4-bit weight of bitsandbytes. Changes nothing.
 
     On a CPU with AVX512-BF16, bitsandbytes packs the weight in another way at the first call in eval mode, and rounds
-    the scales of its blocks to bfloat16.
+    the scales of its blocks to bfloat16. Its own unpacking, as in `state_dict()`, leaves the scales as packing made
+    them, (blocks of a row, rows), unless they were quantised themselves.
     """
     state = weight.quant_state
-    if not getattr(state, "packing_format_for_cpu", False):
+    if _as_loaded(state):
         return weight.data, state
-    bnb: Any = importlib.import_module("bitsandbytes.functional")
-    data, state = bnb._convert_weight_packed_for_cpu_inverse(weight.data, copy.deepcopy(state))
-    if state.absmax.dim() == 2:  # left as packing made it, (blocks of a row, rows), unless it was quantised itself
+    data, state = weight.data, copy.deepcopy(state)
+    if getattr(state, "packing_format_for_cpu", False):
+        bnb: Any = importlib.import_module("bitsandbytes.functional")
+        data, state = bnb._convert_weight_packed_for_cpu_inverse(data, state)
+    if state.absmax.dim() == 2:
         state.absmax = state.absmax.T.reshape(-1).float()
     return data, state
+
+
+def _as_loaded(state: Any) -> bool:
+    """Whether bitsandbytes has neither packed the weight of this quantisation state for a CPU nor unpacked it."""
+    return not getattr(state, "packing_format_for_cpu", False) and getattr(state.absmax, "ndim", 1) == 1
 
 
 def _to_cpu(value: Any, copied: bool = False) -> Any:

@@ -16,6 +16,7 @@ PEFT_PREFIX = "base_model.model."
 
 try:
     from peft.tuners._buffer_dict import BufferDict
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import (
         BaseTuner,
         BaseTunerLayer,
@@ -70,6 +71,7 @@ __all__ = [
     "BufferDict",
     "ModulesToSaveWrapper",
     "QuantizationBackend",
+    "TrainableTokensLayer",
     "_get_in_out_features",
     "check_adapters_to_merge",
     "check_target_module_exists",

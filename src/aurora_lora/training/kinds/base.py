@@ -92,6 +92,10 @@ class Kind:
         """The metrics of all examples of a split, from what the trainer's prediction steps gave."""
         raise NotImplementedError
 
+    def gap_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch as `merge_gap` takes it; where `scores_batches` is false, by its labels, if it has any."""
+        return batch
+
     def answers_of(self, data: Data, split: str) -> Sequence[int]:
         """Of each example of a split, how many answers there are to guess among; nothing where one does not guess."""
         return ()
@@ -275,6 +279,8 @@ class HeadKind(TextKind):
     task_type: ClassVar[TaskType] = "SEQ_CLS"
     auto = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
+    # a head that was trained on other classes is replaced
+    load_options: ClassVar[Mapping[str, Any]] = {"ignore_mismatched_sizes": True}
     pipeline = "text-classification"
     problem_type: ClassVar[str] = "single_label_classification"
 

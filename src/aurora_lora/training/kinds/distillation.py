@@ -11,6 +11,7 @@ from .base import Loss, TextKind
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ...tasks import Task
     from ..data import Data
@@ -27,6 +28,7 @@ class Distillation(TextKind):
     pipeline = "feature-extraction"
     metrics = ("captured",)
     fields = ()  # a recipe names the task that it is made of
+    scores_batches = False  # of the hidden states themselves, merge_gap has the difference
     no_answer = "has learned hidden states: it has nothing to say about a text"
 
     def of(self, task: Task) -> Task:
@@ -37,6 +39,11 @@ class Distillation(TextKind):
         from ..distillation import taught
 
         return taught(data, recipe)
+
+    def gap_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        from ..data import without_targets
+
+        return without_targets(batch)
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return captured_metrics(predictions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError
 from .base import TrainedWith
@@ -27,8 +27,6 @@ class ImageClassification(Classification):
     task_type = "IMAGE_CLS"
     auto = "AutoModelForImageClassification"
     architectures = ("ForImageClassification",)
-    # a head that was trained on other classes is replaced
-    load_options: ClassVar[Mapping[str, Any]] = {"ignore_mismatched_sizes": True}
     pipeline = "image-classification"
     inputs = "image"
     fields = ("augment",)
