@@ -21,11 +21,18 @@ def printed(table: str) -> list[tuple[str, list[float], str]]:
     return [(row[0], [float(number) for number in row[1:-1]], row[-1]) for row in rows]
 
 
-def our_rows(paper: str, ours: str) -> tuple[Row, ...]:
-    """Beside the paper's merge: the trained form and the calibrated merge of the same runs, and our own setting."""
+def our_rows(paper: str, ours: str, *, dynamic: str | None = None, calibrated: str | None = None) -> tuple[Row, ...]:
+    """Beside the paper's merge: its trained form and its calibrated merge, and our own setting.
+
+    Args:
+        paper: recipe of the paper's setting.
+        ours: recipe of ours.
+        dynamic: recipe of the trained form, where it has learning rates of its own; else the paper's run has it.
+        calibrated: the same for the calibrated merge.
+    """
     return (
-        Row(name="AuroRA, unmerged", recipe=paper, form=DYNAMIC),
-        Row(name="AuroRA, calibrated", recipe=paper, form=CALIBRATED),
+        Row(name="AuroRA, unmerged", recipe=dynamic or paper, form=DYNAMIC),
+        Row(name="AuroRA, calibrated", recipe=calibrated or paper, form=CALIBRATED),
         Row(name="ours, calibrated", recipe=ours, form=CALIBRATED),
     )
 
