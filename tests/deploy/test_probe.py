@@ -1,5 +1,6 @@
 """`probe` against full gradients and `torch.linalg.svd`, on every kind of layer, and what it leaves behind."""
 
+import copy
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch.multiprocessing as mp
 from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
 
-from aurora_lora import AuroraConfig, CalibrationError, probe
+from aurora_lora import AuroraConfig, CalibrationError, probe, ranked_config
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import frozen_weights
 from aurora_lora.deploy.processes import leave_processes
@@ -383,4 +384,15 @@ def test_an_output_layer_with_an_adapter_is_left_out_as_without_one(make_gpt2, t
     plain = set(frozen_weights(make_gpt2()))
     adapted = get_peft_model(make_gpt2(), AuroraConfig(target_modules=["c_attn", "lm_head"]))
     assert set(frozen_weights(adapted)) == plain
-    assert "lm_head" not in set(probe(adapted, texts).layers)
+    assert "lm_head" not in {found.layer for found in probe(adapted, texts).layers}
+
+
+def test_what_no_adapter_could_follow_is_left_out(texts):
+    """Mamba's output projection is read by a fused kernel: PEFT's LoRA and AuroRA refuse it."""
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "time_step_rank": 4}
+    vocabulary = 1 + max(int(batch["input_ids"].max()) for batch in texts)
+    model = MambaForCausalLM(MambaConfig(vocab_size=vocabulary, **sizes))
+    found = probe(model, texts)
+    assert {one.layer.rsplit(".", 1)[-1] for one in found.layers} == {"in_proj", "x_proj"}
+    for config in (AuroraConfig, LoraConfig):
+        get_peft_model(copy.deepcopy(model), ranked_config(found, 2000, config))

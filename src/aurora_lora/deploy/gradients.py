@@ -17,6 +17,7 @@ from torch.nn import grad as weight_gradients
 
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
+from ..tuner.model import is_bypassed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .wrappers import plain_model
 
@@ -94,15 +95,16 @@ def weight_of(module: nn.Module) -> Weight | None:
 def frozen_weights(model: Any) -> dict[str, Weight]:
     """The weights that an adapter could be put beside, by the path that their layer has in the plain model.
 
-    Left out are the adapters' own, those that are trained whole (`modules_to_save`), and the output layer of a language
-    model.
+    Left out are the adapters' own, those that are trained whole (`modules_to_save`), the output layer of a language
+    model, and those of Mamba that a fused kernel reads, which no adapter could follow.
     """
     inner: Any = plain_model(model)
     output: Any = getattr(inner, "get_output_embeddings", lambda: None)()
     found: dict[str, Weight] = {}
 
     def walk(module: nn.Module, path: str) -> None:
-        if isinstance(module, AuxiliaryTrainingWrapper) or module is output:
+        name = path.rpartition(".")[2]
+        if isinstance(module, AuxiliaryTrainingWrapper) or module is output or is_bypassed(inner, name):
             return
         if isinstance(module, BaseTunerLayer):
             walk(module.get_base_layer(), path)

@@ -54,6 +54,16 @@ REFERENCE = "ref"
 """TRL's name for the adapter of the policy that a trained one is compared with."""
 
 
+def is_bypassed(model: Any, name: str) -> bool:
+    """Whether a model never calls its layers of this name, so that an adapter there would do nothing."""
+    return model_type(model) in MAMBA and name in BYPASSED_IN_MAMBA
+
+
+def model_type(model: Any) -> str | None:
+    """What Transformers calls the architecture; None of a model that is not one of its."""
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
 class AuroraModel(BaseTuner):
     """The AuroRA tuner that `get_peft_model` makes from an `AuroraConfig`.
 
@@ -150,12 +160,11 @@ class AuroraModel(BaseTuner):
 
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         """Refuse layers that are never called (the spelling is PEFT's)."""
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
-        if model_type in MAMBA and target_name in BYPASSED_IN_MAMBA:
+        if is_bypassed(model, target_name):
             raise ValueError(
-                f"Target module {target_name!r} is incompatible with Mamba-based models: a {model_type} model never "
-                "calls it, its weight is read by a fused kernel, and an adapter there would do nothing. Leave it out "
-                "of target_modules."
+                f"Target module {target_name!r} is incompatible with Mamba-based models: a {model_type(model)} model "
+                "never calls it, its weight is read by a fused kernel, and an adapter there would do nothing. Leave it "
+                "out of target_modules."
             )
 
     # ---------------------------------------------------------------- forward
