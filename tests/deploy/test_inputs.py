@@ -3,6 +3,7 @@
 import gc
 from typing import Any, NamedTuple
 
+import datasets
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, calibrate
-from aurora_lora.deploy.inputs import Runner
+from aurora_lora.deploy.inputs import Runner, as_batches
 from aurora_lora.deploy.predictions import _positions
 from aurora_lora.tuner import aurora_layers
 
@@ -113,3 +114,10 @@ class Pair(NamedTuple):
 def test_a_named_tuple_is_a_batch() -> None:
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
     assert calibrate(model, [Pair(torch.randn(8, 4), torch.randn(8))]).layers[0].vectors == 8
+
+
+def test_a_row_without_a_text_is_named() -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c", None]})
+    batches = as_batches(rows, lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)}, batch_size=2)
+    with pytest.raises(ValueError, match=r"a row without 'text' \(row 3 of those read\)"):
+        list(batches)

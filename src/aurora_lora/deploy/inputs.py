@@ -134,6 +134,12 @@ class _Tokenized:
         for start in range(0, len(self.dataset), self.batch_size):
             rows = self.dataset[start : start + self.batch_size]
             parts = [list(rows[column]) for column in self.columns]
+            for column, values in zip(self.columns, parts, strict=True):
+                if None in values:
+                    row = start + values.index(None)
+                    raise ValueError(
+                        f"The dataset has a row without {column!r} (row {row} of those read): leave it out."
+                    )
             if self.columns in CONVERSATIONS and all(isinstance(one, str) for part in parts for one in part):
                 yield dict(self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **options))
             elif self.columns in CONVERSATIONS:
