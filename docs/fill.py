@@ -45,6 +45,9 @@ from make.worth import CASES, answered, beyond_the_best, main_answers
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
+STUDIES = ROOT / "docs" / "studies"
+"""A page for each study, and two for the paper's tables."""
+IMAGES = ("table3", "table4", "table5")
 
 
 def read(folder: Path, pattern: str) -> list[dict]:
@@ -58,7 +61,7 @@ def figures(section: Section) -> list[str]:
         for one in [] if isinstance(made, UserError) else made:
             name = "-".join(filter(None, ("study", section.slug, kind.name, one.slug)))
             save(one.figure, FIGURES / name)
-            shown.append(f"![{kind.title}](figures/{name}.svg)\n\n{kind.title}. {kind.note}")
+            shown.append(f"![{kind.title}](../figures/{name}.svg)\n\n{kind.title}. {kind.note}")
     return shown
 
 
@@ -132,7 +135,7 @@ def main() -> None:
         planned = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
         left = settings_left(section.study, [setting.name for setting in planned.settings])
         shown = [study_page(section.study), convergence_note(section.groups), left, *figures(section)]
-        insert(ROOT / "docs" / "results.md", section.title, "\n\n".join(filter(None, shown)))
+        insert(STUDIES / f"{section.title}.md", section.title, "\n\n".join(filter(None, shown)))
     summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
     for case in CASES:
         insert(ROOT / "docs" / "evidence.md", f"answers {case}", answered(summaries, case))
@@ -149,7 +152,8 @@ def main() -> None:
         shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
         insert(ROOT / "docs" / "figures.md", "updates", f"{shown}\n\n{lengths_table(record)}")
     for record in read(RESULTS / "reproduce", "*.json"):
-        insert(ROOT / "docs" / "results.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
+        page = "paper-images" if record["suite"] in IMAGES else "paper-language"
+        insert(STUDIES / f"{page}.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
     for name, text in parts(RESULTS / "bench", FIGURES).items():
         insert(ROOT / "docs" / "performance.md", name, text)
 

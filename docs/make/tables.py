@@ -39,7 +39,7 @@ def _scored_on(task: Task) -> str:
 
 
 def reproduced_table(record: Mapping[str, Any]) -> str:
-    """A suite's scores, a row for each method: the `table.json` of `aurora reproduce`, for docs/results.md."""
+    """A suite's scores, a row for each method: the `table.json` of `aurora reproduce`, for docs/studies/."""
     cells = record["cells"]
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     table = TextTable("", ["method", "trained parameters", *columns])

@@ -16,7 +16,7 @@ SMALL_TEXT = {
 }
 SMALL_TEXT_TRAINING = {"epochs": 3, "batch_size": 32, "eval_batch_size": 128, "max_grad_norm": 0.0}
 SMALL_TEXT_RATES = {"full": 5e-5, "fourierft": 5e-2}
-# not all of it as the authors have it (MiLoRA's alpha is r there): the results in docs/results.md are of these
+# not all of it as the authors have it (MiLoRA's alpha is r there): docs/studies/paper-language.md is of these
 SMALL_TABLE_2: dict[str, Values] = {
     "lora": {"r": 8, "lora_alpha": 16},
     "pissa": {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0},
