@@ -84,6 +84,7 @@ CASES = {
         "ranks-converged": _TWO_METHODS,
         **dict.fromkeys(_OTHERS, (_SAME_LAYERS, *_TWO_METHODS)),
         "ranks-movie-rating": (_SAME_LAYERS, *_TWO_METHODS, _TWO_METHODS_TOO[0]),
+        "ranks-digits": (_SAME_LAYERS, "Is it at r=2", *_TWO_METHODS),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
