@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from rich.console import Console
 from torch import nn
 from transformers import (
@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 import aurora_lora
-from aurora_lora import AuroraConfig, CalibrationError, FormError, merge_gap, set_form
+from aurora_lora import AuroraConfig, CalibrationError, FormError, MergeError, merge_gap, set_form
 from aurora_lora.deploy import float64, predictions
 from aurora_lora.deploy.gap import MergeGap
 from aurora_lora.deploy.gap_tables import as_text
@@ -441,9 +441,11 @@ class Heard(nn.Module):
         return ModelOutput(logits=self.net(x))
 
 
-@pytest.mark.parametrize(
-    "metric", [None, lambda logits, labels: {"n": float(len(labels)), "least": float(labels.min())}]
-)
+def count_and_least(logits, labels):
+    return {"n": float(len(labels)), "least": float(labels.min())}
+
+
+@pytest.mark.parametrize("metric", [None, count_and_least])
 def test_examples_without_a_class_are_not_scored(model, labelled, metric):
     """-100, which the loss of classifiers leaves out."""
     for batch in labelled:
@@ -457,18 +459,51 @@ def test_examples_without_a_class_are_not_scored(model, labelled, metric):
         assert entry.metric == pytest.approx(other.metric, abs=1e-6)
 
 
-def test_adalora_that_was_loaded_for_inference(make_bert, labelled, tmp_path):
-    """PEFT's computes no loss then, and the gap needs none: the labels are there to be scored."""
-    config = AdaLoraConfig(target_modules=["query"], total_step=10, task_type="SEQ_CLS", init_lora_weights=False)
-    get_peft_model(make_bert(), config).save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+def loaded_adalora(base, again, folder, **more):
+    """As it is loaded for inference: with labels, PEFT's own forward pass fails then."""
+    config = AdaLoraConfig(total_step=10, init_lora_weights=False, **more)
+    get_peft_model(base, config).save_pretrained(folder)
+    return PeftModel.from_pretrained(again, folder)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_adalora_that_was_loaded_for_inference(make_bert, labelled, tmp_path, several):
+    if several:
+        for batch in labelled:
+            batch["labels"] = nn.functional.one_hot(batch["labels"], make_bert().config.num_labels).float()
+    model = loaded_adalora(make_bert(), make_bert(), tmp_path, target_modules=["query"], task_type="SEQ_CLS")
     with pytest.raises(AttributeError, match="trainable_adapter_name"):
-        loaded(**labelled[0])
-    for merge in merge_gap(loaded, labelled).merges:
-        assert 0 <= merge.end_to_end.metric["accuracy"] <= 1
+        model(**labelled[0])
+    gap = merge_gap(model, labelled)
+    for merge in gap.merges:
+        assert set(merge.end_to_end.metric) == ({"nll"} if several else {"nll", "accuracy"})
+        assert (merge.end_to_end.kl is None) == several
+
+
+def test_adalora_of_an_encoder_decoder(tmp_path):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
+    config = T5Config(**sizes, decoder_start_token_id=0)
+    torch.manual_seed(0)
+    base = T5ForConditionalGeneration(config)
+    model = loaded_adalora(base, base, tmp_path, target_modules=["q"], task_type="SEQ_2_SEQ_LM")
+    ids = torch.randint(1, 50, (3, 6))
+    (merge, *_) = merge_gap(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]).merges
+    assert merge.end_to_end.metric["nll"] > 0
 
 
 def test_rows_of_embeddings_that_are_trained_are_no_layers_to_round(make_gpt2, batches):
     config = LoraConfig(target_modules=["c_attn"], trainable_token_indices=[3], init_lora_weights=False)
     gap = merge_gap(get_peft_model(make_gpt2(), config), batches)
     assert {layer.layer.rsplit(".", 1)[-1] for merge in gap.merges for layer in merge.layers} == {"c_attn"}
+
+
+def test_an_adapter_of_trained_rows_alone_has_no_merge_to_measure(make_gpt2, batches):
+    model = get_peft_model(make_gpt2(), TrainableTokensConfig(token_indices=[3], target_modules=["wte"]))
+    with pytest.raises(MergeError, match="only rows of embeddings are trained"):
+        merge_gap(model, batches)
+
+
+def test_a_metric_is_not_asked_without_labels(model, labelled):
+    for batch in labelled:
+        batch["labels"] = torch.full_like(batch["labels"], -100)
+    assert all(entry.metric == {} for entry in merge_gap(model, labelled, metric=count_and_least).end_to_end)

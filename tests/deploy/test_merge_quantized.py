@@ -476,6 +476,8 @@ def test_calibrating_leaves_every_weight_as_it_is_saved(folder, tmp_path):
     """At a call in eval mode on some CPUs bitsandbytes packs all 4-bit weights, and saves them wrong afterwards."""
     config = AuroraConfig(target_modules=["q_proj"], init_weights=False)
     model = get_peft_model(quantised.load(folder, "nf4", packing=True), config).eval()
+    if not model.base_model.model.model.layers[0].mlp.down_proj.support_avx512bf16_for_cpu:
+        pytest.skip("bitsandbytes packs no weights for this CPU")
     calibrate(model, INPUTS)
     merge_gap(model, INPUTS[:1], quantizations=["int8"])
     merge_quantized(model, INPUTS)

@@ -87,3 +87,12 @@ def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], t
         value for name, value in load_file(merged.folder / "model.safetensors").items() if name == "classifier.weight"
     )
     assert len(head) == (1 if task == "tiny-rating" else 2)
+
+
+def test_a_body_that_does_not_fit_its_config_is_refused(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Only a head is replaced: anything else would be trained from random weights."""
+    model = tiny.save_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
+    with pytest.raises(UserError, match=r"cannot be loaded: its config does not fit its weights: .*intermediate"):
+        train(load_recipe(write_recipe(model=model)), tmp_path / "run")

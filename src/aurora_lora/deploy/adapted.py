@@ -79,7 +79,9 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
         CalibrationError: one is merged, or its adapters are switched off.
         MergeError: one whose merges cannot be measured.
     """
-    found = layers_with_adapters(model, "merge_gap", CalibrationError)
+    found = list(layers_with_adapters(model, "merge_gap", CalibrationError))
+    if found and all(isinstance(module, TrainableTokensLayer) for _, module, _ in found):
+        raise MergeError(f"{found[0][0]}: only rows of embeddings are trained, of which a merge rounds nothing.")
     return [
         AdaptedLayer(path, module, names, _format(path, module, model))
         for path, module, names in found

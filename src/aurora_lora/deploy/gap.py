@@ -107,8 +107,9 @@ def merge_gap(
             method that changes a weight. The base may be quantised; its own format is then one of those measured.
         batches: as in `calibrate`. Where a batch has `labels`, one for each prediction, the metric of each form is
             reported: mean negative log-likelihood and accuracy (of the next token, for a causal language model), the
-            mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. With
-            merges, a causal language model without labels is scored on its inputs, and its perplexity is given.
+            mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. A class
+            of -100 is not scored, and its example counts as a prediction all the same. With merges, a causal language
+            model without labels is scored on its inputs, and its perplexity is given.
         quantizations: "nf4", "fp4" and "int8", as bitsandbytes has them. None measures no merge of AuroRA adapters.
         calibration: the inputs by which the calibrated merges round, as `batches`; `batches` themselves if None, and
             then what they lose is what they lose on inputs that they were made for.

@@ -208,11 +208,8 @@ class Runner:
         inputs = self.read(batch)
         if isinstance(inputs, (tuple, list)):
             inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
-        if not isinstance(inputs, dict):
-            return self.model(inputs)
-        if self.encoder is None and _fails_with_labels(self.model):
-            inputs.pop("labels", None)
-        return self.model(**inputs)
+        model = _without_regulariser(self.model)
+        return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
     def read(self, batch: Batch) -> Any:
         """The batch on the model's device, after its masks were noted: what comes next is the pass that they are of.
@@ -276,10 +273,16 @@ class Runner:
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
 
 
-def _fails_with_labels(model: nn.Module) -> bool:
-    """Whether it is PEFT's AdaLoRA, loaded for inference: it adds to every loss, and lacks what it would add."""
-    inner = getattr(model, "base_model", None)
-    return isinstance(inner, AdaLoraModel) and not hasattr(inner, "trainable_adapter_name")
+def _without_regulariser(model: nn.Module) -> nn.Module:
+    """The model; of PEFT's AdaLoRA, loaded for inference, the one below it, which has the adapters in its layers.
+
+    AdaLoRA adds a regulariser to the loss of every batch with labels, and loaded for inference it has none to add.
+    """
+    tuner = getattr(unwrapped(model), "base_model", None)
+    if isinstance(tuner, AdaLoraModel) and not hasattr(tuner, "trainable_adapter_name"):
+        below: nn.Module = tuner.model
+        return below
+    return model
 
 
 def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:

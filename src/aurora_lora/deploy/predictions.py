@@ -127,6 +127,8 @@ class _Predictions:
             logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
             if kind == "classes" and not labels.is_floating_point():  # one each, or -100: none
                 logits, labels = logits[labels != -100], labels[labels != -100]
+        if not len(labels):
+            return
         if self.metric is None:
             self.score.add(logits, labels)
         else:

@@ -69,7 +69,7 @@ def gap(
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())
 
-    if not kind.scores_batches:  # then the next token of the texts that it is trained on
+    if not kind.scores_batches:  # merge_gap's own: the next token of language models, nothing of hidden states
         return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration)
     return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration, metric=metric)
 

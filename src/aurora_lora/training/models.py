@@ -22,6 +22,7 @@ from transformers import (
 
 from ..errors import UserError
 from ..extras import extra
+from ..methods.parameters import is_head
 from ..tasks import Task
 from ..tasks._loading import NO_CODE, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
@@ -191,13 +192,24 @@ def _as_asked(
 
 
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
-    loaded: PreTrainedModel = kind.from_pretrained(
+    """The pretrained model.
+
+    Raises:
+        ValueError: a weight of its body has another shape than its config says.
+    """
+    loaded: PreTrainedModel
+    loaded, info = kind.from_pretrained(
         source,
         config=config,
         use_safetensors=True,  # a pickle can run code
+        output_loading_info=True,
         **NO_CODE,
         **more,
     )
+    for key, *shapes in sorted(info["mismatched_keys"], key=str):
+        if not is_head(loaded, key):  # a head of other classes is replaced
+            stored, wanted = (tuple(shape) for shape in shapes)
+            raise ValueError(f"its config does not fit its weights: {key} is {stored}, and the config says {wanted}")
     return loaded
 
 

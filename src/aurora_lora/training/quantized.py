@@ -77,9 +77,9 @@ def merge_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Proc
     recipe = run.recipe
     processor = load_processor(str(run.folder / ADAPTER), run.task)
     base: Any = base_for(recipe, run.task, processor, run.labels)
-    try:
-        dense = base.dequantize(torch.float32).float()
-    except NotImplementedError as error:
+    try:  # some formats are dequantised while loading, where there is no GPU for them
+        dense = (base if getattr(base, "hf_quantizer", None) is None else base.dequantize(torch.float32)).float()
+    except (NotImplementedError, ValueError) as error:
         raise UserError(f"{recipe.model} cannot be dequantised, and so not be merged: {reason(error)}") from error
     _forget_format(dense)
     model = make_model(recipe.in_float32.unquantized, dense, run.folder / ADAPTER)
@@ -88,13 +88,12 @@ def merge_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Proc
 
 def _forget_format(dense: Any) -> None:
     """Let a dequantised model be saved as any other: Transformers would write it in the format that it was read in."""
-    conversions = getattr(dense, "_weight_conversions", None) or []
-    dense._weight_conversions = list(filter(_can_be_undone, conversions))
+    conversions = getattr(dense, "_weight_conversions", None)
+    if conversions is not None:
+        dense._weight_conversions = [one for one in conversions if not _is_of_a_format(one)]
 
 
-def _can_be_undone(conversion: Any) -> bool:
-    try:
-        conversion.reverse_transform()
-    except NotImplementedError:
-        return False
-    return True
+def _is_of_a_format(conversion: Any) -> bool:
+    """Whether it is one of the conversions of a checkpoint that a quantiser has added, and not the architecture."""
+    operations = getattr(conversion, "operations", None) or ()
+    return any(type(one).__module__.startswith("transformers.integrations") for one in operations)

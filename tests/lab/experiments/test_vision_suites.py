@@ -142,13 +142,17 @@ def test_packaged_rates_are_what_the_study_chose(tmp_path: Path, name: str) -> N
         for setting in summary["settings"]:
             method = settings[setting["name"]]["method"]
             for form, values in setting.get("chosen_by_form", {setting["deployed"]: setting["chosen"]}).items():
-                method_name = method if isinstance(method, str) else method["name"]
-                chosen[task, method_name, form] = (values, summary["study"]["base"]["training"])
+                options = {"name": method} if isinstance(method, str) else dict(method)
+                key = (task, options.pop("name"), form)
+                assert key not in chosen
+                options.pop("target_modules", None)  # names there, a pattern here
+                chosen[key] = (values, summary["study"]["base"]["training"], options)
     todo = suite(name, "packaged", tmp_path)
     for cell in todo.cells:
         recipe = todo.jobs[cell.recipe, 0].recipe
         assert isinstance(recipe, Recipe)
-        rates, training = chosen[cell.column.name, recipe.method.name, cell.row.form]
+        rates, training, options = chosen[cell.column.name, recipe.method.name, cell.row.form]
+        assert {field: recipe.method.options[field] for field in options} == options
         fields = {name.removeprefix("training."): rate for name, rate in rates.items()} | training
         fields.pop("threads")
         assert {field: getattr(recipe.training, field) for field in fields} == fields, cell.recipe

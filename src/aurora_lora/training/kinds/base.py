@@ -93,7 +93,7 @@ class Kind:
         raise NotImplementedError
 
     def gap_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch as `merge_gap` takes it; where `scores_batches` is false, by its labels, if it has any."""
+        """A batch for `merge_gap`, without labels that it should not score; see `scores_batches`."""
         return batch
 
     def answers_of(self, data: Data, split: str) -> Sequence[int]:
