@@ -89,12 +89,12 @@ def test_the_wheel_has_the_package_its_recipes_and_the_licence(unpacked: Path, t
 def test_the_map_of_the_source_is_the_source() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     package = ROOT / "src" / "aurora_lora"
-    rooms = {path.parent.relative_to(package).as_posix() for path in package.glob("**/__init__.py")}
-    there = {room for room in rooms if room.count("/") == room.startswith("lab/")} - {"."}
+    packages = {path.parent.relative_to(package).as_posix() for path in package.glob("**/__init__.py")}
+    there = {one for one in packages if one.count("/") == one.startswith("lab/")} - {"."}
     rows = [line.partition("|")[2].partition("|")[0] for line in text.splitlines() if line.startswith("| `")]
-    assert {room for row in rows for room in re.findall(r"`([\w/]+)/`", row)} == there - {"lab"}
-    floors = re.findall(r"^(?:library|command|laboratory) +(.*)$", text, flags=re.M)
-    assert set(re.findall(r"\w+", " ".join(floors))) == {room.removeprefix("lab/") for room in there}
+    assert {one for row in rows for one in re.findall(r"`([\w/]+)/`", row)} == there - {"lab"}
+    layers = re.findall(r"^(?:library|command|lab) +(.*)$", text, flags=re.M)
+    assert set(re.findall(r"\w+", " ".join(layers))) == {one.removeprefix("lab/") for one in there}
     for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", text):
         places = (ROOT, ROOT / "src" / "aurora_lora", ROOT / "tests" / "methods", ROOT / "tests" / "training")
         assert any((place / name).exists() for place in places), name

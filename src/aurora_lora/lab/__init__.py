@@ -1,1 +1,1 @@
-"""The laboratory: studies (`experiments`), tables and pages (`report`), speed (`bench`), propositions (`theory`)."""
+"""Experiments: studies (`experiments`), tables and pages (`report`), speed (`bench`), propositions (`theory`)."""
