@@ -116,13 +116,15 @@ CASES = {
 }
 """By case and study, the questions that decide it, by each study's own metric."""
 
+_HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
 PAIRS = {
     "captured-effect": tuple(
         (f"LoRA r={r}", f"AuroRA r={r}", *(["AuroRA skip r=2"] if r == 2 else [])) for r in (2, 8, 16)
     ),
     "movie-rating": (("LoRA r=8", "AuroRA r=8"),),
     "movie-sentiment": (("LoRA r=8", "AuroRA r=8"),),
-    **dict.fromkeys(("ranks-short", "ranks-converged"), (("LoRA 37k by gradients", "AuroRA 37k by gradients"),)),
+    "ranks-short": (_HALF,),
+    "ranks-converged": (_HALF, ("LoRA 18k by gradients", "AuroRA 18k by gradients")),
 }
 """By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates."""
 
