@@ -11,6 +11,7 @@ from transformers import AutoConfig, BertConfig
 
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.architectures import architecture
+from aurora_lora.lab.experiments.paper.small_images import SMALL_STUDIES
 from aurora_lora.lab.experiments.recipes import load_suite, suites
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite, cells, score_of
@@ -127,23 +128,32 @@ def test_the_packages_own_suites_are_whole(name: str, scale: str, tmp_path: Path
             assert cell.column.test in (recipe.task.test_sets or ()), cell.recipe
 
 
-def test_the_rates_of_packaged_images_are_those_that_the_studies_chose() -> None:
-    """Of the method and of the head; a linear probe has the head's alone."""
-    for task, name in (("digits", "digits"), ("cifar10-10k", "cifar10")):
-        study = json.loads((RESULTS / "studies" / name / "study.json").read_text())
-        method_of = {one["name"]: one["method"] for one in study["study"]["settings"]}
-        chosen = {}
-        for setting in study["settings"]:
+def test_the_rates_of_packaged_images_are_those_that_the_studies_chose(tmp_path: Path) -> None:
+    """Each row has those of its own form, of the setting with the same method and training; every method has a row."""
+    chosen: dict[tuple[str, str, str], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
+    for task, study in SMALL_STUDIES.items():
+        summary = json.loads((RESULTS / "studies" / study / "study.json").read_text())
+        method_of = {one["name"]: one["method"] for one in summary["study"]["settings"]}
+        for setting in summary["settings"]:
             method = method_of[setting["name"]]
-            chosen[method if isinstance(method, str) else method["name"]] = setting["chosen"]
-        for suite in (load_suite(f"table{number}", "packaged") for number in (3, 4, 5)):
-            for recipe in (recipe for recipe in suite.recipes if recipe.endswith(f"-{task}")):
-                training = suite.recipes[recipe].values["training"]
-                rates = chosen.pop(recipe.removesuffix(f"-{task}"))
-                head_rate = rates["training.head_learning_rate"]
-                assert training["head_learning_rate"] == head_rate, recipe
-                assert training["learning_rate"] == rates.get("training.learning_rate", head_rate), recipe
-        assert not chosen
+            options = {"name": method} if isinstance(method, str) else dict(method)
+            name = options.pop("name")
+            options.pop("target_modules", None)  # names there, a pattern here
+            for form, values in setting.get("chosen_by_form", {setting["deployed"]: setting["chosen"]}).items():
+                assert (task, name, form) not in chosen
+                chosen[task, name, form] = (values, summary["study"]["base"]["training"], options)
+    used = set()
+    for todo in (prepare(f"table{number}", "packaged", tmp_path) for number in (3, 4, 5)):
+        for cell in todo.cells:
+            recipe: Any = todo.jobs[cell.recipe, 0].recipe
+            key = (cell.column.name, recipe.method.name, cell.row.form)
+            rates, training, options = chosen[key]
+            assert {field: recipe.method.options[field] for field in options} == options, cell.recipe
+            fields = {name.removeprefix("training."): rate for name, rate in rates.items()} | training
+            fields.pop("threads")
+            assert {field: getattr(recipe.training, field) for field in fields} == fields, cell.recipe
+            used.add(key)
+    assert {key[:2] for key in used} == {key[:2] for key in chosen}
 
 
 @pytest.mark.parametrize("path", sorted((RESULTS / "reproduce").glob("*.json")), ids=lambda path: path.stem)

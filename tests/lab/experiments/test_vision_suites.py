@@ -1,13 +1,11 @@
 """Tables 3, 4 and 5: each cell of the paper has a recipe, with the settings and parameters that the paper prints."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from aurora_lora.lab.experiments.estimate import estimate, trained_parameters
 from aurora_lora.lab.experiments.machines import GPUS
-from aurora_lora.lab.experiments.paper.small_images import SMALL_STUDIES
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare
 from aurora_lora.tasks.vision import VISION
 from aurora_lora.training.recipe import Recipe
@@ -129,30 +127,3 @@ def test_packaged(tmp_path: Path, name: str) -> None:
     assert {recipe.task.name for recipe in recipes} == {"digits", "cifar10-10k"}
     assert len(todo.seeds) == 3
     assert all(trained_parameters(recipe).total > 400_000 for recipe in recipes[:2])  # without the model in the cache
-
-
-@pytest.mark.parametrize("name", ["table3", "table4", "table5"])
-def test_packaged_rates_are_what_the_study_chose(tmp_path: Path, name: str) -> None:
-    """Each row has the rates of its own form, of the study's setting with the same method and training."""
-    studies = Path(__file__).parents[3] / "results" / "studies"
-    chosen = {}
-    for task, study in SMALL_STUDIES.items():
-        summary = json.loads((studies / study / "study.json").read_text())
-        settings = {setting["name"]: setting for setting in summary["study"]["settings"]}
-        for setting in summary["settings"]:
-            method = settings[setting["name"]]["method"]
-            for form, values in setting.get("chosen_by_form", {setting["deployed"]: setting["chosen"]}).items():
-                options = {"name": method} if isinstance(method, str) else dict(method)
-                key = (task, options.pop("name"), form)
-                assert key not in chosen
-                options.pop("target_modules", None)  # names there, a pattern here
-                chosen[key] = (values, summary["study"]["base"]["training"], options)
-    todo = suite(name, "packaged", tmp_path)
-    for cell in todo.cells:
-        recipe = todo.jobs[cell.recipe, 0].recipe
-        assert isinstance(recipe, Recipe)
-        rates, training, options = chosen[cell.column.name, recipe.method.name, cell.row.form]
-        assert {field: recipe.method.options[field] for field in options} == options
-        fields = {name.removeprefix("training."): rate for name, rate in rates.items()} | training
-        fields.pop("threads")
-        assert {field: getattr(recipe.training, field) for field in fields} == fields, cell.recipe
