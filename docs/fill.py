@@ -54,13 +54,14 @@ def read(folder: Path, pattern: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
 
 
-def figures(section: Section) -> list[str]:
-    """The figures of a study, written into docs/figures, as Markdown."""
+def figures(section: Section, written: set[str]) -> list[str]:
+    """The figures of a study, written into docs/figures, as Markdown; their names are added to `written`."""
     shown = []
     for kind, made in figures_of(section):
         for one in [] if isinstance(made, UserError) else made:
             name = "-".join(filter(None, ("study", section.slug, kind.name, one.slug)))
             save(one.figure, FIGURES / name)
+            written.add(name)
             shown.append(f"![{kind.title}](../figures/{name}.svg)\n\n{kind.title}. {kind.note}")
     return shown
 
@@ -68,8 +69,6 @@ def figures(section: Section) -> list[str]:
 def main() -> None:
     for name, text in recipe_fields().items():
         insert(ROOT / "docs" / "recipe.md", name, text)
-    for old in FIGURES.glob("study-*"):
-        old.unlink()  # a figure may no longer apply
     results = load_results([RESULTS / "forms"])
     insert(PAGE, "forms", forms_table(results))
     save(forms_figure(results), FIGURES / "forms")
@@ -128,14 +127,18 @@ def main() -> None:
     for record in read(RESULTS, "conformance.json"):
         for name, text in conformance_tables(record).items():
             insert(ROOT / "docs" / "conformance.md", name, text)
+    written: set[str] = set()
     for section in load_sections(sorted((RESULTS / "studies").glob("*/study.json"))):
         assert section.study is not None
         if len(section.study["study"]["seeds"]) == 1:
             continue  # it only chooses the learning rates of other recipes
         planned = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
         left = settings_left(section.study, [setting.name for setting in planned.settings])
-        shown = [study_page(section.study), convergence_note(section.groups), left, *figures(section)]
+        shown = [study_page(section.study), convergence_note(section.groups), left, *figures(section, written)]
         insert(STUDIES / f"{section.title}.md", section.title, "\n\n".join(filter(None, shown)))
+    for old in FIGURES.glob("study-*"):
+        if old.stem not in written:
+            old.unlink()  # a figure that no longer applies
     summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
     for case in CASES:
         insert(ROOT / "docs" / "evidence.md", f"answers {case}", answered(summaries, case))
