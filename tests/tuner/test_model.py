@@ -200,6 +200,38 @@ def test_two_active_adapters_merge_as_they_compute(make_bert, config, batches, l
     torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
 
 
+def test_what_is_merged_stays_as_it_was_merged(make_bert, config, batches, logits):
+    """A second merge does not take up the scale that the first adapter has by then: diffusers scales, then fuses."""
+    model = get_peft_model(make_bert(), config(task_type=None)).eval()
+    model.add_adapter("other", config(task_type=None, r=3))
+    model.base_model.set_adapter(["default", "other"])
+    aurora_lora.calibrate(model, batches)
+    expected, plain = logits(model), {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.merge_adapter(["default"])
+    for _, layer in aurora_layers(model):
+        layer.set_scale("default", 3.0)
+    with torch.no_grad():  # nor weights that came in between
+        next(p for name, p in model.named_parameters() if name.endswith("aurora_A.default")).add_(1)
+    model.merge_adapter(["other"])
+    torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
+    model.unmerge_adapter()
+    assert all(torch.equal(p, plain[name]) for name, p in model.named_parameters() if "base_layer" in name)
+    with pytest.raises(StaleCalibrationError):
+        model.merge_adapter(["default"])
+
+
+def test_a_copied_config_says_that_its_adapter_is_calibrated(calibrated):
+    """Transformers' `load_adapter(peft_config=..., adapter_state_dict=...)` makes room for the matrices by it."""
+    config = copy.deepcopy(calibrated.peft_config["default"])
+    assert config.calibrated
+    config.inference_mode = False
+    other = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), aurora_lora.AuroraConfig(target_modules=["0"]))
+    config.target_modules, config.modules_to_save = {"0"}, None
+    other.add_adapter("more", config)
+    assert other.peft_config["more"].calibrated
+    assert "aurora_A_cal" in " ".join(other.state_dict())
+
+
 def test_merge_is_all_layers_or_none(calibrated):
     """One stale layer, the last: no layer is merged."""
     layers = [layer for _, layer in aurora_layers(calibrated)]

@@ -9,13 +9,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import unknown
-from ..tuner.naming import named
+from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from .adapted_module import AdaptedModule
 from .linear import is_linear
 from .parameters import head_modules
-
-ALL_LINEAR = "all-linear"
 
 
 def lora_targets(model: nn.Module) -> list[str] | None:

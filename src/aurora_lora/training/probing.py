@@ -24,9 +24,9 @@ from ..methods.linear import is_linear
 from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
-from ..methods.targets import ALL_LINEAR, check_modules, lora_targets, target_paths
+from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.linear import linear_shape
-from ..tuner.naming import exactly, mistakable
+from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .batches import IGNORED
 from .data import Data
 from .distributed import on_main, state

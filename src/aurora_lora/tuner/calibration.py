@@ -190,16 +190,6 @@ class Calibration:
         return self.config.calibrated, [buffers.pop(self.adapter_name) for buffers in both]
 
     @ordinary_tensors()
-    def copy_from(self, other: Calibration) -> None:
-        """Have the matrix of another adapter whose weights this one has been given, fresh or stale, or none."""
-        self.take()
-        self.is_awaited = False
-        self.config.calibrated = other.config.calibrated
-        if other.has_room:
-            self._matrices[self.adapter_name] = self._matrices[other.adapter_name].clone()
-            self._fingerprints[self.adapter_name] = self._fingerprints[other.adapter_name].clone()
-            self.check()
-
     def give_back(self, taken: tuple[bool, list[Tensor]]) -> None:
         """Undo `take`, whatever was stored since."""
         self.take()

@@ -28,6 +28,8 @@ from .fields import (
 )
 from .registration import METHOD
 
+AS_GIVEN = "_calibrated_as_given"
+"""Where a config remembers its `calibrated` of before its first adapter: PEFT shares the object among models."""
 TRAIN_FORMS = tuple(name for name, form in FORMS.items() if form.trainable)
 SPLINES = ("channelwise", "summed")
 BIASES = ("none", "all", "aurora_only")
@@ -132,6 +134,10 @@ class AuroraConfig(PeftConfig):
             self.init_weights = "identity"
         self._check()
         self._as_in_a_file()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is as it is given anew: it does not remember what the model of this one had set."""
+        return {name: value for name, value in vars(self).items() if name != AS_GIVEN}
 
     def _as_in_a_file(self) -> None:
         """Plain types, so that what is saved reads back as itself; names of modules are sets, as in PEFT."""

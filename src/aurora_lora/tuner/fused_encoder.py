@@ -5,9 +5,13 @@ It also reads nested tensors, which the encoder makes of a batch with a padding 
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 from torch import nn
+
+from .naming import ALL_LINEAR
 
 FUSED = "aurora_kept_activation"
 """On a `TransformerEncoderLayer` with adapters: what its own switch of the fused kernel was."""
@@ -25,6 +29,30 @@ def may_fuse_layers_of(parent: Any) -> None:
     if hasattr(parent, FUSED):
         parent.activation_relu_or_gelu = getattr(parent, FUSED)
         delattr(parent, FUSED)
+
+
+def leave_out_uncalled(config: Any, model: nn.Module) -> None:
+    """Where `target_modules` is "all-linear", leave out what no model calls: projections of `nn.MultiheadAttention`.
+
+    They become `exclude_modules` of the configuration, so that the adapter loads as it was made.
+    """
+    if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
+        return
+    kind = nn.modules.linear.NonDynamicallyQuantizableLinear
+    paths = sorted(path for path, module in model.named_modules() if isinstance(module, kind))
+    given = config.exclude_modules
+    if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
+        return
+    if isinstance(given, str):
+        config.exclude_modules = "|".join([f"(?:{given})", *map(re.escape, paths)])
+    else:
+        config.exclude_modules = {*(given or ()), *paths}
+    warnings.warn(
+        f"Left out of 'all-linear': {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}. They belong to a "
+        "torch.nn.MultiheadAttention, which reads their weight without calling them: an adapter there would do "
+        "nothing.",
+        stacklevel=4,
+    )
 
 
 NESTED = "aurora_kept_nested_tensor"

@@ -47,6 +47,7 @@ class AuroraLayer(AdapterState):
         super().__init__(base_layer, **kwargs)
         self._original_weight: OriginalWeight | None = None
         self.merge_rounding: float | None = None
+        self._merged_factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, alpha, config)
 
@@ -147,6 +148,12 @@ class AuroraLayer(AdapterState):
         lora_A, lora_B = self.get_factors(adapter_name, form)
         return self.as_weight(lora_B @ lora_A)
 
+    def _factors_to_merge(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """`get_factors`; of an adapter that is merged, those that it was merged with, whatever its scale is now."""
+        if adapter_name in self.merged_adapters and adapter_name in self._merged_factors:
+            return self._merged_factors[adapter_name]
+        return self.get_factors(adapter_name)
+
     def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
         """To the adapter's dtype, always: nothing else could cast for parameters that are no modules of their own."""
         return x if x is None else x.to(dtype)
@@ -169,7 +176,7 @@ class AuroraLayer(AdapterState):
                 "merge there (docs/trainers.md)."
             )
         for adapter_name in adapter_names:
-            self.get_factors(adapter_name)
+            self._factors_to_merge(adapter_name)
 
     def merged_weight(self, adapter_names: list[str], safe_merge: bool = False) -> Tensor:
         """W0 + dW for these adapters, (dequantised) in the base weight's dtype, rounded once. Changes nothing.
@@ -203,7 +210,8 @@ class AuroraLayer(AdapterState):
         """In at least float32."""
         total = original.to(torch.promote_types(original.dtype, torch.float32))
         for adapter_name in adapter_names:
-            total = total + self.get_delta_weight(adapter_name).to(total)
+            lora_A, lora_B = self._factors_to_merge(adapter_name)
+            total = total + self.as_weight(lora_B @ lora_A).to(total)
         return total
 
     def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
@@ -236,6 +244,10 @@ class AuroraLayer(AdapterState):
         original = self._original() if self.quantization_backend is not None else None
         if self.keeps_original and self._original_weight is None:
             self._original_weight = OriginalWeight(base, self.quantization_backend, self.weight_is_shared)
+        if self.keeps_original:
+            for name in names:
+                lora_A, lora_B = self.get_factors(name)
+                self._merged_factors[name] = lora_A.clone(), lora_B.clone()
         if self.weight_is_shared and self.quantization_backend is None:
             base.weight = parameter_like(base.weight, merged)
         else:
@@ -262,6 +274,7 @@ class AuroraLayer(AdapterState):
             self._original_weight.restore(self)
         self._original_weight = None
         self.merge_rounding = None
+        self._merged_factors.clear()
         self.merged_adapters.clear()
 
     def __repr__(self) -> str:

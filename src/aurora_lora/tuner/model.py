@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from .adapters import aurora_layers, note_shared_weights
 from .checkpoint import fit_checkpoint
 from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
-from .config import AuroraConfig
+from .config import AS_GIVEN, AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
 from .embedding import AuroraEmbedding
-from .fused_encoder import call_layers_of, keep_padding, may_drop_padding, may_fuse_layers_of
+from .fused_encoder import call_layers_of, keep_padding, leave_out_uncalled, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
 from .linear import AuroraLinear
@@ -48,8 +48,6 @@ LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
 BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
 """Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-_AS_GIVEN = "_calibrated_as_given"
-"""Where a config remembers its `calibrated` of before its first adapter: PEFT shares the object among models."""
 REFERENCE = "ref"
 """TRL's name for the adapter of the policy that a trained one is compared with."""
 
@@ -81,15 +79,19 @@ class AuroraModel(BaseTuner):
         """As in PEFT; a config that another adapter of the model has is copied, as it holds the adapter's form.
 
         TRL makes its reference policy by `add_adapter("ref", model.peft_config["default"])` and then copies what is
-        named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here.
+        named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here. The
+        reference is not calibrated: what a policy is compared with does not change with the mode, nor when the policy's
+        own calibration goes stale.
         """
         config: Any = self.peft_config[adapter_name]
         source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is config), None)
         if source is not None:
             config = self.peft_config[adapter_name] = copy.deepcopy(config)
+            config.calibrated = config.calibrated and adapter_name != REFERENCE
         else:  # calibrating another model's adapter may have changed it
-            config.calibrated = vars(config).setdefault(_AS_GIVEN, config.calibrated)
+            config.calibrated = vars(config).setdefault(AS_GIVEN, config.calibrated)
         warn_of_fused_experts(config.target_modules, model)
+        leave_out_uncalled(config, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         keep_padding(model, AuroraLayer)
         if adapter_name == REFERENCE and source is not None:

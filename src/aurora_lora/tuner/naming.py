@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 from .peft_names import check_target_module_exists
 
+ALL_LINEAR = "all-linear"
+"""PEFT's name for every linear layer but the output."""
+
 
 def named(
     paths: Iterable[str],

@@ -139,13 +139,11 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def copy_adapter(self, source: str, target: str) -> None:
-        """Give an adapter the weights of another of the same settings, and its calibration."""
+        """Give an adapter the weights of another of the same settings; not its calibration."""
         for holder in (self.aurora_A, self.aurora_B, self.aurora_H, self.aurora_spline_weight):
             if source in holder:
                 holder[target].copy_(holder[source])
         self.scaling[target] = self.scaling[source]
-        if source in self.calibration:
-            self.calibration[target].copy_from(self.calibration[source])
 
     @staticmethod
     def reset_A(A: Tensor) -> None:  # noqa: N802 - A is the paper's name

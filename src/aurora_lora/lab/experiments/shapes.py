@@ -17,11 +17,12 @@ from ...errors import UserError
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.options import TARGETS
 from ...methods.start import ordinary
-from ...methods.targets import ALL_LINEAR, check_modules, target_paths
+from ...methods.targets import check_modules, target_paths
 from ...tasks._loading import NO_CODE, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.recipe import Recipe
+from ...tuner.naming import ALL_LINEAR
 from .architectures import architecture, image_tokens
 from .saved_tensors import SavedTensors, fused_attention, to_fake
 
