@@ -19,7 +19,8 @@ from aurora_lora import AuroraConfig, cli
 from aurora_lora.deploy import float64
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.training import load_run
+from aurora_lora.tasks.own import chat as own_chat
+from aurora_lora.training import chat_data, load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
 from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.chat_answers import Talk
@@ -299,6 +300,33 @@ def test_a_role_that_the_template_refuses(read: Read, model: Path, tmp_path: Pat
         file.write(json.dumps({"messages": turns}) + "\n")
     with pytest.raises(UserError, match="row 61: the chat template refuses it: no critics here"):
         examples(recipe, model)
+
+
+def test_a_template_that_has_changed_is_noticed_and_a_run_keeps_its_own(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text(chats.GENERATION)
+    run = train(read("messages", f"task.chat_template={path}"), tmp_path / "run").folder
+    scored = evaluate(load_run(run), ["calibrated"])
+    path.unlink()
+    assert evaluate(load_run(run), ["calibrated"]) == scored
+    path.write_text(chats.GENERATION.replace("' : '", "' - '"))
+    assert evaluate(load_run(run), ["calibrated"]) == scored
+    (run / "result.json").unlink()  # as if it had been interrupted
+    with pytest.raises(UserError, match=r"own.jinja has changed since this run began"):
+        train(read("messages", f"task.chat_template={path}"), run)
+
+
+def test_what_another_version_has_made_is_not_taken_from_the_cache(
+    read: Read, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read()
+    before = examples(recipe, model)
+    monkeypatch.setattr(chat_data, "_training_template", lambda tokenizer: None)  # the way that is our own
+    own = examples(recipe, model).splits["train"]
+    assert [one["labels"] for one in own] == [one["labels"] for one in before.splits["train"]]
+    monkeypatch.setattr(own_chat, "_makers", lambda: "another version")
+    other = examples(recipe, model).splits["train"]
+    assert other._fingerprint != own._fingerprint
 
 
 def test_without_a_chat_template(read: Read, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import chats
 import pytest
+from datasets import Dataset
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
-from aurora_lora.tasks.own.chat import Question, conversation, question_of
+from aurora_lora.tasks import SplitSizes
+from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of, without_none
 from aurora_lora.training.data import load_data
 from aurora_lora.training.merge_and_predict import load_predictor
 from aurora_lora.training.models import load_tokenizer
@@ -19,6 +21,7 @@ from aurora_lora.training.predict_file import predict_file
 
 pytest.importorskip("trl")
 TOOLS = [{"name": "actor", "parameters": {"type": "object", "default": None}}]
+OTHER_TOOLS = [{"name": "director", "parameters": {"type": "array", "items": "film"}}]
 ASIDE = {"aside": "scene"}
 
 
@@ -52,6 +55,47 @@ def test_a_system_of_its_own_comes_first() -> None:
     said = [{"from": "system", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]
     (first, *rest) = conversation({"conversations": said, "system": "d"}, "conversations")["messages"]
     assert (first["content"], [one["role"] for one in rest]) == ("a", ["user", "assistant"])
+
+
+CALLS = {"type": "function", "function": {"name": "find", "arguments": {"film": "a"}}}
+OTHERS = {"type": "function", "function": {"name": "rate", "arguments": {"stars": 3, "of": "b"}}}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize("form", ["messages", "prompt"])
+def test_a_tool_call_has_the_fields_that_it_was_given(tmp_path: Path, suffix: str, form: str) -> None:
+    """In Parquet an object has the fields of all others, as nulls, which a template would write."""
+    rows = []
+    for number, turns in enumerate(chats.conversations(40)):
+        call = {"role": "assistant", "content": "", "tool_calls": [(CALLS, OTHERS)[number % 2]]}
+        said = [*turns[:-1], call, {"role": "tool", "content": "good"}, turns[-1]]
+        messages = {"messages": said} if form == "messages" else {"prompt": said[:-1], "completion": said[-1:]}
+        rows.append({**messages, "tools": [(TOOLS, OTHER_TOOLS)[number % 2][0]]})
+    path = tmp_path / f"calls.{suffix}"
+    if suffix == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = chats.read(tmp_path, tmp_path, "messages", f"task.data={path}").task
+    sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
+    splits = section.definition.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    for split in splits.values():
+        for row in split:
+            given = rows[row["row"]]
+            assert row["tools"] in (given["tools"], without_none(given["tools"]))
+            for name in ("messages", "prompt"):
+                if name in given:
+                    assert [one.get("tool_calls") for one in row[name]] == [
+                        one.get("tool_calls") for one in given[name]
+                    ]
+
+
+def test_an_answer_that_only_calls_a_tool() -> None:
+    asked, call = {"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [CALLS]}
+    for row in ({"messages": [asked, call]}, {"prompt": [asked], "completion": [call]}):
+        assert json.loads(answer_of(row)) == [CALLS]
+    del call["content"]
+    assert json.loads(answer_of({"messages": [asked, call]})) == [CALLS]
 
 
 @pytest.mark.parametrize("template", [chats.GENERATION, chats.PLAIN])

@@ -53,9 +53,9 @@ def make_trainer(
     """
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
-    processor = load_processor(recipe.model, recipe.task.definition)
+    processor = load_processor(recipe.model if adapter is None else str(adapter), recipe.task.definition)
     kind = recipe.task.kind
-    data = load_data(recipe, processor)
+    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor)
     if adapter is not None:
         check_data(adapter.parent, data)
     data = kind.with_targets(data, recipe)

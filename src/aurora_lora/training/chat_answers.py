@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from ..errors import ArgumentError, UserError
 from ..tasks._loading import reason
-from ..tasks.own.chat import Question
+from ..tasks.own.chat import Question, text_of
 from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
 from .chat_data import ChatData
@@ -243,7 +243,7 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
         after = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
     with _untrained(recipe, trainer, data) as model:
         before = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
-    said = [prompt if isinstance(prompt, str) else str(prompt.messages[-1]["content"]) for prompt in prompts]
+    said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
     return [
         {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}
         for prompt, asked, old, new in zip(said, data.asked, before, after, strict=True)

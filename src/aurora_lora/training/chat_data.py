@@ -75,7 +75,7 @@ def encode_chats(
         raise UserError(
             "task.loss_on: 'answer' needs conversations, or prompt and completion: a 'text' is learned whole"
         )
-    set_template(tokenizer, section.chat_template)
+    template = set_template(tokenizer, section.chat_template)
     if form == CONVERSATION and tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer of {recipe.model} has no chat template: task.chat_template=FILE names one (Jinja), and "
@@ -103,7 +103,7 @@ def encode_chats(
     collate = Conversations(
         DataCollatorForLanguageModeling(pad_id), DataCollatorForLanguageModeling(pad_id, padding_free=True)
     )
-    record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}}
+    record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
     record |= {"without_answer": {name: count for name, count in lost.items() if count}} if any(lost.values()) else {}
     record |= {"packed": len(made["train"])} if section.packing else {}
     return ChatData(

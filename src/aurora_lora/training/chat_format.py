@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..files import file_digest
 
 CHATML = """{%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
@@ -30,8 +31,11 @@ KEY = "aurora_chat_format"
 CONVERSATION, PROMPT, TEXT = "conversation", "prompt", "text"
 
 
-def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> None:
+def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> dict[str, str]:
     """Give a tokenizer the chat template that a recipe names: `chatml`, or a file.
+
+    Returns:
+        The sha256 of the file by its name, where it is one.
 
     Raises:
         UserError: the file cannot be read.
@@ -44,9 +48,11 @@ def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> None:
     elif given is not None:
         try:
             tokenizer.chat_template = Path(given).expanduser().read_text(encoding="utf-8")
+            return {given: file_digest(Path(given).expanduser())}
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"task.chat_template: {given} is neither 'chatml' nor a file to read: {why}") from error
+    return {}
 
 
 def template_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], **options: Any) -> list[int]:

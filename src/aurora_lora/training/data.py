@@ -219,12 +219,17 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
             raise UserError(
                 f"task.{field}: {len(split)} is not allowed: {section.kind.name} is scored on {least} or more"
             )
-    record = {**loaded.record, **(data.record or {})} if isinstance(loaded, Splits) else None
-    return replace(data, record=record)
+    if not isinstance(loaded, Splits):
+        return replace(data, record=None)
+    more = data.record or {}
+    read = {**loaded.record["files"], **more.get("files", {})}
+    return replace(data, record={**loaded.record, **more, "files": read})
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
-    """What is said of a user's own data before it is trained on: `Data.record` for people."""
+    """What is said of a user's own data before it is trained on: `Data.record` for people; of others nothing."""
+    if "examples" not in record:
+        return []
     sizes = ", ".join(f"{count:,} {name}" for name, count in record["examples"].items())
     lines = [f"examples: {sizes}"]
     if record["repeated"]:

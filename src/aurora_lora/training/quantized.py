@@ -55,7 +55,7 @@ def merge_into(
         warnings.simplefilter("ignore")  # the report says what is lost
         if not calibrated:
             return method.merge(model, form), processor, None
-        data = load_data(recipe, processor)
+        data = load_data(recipe.with_kept_template, processor)
         check_data(run.folder, data)
         report = merge_quantized(model, data.calibration_batches(recipe))
         return merge_and_unload(model), processor, report

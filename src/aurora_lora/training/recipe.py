@@ -204,6 +204,12 @@ class Recipe(RunRecipe):
         return self.model_copy(update={"training": training, "base": self.base.model_copy(update={"dtype": None})})
 
     @property
+    def with_kept_template(self) -> Recipe:
+        """The same for the tokenizer that a finished run has kept, in which the chat template is that it was trained
+        in."""
+        return self.model_copy(update={"task": self.task.model_copy(update={"chat_template": None})})
+
+    @property
     def unquantized(self) -> Recipe:
         """The same on the base's own weights."""
         return self.model_copy(update={"base": self.base.model_copy(update={"quantization": None})})

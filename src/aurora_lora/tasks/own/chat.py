@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
+from ...files import file_digest
 from ..packaged import normalise
 from ..task import SplitSizes
 from ..vision import with_rows
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits, split_data
+
+if TYPE_CHECKING:
+    import datasets
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -48,6 +57,8 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
         UserError: the data cannot be read, or a row is no conversation with an answer.
     """
     pieces = open_data(data)
+    for piece in pieces.values():
+        _made_by_this_version(piece.data)
     found = {name: format_of(piece) for name, piece in pieces.items()}
     for name, form in found.items():
         if form != found["train"]:
@@ -69,13 +80,65 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
     ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
     common = [name for name in (*FORMATS[form], *FURTHER) if all(name in p.data.column_names for p in ready.values())]
     splits = split_data(ready, columns=common, key=key, sizes=sizes, split_seed=split_seed)
-    if form not in ("conversations", "instruction"):
-        return splits
-    made = {
-        name: split.map(lambda row: conversation(row, form), remove_columns=[n for n in common if n in FORMATS[form]])
-        for name, split in splits.items()
-    }
-    return Splits(made, splits.record)
+    if form in ("conversations", "instruction"):
+        old = [name for name in common if name in FORMATS[form]]
+        made = {
+            name: split.map(lambda row: conversation(row, form), remove_columns=old) for name, split in splits.items()
+        }
+    else:
+        made = dict(splits)
+    return Splits({name: _as_given(split) for name, split in made.items()}, splits.record)
+
+
+_OBJECTS = {"messages": 2, "prompt": 2, "completion": 2, "tools": 1, "chat_template_kwargs": 1}
+"""Columns that the template writes, and how deep objects have to be in them for one to be written with every field."""
+
+
+def _as_given(split: datasets.Dataset) -> datasets.Dataset:
+    """The split with each tool call, and each tool, of the fields that it was given, and not with those of all others.
+
+    What Arrow holds as objects has every field in every row: the template would write them as null.
+    """
+    try:
+        from datasets import Features, Json, List
+    except ImportError:  # an earlier version, which has no other way to hold them
+        return split
+    features = split.features
+    several = {name: features[name] for name, least in _OBJECTS.items() if _depth(features.get(name)) >= least}
+    if not several:
+        return split
+    held = {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
+    return split.map(
+        lambda row: {name: without_none(row[name]) for name in several}, features=Features({**features, **held})
+    )
+
+
+def _depth(feature: Any) -> int:
+    """How many objects are within each other."""
+    if isinstance(feature, Mapping):
+        return 1 + max(map(_depth, feature.values()), default=0)
+    inner = getattr(feature, "feature", None)
+    return 0 if inner is None else _depth(inner)
+
+
+def _made_by_this_version(data: datasets.Dataset) -> None:
+    """Have the cache of `datasets` keep what is made of the rows apart by what makes it.
+
+    It knows a function of a package by its name: after an upgrade it would give what an earlier version has made.
+    """
+    from datasets.fingerprint import Hasher
+
+    data._fingerprint = Hasher.hash([data._fingerprint, _makers()])
+
+
+@functools.cache
+def _makers() -> str:
+    """Of this package's source, and the versions of what it prepares conversations with."""
+    names = ("transformers", "tokenizers", "trl", "datasets")
+    found = [f"{name} {importlib.metadata.version(name)}" for name in names if importlib.util.find_spec(name)]
+    for path in sorted(Path(__file__).parents[2].rglob("*.py")):
+        found.append(file_digest(path))
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def _said(value: Any) -> Any:
@@ -261,5 +324,12 @@ def answer_of(row: Row) -> str:
     """The last answer of a row in TRL's format."""
     if "completion" in row:
         said = row["completion"]
-        return said if isinstance(said, str) else str(said[-1]["content"])
-    return str([one["content"] for one in row["messages"] if one["role"] == "assistant"][-1])
+        return said if isinstance(said, str) else text_of(said[-1])
+    return text_of([one for one in row["messages"] if one["role"] == "assistant"][-1])
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """What a message says, for people; of one that only calls tools, the calls."""
+    if (content := message.get("content")) is not None:
+        return str(content)
+    return json.dumps(without_none(message.get("tool_calls")), ensure_ascii=False)
