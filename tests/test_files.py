@@ -348,3 +348,20 @@ def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
     assert failed.empty()
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
     assert json.loads((tmp_path / "study.json").read_text()) == [49] * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("AuroRA r=8, no F", "aurora-r=8-no-f"),
+        ("LoRA+", "lora+"),
+        ("head_learning_rate", "head-learning-rate"),
+        ("AuroRA \N{GREEK SMALL LETTER ALPHA}=2", "aurora-\N{GREEK SMALL LETTER ALPHA}=2"),
+        ("\u57fa\u7ebf", "\u57fa\u7ebf"),
+        ("a\u0301", "\u00e1"),
+        (" ../x ", "x"),
+        ("?!", ""),
+    ],
+)
+def test_names_as_those_of_files(name: str, slug: str) -> None:
+    assert files.slug(name) == slug

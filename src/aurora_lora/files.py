@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -234,7 +235,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def slug(text: str) -> str:
     """A name that people gave, as that of a file or a folder; empty where nothing of it can be."""
-    return re.sub(r"[^a-z0-9.=]+", "-", text.casefold()).strip("-.")
+    return re.sub(r"[^\w.=+]+|_+", "-", unicodedata.normalize("NFC", text.casefold())).strip("-.")
 
 
 def file_digest(path: Path) -> str:

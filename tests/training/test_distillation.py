@@ -1,5 +1,6 @@
 """Learning a teacher's hidden states: the score against a plain computation, and what a run of it can be asked for."""
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.same_study import SameData
 from aurora_lora.tasks import get_task
 from aurora_lora.training import Run, distillation, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
@@ -100,6 +102,28 @@ def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
     monkeypatch.setattr(distillation, "MOST_KEPT", 0)
     captured("more", split_seed=2)
     assert len(distillation._lessons) == 1, "what is not used is not held for ever"
+
+
+def test_another_teacher_at_its_place_is_noticed(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path) -> None:
+    """What is captured of one teacher is not compared with what is captured of another."""
+    path = tmp_path / "teacher"
+    shutil.copytree(teacher.folder, path)
+    options = {"name": "lora", "target_modules": ["query", "value"]}
+    recipe = load_recipe(write_recipe(task={**TASK, "teacher": str(path)}, method=options))
+    first = train(recipe, tmp_path / "run").result
+    (digest,) = first["data"]["files"].values()
+    same = SameData()
+    same.check(first, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    retrained = load_run(teacher.folder).recipe.model_copy(update={"seed": 1})
+    shutil.rmtree(path)
+    train(retrained, path)
+    with pytest.raises(UserError, match=r"teacher/adapter has changed since this run began"):
+        train(recipe, tmp_path / "run")
+    other = train(recipe, tmp_path / "other").result
+    assert list(other["data"]["files"].values()) != [digest]
+    with pytest.raises(UserError, match="the data has changed"):
+        same.check(other, tmp_path / "other")
 
 
 def load_sizes() -> Any:

@@ -54,6 +54,8 @@ MOST_KEPT = 2**30
 def taught(data: Data, recipe: Recipe) -> Data:
     """The data of a recipe that names a teacher, with what that one makes of them, in the form that it deploys.
 
+    The record of the data has a digest of the teacher: scores of what two teachers taught are not compared.
+
     Raises:
         UserError: there is no such run, it is not finished, it is one of another model, or it has learned nothing.
     """
@@ -70,7 +72,9 @@ def taught(data: Data, recipe: Recipe) -> Data:
         base = load_base_model(recipe.base, data.task, data.processor)
         with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
         _keep(key, lessons(data, base, make_model(run.recipe, with_head, run.folder / ADAPTER), batch_size))
-    return teach(data, _lessons[key])
+    record = data.record or {}
+    files = {**record.get("files", {}), str(run.folder / ADAPTER): _digest(run)}
+    return replace(teach(data, _lessons[key]), record={**record, "files": files})
 
 
 def lessons(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) -> Lessons:
@@ -122,6 +126,12 @@ def _inputs(data: Data) -> dict[str, list[Example]]:
         assert isinstance(split, Encoded)
         found[name] = list(map(without_targets, split.examples))
     return found
+
+
+def _digest(teacher: TrainedRun) -> str:
+    """Of the weights of a run."""
+    weights = {name: of for name, of in adapter_digests(teacher.folder).items() if name.endswith(".safetensors")}
+    return hashlib.sha256(repr(sorted(weights.items())).encode()).hexdigest()
 
 
 def _key(teacher: TrainedRun, recipe: Recipe, data: Data) -> str:

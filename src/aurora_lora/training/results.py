@@ -195,13 +195,19 @@ def read_result(folder: Path) -> Result | None:
     return check_result(result, str(path))
 
 
-_SHAPE: dict[str, type] = {
-    **dict.fromkeys(("recipe", "metric", "params", "time"), dict),
-    **dict.fromkeys(("method", "model", "task"), str),
-    "seed": int,
-    "epochs": list,
+_SHAPES: dict[tuple[str, ...], dict[str, type]] = {
+    (): {
+        **dict.fromkeys(("recipe", "metric", "params", "time"), dict),
+        **dict.fromkeys(("method", "model", "task", "device"), str),
+        "seed": int,
+        "epochs": list,
+    },
+    ("recipe",): {"method": dict},
+    ("metric",): {"name": str, "split": str, "by_form": dict, "selected_by": dict},
+    ("metric", "selected_by"): {"form": str},
+    ("params",): {"adapter": int},
 }
-_METRIC: dict[str, type] = {"name": str, "split": str, "by_form": dict, "selected_by": dict}
+"""What every reader relies on, by its place in a result."""
 
 
 def check_result(value: Any, where: str) -> Result:
@@ -225,10 +231,13 @@ def check_result(value: Any, where: str) -> Result:
 
 def _check_shape(value: Result, where: str) -> None:
     """Raise a UserError where a result that `build_result` made has lost what every reader relies on."""
-    for place, part, shape in (("", value, _SHAPE), ("metric.", value.get("metric"), _METRIC)):
+    for place, shape in _SHAPES.items():
+        part: Any = value
+        for key in place:
+            part = part[key]
         for name, kind in shape.items():
-            if not isinstance(part, dict) or not isinstance(part.get(name), kind) or isinstance(part[name], bool):
-                raise UserError(f"{where} is damaged: {place}{name} is missing, or of another kind")
+            if not isinstance(part.get(name), kind) or isinstance(part[name], bool):
+                raise UserError(f"{where} is damaged: {'.'.join([*place, name])} is missing, or of another kind")
     if not all(isinstance(scores, dict) for scores in value["metric"]["by_form"].values()):
         raise UserError(f"{where} is damaged: metric.by_form has no scores")
 

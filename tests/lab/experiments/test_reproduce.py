@@ -151,6 +151,8 @@ def test_another_recipes_run_is_an_error_not_a_result(todo: Reproduction) -> Non
         other.result()
     (outcome,) = outcomes([other], InProcess(run_job))
     assert "another recipe" in outcome.error
+    todo.jobs["lora-sentiment", 0] = other
+    assert (other.status(), todo.results()) == ("started", {}), "the other runs of the table are not stopped by it"
 
 
 def test_a_run_that_another_process_is_at_is_waited_for(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,7 +306,9 @@ def test_scores_of_further_test_sets_come_into_the_line(tmp_path: Path) -> None:
     few["metric"]["by_test_set"], more["metric"]["by_test_set"] = {"test": {}}, {"test": {}, "other": {}}
     one, both = (Job("r", which, folder, runs) for which in (recipe, wanted))
     assert runs.add({folder: few}) == 1
-    assert (one.result(), both.result()) == (few, None)
+    assert one.result() == few
+    with pytest.raises(UserError, match=r"has the run .*seed0 without other, and its adapter, .* is gone"):
+        both.result()  # trained anew, it would take the place of the scores that are there
     assert [runs.add({folder: result}) for result in (more, few)] == [1, 0]
     assert (one.result(), both.result()) == (more, more)
 

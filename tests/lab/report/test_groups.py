@@ -8,6 +8,7 @@ from scipy.stats import t
 
 from aurora_lora.lab.report.groups import chosen, groups, interval, labels
 from aurora_lora.lab.report.tables import by_learning_rate
+from aurora_lora.training.reading import validate
 
 
 def test_groups(results: list[dict[str, Any]]) -> None:
@@ -26,7 +27,15 @@ def test_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"save_updates": True}, {"threads": 2}, {"workers": 4}, {"checkpoint_every": 10}, {"eval_batch_size": 8}]
+    "field",
+    [
+        {"save_updates": True},
+        {"threads": 2},
+        {"workers": 4},
+        {"checkpoint_every": 10},
+        {"eval_batch_size": 8},
+        {"report_to": ["tensorboard"]},
+    ],
 )
 def test_what_has_no_say_makes_no_other_setting(make_result: Callable[..., Any], field: dict[str, Any]) -> None:
     other = make_result("aurora", 1e-3, 1, 5000, {"dynamic": 0.8, "calibrated": 0.8})
@@ -52,6 +61,40 @@ def test_runs_on_other_data_are_another_line(make_result: Callable[..., Any], fi
     by_line = chosen(found)
     assert list(by_line) == [f"lora: {field} 64", f"lora: {field} 1000"]
     assert [len(several) for several in by_line.values()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("calibration", ({"examples": 16}, {"examples": 256})),
+        ("model", ({"name": "m", "quantization": None}, {"name": "m", "quantization": "nf4"})),
+    ],
+)
+def test_runs_that_differ_in_their_base_or_calibration_are_told_apart(
+    make_result: Callable[..., Any], section: str, values: tuple[Any, Any]
+) -> None:
+    made = [make_result("aurora", 1e-3, 0, 100, {"calibrated": 0.9}, r=2) for _ in values]
+    for one, value in zip(made, values, strict=True):
+        one["recipe"][section] = value
+    (found,) = groups(made).values()
+    assert len({group.label for group in found}) == len(chosen(found)) == 2
+
+
+def test_settings_that_differ_in_their_scale_are_all_shown(make_result: Callable[..., Any]) -> None:
+    made = [make_result("lora", 1e-3, 0, 100, {"merged": 0.9}, r=2, lora_alpha=alpha) for alpha in (2, 16)]
+    (found,) = groups(made).values()
+    assert [len(several) for several in chosen(found).values()] == [2]
+
+
+def test_a_field_that_an_earlier_version_lacks_has_its_default(make_result: Callable[..., Any]) -> None:
+    now = {"name": "n", "model": "minilm-l6", "task": "movie-sentiment", "method": {"name": "lora", "r": 2}, "seed": 1}
+    later = make_result("lora", 1e-3, 1, 100, {"merged": 0.9})
+    later["recipe"] = validate(now, "now").resolved()
+    earlier = make_result("lora", 1e-3, 0, 100, {"merged": 0.9})
+    earlier["recipe"] = {**later["recipe"], "seed": 0, "training": {**later["recipe"]["training"]}}
+    del earlier["recipe"]["training"]["warmup_steps"]
+    (found,) = groups([earlier, later]).values()
+    assert [len(group.runs) for group in found] == [2]
 
 
 def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from aurora_lora.errors import UserError
 from aurora_lora.forms import STATIC
 from aurora_lora.lab.report.colours import FORM_STYLES, GREY, colour, style
-from aurora_lora.lab.report.figures import about
+from aurora_lora.lab.report.figures import about, save
 from aurora_lora.lab.report.groups import groups, half_interval
 from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score_figure
 from aurora_lora.methods import METHODS
@@ -48,6 +49,15 @@ def test_scores_by_name(results: list[Result], make_result: Callable[..., Result
     assert [label.get_text() for label in ax.get_yticklabels()] == ["aurora (calibrated)", "lora: learning_rate 0.001"]
     with pytest.raises(UserError, match="no run has a finite captured"):
         score_figure(found, "captured")
+
+
+def test_a_name_with_dollars_is_no_mathematics(make_result: Callable[..., Result], tmp_path: Path) -> None:
+    made = [make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2, note="$x_$") for rate in (1e-3, 2e-3)]
+    (found,) = groups([*made, make_result("aurora", 1e-3, 0, 10_000, {"merged": 0.9}, r=2, note="a$b")]).values()
+    found[0].label = "LoRA $x_$"
+    figure = about(score_figure(found, "accuracy"), "a task, models/$x_$")
+    save(figure, tmp_path / "scores")
+    assert "\\mathdefault" not in (tmp_path / "scores.svg").read_text()
 
 
 def test_one_run_has_room_for_its_labels(make_result: Callable[..., Result]) -> None:

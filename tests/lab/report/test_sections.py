@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
+from aurora_lora.lab.report.catalogue import write_figures
 from aurora_lora.lab.report.page import write_page
 from aurora_lora.lab.report.sections import load_sections
 
@@ -136,6 +137,15 @@ def test_a_study_beside_other_runs(study: Path, make_result: Callable[..., Resul
     (other / "result.json").write_text(json.dumps(make_result("lora", 1e-3, 0, 5, {"merged": 0.5})))
     titles = [section.title for section in load_sections([study.parent])]
     assert titles == ["s", "t, <m>"]
+
+
+def test_two_studies_of_one_name_have_figures_of_their_own(study: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    shutil.copytree(study, other)
+    sections = load_sections([study, other])
+    assert [section.slug for section in sections] == ["s", "s-2"]
+    written, _ = write_figures(sections, tmp_path / "figures")
+    assert len(set(written)) == len(written)
 
 
 def test_runs_have_their_folders(runs: Path) -> None:

@@ -180,6 +180,7 @@ def test_questions_are_answered_by_the_likelihood_too(summary: dict[str, Any]) -
         ({"training.learning_rate": [1e-3, 1e-2]}, 1e-2, "lr 0.01, highest"),
         ({"training.learning_rate": [1e-3]}, 1e-3, "lr 0.001, the only one"),
         ({"training.learning_rate": {"low": 1e-3, "high": 1.0, "log": True}}, 1e-3, "lr 0.001"),
+        ({"training.learning_rate": ["epoch", 1e-3]}, 1e-3, "lr 0.001"),
     ],
 )
 def test_a_choice_at_the_edge_is_named(summary: dict[str, Any], own: Any, value: float, shown: str) -> None:

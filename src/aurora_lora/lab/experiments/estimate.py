@@ -1,6 +1,6 @@
 """What a run will need: parameters counted on a model without weights, memory and time estimated from its shapes.
 
-The parameters are exact; with a budget they are the most that it can come to. Memory, at the peak of a training step,
+The parameters are exact; with a budget they are about what it comes to. Memory, at the peak of a training step,
 is the sum of
 
 - the weights, each in its precision; of each trained one AdamW's two moments, and its gradient, 4 bytes each;

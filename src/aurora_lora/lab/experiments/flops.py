@@ -74,7 +74,7 @@ def hours(recipe: Recipe, machine: Machine) -> Hours | None:
     if isinstance(wanted.eval_every, int):
         of_a_step = wanted.batch_size * wanted.gradient_accumulation_steps
         steps = math.ceil(known["train"] / of_a_step) * wanted.epochs
-        rounds = max(1, steps // wanted.eval_every)
+        rounds = math.ceil(steps / wanted.eval_every)  # the last step is always evaluated
     evaluation = (rounds + len(forms)) * clock.scoring(known["validation"])
     writing = 0.0
     for name in recipe.task.test_sets or ():

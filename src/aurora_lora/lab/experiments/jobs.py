@@ -41,7 +41,8 @@ class Job:
         """The result, if the run is finished, with scores of all test sets that are wanted.
 
         Raises:
-            UserError: the folder, or the file of the finished runs, holds another recipe's run.
+            UserError: the folder, or the file of the finished runs, holds another recipe's run; or the file has the run
+                without a test set that is wanted, and its adapter is gone.
         """
         kept = None if self.runs is None else self.runs.get(self.folder)
         if self.runs is not None and kept is not None:
@@ -50,11 +51,24 @@ class Job:
                 return kept
         check_recipe(self.folder, self.recipe)
         result = read_result(self.folder)
+        if self.runs is not None and kept is not None and result is None:
+            asked = ", ".join(lacking(kept, self.recipe))
+            raise UserError(
+                f"{self.runs.path} has the run {self.folder} without {asked}, and its adapter, which would be scored "
+                "on that, is gone: ask for the task.test_sets that it has, or choose another output folder"
+            )
         return None if result is None or lacking(result, self.recipe) else result
+
+    def finished(self) -> Result | None:
+        """As `result`; None also where what is there cannot be used, which running the job says."""
+        try:
+            return self.result()
+        except UserError:
+            return None
 
     def status(self) -> str:
         """`finished`, `started` or `to do`."""
-        if self.result() is not None:
+        if self.finished() is not None:
             return "finished"
         return "started" if (self.folder / RECIPE).exists() else "to do"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...diffusion.recipe import SubjectRecipe
 from ...tasks.dreambooth import DREAMBOOTH
@@ -27,10 +27,22 @@ def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
 
 def load_found(found: Found, overrides: Sequence[str] = ()) -> RunRecipe:
     """As `load_any`, what was found already."""
-    values = override(found.values(), overrides)
+    return as_recipe(override(found.values(), overrides), found.source)
+
+
+def as_recipe(values: Any, source: str) -> RunRecipe:
+    """Validate the plain values of a recipe of any kind.
+
+    Args:
+        values: of its fields; those that are missing get their defaults.
+        source: where they are from, for messages.
+
+    Raises:
+        UserError: a value is wrong; one line for each mistake.
+    """
     if task_name(values) == DREAMBOOTH.name:
-        return validate_as(SubjectRecipe, values, found.source)
-    return validate(values, found.source)
+        return validate_as(SubjectRecipe, values, source)
+    return validate(values, source)
 
 
 def train_any(recipe: RunRecipe, output: Path) -> Run:

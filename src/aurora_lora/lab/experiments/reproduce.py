@@ -32,7 +32,7 @@ class Reproduction:
 
     def results(self) -> dict[tuple[str, int], Result]:
         """The results that there are, by recipe and seed."""
-        return {key: result for key, job in self.jobs.items() if (result := job.result()) is not None}
+        return {key: result for key, job in self.jobs.items() if (result := job.finished()) is not None}
 
     def made_from(self) -> list[dict[str, Any]]:
         """What the results come from: each recipe with all of its values, and by seed the commit that ran it.

@@ -82,6 +82,19 @@ def about(figure: Figure, subject: str) -> Figure:
     return figure
 
 
+def literal(figure: Figure) -> Figure:
+    """The figure with each `$` of a name as it is, where matplotlib would read mathematics; not those of its ticks."""
+    from matplotlib.text import Text
+
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_ticklabels()  # which gives them their texts
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG; `path` without its ending names both. The same figure gives the same files."""
     import matplotlib
@@ -91,7 +104,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
         target = path.with_suffix(ending)
         # without a salt the names within an SVG are random
         with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
-            figure.savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
+            literal(figure).savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
         written.append(target)
     return written
 

@@ -17,6 +17,8 @@ from .tables import Result, count, finite, setting
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
+_SETTLED = ("model", "calibration")
+"""Beside method, training and task, the sections of a recipe that settings can differ in."""
 
 
 @dataclass
@@ -160,17 +162,17 @@ def _is_reference(folder: Path | None) -> bool:
 
 def labels(results: Sequence[Result]) -> list[str]:
     """The method of each, and the fields of its recipe in which runs of that method differ."""
-    sections = ("method", "training", "task")
+    sections = ("method", "training", "task", *_SETTLED)
     return _named(results, [flatten({k: setting(r["recipe"]).get(k, {}) for k in sections}) for r in results])
 
 
 def lines(results: Sequence[Result]) -> list[str]:
     """The method of each, and what runs of that method differ in of its options, those of the rank left out, and of the
-    task: on other data, or other validation data, the best setting is another question."""
+    task, the model and the calibration: on other data, or another base, the best setting is another question."""
     recipes = [result["recipe"] for result in results]
     options = [{key: value for key, value in one["method"].items() if key not in OF_RANK} for one in recipes]
-    tasks = [flatten({"task": one.get("task", {})}) for one in recipes]
-    return _named(results, [{**own, **task} for own, task in zip(options, tasks, strict=True)])
+    others = [flatten({section: one.get(section, {}) for section in ("task", *_SETTLED)}) for one in recipes]
+    return _named(results, [{**own, **other} for own, other in zip(options, others, strict=True)])
 
 
 def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -184,14 +186,15 @@ def _named(results: Sequence[Result], fields: Sequence[Mapping[str, Any]]) -> li
 
 
 def chosen(found: Iterable[Group]) -> dict[str, list[Group]]:
-    """By line, smallest first: of the settings of one method and rank (other learning rates, say), the best one on
-    validation data."""
-    best: dict[str, dict[int | None, Group]] = {}
+    """By line, smallest first: of the settings that differ in their training alone (other learning rates, say), the
+    best one on validation data."""
+    best: dict[str, dict[tuple[Any, ...], Group]] = {}
     for group in found:
         at_rank = best.setdefault(group.line or group.label, {})
-        other = at_rank.get(group.rank)
+        rank = tuple(group.runs[0]["recipe"]["method"].get(name) for name in OF_RANK)
+        other = at_rank.get(rank)
         if other is None or group.validation > other.validation:
-            at_rank[group.rank] = group
+            at_rank[rank] = group
     return {line: sorted(by_rank.values(), key=lambda group: group.params) for line, by_rank in best.items()}
 
 

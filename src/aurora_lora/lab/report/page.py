@@ -17,6 +17,7 @@ from ...training.results import chance_of, chance_row
 from .answers import every_answer, note
 from .catalogue import figures_of
 from .convergence import convergence_note
+from .figures import literal
 from .groups import Group, interval
 from .sections import Section
 from .study import chance, tuning_note
@@ -155,7 +156,7 @@ def _svg(figure: Figure) -> Markup:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "page", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        literal(figure).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%" role="img"', svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # it names pages on the web

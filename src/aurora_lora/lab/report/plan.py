@@ -69,7 +69,7 @@ def _shares(rows: Rows) -> str:
 
 def _count(number: int) -> str:
     for size, unit in UNITS:
-        if number >= size:
+        if number >= 0.9995 * size:  # what rounds to it
             return f"{number / size:.3g}{unit}"
     return str(number)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,19 @@ class Section:
         model: what was fine-tuned.
         groups: one for each setting.
         study: `study.json`, if it is a study.
+        number: of the sections with this title; told apart by it in file names.
     """
 
     title: str
     model: str
     groups: Sequence[Group]
     study: Mapping[str, Any] | None = None
+    number: int = 1
 
     @property
     def slug(self) -> str:
         """The title as a file name."""
-        return slug(self.title) or "runs"
+        return (slug(self.title) or "runs") + (f"-{self.number}" if self.number > 1 else "")
 
     @property
     def subject(self) -> str:
@@ -93,7 +95,9 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
                 raise
     sections = [_study_section(summary, path.parent) for path, summary in studies.values()]
     by_place = groups([result for _, result in others], [file.parent for file, _ in others])
-    return sections + [Section(f"{task}, {model}", model, found) for (task, model), found in by_place.items()]
+    sections += [Section(f"{task}, {model}", model, found) for (task, model), found in by_place.items()]
+    titles = [slug(section.title) for section in sections]
+    return [replace(one, number=titles[: at + 1].count(titles[at])) for at, one in enumerate(sections)]
 
 
 def _read_study(path: Path) -> Mapping[str, Any]:

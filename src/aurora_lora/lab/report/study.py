@@ -134,11 +134,15 @@ def _space(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _edge(offered: Any, value: Any) -> str:
     """Where a value is at the end of a list of numbers."""
-    if not isinstance(offered, list) or isinstance(value, (str, bool)):
+    if not isinstance(offered, list) or not all(_is_number(one) for one in [*offered, value]):
         return ""
     if len(offered) == 1:
         return ONLY
     return "lowest" if value == min(offered) else "highest" if value == max(offered) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _field(name: str) -> str:

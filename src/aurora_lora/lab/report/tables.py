@@ -17,11 +17,12 @@ from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
 from ...training.results import check_result, parse_json
 from ...training.storage import RESULT
+from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 
 Result = Mapping[str, Any]
 
-NO_EFFECT_ON_RESULT = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size")
+NO_EFFECT_ON_RESULT = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size", "report_to")
 """Fields of `training` that do not change the result."""
 
 SHOWN = METRICS["accuracy"], METRICS["nll"]
@@ -103,9 +104,18 @@ def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
         recipe: of a result.
         but: further fields of `training` to leave out.
     """
-    kept = {key: value for key, value in recipe.items() if key not in ("seed", "name", "reference")}
+    whole = _complete(recipe)
+    kept = {key: value for key, value in whole.items() if key not in ("seed", "name", "reference")}
     left_out = (*NO_EFFECT_ON_RESULT, *but)
-    return {**kept, "training": {k: v for k, v in recipe.get("training", {}).items() if k not in left_out}}
+    return {**kept, "training": {k: v for k, v in whole.get("training", {}).items() if k not in left_out}}
+
+
+def _complete(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the defaults of the fields that an earlier version did not have; as it is, where this one has none."""
+    try:
+        return as_recipe(recipe, "recipe").resolved()
+    except UserError:
+        return recipe
 
 
 def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
