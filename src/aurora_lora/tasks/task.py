@@ -81,6 +81,7 @@ class Task:
         never_after: tasks that a model must not have been trained on before it is trained or scored on this one.
         classes: how many classes there are, where their names come with the data; of multiple choice, how many answers
             a question has, where all have as many.
+        standardise: whether numbers to learn are standardised while a model learns them.
         augment: what a recipe gets that does not say what is done to training images.
     """
 
@@ -104,6 +105,7 @@ class Task:
     prompt_forms: tuple[str, ...] = ()
     never_after: tuple[str, ...] = ()
     classes: int | None = None
+    standardise: bool = False
     augment: Augment = "crop-flip"
 
     @property

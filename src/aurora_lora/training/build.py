@@ -65,6 +65,8 @@ def make_trainer(
     args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, data.task, processor, data.labels)
+    if adapter is None:  # a trained one gives label units
+        data = kind.standardised(data, base)
     if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
         check_positions(base, recipe.model, min(length, processor.model_max_length))
 

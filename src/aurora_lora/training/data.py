@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..tasks import SplitSizes, Task
 from ..tasks.own.split import Splits
 from .choices import Questions
+from .label_scale import AS_THEY_ARE, LabelScale
 from .models import Processor
 from .recipe import Recipe
 
@@ -133,7 +134,9 @@ class Data:
         unchanged: the training split without random changes, where it has some.
         rows: of each split, which rows of which source split it holds; None where that is not known.
         record: of data of the user's own, what it was: see `tasks.own.split.Splits`; and `cut`: `max_length`, and
-            `texts`, of each split how many are longer, and of how many that were looked at.
+            `texts`, of each split how many are longer, and of how many that were looked at; and `labels`, of numbers:
+            their `mean` and `deviation` in the training split, and how they are `trained`.
+        scale: what numbers are learned in, where that is not their own units.
     """
 
     task: Task
@@ -145,6 +148,7 @@ class Data:
     unchanged: Examples | None = None
     rows: dict[str, dict[str, Any]] | None = None
     record: dict[str, Any] | None = None
+    scale: LabelScale | None = None
 
     def fixed(self, split: str) -> Examples:
         """A split for everything but training: its examples are the same at every call."""
@@ -247,4 +251,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     for name, count in record.get("without_answer", {}).items():
         behind = f"their answers begin behind {cut['max_length']} tokens (task.max_length)"
         lines.append(f"{count:,} of {cut['texts'][name][1]:,} {name} conversations are left out: {behind}")
+    if labels := record.get("labels"):
+        ending = "; the model's head ends in no layer that could hold them"
+        ending = ending if labels["trained"] == AS_THEY_ARE else ", saved in their own units"
+        found = f"labels: mean {labels['mean']:,.6g}, standard deviation {labels['deviation']:,.6g}"
+        lines.append(f"{found}; trained {labels['trained']}{ending}")
     return lines

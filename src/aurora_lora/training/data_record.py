@@ -19,10 +19,17 @@ def keep_data(folder: Path, data: Data) -> None:
     """Write down what the user's own data is, and which rows each split holds where that is known.
 
     Raises:
-        UserError: it was written down before, and is another: the data, or the way it is split, has changed.
+        UserError: it was written down before, and is another: the data, or the way it is split, has changed; or an
+            earlier version began the run, which trained labels otherwise.
     """
     check_data(folder, data)
-    if data.record is not None and not (folder / DATA).exists():
+    stored = _stored(folder / DATA)
+    if stored is not None and stored.get("labels") != (data.record or {}).get("labels"):
+        raise UserError(
+            f"{folder} was started by a version that trained labels in another scale: finish it with that version, or "
+            "choose another output folder"
+        )
+    if data.record is not None and stored is None:
         files.write_json(folder / DATA, data.record)
     if data.rows is not None and not (folder / SPLITS).exists():
         lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]

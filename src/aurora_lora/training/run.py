@@ -109,7 +109,7 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     prepare_for(recipe, trainer, data, checkpoint)
     if not trainer.has_ended(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.load_weights(trainer.best_checkpoint())
+    trainer.load_best()
     check_finite(trainer.module.named_parameters(), DIVERGED)
     calibrate_for(recipe, trainer, data)
     result = scored_result(recipe, trainer, data)

@@ -299,6 +299,10 @@ class RecipeTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def load_best(self) -> None:
+        """Put the weights of the best checkpoint into the model, as they are deployed; raises as `best_checkpoint`."""
+        self.load_weights(self.best_checkpoint())
+
     def load_weights(self, checkpoint: Path) -> None:
         """Put the weights of a checkpoint into the model."""
         self._load_from_checkpoint(str(checkpoint))

@@ -247,6 +247,7 @@ OWN: dict[str, OwnKind] = {
             "pearson",
             also=("spearman",),
             several={"text": 2},
+            more={"standardise": True},
         ),
         OwnKind(
             "multi-label",

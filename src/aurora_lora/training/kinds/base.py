@@ -158,6 +158,15 @@ class Kind:
         """The data with what is to be learned, where that is not in the data themselves."""
         return data
 
+    def standardised(self, data: Data, model: Any) -> Data:
+        """The data with the scale in which a new model is to learn the labels, where that is not their own.
+
+        Args:
+            data: of the recipe.
+            model: with the head that is going to be trained.
+        """
+        return data
+
     def loss(self) -> Loss:
         """The loss of a batch."""
         from ..losses import mean_loss

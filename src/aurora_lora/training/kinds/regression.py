@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ...tasks.metrics import regression_metrics
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
     from ...tasks import Task
     from ..data import Data, Encoded
+    from ..trainer import RecipeTrainer
 
 
 BESIDE_IGNORED = -99.99999237060547
@@ -21,7 +25,7 @@ BESIDE_IGNORED = -99.99999237060547
 
 
 class Regression(HeadKind):
-    """Float labels; squared error."""
+    """Float labels; squared error, of standardised labels where the task says so."""
 
     name = "regression"
     metrics = ("pearson", "mse")
@@ -36,6 +40,30 @@ class Regression(HeadKind):
     def target(self, label: Any, count: int) -> Any:
         """-100 itself is the mark of what is not learned, here and in Transformers."""
         return BESIDE_IGNORED if label == -100 else label
+
+    def standardised(self, data: Data, model: Any) -> Data:
+        from ..label_scale import AS_THEY_ARE, LabelScale, mean_and_deviation, output_layer
+
+        if not data.task.standardise:
+            return data
+        mean, deviation = mean_and_deviation(cast("Encoded", data.fixed("train")).targets())
+        layer, scale = output_layer(model), None
+        if layer is None:
+            trained = AS_THEY_ARE
+        elif layer.bias is None:
+            # divided by the deviation alone, labels far from 0 would still be out of reach
+            trained, scale = "divided by their root mean square", LabelScale(0.0, math.hypot(mean, deviation) or 1.0)
+        else:
+            trained, scale = "standardised", LabelScale(mean, deviation or 1.0)
+        labels = {"mean": mean, "deviation": deviation, "trained": trained}
+        return replace(data, scale=scale, record={**(data.record or {}), "labels": labels})
+
+    def trainer(self, data: Data) -> Callable[..., RecipeTrainer]:
+        if not data.task.standardise:
+            return super().trainer(data)
+        from ..regression_trainer import RegressionTrainer
+
+        return functools.partial(RegressionTrainer, scale=data.scale)
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return regression_metrics(predictions, labels, also=task.also)
