@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import chats
+import own_files
 import pytest
 import tiny
 import torch
@@ -115,6 +116,29 @@ def test_ranks_and_start_by_the_gradients(
     assert len(starts) == len(one["target_modules"])
     for key in starts:
         torch.testing.assert_close(its[key], mine[key], rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_of_any_size(aurora: Aurora, model_without_dropout: Path, tmp_path: Path) -> None:
+    """Standardised labels are learned, and the head is put into their units, as by one process; the fills count not."""
+    rows = [{"text": text, "label": 300_000 + 50_000 * score} for text, score in own_files._texts()]
+    own_files._jsonl(tmp_path / "prices.jsonl", rows)
+    values = tiny.recipe(
+        model_without_dropout,
+        task={"name": "regression", "data": str(tmp_path / "prices.jsonl")},
+        training={"epochs": 1, "batch_size": 16, "learning_rate": 2e-2, "threads": 1},
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(values), encoding="utf-8")
+    train_alone(aurora, recipe, tmp_path / "one")
+    answers = launch(aurora, recipe, tmp_path / "two")
+    assert [answer["status"] for answer in answers] == [0, 0], answers
+    head = "base_model.model.classifier"
+    mine, its = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("one", "two"))
+    torch.testing.assert_close(its[f"{head}.weight"], mine[f"{head}.weight"], rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(its[f"{head}.bias"], mine[f"{head}.bias"], rtol=1e-4, atol=0)
+    assert mine[f"{head}.bias"] > 100_000
+    scores = [result_of(tmp_path / run)["metric"]["by_form"]["calibrated"]["mse"] for run in ("one", "two")]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
 # ---------------------------------------------------------------- the share of a process

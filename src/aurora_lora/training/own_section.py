@@ -49,7 +49,8 @@ class OwnFields(BaseModel):
     text: Columns | None = None
     """The column with the texts; two columns for pairs of texts."""
     label: Columns | None = None
-    """The column with the labels or numbers; for `multi-label` also one column of 0 and 1 a label."""
+    """The column with the labels or numbers; for `multi-label` also one column of 0 and 1 a label. Numbers are trained
+    standardised, and given in their own units."""
     question: Columns | None = None
     """Of `choices`: the column with the questions."""
     options: Columns | None = None
