@@ -1,12 +1,15 @@
 """Reading files and folders: every format gives the same rows, and every mistake is one line that says where it is."""
 
+import gzip
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from PIL import Image
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.own.source import OwnData, open_data
@@ -96,6 +99,89 @@ def test_no_file_of_a_folder_is_left_out(tmp_path: Path) -> None:
         open_data(OwnData("named"))
 
 
+def test_no_text_or_packed_file_of_a_folder_is_left_out(tmp_path: Path) -> None:
+    for suffix in (".txt", ".jsonl.gz", ".zip"):
+        (tmp_path / f"named{suffix}").mkdir()
+        for name in ("my test 1", "other"):
+            (tmp_path / f"named{suffix}" / f"{name}{suffix}").write_bytes(b"a text")
+        with pytest.raises(UserError, match=rf": the name of other\{suffix} tells no split"):
+            open_data(OwnData(f"named{suffix}"))
+
+
+def test_a_packed_csv_file_of_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
+    """Unpacked by `datasets` alone, it would be guessed what its columns are."""
+    (tmp_path / "odd").mkdir()
+    for name in ("train", "test"):
+        with gzip.open(tmp_path / "odd" / f"{name}.csv.gz", "wt", encoding="latin-1") as file:
+            file.write(f"text;label\n007;é\n{name};1e3\n;None\n")
+    pieces = open_data(OwnData("odd", encoding="latin-1"))
+    assert {name: [tuple(row.values()) for row in piece.data] for name, piece in pieces.items()} == {
+        name: [("007", "é"), (name, "1e3"), ("", "None")] for name in ("train", "test")
+    }
+    with pytest.raises(UserError, match=r"test\.csv\.gz, line 2: no UTF-8 text \(byte 0xe9\)"):
+        open_data(OwnData("odd"))
+    whole = (tmp_path / "odd" / "test.csv.gz").read_bytes()
+    (tmp_path / "odd" / "test.csv.gz").write_bytes(whole[:-12])
+    with pytest.raises(UserError, match=r"test\.csv\.gz: .*end-of-stream"):
+        open_data(OwnData("odd", encoding="latin-1"))
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as packed:
+        packed.writestr("train.csv", "text,label\n007,1e3\n")
+    with pytest.raises(UserError, match=r"train\.zip holds a CSV file: unpack it, or pack it as \.csv\.gz"):
+        open_data(OwnData("zipped"))
+
+
+IMAGES: dict[str, tuple[list[str], dict[str, list[str]] | str]] = {
+    "files": (["cat/1", "cat/my test 2", "dog/val_3", "dog/4"], {"train": ["cat", "cat", "dog", "dog"]}),
+    "all files": (["cat/test 1", "dog/train_1"], {"train": ["cat", "dog"]}),
+    "classes": (["bus/1", "car/1", "train/1"], {"train": ["bus", "car", "train"]}),
+    "words of classes": (["test tube/1", "train_station/1"], {"train": ["test tube", "train_station"]}),
+    "splits": (
+        ["train/cat/1", "train/dog/1", "Valid/cat/2", "test_set/test tube/1"],
+        {"train": ["cat", "dog"], "validation": ["cat"], "test": ["test tube"]},
+    ),
+    "below": (["data/train/cat/1", "data/train/dog/1", "data/test/dog/2"], {"train": ["cat", "dog"], "test": ["dog"]}),
+    "another": (["train/cat/1", "valid/cat/1", "hold [out]/cat/1"], r"hold [out]/cat/1.png tells no split"),
+    "beside": (["train/cat/1", "test/dog/1", "cover"], r"cover.png tells no split"),
+    "deep": (["real/train/1", "fake/car/1"], {"train": ["train", "car"]}),
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_no_image_is_left_out(case: str, tmp_path: Path) -> None:
+    """Splits are folders at the top; what images and classes are called tells none."""
+    names, expected = IMAGES[case]
+    for name in names:
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "all" / f"{name}.png")
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=re.escape(expected)):
+            open_data(OwnData("all"))
+        return
+    found = {}
+    for name, piece in open_data(OwnData("all")).items():
+        names = piece.data.features["label"].names
+        found[name] = sorted(names[label] for label in piece.data["label"])
+    assert found == {name: sorted(labels) for name, labels in expected.items()}
+
+
+def test_a_table_of_images_in_each_split(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "all" / split).mkdir(parents=True)
+        for name in "ab":
+            Image.new("RGB", (4, 4)).save(tmp_path / "all" / split / f"{name}.png")
+        (tmp_path / "all" / split / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
+    pieces = open_data(OwnData("all"))
+    assert {name: piece.data["label"][:] for name, piece in pieces.items()} == {"train": ["x", "y"], "test": ["x", "y"]}
+
+
+def test_a_config_of_a_folder_that_tells_none(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    _csv(tmp_path / "plain" / "train.csv")
+    with pytest.raises(UserError, match=r"task\.config: 'one': plain has no README\.md with `configs`"):
+        open_data(OwnData("plain", config="one"))
+
+
 def test_a_card_of_a_folder_says_which_files_are_what(tmp_path: Path) -> None:
     (tmp_path / "card").mkdir()
     for name, text in (("a.csv", "text,label\nb,1\n"), ("other.jsonl", '{"text": "c"}\n')):
@@ -176,3 +262,12 @@ def test_other_encodings(encoding: str, kind: str, tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match=r"task\.encoding: 'klingon' is no encoding"):
         open_data(OwnData(f"x.{kind}", encoding="klingon"))
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "UTF8", "utf-8-sig"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_mark_at_the_beginning_is_no_part_of_the_text(kind: str, encoding: str | None, tmp_path: Path) -> None:
+    text = "text,label\na,1\n" if kind == "csv" else '{"text": "a", "label": "1"}\n'
+    (tmp_path / f"x.{kind}").write_text(text, encoding="utf-8-sig")
+    rows = open_data(OwnData(f"x.{kind}", encoding=encoding))["train"].data.to_list()
+    assert rows == [{"text": "a", "label": "1"}]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
-from collections.abc import Iterator
+import lzma
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +17,17 @@ from ...extras import extra
 
 UTF8 = "utf-8-sig"
 """With the mark that some programs begin a file with, or without it."""
+_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def suffix_of(path: Path) -> str:
+    """That of a file, or of the one that is packed in it."""
+    return Path(path.stem if path.suffix.lower() in _OPEN else path.name).suffix.lower()
+
+
+def _open(path: Path, mode: str, **more: Any) -> Any:
+    """A file, unpacked."""
+    return _OPEN.get(path.suffix.lower(), open)(path, mode, **more)
 
 
 def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
@@ -33,7 +48,7 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
             header = _check_rows(csv.reader(file, delimiter=separator), path, separator)
         except UnicodeError as error:
             raise UserError(not_text(path, encoding)) from error
-        except csv.Error as error:
+        except (csv.Error, EOFError) as error:
             raise UserError(f"{path}: {error}") from error
     return {
         "sep": separator,
@@ -41,7 +56,7 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
         "header": 0,
         "features": Features({name: Value("string") for name in header}),
         "keep_default_na": False,
-        "encoding": encoding or UTF8,
+        "encoding": _marked(encoding),
     }
 
 
@@ -75,16 +90,20 @@ def _check_rows(rows: Any, path: Path, separator: str) -> list[str]:
 
 def _separator(path: Path, encoding: str | None) -> str:
     """A tab by the suffix; a semicolon where the header has no comma, as spreadsheets of many countries write it."""
-    if path.suffix.lower() != ".csv":
+    if suffix_of(path) != ".csv":
         return "\t"
     with _text(path, encoding, errors="replace") as file:
         header = file.readline()
     return ";" if ";" in header and "," not in header else ","
 
 
+def _marked(encoding: str | None) -> str:
+    return UTF8 if encoding is None or re.fullmatch("utf[-_ ]?8", encoding, re.IGNORECASE) else encoding
+
+
 def _text(path: Path, encoding: str | None, **more: Any) -> IO[str]:
     try:
-        file: IO[str] = path.open(encoding=encoding or UTF8, **more)
+        file: IO[str] = _open(path, "rt", encoding=_marked(encoding), **more)
     except LookupError as error:
         raise UserError(f"task.encoding: '{encoding}' is no encoding, such as utf-8, cp1252 or utf-16") from error
     return file
@@ -102,14 +121,14 @@ def check_text(path: Path, encoding: str | None) -> None:
 
 def why_broken(path: Path, encoding: str | None) -> str | None:
     """Which line of a file that could not be loaded is broken, and how; None if nothing is seen."""
-    if path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
+    if suffix_of(path) not in (".json", ".jsonl", ".ndjson"):
         return None
     with _text(path, encoding) as file:
         return _broken_json(file, path)
 
 
 def _broken_json(file: IO[str], path: Path) -> str | None:
-    whole = path.suffix.lower() == ".json"
+    whole = suffix_of(path) == ".json"
     if whole and (start := file.read(4096).lstrip()[:1]) != "{":
         file.seek(0)
         try:
@@ -133,7 +152,7 @@ def _broken_json(file: IO[str], path: Path) -> str | None:
 
 def not_text(path: Path, encoding: str | None) -> str:
     """The message for a file that is in another encoding, with its first bad line."""
-    if encoding is None and path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if encoding is None and next(_lines(path), b"")[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return f"{path} is UTF-16 text: task.encoding=utf-16 reads it"
     for number, line in enumerate(_lines(path), start=1):
         try:
@@ -146,5 +165,5 @@ def not_text(path: Path, encoding: str | None) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with _open(path, "rb") as file:
         yield from file

@@ -6,7 +6,8 @@ import contextlib
 import glob
 import hashlib
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
 from .._loading import NO_CODE, reason
-from .broken import check_text, csv_options, why_broken
+from .broken import check_text, csv_options, suffix_of, why_broken
 
 if TYPE_CHECKING:
     import datasets
@@ -32,6 +33,7 @@ FORMATS = {
 """What `datasets` calls the formats of files, by their suffix."""
 PACKED = {suffix: suffix for suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")}
 """Files that may hold such ones, for `datasets` to see."""
+_DATA = FORMATS | PACKED | {".txt": "text"}
 
 
 def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
@@ -71,19 +73,35 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     if not any(path.iterdir()):
         raise UserError(f"{path} is empty")
     every = [file for file in _files(path) if file.name not in FILES_TO_IGNORE]
-    tables = {file: kind for file in every if (kind := (FORMATS | PACKED).get(file.suffix.lower()))}
-    images = sum(file.suffix.lower() in ImageFolder.EXTENSIONS for file in every)
+    tables = {
+        file: kind
+        for file in every
+        if (kind := FORMATS.get(suffix_of(file)) or PACKED.get(file.suffix.lower())) is not None
+    }
+    images = [file for file in every if file.suffix.lower() in ImageFolder.EXTENSIONS]
     card = path / "README.md"
-    if images > len(tables) or (card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace"))):
+    if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
         return _load(path, str(path), name=config)
+    if config is not None:
+        raise UserError(f"task.config: '{config}': {path} has no README.md with `configs`")
+    if len(images) > len(tables):
+        described = [file for file in every if file.name in ImageFolder.METADATA_FILENAMES]
+        return _load(path, str(path), data_files=_splits_of_images(path, images, described))
     if len(set(tables.values())) > 1:
         suffixes = sorted({file.suffix.lower() for file in tables})
         raise UserError(
             f"{path} has {', '.join(suffixes[:-1])} and {suffixes[-1]} files: the files of a folder have one format; "
             "or name them one by one, task.data=FILE and task.test_data=FILE"
         )
-    if config is not None or not tables or PACKED.keys() & tables.values():
-        return _load(path, str(path), name=config)
+    data = [file for file in tables or every if suffix_of(file) in _DATA]
+    splits = _by_split(path, data) if data else {}
+    named = {file for some in splits.values() for file in some}
+    if left := [file for file in data if str(file.resolve()) not in named]:
+        raise _no_split(path, left[0])
+    if not tables or PACKED.keys() & tables.values():
+        for file in filter(_holds_csv, tables):
+            raise UserError(f"{file} holds a CSV file: unpack it, or pack it as .csv.gz")
+        return _load(path, str(path))
     (first, kind), *others = tables.items()
     options = _options(first, kind, encoding)
     for other, _ in others:
@@ -92,27 +110,78 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
                 f"{path}: {other.relative_to(path)} has another header or separator than {first.relative_to(path)}: "
                 "name the files one by one, task.data=FILE and task.test_data=FILE"
             )
-    splits = _by_split(path)
-    named = {Path(file) for some in splits.values() for file in some}
-    if left := [file for file in tables if file.resolve() not in named]:
-        raise UserError(
-            f"{path}: the name of {left[0].relative_to(path)} tells no split, as those of other files do: name the "
-            "files one by one, task.data=FILE and task.test_data=FILE"
-        )
     escaped = {name: [glob.escape(file) for file in some] for name, some in splits.items()}
     return _load(path, kind, data_files=escaped, encoding=encoding, options=options)
 
 
-def _by_split(folder: Path) -> dict[str, list[str]]:
-    """The files of a folder that have rows, by the splits that `datasets` sees in their names."""
+def _no_split(folder: Path, left: Path, name: str = "FILE") -> UserError:
+    """What is said of a file that would be left out."""
+    return UserError(
+        f"{folder}: the name of {left.relative_to(folder)} tells no split, as those of other files do: name the "
+        f"{name.lower()}s one by one, task.data={name} and task.test_data={name}"
+    )
+
+
+def _holds_csv(packed: Path) -> bool:
+    """Whether a file that only `datasets` can unpack has one, in which it would guess what the columns are."""
+    with contextlib.suppress(zipfile.BadZipFile):
+        names = zipfile.ZipFile(packed).namelist() if packed.suffix.lower() == ".zip" else [packed.stem]
+        return any(FORMATS.get(Path(name).suffix.lower()) == "csv" for name in names)
+    return False
+
+
+def _splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[Path]) -> dict[str, list[str]]:
+    """Patterns of the images of each split, or of all of them: no image is left out.
+
+    A split is a folder at the top that is called so and has the classes as folders in it, or a table of the images:
+    what an image or the folder of a class is called tells none.
+
+    Raises:
+        UserError: some of the images are in no such folder, though others are.
+    """
+    with extra("train"):
+        from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
+    of = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+    top = folder
+    while len(inside := {file.relative_to(top).parts[0] for file in images}) == 1:
+        (only,) = inside
+        if only.casefold() in of or not (top / only).is_dir():
+            break
+        top /= only
+    are_splits = bool(described) or all(name.casefold() in of for name in inside)
+
+    def split(file: Path) -> str | None:
+        name, *more = file.relative_to(top).parts if file.is_relative_to(top) else (file.name,)
+        words = re.split(f"[{NON_WORDS_CHARS}]", name.casefold())
+        return next((of[word] for word in words if word in of), None) if len(more) > (not are_splits) else None
+
+    found = {file: split(file) for file in (*images, *described)}
+    names = [name for name in of.values() if name in found.values()]
+    if not names:
+        return {"train": ["**"]}
+    if left := next((file for file, name in found.items() if name is None), None):
+        raise _no_split(folder, left, "FOLDER")
+    return {
+        name: sorted(
+            {
+                glob.escape((top.relative_to(folder) / file.relative_to(top).parts[0]).as_posix()) + "/**"
+                for file, its in found.items()
+                if its == name
+            }
+        )
+        for name in dict.fromkeys(names)
+    }
+
+
+def _by_split(folder: Path, data: Sequence[Path]) -> dict[str, list[str]]:
+    """The files of a folder that have rows, `data`, by the splits that `datasets` sees in their names."""
     with extra("train"):
         from datasets.data_files import DataFilesDict, get_data_patterns
     base = glob.escape(folder.resolve().as_posix())
     found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
-    tables = {
-        str(name): [file for file in some if Path(file).suffix.lower() in FORMATS] for name, some in found.items()
-    }
-    return {name: some for name, some in tables.items() if some}
+    wanted = {str(file.resolve()) for file in data}
+    splits = {str(name): [file for file in some if file in wanted] for name, some in found.items()}
+    return {name: some for name, some in splits.items() if some}
 
 
 def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
