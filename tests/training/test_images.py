@@ -392,3 +392,27 @@ def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match=r"photo\.png is no image that can be read: .* decompression bomb"):
         read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
+def test_grey_values_of_16_bits_are_scaled(dtype: str, tmp_path: Path) -> None:
+    """In training as in predictions; Pillow would make them white."""
+    values = np.array([[0, 100, 257, 32_768, 65_000, 65_535]])
+    mode = {"<u2": "I;16", ">u2": "I;16B", "<i4": "I"}[dtype]
+    grey = Pillow.frombytes(mode, (6, 1), values.astype(dtype).tobytes())
+    grey.save(tmp_path / "grey.tiff")
+    expected = np.rint(values[..., None] / 257).repeat(3, -1)
+    assert np.array_equal(read_image(tmp_path / "grey.tiff"), expected)
+    seen: list[Any] = []
+    images = Images([{"image": grey, "label": 0}], lambda image: seen.append(np.asarray(image)))
+    assert images[0]["labels"] == 0
+    assert np.array_equal(seen[0], expected)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([[-1, 5]], np.int32), np.array([[0, 65_536]], np.int32), np.zeros((1, 2), np.float32)]
+)
+def test_what_is_no_pixel_is_refused(values: Any, tmp_path: Path) -> None:
+    Pillow.fromarray(values).save(tmp_path / "grey.tiff")
+    with pytest.raises(UserError, match=r"grey\.tiff is no image that can be read: its pixels are numbers \("):
+        read_image(tmp_path / "grey.tiff")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..extras import extra
 from .hub import HubData
-from .vision import read_image
+from .vision import read_image, rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +65,7 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
         if source.count("/") != 1 or source.startswith((".", "/", "~")):
             raise UserError(f"task.images: {source!r} is neither a folder nor the hub's owner/name of a data set")
         rows = HubData(source, subject).load("train", ("image",))
-        return [ImageOps.exif_transpose(row["image"]).convert("RGB") for row in rows]
+        return [rgb(ImageOps.exif_transpose(row["image"])) for row in rows]
     if subject is not None:
         raise UserError(f"task.subject: {subject!r} names a configuration of a data set; {source} is a folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from ..errors import UserError
 from ..extras import extra
 from .hub import HubData, seeded_order
@@ -76,10 +78,32 @@ def read_image(file: Path | bytes, needs: Literal["vision", "diffusion"] = "visi
         from PIL import Image, ImageOps
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of a broken PNG Pillow raises SyntaxError
+            return rgb(ImageOps.exif_transpose(image))
+    except (
+        OSError,
+        SyntaxError,
+        UserError,
+        Image.DecompressionBombError,
+    ) as error:  # of a broken PNG Pillow raises SyntaxError
         what = "a row's image cannot be read" if isinstance(file, bytes) else f"{file} is no image that can be read"
         raise UserError(f"{what}: {error}") from error
+
+
+def rgb(image: Any) -> Any:
+    """A Pillow image in RGB, of 8 bits: grey values of 16 bits are scaled, which Pillow would make white.
+
+    Raises:
+        UserError: its values are neither.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    with extra("vision"):
+        from PIL import Image
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65_535:
+        numbers = f"{pixels.min():g} to {pixels.max():g}" + (", with decimals" if image.mode == "F" else "")
+        raise UserError(f"its pixels are numbers ({numbers}), neither of 8 nor of 16 bits")
+    return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def with_rows(data: datasets.Dataset) -> datasets.Dataset:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..extras import extra
 from ..tasks.task import Augment
+from ..tasks.vision import rgb
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -48,7 +49,7 @@ class Images(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         row = self.data[index]
         with _drawing(self.seed, self.epoch, index):
-            pixels = self.transform(row["image"].convert("RGB"))
+            pixels = self.transform(rgb(row["image"]))
         return {"pixel_values": pixels, "labels": row["label"]}
 
 

@@ -1,5 +1,6 @@
 """The kinds of own data: what each makes of its columns, and its mistakes as one line with the row."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image as Pillow
 from pyarrow import parquet
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks import vision
+from aurora_lora.tasks.own.columns import image_file
 from aurora_lora.tasks.own.kinds import OWN
 from aurora_lora.tasks.own.source import OwnData
 from aurora_lora.tasks.task import SplitSizes
@@ -107,6 +110,9 @@ def test_numbers() -> None:
         (["b;a", None, "c"], None),
         (['["a", "b"]', "[]", '["c"]'], None),
         (["['a', 'b']", "[]", "['c']"], None),  # as pandas writes them
+        (["['b' 'a']", "[]", "['c']"], None),  # and those of NumPy
+        (["['a'\n 'b']", "()", "('c',)"], None),
+        (["{'b', 'a'}", "set()", "{'c'}"], None),
         ([(1, 1, 0), (0, 0, 0), (0, 0, 1)], ("a", "b", "c")),
         ([("true", "Yes", "no"), (False, False, False), ("0", "0", "1.0")], ("a", "b", "c")),
     ],
@@ -255,6 +261,8 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         _rows(["a", "['a', 'b'"] * 5),
         r"row 2: the labels .* look like a list",
     ),
+    "two in one": ("multi-label", _rows(["a", "['a', 'b' 'c']"] * 5), r"row 2: the labels .* look like a list"),
+    "a database's": ("multi-label", _rows(["a", "{a,b}"] * 5), r"row 2: the labels '{a,b}' look like a list"),
     "nan": ("regression", _rows([1, 2, 3, "nan"]), r"row 4: the label 'nan' is not finite"),
     "one option": ("choices", [{"question": "q", "options": ["a"], "answer": 0}] * 9, r"row 1: there are 1 options"),
     "no list": ("choices", [{"question": "q", "options": "a", "answer": 0}] * 9, r"row 1: the options are no list"),
@@ -302,6 +310,47 @@ def test_a_file_that_is_no_image() -> None:
     Path("pictures/red/broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"pictures, row \d+: .*broken\.png is no image that can be read"):
         _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_an_image_that_is_cut_off(suffix: str) -> None:
+    _images(Path("pictures"))
+    path = Path("pictures/red/broken").with_suffix(suffix)
+    Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"pictures, row \d+: .*broken\{suffix} is no image that can be read: .*trunc"):
+        _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
+def test_whole_images_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take as long as an epoch."""
+    monkeypatch.setattr(vision, "rgb", None)
+    for suffix in ("png", "jpeg"):
+        file = io.BytesIO()
+        Pillow.new("RGB", (8, 8)).save(file, suffix)
+        assert image_file(file.getvalue(), "image") == file.getvalue()
+
+
+def test_an_image_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    _images(Path("pictures"))
+    Pillow.new("1", (30, 30)).save("pictures/red/huge.png")
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"row \d+: .*huge\.png is no image that can be read: .* decompression bomb"):
+        _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
+def test_pixels_that_have_other_numbers() -> None:
+    _images(Path("pictures"))
+    Pillow.fromarray(np.full((8, 8), 0.5, np.float32)).save("pictures/red/float.tiff")
+    with pytest.raises(UserError, match=r"float\.tiff is no image .*numbers \(0\.5 to 0\.5, with decimals\)"):
+        _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
+def test_a_table_of_images_without_labels() -> None:
+    Path("images.csv").write_text("image\na.png\nb.png\n")
+    with pytest.raises(UserError, match=r"task\.label: images\.csv has no column 'label' \(it has 'image'\)"):
+        _load("images", "images.csv", {"image": ("image",), "label": ("label",)})
 
 
 @pytest.mark.parametrize("kind", [kind.name for kind in OWN.values() if kind.columns])

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -108,11 +109,19 @@ def number(value: Any) -> float:
 
 
 def label_set(value: Any) -> tuple[str, ...]:
-    """The labels of one example: a list of them, or a text with commas, semicolons or bars between them."""
+    """The labels of one example: a list of them, or a text with commas, semicolons or bars between them.
+
+    Raises:
+        BadRow: one that is none, or what looks like a list and is none.
+    """
     if isinstance(value, str):
         listed = json_list(value)
-        if listed is None and value.lstrip().startswith("["):
-            listed = _python_list(value)
+        if listed is None and value.lstrip().startswith(("[", "{", "(")):
+            listed = _python_list(value.strip())
+            if listed is None and re.match(r"\s*(\[|\{.*\}\s*$)", value, re.DOTALL):
+                raise BadRow(f"the labels {value!r:.40} look like a list and are none")
+        if value.strip() == "set()":
+            listed = []
         value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
     if value is None:
         return ()
@@ -153,19 +162,22 @@ def json_list(value: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-def _python_list(value: str) -> list[Any]:
-    """The list that a text holds as Python writes it, such as pandas in a CSV file.
-
-    Raises:
-        BadRow: it is none.
-    """
+def _python_list(value: str) -> list[Any] | None:
+    """The list, set or tuple that a text holds as Python writes it, or the texts as NumPy does, with no commas, such as
+    pandas in a CSV file; None where it is none."""
     try:
-        found = ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        found = None
-    if not isinstance(found, list):
-        raise BadRow(f"the labels {value!r:.40} look like a list and are none")
-    return found
+        body = ast.parse(value, mode="eval").body
+        if not isinstance(body, ast.List | ast.Set | ast.Tuple):
+            return None
+        found = [ast.literal_eval(one) for one in body.elts]
+        tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
+    except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+        return None
+    written = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
+    if written == [one for one in found if isinstance(one, str)]:
+        return found
+    # of texts side by side Python makes one
+    return written if isinstance(body, ast.List) and not any(token.string == "," for token in tokens) else None
 
 
 def in_order(names: set[str]) -> list[str]:
@@ -302,7 +314,7 @@ def image_file(value: Any, column: str) -> bytes:
         column: where it stands.
 
     Raises:
-        BadRow: there is none, or it is no image.
+        BadRow: there is none, or it is no image, is cut off or too large, or has other numbers than pixels have.
     """
     with extra("vision"):
         from PIL import Image, UnidentifiedImageError
@@ -314,7 +326,24 @@ def image_file(value: Any, column: str) -> bytes:
         if (data := value.get("bytes")) is None:
             with open(value["path"], "rb") as file:
                 data = file.read()
-        with Image.open(io.BytesIO(data)):
+        with Image.open(io.BytesIO(data)) as image:
+            if not _is_whole(image, data):
+                with Image.open(io.BytesIO(data)) as again:
+                    vision.rgb(again)
             return bytes(data)
-    except (OSError, UnidentifiedImageError) as error:
-        raise BadRow(f"{value.get('path') or 'the image'} is no image that can be read") from error
+    except (OSError, SyntaxError, UserError, Image.DecompressionBombError) as error:
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise BadRow(f"{value.get('path') or 'the image'} is no image that can be read{why}") from error
+
+
+def _is_whole(image: Any, data: bytes) -> bool:
+    """Whether an image can be told to be whole without its pixels, which would take as long as an epoch."""
+    if image.mode in ("I", "F"):
+        return False
+    if image.format == "JPEG":
+        return data.endswith(b"\xff\xd9")  # the end of an image
+    try:
+        image.verify()
+    except (OSError, SyntaxError):
+        return False
+    return bool(image.format == "PNG")  # which has sums of its parts

@@ -202,7 +202,8 @@ def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int)
     pieces = open_data(data)
     (image,), (label,) = columns["image"], columns["label"]
     if pieces["train"].data.column_names == [image]:  # `datasets` tells no classes by one folder
-        folders = {Path(row[image]["path"] or "").parent.name for row in pieces["train"].rows([image])}
+        found = [row[image] for row in pieces["train"].rows([image])]
+        folders = {Path(one["path"] or "").parent.name for one in found if isinstance(one, dict)}
         if len(folders) == 1 and all(folders):
             raise UserError(
                 f"{pieces['train'].name} has images in one folder only, '{folders.pop()}', and each class needs its "
