@@ -192,6 +192,16 @@ def test_a_file_that_changed(here: Path) -> None:
     assert train("classification", "run").exit_code == 0  # is finished, and needs none
 
 
+def test_data_in_the_output_folder_that_a_run_would_write(here: Path) -> None:
+    Path("run").mkdir()
+    Path("run/data.json").write_text('[{"text": "a", "label": 1}]')
+    for _ in range(2):
+        done = train("regression", "run", "task.data=run/data.json")
+        assert done.exit_code == 2
+        assert done.stderr == "run holds data.json but no recipe.yaml: choose another output folder\n"
+    assert Path("run/data.json").read_text() == '[{"text": "a", "label": 1}]'
+
+
 def test_a_folder_that_changed(here: Path) -> None:
     Path("parts").mkdir()
     for number in (1, 2):

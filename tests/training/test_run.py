@@ -141,10 +141,32 @@ def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: Wri
     assert yaml_text.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
 
 
-def test_folder_with_something_else(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    (tmp_path / "run" / "adapter").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds adapter but no recipe\.yaml"):
+@pytest.mark.parametrize("name", ["adapter", "data.json", "splits.json"])
+def test_folder_with_something_else(name: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"holds {name} but no recipe\.yaml"):
         train(load_recipe(write_recipe()), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", ["# my notes\n{}", "{}\n", "name: mine\n", "no recipe: [\n"])
+def test_a_recipe_of_the_users_own_is_not_replaced(change: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mine = change.format(yaml_text.dump(recipe.resolved()))
+    (folder / "recipe.yaml").write_text(mine)
+    with pytest.raises(UserError, match=r"run/recipe\.yaml was not written by a run, which would replace it: choose"):
+        train(recipe, folder)
+    assert (folder / "recipe.yaml").read_text() == mine
+
+
+def test_a_run_goes_on_with_its_own_recipe(run: Run, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    assert train(load_recipe(run.folder / "recipe.yaml"), run.folder).was_finished
+    folder = tmp_path / "other"
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(write_recipe(model=str(tmp_path))), folder)  # no model is there
+    with pytest.raises(UserError, match="cannot be loaded"):
+        train(load_recipe(folder / "recipe.yaml"), folder)
 
 
 @pytest.mark.parametrize("folder", ["/proc/run", "/sys/kernel/run"])

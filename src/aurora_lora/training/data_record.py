@@ -63,9 +63,11 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 def _stored(path: Path) -> dict[str, Any] | None:
     """What a file of a run has as JSON, None if there is none."""
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} was not written by a run: choose another output folder")
     return stored
