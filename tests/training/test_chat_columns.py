@@ -1,6 +1,7 @@
-"""Columns beside the messages, in training and in answers: ShareGPT's `system`, `tools`, `chat_template_kwargs`."""
+"""Columns beside the messages, in training and in answers: `system`, `history`, `tools`, `chat_template_kwargs`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of, without_none
+from aurora_lora.tasks.own.split import BadRow
 from aurora_lora.training.data import load_data
 from aurora_lora.training.merge_and_predict import load_predictor
 from aurora_lora.training.models import load_tokenizer
@@ -43,6 +45,86 @@ def test_sharegpts_own_system(tmp_path: Path) -> None:
     asked = found.asked[0]["prompt"].messages
     assert asked[0] == {"role": "system", "content": "the scene"}
     assert question_of(given[0]) == Question([asked[0], *turns[0][:-1]])
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt"])
+def test_a_system_beside_messages(form: str, tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    given = []
+    for number, turns in enumerate(chats.conversations(40)):
+        row = {"messages": turns} if form == "messages" else {"prompt": turns[:1], "completion": turns[1:2]}
+        given.append({**row, "system": "the scene" if number % 2 else None})
+    given[1][form] = [{"role": "system", "content": "the plot"}, *given[1][form]]
+    found = data(tmp_path, base, given)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    said = [tokenizer.decode(one["input_ids"]) for split in found.splits.values() for one in split]
+    first = [" ".join(text.split()[2:4]) for text in said]  # after its role and a colon
+    assert (first.count("the scene"), first.count("the plot")) == (19, 1)
+    asked = question_of(given[3])
+    assert isinstance(asked, Question)
+    assert asked.messages[0] == {"role": "system", "content": "the scene"}
+
+
+def test_a_system_beside_a_text() -> None:
+    row = {"prompt": "the film", "completion": "good", "system": " "}
+    assert conversation(row, "prompt") == {"prompt": "the film", "completion": "good"}
+    for call in (lambda row: conversation(row, "prompt"), question_of):
+        with pytest.raises(BadRow, match="'system' goes with messages, and 'prompt' is a text"):
+            call({**row, "system": "the scene"})
+
+
+@pytest.mark.parametrize("write", [list, json.dumps])
+def test_alpacas_history_comes_before(write: Any, tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    rows = [
+        {"instruction": f"the film {n}", "output": "good", "system": "the scene", "history": write([["who", "actor"]])}
+        for n in range(20)
+    ]
+    for row in rows[10:]:
+        row["history"] = None
+    found = data(tmp_path, base, rows)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    said = [tokenizer.decode(one["input_ids"]) for split in found.splits.values() for one in split]
+    assert sum(bool(re.search(": the scene .* : actor .* : the film", one)) for one in said) == 10
+    assert sum(bool(re.search(r": the scene \[UNK\] : the film", one)) for one in said) == 10
+    asked = question_of({name: value for name, value in rows[0].items() if name != "output"})
+    assert isinstance(asked, Question)
+    assert [one["content"] for one in asked.messages] == ["the scene", "who", "actor", "the film 0"]
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (["who"], r"turn 1 of 'history' is 'who', which is no pair of texts, \[user, assistant\]"),
+        ([["who", "actor"], ["who"]], r"turn 2 of 'history' is \['who'\], which is no pair"),
+        ([["who", None]], "'history' is empty"),
+        ("who", "'history' is 'who', which is no list of pairs of texts"),
+    ],
+)
+def test_what_is_no_history(history: Any, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
+
+
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN
+
+
+def test_a_row_to_predict_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    """Before any is answered."""
+    predictor = load_predictor(chats.save_model(tmp_path / "base", REFUSES))
+    user = {"role": "user", "content": "the film"}
+    rows = [{"messages": [{"role": "system", "content": "a"}, user] if n == 4 else [user]} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answered: list[int] = []
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 5: the chat template refuses it: no system"):
+        predict_file(
+            predictor,
+            str(tmp_path / "rows.jsonl"),
+            tmp_path / "out.jsonl",
+            batch_size=2,
+            step=lambda done, of: answered.append(done),
+        )
+    assert not answered
 
 
 @pytest.mark.parametrize("system", [None, "", "  "])

@@ -1,6 +1,7 @@
 """Runs on the user's own data: every kind of it, through every command."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -333,6 +334,31 @@ def test_what_is_written_is_json_and_never_the_file_that_is_read(here: Path) -> 
     assert "--output: " in done.stderr
     assert "is the file that is read" in done.stderr
     assert Path("reviews.csv").read_bytes() == before
+
+
+def test_no_column_is_written_over_and_a_folder_is_no_file_to_write(here: Path) -> None:
+    train("classification", "run")
+    row = {"review": "a good film", "label": "x", "predicted_label": "y", "predicted_label_2": "z"}
+    datasets.Dataset.from_list([row]).to_parquet("asked.parquet")
+    (found,) = answered("run", "asked.parquet")
+    assert found.items() >= row.items()
+    assert found["predicted_label_3"] in LABELS["classification"]
+    Path("answers").mkdir()
+    done = aurora("predict", "run", "asked.parquet", "--output", "answers")
+    assert done.exit_code == 2
+    assert done.stderr == "--output: answers is a folder: name a file, such as answers/answers.jsonl\n"
+    assert not list(Path().glob(".answers*"))
+
+
+def test_an_answer_that_leaves_no_room_is_named(here: Path) -> None:
+    rows = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
+    long = {"question": "the film", "row": 1, "options": ["good " * 40, "bad"], "answer": 0}
+    rows[7:15] = [long] * 8  # so often that it is for training
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = train("choices", "run", "task.max_length=24")
+    assert done.exit_code == 2
+    message = r"questions\.jsonl, row (8|9|1\d): task\.max_length: 24 leaves no room for the question beside an answer"
+    assert re.fullmatch(rf"{message} of 41 tokens\n", done.stderr), done.stderr
 
 
 def test_a_file_to_predict_is_read_as_the_training_data(here: Path) -> None:

@@ -95,8 +95,25 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The tokens after which an answer begins."""
     if isinstance(prompt, str):
         return open_ended(tokenizer, [prompt])[0]
+    messages, options = _parts(prompt)
+    return template_ids(tokenizer, messages, **options)
+
+
+def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> None:
+    """Raise a BadRow where the chat template refuses a prompt."""
+    if isinstance(prompt, str) or tokenizer.chat_template is None:
+        return
+    messages, options = _parts(prompt)
+    try:
+        tokenizer.apply_chat_template(list(messages), **{**options, "tokenize": False})
+    except Exception as error:  # Jinja's, and whatever templates raise
+        raise BadRow(f"the chat template refuses it: {reason(error)}") from error
+
+
+def _parts(prompt: Question | Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The messages, and what else the chat template gets."""
     messages, options = (prompt.messages, prompt.options) if isinstance(prompt, Question) else (prompt, {})
-    return template_ids(tokenizer, messages, **{**options, "add_generation_prompt": True})
+    return messages, {**options, "add_generation_prompt": True}
 
 
 class Talk:

@@ -120,6 +120,19 @@ class Questions:
         }
 
 
+def check_room(prompt: Sequence[int], answer: int, length: int, limit: str, where: str) -> None:
+    """Raise a UserError where an answer leaves no room for its prompt: before hours of training, and not in its batch.
+
+    Args:
+        prompt: its tokens.
+        answer: how many tokens that has, with the end of a text that is trained on.
+        length: how many both may have; `limit` is what allows no more, for errors.
+        where: the question stands.
+    """
+    if length - answer < min(2, len(prompt)):
+        raise UserError(f"{where}: {limit} leaves no room for the question beside an answer of {answer:,} tokens")
+
+
 def cut_left(ids: list[int], length: int, bos: int | None, limit: str) -> list[int]:
     """The last `length` tokens, with the beginning-of-text token kept; `limit` is what allows no more, for errors.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -41,7 +42,8 @@ def predict_file(
     batch_size: int = 16,
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Written:
-    """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them.
+    """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them,
+    and `predicted_X_2` where that is one, too.
 
     Interrupted, the same call goes on after the batches that were answered: they are kept in a hidden file beside the
     output.
@@ -61,14 +63,19 @@ def predict_file(
     """
     if Path(file).exists() and Path(file).resolve() == output.resolve():
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
+    if output.is_dir():
+        raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
     piece = open_file(file, encoding or predictor.encoding)
     rows, cut = as_files(piece.data), []
 
-    def asked(number: int, row: Mapping[str, Any]) -> Any:
+    def asked(number: int, row: Mapping[str, Any], is_first: bool = False) -> Any:
         try:
-            return kind.asked(row, named)
+            found = kind.asked(row, named)
+            if is_first:
+                kind.check_asked(found, predictor.processor)
+            return found
         except KeyError as error:
             there = ", ".join(map(repr, rows.column_names))
             raise ArgumentError(f"{piece.name} has no column {error} (it has {there}): `columns` names it") from None
@@ -77,7 +84,7 @@ def predict_file(
 
     of = hashlib.sha256(repr((_model(predictor), sorted(named.items()), batch_size)).encode())
     for number, row in enumerate(rows, start=1):  # before hours of answers are in vain
-        asked(number, row)
+        asked(number, row, is_first=True)
         of.update(repr(row).encode("utf-8", "surrogatepass"))
     with _gathered(output, of.hexdigest(), batch_size) as (out, earlier):
         cut += [line[cut_at] for line in earlier if (cut_at := _column("cut_at", rows.column_names)) in line]
@@ -98,7 +105,8 @@ def predict_file(
 
 def _column(name: str, there: Collection[str]) -> str:
     """What a part of the answer is called beside the columns of its row."""
-    return f"predicted_{name}" if name in there else name
+    names = itertools.chain((name, f"predicted_{name}"), (f"predicted_{name}_{at}" for at in itertools.count(2)))
+    return next(free for free in names if free not in there)
 
 
 def _model(predictor: Predictor) -> tuple[Any, ...]:

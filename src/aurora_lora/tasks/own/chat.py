@@ -17,6 +17,7 @@ from ...files import file_digest
 from ..packaged import normalise
 from ..task import SplitSizes
 from ..vision import with_rows
+from .columns import json_list
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits, split_data
 
@@ -31,7 +32,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """The columns by which a format is known. TRL's are `messages`, `prompt` with `completion`, and `text`."""
-FURTHER = ("input", "system", "tools", "chat_template_kwargs")
+FURTHER = ("input", "history", "system", "tools", "chat_template_kwargs")
 """Columns that go with them, where they are there: Alpaca's, and those that TRL gives to the template."""
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -80,13 +81,19 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
     ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
     common = [name for name in (*FORMATS[form], *FURTHER) if all(name in p.data.column_names for p in ready.values())]
     splits = split_data(ready, columns=common, key=key, sizes=sizes, split_seed=split_seed)
-    if form in ("conversations", "instruction"):
-        old = [name for name in common if name in FORMATS[form]]
-        made = {
-            name: split.map(lambda row: conversation(row, form), remove_columns=old) for name, split in splits.items()
-        }
-    else:
+    if form == "text" or (form in ("messages", "prompt") and "system" not in common):
         made = dict(splits)
+    else:
+        gone = [name for name in common if name in (*FORMATS[form], "history", "system")]
+        made = {
+            name: split.map(
+                lambda row: conversation(row, form),
+                remove_columns=gone,
+                # what is written keeps its type where its columns do
+                features=_kept(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
+            )
+            for name, split in splits.items()
+        }
     return Splits({name: _as_given(split) for name, split in made.items()}, splits.record)
 
 
@@ -139,6 +146,11 @@ def _makers() -> str:
     for path in sorted(Path(__file__).parents[2].rglob("*.py")):
         found.append(file_digest(path))
     return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def _kept(features: Any, gone: Sequence[str], made: Sequence[str]) -> Any:
+    """The types of the columns that stay, and of those that are made anew."""
+    return type(features)({name: kind for name, kind in features.items() if name in made or name not in gone})
 
 
 def _said(value: Any) -> Any:
@@ -198,14 +210,14 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
     if form == "text":
         return {"text": _text(row["text"], "text")}
     if form == "messages":
-        return {"messages": _with_answer(_messages(row["messages"], "messages"))}
+        return {"messages": _with_answer(_with_system(row, _messages(row["messages"], "messages")))}
     if form == "conversations":
         return {"messages": _with_answer(_sharegpt(row))}
     if form == "prompt":
-        return _prompt(row["prompt"], row["completion"])
+        return _prompt(row)
     asked = "\n\n".join(part for part in (_text(row["instruction"], "instruction"), row.get("input") or "") if part)
     answer = {"role": "assistant", "content": _text(row["output"], "output")}
-    return {"prompt": [*_system(row), {"role": "user", "content": asked}], "completion": [answer]}
+    return {"prompt": [*_system(row), *_history(row), {"role": "user", "content": asked}], "completion": [answer]}
 
 
 def template_options(row: Row) -> dict[str, Any]:
@@ -231,24 +243,51 @@ def template_options(row: Row) -> dict[str, Any]:
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
-    """The message of Alpaca's or ShareGPT's column `system`, where it says something."""
+    """The message of a column `system`, where it says something."""
     said = row.get("system")
     is_blank = not said or (isinstance(said, str) and not said.strip())
     return [] if is_blank else [{"role": "system", "content": _text(said, "system")}]
 
 
-def _prompt(prompt: Any, completion: Any) -> dict[str, Any]:
+def _with_system(row: Row, said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of a row, which may have the first of them in a column of its own."""
+    return said if said[0]["role"] == "system" else [*_system(row), *said]
+
+
+def _history(row: Row) -> list[dict[str, Any]]:
+    """The messages of Alpaca's column `history`: pairs of what was asked and answered before."""
+    turns = row.get("history") or []
+    if isinstance(turns, str):
+        turns = json_list(turns) if turns.strip() else []
+    if not isinstance(turns, list):
+        raise BadRow(f"'history' is {row['history']!r:.40}, which is no list of pairs of texts")
+    said = []
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise BadRow(f"turn {number} of 'history' is {turn!r:.40}, which is no pair of texts, [user, assistant]")
+        said += [{"role": "user", "content": _text(turn[0], "history")}]
+        said += [{"role": "assistant", "content": _text(turn[1], "history")}]
+    return said
+
+
+def _prompt(row: Row) -> dict[str, Any]:
+    prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        return {"prompt": _text(prompt, "prompt"), "completion": _text(completion, "completion")}
+        return {"prompt": _plain_prompt(row), "completion": _text(completion, "completion")}
     if isinstance(prompt, str) or isinstance(completion, str):
         raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
-    return {"prompt": _messages(prompt, "prompt"), "completion": _with_answer(_messages(completion, "completion"))}
+    asked = _with_system(row, _messages(prompt, "prompt"))
+    return {"prompt": asked, "completion": _with_answer(_messages(completion, "completion"))}
+
+
+def _plain_prompt(row: Row) -> str:
+    if _system(row):
+        raise BadRow("'system' goes with messages, and 'prompt' is a text: make it a list of messages")
+    return _text(row["prompt"], "prompt")
 
 
 def _sharegpt(row: Row) -> list[dict[str, Any]]:
-    """The messages of a row of ShareGPT's, which may have the first of them in a column of its own."""
-    said = _messages(_renamed(row["conversations"]), "conversations")
-    return said if said[0]["role"] == "system" else [*_system(row), *said]
+    return _with_system(row, _messages(_renamed(row["conversations"]), "conversations"))
 
 
 def _renamed(value: Any) -> Any:
@@ -297,14 +336,19 @@ def question_of(row: Row) -> Question | str:
     """
     options = template_options(row)
     if "messages" in row or "conversations" in row:
-        said = _messages(row["messages"], "messages") if "messages" in row else _sharegpt(row)
+        is_sharegpt = "messages" not in row
+        said = _sharegpt(row) if is_sharegpt else _with_system(row, _messages(row["messages"], "messages"))
         return Question(said[:-1] if said[-1]["role"] == "assistant" and len(said) > 1 else said, options)
     if "instruction" in row:
         return Question(conversation({**row, "output": "?"}, "instruction")["prompt"], options)
-    for name in ("prompt", "text"):
-        if name in row:
-            is_list = isinstance(row[name], list)
-            return Question(_messages(row[name], name), options) if is_list else _text(row[name], name)
+    if "prompt" in row:
+        is_list = isinstance(row["prompt"], list)
+        return (
+            Question(_with_system(row, _messages(row["prompt"], "prompt")), options) if is_list else _plain_prompt(row)
+        )
+    if "text" in row:
+        is_list = isinstance(row["text"], list)
+        return Question(_messages(row["text"], "text"), options) if is_list else _text(row["text"], "text")
     raise KeyError("messages")
 
 

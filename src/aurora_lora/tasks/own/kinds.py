@@ -183,14 +183,22 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
         asked, found, _ = read(row)
         return "\n".join((normalise(asked), *sorted(map(normalise, found))))
 
-    splits = split_data(pieces, columns=[question, answer, *named], key=key, sizes=sizes, split_seed=split_seed)
+    used = [question, answer, *named]
+    row_of = max(used, key=len) + "_row"  # a name that none of them has
+
+    def prepared(piece: Piece) -> Piece:
+        places = [f"{piece.name}, row {number}" for number in range(1, len(piece.data) + 1)]
+        return replace(piece, data=piece.data.select_columns(list(dict.fromkeys(used))).add_column(row_of, places))
+
+    ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
+    splits = split_data(ready, columns=used, key=key, sizes=sizes, split_seed=split_seed)
     made = {}
     for name, split in splits.items():
-        asked = [read(row) for row in split.select_columns([question, answer, *named])]
+        asked = [(*read(row), row[row_of]) for row in split]
         made[name] = Dataset.from_list(
             [
-                dict(zip(("prompt", "choices"), QUESTION_FORMS[form](text, found), strict=True), label=right)
-                for text, found, right in asked
+                dict(zip(("prompt", "choices"), QUESTION_FORMS[form](text, found), strict=True), label=right, row=row)
+                for text, found, right, row in asked
             ]
         )
     return Splits(made, splits.record)

@@ -236,6 +236,9 @@ class Kind:
         texts = tuple(text(row[name], name) for name in columns.get(self.inputs, (self.inputs,)))
         return texts[0] if len(texts) == 1 else texts
 
+    def check_asked(self, asked: Any, processor: Processor) -> None:
+        """Raise a BadRow for what `asked` gives of a row and the model's processor refuses."""
+
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         """The cells of an answer's line on the terminal."""
         raise NotImplementedError

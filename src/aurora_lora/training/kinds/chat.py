@@ -93,6 +93,13 @@ class Chat(Kind):
             return cells.text(row[named[0]], named[0])
         return asked_in(row)
 
+    def check_asked(self, asked: Any, processor: Processor) -> None:
+        from ..chat_answers import check_prompt
+        from ..chat_format import is_plain
+
+        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        check_prompt(tokenizer, asked if is_plain(tokenizer) else _as_said(asked))
+
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         return answer["answer"], "", str(answer["text"])
 

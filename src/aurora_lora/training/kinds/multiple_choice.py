@@ -76,16 +76,25 @@ class MultipleChoice(Kind):
             raise UserError("scorer: 'generated' needs prompt: instruction, whose answers can be found in a text")
 
     def encode(self, recipe: Recipe, task: Task, processor: Processor, splits: Mapping[str, Any]) -> Data:
-        from ..choices import Questions, TrainingText, encode_questions
+        from ..choices import Questions, TrainingText, check_room, encode_questions
         from ..data import Data, Encoded
 
         section, tokenizer = recipe.task, cast("PreTrainedTokenizerBase", processor)
         assert section.max_length is not None  # filled in by validation
         assert section.loss_on is not None
         encoded, cut = {}, {}
-        max_length = min(section.max_length, tokenizer.model_max_length)
+        longest = tokenizer.model_max_length
+        max_length = min(section.max_length, longest)
         for name, split in splits.items():
             examples = encode_questions(tokenizer, split["prompt"], split["choices"], split["label"])
+            rows = split["row"] if "row" in split.column_names else range(1, len(examples) + 1)
+            for row, one in zip(rows, examples, strict=True):
+                where = row if isinstance(row, str) else f"{task.name}, question {row} of {name}"
+                lengths = list(map(len, one["choices"]))
+                if name == "train":
+                    limit = f"task.max_length: {max_length}"
+                    check_room(one["prompt"], lengths[one["label"]] + 1, max_length, limit, where)
+                check_room(one["prompt"], max(lengths), longest, f"the model's length of {longest} tokens", where)
             trained = (len(one["prompt"]) + len(one["choices"][one["label"]]) + 1 for one in examples)
             cut[name] = [sum(length > max_length for length in trained), len(examples)]
             if name != "train":
