@@ -201,7 +201,8 @@ def test_a_row_without_a_question(model: Path, tmp_path: Path, row: Any, message
 def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], folder: Path) -> Any:
     """A model of conversations, in a folder of its own."""
     fields = {"columns": {}, "encoding": None, "folder": folder / "model", "form_name": None}
-    return SimpleNamespace(kind=KINDS["chat"], answers=answers, **fields)
+    tokenizer = SimpleNamespace(chat_template=None)
+    return SimpleNamespace(kind=KINDS["chat"], answers=answers, processor=tokenizer, **fields)
 
 
 def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:

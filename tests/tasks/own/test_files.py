@@ -52,6 +52,32 @@ def test_columns_of_a_csv_file_stay_what_they_are(tmp_path: Path) -> None:
     assert [tuple(row.values()) for row in rows] == [("007", "NA"), ("1e3", "null"), ("", "None")]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz"])
+def test_dates_of_a_json_file_stay_what_they_are(suffix: str, tmp_path: Path) -> None:
+    """JSON has none: Arrow takes what looks like one for one, and its zone is lost."""
+    for number in (1, 2):  # as a file changes
+        rows = [
+            {
+                "at": "2024-05-01T10:00:00+02:00",
+                "days": ["1999-01-01", f"200{number}-01-02"],
+                "price": 0.12345678901234567,
+            },
+            {"at": None, "days": [], "meta": {"day": "2024-05-01", "count": 2**60 + 1}, "price": 1.5},
+            {"at": "2024-05-01", "days": None, "meta": {"day": None, "count": 1}, "price": 2.5},
+        ]
+        text = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
+        path = tmp_path / "odd" / f"rows{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        (gzip.open if suffix.endswith(".gz") else open)(path, "wb").write(text.encode("utf-8-sig"))
+        expected = [{**row, "meta": row.get("meta")} for row in rows]
+        for source in ("odd",) if suffix.endswith(".gz") else ("odd", f"odd/rows{suffix}"):
+            data = open_data(OwnData(source))["train"].data
+            assert data.to_list() == expected
+            assert data.cache_files  # memory-mapped
+    Dataset.from_list([{"at": "a"}]).to_json(tmp_path / "plain.jsonl")
+    assert open_data(OwnData("plain.jsonl"))["train"].data.to_list() == [{"at": "a"}]
+
+
 def test_a_folder_of_csv_files_is_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     for name in ("train", "test"):

@@ -180,6 +180,14 @@ def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, ans
     assert example["choices"][example["label"]].strip() == right
 
 
+def test_options_that_are_dates() -> None:
+    rows = [
+        {"question": f"when {n}?", "options": ["1999-01-01", "2001-05-05"], "answer": "2001-05-05"} for n in range(9)
+    ]
+    splits = _load("choices", rows, QUESTION)
+    assert all((row["choices"], row["label"]) == ([" 1999-01-01", " 2001-05-05"], 1) for row in splits["train"])
+
+
 def test_numbers_that_one_row_makes_decimals() -> None:
     """The column is then one of floats: the options and the answer are written as they were."""
     rows = [{"question": f"question {n}?", "options": [1, 2, 3, 4], "answer": 2} for n in range(20)]

@@ -119,6 +119,15 @@ def check_text(path: Path, encoding: str | None) -> None:
         raise UserError(not_text(path, encoding)) from error
 
 
+def json_rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON file that `datasets` can read, as they stand there."""
+    with _text(path, encoding) as file:
+        is_list = file.read(4096).lstrip()[:1] == "["
+        file.seek(0)
+        for row in json.load(file) if is_list else map(json.loads, filter(str.strip, file)):
+            yield row if isinstance(row, dict) else {"text": row}
+
+
 def why_broken(path: Path, encoding: str | None) -> str | None:
     """Which line of a file that could not be loaded is broken, and how; None if nothing is seen."""
     if suffix_of(path) not in (".json", ".jsonl", ".ndjson"):

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
 from .._loading import NO_CODE, reason
-from .broken import check_text, csv_options, suffix_of, why_broken
+from .broken import check_text, csv_options, json_rows, suffix_of, why_broken
 
 if TYPE_CHECKING:
     import datasets
@@ -191,12 +191,53 @@ def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> da
     try:
         with _no_log():
             loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
+            loaded = _with_dates_as_text(loaded, more["data_files"], encoding) if kind == "json" else loaded
     except Exception as error:  # `datasets` raises many kinds, some of them its own
         why = _cause(error)
         if "corresponds to no data" in why:
             raise UserError(f"{path} has no rows") from error
         raise UserError(why_broken(path, encoding) or f"{path} cannot be loaded: {why}") from error
     return loaded
+
+
+def _with_dates_as_text(
+    loaded: datasets.DatasetDict, patterns: Mapping[str, str | Sequence[str]], encoding: str | None
+) -> datasets.DatasetDict:
+    """The same, with what Arrow takes for times in JSON, which has none, as the texts that stand there."""
+    with extra("train"):
+        import datasets
+        import pyarrow as pa
+
+    def text(kind: Any) -> Any:
+        if pa.types.is_temporal(kind):
+            return pa.string()
+        if pa.types.is_struct(kind):
+            return pa.struct([(field.name, text(field.type)) for field in kind])
+        return pa.list_(text(kind.value_type)) if pa.types.is_list(kind) else kind
+
+    made = {}
+    for name, split in loaded.items():
+        schema = split.features.arrow_schema
+        wanted = [text(field.type) for field in schema]
+        if wanted == schema.types:
+            continue
+        features = datasets.Features.from_arrow_schema(pa.schema(zip(schema.names, wanted, strict=True)))
+        given = patterns[name]
+        files = tuple(file for one in ([given] if isinstance(given, str) else given) for file in glob.glob(one))
+        # by which it is kept in the cache: their content, too; a list would be a source of data
+        found = {"files": files, "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(schema.names)}
+        made[name] = datasets.Dataset.from_generator(
+            _json_rows, features=features, gen_kwargs={**found, "encoding": encoding}
+        )
+    return datasets.DatasetDict({**loaded, **made})
+
+
+def _json_rows(
+    files: Sequence[str], of: Sequence[str], encoding: str | None, names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for row in json_rows(Path(file), encoding):
+            yield {name: row.get(name) for name in names}
 
 
 @contextlib.contextmanager
