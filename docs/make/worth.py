@@ -54,9 +54,12 @@ _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow
 _SAME = {r: f"Does AuroRA r={r} beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does the skip beat LoRA r=2"
 _SAME_LAYERS = "Is AuroRA above LoRA at the same rank and layers"
+_SAME_TOO = ("Is it at r=2", "Is it with the aligned start for both")
+_METHODS = ("PiSSA", "EVA", "LoRA-GA", "MoSLoRA", "SineLoRA", "HiRA", "full fine-tuning")
 _SKIP = ("Does the skip help",)
 _COST_OF_SKIP = "Does the skip, the default, cost something"
 _START = ("Does the aligned start help AuroRA r=8",)
+_LORA_START = "Does the aligned start help LoRA r=8"
 _START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
 _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
@@ -82,9 +85,11 @@ CASES = {
             *_TWO_METHODS_TOO,
         ),
         "ranks-converged": _TWO_METHODS,
-        **dict.fromkeys(_OTHERS, (_SAME_LAYERS, *_TWO_METHODS)),
-        "ranks-movie-rating": (_SAME_LAYERS, *_TWO_METHODS, _TWO_METHODS_TOO[0]),
-        "ranks-digits": (_SAME_LAYERS, "Is it at r=2", *_TWO_METHODS),
+        "ranks-movie-rating": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[0]),
+        **dict.fromkeys(
+            ("ranks-digits", "ranks-cifar10"), (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[1])
+        ),
+        "ranks-wikihow-goal": (_SAME_LAYERS, *_TWO_METHODS),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
@@ -95,13 +100,21 @@ CASES = {
     "start": {
         "ranks-short": (
             *_START,
-            "Does the aligned start help LoRA r=8",
+            _LORA_START,
             "Does the aligned start help r=1 everywhere",
             *_START_OF_RANKS,
             "Does it with as many weights as r=1 everywhere",
         ),
-        **dict.fromkeys(_OTHERS, _START),
-        "ranks-movie-rating": (*_START, *_START_OF_RANKS),
+        "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_START, _LORA_START)),
+        "ranks-wikihow-goal": _START,
+    },
+    "methods": {
+        "ranks-short": ("Is PiSSA's start better than LoRA's", "Is EVA's", "Is LoRA-GA's"),
+        **dict.fromkeys(
+            ("ranks-movie-rating", "ranks-digits", "ranks-cifar10"),
+            tuple(f"Is {method} above LoRA" for method in _METHODS),
+        ),
     },
     "high rates": {"high-rates": _HIGH},
     "merge": {
