@@ -19,7 +19,7 @@ from aurora_lora import AuroraConfig, cli
 from aurora_lora.deploy import float64
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own import chat as own_chat
+from aurora_lora.tasks.own import held_rows
 from aurora_lora.training import chat_data, load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
 from aurora_lora.training.build import load_trained_model
@@ -324,7 +324,7 @@ def test_what_another_version_has_made_is_not_taken_from_the_cache(
     monkeypatch.setattr(chat_data, "_training_template", lambda tokenizer: None)  # the way that is our own
     own = examples(recipe, model).splits["train"]
     assert [one["labels"] for one in own] == [one["labels"] for one in before.splits["train"]]
-    monkeypatch.setattr(own_chat, "_makers", lambda: "another version")
+    monkeypatch.setattr(held_rows, "_makers", lambda: "another version")
     other = examples(recipe, model).splits["train"]
     assert other._fingerprint != own._fingerprint
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of, without_none
+from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of
+from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.split import BadRow
 from aurora_lora.training.data import load_data
 from aurora_lora.training.merge_and_predict import load_predictor

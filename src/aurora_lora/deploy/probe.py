@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import aurora_layers
-from ..tuner.naming import named
+from ..tuner.naming import ALL_LINEAR, named
 from .calibrate import trained_state
 from .gradients import Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, watched_inputs
@@ -120,7 +120,7 @@ def probe(
 def _chosen(
     weights: dict[str, Weight], targets: Sequence[str] | str | None, excluded: Sequence[str] | str | None
 ) -> dict[str, Weight]:
-    every = ".*" if targets is None or targets == "all-linear" else targets
+    every = ".*" if targets is None or targets == ALL_LINEAR else targets
     names = every if isinstance(every, str) else list(every)
     excluded = excluded if excluded is None or isinstance(excluded, str) else list(excluded)
     chosen = {path: weights[path] for path in named(weights, names, exclude_modules=excluded)}

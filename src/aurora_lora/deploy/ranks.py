@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..tuner import AuroraConfig
-from ..tuner.naming import exactly, named
+from ..tuner.naming import ALL_LINEAR, exactly, named
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
 from .probe import Probe
@@ -217,7 +217,7 @@ def ranked_config(
         raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
     paths = [layer.layer for layer in found.layers if fits(layer, of_lora)]
-    if choice.get("target_modules") in (None, "all-linear"):
+    if choice.get("target_modules") in (None, ALL_LINEAR):
         of_blocks = choice.get("layers_to_transform") is not None  # PEFT takes a whole path whatever these say
         choice["target_modules"] = {path.rpartition(".")[2] for path in paths if "." in path or not of_blocks}
     whole = [*(fields.get("modules_to_save") or ()), *HEADS.get(fields.get("task_type") or "", ())]

@@ -19,7 +19,8 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import reason
-from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options, without_none
+from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
+from ..tasks.own.held_rows import without_none
 from .batches import IGNORED
 from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
 from .chat_labels import KEPT, label_answers

@@ -51,6 +51,23 @@ def test_scores_by_name(results: list[Result], make_result: Callable[..., Result
         score_figure(found, "captured")
 
 
+def test_a_rank_has_one_point_whatever_the_alphas(make_result: Callable[..., Result]) -> None:
+    """Of several alphas the best on validation data, which here is that of the lower rate."""
+    made = [
+        make_result("lora", rate, 0, 100 * r, {"merged": 0.5 + 0.1 * r}, r=r, lora_alpha=alpha)
+        for r in (2, 4)
+        for rate, alpha in ((1e-3, 2), (2e-3, 16))
+    ]
+    for one in made:
+        one["metric"]["by_form"]["merged"]["accuracy"] -= one["recipe"]["training"]["learning_rate"]
+    (found,) = groups(made).values()
+    (ax,) = rank_figure(found, "accuracy").axes
+    assert [y for _, y in series(ax)["lora"]] == pytest.approx([69.9, 89.9])
+    (found,) = groups(made[:2]).values()
+    with pytest.raises(UserError, match="two ranks at least"):
+        rank_figure(found, "accuracy")
+
+
 def test_a_name_with_dollars_is_no_mathematics(make_result: Callable[..., Result], tmp_path: Path) -> None:
     made = [make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2, note="$x_$") for rate in (1e-3, 2e-3)]
     (found,) = groups([*made, make_result("aurora", 1e-3, 0, 10_000, {"merged": 0.9}, r=2, note="a$b")]).values()

@@ -59,6 +59,15 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     return figure
 
 
+def _best_of_each_rank(several: Sequence[Group]) -> list[Group]:
+    """Of the settings of one line, lowest rank first: of several alphas the best one on validation data."""
+    best: dict[int, Group] = {}
+    for group in several:
+        if group.rank is not None and (group.rank not in best or group.validation > best[group.rank].validation):
+            best[group.rank] = group
+    return [best[rank] for rank in sorted(best)]
+
+
 def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     """Score of each method's deployed form against its rank, as in the paper's Figure 5, a panel for each test set.
 
@@ -68,9 +77,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
         UserError: no method was run at two ranks.
     """
     by_line = {
-        line: ranked
-        for line, several in chosen(found).items()
-        if len(ranked := [group for group in several if group.rank is not None]) > 1
+        line: ranked for line, several in chosen(found).items() if len(ranked := _best_of_each_rank(several)) > 1
     }
     if not by_line:
         raise UserError("score against rank needs runs of one method at two ranks at least")
@@ -81,7 +88,6 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     shown: Sequence[str | None] = sets or [None]
     for ax, test_set in zip(axes, shown, strict=False):
         for place, (line, several) in enumerate(by_line.items()):
-            several = sorted(several, key=lambda group: group.rank or 0)
             beside = 2 ** (0.03 * (place - (len(by_line) - 1) / 2))  # bars do not hide each other
             points = [(beside * (group.rank or 0), group.scores(group.deployed, metric, test_set)) for group in several]
             _errorbar(ax, points, metric, several[0].with_form(line), _style(place, several[0]))

@@ -11,6 +11,7 @@ from ...tasks.metrics import metric_named
 from ...text_table import TextTable
 from ...training.reading import task_name
 from ...training.results import chance_row, task_chance
+from ...tuner.fields import is_number
 from .answers import every_answer, note
 from .groups import plain
 from .tables import count, left_out
@@ -134,15 +135,11 @@ def _space(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _edge(offered: Any, value: Any) -> str:
     """Where a value is at the end of a list of numbers."""
-    if not isinstance(offered, list) or not all(_is_number(one) for one in [*offered, value]):
+    if not isinstance(offered, list) or not all(map(is_number, [*offered, value])):
         return ""
     if len(offered) == 1:
         return ONLY
     return "lowest" if value == min(offered) else "highest" if value == max(offered) else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _field(name: str) -> str:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import UserError
-from ...files import file_digest
 from ..packaged import normalise
 from ..task import SplitSizes
 from ..vision import with_rows
 from .columns import json_list
+from .held_rows import as_given, kept_types, made_by_this_version, without_none
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits, split_data
-
-if TYPE_CHECKING:
-    import datasets
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -59,7 +51,7 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
     """
     pieces = open_data(data)
     for piece in pieces.values():
-        _made_by_this_version(piece.data)
+        made_by_this_version(piece.data)
     found = {name: format_of(piece) for name, piece in pieces.items()}
     for name, form in found.items():
         if form != found["train"]:
@@ -90,67 +82,11 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
                 lambda row: conversation(row, form),
                 remove_columns=gone,
                 # what is written keeps its type where its columns do
-                features=_kept(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
+                features=kept_types(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
             )
             for name, split in splits.items()
         }
-    return Splits({name: _as_given(split) for name, split in made.items()}, splits.record)
-
-
-_OBJECTS = {"messages": 2, "prompt": 2, "completion": 2, "tools": 1, "chat_template_kwargs": 1}
-"""Columns that the template writes, and how deep objects have to be in them for one to be written with every field."""
-
-
-def _as_given(split: datasets.Dataset) -> datasets.Dataset:
-    """The split with each tool call, and each tool, of the fields that it was given, and not with those of all others.
-
-    What Arrow holds as objects has every field in every row: the template would write them as null.
-    """
-    try:
-        from datasets import Features, Json, List
-    except ImportError:  # an earlier version, which has no other way to hold them
-        return split
-    features = split.features
-    several = {name: features[name] for name, least in _OBJECTS.items() if _depth(features.get(name)) >= least}
-    if not several:
-        return split
-    held = {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
-    return split.map(
-        lambda row: {name: without_none(row[name]) for name in several}, features=Features({**features, **held})
-    )
-
-
-def _depth(feature: Any) -> int:
-    """How many objects are within each other."""
-    if isinstance(feature, Mapping):
-        return 1 + max(map(_depth, feature.values()), default=0)
-    inner = getattr(feature, "feature", None)
-    return 0 if inner is None else _depth(inner)
-
-
-def _made_by_this_version(data: datasets.Dataset) -> None:
-    """Have the cache of `datasets` keep what is made of the rows apart by what makes it.
-
-    It knows a function of a package by its name: after an upgrade it would give what an earlier version has made.
-    """
-    from datasets.fingerprint import Hasher
-
-    data._fingerprint = Hasher.hash([data._fingerprint, _makers()])
-
-
-@functools.cache
-def _makers() -> str:
-    """Of this package's source, and the versions of what it prepares conversations with."""
-    names = ("transformers", "tokenizers", "trl", "datasets")
-    found = [f"{name} {importlib.metadata.version(name)}" for name in names if importlib.util.find_spec(name)]
-    for path in sorted(Path(__file__).parents[2].rglob("*.py")):
-        found.append(file_digest(path))
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
-
-
-def _kept(features: Any, gone: Sequence[str], made: Sequence[str]) -> Any:
-    """The types of the columns that stay, and of those that are made anew."""
-    return type(features)({name: kind for name, kind in features.items() if name in made or name not in gone})
+    return Splits({name: as_given(split) for name, split in made.items()}, splits.record)
 
 
 def _said(value: Any) -> Any:
@@ -164,18 +100,6 @@ def _said(value: Any) -> Any:
             one["tool_calls"] = calls
         said.append(one)
     return said
-
-
-def without_none(value: Any, order: Callable[[Any], Iterable[str]] = list) -> Any:
-    """The same without the fields that are None, which Arrow adds to objects where one row has them.
-
-    Args:
-        value: of a row.
-        order: of the fields of each object: as they are, or `sorted`.
-    """
-    if isinstance(value, dict):
-        return {name: without_none(value[name], order) for name in order(value) if value[name] is not None}
-    return [without_none(one, order) for one in value] if isinstance(value, list) else value
 
 
 def format_of(piece: Piece) -> str:
