@@ -48,6 +48,28 @@ def test_sharegpts_own_system(tmp_path: Path) -> None:
     assert question_of(given[0]) == Question([asked[0], *turns[0][:-1]])
 
 
+@pytest.mark.parametrize("with_it", ["train", "test"])
+def test_columns_that_one_file_alone_has(with_it: str, tmp_path: Path) -> None:
+    """Rows without them are trained, or asked, as rows whose columns say nothing."""
+    base = chats.save_model(tmp_path / "base", chats.WITH_TOOLS + chats.GENERATION)
+    turns = chats.conversations(40)
+    further = {"system": "the scene", "tools": TOOLS, "chat_template_kwargs": ASIDE}
+    for name, some in (("train", turns[:30]), ("test", turns[30:])):
+        rows = [{"messages": one, **(further if name == with_it else {})} for one in some]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = [f"task.data={tmp_path / 'train.jsonl'}", f"task.test_data={tmp_path / 'test.jsonl'}"]
+    recipe = chats.read(tmp_path, base, "messages", *files)
+    found = load_data(recipe, load_tokenizer(str(base)))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name in ("train", "test"):
+        said = [tokenizer.decode(one["input_ids"]) for one in found.splits[name]]
+        assert said
+        assert all(("the scene" in one) == (name == with_it) for one in said)
+        assert all(("actor" in one.split()[:2]) == (name == with_it) for one in said)
+    asked = found.asked[0]["prompt"]
+    assert ("tools" in asked.options) == (asked.messages[0]["role"] == "system") == (with_it == "test")
+
+
 @pytest.mark.parametrize("form", ["messages", "prompt"])
 def test_a_system_beside_messages(form: str, tmp_path: Path) -> None:
     base = chats.save_model(tmp_path / "base")

@@ -70,8 +70,8 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
         kept = [name for name in (*FORMATS[form], *FURTHER) if name in piece.data.column_names]
         return replace(piece, data=with_rows(piece.data.select_columns(kept)))
 
-    ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
-    common = [name for name in (*FORMATS[form], *FURTHER) if all(name in p.data.column_names for p in ready.values())]
+    ready = _with_all_columns(Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files))
+    common = [name for name in (*FORMATS[form], *FURTHER) if name in ready["train"].data.column_names]
     splits = split_data(ready, columns=common, key=key, sizes=sizes, split_seed=split_seed)
     if form == "text" or (form in ("messages", "prompt") and "system" not in common):
         made = dict(splits)
@@ -87,6 +87,19 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
             for name, split in splits.items()
         }
     return Splits({name: as_given(split) for name, split in made.items()}, splits.record)
+
+
+def _with_all_columns(pieces: Pieces) -> Pieces:
+    """The pieces, each with the columns that only another has, of None: rows of test data need no `system`, say."""
+    types = {name: kind for piece in pieces.values() for name, kind in piece.data.features.items()}
+
+    def completed(piece: Piece) -> Piece:
+        data = piece.data
+        for name in (name for name in types if name not in data.column_names):
+            data = data.add_column(name, [None] * len(data), feature=types[name])
+        return replace(piece, data=data)
+
+    return Pieces({name: completed(piece) for name, piece in pieces.items()}, pieces.files)
 
 
 def _said(value: Any) -> Any:
