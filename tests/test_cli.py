@@ -26,8 +26,9 @@ import tiny
 from aurora_lora import __version__, cli
 from aurora_lora.cli import common
 from aurora_lora.errors import ArgumentError
+from aurora_lora.training import gap_and_export, yaml_text
 from aurora_lora.training import run as run_module
-from aurora_lora.training import yaml_text
+from aurora_lora.training.finished_run import load_run
 
 Invoke = Callable[..., Any]
 common.PATIENCE = 60.0  # a slow machine says no more than a fast one
@@ -232,6 +233,19 @@ def test_gap(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
         assert entry["metric"] == pytest.approx(result["metric"]["by_form"][entry["form"]], abs=1e-6)
     few = json.loads(aurora("gap", folder, "-o", tmp_path, "--examples", "7", "--split", "train", "--json").stdout)
     assert few["predictions"] == 7
+
+
+def test_the_gap_on_some_examples_takes_short_and_long_ones(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of a split are sorted by length."""
+
+    def tokens(model: Any, batches: Any, **_: Any) -> Any:
+        return [n for batch in batches for n in batch["attention_mask"].sum(1).tolist()]
+
+    monkeypatch.setattr(gap_and_export, "merge_gap", tokens)
+    run = load_run(finished[0])
+    every, some = (gap_and_export.gap(run, examples=examples, batch_size=3) for examples in (None, 8))
+    assert some == [every[at * len(every) // 8] for at in range(8)]
+    assert min(every) < max(every)
 
 
 def test_gap_without_matplotlib(aurora: Invoke, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

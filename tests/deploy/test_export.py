@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 import aurora_lora
 from aurora_lora import AuroraConfig, FormError, NotCalibratedError, StaleCalibrationError, export_lora, set_form
@@ -117,6 +119,36 @@ def test_bias_travels(make_bert, config, logits, tmp_path, bias):
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(make_bert(), tmp_path)), logits(model), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"modules_to_save": ["classifier"]},
+        {"trainable_token_indices": {"word_embeddings": [1, 2]}},
+        {"bias": "aurora_only"},
+        {"bias": "all"},
+    ],
+)
+def test_what_is_trained_beside_an_injected_adapter_travels(make_bert, config, logits, tmp_path, further):
+    """PEFT names it otherwise where no `PeftModel` is around the model."""
+    adapter = config(eval_form="static", task_type=None, **further)
+    model = inject_adapter_in_model(adapter, make_bert()).eval()
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.add_(0.3 * torch.randn_like(p))
+    export_lora(model, tmp_path)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_of_no_kind_of_task_is_loaded_by_its_base(make_bert, config, logits, tmp_path):
+    make_bert().save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, config(eval_form="static", task_type=None)).eval()
+    export_lora(model, tmp_path / "lora")
+    loaded = AutoPeftModel.from_pretrained(tmp_path / "lora")
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
 
 
 def test_conv1d(make_gpt2, tmp_path):
@@ -360,6 +392,22 @@ def test_a_folder_that_is_no_earlier_export_is_left_alone(model, tmp_path):
     with pytest.raises(ValueError, match=r"lora holds README\.md, which no LoRA export wrote"):
         export_lora(model, tmp_path / "lora")
     assert (tmp_path / "lora" / "README.md").read_text() == "mine"
+
+
+class Processor:
+    """A tokenizer that writes a file of its own kind."""
+
+    def save_pretrained(self, folder):
+        (Path(folder) / "bpe.codes").write_text("a b 1")
+
+
+def test_what_a_tokenizer_has_written_beside_an_export_is_replaced_with_it(model, tmp_path):
+    for processor in (Processor(), Processor(), None):
+        export_lora(model, tmp_path / "lora", processor=processor)
+        assert (tmp_path / "lora" / "bpe.codes").exists() == (processor is not None)
+    (tmp_path / "lora" / "bpe.codes").write_text("mine")
+    with pytest.raises(ValueError, match=r"lora holds bpe\.codes, which no LoRA export wrote"):
+        export_lora(model, tmp_path / "lora", processor=Processor())
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"])

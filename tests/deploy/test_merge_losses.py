@@ -12,6 +12,7 @@ import torch
 from peft import GloraConfig, IA3Config, LoHaConfig, LoraConfig, OFTConfig, RoadConfig, get_peft_model
 from rich.console import Console
 from torch import nn
+from torch.utils.data import DataLoader
 
 import aurora_lora
 from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
@@ -158,6 +159,20 @@ def test_conv1d_and_perplexity(make_gpt2, batches):
     assert gap.end_to_end[0].metric["perplexity"] == pytest.approx(math.exp(total / n), rel=1e-5)
 
 
+def test_perplexity_of_texts_that_are_padded_on_the_left(make_gpt2, batches):
+    """A text's first token is predicted from nothing, whatever stands before it."""
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(make_gpt2(), config).eval()
+    ids = torch.randint(0, 100, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * gone + [1] * (9 - gone) for gone in (4, 1, 0)])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    padded = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    alone = [{"input_ids": row[kept.bool()][None]} for row, kept in zip(ids, mask, strict=True)]
+    one, other = (merge_gap(model, given).end_to_end[0].metric for given in ([padded], alone))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
 def test_the_metric_of_the_task(make_bert, batches, labelled):
     model = adapted(make_bert())
     gap = merge_gap(model, labelled)
@@ -221,6 +236,7 @@ def test_nothing_is_changed(make_bert, batches, logits):
     attributes = {path: set(module.__dict__) for path, module in model.named_modules()}
     model.train()
     merge_gap(model, iter(batches), quantizations=["nf4"])
+    merge_gap(model, DataLoader(batches, batch_size=None, shuffle=True))  # which draws the seed of its order
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())

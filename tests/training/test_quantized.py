@@ -1,12 +1,14 @@
 """`aurora merge --quantization` of whole runs, and `aurora gap` of any adapter's folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chats
 import datasets
 import pytest
 import tiny
@@ -14,7 +16,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -192,6 +194,50 @@ def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tup
     assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
 
 
+def test_calibrated_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> None:
+    """They are measured whether asked for or not."""
+    lm = tiny.save_language_model(tmp_path / "lm", width=64)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(lm), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "lora")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(lm, quantization_config=config).save_pretrained(tmp_path / "nf4")
+    AutoTokenizer.from_pretrained(lm).save_pretrained(tmp_path / "nf4")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    done = aurora("gap", tmp_path / "lora", "--model", tmp_path / "nf4", "--data", tmp_path / "texts.txt")
+    assert done.exit_code == 0, done.output
+    assert "nf4 calibrated" in done.stdout
+    assert "measured on 3 texts; calibrated merges round by 3 others" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_classifier_whose_config_does_not_say_so(run: Path, tmp_path: Path, kind: str) -> None:
+    base = tmp_path / "base"
+    if kind == "bert":
+        settings = json.loads((run / "lora" / "adapter_config.json").read_text())
+        shutil.copytree(settings["base_model_name_or_path"], base)
+    else:
+        tiny.save_language_model(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    head, targets = ("classifier", ["query"]) if kind == "bert" else ("score", ["q_proj"])
+    config = LoraConfig(target_modules=targets, init_lora_weights=False, modules_to_save=[head])
+    get_peft_model(model, config).save_pretrained(tmp_path / "lora")
+    (tmp_path / "texts.csv").write_text("text,label\n" + "".join(f"{text},{n % 3}\n" for n, text in enumerate(TEXTS)))
+    done = aurora("gap", tmp_path / "lora", "--model", base, "--data", tmp_path / "texts.csv", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record["end_to_end"][0]["metric"].keys() == {"nll", "accuracy"}  # no perplexity
+    assert record["predictions"] == len(TEXTS)
+
+
+def test_the_texts_of_an_adapter_are_cut_where_its_model_ends(tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base", positions=16)
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "lora")
+    (tmp_path / "texts.txt").write_text("\n".join(["film " * 40, *TEXTS]))
+    done = aurora("gap", tmp_path / "lora", "--model", base, "--data", tmp_path / "texts.txt", "--json")
+    assert done.exit_code == 0, done.output
+
+
 def test_the_texts_of_an_adapter_are_read_as_training_data(language_model: tuple[Path, Path], tmp_path: Path) -> None:
     """By every suffix that training takes, with the same separators and encodings, each cell as it stands."""
     base, adapter = language_model
@@ -273,6 +319,13 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
     assert "examples must be at least 1" in refused(adapter, "--data", file, "--examples", "0")
     assert "'nf3' is not one of" in refused(adapter, "--data", file, "--quantization", "nf3")
     assert "is neither the folder of a run nor of an adapter" in refused(base, "--data", file)
+    wide = tiny.save_language_model(tmp_path / "wide", width=64)
+    assert "wide: size mismatch for base_model.model." in refused(adapter, "--model", wide, "--data", file)
+    bare = shutil.copytree(base, tmp_path / "bare")
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(bare)
+    assert "bare has neither a pad_token nor an eos_token" in refused(adapter, "--model", bare, "--data", file)
     assert "which changes no layer" in refused(prompt, "--data", file)
     assert "belongs to a base weight that its run has changed" in refused(milora, "--data", file, "--model", base)
     assert "is no folder" in refused(adapter, "--data", file, "--model", tmp_path / "nowhere")

@@ -71,7 +71,7 @@ def gap(
     ],
     split: Split = None,
     examples: Annotated[
-        int | None, typer.Option("--examples", help="Use the first N examples; by default all.")
+        int | None, typer.Option("--examples", help="Use an even sample of N examples; by default all.")
     ] = None,
     merges: Annotated[
         bool, typer.Option("--merges", help="AuroRA: also merges in the base's own dtype and in bfloat16.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,10 @@ FORMATS = ("peft", "diffusers")
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 EXPORTS = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), (DIFFUSERS_WEIGHTS,)
 """The files of an export for PEFT and of one for diffusers, weights first."""
-PROCESSOR_FILES = {
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("preprocessor_config.json", "processor_config.json", "additional_chat_templates"),
-}
-"""What a tokenizer or an image processor writes beside an adapter."""
 METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
 """Of the weights that are written: by it an export is known again, and only an export is replaced."""
+_BESIDE = "beside"
+"""The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
 
 
 def export_lora(
@@ -122,19 +118,28 @@ def export_lora(
     if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
         lora_config.target_modules = sorted(lora_config.target_modules)
     with new_folder(path, last=[CONFIG_NAME]) as partial:
-        write_export(partial / SAFETENSORS_WEIGHTS_NAME, {**weights, **others})
-        lora_config.save_pretrained(str(partial))
         if processor is not None:
             processor.save_pretrained(str(partial))
+        beside = sorted(each.name for each in partial.iterdir())
+        write_export(partial / SAFETENSORS_WEIGHTS_NAME, {**weights, **others}, beside)
+        lora_config.save_pretrained(str(partial), auto_mapping_dict=_auto_mapping(lora_config, model))
     return path
 
 
-def write_export(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write the weights of an export: the same bytes for the same weights.
+def _auto_mapping(config: LoraConfig, model: nn.Module) -> dict[str, str] | None:
+    """The class of the base model, by which `AutoPeftModel` loads an adapter that is of no kind of task."""
+    if config.task_type is not None:
+        return None
+    base = type(plain_model(model))
+    return {"base_model_class": base.__name__, "parent_library": base.__module__}
+
+
+def write_export(path: Path, weights: dict[str, Tensor], beside: Sequence[str] = ()) -> None:
+    """Write the weights of an export, which name the other files of it: the same bytes for the same weights.
 
     safetensors writes the entries of a file's metadata in another order in each process.
     """
-    data = save(weights, METADATA)
+    data = save(weights, {**METADATA, _BESIDE: json.dumps(beside)})
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -199,20 +204,21 @@ def check_replaceable(folder: Path, beside: Collection[str] = ()) -> None:
     if not folder.exists():
         return
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    files = next((files for files in EXPORTS if files[0] in held and _is_export(folder / files[0])), ())
-    added = [name for name in held if name not in {*files, *beside, *PROCESSOR_FILES}]
-    if added or (held and not files):
+    written = next((found for files in EXPORTS if (found := _files_of(folder, files))), set())
+    added = [name for name in held if name not in {*written, *beside}]
+    if added or (held and not written):
         first = next((name for name in added if name.endswith(".safetensors")), (added or held)[0])
         raise ValueError(f"{folder} holds {first}, which no LoRA export wrote: move it away, or choose another folder.")
 
 
-def _is_export(weights: Path) -> bool:
-    """Whether `export_lora` wrote a file of weights."""
+def _files_of(folder: Path, files: tuple[str, ...]) -> set[str]:
+    """What `export_lora` wrote into a folder: these files, weights first, and what is beside them; if it did."""
     try:
-        with safe_open(weights, "pt") as file:
-            return (file.metadata() or {}).get("writer") == METADATA["writer"]
+        with safe_open(folder / files[0], "pt") as file:
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError):
-        return False
+        return set()
+    return {*files, *json.loads(metadata.get(_BESIDE, "[]"))} if metadata.get("writer") == METADATA["writer"] else set()
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
@@ -249,11 +255,14 @@ def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], ran
 
 
 def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings."""
+    """What the adapter trains beside its own layers: modules_to_save, biases, resized embeddings.
+
+    Of an adapter that was injected into a model, without a `PeftModel` around it, PEFT gives them without its prefix.
+    """
     state = _trained_state(model, name)
     own = {*AuroraLayer.adapter_layer_names, *BUFFERS}
     return {
-        key.replace("_orig_mod.", ""): v.detach().to("cpu", copy=True).contiguous()
+        PEFT_PREFIX + _plain(key): v.detach().to("cpu", copy=True).contiguous()
         for key, v in state.items()
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
         if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key

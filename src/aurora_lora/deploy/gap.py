@@ -17,7 +17,7 @@ from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
 from .formats import check_quantization
-from .inputs import Runner, as_batches, no_batches
+from .inputs import Runner, as_batches
 from .layer_gaps import FormSums, LayerGap
 from .merge_losses import MergeLoss, MergeSums
 from .passes import Passes, evaluated
@@ -141,8 +141,6 @@ def merge_gap(
     if not layers:
         return _gap_of_forms(model, data, metric)
     data.keep_iterator()
-    if next(iter(data.batches), None) is None:
-        raise no_batches("merge_gap")
     rounding = None if calibration is None else as_passes(calibration)
     forms = _gap_of_forms(model, data, metric, perplexity=True) if _is_dynamic(layers) else None
     sums = MergeSums(layers, quantizations or ())

@@ -258,9 +258,14 @@ def _labels(batch: Any, device: torch.device) -> Tensor | None:
 
 
 def _next_tokens(batch: Any, device: torch.device) -> Tensor | None:
-    """A causal language model's inputs as labels: (batch, tokens), -100 where there is padding."""
+    """A causal language model's inputs as labels: (batch, tokens), -100 for padding, and for what comes right after it:
+    where texts are padded on the left, their first tokens, which are predicted from nothing."""
     ids = batch.get("input_ids") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
     if not isinstance(ids, Tensor):
         return None
     mask = batch.get("attention_mask")
-    return (ids if mask is None else ids.masked_fill(mask == 0, -100)).to(device)
+    if mask is None:
+        return ids.to(device)
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, 1:][mask[:, :-1] == 0] = -100
+    return labels.to(device)

@@ -23,4 +23,6 @@ def reason(error: Exception) -> str:
     if wants_code(error):
         return "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # torch's heading
+        lines = lines[1:]
     return lines[0][:200] if lines else type(error).__name__

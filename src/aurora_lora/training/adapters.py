@@ -30,9 +30,7 @@ from ..tasks.own.source import open_file
 from ..tasks.own.split import BadRow
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .data import encode
-from .models import load_causal_model, load_classifier, load_tokenizer
-
-"""In every folder that PEFT has saved an adapter in."""
+from .models import load_causal_model, load_classifier, load_tokenizer, most_tokens, stored_quantization
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """The last layer of a text classifier, as Transformers calls it."""
@@ -58,7 +56,7 @@ class AdapterGap:
     model: str
     texts: int
     calibration_texts: int
-    """By which the calibrated merges rounded: every other one of the file."""
+    """By which the calibrated merges rounded, if there are any: every other one of the file."""
     unlabelled: str | None = None
     """Why a column `label` is not used, and there is no metric."""
 
@@ -83,7 +81,8 @@ def adapter_gap(
             in a column `label` are its labels.
         column: which one has the texts; rows without one are left out.
         encoding: of a text file; None is UTF-8.
-        quantizations: see `merge_gap`. With any, every other text is for rounding, and none of those is measured on.
+        quantizations: see `merge_gap`. With any, or on a quantised base, every other text is for rounding, and none of
+            those is measured on.
         examples: the first so many texts; all if None.
         batch_size: texts of one forward pass.
 
@@ -98,23 +97,28 @@ def adapter_gap(
         raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
     check_count("examples", examples)
     rows = list(itertools.islice(_read(file, column, encoding), examples))
-    if len(rows) < (2 if quantizations else 1):
+    has_rounding = bool(quantizations) or stored_quantization(str(base)) is not None
+    if len(rows) < (2 if has_rounding else 1):
         raise UserError(f"{file} has {len(rows)} texts in column '{column}': too few to measure on")
-    measured, rounding = (rows[::2], rows[1::2]) if quantizations else (rows, [])
+    measured, rounding = (rows[::2], rows[1::2]) if has_rounding else (rows, [])
     adapted = _load(adapter, str(base), settings)
     tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else str(base))
     if getattr(adapted.config, "pad_token_id", None) is None:
         adapted.config.pad_token_id = tokenizer.pad_token_id  # by which a classifier finds a text's last token
 
     labels, unlabelled = None, None
-    if settings.get("task_type") == "SEQ_CLS" and any(example.label is not None for example in rows):
+    if settings["task_type"] == "SEQ_CLS" and any(example.label is not None for example in rows):
         try:
             labels = {example.row: _label(example, adapted.config.num_labels, file) for example in measured}
         except BadRow as error:
             unlabelled = f"the column 'label' of {file.name} is not used, and there is no metric: {error}"
 
+    limits = (LONGEST, tokenizer.model_max_length, most_tokens(adapted))
+    longest = min(limit for limit in limits if limit is not None)
+
     def batches(chosen: list[Example], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
-        return [_batch(tokenizer, chosen[at : at + batch_size], labels) for at in range(0, len(chosen), batch_size)]
+        parts = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
+        return [_batch(tokenizer, part, longest, labels) for part in parts]
 
     calibration = batches(rounding) or None
     found = merge_gap(adapted, batches(measured, labels), quantizations=quantizations, calibration=calibration)
@@ -122,6 +126,7 @@ def adapter_gap(
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
+    """Those of PEFT, with the kind of task: a classifier's where the config does not say, and a head was saved."""
     try:
         settings = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -133,7 +138,8 @@ def _settings(adapter: Path) -> dict[str, Any]:
             f"{adapter / CONFIG_NAME}: task_type '{settings['task_type']}' is not one of CAUSAL_LM, SEQ_CLS: call "
             "aurora_lora.merge_gap(model, batches) in Python"
         )
-    return settings
+    inferred = "CAUSAL_LM" if _labels(adapter) is None else "SEQ_CLS"
+    return {**settings, "task_type": settings.get("task_type") or inferred}
 
 
 def _read(file: Path, column: str, encoding: str | None) -> Iterator[Example]:
@@ -182,9 +188,9 @@ def _label(example: Example, outputs: int, file: Path) -> float:
 
 
 def _batch(
-    tokenizer: PreTrainedTokenizerBase, examples: list[Example], labels: dict[int, float] | None
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], longest: int, labels: dict[int, float] | None
 ) -> dict[str, Tensor]:
-    encoded, _ = encode(tokenizer, [[each.text for each in examples]], min(LONGEST, tokenizer.model_max_length))
+    encoded, _ = encode(tokenizer, [[each.text for each in examples]], longest)
     batch = dict(tokenizer.pad(encoded, return_tensors="pt"))
     if labels is not None:
         batch["labels"] = torch.tensor([labels[each.row] for each in examples])
@@ -195,7 +201,7 @@ def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
     """The adapter on its base, in eval mode, on the GPU if there is one."""
     if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
         raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
-    classifier = settings.get("task_type") == "SEQ_CLS"
+    classifier = settings["task_type"] == "SEQ_CLS"
     plain: PreTrainedModel = load_classifier(base, _labels(adapter)) if classifier else load_causal_model(base)
     try:
         with warnings.catch_warnings():

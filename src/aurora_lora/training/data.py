@@ -157,7 +157,7 @@ class Data:
     def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
         wanted = recipe.calibration
-        chosen = self._chosen(self._even_rows(min(wanted.examples, len(self.fixed("train")))))
+        chosen = self._chosen(even_sample(len(self.fixed("train")), wanted.examples))
         batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
         return list(map(without_targets, batches))
 
@@ -168,14 +168,18 @@ class Data:
 
     def rows_of_share(self, share: float) -> list[int]:
         """Which examples of the training split an even share (0, 1] of it has."""
-        return self._even_rows(max(1, round(share * len(self.fixed("train")))))
-
-    def _even_rows(self, count: int) -> list[int]:
-        return [index * len(self.fixed("train")) // count for index in range(count)]
+        total = len(self.fixed("train"))
+        return even_sample(total, max(1, round(share * total)))
 
     def _chosen(self, rows: Sequence[int]) -> list[Example]:
         train = self.fixed("train")
         return [train[row] for row in rows]
+
+
+def even_sample(total: int, count: int | None) -> list[int]:
+    """Which `count` of so many examples an even sample has, in their order; all of them where there are no more."""
+    count = total if count is None else min(count, total)
+    return [index * total // count for index in range(count)]
 
 
 def encode(

@@ -20,6 +20,7 @@ from ..tuner import check_calibrated
 from ..tuner.peft_names import CONFIG_NAME
 from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
+from .data import even_sample
 from .finished_run import TrainedRun
 from .kinds import kind_of
 from .storage import ADAPTER
@@ -37,7 +38,7 @@ def gap(
     Args:
         run: of AuroRA, or of another adapter of PEFT.
         split: `"train"`, `"validation"` or a test set; the first test set if None.
-        examples: the first so many of the split; all if None.
+        examples: an even sample of so many of the split; all if None.
         batch_size: examples of one forward pass.
         quantizations: what `merge_gap` merges into; calibrated merges round by the run's calibration inputs.
 
@@ -58,13 +59,13 @@ def gap(
     if CALIBRATED in run.forms:
         check_calibrated(trainer.module)
     rows = data.fixed(split)
-    n = len(rows) if examples is None else min(examples, len(rows))
+    chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
     kind = kind_of(data.task)
     batches = (
-        kind.gap_batch(data.collate([rows[i] for i in range(start, min(start + batch_size, n))]))
-        for start in range(0, n, batch_size)
+        kind.gap_batch(data.collate([rows[i] for i in chosen[start : start + batch_size]]))
+        for start in range(0, len(chosen), batch_size)
     )
-    calibration = data.calibration_batches(run.recipe) if quantizations else None
+    calibration = data.calibration_batches(run.recipe)  # a quantised base has calibrated merges without being asked
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())

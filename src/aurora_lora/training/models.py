@@ -66,7 +66,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a packaged model, a local folder or a hub model; it can pad.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or has no token to pad with.
     """
     source = resolve_model(model)
     try:
@@ -76,6 +76,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the tokenizer of {model} has neither a pad_token nor an eos_token: shorter texts cannot be padded"
+        )
     return tokenizer
 
 
@@ -119,14 +123,22 @@ def load_base_model(
 def check_positions(model: nn.Module, name: str, max_length: int) -> None:
     """Raise a UserError where texts of so many tokens have more positions than the model has embeddings of.
 
-    Most tokenizers state that limit, and texts are cut at it. Rotary and relative positions have none.
+    Most tokenizers state that limit, and texts are cut at it.
     """
+    limit = most_tokens(model)
+    if limit is not None and max_length > limit:
+        raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
+
+
+def most_tokens(model: nn.Module) -> int | None:
+    """How many positions a model has embeddings of; None where they are rotary or relative."""
+    limits = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.rsplit(".", 1)[-1] in _POSITIONS:
             # RoBERTa counts from behind the index that pads, OPT and BART from an offset
             first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            if max_length > (limit := module.num_embeddings - first):
-                raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
+            limits.append(module.num_embeddings - first)
+    return min(limits, default=None)
 
 
 def stored_quantization(model: str) -> str | None:
