@@ -103,6 +103,23 @@ def test_conv1d(make_gpt2, texts):
     assert_found(found, full_gradients(model, texts, frozen_weights(model)), gap=1.5)
 
 
+def test_small_gradients_of_float16(make_gpt2, texts):
+    """What is below 6e-8 is lost there, as gradients of a mean over thousands of tokens are."""
+
+    def small(model, batch):
+        return model(**batch).loss * 2.0**-12
+
+    def large(model, batch):
+        return model(**batch).loss * 2.0**4
+
+    exact = probe(make_gpt2(), texts, small)
+    for loss, times in ((small, 1), (large, 2.0**16)):
+        half = probe(make_gpt2().half(), texts, loss)
+        for one, other in zip(half.layers, exact.layers, strict=True):
+            assert one.singular_values[0] == pytest.approx(times * float(other.singular_values[0]), rel=0.05)
+            assert abs(float(one.directions[0] @ other.directions[0])) > 0.99
+
+
 class Convolutions(nn.Module):
     def __init__(self):
         super().__init__()

@@ -1,15 +1,17 @@
 """Ranks shared out by a probe, and an adapter that starts along it: AuroRA's, LoRA's, of every kind of layer."""
 
+import copy
 import re
 
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import Probe
-from aurora_lora.deploy.ranks import rank_fields, share_out, weights_of
+from aurora_lora.deploy.ranks import budget_in, rank_fields, share_out, weights_of
 from aurora_lora.deploy.sketch import LayerProbe
 from aurora_lora.tuner.naming import mistakable
 
@@ -23,6 +25,14 @@ def found(*layers):
     return Probe(tuple(layers), (), 1, 3, 1, 0.0)
 
 
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+}
 THREE = [layer("a", 4, 6, [3.0, 1.0, 0.1]), layer("b", 12, 8, [4.0, 3.5, 0.2]), layer("c", 3, 7, [2.0, 0.0])]
 
 
@@ -198,6 +208,23 @@ def test_a_budget_goes_to_the_layers_that_fields_leave(make_bert, labelled, conf
     assert all(re.search(adapted, path) for path in layers)
     weights = sum(one.r["default"] * (one.in_features + one.out_features) for one in layers.values())
     assert budget * 0.8 < weights <= budget
+
+
+def test_a_budget_in_words_counts_all_layers_of_these_names(make_bert, labelled):
+    """Whichever of them the fields leave."""
+    measured = probe(make_bert(), labelled)
+    budget = weights_of("r=1 on query", {layer.layer: layer.d_in + layer.d_out for layer in measured.layers})
+    fields = {"exclude_modules": ["query", "classifier"], "layers_to_transform": [1]}
+    in_words = ranked_config(measured, "r=1 on query", **fields)
+    assert in_words.to_dict() == ranked_config(measured, budget, **fields).to_dict()
+
+
+def test_a_budget_in_words_leaves_out_the_head():
+    with torch.random.fork_rng():
+        model = RobertaForSequenceClassification(RobertaConfig(**SMALL))
+    lora = get_peft_model(copy.deepcopy(model), LoraConfig(r=1, target_modules=["dense"], task_type="SEQ_CLS"))
+    count = sum(p.numel() for name, p in lora.named_parameters() if "lora_" in name)
+    assert budget_in(model, "r=1 on dense") == count
 
 
 @pytest.mark.parametrize("field", ["r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern"])

@@ -1,6 +1,7 @@
 """LoRA-GA's start: along the gradient of the loss, taken out of the base weight, and there again when it is loaded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from aurora_lora.errors import CheckpointError
 from aurora_lora.methods import METHODS, Sample
+from aurora_lora.methods.lora_ga import gradients
 from aurora_lora.methods.pissa_milora import START_FILE
 
 MakeModel = Callable[[str], Any]
@@ -50,6 +52,16 @@ def test_the_authors_formula(make_model: MakeModel, sample: Sample, tmp_path: Pa
     np.testing.assert_allclose(B.T @ B, c**2 * np.eye(3), atol=1e-5)
     base = layer.base_layer.weight.detach().double().numpy()
     np.testing.assert_allclose(base.T if family == "gpt2" else base, W0 - 2 * B @ A, atol=1e-6)
+
+
+def test_small_gradients_of_float16(make_model: MakeModel, sample: Sample) -> None:
+    """What is below 6e-8 is lost there, as gradients of a mean over thousands of tokens are."""
+    found = []
+    for model in (make_model("bert").eval(), make_model("bert").eval().half()):
+        small = replace(sample, loss=lambda model, batch: sample.loss(model, batch) * 2.0**-12)
+        layer = {PATHS["bert"]: model.get_submodule(PATHS["bert"])}
+        found.append(gradients(model, layer, small, sample.batches(1.0))[PATHS["bert"]])
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.02 * float(found[0].abs().max()))
 
 
 def test_a_step_at_the_start_follows_the_gradient(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from aurora_lora.errors import UserError
-from aurora_lora.methods import METHODS, Method, Sample, count_parameters
+from aurora_lora.methods import METHODS, Method, Sample, count_parameters, lora_drop
 from aurora_lora.methods.adalora import orthogonality
 from aurora_lora.methods.dylora import DrawRank
 from aurora_lora.methods.lora_drop import adapted_layers, dropped_in, kind_of, share, unimportant, update_norms
@@ -241,6 +242,24 @@ def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample
         gradients.append(leader.B.grad.clone())
     # B = 0: the layers do not see each other, so that the gradients add up
     torch.testing.assert_close(gradients[0], gradients[1] + gradients[2], rtol=1e-4, atol=1e-6)
+
+
+def test_lora_drop_in_float16(make_model: MakeModel, sample: Sample) -> None:
+    """Gradients are below its least number there, as those of a mean over thousands of tokens are."""
+
+    def loss(model: Any, batch: Any) -> Any:
+        with torch.autocast("cpu", torch.float16, enabled=model.dtype == torch.float16):
+            return sample.loss(model, batch) * 2.0**-16
+
+    norms = []
+    for dtype in (torch.float32, torch.float16):
+        method = METHODS["lora-drop"].bind({"r": 4, "target_modules": ["query"], "threshold": 1.0})
+        model = method.apply(make_model("bert").to(dtype), "SEQ_CLS")
+        small = replace(sample, loss=loss)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(lora_drop, "unimportant", lambda found, *_: norms.append(found) or [])
+            method.prepare(model, small)
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
 def test_lora_drop_that_diverges(make_model: MakeModel, sample: Sample) -> None:

@@ -114,6 +114,18 @@ def test_the_models_own_settings_of_generation_change_nothing(model: Path) -> No
     assert len(set(drawn[0].split())) > 5  # at such a temperature, almost any token: not the likeliest alone
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--temperature", "1e-40"), "--temperature must be 0 or at least 0.001, got 1e-40"),
+        (("--seed", "99999999999999999999999"), "Invalid value for '--seed'"),
+    ],
+)
+def test_a_temperature_and_a_seed_that_cannot_be(few: Path, option: tuple[str, str], message: str) -> None:
+    done = CliRunner().invoke(cli.app, ["chat", str(few), *option], input=SHORT)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.output
+
+
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

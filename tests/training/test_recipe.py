@@ -100,8 +100,14 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
             "training.report_to=[wand]",
             "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or",
         ),
+        ("training.report_to=wand", "training.report_to: 'wand' is not allowed: it must be 'tensorboard', 'wandb' or"),
+        (
+            "training={scheduler: polynomial, learning_rate: 1e-7}",
+            "training.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
+        ),
         ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
-        ("training=3", "training: 3 is not allowed: it must be"),
+        ("training=3", "training: 3 is not allowed: it must be a section with fields"),
+        ("reference=lora", "reference: 'lora' is not allowed: it must be a section with fields"),
         ("training.learning_rate=true", "training.learning_rate: True is not allowed: it must be a valid number"),
         ("training.learning_rate='5e-3'", "training.learning_rate: '5e-3' is not allowed: it must be a valid number"),
         ("training.learning_rate=1e300", "training.learning_rate: 1e+300 is not allowed: it must be less than or"),
@@ -121,6 +127,14 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("method={name: lora, target_modules: '('}", "method.target_modules='(' is not allowed: it must be a list of"),
         ("method={name: lora, rank_pattern: 3}", "method.rank_pattern=3 is not allowed: it must be ranks by names of"),
         ("method={name: lora, eva_config: 3}", "method: "),
+        (
+            "method={name: lora, init_lora_weights: eva}",
+            "method.init_lora_weights='eva' is not allowed: it needs training data: see start: eva of the method lora.",
+        ),
+        (
+            "method={name: dora, init_lora_weights: lora_ga}",
+            "method.init_lora_weights='lora_ga' is not allowed: it needs training data: see the method lora-ga.",
+        ),
         ("method={name: lora, r: 1000000000}", "method.r=1000000000 is not allowed"),
     ],
 )
@@ -153,6 +167,13 @@ def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: s
 def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:
     recipe = load_recipe(write_recipe(), ["training.epochs=017", "name=2024-02-30"])
     assert (recipe.training.epochs, recipe.name) == (17, "2024-02-30")
+
+
+def test_what_is_left_empty_or_alone(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(), ["training=null", "calibration=null", "training.report_to=tensorboard"])
+    assert recipe.training.report_to == ("tensorboard",)
+    assert recipe.training.epochs == 3
+    assert recipe.calibration.examples == 256
 
 
 def test_two_mistakes_are_two_lines(write_recipe: WriteRecipe) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
@@ -139,6 +140,37 @@ def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: Wri
     assert (folder / "recipe.yaml").exists()
     run = train(load_recipe(write_recipe()), folder)
     assert yaml_text.read(folder / "recipe.yaml")["model"] == run.result["recipe"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (["method.budget=1"], "one direction takes 32 weights at least"),
+        (["training.learning_rate=1e25"], "lower training.learning_rate"),
+    ],
+)
+def test_a_mistake_that_is_found_late_leaves_the_folder_too(
+    write_recipe: WriteRecipe, tmp_path: Path, mistake: list[str], message: str
+) -> None:
+    """After Trainer has made its empty folder for checkpoints."""
+    path, folder = write_recipe(), tmp_path / "run"
+    with pytest.raises(UserError, match=message):
+        train(load_recipe(path, mistake), folder)
+    assert (folder / "checkpoints").exists()
+    run = train(load_recipe(path), folder)
+    assert yaml_text.read(folder / "recipe.yaml") == run.result["recipe"]
+
+
+def test_the_recipe_says_the_precision_whatever_accelerate_is_set_to(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` gives every process what `accelerate config` was answered."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    again = train(load_recipe(run.folder / "recipe.yaml"), tmp_path / "again")
+    name = "adapter/adapter_model.safetensors"
+    assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
+    assert again.result["metric"] == run.result["metric"]
 
 
 @pytest.mark.parametrize("name", ["adapter", "data.json", "splits.json"])

@@ -9,6 +9,7 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from aurora_lora import files
 from aurora_lora.errors import UserError
@@ -63,6 +64,33 @@ def test_the_last_update_is_what_a_merge_adds(
 def base_layers(model: torch.nn.Module) -> dict[str, Any]:
     found = {path: module for path, module in model.named_modules() if path.endswith(".base_layer")}
     return {path.removeprefix("base_model.model.").removesuffix(".base_layer"): m for path, m in found.items()}
+
+
+def test_only_the_end_of_an_epoch_is_kept(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Training may stop on its way through one."""
+    stops = {**TRAINING, "epochs": 3, "eval_every": 2, "patience": 1, "learning_rate": 1e-30}
+    result = train(load_recipe(write_recipe(training=stops)), tmp_path / "run").result
+    assert [each["step"] for each in result["epochs"]] == [2, 4]  # an epoch is 4 steps
+    assert list(saved_updates(tmp_path / "run" / "updates")) == [0, 1]
+    stops["eval_every"] = 3
+    train(load_recipe(write_recipe(training=stops)), tmp_path / "other")
+    found = saved_updates(tmp_path / "other" / "updates")
+    assert list(found) == [0, 1]
+    with safe_open(found[1], "pt") as file:
+        assert file.metadata() == {"step": "4"}
+
+
+def test_an_update_comes_before_the_checkpoint_of_its_epoch(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """So that a run that is killed between the two has it."""
+    recipe = load_recipe(write_recipe(training={**TRAINING, "eval_every": 4}))
+    written: list[bool] = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            written.append((tmp_path / "run" / "updates" / f"epoch-{len(written) + 1:03d}.safetensors").exists())
+
+    train(recipe, tmp_path / "run", lambda: [Look()])
+    assert written == [True, True]
 
 
 @pytest.mark.parametrize("step", [2, 5])  # before the first checkpoint, and after it

@@ -69,6 +69,12 @@ def test_too_many_levels(text: str) -> None:
         yaml_text.parse(text, "here")
 
 
+def test_what_an_alias_stands_for_can_be_changed_alone() -> None:
+    value = yaml_text.parse("a: &one {b: [1]}\nc: *one", "text")
+    value["c"]["b"].append(2)
+    assert value == {"a": {"b": [1]}, "c": {"b": [1, 2]}}
+
+
 def test_a_few_lines_that_stand_for_billions_of_values() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]

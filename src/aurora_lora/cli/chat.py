@@ -18,7 +18,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of each answer.")] = 256,
     system: Annotated[str | None, typer.Option("--system", help="What comes before the conversation.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token each time.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of answers at a temperature.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of answers at a temperature.")] = 0,
 ) -> None:
     """Talk to a language model: each line is a message, and the answer is shown as it is written.
 

@@ -17,7 +17,7 @@ from ..errors import CalibrationError
 from ..tuner import aurora_layers
 from ..tuner.naming import ALL_LINEAR, named
 from .calibrate import trained_state
-from .gradients import Weight, frozen, frozen_weights, watched_gradients
+from .gradients import Weight, frozen, frozen_weights, loss_scales, watched_gradients
 from .inputs import Runner, as_batches, no_batches, watched_inputs
 from .passes import Passes, evaluated, memory_bound
 from .processes import least_of_processes, sum_over_processes
@@ -244,21 +244,30 @@ class _Work:
         groups = self._packed(sketches, need)
         self.groups = max(self.groups, len(groups))
         for group in groups:
-            count = torch.zeros((), dtype=torch.int64, device=self.runner.device)
-            with watched_gradients([(one.weight.layer, begin(one)) for one in group]):
-                for inputs in self._inputs():
-                    count += 1
-                    value = _scalar(self.loss(self.runner.model, inputs))
-                    if value.requires_grad:
-                        torch.autograd.backward(value)
-                    for one in group:
-                        one.end_of_batch()
-            sum_over_processes(count, *(one.total for one in group))
+            for scale in loss_scales(self.runner.model):
+                count = self._pass(group, begin, scale)
+                if all(torch.isfinite(one.total).all() for one in group):
+                    break
             self.batches = int(count)
             if not self.batches:
                 raise no_batches("probe")
             for one in group:
+                one.total /= scale
                 end(one, self.batches)
+
+    def _pass(self, group: list[Sketch], begin: Callable[[Sketch], Any], scale: float) -> Tensor:
+        """The sums of a group over all batches, of the loss times `scale`; gives the number of batches."""
+        count = torch.zeros((), dtype=torch.int64, device=self.runner.device)
+        with watched_gradients([(one.weight.layer, begin(one)) for one in group]):
+            for inputs in self._inputs():
+                count += 1
+                value = _scalar(self.loss(self.runner.model, inputs))
+                if value.requires_grad:
+                    torch.autograd.backward(value * scale)
+                for one in group:
+                    one.end_of_batch()
+        sum_over_processes(count, *(one.total for one in group))
+        return count
 
     @torch.no_grad()
     def forward(self, sketches: list[Sketch]) -> None:

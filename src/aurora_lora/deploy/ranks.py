@@ -21,6 +21,7 @@ from .sketch import LayerProbe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
 """What PEFT trains whole by the type of task."""
+_HEADS = {name for names in HEADS.values() for name in names}
 
 _DECIDED = ("r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern")
 """Fields of a configuration that a budget decides."""
@@ -80,14 +81,15 @@ def weights_of(budget: Budget, costs: Mapping[str, int]) -> int:
 
 
 def budget_in(model: nn.Module, budget: Budget | None) -> int | None:
-    """The weights of a budget in a model, plain or of PEFT, if there is one.
+    """The weights of a budget in a model, plain or of PEFT, if there is one; a head's layers do not count.
 
     Raises:
         ValueError: as `weights_of`.
     """
     if budget is None:
         return None
-    return weights_of(budget, {path: weight.d_in + weight.d_out for path, weight in frozen_weights(model).items()})
+    weights = {path: each for path, each in frozen_weights(model).items() if path.partition(".")[0] not in _HEADS}
+    return weights_of(budget, {path: weight.d_in + weight.d_out for path, weight in weights.items()})
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def ranked_config(
     Args:
         found: of `probe`.
         budget: weights; see `share_out`. LoRA of rank r on some layers takes r times the sum of their widths, and
-            `"r=8 on query and value"` is as many as that.
+            `"r=8 on query and value"` is as many as that, in all probed layers of these names, chosen or not.
         config: `AuroraConfig` or PEFT's `LoraConfig`.
         scaling: of every layer: alpha / r, or alpha / sqrt(r) with `use_rslora`.
         worth: what decides; see `share_out`.
@@ -225,6 +227,8 @@ def ranked_config(
     if not left:
         raise ValueError("None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform.")
     layers = [layer for layer in found.layers if layer.layer in left]
+    every = {layer.layer: cost(layer) for layer in found.layers}
+    budget = weights_of(budget, {path: every[path] for path in named(every, ".*", modules_to_save=whole)})
     ranks = share_out(layers, budget, worth).by_layer
     alpha, rslora = "lora_alpha" if of_lora else "alpha", bool(fields.get("use_rslora"))
     return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)

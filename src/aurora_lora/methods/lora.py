@@ -15,6 +15,8 @@ LORA_TABLE = {"r": rank(8), "lora_alpha": positive(8), "lora_dropout": dropout()
 """The options that every result records. PEFT checks them when it builds the layers, in words that name no field."""
 LORA_DEFAULTS = defaults(fields(LORA_TABLE))
 _CHECKED = fields({**LORA_TABLE, **TARGETS, **MORE})
+_OTHERWISE = {"eva": "see start: eva of the method lora", "lora_ga": "see the method lora-ga"}
+"""Starts that PEFT makes by a second call, and leaves at its default without: how recipes name them."""
 
 
 def lora_config(**fixed: Any) -> Callable[..., Any]:
@@ -24,6 +26,10 @@ def lora_config(**fixed: Any) -> Callable[..., Any]:
     """
 
     def make(**options: Any) -> Any:
+        if (start := options.get("init_lora_weights")) in _OTHERWISE:
+            raise ValueError(
+                f"init_lora_weights={start!r} is not allowed: it needs training data: {_OTHERWISE[start]}."
+            )
         check({name: value for name, value in options.items() if name in _CHECKED.model_fields}, _CHECKED)
         try:
             return LoraConfig(**options, **fixed)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..deploy.gradients import loss_scales
 from ..deploy.probe import at_rest
 from ..errors import CheckpointError
 from ..tuner.peft_names import PEFT_PREFIX
@@ -36,16 +37,19 @@ def gradients(
     """The gradient of the mean loss of batches by the weight of each layer, (d_out, d_in), without dropout; of the
     layers that the loss depends on."""
     weights: list[Any] = [layer.weight for layer in layers.values()]
-    sums: list[Any] = [None] * len(weights)
     with at_rest(model):
         for weight in weights:
             weight.requires_grad_(True)
-        for batch in batches:
-            found = torch.autograd.grad(sample.loss(model, batch), weights, allow_unused=True)
-            for i, one in enumerate(found):
-                if one is not None:
-                    mean = one.float() / len(batches)
-                    sums[i] = mean if sums[i] is None else sums[i] + mean
+        for scale in loss_scales(model):
+            sums: list[Any] = [None] * len(weights)
+            for batch in batches:
+                found = torch.autograd.grad(sample.loss(model, batch) * scale, weights, allow_unused=True)
+                for i, one in enumerate(found):
+                    if one is not None:
+                        mean = one.float() / (scale * len(batches))
+                        sums[i] = mean if sums[i] is None else sums[i] + mean
+            if all(total is None or torch.isfinite(total).all() for total in sums):
+                break
     return {
         path: total.T if isinstance(layer, Conv1D) else total
         for (path, layer), total in zip(layers.items(), sums, strict=True)

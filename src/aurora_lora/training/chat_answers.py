@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Prompt = Question | Sequence[Any] | str
 """The messages so far, with what else the chat template gets or without, or a text to go on with."""
 NEW_TOKENS, SAMPLE_TOKENS = 256, 64
+_COLDEST = 1e-3
+"""Below it, logits that are divided by the temperature leave float32."""
 
 
 def write_answers(
@@ -128,7 +130,7 @@ class Talk:
 
     Raises:
         UserError: no language model; one without a chat template that is not known to be trained on plain texts; or
-            one that is, and `system`.
+            one that is, and `system`; or a temperature that logits cannot be divided by.
     """
 
     def __init__(
@@ -152,6 +154,8 @@ class Talk:
             )
         if system:
             _check_text(system, "system")
+        if 0 < temperature < _COLDEST:
+            raise ArgumentError(f"`temperature` must be 0 or at least {_COLDEST}, got {temperature}")
         self.model: Any = predictor.model
         self.tokenizer, self.system = tokenizer, system
         self.most, max_new_tokens = room(self.model, max_new_tokens)

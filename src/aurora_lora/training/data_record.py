@@ -10,6 +10,7 @@ from typing import Any
 from .. import files
 from ..errors import UserError
 from ..tasks.own.files import sha256_of
+from . import storage
 from .data import Data
 from .own_section import OwnFields
 from .storage import DATA, SPLITS
@@ -19,11 +20,13 @@ def keep_data(folder: Path, data: Data) -> None:
     """Write down what the user's own data is, and which rows each split holds where that is known.
 
     Raises:
-        UserError: it was written down before, and is another: the data, or the way it is split, has changed; or an
-            earlier version began the run, which trained labels otherwise.
+        UserError: it was written down before, by a run that has made something, and is another: the data, or the way it
+            is split, has changed; or an earlier version began the run, which trained labels otherwise.
     """
-    check_data(folder, data)
-    stored = _stored(folder / DATA)
+    is_begun = storage.is_begun(folder)
+    if is_begun:
+        check_data(folder, data)
+    stored = _stored(folder / DATA) if is_begun else None
     if stored is not None and stored.get("labels") != (data.record or {}).get("labels"):
         raise UserError(
             f"{folder} was started by a version that trained labels in another scale: finish it with that version, or "
@@ -31,7 +34,7 @@ def keep_data(folder: Path, data: Data) -> None:
         )
     if data.record is not None and stored is None:
         files.write_json(folder / DATA, data.record)
-    if data.rows is not None and not (folder / SPLITS).exists():
+    if data.rows is not None and not (is_begun and (folder / SPLITS).exists()):
         lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in data.rows.items()]
         files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -79,8 +79,10 @@ def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
     """As `validate`, a recipe of any kind."""
     if not isinstance(data, dict):
         raise UserError(f"{source}: a recipe is a mapping of fields, such as `model: minilm-l6`")
+    with_defaults = {name for name, field in kind.model_fields.items() if isinstance(field.default, BaseModel)}
+    given = {name: value for name, value in data.items() if value is not None or name not in with_defaults}  # empty
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(given)
     except ValidationError as error:
         raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, kind))) from error
 
@@ -139,6 +141,8 @@ def _what(detail: ErrorDetails, kind: type[RunRecipe], sections: Mapping[str, ty
 
 
 def _allowed(detail: ErrorDetails) -> str:
+    if detail["type"] == "model_type":
+        return "a section with fields"
     return detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 

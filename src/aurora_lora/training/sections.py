@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -27,6 +28,13 @@ Number = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Threads = Annotated[int, Field(gt=0, le=256)]
 Precision = Literal["fp32", "bf16", "fp16"]
+_LEAST = 1e-7
+"""Where Transformers lets a polynomial schedule end."""
+
+
+def one_or_several(given: Any) -> Any:
+    """Names in a list, of which a single one may stand alone."""
+    return [given] if isinstance(given, str) else given
 
 
 class Section(BaseModel):
@@ -92,7 +100,7 @@ class TrainingSection(Section):
     """Of each process."""
     learning_rate: Rate = 5e-3
     head_learning_rate: Rate | None = None
-    """None is `learning_rate`."""
+    """Of a new head, where the task has one; None is `learning_rate`."""
     weight_decay: Number = 0.0
     scheduler: Literal[
         "linear",
@@ -123,7 +131,11 @@ class TrainingSection(Section):
     patience: Size | None = None
     """Stop after so many evaluations in a row without a better validation score (an equal one is none);
     None never stops early."""
-    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)] = ()
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        BeforeValidator(one_or_several),
+        Field(strict=False),
+    ] = ()
     """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files
     are in `logs/` of the run."""
     threads: Threads | None = None
@@ -132,6 +144,13 @@ class TrainingSection(Section):
     """Processes that read and transform images beside the training; 0 is none."""
     save_updates: bool = False
     """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> TrainingSection:
+        if self.scheduler == "polynomial" and self.learning_rate <= _LEAST:
+            why = f"{self.learning_rate!r} is not allowed with scheduler 'polynomial', which ends at {_LEAST}"
+            raise PydanticCustomError("task", "learning_rate: {why}", {"why": why})
+        return self
 
 
 class CalibrationSection(Section):

@@ -37,7 +37,6 @@ UPDATES = "updates"
 """The update of the weights at each epoch, where `training.save_updates` asks for it."""
 MANIFEST = "manifest.json"
 _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
-"""What shows that the recipe in a folder is that of a run."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Of a file system without locks, as some of the network are: runs go on without."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -181,25 +180,32 @@ def _files(folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- the recipe
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether the run in a folder has made something: Trainer leaves an empty folder for checkpoints."""
+    return any((folder / name).exists() and (name != CHECKPOINTS or any((folder / name).iterdir())) for name in _MADE)
+
+
 def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     """Raise a UserError if the folder holds the run of another recipe, or a file of the user's own that a run writes.
 
     Which test sets are scored is no part of that: it changes nothing before the end, and others can be scored later;
-    nor is what it reports to. A run that ended before anything was made, as where its data could not be read, leaves
-    the folder to the next.
+    nor is what it reports to. A run that ended before anything was made, as where an option did not fit the model,
+    leaves the folder to the next.
     """
     if not (folder / RECIPE).exists():
         for name in (*_MADE, DATA, SPLITS):
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
         return
-    if not any((folder / name).exists() for name in _MADE) and not _is_written(folder / RECIPE, type(recipe)):
-        raise UserError(
-            f"{folder / RECIPE} was not written by a run, which would replace it: choose another output folder, or "
-            "give the recipe another name"
-        )
-    if {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {RECIPE}:
-        return
+    if not is_begun(folder):
+        if not _is_written(folder / RECIPE, type(recipe)):
+            raise UserError(
+                f"{folder / RECIPE} was not written by a run, which would replace it: choose another output folder, or "
+                "give the recipe another name"
+            )
+        written = {RECIPE, DATA, SPLITS, CHECKPOINTS}
+        if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
+            return
     check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds")
 
 

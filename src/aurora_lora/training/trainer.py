@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def training_arguments(
     check_precision(wanted.precision)
     steps = math.ceil(examples / (wanted.batch_size * wanted.gradient_accumulation_steps)) * wanted.epochs
     every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
+    # `accelerate launch` gives every process the precision of its own configuration, which counts where this is fp32
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if wanted.precision == "fp32" else wanted.precision
     args = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=share.batch_size,

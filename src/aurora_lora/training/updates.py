@@ -51,10 +51,10 @@ class UpdateRecorder(TrainerCallback):
         if state.global_step == 0:
             self._write(kwargs["model"], 0, state)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._write(kwargs["model"], round(state.epoch or 0), state)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch = float(state.epoch or 0)
+        if epoch.is_integer():  # an epoch's last step; training may stop at another
+            self._write(kwargs["model"], int(epoch), state)
 
     def _write(self, model: nn.Module, epoch: int, state: TrainerState) -> None:
         tensors: dict[str, Tensor] = {}

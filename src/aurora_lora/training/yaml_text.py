@@ -132,6 +132,13 @@ def _check_size(node: yaml.Node, depth: int = 0, sizes: dict[int, int] | None = 
     return sizes[id(node)]
 
 
+def _apart(value: Any) -> Any:
+    """The same value, in which what an anchor and its aliases stand for is several: one can be changed alone."""
+    if isinstance(value, dict):
+        return {key: _apart(one) for key, one in value.items()}
+    return [_apart(one) for one in value] if isinstance(value, list) else value
+
+
 def parse(text: str, source: str) -> Any:
     """The value of a YAML text; `source` names it in errors.
 
@@ -144,7 +151,7 @@ def parse(text: str, source: str) -> Any:
         if node is None:
             return None
         _check_size(node)
-        return loader.construct_document(node)
+        return _apart(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {error.problem or error.context}") from error
