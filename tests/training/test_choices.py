@@ -298,16 +298,23 @@ def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("siqa", "commonsense"), ("commonsense", "siqa"), ("cifar10-10k", "cifar10")]
+    ("before", "after"),
+    [
+        ("siqa", "commonsense"),
+        ("commonsense", "siqa"),
+        ("cifar10-10k", "cifar10"),
+        ("movie-sentiment", "sst2"),
+        ("sst2", "movie-rating"),
+    ],
 )
 def test_the_papers_test_data_are_never_mixed(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
     """A model that was merged from a run on packaged SIQA has learned the questions that the hub's SIQA tests with; and
-    so for CIFAR-10's images."""
+    so for CIFAR-10's images, and SST's sentences."""
     merged = tmp_path / "merged"
     merged.mkdir()
-    note = {"source": {}, "files": {}, "trained_on": ["movie-sentiment", before]}
+    note = {"source": {}, "files": {}, "trained_on": ["digits", before]}
     (merged / "aurora_merge.json").write_text(json.dumps(note))
     with pytest.raises(UserError, match=f"was trained on {before}, which holds examples that {after} trains on or"):
         train(load_recipe(write_recipe(model=merged, task=after)), tmp_path / "run")

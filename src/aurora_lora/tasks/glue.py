@@ -91,6 +91,7 @@ def _task(
     validation: int,
     metric: str = "accuracy",
     also: tuple[str, ...] = (),
+    never_after: tuple[str, ...] = (),
 ) -> Task:
     load = (
         functools.partial(_load_mnli, columns, labels)
@@ -109,6 +110,7 @@ def _task(
         load=load,
         group="GLUE",
         also=also,
+        never_after=never_after,
         train_examples=train_examples,
         held_out={"validation": validation, **({"matched": 9_815, "mismatched": 9_832} if name == "mnli" else {})},
         sizes=SplitSizes(None, None, None),
@@ -131,7 +133,13 @@ GLUE = (
         ("matthews",),
     ),
     _task(
-        "sst2", "Is a film-review phrase negative or positive?", ("sentence",), ("negative", "positive"), 67_349, 872
+        "sst2",
+        "Is a film-review phrase negative or positive?",
+        ("sentence",),
+        ("negative", "positive"),
+        67_349,
+        872,
+        never_after=("movie-sentiment", "movie-rating"),
     ),
     _task(
         "mrpc", "Do two news sentences say the same?", PAIR, ("not_equivalent", "equivalent"), 3_668, 408, also=("f1",)

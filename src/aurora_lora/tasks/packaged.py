@@ -194,6 +194,7 @@ MOVIE_SENTIMENT = Task(
     license="MIT",
     load=_load_sentiment,
     group="packaged",
+    never_after=("sst2",),
 )
 
 MOVIE_RATING = Task(
@@ -207,4 +208,5 @@ MOVIE_RATING = Task(
     license="MIT",
     load=_load_rating,
     group="packaged",
+    never_after=("sst2",),
 )

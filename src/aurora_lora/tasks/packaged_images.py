@@ -214,7 +214,7 @@ PACKAGED_IMAGES = (
         DIGIT_LABELS,
         SplitSizes(None, 200, 500),
         1_097,
-        "digits of 43 people (Alpaydin and Kaynak, 1998), 8 by 8 pixels, in scikit-learn",
+        "digits of 13 people (Alpaydin and Kaynak, 1998), 8 by 8 pixels, in scikit-learn",
         "CC BY 4.0",
         "shift",
     ),

@@ -101,7 +101,7 @@ def numbered(question: str, choices: Sequence[str]) -> tuple[str, list[str]]:
 def cloze(
     question: str, choices: Sequence[str], *, before: str = "Question: ", after: str = "\nAnswer:"
 ) -> tuple[str, list[str]]:
-    """lm-evaluation-harness' form: the choice itself goes on with the text."""
+    """In the manner of lm-evaluation-harness, with the words of its ARC: the choice itself goes on with the text."""
     return before + question + after, [f" {choice}" for choice in choices]
 
 
