@@ -13,7 +13,7 @@ from aurora_lora.errors import FormError
 from aurora_lora.forms import MERGED
 from aurora_lora.methods import METHODS, Method, count_parameters
 from aurora_lora.methods.base import TaskType
-from aurora_lora.methods.parameters import is_head
+from aurora_lora.methods.parameters import is_head, load_trained, save_trained
 
 CLASSIFIERS, LANGUAGE_MODELS = ("bert", "llama"), ("llama-lm", "qwen2", "gpt2")
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "c_fc"]}
@@ -127,6 +127,19 @@ def test_learns(
     fit(method, model, steps=30, lr=RATES.get(name, 2e-2))
     with method.using(model, method.forms[0]):
         assert loss(model) < 0.67 * before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trained_weights_go_on_in_a_new_model(
+    make_model: MakeModel, batches: Batches, tmp_path: Path, name: str
+) -> None:
+    """What is trained, and buffers, are all that a checkpoint needs."""
+    model, _ = applied(make_model, name, "bert")
+    shake(model)
+    save_trained(model, tmp_path)
+    fresh, _ = applied(make_model, name, "bert")
+    load_trained(fresh, tmp_path)
+    torch.testing.assert_close(outputs(fresh, batches), outputs(model, batches), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)

@@ -80,14 +80,15 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
 def save_trained(model: nn.Module, directory: Path) -> None:
     """Write the weights that are trained, and the buffers, to `WEIGHTS_FILE`; frozen ones stay with the base model.
 
-    A weight that several modules have (tied embeddings) is written once.
+    What several modules have (tied embeddings, VeRA's random matrices) is written once.
     """
     from safetensors.torch import save_file
 
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state = model.state_dict()
-    state = {name: value.contiguous() for name, value in state.items() if name in trained or name not in parameters}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    left_out = frozen | {name for name, _ in every} - once
+    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in left_out}
     save_file(state, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
