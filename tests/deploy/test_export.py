@@ -260,8 +260,32 @@ def test_diffusers_file(tmp_path):
     assert sorted(weights) == ["unet.mid_block.to_q.lora_A.weight", "unet.mid_block.to_q.lora_B.weight"]
     delta = weights["unet.mid_block.to_q.lora_B.weight"] @ weights["unet.mid_block.to_q.lora_A.weight"]
     torch.testing.assert_close(delta, model.base_model.model.mid_block["to_q"].get_delta_weight("default"))
-    export_lora(model, tmp_path, format="diffusers", prefix="transformer")
-    assert all(k.startswith("transformer.") for k in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    for prefix, lead in (("transformer", "transformer."), ("", "")):
+        export_lora(model, tmp_path, format="diffusers", prefix=prefix)
+        weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+        assert sorted(weights) == [f"{lead}mid_block.to_q.lora_{side}.weight" for side in "AB"]
+
+
+def test_the_component_of_a_pipeline(make_bert, config, tmp_path):
+    """A U-Net or a transformer of diffusers is known by its class; a text encoder, of Transformers, is neither."""
+
+    class TinyTransformer2DModel(TinyUNet2D):
+        pass
+
+    class TinyControlNet(TinyUNet2D):
+        pass
+
+    one_layer = AuroraConfig(target_modules=["to_q"], init_weights=False, eval_form="static")
+    export_lora(get_peft_model(TinyTransformer2DModel(), one_layer), tmp_path, format="diffusers")
+    assert all(key.startswith("transformer.") for key in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    encoder = get_peft_model(make_bert(), config(task_type=None, eval_form="static"))
+    for model in (encoder, get_peft_model(TinyControlNet(), one_layer)):
+        with pytest.raises(ValueError, match=r"does not tell which component .* with prefix="):
+            export_lora(model, tmp_path / "unknown", format="diffusers")
+    assert not (tmp_path / "unknown").exists()
+    export_lora(encoder, tmp_path / "encoder", format="diffusers", prefix="text_encoder")
+    keys = load_file(tmp_path / "encoder" / "pytorch_lora_weights.safetensors")
+    assert all(key.startswith("text_encoder.bert.encoder.") for key in keys)
 
 
 def test_stock_diffusers_loads_it(tmp_path):

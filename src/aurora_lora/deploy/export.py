@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import FormError, NotFiniteError
 from ..files import new_folder, settle
@@ -63,6 +64,7 @@ def export_lora(
         dtype: of the written factors: float32, bfloat16 or float16.
         format: `"peft"` or `"diffusers"`.
         prefix: for diffusers, the pipeline component that the model is; "unet" or "transformer" by its class if None.
+            Keys get it and a dot in front of them; nothing if it is "".
         processor: a tokenizer or image processor to write beside the adapter, with its chat template if it has one.
         base_name: what the export calls the base model; as the adapter does if None.
 
@@ -75,7 +77,8 @@ def export_lora(
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
         ValueError: an argument that is not allowed; a folder that holds anything but an earlier export; several active
             adapters and none named; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not
-            take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold.
+            take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold, or a
+            class that does not tell which component of a pipeline the model is, and no `prefix`.
     """
     model = unwrapped(model)
     one_of("format", format, tuple(FORMATS))
@@ -95,8 +98,9 @@ def export_lora(
                 f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
                 "(modules_to_save or bias): export it with format='peft'."
             )
-        lead = prefix if prefix is not None else _component(model)
-        weights = {f"{lead}.{key.removeprefix(PEFT_PREFIX)}" if lead else key: v for key, v in weights.items()}
+        component = prefix if prefix is not None else _component(model)
+        lead = f"{component}." if component else ""
+        weights = {lead + key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}
         with new_folder(path) as partial:
             write_export(partial / DIFFUSERS_WEIGHTS, weights)
         return path
@@ -306,4 +310,14 @@ def _check_read_as_written(config: LoraConfig, model: nn.Module) -> None:
 
 
 def _component(model: nn.Module) -> str:
-    return "unet" if "UNet" in type(plain_model(model)).__name__ else "transformer"
+    """How a pipeline of diffusers calls the model, by its class; raises a ValueError where that does not tell."""
+    plain = plain_model(model)
+    name = type(plain).__name__
+    if not isinstance(plain, PreTrainedModel):  # Transformers' are text encoders and the like
+        for words, component in (("UNet", "unet"), ("Transformer", "transformer")):
+            if words in name:
+                return component
+    raise ValueError(
+        f"{name} does not tell which component of a diffusers pipeline it is: name that with prefix=, such as "
+        "prefix='text_encoder'."
+    )
