@@ -83,9 +83,9 @@ def export_lora(
     model = unwrapped(model)
     one_of("format", format, tuple(FORMATS))
     name = _one_adapter(model, adapter_name)
-    factors = lora_factors(model, form, adapter_name=name)
-    rank = max(len(lora_A) for lora_A, _ in factors.values())
-    weights = in_dtype(_state_dict(model, factors, rank), dtype)
+    factors = of_one_rank(lora_factors(model, form, adapter_name=name))
+    rank = len(next(iter(factors.values()))[0])
+    weights = in_dtype(_state_dict(model, factors), dtype)
     config = _adapter_config(model, name)
     others = _other_weights(model, name)
     check_finite(others.items(), "the adapter cannot be exported")
@@ -243,13 +243,21 @@ def _adapter_config(model: nn.Module, name: str) -> AuroraConfig:
     return next(layer.aurora_config[name] for _, layer in aurora_layers(model) if name in layer.aurora_config)
 
 
-def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
-    """PEFT's LoRA keys; every layer padded with zeros to `rank`."""
+def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """LoRA's factors A (r, ...) and B (d_out, r, ...) of each layer, padded with zeros to the highest r among them."""
+    rank = max((len(A) for A, _ in factors.values()), default=0)
+
+    def padded(factor: Tensor, dim: int) -> Tensor:
+        return nn.functional.pad(factor, (*(0, 0) * (factor.dim() - 1 - dim), 0, rank - factor.shape[dim]))
+
+    return {path: (padded(A, 0), padded(B, 1)) for path, (A, B) in factors.items()}
+
+
+def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """PEFT's LoRA keys."""
     layers = {_plain(path): layer for path, layer in aurora_layers(model)}
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
-        missing = rank - len(lora_A)
-        lora_A, lora_B = nn.functional.pad(lora_A, (0, 0, 0, missing)), nn.functional.pad(lora_B, (0, missing))
         try:
             held = layers[path].as_lora(lora_A, lora_B)
         except ValueError as error:

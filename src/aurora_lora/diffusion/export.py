@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import get_peft_model_state_dict
 from torch import nn
 
 from .. import files
 from ..deploy import export_lora
-from ..deploy.export import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
+from ..deploy.export import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, of_one_rank, write_export
 from ..forms import form_named
 from ..methods.aurora import AuroraMethod
 from ..tuner.peft_names import PEFT_PREFIX
@@ -23,9 +24,18 @@ def no_lora(method: Method, form: str) -> str | None:
     """Why a form of a method is no LoRA of diffusers; None if it is one."""
     if not form_named(form).mergeable:
         return "the dynamic form is no linear map"
-    if isinstance(method, AuroraMethod) or method.name == "lora":
-        return None
-    return f"diffusers loads LoRA, and {method.name} is none"
+    if not isinstance(method, AuroraMethod) and method.name != "lora":
+        return f"diffusers loads LoRA, and {method.name} is none"
+    options = method.options
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if options.get(name):
+            return f"a LoRA file of diffusers has no place for what {name} trains"
+    if method.base_use == "trained":
+        return f"a LoRA file of diffusers has no place for the biases that bias={options['bias']!r} trains"
+    if method.base_use == "start":
+        start = options["init_lora_weights"]
+        return f"a LoRA file of diffusers is for the base as it is, and init_lora_weights={start!r} may change it"
+    return None
 
 
 def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype: str = "float32") -> None:
@@ -40,8 +50,8 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
 
     Raises:
         FormError, NotCalibratedError, NotFiniteError: as `export_lora`.
-        ValueError: what the adapter trains does not fit into such a file; an unknown dtype; a folder that holds
-            anything but an earlier export.
+        ValueError: the adapter has or trains more than LoRA's A and B, or is a variant of LoRA; an unknown dtype; a
+            folder that holds anything but an earlier export.
     """
     if isinstance(method, AuroraMethod):
         export_lora(model, folder, form, format="diffusers", dtype=dtype)
@@ -54,16 +64,30 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
 
 @torch.no_grad()
 def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """PEFT's LoRA under the names of diffusers; the scaling goes into B, as such files have no alpha."""
-    weights: dict[str, torch.Tensor] = {}
+    """PEFT's LoRA under the names of diffusers; the scaling goes into B, as such files have no alpha.
+
+    Raises:
+        ValueError: as `write_lora`.
+    """
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for path, layer in model.named_modules():
         if not hasattr(layer, "lora_A") or not isinstance(layer.lora_A, nn.ModuleDict):
             continue
         adapted: Any = layer
         (name,) = adapted.active_adapters
+        if name not in adapted.lora_A:
+            continue  # an embedding, whose factors have other names
         if adapted.lora_variant or getattr(adapted.lora_B[name], "bias", None) is not None:
             raise ValueError("a variant of LoRA, or trained biases, do not fit into a LoRA file of diffusers")
-        lead = "unet." + path.removeprefix(PEFT_PREFIX)
-        weights[f"{lead}.lora_A.weight"] = adapted.lora_A[name].weight.detach()
-        weights[f"{lead}.lora_B.weight"] = adapted.lora_B[name].weight.detach() * adapted.scaling[name]
-    return weights
+        A, B = adapted.lora_A[name].weight, adapted.lora_B[name].weight
+        factors["unet." + path.removeprefix(PEFT_PREFIX)] = A, B * adapted.scaling[name]
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    for other in (*held, *trained):
+        if ".lora_A." not in other and ".lora_B." not in other:
+            raise ValueError(f"a LoRA file of diffusers holds LoRA's A and B only, and the adapter has {other} too")
+    return {
+        f"{path}.{name}.weight": factor
+        for path, pair in of_one_rank(factors).items()
+        for name, factor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
