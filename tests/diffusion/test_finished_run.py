@@ -94,15 +94,59 @@ def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, A
     assert "`aurora export` and `aurora generate` take it" in answer["stderr"]
 
 
-def test_other_methods(train: Train, tmp_path: Path) -> None:
+def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
+    """In half precision; with why there is no LoRA of diffusers, and the images of the run's end by `generate`."""
     training = {"steps": 1, "precision": "bf16", "threads": 1}
     quick = {"training": training, "validation": {"prompts": [], "inference_steps": 1}}
-    names = ("bitfit", "moslora", "lora-drop", "aurora-paper")
-    answers = train(*((tmp_path / name, {**quick, "method": name}, {}) for name in names))
-    for name, answer in zip(names, answers, strict=True):
+    whole = {"modules_to_save": ["conv_out"]}
+    no_place = "a LoRA file of diffusers has no place for"
+    methods = {
+        "aurora-paper": ({"name": "aurora-paper"}, None),
+        "bitfit": ({"name": "bitfit"}, "diffusers loads LoRA, and bitfit is none"),
+        "moslora": ({"name": "moslora"}, "diffusers loads LoRA, and moslora is none"),
+        "lora-drop": ({"name": "lora-drop"}, "diffusers loads LoRA, and lora-drop is none"),
+        "vera": ({"name": "vera", "r": 8}, "diffusers loads LoRA, and vera is none"),
+        "lora-bias": ({"name": "lora", "bias": "all"}, f"{no_place} the biases that bias='all' trains"),
+        "lora-whole": ({"name": "lora", **whole}, f"{no_place} what modules_to_save trains"),
+        "aurora-whole": ({"name": "aurora", **whole}, f"{no_place} what modules_to_save trains"),
+        "lora-dora": ({"name": "lora", "use_dora": True}, "a variant of LoRA, or trained biases, do not fit"),
+    }
+    answers = train(*((tmp_path / name, {**quick, "method": method}, {}) for name, (method, _) in methods.items()))
+    for (name, (method, why)), answer in zip(methods.items(), answers, strict=True):
         assert answer["status"] == 0, answer["stderr"]
-        assert (tmp_path / name / "lora").exists() == (name == "aurora-paper")
+        assert (tmp_path / name / "lora").exists() == (why is None)
+        assert ("no lora/ is written" in answer["stderr"]) == (why is not None)
+        assert f"{method['name']}: no lora/ is written: {why}" in answer["stderr"] or why is None
         assert result_of(tmp_path / name)["params"]["adapter"] > 0
+    again = ["bitfit", "vera", "lora-whole", "aurora-whole"]
+    answers = aurora(
+        *(
+            {
+                "args": [
+                    "generate",
+                    str(tmp_path / name),
+                    "a photo of a [V] dog",
+                    "--output",
+                    str(tmp_path / "again" / name),
+                ],
+                "folder": str(tmp_path),
+            }
+            for name in again
+        ),
+        *(
+            {"args": ["export", str(tmp_path / name), "--output", str(tmp_path / "export")], "folder": str(tmp_path)}
+            for name in ("lora-bias", "aurora-whole")
+        ),
+    )
+    for name, answer in zip(again, answers, strict=False):
+        assert answer["status"] == 0, answer["stderr"]
+        form = result_of(tmp_path / name)["metric"]["selected_by"]["form"]
+        ours = pixels(tmp_path / "again" / name / "00-0.png")
+        np.testing.assert_array_equal(ours, pixels(tmp_path / name / "images" / f"form-{form}" / "00-0.png"))
+    for answer in answers[len(again) :]:
+        assert answer["status"] == 2
+        assert no_place in answer["stderr"]
+        assert "format=" not in answer["stderr"]
 
 
 def test_scores_are_those_of_the_images(

@@ -125,9 +125,9 @@ def generate(
     seed = recipe.seed if seed is None else seed
     files.check_writable(output)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    precision = "fp32" if device.type == "cpu" and recipe.training.precision == "fp16" else recipe.training.precision
+    no_fp16 = device.type == "cpu" and recipe.training.precision == "fp16"
     filled = [recipe.task.fill(prompt) for prompt in prompts]
-    diffusion = load_diffusion(recipe, filled, device, precision)
+    diffusion = load_diffusion(recipe, filled, device, "fp32" if no_fp16 else None)
     model = _with_adapter(run, diffusion.unet)
     made: dict[str, list[Path]] = {f"image {number + 1}": [] for number in range(images)}
     with recipe.method.using(model, form):

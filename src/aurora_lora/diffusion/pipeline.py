@@ -148,7 +148,7 @@ def load_diffusion(
         recipe: names the model.
         prompts: those that will be needed.
         device: where to compute.
-        precision: of the weights; the recipe's if None.
+        precision: of the weights; `recipe.weights_precision` if None.
 
     Raises:
         UserError: diffusers is missing, or the model or autoencoder cannot be loaded or is of another kind.
@@ -156,7 +156,7 @@ def load_diffusion(
     with extra("diffusion"):
         import torchvision  # noqa: F401  (for the images, later)
         from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-    dtype = DTYPES[precision or recipe.training.precision]
+    dtype = DTYPES[precision or recipe.weights_precision]
     kept: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     more = {}
     if recipe.vae is not None:

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from ..methods import Method, get_method
 from ..tasks.dreambooth import PLACEHOLDER
 from ..training.recipe import RunRecipe
-from ..training.sections import BoundMethod, Number, Rate, Section, Seed, Size, Steps, Threads
+from ..training.sections import BoundMethod, Number, Precision, Rate, Section, Seed, Size, Steps, Threads
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The projections of the U-Net's attention."""
@@ -77,8 +77,9 @@ class DiffusionTrainingSection(Section):
     weight_decay: Number = 1e-4
     max_grad_norm: Number = 1.0
     """0 switches clipping off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Of the frozen weights and the computation; what is trained is kept in fp32."""
+    precision: Precision = "fp16"
+    """Of the frozen weights and the computation; what is trained is kept in fp32. All weights are in fp32 where the
+    method trains modules or biases of the model's own: `full`, `bitfit`, `bias`, `modules_to_save`."""
     gradient_checkpointing: bool = True
     snr_gamma: Rate | None = None
     """Min-SNR weighting of the timesteps (Hang et al. 2023); None weighs all the same."""
@@ -163,6 +164,15 @@ class SubjectRecipe(RunRecipe):
             why = f"name: {method.name!r} is not allowed: it works at the steps of Transformers' Trainer"
             raise PydanticCustomError("method", "{why}", {"why": why})
         return method
+
+    @property
+    def weights_precision(self) -> Precision:
+        """What the model is loaded in: fp32 where modules or biases of its own are trained, or copies of modules.
+
+        These are in fp32, and outside the training loop nothing casts what they get from the rest to that.
+        """
+        own = self.method.base_use == "trained" or self.method.options.get("modules_to_save")
+        return "fp32" if own else self.training.precision
 
     @property
     def validation_prompts(self) -> tuple[str, ...]:

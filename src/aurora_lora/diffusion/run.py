@@ -105,9 +105,7 @@ class _Training:
         on_main(self._load_scorers)  # first: what cannot be scored in the end is not worth the hours
         on_main(lambda: check_access(recipe.model))
         images = subject_images(recipe.task.images, recipe.task.subject)
-        # weights that are trained themselves are kept in fp32, and norms want all of theirs in one precision
-        precision = "fp32" if self.method.base_use == "trained" else recipe.training.precision
-        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device, precision)
+        self.diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
         self.subject = Subject(recipe, self.diffusion, images, self._class_images())
         self.held = self.subject.fixed(
             recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
@@ -300,11 +298,8 @@ class _Training:
 
     def _write(self, result: Result, deployed: str) -> None:
         """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
-        if no_lora(self.method, deployed) is None:
-            with contextlib.suppress(
-                ValueError
-            ):  # a layer that a LoRA file cannot hold: the adapter is not lost for that
-                self._write_lora(result, deployed)
+        if (why := self._write_lora(result, deployed)) is not None:
+            self.watcher.say(f"{self.method.name}: no {LORA}/ is written: {why}")
         with files.new_folder(self.folder / ADAPTER) as adapter:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
@@ -312,7 +307,18 @@ class _Training:
         write_result(self.folder, result)
         storage.remove_checkpoints(self.folder / CHECKPOINTS)
 
-    def _write_lora(self, result: Result, form: str) -> None:
-        with files.new_folder(self.folder / LORA) as partial:
-            write_lora(self.model, partial, self.method, form)
-            write_lora_card(partial, self.recipe, result, form)
+    def _write_lora(self, result: Result, form: str) -> str | None:
+        """The form as a LoRA of diffusers.
+
+        Returns:
+            Why there is none; None if there is one.
+        """
+        if (why := no_lora(self.method, form)) is not None:
+            return why
+        try:
+            with files.new_folder(self.folder / LORA) as partial:
+                write_lora(self.model, partial, self.method, form)
+                write_lora_card(partial, self.recipe, result, form)
+        except ValueError as error:  # a layer that a LoRA file cannot hold: the adapter itself is not lost for that
+            return " ".join(str(error).split()).rstrip(".")
+        return None
