@@ -73,7 +73,9 @@ class DiffusionTrainingSection(Section):
     gradient_accumulation_steps: Size = 4
     learning_rate: Rate = 1e-4
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
     warmup_steps: Steps = 0
+    """Steps over which the learning rate rises."""
     weight_decay: Number = 1e-4
     max_grad_norm: Number = 1.0
     """0 switches clipping off."""
