@@ -35,7 +35,7 @@ install: $(VENV)/.train
 install-dev: $(VENV)/.dev
 
 demo: $(VENV)/.train
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
+	@PATH="$(abspath $(BIN)):$$PATH" sh recipes/demo.sh
 
 # TEST_JOBS processes of one thread each, a file of tests at a time.
 test: $(VENV)/.dev

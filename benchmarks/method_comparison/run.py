@@ -46,13 +46,14 @@ def modules_of(peft: Path) -> tuple[Any, Any]:
     return run, utils
 
 
-def keep_apart(utils: Any, output: Path) -> None:
+def keep_apart(run: Any, utils: Any, output: Path) -> None:
     """Let nothing be filed as an official result."""
     for name, folder in (("RESULT_PATH_TEST", "temporary_results"), ("RESULT_PATH_CANCELLED", "cancelled_results")):
         path = output.resolve() / folder
         path.mkdir(parents=True, exist_ok=True)
         setattr(utils, name, str(path))
-    utils.get_peft_branch = lambda: f"aurora-lora {aurora_lora.__version__}"
+    # PEFT's asks git about the folder that it is installed in, which may be in no repository
+    run.get_peft_branch = utils.get_peft_branch = lambda: f"aurora-lora {aurora_lora.__version__}"
 
 
 def settings_of(experiment: Path) -> dict[str, int]:
@@ -125,7 +126,7 @@ def main(prepare: Callable[[Any, Any], None] = lambda run, utils: None) -> None:
     run, utils = modules_of(peft)
     prepare(run, utils)
     if not args.official:
-        keep_apart(utils, output)
+        keep_apart(run, utils, output)
     os.chdir(HERE)  # PEFT's script wants a path of three parts
     experiment = Path(args.experiment)
     with_aurora(run, utils, experiment)

@@ -1,6 +1,7 @@
 """The fast adapter path: equal to the eager one in value and gradient. What it costs is in tests/bench."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -215,6 +216,32 @@ def test_autocast(dtype):
     assert all(g.dtype == torch.float32 for g in found[1])
     for a, b in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
         assert (a - b).norm() < 5e-2 * b.norm()
+
+
+def with_base(x, A, B, H, W, anl):
+    weight = torch.linspace(-1, 1, B.shape[0] * A.shape[1]).view(B.shape[0], -1)
+    return linear_with_update(x, weight, None, A, B, H, W, 1.7, anl)
+
+
+@pytest.mark.parametrize("call", [lambda *args: add_update(torch.zeros(5, 7), *args[:5], 1.7, args[5]), with_base])
+def test_a_backward_pass_under_autocast_is_that_of_its_forward_pass(call):
+    """Autocast's region ends before the forward pass, or not: the backward pass may be within another."""
+    anl = ANL()
+
+    def gradients(context):
+        torch.manual_seed(0)
+        tensors = [torch.randn(shape, requires_grad=True) for shape in ((5, 6), (2, 6), (7, 2), (2, 2))]
+        tensors.append(torch.randn(2, anl.grid_size + anl.order, requires_grad=True))
+        with context:
+            with torch.autocast("cpu", enabled=False):
+                out = call(*tensors, anl)
+            out.square().sum().backward()
+        return [tensor.grad for tensor in tensors]
+
+    for found, expected in zip(
+        gradients(torch.autocast("cpu", dtype=torch.bfloat16)), gradients(nullcontext()), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_autocast_leaves_float64_alone():

@@ -81,6 +81,15 @@ def test_calibration_survives_a_cast_of_the_model(calibrated, dtype):
     assert forms(calibrated) == {"calibrated"}
 
 
+def test_calibration_where_parameters_alone_are_cast(calibrated, logits):
+    """As in the forward pass of FSDP with `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`."""
+    expected = logits(calibrated.eval())
+    for parameter in calibrated.parameters():
+        parameter.data = parameter.data.bfloat16()
+    assert forms(calibrated.eval()) == {"calibrated"}
+    torch.testing.assert_close(logits(calibrated).float(), expected, atol=0.03, rtol=0.1)
+
+
 def test_training_on_makes_the_calibration_stale(calibrated, train_step, logits, tmp_path, make_bert):
     for lr in (1e-2, 1e-6):  # also the smallest step
         with pytest.warns(UserWarning, match="trained after it was calibrated"):

@@ -120,6 +120,24 @@ def test_all_linear_leaves_out_what_is_never_called(excluded, tmp_path):
         assert torch.equal(loaded.eval()(x), expected)
 
 
+@pytest.mark.parametrize("excluded", [None, ["second"]])
+def test_a_path_that_ends_that_of_what_is_never_called_is_adapted(excluded):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.ModuleDict({"out_proj": nn.Linear(8, 8), "second": nn.Linear(8, 8)})
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.block = nn.MultiheadAttention(8, 2), Block()
+
+    with pytest.warns(UserWarning, match=r"Left out of 'all-linear': attn.out_proj. "):
+        model = get_peft_model(Model(), AuroraConfig(target_modules="all-linear", exclude_modules=excluded))
+    adapted_layers = {name.removeprefix("base_model.model.") for name, _ in aurora_layers(model)}
+    assert adapted_layers == {"block.attn.out_proj", *(() if excluded else ("block.attn.second",))}
+
+
 def test_a_fused_encoder_layer_calls_its_adapters():
     """In eval mode without gradients, the layer reads the weights of linear1 and linear2 itself."""
     torch.manual_seed(0)

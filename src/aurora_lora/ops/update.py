@@ -20,6 +20,7 @@ alone, (r, n); the aten calls u and four values more, at r = 2 about what LoRA k
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -129,6 +130,12 @@ def _refuse_double_backward() -> None:
         raise RuntimeError(_DOUBLE_BACKWARD)
 
 
+def _without_autocast(grad: Tensor) -> AbstractContextManager[Any]:
+    """For a backward pass that is called under autocast: it computes in the precision of its forward pass."""
+    device = grad.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 class _Sigma(torch.autograd.Function):
     """sigma on (r, n)."""
 
@@ -143,7 +150,8 @@ class _Sigma(torch.autograd.Function):
     def backward(ctx: Any, du: Tensor) -> Any:
         _refuse_double_backward()
         H, W, *kept = ctx.saved_tensors
-        _, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
+        with _without_autocast(du):
+            _, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
         return dz, _like(dH, H), _like(dW, W), None, None
 
 
@@ -185,6 +193,11 @@ class _Update(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         _refuse_double_backward()
+        with _without_autocast(grad):
+            return _Update._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> Any:
         x, A, B, H, W, weight, *kept = ctx.saved_tensors
         for_result, for_x, for_A, for_B = ctx.needs_input_grad[:4]
         G = grad.to(x.dtype)

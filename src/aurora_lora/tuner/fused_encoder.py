@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .naming import ALL_LINEAR
+from .naming import ALL_LINEAR, exactly
 
 FUSED = "aurora_kept_activation"
 """On a `TransformerEncoderLayer` with adapters: what its own switch of the fused kernel was."""
@@ -43,8 +43,11 @@ def leave_out_uncalled(config: Any, model: nn.Module) -> None:
     given = config.exclude_modules
     if not paths or (isinstance(given, str) and all(re.fullmatch(given, path) for path in paths)):
         return
+    found = exactly(paths, (path for path, _ in model.named_modules()))
     if isinstance(given, str):
         config.exclude_modules = "|".join([f"(?:{given})", *map(re.escape, paths)])
+    elif isinstance(found, str):  # names would leave out others as well
+        config.exclude_modules = "|".join([*(rf"(?:.*\.)?{re.escape(name)}" for name in sorted(given or ())), found])
     else:
         config.exclude_modules = {*(given or ()), *paths}
     warnings.warn(

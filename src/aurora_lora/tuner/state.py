@@ -218,8 +218,10 @@ class AdapterState(nn.Module, BaseTunerLayer):
         if form == DYNAMIC:
             weights = self._anl_weights(adapter_name)
             return self.aurora_A[adapter_name], B, *weights, scaling, self.aurora_config[adapter_name].anl
-        matrix = self.static_matrix(adapter_name) if form == STATIC else self.aurora_A_cal[adapter_name]
-        return matrix, B, None, None, scaling, IDENTITY
+        if form == STATIC:
+            return self.static_matrix(adapter_name), B, None, None, scaling, IDENTITY
+        # FSDP's mixed precision casts parameters, and no buffers
+        return self.aurora_A_cal[adapter_name].to(B.dtype), B, None, None, scaling, IDENTITY
 
     def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
         return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)
