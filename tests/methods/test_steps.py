@@ -255,7 +255,7 @@ def test_lora_drop_in_float16(make_model: MakeModel, sample: Sample) -> None:
     for dtype in (torch.float32, torch.float16):
         method = METHODS["lora-drop"].bind({"r": 4, "target_modules": ["query"], "threshold": 1.0})
         model = method.apply(make_model("bert").to(dtype), "SEQ_CLS")
-        small = replace(sample, loss=loss)
+        small = replace(sample, loss=loss, in_float16=dtype == torch.float16)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(lora_drop, "unimportant", lambda found, *_: norms.append(found) or [])
             method.prepare(model, small)

@@ -25,17 +25,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHT_GRADIENTS = (weight_gradients.conv1d_weight, weight_gradients.conv2d_weight, weight_gradients.conv3d_weight)
 
 
-_SCALES = (2.0**14, 2.0**10, 2.0**6, 2.0**2, 1.0)
+LOSS_SCALES = (2.0**14, 2.0**10, 2.0**6, 2.0**2, 1.0)
+"""What to multiply a loss by before its backward pass: the first with which all gradients are finite.
 
-
-def loss_scales(model: nn.Module) -> tuple[float, ...]:
-    """What to multiply a loss by before its backward pass, the first with which all gradients are finite.
-
-    float16 ends at 6e-8, and a gradient of the mean over thousands of tokens is often less. A power of two changes
-    nothing else; where no weight is in float16, there is only 1.
-    """
-    is_half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    return _SCALES if is_half else (1.0,)
+float16 ends at 6e-8, and a gradient of the mean over thousands of tokens is often less; in other dtypes a power of two
+changes nothing.
+"""
 
 
 class Weight:

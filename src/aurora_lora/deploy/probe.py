@@ -17,7 +17,7 @@ from ..errors import CalibrationError
 from ..tuner import aurora_layers
 from ..tuner.naming import ALL_LINEAR, named
 from .calibrate import trained_state
-from .gradients import Weight, frozen, frozen_weights, loss_scales, watched_gradients
+from .gradients import LOSS_SCALES, Weight, frozen, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, watched_inputs
 from .passes import Passes, evaluated, memory_bound
 from .processes import least_of_processes, sum_over_processes
@@ -244,7 +244,7 @@ class _Work:
         groups = self._packed(sketches, need)
         self.groups = max(self.groups, len(groups))
         for group in groups:
-            for scale in loss_scales(self.runner.model):
+            for scale in LOSS_SCALES:
                 count = self._pass(group, begin, scale)
                 if all(torch.isfinite(one.total).all() for one in group):
                     break

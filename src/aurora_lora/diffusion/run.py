@@ -158,6 +158,7 @@ class _Training:
             seed=self.recipe.seed,
             examples=len(self.subject.images),
             agree=lambda value: on_main(lambda: value),
+            in_float16=self.recipe.training.precision == "fp16",
         )
         self.method.prepare(self.model, sample)
 

@@ -39,6 +39,7 @@ class Sample:
         seed: the recipe's.
         examples: of the training split.
         agree: gives every process the main one's value of what was computed in each.
+        in_float16: whether the loss is computed in float16, which has no place for small gradients.
     """
 
     batches: Callable[[float], list[Any]]
@@ -47,6 +48,7 @@ class Sample:
     seed: int
     examples: int
     agree: Callable[[Any], Any] = lambda value: value
+    in_float16: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..deploy.gradients import loss_scales
 from ..errors import DIVERGED, UserError
 from ..tuner.linear import linear_shape
 from .adapted_module import AdaptedLinear, Update
@@ -62,7 +61,7 @@ def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sampl
         batches = sample.batches(options["sample_share"])
         optimizer = torch.optim.AdamW(trained.values(), lr=sample.learning_rate, weight_decay=0.0)
         device = next(iter(trained.values())).device.type
-        scaler = torch.amp.GradScaler(device, enabled=len(loss_scales(model)) > 1)
+        scaler = torch.amp.GradScaler(device, enabled=sample.in_float16)
         model.train()
         for _ in range(options["sample_epochs"]):
             for batch in batches:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..deploy.gradients import loss_scales
+from ..deploy.gradients import LOSS_SCALES
 from ..deploy.probe import at_rest
 from ..errors import CheckpointError
 from ..tuner.peft_names import PEFT_PREFIX
@@ -40,7 +40,7 @@ def gradients(
     with at_rest(model):
         for weight in weights:
             weight.requires_grad_(True)
-        for scale in loss_scales(model):
+        for scale in LOSS_SCALES:
             sums: list[Any] = [None] * len(weights)
             for batch in batches:
                 found = torch.autograd.grad(sample.loss(model, batch) * scale, weights, allow_unused=True)

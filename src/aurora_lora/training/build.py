@@ -133,6 +133,7 @@ def _sample(recipe: Recipe, data: Data, loss: Loss) -> Sample:
         seed=recipe.seed,
         examples=len(data.fixed("train")),
         agree=lambda value: on_main(lambda: value),
+        in_float16=recipe.training.precision == "fp16",
     )
 
 
