@@ -57,12 +57,10 @@ def output(unet: Any, tiny: Any) -> Tensor:
         {},
         {"use_rslora": True},
         {"init_lora_weights": "orthogonal"},
-        {"init_lora_weights": "eva"},  # leaves the base as it is
         {"rank_pattern": {"to_q": 4}, "alpha_pattern": {"to_k": 3}},
         {"rank_pattern": {"conv1": 3}, "target_modules": ["conv1", "to_v"]},
     ],
 )
-@pytest.mark.filterwarnings("ignore:`init_lora_weights` is 'eva' but `eva_config` is not specified")
 def test_stock_diffusers_computes_the_same(tiny: Any, model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     method = method_of(tiny, {**LORA, **options})
     assert no_lora(method, "merged") is None

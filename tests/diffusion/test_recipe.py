@@ -72,6 +72,8 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(dump(recipe.resolved()))
     check_recipe(tmp_path, recipe)
     check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))  # nothing was made yet
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints").mkdir()  # which is Trainer's, and empty
+    check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir()
     with pytest.raises(UserError, match=r"they differ in seed \(there 0, here 3\)"):
         check_recipe(tmp_path, recipe.model_copy(update={"seed": 3}))

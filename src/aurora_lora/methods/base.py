@@ -205,9 +205,9 @@ class PeftMethod(Method):
     def base_use(self) -> BaseUse:
         if getattr(self.config, "bias", "none") != "none":
             return "trained"
-        # PEFT makes a start from W0 again, from W0, when the adapter is loaded; EVA's is of the inputs
-        without_W0 = (True, False, "gaussian", "orthogonal", "eva")
-        return "frozen" if getattr(self.config, "init_lora_weights", True) in without_W0 else "start"
+        # PEFT makes a start from W0 again, from W0, when the adapter is loaded
+        drawn = (True, False, "gaussian", "orthogonal")
+        return "frozen" if getattr(self.config, "init_lora_weights", True) in drawn else "start"
 
     def _modules_to_save(self, model: nn.Module) -> list[str]:
         """The modules that PEFT copies and trains whole, in float32 before it copies them."""

@@ -69,6 +69,18 @@ def test_a_panel_for_each_method_with_its_ranks(settings: Settings) -> None:
     assert figure.get_supylabel() == "validation accuracy, %"
 
 
+def test_another_kind_of_rate_has_no_place_on_the_axis(settings: Settings) -> None:
+    """It would stretch it far beyond the others', as a head's score does the other one."""
+    summary, found = settings(
+        probe=[({HEAD: 1e-1}, 0.3), ({HEAD: 1.0}, 0.2)], lora=[({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]
+    )
+    (lora,) = rates_figure(summary, found, "accuracy").axes
+    assert points(lora) == [[pytest.approx((1e-3, 70)), pytest.approx((1e-2, 60))]]
+    assert max(x for line in lora.lines for x in line.get_xdata()) == pytest.approx(1e-2)
+    (probe,) = rates_figure(summary, found[:1], "accuracy").axes  # alone it is what the study is of
+    assert points(probe) == [[pytest.approx((1e-1, 30)), pytest.approx((1.0, 20))]]
+
+
 def test_a_score_far_behind_or_none_is_a_cross_on_the_edge(settings: Settings) -> None:
     good = [({RATE: 1e-3}, 0.7), ({RATE: 1e-2}, 0.6)]
     summary, found = settings(lora=[*good, ({RATE: 3e-2}, -2.0), ({RATE: 1e-1}, None)], bitfit=good)
@@ -91,11 +103,9 @@ def test_of_two_tuned_fields_the_best_at_each_rate(settings: Settings) -> None:
             ({RATE: 1e-3, HEAD: 0.2}, 0.7),
             ({RATE: 1e-2, HEAD: 0.2}, 0.5),
         ],
-        probe=[({HEAD: 0.1}, 0.5), ({HEAD: 0.2}, 0.4)],
     )
-    lora, probe = rates_figure(summary, found, "accuracy").axes
+    (lora,) = rates_figure(summary, found, "accuracy").axes
     assert points(lora) == [[pytest.approx((1e-3, 80)), pytest.approx((1e-2, 60))]]
-    assert points(probe) == [[pytest.approx((0.1, 50)), pytest.approx((0.2, 40))]]
 
 
 def test_trials_that_all_score_the_same(settings: Settings) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATES = ("training.learning_rate", "training.head_learning_rate")
-"""The fields that are a learning rate; the first that was tuned is shown."""
+"""The fields that are a learning rate; the first that any setting was tuned by is shown."""
 COLUMNS, WIDTH, ROW = 3, 6.6, 1.25
 """Panels beside each other, and inches."""
 MOST_NAMED = 5
@@ -53,7 +53,7 @@ class Tried:
 
 
 def tried_rates(summary: Mapping[str, Any], found: Sequence[Group], metric: Metric) -> list[Tried]:
-    """The settings of which two rates at least were tried.
+    """The settings of which two rates at least were tried; not by another kind of rate, as a linear probe's is.
 
     Args:
         summary: the study.json.
@@ -65,11 +65,11 @@ def tried_rates(summary: Mapping[str, Any], found: Sequence[Group], metric: Metr
 
 def _tried(summary: Mapping[str, Any], found: Sequence[Group], best: Any) -> Iterator[Tried]:
     settings = {setting["name"]: setting for setting in summary["settings"]}
-    for group in found:
-        setting = settings[group.label]
-        field = next((name for name in RATES if name in setting["chosen"]), None)
+    shown = [settings[group.label] for group in found]
+    field = next((name for name in RATES if any(name in setting["chosen"] for setting in shown)), None)
+    for group, setting in zip(found, shown, strict=True):
         by_rate: dict[float, list[float]] = {}
-        for trial in setting["trials"] if field else ():
+        for trial in setting["trials"] if field in setting["chosen"] else ():
             score = trial["validation"]
             by_rate.setdefault(trial["values"][field], []).extend([] if score is None else [score])
         scores = {rate: best(values) if values else None for rate, values in sorted(by_rate.items())}
