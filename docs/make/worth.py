@@ -89,7 +89,7 @@ CASES = {
         **dict.fromkeys(
             ("ranks-digits", "ranks-cifar10"), (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[1])
         ),
-        "ranks-wikihow-goal": (_SAME_LAYERS, *_TWO_METHODS),
+        "ranks-wikihow-goal": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
@@ -106,13 +106,12 @@ CASES = {
             "Does it with as many weights as r=1 everywhere",
         ),
         "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_START, _LORA_START)),
-        "ranks-wikihow-goal": _START,
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
     },
     "methods": {
         "ranks-short": ("Is PiSSA's start better than LoRA's", "Is EVA's", "Is LoRA-GA's"),
         **dict.fromkeys(
-            ("ranks-movie-rating", "ranks-digits", "ranks-cifar10"),
+            ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
             tuple(f"Is {method} above LoRA" for method in _METHODS),
         ),
     },
