@@ -203,6 +203,21 @@ def test_data_in_the_output_folder_that_a_run_would_write(here: Path) -> None:
     assert Path("run/data.json").read_text() == '[{"text": "a", "label": 1}]'
 
 
+def test_what_is_written_of_data_after_a_run_that_made_nothing(here: Path) -> None:
+    """The next run's own, but never over a file of the user's."""
+    assert train("classification", "run", "training.learning_rate=1e25").exit_code != 0  # before any checkpoint
+    begun = json.loads(Path("run/data.json").read_text())
+    with Path("reviews.csv").open("a") as file:
+        file.write("a new one,positive\n")
+    Path("run/data.json").write_text('{"mine": 1}')
+    done = train("classification", "run")
+    assert (done.exit_code, Path("run/data.json").read_text()) == (2, '{"mine": 1}')
+    assert "run/data.json was not written by a run: choose another output folder" in done.stderr
+    Path("run/data.json").write_text(json.dumps(begun))
+    assert train("classification", "run").exit_code == 0
+    assert json.loads(Path("run/data.json").read_text())["files"] != begun["files"]
+
+
 def test_a_folder_that_changed(here: Path) -> None:
     Path("parts").mkdir()
     for number in (1, 2):

@@ -23,10 +23,13 @@ def keep_data(folder: Path, data: Data) -> None:
         UserError: it was written down before, by a run that has made something, and is another: the data, or the way it
             is split, has changed; or an earlier version began the run, which trained labels otherwise.
     """
-    is_begun = storage.is_begun(folder)
+    stored, is_begun = _stored(folder / DATA), storage.is_begun(folder)
     if is_begun:
         check_data(folder, data)
-    stored = _stored(folder / DATA) if is_begun else None
+    elif stored is not None:
+        if "files" not in stored:
+            raise _not_ours(folder / DATA)
+        stored = None  # of a run that made nothing
     if stored is not None and stored.get("labels") != (data.record or {}).get("labels"):
         raise UserError(
             f"{folder} was started by a version that trained labels in another scale: finish it with that version, or "
@@ -72,5 +75,9 @@ def _stored(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} was not written by a run: choose another output folder")
+        raise _not_ours(path)
     return stored
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(f"{path} was not written by a run: choose another output folder")

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from .. import files
 from ..errors import UserError
@@ -21,6 +16,7 @@ from ..methods import ParameterCounts
 from ..tasks import TASKS
 from ..tasks.metrics import Metric, chance_levels, in_order
 from ..text_table import TextTable
+from .environment import device, git_commit, versions
 from .recipe import RunRecipe
 from .storage import RESULT
 
@@ -310,42 +306,3 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
     headings = [metric.heading if len(metrics) <= MOST_LONG else metric.column for metric in metrics]
     return TextTable("", ["form", *headings], rows)
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of everything that has a say in the numbers."""
-    names = ("aurora-lora", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "numpy")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that the package runs from, with `-dirty` after changes; None when installed."""
-    source = Path(__file__).parent
-    try:
-        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["describe", "--always", "--dirty"]):
-            done = subprocess.run(
-                ["git", "-C", str(source), *command, *(["--abbrev=40"] if command[0] == "describe" else [])],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=10,
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def device() -> str:
-    """What the run was computed on."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

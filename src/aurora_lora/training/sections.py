@@ -32,7 +32,7 @@ _LEAST = 1e-7
 """Where Transformers lets a polynomial schedule end."""
 
 
-def one_or_several(given: Any) -> Any:
+def _one_or_several(given: Any) -> Any:
     """Names in a list, of which a single one may stand alone."""
     return [given] if isinstance(given, str) else given
 
@@ -133,7 +133,7 @@ class TrainingSection(Section):
     None never stops early."""
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...],
-        BeforeValidator(one_or_several),
+        BeforeValidator(_one_or_several),
         Field(strict=False),
     ] = ()
     """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files

@@ -17,8 +17,8 @@ import torch
 from ...errors import ArgumentError, UserError, unknown
 from ...files import check_writable, clear_leftovers, write_json
 from ...ops import dispatch
-from ...training.results import device as device_name
-from ...training.results import git_commit, versions
+from ...training.environment import device as device_name
+from ...training.environment import git_commit, versions
 from . import analytic_cost
 from .measure import Plan, TrainingStep, count_step, measure
 from .scaling import AXES, measure_axis
