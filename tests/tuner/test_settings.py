@@ -1,5 +1,6 @@
 """The settings that people use PEFT with: each as it is with `LoraConfig`."""
 
+import copy
 import gc
 import pickle
 import warnings
@@ -9,6 +10,7 @@ import peft
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from packaging.version import Version
 from peft import (
@@ -23,6 +25,8 @@ from peft import (
 from peft.helpers import disable_input_dtype_casting
 from peft.utils import PeftType
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -95,6 +99,43 @@ def test_a_linear_that_is_never_called_is_refused():
 
     with pytest.raises(ValueError, match=r"'attn.out_proj' belongs to a torch.nn.MultiheadAttention.*exclude_modules"):
         get_peft_model(Attention(), AuroraConfig(target_modules=["out_proj"]))
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def on_mesh(names, layer):
+    mesh = init_device_mesh("cpu", (1,) * len(names or "1"), mesh_dim_names=names)
+    layer.weight = nn.Parameter(distribute_tensor(layer.weight.data, mesh, [Shard(0)] * mesh.ndim))
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Embedding(6, 4)], ids=["linear", "embedding"])
+@pytest.mark.parametrize("names", [("tp",), ("fsdp", "tp")])
+def test_a_tensor_parallel_base_is_refused(one_process, names, layer):
+    with pytest.raises(
+        ValueError, match=r"'0' is split .*tensor parallelism is not supported: load the base without tp_plan"
+    ):
+        get_peft_model(on_mesh(names, copy.deepcopy(layer)), AuroraConfig(target_modules=["0"]))
+
+
+def test_a_module_that_older_transformers_has_sharded_is_refused():
+    base = nn.Sequential(nn.Linear(6, 4))
+    base[0]._hf_tp_plan = "colwise"
+    with pytest.raises(ValueError, match=r"'0' is split .*tensor parallelism is not supported"):
+        get_peft_model(base, AuroraConfig(target_modules=["0"]))
+
+
+@pytest.mark.parametrize("names", [None, ("fsdp",)])
+def test_a_base_that_fsdp_has_sharded_is_adapted(one_process, names):
+    model = get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
+    ((_, layer),) = aurora_layers(model)
+    assert (layer.aurora_A["default"].shape, layer.aurora_B["default"].shape) == ((2, 6), (4, 2))
 
 
 @pytest.mark.parametrize("excluded", [None, ["linear2"], ".*linear2"])

@@ -33,7 +33,7 @@ from .peft_names import (
     resolve_quantization_backend,
 )
 from .registration import PREFIX
-from .tensors import ordinary_tensors
+from .tensors import is_tensor_parallel, ordinary_tensors
 from .ties import untie_all
 
 LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
@@ -131,6 +131,11 @@ class AuroraModel(BaseTuner):
             raise ValueError(
                 f"Target module {key!r} belongs to a torch.nn.MultiheadAttention, which reads its weight without "
                 "calling it: an adapter there would do nothing. Leave it out with exclude_modules."
+            )
+        if is_tensor_parallel(base_layer):
+            raise ValueError(
+                f"Target module {key!r} is split over processes, and tensor parallelism is not supported: load the "
+                "base without tp_plan / tp_size. For FSDP2 over a named mesh, call get_peft_model before fully_shard."
             )
         quantization = get_quantization_kwargs(self)
         layer_cls = next((cls for kind, cls in LAYERS.items() if isinstance(base_layer, kind)), None)

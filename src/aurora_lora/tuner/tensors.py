@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -21,6 +21,17 @@ def gathered(weight: Tensor) -> Tensor:
     gather = getattr(weight, "full_tensor", None)
     full: Tensor = weight if gather is None else gather()
     return full
+
+
+def is_tensor_parallel(module: nn.Module) -> bool:
+    """Whether each process computes with its own part of the module's weight; told from FSDP2 as PEFT's LoRA does.
+
+    FSDP2 gathers a weight before the module is called: its mesh has no names, or the name "fsdp". Older Transformers
+    mark the module, whose weight is a plain tensor.
+    """
+    mesh = getattr(getattr(module, "weight", None), "device_mesh", None)
+    names = getattr(mesh, "mesh_dim_names", None) or ()
+    return not set(names) <= {"fsdp"} or getattr(module, "_hf_tp_plan", None) is not None
 
 
 def changes(x: Tensor) -> int:
