@@ -31,6 +31,8 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     T5Config,
@@ -692,6 +694,23 @@ def test_fused_experts_are_told_and_not_exported_into(targets, tmp_path):
     with pytest.raises(ValueError, match="PEFT would load this export into the fused weights of the experts"):
         export_lora(model, tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
+
+
+def mixtral():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_local_experts": 2, "num_hidden_layers": 1}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=20, num_attention_heads=2, num_key_value_heads=2, **sizes))
+
+
+def test_a_router_is_no_expert():
+    base = mixtral()
+    if isinstance(base.model.layers[0].mlp.gate, nn.Linear):
+        pytest.skip("the router is a linear layer in this version of Transformers")
+    with pytest.warns(UserWarning, match=r"the fused weights of the experts \(down_proj, gate_up_proj\)"):
+        adapt(base, target_modules="all-linear")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*experts")
+        with pytest.raises(ValueError, match=r"'model.layers.0.mlp.gate' is a .*Router, which AuroRA does not"):
+            adapt(mixtral(), target_modules=["q_proj", "gate"])
 
 
 @pytest.mark.skipif(

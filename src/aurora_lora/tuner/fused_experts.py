@@ -30,9 +30,12 @@ def fused_experts(target_modules: Any, model: nn.Module) -> list[str]:
 
 
 def warn_of_fused_experts(target_modules: Any, model: nn.Module) -> None:
-    """Warn where LoRA would adapt experts, and AuroRA adapts modules alone."""
+    """Warn where LoRA would adapt experts, and AuroRA adapts modules alone.
+
+    A router's weight (`gate.weight`), which LoRA adapts as a parameter too, is a module's: naming it is an error.
+    """
     try:
-        found = fused_experts(target_modules, model)
+        found = [name for name in fused_experts(target_modules, model) if "." not in name]
     except ValueError:
         return
     if found:

@@ -144,7 +144,8 @@ class AuroraModel(BaseTuner):
         if layer_cls is None:
             raise ValueError(
                 f"Target module {key!r} is a {type(base_layer).__name__}, which AuroRA does not support: it adapts "
-                "torch.nn.Linear (also quantised), Conv1d, Conv2d, Conv3d, Embedding and transformers' Conv1D."
+                "torch.nn.Linear (also quantised), Conv1d, Conv2d, Conv3d, Embedding and transformers' Conv1D. Leave "
+                "it out with exclude_modules."
             )
         is_conv1d = isinstance(base_layer, Conv1D)
         if layer_cls is AuroraLinear and is_conv1d != config.fan_in_fan_out:
