@@ -203,6 +203,18 @@ def test_weights_that_a_call_brings_along_are_noticed_for_that_call():
             assert torch.equal(layer(x), called)
 
 
+def test_weights_of_a_later_call_are_not_taken_for_earlier_ones_in_the_same_place_in_memory():
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, A = torch.randn(6, 5), layer.eval().aurora_A["default"]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calibrated = layer(x)
+        for factor in (1, 2) * 20:
+            called = torch.func.functional_call(layer, {"aurora_A.default": factor * A}, (x,))
+            assert torch.equal(called, calibrated) == (factor == 1)
+
+
 def test_weights_are_not_read_where_they_are_traced():
     """By torch.func's transforms, say, for an ensemble: its weights come stacked, with their matrices."""
     layer, calibration = one_layer()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdRef
 
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
 from .config import AuroraConfig
@@ -22,6 +23,9 @@ WAYS_OUT = (
     "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
     "aurora_lora.set_form(model, 'static')"
 )
+
+# Which tensor a weight is, dead or alive (an id comes again once its tensor is gone), and its changes in place.
+_State = tuple[WeakIdRef, int]
 
 # An adapter may be saved, loaded or cast in any of these: each has its own hash, so that a cast's rounding is not taken
 # for training.
@@ -69,7 +73,7 @@ class Calibration:
         self.is_awaited = False
         """Whether the config spoke of a matrix that is still to be loaded."""
         self._lacking: list[str] = []
-        self._seen: list[tuple[int, int]] = []
+        self._seen: list[_State] = []
         self._has_warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,10 +94,10 @@ class Calibration:
         self._seen = self._states()
         return self.is_fresh
 
-    def _states(self) -> list[tuple[int, int]]:
+    def _states(self) -> list[_State]:
         """Which tensor each weight is, and how often it was changed in place; B last."""
         weights = [*self._sigma_weights(), self._B[self.adapter_name]]
-        return [(id(weight), changes(weight)) for weight in weights]
+        return [(WeakIdRef(weight), changes(weight)) for weight in weights]
 
     def notice_changes(self) -> None:
         """In eval mode: weights that are not what they were at the last check, as when an average is copied in.
@@ -122,7 +126,7 @@ class Calibration:
             return False
         return all(type(w) in (Tensor, nn.Parameter) and not w._is_view() for w in self._sigma_weights())
 
-    def _warn_of_training(self, now: tuple[int, int], seen: tuple[int, int]) -> None:
+    def _warn_of_training(self, now: _State, seen: _State) -> None:
         is_trained = now[0] == seen[0] and self._B[self.adapter_name].requires_grad and torch.is_grad_enabled()
         if self.is_fresh and is_trained and not self._has_warned:
             self._has_warned = True
@@ -225,7 +229,7 @@ class Calibration:
         self._lacking = []
 
 
-def _names(states: Sequence[tuple[int, int]]) -> list[int]:
+def _names(states: Sequence[_State]) -> list[WeakIdRef]:
     """Which tensors they are, changed or not."""
     return [which for which, _ in states]
 

@@ -216,7 +216,7 @@ def test_finalists_are_compared_over_the_seeds(write: Callable[..., Path], tmp_p
     assert aurora["validation"] == pytest.approx(1 - 29e-3)
     assert aurora["chosen_by_form"] == {"dynamic": highest, "static": low, "calibrated": low}
     assert [trial["values"] for trial in aurora["trials"]] == [high, low, highest]
-    assert "The best 2 values on the tuned seed were run over all seeds" in study_tables(after.summary())[-1].note
+    assert "The best 2 values on the tuned seed, of each form with a choice of its own, were run over" in study_tables(after.summary())[-1].note
     with pytest.raises(UserError, match="finalists=4 is not allowed: budget=3 values are tried"):
         load_study(write(tuning={**two, "finalists": 4}))
 
@@ -238,6 +238,43 @@ def test_of_finalists_the_named_metric_decides_and_less_may_be_better(
     sweep.run_seeds()
     for setting in sweep.study.settings:
         assert sweep.choices.chosen(setting) == ({"training.learning_rate": 2e-2}, 2e-2)
+
+
+def test_a_form_may_choose_what_was_run_over_all_seeds_for_another(write: Callable[..., Path], tmp_path: Path) -> None:
+    """The dynamic form's best rate over both seeds is the third on the tuned one, and a finalist of the merged form."""
+    rates, scores = [1e-3, 3e-2, 1e-1], {1e-3: (0.7, 0.9), 3e-2: (0.8, 0.6), 1e-1: (0.9, 0.6)}
+
+    def by_seed(job: Job) -> Outcome:
+        outcome = fake_forms(job)
+        assert outcome.result is not None
+        score = scores[job.recipe.training.learning_rate][job.recipe.seed]
+        outcome.result["metric"].get("validation_by_form", {}).get("dynamic", {})["accuracy"] = score
+        return outcome
+
+    tuning = {"budget": 3, "space": {"training.learning_rate": rates}, "each_form": True, "finalists": 2}
+    sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / "out", InProcess(by_seed))
+    sweep.tune()
+    sweep.run_seeds()
+    _, aurora = sweep.summary()["settings"]
+    assert aurora["chosen_by_form"]["dynamic"] == {"training.learning_rate": 1e-3}
+
+
+def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_path: Path) -> None:
+    def equal(job: Job) -> Outcome:
+        outcome = fake(job)
+        assert outcome.result is not None
+        outcome.result["metric"]["selected_by"]["value"] = 0.1 + 0.2 * job.recipe.seed
+        outcome.result["epochs"][-1]["validation"]["nll"] = losses[job.recipe.training.learning_rate]
+        return outcome
+
+    tuning = {"budget": 2, "space": {"training.learning_rate": [1e-3, 3e-2]}, "finalists": 2}
+    for number, better in enumerate((1e-3, 3e-2)):
+        losses = {1e-3: 0.5, 3e-2: 0.5, better: 0.4}
+        sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / str(number), InProcess(equal))
+        sweep.tune()
+        sweep.run_seeds()
+        for setting in sweep.study.settings:
+            assert sweep.choices.chosen(setting)[0] == {"training.learning_rate": better}
 
 
 def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:

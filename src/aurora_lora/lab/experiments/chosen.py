@@ -13,6 +13,9 @@ from .runs_file import RUNS
 from .study import Setting, Study
 from .study_scores import distinct, validation, validation_of
 
+LOSS = "nll"
+"""The validation score that decides between equal ones."""
+
 Chosen: TypeAlias = tuple[dict[str, Any], float]
 """Values, and the validation score that they were chosen by."""
 
@@ -75,30 +78,49 @@ class Choices:
         tried = self._trials(setting)
         if form is not None:
             results = [(values, self._result(setting, values, tuning.seed)) for values, _ in tried]
-            tried = [(values, self._score(result, form)) for values, result in results if result is not None]
+            tried = [
+                (values, self._score(result, form, tuning.metric)) for values, result in results if result is not None
+            ]
         scored = [(values, score) for values, score in tried if score is not None]
         scored.sort(key=lambda one: one[1], reverse=not self.study.lower_is_better)  # equal ones stay as they are
         return scored[: tuning.finalists]
 
     def _best(self, setting: Setting, form: str | None) -> Chosen | None:
-        """Of several finalists, the one with the best mean over the seeds; None where no trial gave a score."""
+        """Of several finalists, those of other forms among them, the one with the best mean over the seeds.
+
+        Of equal ones, that with the lower mean loss, where the validation scores have one. None where no trial gave a
+        score.
+        """
         found = self._ranked(setting, form)
         if len(found) < 2:
             return next(iter(found), None)
-        means = [(values, mean) for values, _ in found if (mean := self._mean(setting, values, form)) is not None]
-        best = min if self.study.lower_is_better else max
-        return best(means, key=lambda one: one[1]) if means else found[0]
+        finalists, metric = self.finalists(setting), self.study.tuning.metric
+        means = [(one, mean) for one in finalists if (mean := self._mean(setting, one, form, metric)) is not None]
+        if not means:
+            return found[0]
+        sign = 1 if self.study.lower_is_better else -1
 
-    def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None) -> float | None:
-        """Of the validation scores over the seeds; None where one is missing."""
+        has_loss = self._has_loss(setting, means[0][0])
+
+        def order(one: Chosen) -> tuple[float, float]:
+            loss = self._mean(setting, one[0], form, LOSS) if has_loss else None
+            return round(sign * one[1], 12), 0.0 if loss is None else loss  # a sum's rounding decides no tie
+
+        return min(means, key=order)
+
+    def _mean(self, setting: Setting, values: Mapping[str, Any], form: str | None, metric: str | None) -> float | None:
+        """Of a validation score over the seeds; None where one is missing."""
         results = (self._result(setting, values, seed) for seed in self.study.seeds)
-        scores = [None if result is None else self._score(result, form) for result in results]
+        scores = [None if result is None else self._score(result, form, metric) for result in results]
         known = [score for score in scores if score is not None]
         return statistics.fmean(known) if len(known) == len(scores) else None
 
-    def _score(self, result: Result, form: str | None) -> float | None:
-        metric = self.study.tuning.metric
+    def _score(self, result: Result, form: str | None, metric: str | None) -> float | None:
         return validation(result, metric) if form is None else validation_of(form, result, metric)
+
+    def _has_loss(self, setting: Setting, values: Mapping[str, Any]) -> bool:
+        result = self._result(setting, values, self.study.seeds[0])
+        return result is not None and LOSS in result["epochs"][-1]["validation"]
 
     def _own_forms(self, setting: Setting) -> list[str]:
         """The forms that have a choice of their own beside the deployed one's."""

@@ -107,8 +107,8 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
     notes = []
     if (finalists := summary["study"]["tuning"].get("finalists", 1)) > 1:
         notes.append(
-            f"The best {finalists} values on the tuned seed were run over all seeds; of them, the best mean validation "
-            "score decides."
+            f"The best {finalists} values on the tuned seed, of each form with a choice of its own, were run over all "
+            "seeds; of all of a setting's, the best mean validation score decides."
         )
     if at_edge:
         notes.append(
