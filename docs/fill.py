@@ -41,7 +41,7 @@ from make.tables import (
     tasks_table,
     versions_table,
 )
-from make.worth import CASES, answered, beyond_the_best, main_answers
+from make.worth import CASES, answered, beyond_the_best, main_answers, without_seed
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -144,6 +144,7 @@ def main() -> None:
         insert(ROOT / "docs" / "evidence.md", f"answers {case}", answered(summaries, case))
     save(main_answers(summaries), FIGURES / "worth")
     insert(ROOT / "docs" / "evidence.md", "rates", beyond_the_best(summaries))
+    insert(ROOT / "docs" / "evidence.md", "seed 0", without_seed(summaries, ("ranks-short", "ranks-converged"), 0))
     recipe = find("figure2", "recipe").values()
     subject = f"{task_name(recipe)}, {name_of('model', recipe)}"
     for record in read(RESULTS / "figures", "sigma.json"):

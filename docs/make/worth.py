@@ -3,13 +3,13 @@ the best learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aurora_lora.lab.report.answers import Answer, every_answer
+from aurora_lora.lab.report.answers import Answer, answers, every_answer
 from aurora_lora.lab.report.colours import GREY, colour
 from aurora_lora.lab.report.figures import new_figure
 from aurora_lora.tasks.metrics import metric_named
@@ -49,6 +49,7 @@ _OTHER_WAYS = (
 )
 _MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
 _MERGE = "Does the calibrated merge lose against the trained form"
+_MERGES_TOO = ("Does it without the skip", "Does it at r=2 everywhere")
 _HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
 _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
 _SAME = {r: f"Does AuroRA r={r} beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
@@ -118,9 +119,12 @@ CASES = {
     "high rates": {"high-rates": _HIGH},
     "merge": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
-        **dict.fromkeys(("ranks-short", *_OTHERS), (_MERGE,)),
+        "ranks-short": (_MERGE, *_MERGES_TOO),
+        "ranks-movie-rating": (_MERGE, _MERGES_TOO[0]),
+        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (_MERGE, *_MERGES_TOO)),
         "ranks-wikihow-goal": (
             _MERGE,
+            _MERGES_TOO[0],
             "In the paper's setting, does the static merge lose against the trained form",
             "In the paper's setting, is training the static form better",
         ),
@@ -129,16 +133,19 @@ CASES = {
 """By case and study, the questions that decide it, by each study's own metric."""
 
 _HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
+_ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
 PAIRS = {
     "captured-effect": tuple(
         (f"LoRA r={r}", f"AuroRA r={r}", *(["AuroRA skip r=2"] if r == 2 else [])) for r in (2, 8, 16)
     ),
     "movie-rating": (("LoRA r=8", "AuroRA r=8"),),
     "movie-sentiment": (("LoRA r=8", "AuroRA r=8"),),
-    "ranks-short": (_HALF,),
+    "ranks-short": (_ROBUST, ("LoRA r=2 everywhere", "AuroRA r=2 everywhere"), _HALF, ("MoSLoRA r=8",)),
+    "ranks-movie-rating": (_ROBUST,),
     "ranks-converged": (_HALF, ("LoRA 18k by gradients", "AuroRA 18k by gradients")),
 }
-"""By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates."""
+"""By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates; and another
+method that is robust."""
 
 ROWS = {
     "ranks-short": "captured effect, 2 epochs",
@@ -172,9 +179,9 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
             rows[row] = {one.ask: one for one in every_answer(summaries[study])[0][1]}
     figure, axes = new_figure(len(PANELS), 9.0, 1.3 + 0.3 * len(rows))
     for number, (ax, (title, ask)) in enumerate(zip(axes, PANELS.items(), strict=True)):
-        for place, answers in enumerate(rows.values()):
-            if ask in answers:
-                _draw(ax, place, answers[ask])
+        for place, by_question in enumerate(rows.values()):
+            if ask in by_question:
+                _draw(ax, place, by_question[ask])
         ax.axvline(0, color=GREY, linewidth=0.8)
         ax.set_xlim(-EDGE, EDGE)
         ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -223,6 +230,52 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
         f"{table.markdown()}\n\nIntervals: {len(verdicts)}, not corrected for their number; the first is better in "
         f"{better}, worse in {worse}."
     )
+
+
+def without_seed(summaries: Mapping[str, Mapping[str, Any]], studies: Sequence[str], seed: int) -> str:
+    """The answers by the studies' own metric that are better or worse with all seeds and not without one of them, or
+    the other way round, as Markdown.
+
+    Args:
+        summaries: `study.json` by the study's name.
+        studies: whose answers.
+        seed: that is left out.
+    """
+    heads = ["study", "first", "second", "all seeds", "95% interval", f"without seed {seed}", "95% interval"]
+    table = TextTable("", heads, align="lllrrrr")
+    asked = 0
+    for study in (study for study in studies if study in summaries):
+        summary = summaries[study]
+        fewer = {**summary, "settings": [_without(setting, seed) for setting in summary["settings"]]}
+        less = {one.ask: one for one in answers(fewer)}
+        for one in answers(summary):
+            asked += 1
+            other = less[one.ask]
+            if _side(one) != _side(other):
+                table.rows.append([study, one.first, one.second, *one.cells()[:2], *other.cells()[:2]])
+    return f"{table.markdown()}\n\n{len(table.rows)} of {asked} answers."
+
+
+def _side(one: Answer) -> str:
+    """Better, worse or nothing."""
+    return next((side for side in ("better", "worse") if one.verdict.startswith(side)), "")
+
+
+def _without(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A setting of a `study.json` without the scores of a seed."""
+    lost = setting["seeds"].index(seed)
+
+    def kept(forms: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            form: {
+                name: {**scores, "scores": [None if n == lost else one for n, one in enumerate(scores["scores"])]}
+                for name, scores in by_metric.items()
+            }
+            for form, by_metric in forms.items()
+        }
+
+    by_choice = {form: kept(forms) for form, forms in setting.get("by_choice", {}).items()}
+    return {**setting, "by_form": kept(setting["by_form"]), **({"by_choice": by_choice} if by_choice else {})}
 
 
 def beyond_the_best(summaries: Mapping[str, Mapping[str, Any]]) -> str:

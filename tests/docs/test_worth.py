@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aurora_lora.lab.experiments.study import load_study
-from make.worth import CASES, EDGE, PAIRS, PANELS, ROWS, answered, beyond_the_best, main_answers
+from make.worth import CASES, EDGE, PAIRS, PANELS, ROWS, answered, beyond_the_best, main_answers, without_seed
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(PAIRS) | set(ROWS))
@@ -77,14 +77,25 @@ def tuned(scores: dict[str, dict[float, float]]) -> dict[str, Any]:
 
 
 def test_scores_at_every_rate_that_was_tried() -> None:
-    ((lora, aurora),) = PAIRS["ranks-short"]
+    lora, aurora = PAIRS["ranks-converged"][0]
     study = tuned({aurora: {0.02: 0.2, 0.01: 0.4}, lora: {0.01: 0.3}, "another": {0.01: 0.5}})
-    rows = beyond_the_best({"ranks-short": study}).splitlines()
+    second = tuned({name: {} for pair in PAIRS["ranks-converged"][1:] for name in pair})["settings"]
+    rows = beyond_the_best({"ranks-converged": {"settings": [*study["settings"], *second]}}).splitlines()
     assert rows[0] == "| study | setting | 0.01 | 0.02 |"
-    assert rows[2:] == [
-        f"| ranks-short, captured % | {lora} | 30.0 |  |",
-        f"| ranks-short, captured % | {aurora} | 40.0 | 20.0 |",
+    assert rows[2:4] == [
+        f"| ranks-converged, captured % | {lora} | 30.0 |  |",
+        f"| ranks-converged, captured % | {aurora} | 40.0 | 20.0 |",
     ]
+
+
+def test_answers_that_are_others_without_a_seed() -> None:
+    by_one_seed = summary([0.3, 0.52, 0.51], [0.5, 0.42, 0.41], "held back by seed 0")  # -20 on it, +10 on the others
+    alike = summary([0.5, 0.51, 0.52], [0.4, 0.41, 0.42], "alike")
+    studies = {"one": by_one_seed, "two": alike, "three": alike}
+    found = without_seed(studies, ("one", "two"), 0).splitlines()
+    assert [line.split(" | ")[0] for line in found[2:-2]] == ["| one"]
+    assert found[2].endswith(" | +10.0 | +10.0 to +10.0 |")
+    assert found[-1] == "1 of 2 answers."
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/worth.md"])
@@ -132,3 +143,5 @@ def test_what_is_committed_is_in_the_page() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text()
     for case in CASES:
         assert answered(summaries, case) in page
+    assert beyond_the_best(summaries) in page
+    assert without_seed(summaries, ("ranks-short", "ranks-converged"), 0) in page

@@ -216,7 +216,10 @@ def test_finalists_are_compared_over_the_seeds(write: Callable[..., Path], tmp_p
     assert aurora["validation"] == pytest.approx(1 - 29e-3)
     assert aurora["chosen_by_form"] == {"dynamic": highest, "static": low, "calibrated": low}
     assert [trial["values"] for trial in aurora["trials"]] == [high, low, highest]
-    assert "The best 2 values on the tuned seed, of each form with a choice of its own, were run over" in study_tables(after.summary())[-1].note
+    assert (
+        "The best 2 values on the tuned seed, of each form with a choice of its own, were run over"
+        in study_tables(after.summary())[-1].note
+    )
     with pytest.raises(UserError, match="finalists=4 is not allowed: budget=3 values are tried"):
         load_study(write(tuning={**two, "finalists": 4}))
 

@@ -126,7 +126,10 @@ def note(summary: Mapping[str, Any]) -> str:
     if not answered:
         return ""
     if summary["study"].get("split_by_seed"):
-        cover = "the seeds, each with its own split of the data into training, validation and test data"
+        cover = (
+            "the seeds, each with its own split of the data into training, validation and test data; where splits of "
+            "few examples overlap, they are too narrow"
+        )
     else:
         cover = "the seeds, not the sampling of the test data, which are the same for all seeds"
     return (
