@@ -6,7 +6,13 @@ import warnings
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, load_file, save_file
 
@@ -362,6 +368,71 @@ def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_pat
     assert calibrated.peft_config["default"].calibrated
     assert forms(calibrated.eval()) == {"calibrated"}
     assert torch.equal(logits(calibrated), expected)
+
+
+@pytest.mark.parametrize("theirs", ["calibrated", "plain"])
+def test_a_checkpoint_of_another_rank_leaves_the_calibration(
+    calibrated, make_bert, config, batches, logits, tmp_path, theirs
+):
+    other = get_peft_model(make_bert(), config(r=3))
+    if theirs == "calibrated":
+        calibrate(other, batches)
+    other.save_pretrained(tmp_path)
+    expected = logits(calibrated)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        calibrated.load_adapter(tmp_path, "default")
+    assert calibrated.peft_config["default"].calibrated
+    assert forms(calibrated.eval()) == {"calibrated"}
+    assert torch.equal(logits(calibrated), expected)
+    torch.testing.assert_close(logits(calibrated.merge_and_unload()), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("theirs", ["calibrated", "plain"])
+def test_sizes_that_do_not_match_are_left_out_if_told_to(
+    calibrated, make_bert, config, batches, logits, tmp_path, theirs
+):
+    """Of the layers that have another rank there; the others get their weights, and the adapter no calibration."""
+    other = get_peft_model(make_bert(), config(rank_pattern={"layer.1.attention.self.query": 3}))
+    if theirs == "calibrated":
+        calibrate(other, batches)
+    state = get_peft_model_state_dict(other)
+    kept = {name: p.clone() for name, p in calibrated.named_parameters() if "layer.1.attention.self.query" in name}
+    with pytest.warns(UserWarning, match="were not initialized from the model checkpoint"):
+        set_peft_model_state_dict(calibrated, state, ignore_mismatched_sizes=True)
+    for name, parameter in calibrated.named_parameters():
+        if "aurora_" in name:
+            value = state[name.removesuffix(".default")]
+            assert torch.equal(parameter, value if value.shape == parameter.shape else kept[name])
+    calibrated.eval().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["calibrated"] is False
+    set_form(calibrated, "dynamic")
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path)
+    set_form(loaded, "dynamic")
+    assert torch.equal(logits(loaded), logits(calibrated))
+
+
+def test_a_config_from_the_folder_of_a_calibrated_adapter_is_not_calibrated(
+    calibrated, make_bert, batches, logits, tmp_path
+):
+    calibrated.save_pretrained(tmp_path / "first")
+    config = PeftConfig.from_pretrained(tmp_path / "first")
+    config.init_weights = "identity"  # False makes a random matrix, as it makes B random
+    model = get_peft_model(make_bert(), config).eval()
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "second")
+    assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["calibrated"] is False
+    assert not [k for k in load_file(tmp_path / "second" / "adapter_model.safetensors") if "A_cal" in k]
+    for low_cpu_mem_usage in (False, True):
+        loaded = PeftModel.from_pretrained(make_bert(), tmp_path / "second", low_cpu_mem_usage=low_cpu_mem_usage)
+        assert forms(loaded) == {"dynamic"}
+        assert torch.equal(logits(loaded), expected)
+    model.load_adapter(tmp_path / "second", "default")  # as load_best_model_at_end does
+    assert torch.equal(logits(model.eval()), expected)
+    calibrate(model, batches)
+    model.save_pretrained(tmp_path / "second")
+    assert forms(PeftModel.from_pretrained(make_bert(), tmp_path / "second")) == {"calibrated"}
+    model.load_adapter(tmp_path / "first", "default")
+    assert torch.equal(logits(model.eval()), logits(calibrated))
 
 
 @pytest.mark.parametrize("without", ["", "aurora_A_cal", "fingerprint", "aurora_B"])

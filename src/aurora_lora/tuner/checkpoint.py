@@ -10,6 +10,7 @@ from ..errors import CheckpointError
 from .adapters import aurora_layers
 from .calibration import BUFFERS
 from .config import AuroraConfig
+from .layer import AuroraLayer
 from .peft_names import PEFT_PREFIX
 from .registration import PREFIX
 
@@ -25,44 +26,87 @@ def fit_checkpoint(
         CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or has
             none of the calibrated matrices that the adapter's config speaks of; PEFT would silently drop them.
             The adapter is left as it was.
+
+    Weights of other shapes are PEFT's to refuse, or with `ignore_mismatched_sizes` to leave out: no matrix is taken
+    from such a checkpoint, and none away before.
     """
     present: dict[str, str] = {}
     for key in state_dict:
         if _is_of_layer(key) and present.setdefault(key.removeprefix(PEFT_PREFIX), key) != key:
             raise CheckpointError(f"The checkpoint has {key} twice: with the prefix {PEFT_PREFIX!r} and without.")
-    layers = {
-        path.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX): layer
-        for path, layer in aurora_layers(model)
-        if adapter_name in layer.aurora_A
-    }
+    layers = _layers(model, adapter_name)
     calibrations = {
         path: layer.calibration[adapter_name] for path, layer in layers.items() if adapter_name in layer.calibration
     }
     # in all of them, or it is damaged
     is_calibrated = any(f"{path}.{BUFFERS[0]}" in present for path in calibrations)
-    expected = {
-        f"{path}.{name}"
+    weights = {
+        f"{path}.{name}": getattr(layer, name)[adapter_name]
         for path, layer in layers.items()
         for name in layer.adapter_layer_names
         if adapter_name in getattr(layer, name)
     }
-    if is_calibrated:
-        expected |= {f"{path}.{buffer}" for path in calibrations for buffer in BUFFERS}
-    _check(adapter_name, present.keys(), expected)
+    buffers = {f"{path}.{buffer}" for path in calibrations for buffer in BUFFERS} if is_calibrated else set()
+    _check(adapter_name, present.keys(), weights.keys() | buffers)
     if not is_calibrated and any(calibration.is_awaited for calibration in calibrations.values()):
         raise CheckpointError(
             f"The config of adapter {adapter_name!r} says calibrated=True, but the checkpoint has no calibrated "
             "matrix (aurora_A_cal): save the calibrated adapter again, or set it to false and call calibrate."
         )
+    # PEFT takes the prefix away again for a model that is no PeftModel
+    named = {key: f"{PEFT_PREFIX}{path}" for path, key in present.items()}
+    if not all(_may_fit(weight, state_dict[present[path]]) for path, weight in weights.items()):
+        left_out = {present[path] for path in buffers}
+        return {named.get(key, key): value for key, value in state_dict.items() if key not in left_out}
     for calibration in calibrations.values():  # only now: a refused checkpoint leaves the calibration
         if is_calibrated:
             calibration.make_room()
         else:
             calibration.take()
     config.calibrated = is_calibrated
-    # PEFT takes the prefix away again for a model that is no PeftModel
-    named = {key: f"{PEFT_PREFIX}{path}" for path, key in present.items()}
     return {named.get(key, key): value for key, value in state_dict.items()}
+
+
+def without_empty_matrices(
+    model: nn.Module, config: AuroraConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is to be saved of an adapter: a calibrated matrix for all of its layers, or for none, as the config says.
+
+    A config that was read from a calibrated adapter's folder makes room for matrices, which nobody may ever load.
+    """
+    layers = [layer for layer in _layers(model, adapter_name).values() if adapter_name in layer.calibration]
+    if not layers or not all(_has_matrix(layer, adapter_name) for layer in layers):
+        config.calibrated = False
+        for layer in layers:
+            layer.calibration[adapter_name].is_awaited = False
+    # the state may be the caller's
+    fingerprints = [value for key, value in state_dict.items() if key.endswith(f".{BUFFERS[1]}.{adapter_name}")]
+    if len(fingerprints) == len(layers) and all(value.is_meta or value.any() for value in fingerprints):
+        return state_dict
+    empty = tuple(f".{buffer}.{adapter_name}" for buffer in BUFFERS)
+    return {key: value for key, value in state_dict.items() if not key.endswith(empty)}
+
+
+def _layers(model: nn.Module, adapter_name: str) -> dict[str, AuroraLayer]:
+    """The layers that have the adapter, by their paths in the adapted model."""
+    return {
+        path.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX): layer
+        for path, layer in aurora_layers(model)
+        if adapter_name in layer.aurora_A
+    }
+
+
+def _has_matrix(layer: AuroraLayer, adapter_name: str) -> bool:
+    """Whether the layer's room for a matrix is filled, or on meta, where nothing tells."""
+    fingerprints = layer.aurora_A_cal_fingerprint
+    return adapter_name in fingerprints and (
+        fingerprints[adapter_name].is_meta or layer.calibration[adapter_name].exists
+    )
+
+
+def _may_fit(weight: Tensor, value: Tensor) -> bool:
+    """Whether shapes are the same; those of an FSDP or DeepSpeed shard, which is flat, tell nothing."""
+    return weight.ndim != value.ndim or weight.shape == value.shape
 
 
 def _is_of_layer(key: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapters import aurora_layers, note_shared_weights
-from .checkpoint import fit_checkpoint
+from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
@@ -325,7 +325,21 @@ class AuroraModel(BaseTuner):
                 concatenate(layer, adapter_name, parts[path])
         copy_saved_modules(self.model, owners, adapter_name)
 
-    # ---------------------------------------------------------------- loading
+    # ---------------------------------------------------------------- saving and loading
+
+    @classmethod
+    def _get_adapter_state_dict(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        config: AuroraConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        *rest: Any,
+        **more: Any,
+    ) -> dict[str, Tensor]:
+        """See `without_empty_matrices`."""
+        state_dict = without_empty_matrices(model, config, adapter_name, state_dict)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *rest, **more)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(  # type: ignore[override]
