@@ -1,17 +1,22 @@
 """Reading files and folders: every format gives the same rows, and every mistake is one line that says where it is."""
 
+import contextlib
+import csv
 import gzip
 import json
+import random
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
 import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks.own.broken import csv_options
 from aurora_lora.tasks.own.source import OwnData, open_data
 
 ROWS = [{"review": f'a film, "number" {n}\nof {n + 1}', "stars": str(n % 3)} for n in range(12)]
@@ -251,6 +256,20 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
         b'text,label\n"a\nb",1\n\n"c,2\nd,1\n',
         r"x\.csv, line 5: a row of 1 fields, .*: a quotation mark in it is closed in line 6, or not at all",
     ),
+    "a mark that takes in rows": (
+        "x.csv",
+        b'text,label\na,1\n"Best ever, they said,1\nb,0\n"Best" of all,1\nc,0\n',
+        r"x\.csv, line 3: a text that begins with a quotation mark goes on over the end of its line, up to the next "
+        r"mark, and has more text behind that: it must stand in quotation marks, with those inside doubled$",
+    ),
+    "a mark in the header": ("x.csv", b'"text,label\na,1\n"b" c,0\n', r"x\.csv, line 1: a text that begins with"),
+    "a mark in the last column": (
+        "x.csv",
+        b'text,label\na,1\nb,"0\nc,1\n',
+        r"x\.csv, line 3: a text that begins with a quotation mark goes on to the end of the file",
+    ),
+    "bars": ("x.csv", b"text|label\na, b|1\nc|0\n", r"x\.csv: the columns seem to be separated by bars \(\|\): the "),
+    "tabs": ("x.csv", b"text\tlabel\na\t1\n", r"x\.csv: the columns seem to be separated by tabs: the allowed .*\.tsv"),
     "cp1252": (
         "x.csv",
         b"text,label\na,1\ncaf\xe9,2\n",
@@ -297,3 +316,34 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_text(kind: str, encoding: str
     (tmp_path / f"x.{kind}").write_text(text, encoding="utf-8-sig")
     rows = open_data(OwnData(f"x.{kind}", encoding=encoding))["train"].data.to_list()
     assert rows == [{"text": "a", "label": "1"}]
+
+
+READ = {
+    "marks in a text": ('"Great" film,1\na "fine" one,2\n5" of it,3\n', ["Great film", 'a "fine" one', '5" of it']),
+    "several lines": ('"a\nb ""c""\n",1\n"Great" film,"2\n"\n', ['a\nb "c"\n', "Great film"]),
+    "backslashes": ('"he said \\"hi\\" ok",1\n', ['he said \\hi\\" ok"']),
+    "bars": ("a|b,1\n", ["a|b"]),
+}
+
+
+@pytest.mark.parametrize("written", READ)
+def test_quotation_marks_that_mislead_nobody_are_read_as_ever(written: str, tmp_path: Path) -> None:
+    rows, texts = READ[written]
+    (tmp_path / "x.csv").write_text(f"text,label|n\n{rows}")
+    assert open_data(OwnData("x.csv"))["train"].data["text"][:] == texts
+
+
+def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
+    """Python's reader finds the mistakes, pandas' the rows: files of odd marks are refused, or have the same rows."""
+    drawn, read, path = random.Random(0), 0, tmp_path / "x.csv"
+    for _ in range(1500):
+        rows = "".join(drawn.choices(['"', '""', "a", ",", "\n", "\r\n", "\\", " "], k=drawn.randint(1, 16)))
+        path.write_text(f"t,l\nb,1\n{rows}", newline="")
+        with contextlib.suppress(UserError, pandas.errors.ParserError):
+            options = csv_options(path, None)
+            names, _ = options.pop("column_names"), options.pop("features")
+            there = pandas.read_csv(path, dtype=str, names=names, **options).to_numpy().tolist()
+            with path.open(newline="") as file:
+                assert there == [row for row in csv.reader(file) if row][1:], repr(rows)
+            read += 1
+    assert read > 150

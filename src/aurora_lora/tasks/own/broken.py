@@ -36,8 +36,8 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
     Nothing is guessed from what the first rows look like: `007`, `NA` and `1e3` stay what they are.
 
     Raises:
-        UserError: a row with more or fewer fields than the header, a header that names a column twice, or text in
-            another encoding.
+        UserError: a row with more or fewer fields than the header, a quotation mark that swallows others, a header
+            that names a column twice, another separator, or text in another encoding.
     """
     with extra("train"):
         from datasets import Features, Value
@@ -45,7 +45,7 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
     separator = _separator(path, encoding)
     with _text(path, encoding, newline="") as file:
         try:
-            header = _check_rows(csv.reader(file, delimiter=separator), path, separator)
+            header = _check_rows(file, path, separator)
         except UnicodeError as error:
             raise UserError(not_text(path, encoding)) from error
         except (csv.Error, EOFError) as error:
@@ -60,16 +60,31 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
     }
 
 
-def _check_rows(rows: Any, path: Path, separator: str) -> list[str]:
+def _check_rows(file: IO[str], path: Path, separator: str) -> list[str]:
     """The names of the columns."""
     header: list[str] = []
+    written: list[str] = []  # the lines of a row, as they stand there
+
+    def lines() -> Iterator[str]:
+        for each in file:
+            written.append(each)
+            yield each
+
+    rows = csv.reader(lines(), delimiter=separator)
     line = end = 0
     for row in rows:
         line, end = end + 1, rows.line_num  # a row may have several lines
+        text = "".join(written)
+        written.clear()
         if not header:
             header = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
             if twice := [name for name in header if header.count(name) > 1]:
                 raise UserError(f"{path}: the header has the column '{twice[0]}' twice")
+        elif len(header) == 1 and (other := _other_separator(header[0], separator.join(row))):
+            raise UserError(
+                f"{path}: the columns seem to be separated by {other}: the allowed separators are commas, semicolons "
+                "where the header has no comma, and tabs in a file whose name ends in .tsv"
+            )
         elif row and len(row) != len(header):
             raise UserError(
                 f"{path}, line {line}: a row of {len(row)} fields, where the header has {len(header)} "
@@ -85,7 +100,34 @@ def _check_rows(rows: Any, path: Path, separator: str) -> list[str]:
                 f"{path}, line {line}: a text that begins with a quotation mark goes on over a tab and the "
                 "end of its line, up to the next mark: it must stand in quotation marks, with those inside doubled"
             )
+        if (line < end or text.count('"') % 2) and (why := _swallows(text, separator)):
+            raise UserError(
+                f"{path}, line {line}: a text that begins with a quotation mark {why}: "
+                "it must stand in quotation marks, with those inside doubled"
+            )
     return header
+
+
+def _swallows(row: str, separator: str) -> str | None:
+    """How a quotation mark takes in what is behind the end of its line, though not meant to; None if it does not.
+
+    A mark that only begins a text (`"Best" of all`) is read as if it were meant to hold it. Where the next mark comes
+    lines later, and then more text, the rows between would become part of one text, with as many fields as there ought
+    to be.
+    """
+    field = re.compile(rf'("(?:[^"]++|"")*+")?([^{separator}\r\n]*)(?:{separator}|\r\n?|\n|$)')
+    for quoted, rest in field.findall(row):
+        if quoted and rest and re.search(r"[\r\n]", quoted):
+            return "goes on over the end of its line, up to the next mark, and has more text behind that"
+        if not quoted and rest.startswith('"'):
+            return "goes on to the end of the file, without another mark"
+    return None
+
+
+def _other_separator(header: str, row: str) -> str | None:
+    """What separates columns that were not told apart: bars or tabs, as many in the header as in a row."""
+    names = {"|": "bars (|)", "\t": "tabs"}
+    return next((name for mark, name in names.items() if 0 < header.count(mark) == row.count(mark)), None)
 
 
 def _separator(path: Path, encoding: str | None) -> str:
