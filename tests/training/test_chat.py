@@ -280,6 +280,11 @@ def test_what_fills_a_place_on_several_processes_is_not_learned(read: Read, mode
         ({"messages": []}, "chats.jsonl, row 61: 'messages' is empty"),
         ({"messages": [{"role": "user", "content": "a"}]}, "row 61: there is no answer: none of its messages is the"),
         ({"messages": [{"role": "user", "content": ""}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
+        ({"messages": [{"role": "user", "content": " \n"}]}, r"row 61: message 1 of 'messages' \(user\) is empty"),
+        (
+            {"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "row 61: message 1 of 'messages' has the role 'usr', which is not one of system, developer, user, a",
+        ),
     ],
 )
 def test_bad_conversations(read: Read, model: Path, tmp_path: Path, line: Any, message: str) -> None:
@@ -291,14 +296,14 @@ def test_bad_conversations(read: Read, model: Path, tmp_path: Path, line: Any, m
 
 
 def test_a_role_that_the_template_refuses(read: Read, model: Path, tmp_path: Path) -> None:
-    refusal = "{% if message['role'] == 'critic' %}{{ raise_exception('no critics here') }}{% endif %}"
+    refusal = "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     loop = "{% for message in messages %}"
     (tmp_path / "strict.jinja").write_text(chats.GENERATION.replace(loop, loop + refusal), encoding="utf-8")
     recipe = read("messages", f"task.chat_template={tmp_path / 'strict.jinja'}")
     with (tmp_path / "chats.jsonl").open("a") as file:
-        turns = [{"role": "critic", "content": "the film"}, {"role": "assistant", "content": "fine"}]
+        turns = [{"role": "tool", "content": "the film"}, {"role": "assistant", "content": "fine"}]
         file.write(json.dumps({"messages": turns}) + "\n")
-    with pytest.raises(UserError, match="row 61: the chat template refuses it: no critics here"):
+    with pytest.raises(UserError, match="row 61: the chat template refuses it: no tools here"):
         examples(recipe, model)
 
 

@@ -200,6 +200,7 @@ def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Pa
         ({"prompt": None, "completion": "fine"}, "'prompt' is empty"),
         ({"prompt": "", "id": 1}, "'prompt' is empty"),
         ({"text": 7}, "'text' is 7, which is no text"),
+        ({"instruction": "film", "input": 7}, "'input' is 7, which is no text"),
         ({"prompt": [{"role": "user", "content": None}]}, "message 1 of 'prompt' (user) is empty"),
     ],
 )

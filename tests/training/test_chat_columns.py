@@ -129,6 +129,26 @@ def test_what_is_no_history(history: Any, message: str) -> None:
         conversation({"instruction": "a", "output": "b", "history": history}, "instruction")
 
 
+@pytest.mark.parametrize("given", [1, 0, ["a"], {"a": 1}, 1.5, False], ids=str)
+def test_what_is_no_input(given: Any) -> None:
+    row = {"instruction": "a", "input": given, "output": "b"}
+    for ask in (lambda: conversation(row, "instruction"), lambda: question_of(row)):
+        with pytest.raises(BadRow, match=f"^'input' is {re.escape(repr(given))}, which is no text$"):
+            ask()
+
+
+@pytest.mark.parametrize("given", [{}, {"input": None}, {"input": ""}], ids=str)
+def test_there_may_be_no_input(given: Any) -> None:
+    made = conversation({"instruction": "a", "output": "b", **given}, "instruction")
+    assert made["prompt"] == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(("given", "message"), [(" ", "'output' is empty"), (0, "'output' is 0, which is no text")])
+def test_what_is_no_output(given: Any, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        conversation({"instruction": "a", "output": given}, "instruction")
+
+
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + chats.PLAIN
 
 

@@ -33,6 +33,8 @@ ROLES = {
     "system": "system",
 }
 """What the `from` of ShareGPT's messages means."""
+OF_TEMPLATES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""The roles that chat templates know. Most write any other as it stands, or leave its message out, without a word."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,17 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
         return {"messages": _with_answer(_sharegpt(row))}
     if form == "prompt":
         return _prompt(row)
-    asked = "\n\n".join(part for part in (_text(row["instruction"], "instruction"), row.get("input") or "") if part)
+    asked = "\n\n".join(part for part in (_text(row["instruction"], "instruction"), _input(row)) if part)
     answer = {"role": "assistant", "content": _text(row["output"], "output")}
     return {"prompt": [*_system(row), *_history(row), {"role": "user", "content": asked}], "completion": [answer]}
+
+
+def _input(row: Row) -> str:
+    """What Alpaca's instruction is about; empty where there is none."""
+    said = row.get("input")
+    if not isinstance(said, str | None):
+        raise BadRow(f"'input' is {said!r:.40}, which is no text")
+    return said or ""
 
 
 def template_options(row: Row) -> dict[str, Any]:
@@ -243,8 +253,13 @@ def _messages(value: Any, column: str) -> list[dict[str, Any]]:
     for number, one in enumerate(value, start=1):
         if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
             raise BadRow(f"message {number} of '{column}' has no role")
+        if one["role"] not in OF_TEMPLATES:
+            raise BadRow(
+                f"message {number} of '{column}' has the role {one['role']!r:.40}, which is not one of "
+                f"{', '.join(OF_TEMPLATES)}"
+            )
         said = one.get("content")
-        if not said and not one.get("tool_calls"):
+        if _is_blank(said) and not one.get("tool_calls"):
             raise BadRow(f"message {number} of '{column}' ({one['role']}) is empty")
         if said is not None and not isinstance(said, str | list):
             raise BadRow(f"message {number} of '{column}' is {said!r:.40}, which is no text")
@@ -259,9 +274,17 @@ def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"'{column}' is empty" if not value else f"'{column}' is {value!r:.40}, which is no text")
+    if _is_blank(value):
+        raise BadRow(f"'{column}' is empty")
+    if not isinstance(value, str):
+        raise BadRow(f"'{column}' is {value!r:.40}, which is no text")
     return value
+
+
+def _is_blank(value: Any) -> bool:
+    return (
+        value is None or (isinstance(value, str | list) and not value) or (isinstance(value, str) and value.isspace())
+    )
 
 
 def question_of(row: Row) -> Question | str:
