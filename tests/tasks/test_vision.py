@@ -1,6 +1,7 @@
 """The loaders of the eight image data sets on copies in the hub's own form; how they are split."""
 
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import hub_copy
 import image_copy
 import numpy as np
 import pytest
+from PIL import Image
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import TASKS, SplitSizes, get_task
-from aurora_lora.tasks.vision import VISION, class_names, split_images, with_rows
+from aurora_lora.tasks.vision import VISION, class_names, read_image, split_images, with_rows
 from aurora_lora.training.kinds import kind_of
 
 REPOS = {repo["repo"]: repo for repo in hub_copy.read("vision.json")["repos"]}
@@ -165,3 +167,15 @@ def test_the_packaged_images_are_the_hubs_test_images() -> None:
     assert TASKS["cifar10"].never_after == ("cifar10-10k",)
     assert {task.group for task in VISION} == {"images"}
     assert all(kind_of(task).task_type == "IMAGE_CLS" and task.metric == "accuracy" for task in VISION)
+
+
+@pytest.mark.parametrize("clear", [5, bytes(range(256)), b"\0\x80"], ids=["one colour", "each colour", "two colours"])
+def test_a_palette_with_transparency_is_converted_without_a_warning(clear: Any, tmp_path: Path) -> None:
+    made = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)).quantize(256)
+    made.save(tmp_path / "a.png", transparency=clear)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = np.asarray(read_image(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(read, np.asarray(image.convert("RGBA"))[..., :3])
+    np.testing.assert_array_equal(read, np.asarray(made.convert("RGB")))

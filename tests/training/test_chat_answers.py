@@ -152,7 +152,7 @@ def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, for
         ids = tokenizer(text)["input_ids"]
         expected = by_hand(predictor, ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids, 64)
         assert predictor.answers([text])[0]["answer"] == expected
-        ask("predict", folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl")
+        ask("predict", folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", "--overwrite")
         assert lines(tmp_path / "said.jsonl")[0]["answer"] == expected
         said = ask("chat", folder, stdin=f"{text}\n{text}\n")  # of which nothing is remembered
         assert said.stdout.split() == expected.split() * 2
@@ -235,6 +235,7 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
 
     def answer(**more: Any) -> Any:
         asked.clear()
+        more["overwrite"] = output.exists()
         return predict_file(predictor_of(answers, tmp_path), str(file), output, ["question"], batch_size=2, **more)
 
     def interrupted() -> None:
@@ -283,4 +284,7 @@ def test_a_column_of_questions(tmp_path: Path) -> None:
     assert asked == ["What is it?", "Why?"]
     assert [json.loads(line)["answer"] for line in output.read_text().splitlines()] == ["So.", "So."]
     with pytest.raises(ArgumentError, match="id, question are too many"):
-        predict_file(predictor, file, output, ["id", "question"])
+        predict_file(predictor, file, output, ["id", "question"], overwrite=True)
+    with pytest.raises(ArgumentError, match=r"said\.jsonl is there already: .*, or `overwrite` replaces it"):
+        predict_file(predictor, file, output, ["question"])
+    assert len(asked) == 2

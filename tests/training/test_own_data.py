@@ -305,7 +305,7 @@ def test_of_the_splits_of_a_folder_one_is_answered_and_said(here: Path) -> None:
 
 
 def answered(run: str, file: str, *more: str) -> list[dict[str, Any]]:
-    done = aurora("predict", run, file, "--output", "answers.jsonl", *more)
+    done = aurora("predict", run, file, "--output", "answers.jsonl", "--overwrite", *more)
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
 
@@ -348,6 +348,9 @@ def test_what_is_written_is_json_and_never_the_file_that_is_read(here: Path) -> 
     assert done.exit_code == 2
     assert "--output: " in done.stderr
     assert "is the file that is read" in done.stderr
+    done = aurora("predict", "run", "asked.parquet", "--output", "reviews.csv")
+    message = "reviews.csv is there already: choose another file, or --overwrite replaces it\n"
+    assert (done.exit_code, done.stderr) == (2, message)
     assert Path("reviews.csv").read_bytes() == before
 
 

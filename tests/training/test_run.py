@@ -217,6 +217,18 @@ def test_one_process_at_a_time(write_recipe: WriteRecipe, tmp_path: Path) -> Non
         train(load_recipe(write_recipe()), tmp_path / "run")
 
 
+def test_a_lock_where_nothing_can_be_written_is_not_held() -> None:
+    from aurora_lora.training import storage
+
+    if not Path("/proc/self").is_dir():
+        pytest.skip("/proc is a file system of Linux")
+    with (
+        pytest.raises(UserError, match=r"^cannot write /proc: "),
+        storage.hold(Path("/proc/.x.lock"), "another writes"),
+    ):
+        pass
+
+
 def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
     from aurora_lora.training import storage
 

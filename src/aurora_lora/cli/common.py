@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
-from aurora_lora.errors import ArgumentError, AuroraError
+from aurora_lora.errors import ArgumentError, AuroraError, FormError
 from aurora_lora.extras import missing
 from aurora_lora.main_process import is_main
 
@@ -52,6 +52,8 @@ _OPTIONS = {"options": "--set", "inference_steps": "--steps", "columns": "--colu
 
 def _with_options(error: AuroraError) -> str:
     """An error, with the command's options in place of the library's arguments."""
+    if isinstance(error, FormError):
+        return re.sub("^form='(.*?)'", r"--form \1", str(error))
     if not isinstance(error, ArgumentError):
         return str(error)
     return re.sub(r"`(\w+)`", lambda name: _OPTIONS.get(name[1], f"--{name[1].replace('_', '-')}"), str(error))

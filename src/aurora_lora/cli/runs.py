@@ -154,7 +154,7 @@ def pretrain(
 def evaluate(
     folder: RunFolder,
     form: Annotated[
-        str | None, typer.Option("--form", help="One form only: dynamic, static, calibrated, merged.")
+        str | None, typer.Option("--form", help="One form only: of AuroRA dynamic, static or calibrated.")
     ] = None,
     split: Split = None,
     as_json: Json = False,
@@ -241,6 +241,7 @@ def predict(
         str | None, typer.Option("--encoding", help="Of FILE, as `cp1252`; by default as in training.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows or texts at a time.")] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file OUT that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Label texts or image files, with the probability of each label, or answer them; also the rows of a file.
@@ -253,8 +254,8 @@ def predict(
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")
-    if output is None and (columns or encoding is not None):
-        raise UserError("--column and --encoding go with FILE --output OUT.jsonl")
+    if output is None and (columns or encoding is not None or overwrite):
+        raise UserError("--column, --encoding and --overwrite go with FILE --output OUT.jsonl")
     progress_bars()
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form)
@@ -269,6 +270,7 @@ def predict(
                 columns or (),
                 encoding=encoding,
                 batch_size=batch_size,
+                overwrite=overwrite,
                 step=lambda done, of: status.update(f"answered {done:,} of {of:,} rows"),
             )
         _say_cut(done.cut, done.rows, done.cut_at)

@@ -96,7 +96,8 @@ def rgb(image: Any) -> Any:
         UserError: its values are neither.
     """
     if not image.mode.startswith(("I", "F")):
-        return image.convert("RGB")
+        # the same pixels: of a palette with transparency, as it is, Pillow warns
+        return (image.convert("RGBA") if _has_clear_palette(image) else image).convert("RGB")
     with extra("vision"):
         from PIL import Image
     pixels = np.asarray(image)
@@ -104,6 +105,10 @@ def rgb(image: Any) -> Any:
         numbers = f"{pixels.min():g} to {pixels.max():g}" + (", with decimals" if image.mode == "F" else "")
         raise UserError(f"its pixels are numbers ({numbers}), neither of 8 nor of 16 bits")
     return Image.fromarray(((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _has_clear_palette(image: Any) -> bool:
+    return bool(image.mode == "P" and isinstance(image.info.get("transparency"), bytes))
 
 
 def with_rows(data: datasets.Dataset) -> datasets.Dataset:

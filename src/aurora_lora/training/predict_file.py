@@ -40,6 +40,7 @@ def predict_file(
     *,
     encoding: str | None = None,
     batch_size: int = 16,
+    overwrite: bool = False,
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Written:
     """Write a line of JSON for each row of a file: its columns, and the answer, `predicted_X` where X is one of them,
@@ -51,20 +52,23 @@ def predict_file(
     Args:
         predictor: what answers.
         file: .csv, .tsv, .json, .jsonl or .parquet; a data set of the hub.
-        output: .jsonl, which is replaced when the last row is answered.
+        output: .jsonl, which has its place when the last row is answered.
         columns: the columns with the texts or images, or with the question and then the options, where they are not
             those that the run was trained on.
         encoding: of a text file; None is that of the data that the run was trained on.
         batch_size: rows of one forward pass.
+        overwrite: replace a file that is there.
         step: called with the rows that are answered and all of them.
 
     Raises:
-        UserError: the file cannot be read, or a row cannot be answered: none is, then.
+        UserError: the file cannot be read, or a row cannot be answered: none is, then; or `output` is there.
     """
     if Path(file).exists() and Path(file).resolve() == output.resolve():
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
     if output.is_dir():
         raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
+    if output.exists() and not overwrite:
+        raise ArgumentError(f"{output} is there already: choose another file, or `overwrite` replaces it")
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
     piece = open_file(file, encoding or predictor.encoding)

@@ -59,6 +59,7 @@ def hold(file: Path, taken: str) -> Iterator[None]:
 
     Raises:
         RunLockedError: another process holds it.
+        UserError: its folder cannot be written.
     """
     # a mere file in place of a lock, as filelock offers it, would outlive a killed process
     held = FileLock(file, fallback_to_soft=False)
@@ -66,6 +67,8 @@ def hold(file: Path, taken: str) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout as error:
+            if not file.exists():  # filelock waits for a folder that cannot be written as for a lock that is held
+                files.check_writable(file.parent)
             raise RunLockedError(taken) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...diffusion.recipe import SubjectRecipe
+from ...errors import UserError
 from ...tasks.dreambooth import DREAMBOOTH
 from ...training.reading import override, task_name, validate, validate_as
 from ...training.recipe import Recipe, RunRecipe
@@ -40,6 +41,8 @@ def as_recipe(values: Any, source: str) -> RunRecipe:
     Raises:
         UserError: a value is wrong; one line for each mistake.
     """
+    if isinstance(values, Mapping) and {"schema", "recipe", "metric"} <= values.keys():
+        raise UserError(f"{source}: this is the result of a run, not a recipe: recipe.yaml beside it is one")
     if task_name(values) == DREAMBOOTH.name:
         return validate_as(SubjectRecipe, values, source)
     return validate(values, source)
