@@ -12,7 +12,14 @@ import torch.multiprocessing as mp
 from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from aurora_lora import AuroraConfig, CalibrationError, probe, ranked_config
 from aurora_lora.deploy.align import aligned_rows
@@ -246,6 +253,30 @@ def test_gradient_checkpointing_without_dropout(texts):
     assert [layer._gradient_checkpointing_func for layer in model.model.decoder.layers] == functions
     assert not any(module.training for module in model.modules())
     assert model.config.use_cache
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_of_layers_whose_parts_bear_its_mark(texts, reentrant):
+    """T5's attention does; what is checkpointed is the block."""
+    config = T5Config(
+        vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        dropout_rate=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).eval()
+    expected = probe(model, texts, rank=2)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    blocks = [*model.encoder.block, *model.decoder.block]
+    assert all(block.layer[0].SelfAttention.gradient_checkpointing for block in blocks)
+    called = []
+
+    def loss(model, batch):
+        called.append({module for module in model.modules() if module.training})
+        return model(**batch).loss
+
+    assert_same(probe(model, texts, loss, rank=2), expected)
+    assert called[0] == set(blocks)
+    assert not any(module.training for module in model.modules())
 
 
 def test_little_memory(make_gpt2, texts):

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..tuner import aurora_layers
 from ..tuner.naming import ALL_LINEAR, named
-from .calibrate import trained_state
-from .gradients import LOSS_SCALES, Weight, frozen, frozen_weights, watched_gradients
+from .at_rest import at_rest
+from .gradients import LOSS_SCALES, Weight, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, watched_inputs
-from .passes import Passes, evaluated, memory_bound
+from .passes import Passes, memory_bound
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
 from .wrappers import plain_model
@@ -142,84 +139,6 @@ def _scalar(value: Any) -> Tensor:
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise CalibrationError(f"loss must return a tensor with one element, and gave {found}.")
     return value
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Any:
-    """The model as it stands, in eval mode, with gradients for activations and none for weights."""
-    with ExitStack() as stack:
-        stack.enter_context(trained_state(model) if any(aurora_layers(model)) else evaluated(model))
-        stack.enter_context(frozen(model))
-        stack.enter_context(torch.enable_grad())
-        layers = _checkpointed(model)
-        for layer in layers:
-            stack.enter_context(_checkpointed_at_rest(layer))
-        if layers:
-            stack.enter_context(_without_cache(model))
-        embeddings = _input_embeddings(model)
-        if embeddings is not None:  # reentrant checkpointing needs an input with a gradient
-            stack.callback(embeddings.register_forward_hook(_tracked).remove)
-        yield
-
-
-def _checkpointed(model: nn.Module) -> list[Any]:
-    """The layers that Transformers checkpoints, not the models around them."""
-    marked = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    return [one for one in marked if not any(other is not one and other in marked for other in one.modules())]
-
-
-@contextmanager
-def _checkpointed_at_rest(layer: Any) -> Any:
-    """A layer that is checkpointed, as Transformers does in train mode alone, and computed as in eval mode."""
-    layer.training = True  # `evaluated` puts it back
-    original = getattr(layer, "_gradient_checkpointing_func", None)
-    if original is None:  # its own checkpointing
-        yield
-        return
-
-    def in_eval_mode(function: Callable[..., Any], *inputs: Any) -> Any:
-        layer.training = False
-        try:
-            return function(*inputs)
-        finally:
-            layer.training = True
-
-    def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
-        return original(partial(in_eval_mode, function), *inputs)
-
-    layer._gradient_checkpointing_func = checkpoint
-    try:
-        yield
-    finally:
-        layer._gradient_checkpointing_func = original
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Any:
-    """No keys and values of earlier tokens, which a layer that is computed again would add once more."""
-    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    using = list({id(one): one for one in configs if getattr(one, "use_cache", False)}.values())
-    for config in using:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config in using:
-            config.use_cache = True
-
-
-def _input_embeddings(model: Any) -> nn.Module | None:
-    try:
-        found = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return found if isinstance(found, nn.Module) else None
-
-
-def _tracked(_: nn.Module, args: Any, output: Any) -> Any:
-    if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
-        return output if output.requires_grad else output.requires_grad_()
-    return output
 
 
 # -------------------------------------------------------------------- the passes

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..deploy.at_rest import at_rest
 from ..deploy.gradients import LOSS_SCALES
-from ..deploy.probe import at_rest
 from ..errors import CheckpointError
 from ..tuner.peft_names import PEFT_PREFIX
 from .base import Options, Sample
