@@ -182,3 +182,21 @@ def test_which_gpus_are_slow(monkeypatch, capability, is_slow):
     monkeypatch.setattr(torch.version, "hip", None)
     assert has_slow_float64(torch.device("cuda", 0)) is is_slow
     assert not has_slow_float64(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_within_autocast_are_as_exact(slow, dtype):
+    """It would take them in its dtype."""
+    torch.manual_seed(0)
+    x = torch.randn(N, D)
+    total, within = torch.zeros(2, D, D, dtype=torch.float64)
+    add_gram(total, x, sliced=True)
+    with torch.autocast("cpu", dtype):
+        add_gram(within, x, sliced=True)
+    assert torch.equal(within, total)
+    model, layer = one_layer(x)
+    calibrate(model, x.split(400), ridge=RIDGE)
+    expected = layer.aurora_A_cal["default"].clone()
+    with torch.autocast("cpu", dtype):
+        calibrate(model, x.split(400), ridge=RIDGE)
+    assert distance(layer.aurora_A_cal["default"].double().numpy(), expected.double().numpy()) < 0.05

@@ -55,7 +55,7 @@ def _add_sliced(total: Tensor, x: Tensor) -> None:
         slices.append(rest.round())
         rest = (rest - slices[-1]) * 2.0 ** (SLICE_BITS + 1)
     half = torch.zeros_like(total)  # and half^T are the product
-    with _full_float32():
+    with _full_float32(), torch.autocast(total.device.type, enabled=False):
         for i, one in enumerate(slices):
             for j, other in enumerate(slices[i : SLICES + 1 - i], i):
                 weight = 2.0 ** (-2 * SLICE_BITS - (SLICE_BITS + 1) * (i + j))
