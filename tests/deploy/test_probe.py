@@ -177,6 +177,41 @@ def test_deviations_leave_padding_out(make_bert, labelled):
         torch.testing.assert_close(layer.deviations, expected, atol=1e-5, rtol=1e-4)
 
 
+class Router(nn.Linear):
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores.softmax(-1), scores.argmax(-1)
+
+
+class Routed(nn.Module):
+    """A linear layer that gives a tuple, as the routers of Llama 4 and PhiMoE; and one module at two paths."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        self.decoder = nn.ModuleDict({"first": self.encoder[0]})
+        self.router, self.out = Router(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x, labels):
+        x = torch.tanh(self.decoder["first"](self.encoder(x)))
+        weights, _ = self.router(x)
+        return SimpleNamespace(loss=nn.functional.cross_entropy(weights * self.out(x), labels))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_layer_that_gives_a_tuple_and_a_module_at_two_paths(adapter):
+    torch.manual_seed(0)
+    model = Routed()
+    data = [{"x": torch.randn(5, 6), "labels": torch.randint(0, 2, (5,))} for _ in range(3)]
+    expected = full_gradients(model, data, ["encoder.0", "encoder.2", "out"])
+    if adapter:
+        model = get_peft_model(model, AuroraConfig(target_modules=["encoder.0", "out"]))
+    found = probe(model, data)
+    assert [layer.layer for layer in found.layers] == ["encoder.0", "encoder.2", "out"]
+    assert found.without_gradient == ("router",)
+    assert_found(found, expected, least=1, gap=1.5)
+
+
 def test_rounding_is_no_deviation():
     """Of a layer whose input is the same for all examples, as one learned query is, but for float32's last digit."""
 
@@ -277,6 +312,38 @@ def test_gradient_checkpointing_of_layers_whose_parts_bear_its_mark(texts, reent
     assert_same(probe(model, texts, loss, rank=2), expected)
     assert called[0] == set(blocks)
     assert not any(module.training for module in model.modules())
+
+
+class AddsInPlace(nn.Module):
+    """A language model that adds to its embeddings in place, as GIT and BLIP do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+        self.shift = nn.Embedding(64, 32)
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def forward(self, input_ids, attention_mask, labels):
+        embeddings = self.get_input_embeddings()(input_ids)
+        embeddings += self.shift(torch.arange(input_ids.shape[1]))
+        return self.inner(inputs_embeds=embeddings, attention_mask=attention_mask, labels=labels)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_embeddings_that_are_changed_in_place(make_gpt2, texts, reentrant):
+    inner = make_gpt2()
+    torch.manual_seed(0)
+    model = AddsInPlace(inner).eval()
+    assert model.shift.embedding_dim == inner.config.n_embd
+    if reentrant is not None:
+        inner.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    names = [path for path in frozen_weights(model) if path.startswith("inner.transformer")]
+    gradients = full_gradients(model, texts, names)
+    found = probe(model, texts, target_modules=names, power_iterations=2)
+    assert [layer.layer for layer in found.layers] == names
+    assert_found(found, gradients, gap=1.5)
 
 
 def test_little_memory(make_gpt2, texts):

@@ -32,7 +32,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             stack.enter_context(_checkpointed_at_rest(layer))
         if layers:
             stack.enter_context(_without_cache(model))
-        embeddings = _input_embeddings(model)
+        embeddings = _input_embeddings(model) if any(map(_is_marked, model.modules())) else None
         if embeddings is not None:  # reentrant checkpointing needs an input with a gradient
             stack.callback(embeddings.register_forward_hook(_tracked).remove)
         yield
@@ -111,5 +111,6 @@ def _input_embeddings(model: Any) -> nn.Module | None:
 
 def _tracked(_: nn.Module, args: Any, output: Any) -> Any:
     if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
-        return output if output.requires_grad else output.requires_grad_()
+        # no leaf, as Transformers' own hook gives: some models add to the embeddings in place (GIT, BLIP)
+        return output.detach().requires_grad_().clone() if output.is_leaf else output
     return output

@@ -103,14 +103,19 @@ def weight_of(module: nn.Module) -> Weight | None:
 def frozen_weights(model: Any) -> dict[str, Weight]:
     """The weights that an adapter could be put beside, by the path that their layer has in the plain model.
 
-    Left out are the adapters' own, those that are trained whole (`modules_to_save`), the output layer of a language
-    model, and those of Mamba that a fused kernel reads, which no adapter could follow.
+    A module at several paths is there once, by the first. Left out are the adapters' own, those that are trained whole
+    (`modules_to_save`), the output layer of a language model, and those of Mamba that a fused kernel reads, which no
+    adapter could follow.
     """
     inner: Any = plain_model(model)
     output: Any = getattr(inner, "get_output_embeddings", lambda: None)()
     found: dict[str, Weight] = {}
+    seen: set[nn.Module] = set()
 
     def walk(module: nn.Module, path: str) -> None:
+        if module in seen:  # at another path: PEFT knows the first alone
+            return
+        seen.add(module)
         name = path.rpartition(".")[2]
         if isinstance(module, AuxiliaryTrainingWrapper) or module is output or is_bypassed(inner, name):
             return
@@ -162,10 +167,12 @@ def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
             if not torch.is_grad_enabled():  # the first half of reentrant gradient checkpointing
                 return y
+            if not isinstance(y, Tensor):  # a router that is a linear layer, and says which experts it chose
+                return y
             x = args[0] if args else next(iter(kwargs.values()))
             with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
                 kept, see = keep(x.detach())
-            if y._is_view() and isinstance(y.grad_fn, BackwardCFunction):
+            if y._is_view() and (y.grad_fn is None or isinstance(y.grad_fn, BackwardCFunction)):
                 y = y.clone()  # of bitsandbytes' int8: not to be changed in place
             tracked = torch.empty(0, device=y.device, requires_grad=True)
             return _Seen.apply(y, kept, tracked, see)  # type: ignore[no-untyped-call]
