@@ -7,7 +7,14 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
 from aurora_lora.deploy.probe import Probe
@@ -184,6 +191,28 @@ def test_what_is_trained_whole_gets_nothing_of_a_budget(make_bert, labelled, con
     chosen = ranked_config(measured, 10**6, config, modules_to_save=["pooler"], **fields).target_modules
     assert "bert.pooler.dense" not in chosen
     assert ("classifier" in chosen) == (not fields)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_what_ends_with_the_name_of_a_head_is_trained_whole(config):
+    """PEFT takes DistilBERT's `pre_classifier` for its `classifier`, and refuses an adapter there."""
+    torch.manual_seed(0)
+    model = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=50, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
+    )
+    data = [{"input_ids": torch.randint(3, 50, (4, 9)), "labels": torch.randint(0, 2, (4,))}]
+    measured = probe(model, data)
+    assert "pre_classifier" in {one.layer for one in measured.layers}
+    given = ranked_config(measured, 10**6, config, task_type="SEQ_CLS")
+    assert "pre_classifier" not in given.target_modules
+    assert get_peft_model(copy.deepcopy(model), given).get_base_model().pre_classifier.modules_to_save
+    assert "pre_classifier" in ranked_config(measured, 10**6, config).target_modules
+    for ask in (
+        lambda: budget_in(model, "r=1 on pre_classifier"),
+        lambda: ranked_config(measured, "r=1 on pre_classifier", config, task_type="SEQ_CLS"),
+    ):
+        with pytest.raises(ValueError, match="no layer is named 'pre_classifier'"):
+            ask()
 
 
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..tuner import AuroraConfig
-from ..tuner.naming import ALL_LINEAR, exactly, named
+from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
 from .probe import Probe
@@ -88,8 +88,12 @@ def budget_in(model: nn.Module, budget: Budget | None) -> int | None:
     """
     if budget is None:
         return None
-    weights = {path: each for path, each in frozen_weights(model).items() if path.partition(".")[0] not in _HEADS}
+    weights = {path: each for path, each in frozen_weights(model).items() if not _is_head(path)}
     return weights_of(budget, {path: weight.d_in + weight.d_out for path, weight in weights.items()})
+
+
+def _is_head(path: str) -> bool:
+    return trained_whole(path.partition(".")[0], _HEADS)
 
 
 @dataclass(frozen=True)
@@ -223,12 +227,13 @@ def ranked_config(
         of_blocks = choice.get("layers_to_transform") is not None  # PEFT takes a whole path whatever these say
         choice["target_modules"] = {path.rpartition(".")[2] for path in paths if "." in path or not of_blocks}
     whole = [*(fields.get("modules_to_save") or ()), *HEADS.get(fields.get("task_type") or "", ())]
-    left = named(paths, **choice, modules_to_save=whole)
+    left = [path for path in named(paths, **choice, modules_to_save=whole) if not trained_whole(path, whole)]
     if not left:
         raise ValueError("None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform.")
     layers = [layer for layer in found.layers if layer.layer in left]
     every = {layer.layer: cost(layer) for layer in found.layers}
-    budget = weights_of(budget, {path: every[path] for path in named(every, ".*", modules_to_save=whole)})
+    counted = [path for path in named(every, ".*", modules_to_save=whole) if not trained_whole(path, whole)]
+    budget = weights_of(budget, {path: every[path] for path in counted})
     ranks = share_out(layers, budget, worth).by_layer
     alpha, rslora = "lora_alpha" if of_lora else "alpha", bool(fields.get("use_rslora"))
     return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)

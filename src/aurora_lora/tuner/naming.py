@@ -34,6 +34,17 @@ def named(
     return [path for path in paths if check_target_module_exists(config, path)]
 
 
+def trained_whole(path: str, modules_to_save: Collection[str]) -> bool:
+    """Whether a module is one of these or within one, by how PEFT finds what it trains whole.
+
+    Any path that ends with such a name is meant: "classifier" is the `pre_classifier` of DistilBERT, too. An adapter
+    there is an error.
+    """
+    parts = path.split(".")
+    prefixes = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return any(prefix.endswith(tuple(modules_to_save)) for prefix in prefixes)
+
+
 def exactly(paths: Collection[str], every: Iterable[str]) -> list[str] | str:
     """`target_modules` that name these modules and no other.
 
