@@ -35,7 +35,8 @@ class NotFiniteError(AuroraError, ArithmeticError):
 
 
 class MergeError(AuroraError, RuntimeError):
-    """`merge_quantized` cannot work with a model: none of it is quantised, or its format or method is unknown."""
+    """A merge that would be lost, as into a weight that is computed from others; or `merge_quantized` cannot work with
+    a model: none of it is quantised, or its format or method is unknown."""
 
 
 class CheckpointError(AuroraError, RuntimeError):

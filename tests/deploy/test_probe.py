@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     MambaConfig,
     MambaForCausalLM,
@@ -440,6 +441,46 @@ def test_what_it_refuses(make_bert, labelled, batches):
         probe(model, labelled, lambda model, batch: 1.0)
     with pytest.raises(CalibrationError, match=r"and gave a tensor of shape \(8, 2\)"):
         probe(model, labelled, lambda model, batch: model(**batch).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_is_computed_from_others_is_left_out():
+    torch.manual_seed(0)
+    old, new = nn.utils.weight_norm(nn.Linear(6, 6)), nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), old, nn.Tanh(), new)
+    found = probe(model, [torch.randn(5, 6)], lambda model, batch: model(batch).square().mean())
+    assert [layer.layer for layer in found.layers] == ["0"]
+
+
+class Stream(IterableDataset):
+    def __init__(self, rows):
+        self.rows = iter(rows)
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_batches_that_can_be_read_only_once(make_bert, labelled):
+    for max_memory in (None, 100_000):  # in one group of layers, and in several
+        loader = DataLoader(Stream(labelled), batch_size=None)
+        with pytest.raises(CalibrationError, match="can be read only once: give a list"):
+            probe(make_bert(), loader, rank=2, max_memory=max_memory)
+    with pytest.raises(CalibrationError, match="needs at least one batch"):
+        probe(make_bert(), DataLoader(Stream([]), batch_size=None))
+
+
+def test_reentrant_checkpointing_without_a_gradient_is_named(make_gpt2, texts):
+    model = make_gpt2()
+    embedded = [
+        {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach(), "labels": batch["labels"]}
+        for batch in texts
+    ]
+    names = ["c_attn", "c_fc"]
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(CalibrationError, match="depends on none of the layers: reentrant .* with use_reentrant=False"):
+        probe(model, embedded, target_modules=names)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert probe(model, embedded, target_modules=names).layers
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8", "torchao int8"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError, NotFiniteError
 from ..tuner import AuroraLayer
+from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
 from .formats import Format, format_for, format_of, name_of
 from .merged_weight import layers_with_adapters, merged_linear
@@ -98,6 +99,8 @@ def _format(path: str, module: Any, model: nn.Module) -> Format | None:
         return known
     if not isinstance(base, nn.Linear) and not hasattr(base, "nf"):
         raise MergeError(f"{path}: merge_gap measures merges of linear layers, not of {type(base).__name__}.")
+    if is_recomputed(base):
+        raise MergeError(f"{path}: its weight is computed from other parameters, and cannot be merged into.")
     if base.weight.is_meta:
         raise MergeError(f"{path}: its weight is not in memory: load the whole model to measure merges.")
     return None

@@ -18,6 +18,7 @@ from torch.nn import grad as weight_gradients
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.model import is_bypassed
+from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from .wrappers import plain_model
 
@@ -93,7 +94,10 @@ class _ConvolutionWeight(Weight):
 
 
 def weight_of(module: nn.Module) -> Weight | None:
-    """Of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another module."""
+    """Of a linear layer, quantised or not, a Conv1D of Transformers or a convolution; None of another module, and where
+    the weight is computed from others, as by weight normalisation: an adapter there cannot be merged."""
+    if is_recomputed(module):
+        return None
     if isinstance(module, _CONVOLUTIONS):
         return _ConvolutionWeight(module)
     alone = isinstance(module, nn.Linear) or not any(True for _ in module.children())

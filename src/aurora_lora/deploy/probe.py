@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner.naming import ALL_LINEAR, named
-from .at_rest import at_rest
+from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, frozen_weights, watched_gradients
-from .inputs import Runner, as_batches, no_batches, watched_inputs
+from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
 from .passes import Passes, memory_bound
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
@@ -98,6 +98,7 @@ def probe(
     data = Passes(as_batches(batches))
     data.keep_iterator()
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
+    reentrant = is_reentrant(model)
     with at_rest(model), Runner(model, "probe") as runner:
         sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
         work = _Work(runner, data, loss or _own_loss, seed, *memory_bound(max_memory, runner.device))
@@ -106,7 +107,7 @@ def probe(
             work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
         found = [one for one in sketches if one.singular_values[0] > 0]
         if not found:
-            raise CalibrationError("The loss depends on none of the layers: is it computed from the model's output?")
+            raise _no_gradient(reentrant)
         work.forward(found)
     layers = tuple(one.result() for one in found)
     without = tuple(one.name for one in sketches if one not in found)
@@ -124,6 +125,16 @@ def _chosen(
     if not chosen:
         raise ValueError(f"target_modules={targets!r} names no linear layer of the model, or all are excluded.")
     return chosen
+
+
+def _no_gradient(reentrant: bool) -> CalibrationError:
+    cause = "is it computed from the model's output?"
+    if reentrant:
+        cause = (
+            "reentrant gradient checkpointing gives no gradient where no input of a layer has one, as with "
+            "inputs_embeds. Enable it with use_reentrant=False."
+        )
+    return CalibrationError(f"The loss depends on none of the layers: {cause}")
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:
@@ -167,9 +178,9 @@ class _Work:
                 count = self._pass(group, begin, scale)
                 if all(torch.isfinite(one.total).all() for one in group):
                     break
-            self.batches = int(count)
+            earlier, self.batches = self.batches, int(count)
             if not self.batches:
-                raise no_batches("probe")
+                raise read_once("probe") if earlier else no_batches("probe")
             for one in group:
                 one.total /= scale
                 end(one, self.batches)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import MergeError
 from ..ops import sigma
 from .config import AuroraConfig
 from .offloaded import in_memory, present
-from .original_weight import OriginalWeight, dequantized, parameter_like, rounding
+from .original_weight import OriginalWeight, dequantized, is_recomputed, parameter_like, rounding
 from .peft_names import check_adapters_to_merge
 from .state import AdapterState
 from .tensors import ordinary_tensors
@@ -162,8 +163,16 @@ class AuroraLayer(AdapterState):
         """Raise what keeps these adapters from being merged: see `get_factors`.
 
         Raises:
+            MergeError: the base layer computes its weight from others, as weight normalisation does.
             NotImplementedError: the base layer's quantisation cannot be undone and done again.
         """
+        if is_recomputed(self.get_base_layer()):
+            raise MergeError(
+                f"The base weight of a {type(self.get_base_layer()).__name__} is computed from other parameters (weight "
+                "normalisation, for example), and what is merged into it would be lost: take that off the base layer "
+                "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm), or "
+                "leave such layers out by exclude_modules."
+            )
         backend = self.quantization_backend
         if backend is not None and not backend.supports_merge:
             raise NotImplementedError(
@@ -228,7 +237,7 @@ class AuroraLayer(AdapterState):
 
         Raises:
             FormError, NotCalibratedError, StaleCalibrationError: as `get_factors`; nothing is changed then.
-            NotImplementedError: as `check_mergeable`.
+            MergeError, NotImplementedError: as `check_mergeable`; nothing is changed then.
             ValueError: `safe_merge` is set and the result is not finite; nothing is changed then.
         """
         names = self.adapters_to_merge(adapter_names)
