@@ -477,7 +477,7 @@ def test_reentrant_checkpointing_without_a_gradient_is_named(make_gpt2, texts):
     ]
     names = ["c_attn", "c_fc"]
     model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(CalibrationError, match="depends on none of the layers: reentrant .* with use_reentrant=False"):
+    with pytest.raises(CalibrationError, match=r"depends on none of the layers: reentrant .* with use_reentrant=False"):
         probe(model, embedded, target_modules=names)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert probe(model, embedded, target_modules=names).layers

@@ -193,6 +193,59 @@ def test_what_is_trained_whole_gets_nothing_of_a_budget(make_bert, labelled, con
     assert ("classifier" in chosen) == (not fields)
 
 
+def make_deepseek():
+    """A dense block, then one with fused routed experts and a shared one, whose layers have the names of the dense."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 4}
+    widths = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    experts = {"moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+    every = {**sizes, **heads, **widths, **experts, "topk_group": 1, "first_k_dense_replace": 1}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**every)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:LoRA with these target_modules adapts the fused")
+def test_layers_with_the_names_of_fused_experts():
+    """PEFT's LoRA adapts the experts in their place, or nothing; AuroRA adapts the layers."""
+    tokens = torch.randint(3, 50, (3, 8))
+    measured = probe(make_deepseek(), [{"input_ids": tokens, "labels": tokens}])
+    taken = {"gate_proj", "up_proj", "down_proj"}
+    names = {one.layer: one.layer.rpartition(".")[2] for one in measured.layers}
+    assert measured.taken_for_experts == tuple(path for path, name in names.items() if name in taken)
+    for config, some in ((AuroraConfig, True), (LoraConfig, False)):
+        for budget in (400, 1200, 2000):
+            given = ranked_config(measured, budget, config)
+            planned = set(given.target_modules)
+            model = get_peft_model(make_deepseek(), given)
+            adapted = {p for p, one in model.get_base_model().named_modules() if hasattr(one, "base_layer")}
+            assert adapted == planned
+            sizes = [p.numel() for name, p in model.named_parameters() if re.search(r"(lora|aurora)_[AB]\.", name)]
+            assert budget * 0.8 < sum(sizes) <= budget
+        assert any(names[path] in taken for path in planned) == some
+        align(model, measured)
+    with pytest.raises(ValueError, match="takes down_proj, gate_proj, up_proj for the names of this model's fused exp"):
+        ranked_config(measured, 400, LoraConfig, target_modules=["gate_proj"])
+    with pytest.warns(UserWarning, match=r"left out\. PEFT's LoRA takes gate_proj for the names"):
+        given = ranked_config(measured, 400, LoraConfig, target_modules=["gate_proj", "o_proj"])
+    assert {path.rpartition(".")[2] for path in given.target_modules} == {"o_proj"}
+
+
+def test_an_aligned_start_says_which_layers_of_its_plan_are_not_there():
+    tokens = torch.randint(3, 50, (3, 8))
+    measured = probe(make_deepseek(), [{"input_ids": tokens, "labels": tokens}])
+    every = [one.layer for one in measured.layers]
+    of_experts = get_peft_model(make_deepseek(), LoraConfig(r=1, target_modules=every))
+    with pytest.warns(UserWarning, match=r"have no adapter, .* model\.layers\.0\.mlp\.gate_proj"):
+        align(of_experts, measured)
+    planned = AuroraConfig(r=1, target_modules=every)
+    model = get_peft_model(make_deepseek(), planned)
+    path = "model.layers.0.self_attn.o_proj"
+    parent = model.get_base_model().model.layers[0].self_attn
+    parent.o_proj = parent.o_proj.base_layer
+    with pytest.warns(UserWarning, match=f"{path}\\.$"):
+        assert path not in align(model, measured)
+
+
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
 def test_what_ends_with_the_name_of_a_head_is_trained_whole(config):
     """PEFT takes DistilBERT's `pre_classifier` for its `classifier`, and refuses an adapter there."""

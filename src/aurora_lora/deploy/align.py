@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def align(
         deviation: standard deviation of each z on the probed inputs.
 
     Returns:
-        The layers whose A was set.
+        The layers whose A was set. A warning names probed layers that the configuration asks for and that have no
+        adapter.
 
     Raises:
         CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
@@ -92,7 +94,31 @@ def align(
         for path, layer in known.items()
     }
     set_rows(layers, rows, adapter_name)
+    _warn_of_missing(model, found, layers, adapter_name)
     return tuple(rows)
+
+
+def _warn_of_missing(model: Any, found: Probe, layers: Mapping[str, Any], adapter_name: str) -> None:
+    """Say so where the configuration names probed layers that have no adapter."""
+    config = model.peft_config[adapter_name]
+    planned = {*(config.rank_pattern or ()), *_paths(config.target_modules)}
+    missing = [layer.layer for layer in found.layers if layer.layer in planned and layer.layer not in layers]
+    if missing := missing or _replaced(config, found, layers):
+        warnings.warn(
+            f"These probed layers have no adapter, though the configuration is for them: {', '.join(missing)}.",
+            stacklevel=3,
+        )
+
+
+def _paths(target_modules: Any) -> Collection[str]:
+    return () if target_modules is None or isinstance(target_modules, str) else target_modules
+
+
+def _replaced(config: Any, found: Probe, layers: Mapping[str, Any]) -> list[str]:
+    """PEFT puts parameters of fused experts in place of names of modules, and takes these out of the configuration."""
+    if not getattr(config, "target_parameters", None):
+        return []
+    return [path for path in found.taken_for_experts if path not in layers]
 
 
 def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name: str) -> None:

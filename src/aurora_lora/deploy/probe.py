@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, frozen_weights, watched_gradients
@@ -44,6 +45,8 @@ class Probe:
     seconds: float
     modules: tuple[str, ...] = ()
     """The paths of all modules of the model, by which names of some can be told from those of others."""
+    taken_for_experts: tuple[str, ...] = ()
+    """Layers that PEFT's LoRA cannot be put on: it takes their names for those of the model's fused experts."""
 
 
 def probe(
@@ -112,7 +115,9 @@ def probe(
     layers = tuple(one.result() for one in found)
     without = tuple(one.name for one in sketches if one not in found)
     modules = tuple(path for path, _ in plain_model(model).named_modules() if path)
-    return Probe(layers, without, work.batches, data.passes, work.groups, time.perf_counter() - start, modules)
+    experts = _taken_for_experts([one.layer for one in layers], plain_model(model))
+    seconds = time.perf_counter() - start
+    return Probe(layers, without, work.batches, data.passes, work.groups, seconds, modules, experts)
 
 
 def _chosen(
@@ -135,6 +140,19 @@ def _no_gradient(reentrant: bool) -> CalibrationError:
             "inputs_embeds. Enable it with use_reentrant=False."
         )
     return CalibrationError(f"The loss depends on none of the layers: {cause}")
+
+
+def _taken_for_experts(paths: Sequence[str], model: nn.Module) -> tuple[str, ...]:
+    """PEFT decides that by the last name of each path."""
+
+    def is_taken(name: str) -> bool:
+        try:
+            return bool(fused_experts([name], model))
+        except ValueError:  # not without those that are fused with it
+            return True
+
+    taken = {name for name in {path.rpartition(".")[2] for path in paths} if is_taken(name)}
+    return tuple(path for path in paths if path.rpartition(".")[2] in taken)
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -192,6 +193,20 @@ def fits(layer: LayerProbe, of_lora: bool) -> bool:
     return layer.groups == 1 or not of_lora
 
 
+def _of_experts(layers: Collection[str]) -> str:
+    """What to add to a message where PEFT's LoRA cannot be put on layers."""
+    if not layers:
+        return ""
+    names = ", ".join(sorted({path.rpartition(".")[2] for path in layers}))
+    return f" PEFT's LoRA takes {names} for the names of this model's fused experts; AuroraConfig adapts these layers."
+
+
+def offered(found: Probe, of_lora: bool) -> list[LayerProbe]:
+    """The layers that an adapter can be put on, and whose directions are rows of its A."""
+    refused = set(found.taken_for_experts) if of_lora else ()
+    return [layer for layer in found.layers if fits(layer, of_lora) and layer.layer not in refused]
+
+
 def ranked_config(
     found: Probe,
     budget: Budget,
@@ -203,7 +218,9 @@ def ranked_config(
 ) -> Any:
     """An ordinary `AuroraConfig` or `LoraConfig` whose ranks are where the gradient says that they matter.
 
-    What is trained whole gets nothing: `modules_to_save`, and the heads that PEFT adds to them by `task_type`.
+    What is trained whole gets nothing: `modules_to_save`, and the heads that PEFT adds to them by `task_type`. Nor do,
+    in a `LoraConfig`, layers with the names of fused experts (`found.taken_for_experts`, in DeepSeek-V3 those of dense
+    blocks and shared experts): PEFT would adapt the experts in their place.
 
     Args:
         found: of `probe`.
@@ -222,14 +239,19 @@ def ranked_config(
     if decided := [name for name in _DECIDED if name in fields]:
         raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")
     choice = {name: fields.pop(name) for name in _CHOICE if name in fields}
-    paths = [layer.layer for layer in found.layers if fits(layer, of_lora)]
+    paths = [layer.layer for layer in offered(found, of_lora)]
     if choice.get("target_modules") in (None, ALL_LINEAR):
         of_blocks = choice.get("layers_to_transform") is not None  # PEFT takes a whole path whatever these say
         choice["target_modules"] = {path.rpartition(".")[2] for path in paths if "." in path or not of_blocks}
     whole = [*(fields.get("modules_to_save") or ()), *HEADS.get(fields.get("task_type") or "", ())]
     left = [path for path in named(paths, **choice, modules_to_save=whole) if not trained_whole(path, whole)]
     if not left:
-        raise ValueError("None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform.")
+        raise ValueError(
+            "None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform."
+            + (_of_experts(found.taken_for_experts) if of_lora else "")
+        )
+    if of_lora and (refused := named(found.taken_for_experts, **choice)):
+        warnings.warn(f"Layers are left out.{_of_experts(refused)}", stacklevel=2)
     layers = [layer for layer in found.layers if layer.layer in left]
     every = {layer.layer: cost(layer) for layer in found.layers}
     counted = [path for path in named(every, ".*", modules_to_save=whole) if not trained_whole(path, whole)]

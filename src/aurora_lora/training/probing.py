@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import kept_tensors
 from ..deploy.align import adapted_layers, aligned_rows, set_rows
 from ..deploy.probe import Loss, Probe, probe
-from ..deploy.ranks import budget_in, fits, rank_fields, share_out
+from ..deploy.ranks import budget_in, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError
 from ..methods.base import Method
 from ..methods.linear import is_linear
@@ -140,7 +140,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
 
 def _decided(method: Method, found: Probe, budget: int | None) -> Start:
     options, ranks, of_lora = method.options, None, method.name == LORA.name
-    layers = [layer for layer in found.layers if fits(layer, of_lora)]
+    layers = offered(found, of_lora)
     if budget is not None:
         ranks = share_out(layers, budget).by_layer
     rows = {}

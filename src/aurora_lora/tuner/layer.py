@@ -166,9 +166,10 @@ class AuroraLayer(AdapterState):
             MergeError: the base layer computes its weight from others, as weight normalisation does.
             NotImplementedError: the base layer's quantisation cannot be undone and done again.
         """
-        if is_recomputed(self.get_base_layer()):
+        base = self.get_base_layer()
+        if is_recomputed(base):
             raise MergeError(
-                f"The base weight of a {type(self.get_base_layer()).__name__} is computed from other parameters (weight "
+                f"The base weight of a {type(base).__name__} is computed from other parameters (weight "
                 "normalisation, for example), and what is merged into it would be lost: take that off the base layer "
                 "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm), or "
                 "leave such layers out by exclude_modules."
