@@ -33,7 +33,10 @@ ROLES = {
     "system": "system",
 }
 """What the `from` of ShareGPT's messages means."""
-OF_TEMPLATES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+OF_TEMPLATES = (
+    *("system", "developer", "user", "assistant", "tool", "function", "ipython"),
+    *("model", "observation", "environment", "context", "document", "documents", "tool_call", "tool_response"),
+)
 """The roles that chat templates know. Most write any other as it stands, or leave its message out, without a word."""
 
 
