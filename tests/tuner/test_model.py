@@ -426,6 +426,7 @@ def test_a_config_from_the_folder_of_a_calibrated_adapter_is_not_calibrated(
         loaded = PeftModel.from_pretrained(make_bert(), tmp_path / "second", low_cpu_mem_usage=low_cpu_mem_usage)
         assert forms(loaded) == {"dynamic"}
         assert torch.equal(logits(loaded), expected)
+    assert torch.equal(logits(PeftModel.from_pretrained(make_bert(), tmp_path / "second", config=config)), expected)
     model.load_adapter(tmp_path / "second", "default")  # as load_best_model_at_end does
     assert torch.equal(logits(model.eval()), expected)
     calibrate(model, batches)

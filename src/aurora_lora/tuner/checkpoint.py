@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .adapters import aurora_layers
 from .calibration import BUFFERS
-from .config import AuroraConfig
+from .config import AS_GIVEN, AuroraConfig
 from .layer import AuroraLayer
 from .peft_names import PEFT_PREFIX
 from .registration import PREFIX
@@ -76,7 +76,7 @@ def without_empty_matrices(
     """
     layers = [layer for layer in _layers(model, adapter_name).values() if adapter_name in layer.calibration]
     if not layers or not all(_has_matrix(layer, adapter_name) for layer in layers):
-        config.calibrated = False
+        config.calibrated = vars(config)[AS_GIVEN] = False  # also where it makes another model
         for layer in layers:
             layer.calibration[adapter_name].is_awaited = False
     # the state may be the caller's
