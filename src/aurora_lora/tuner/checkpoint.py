@@ -20,15 +20,14 @@ def fit_checkpoint(
 ) -> dict[str, Tensor]:
     """The state under the names that PEFT loads, with room in the layers for just the calibration that it has.
 
-    Keys may have the prefix of a `PeftModel` or not, whatever the model is.
+    Keys may have the prefix of a `PeftModel` or not, whatever the model is. Weights of other shapes are PEFT's to
+    refuse, or with `ignore_mismatched_sizes` to leave out: no matrix is taken from such a checkpoint, and none away
+    before.
 
     Raises:
         CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or has
             none of the calibrated matrices that the adapter's config speaks of; PEFT would silently drop them.
             The adapter is left as it was.
-
-    Weights of other shapes are PEFT's to refuse, or with `ignore_mismatched_sizes` to leave out: no matrix is taken
-    from such a checkpoint, and none away before.
     """
     present: dict[str, str] = {}
     for key in state_dict:

@@ -99,7 +99,6 @@ class Choices:
         if not means:
             return found[0]
         sign = 1 if self.study.lower_is_better else -1
-
         has_loss = self._has_loss(setting, means[0][0])
 
         def order(one: Chosen) -> tuple[float, float]:
