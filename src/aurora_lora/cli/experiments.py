@@ -146,7 +146,7 @@ def sweep(
     Several processes may be started on the same folder: they share the work. Writes DIR/runs.jsonl and DIR/study.json.
     """
     with importing():
-        from aurora_lora.lab.experiments.engines import make_engine
+        from aurora_lora.lab.experiments.engines import Prepared, make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.study import load_study
         from aurora_lora.lab.experiments.sweep import Sweep
@@ -159,10 +159,14 @@ def sweep(
         _print_plan(plan, as_json)
         return
     output = output or Path("runs") / "studies" / plan.slug
-    engine = make_engine(launcher, jobs, _pairs(settings), _minutes(gpu))
     model = str(name_of("model", plan.base))
-    check_access(model)
-    make_models([model])
+
+    def prepare() -> None:
+        with bar.paused():
+            check_access(model)
+            make_models([model])
+
+    engine = Prepared(make_engine(launcher, jobs, _pairs(settings), _minutes(gpu)), prepare)
     failed: list[dict[str, Any]] = []
     tuned = len(plan.settings) * plan.tuning.budget
     final = len(plan.settings) * len(plan.seeds) * plan.tuning.finalists

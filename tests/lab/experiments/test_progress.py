@@ -40,3 +40,11 @@ def test_time_left_is_reckoned_from_the_runs_that_were_run_now(monkeypatch: pyte
         bar(Outcome(JOB, error="diverged"))
         assert (task.completed, task.fields["ended"]) == (44, "44/50 runs")
         assert task.time_remaining == pytest.approx(6 * 40, rel=0.01)  # three in the two minutes after the first
+
+
+def test_the_bar_gives_way_to_another() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with Overall(console, "suite", 2) as bar:
+        with bar.paused():
+            assert not bar.progress.live.is_started
+        assert bar.progress.live.is_started

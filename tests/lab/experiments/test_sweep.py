@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,14 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     path = write()
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "runs" / "studies" / "tiny"
+    made: list[list[str]] = []
+    monkeypatch.setattr("aurora_lora.cli.experiments.make_models", made.append)
     done = CliRunner().invoke(cli.app, ["sweep", str(path), "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
     assert not summary.pop("failed")
     assert summary == json.loads((out / "study.json").read_text())
+    assert len(made) == 1  # before the first run
     for setting in summary["settings"]:
         assert sorted(trial["values"]["training.learning_rate"] for trial in setting["trials"]) == RATES
         best = max(setting["trials"], key=lambda trial: trial["validation"])
@@ -103,6 +107,12 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     assert shown.exit_code == 0
     assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80
     assert "tiny: 2 runs to tune each, 2 seeds" in shown.stdout
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(out / "runs.jsonl", copy)
+    again = CliRunner().invoke(cli.app, ["sweep", str(path), "-o", str(copy), "--json"])
+    assert json.loads(again.stdout)["settings"] == summary["settings"]
+    assert len(made) == 1  # with every run there, nothing is made for them
 
 
 def test_a_setting_may_have_values_of_its_own(write: Callable[..., Path], tmp_path: Path) -> None:

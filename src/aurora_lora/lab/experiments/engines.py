@@ -141,6 +141,26 @@ def _ended(running: Mapping[Any, Job], timeout: float | None) -> list[Any]:
     return ended
 
 
+class Prepared:
+    """An engine that calls `prepare` before its first job: not at all where every run is there already."""
+
+    def __init__(self, engine: Engine, prepare: Callable[[], object]) -> None:
+        self.engine, self.prepare, self.slots = engine, prepare, engine.slots
+        self._is_ready = False
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Job], Any]]:
+        with self.engine.open() as submit:
+
+            def prepared(job: Job) -> Any:
+                if not self._is_ready:
+                    self.prepare()
+                    self._is_ready = True
+                return submit(job)
+
+            yield prepared
+
+
 # ---------------------------------------------------------------- here
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -41,6 +44,15 @@ class Overall:
 
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the screen to another bar."""
+        self.progress.stop()
+        try:
+            yield
+        finally:
+            self.progress.start()
 
     def expect(self, runs: int) -> None:
         """Another number of runs, where that shows on the way only."""
