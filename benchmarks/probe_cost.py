@@ -127,7 +127,8 @@ def llama(examples: int, tokens: int) -> dict[str, Any]:
     return {
         "examples": examples,
         "tokens": tokens,
-        "sketch_bytes": 4 * columns * widths,
+        "weight_bytes": 2 * weights,  # bfloat16
+        "sketch_bytes": 2 * 4 * columns * widths,  # as `max_memory` counts them: `Sketch.bytes`
         "operations": {"passes": 2 * 4 * weights * n, "sketches": 2 * 2 * columns * widths * n},
     }
 

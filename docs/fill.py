@@ -24,7 +24,7 @@ from aurora_lora.training.reading import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
 from make.chat import chat_parts
 from make.conformance import conformance_tables
-from make.frozen_features import by_rank, counts, differences_table, headline, scores_table
+from make.frozen_features import by_rank, counts, differences_table, headline, scores_table, skip_table
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table, rounding_tables
 from make.ranks import cost_of_probe, ranks_shown
@@ -106,7 +106,13 @@ def main() -> None:
             save(figure, FIGURES / name)
     for path in (RESULTS / "frozen-features").glob("runs.jsonl"):
         runs = [json.loads(line) for line in path.read_text().splitlines()]
-        texts = {"answer": headline, "scores": scores_table, "differences": differences_table, "verdicts": counts}
+        texts = {
+            "answer": headline,
+            "scores": scores_table,
+            "differences": differences_table,
+            "skip": skip_table,
+            "verdicts": counts,
+        }
         for name, made in texts.items():
             insert(ROOT / "docs" / "theory.md", f"frozen {name}", made(runs))
         save(by_rank(runs), FIGURES / "frozen-features")

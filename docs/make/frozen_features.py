@@ -136,6 +136,22 @@ def differences_table(runs: Sequence[Run]) -> str:
     return table.markdown()
 
 
+def skip_table(runs: Sequence[Run]) -> str:
+    """The default, which has the skip, less the same sigma without it: unmerged, in points, with the 95% interval."""
+    found = by_setting(runs)
+    ranks = sorted({rank for features, _ in subjects(runs) for rank in ranks_of(found, features)})
+    table = TextTable("", ["features", *(f"r={rank}" for rank in ranks)], align="lr")
+    for features, metric in subjects(runs):
+        cells = []
+        for rank in ranks:
+            answer = compared(found[features, "aurora-skip", rank], found[features, "aurora", rank], metric)
+            difference, between, said = answer.cells()
+            significant = f", {said.split(',')[0]}" if said.startswith(("better", "worse")) else ""
+            cells.append(f"{difference} ({between}){significant}")
+        table.rows.append([f"{features} ({metric})", *cells])
+    return table.markdown()
+
+
 def counts(runs: Sequence[Run]) -> str:
     """How often each verdict came, how many intervals there are, and whether the tuning had room."""
     answers = differences(runs)

@@ -56,6 +56,7 @@ def cost_of_probe(record: Mapping[str, Any]) -> str:
     """As sentences."""
     llama, peak = record["llama3_8b"], record["peak_mb"]
     more = peak["probe"] - peak["steps"]
+    operations = sum(llama["operations"].values())
     beside = f"{more:.0f} MB more" if more > 0 else f"{-more:.0f} MB less"
     return (
         f"SmolLM2-135M, {record['examples']} questions of wikihow-goal, up to {record['rank']} directions in each of "
@@ -64,7 +65,8 @@ def cost_of_probe(record: Mapping[str, Any]) -> str:
         f"({min(record['step_s']):.1f} s a step; the least of {len(record['step_s'])} rounds in turn). The peak of the "
         f"memory is {peak['probe']:.0f} MB, {beside} than that of a training step with LoRA r = 8 on query and "
         f"value ({peak['steps']:.0f} MB).\n\n"
-        f"LLaMA3-8B, by its shapes: the sketches of all its layers take {llama['sketch_bytes'] / 2**30:.1f} GiB at "
-        f"once (`max_memory` makes groups of them), and {llama['examples']} examples of {llama['tokens']} tokens "
-        f"{sum(llama['operations'].values()) / 1e15:.1f} PFLOP."
+        f"LLaMA3-8B, by its shapes: beside its linear layers ({llama['weight_bytes'] / 2**30:.1f} GiB in bfloat16) and "
+        f"the activations of a batch, the sketches of all layers take {llama['sketch_bytes'] / 2**30:.1f} GiB at once, "
+        f"or less in groups (`max_memory`). {llama['examples']} examples of {llama['tokens']} tokens are "
+        f"{operations / 1e15:.1f} PFLOP: {operations / 1e14:.0f} s at 100 TFLOP/s."
     )

@@ -94,7 +94,11 @@ CASES = {
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
-        "ranks-short": (*_SKIP, "Does it at r=8"),
+        "ranks-short": (
+            *_SKIP,
+            *(f"Does it at r={r}" for r in (8, 4)),
+            *(f"Does it at r={r} with the aligned start" for r in (2, 8)),
+        ),
         **dict.fromkeys(_OTHERS, (_COST_OF_SKIP,)),
         **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (_COST_OF_SKIP, "Does it at r=2")),
     },
@@ -110,7 +114,12 @@ CASES = {
         **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
     },
     "methods": {
-        "ranks-short": ("Is PiSSA's start better than LoRA's", "Is EVA's", "Is LoRA-GA's"),
+        "ranks-short": (
+            "Is PiSSA's start better than LoRA's",
+            "Is EVA's",
+            "Is LoRA-GA's",
+            *(f"Is {method} above LoRA" for method in ("MoSLoRA", "SineLoRA", "HiRA")),
+        ),
         **dict.fromkeys(
             ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
             tuple(f"Is {method} above LoRA" for method in _METHODS),

@@ -16,6 +16,7 @@ from make.frozen_features import (
     edges,
     headline,
     scores_table,
+    skip_table,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,16 @@ def test_tables(runs: list[dict[str, Any]]) -> None:
     ]
 
 
+def test_what_the_skip_costs(runs: list[dict[str, Any]]) -> None:
+    for one in runs:
+        if "test" in one and (one["features"], one["method"], one["rank"]) == (FEATURES[0], "aurora-skip", 8):
+            one["test"]["accuracy"] -= 0.03 + 0.001 * (one["seed"] == 1)
+    rows = [row.strip("| ").split(" | ") for row in skip_table(runs).splitlines()]
+    assert rows[0] == ["features", "r=2", "r=8"]
+    assert rows[2] == ["digits, pixels (accuracy)", "+0.0 (+0.0 to +0.0)", "-3.0 (-3.1 to -3.0), worse"]
+    assert [row[0] for row in rows[3:]] == ["movie-rating, words (pearson)", "movie-rating, words (spearman)"]
+
+
 def test_counts_and_edges(runs: list[dict[str, Any]]) -> None:
     said = counts(runs)
     lines = said.splitlines()
@@ -124,7 +135,7 @@ def test_what_is_committed_is_whole_and_in_the_page() -> None:
     assert all([run["seed"] for run in group] == [0, 1, 2, 3, 4] for group in found.values())
     assert "No chosen value" in edges(runs)
     page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
-    for made in (headline, scores_table, differences_table, counts):
+    for made in (headline, scores_table, differences_table, skip_table, counts):
         assert made(runs) in page
     said = differences(runs)
     for subject, rank in (("cifar10-10k, pixels", "accuracy"), 32), (("movie-rating, sentences", "pearson"), 8):

@@ -42,6 +42,7 @@ RECORD = {
     "llama3_8b": {
         "examples": 48,
         "tokens": 256,
+        "weight_bytes": 13 * 2**30,
         "sketch_bytes": 2**30,
         "operations": {"passes": 10**15, "sketches": 10**14},
     },
@@ -53,8 +54,9 @@ def test_cost(probe: float, said: str) -> None:
     text = cost_of_probe({**RECORD, "peak_mb": {"steps": 900.0, "probe": probe}})
     assert said in text
     assert "4.0% of an epoch of 3,000" in text
-    assert "1.0 GiB" in text
-    assert "1.1 PFLOP" in text
+    assert "(13.0 GiB in bfloat16)" in text
+    assert "take 1.0 GiB at once" in text
+    assert "1.1 PFLOP: 11 s at 100 TFLOP/s" in text
 
 
 def test_what_is_committed_is_in_the_page() -> None:
