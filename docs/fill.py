@@ -25,6 +25,7 @@ from make.calibration import calibration_curve, calibration_table, cost_table
 from make.chat import chat_parts
 from make.conformance import conformance_tables
 from make.frozen_features import by_rank, counts, differences_table, headline, scores_table, skip_table
+from make.method_options import aurora_fields, method_options
 from make.performance import parts
 from make.quantised_merges import cost_of_merges, merges_by_bits, merges_table, rounding_tables
 from make.ranks import cost_of_probe, ranks_shown
@@ -67,6 +68,8 @@ def figures(section: Section, written: set[str]) -> list[str]:
 
 
 def main() -> None:
+    insert(ROOT / "docs" / "peft.md", "aurora fields", aurora_fields())
+    insert(ROOT / "docs" / "methods.md", "options", method_options())
     for name, text in recipe_fields().items():
         insert(ROOT / "docs" / "recipe.md", name, text)
     results = load_results([RESULTS / "forms"])

@@ -91,7 +91,8 @@ def main() -> None:
     adapter = log_probabilities(model.eval(), test)  # the form that is merged
     in_4_bits = model.merge_and_unload()
     # On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights at the first call in eval mode, and Transformers would
-    # dequantise those of the layers without adapter to other numbers. Making a state dict unpacks them.
+    # dequantise those of the layers without adapter to other numbers. Making a state dict unpacks them, rightly with
+    # double quantisation only.
     in_4_bits.state_dict()
 
     # the same adapter on the same 4-bit weights, dequantised: nothing is rounded to 4 bits again

@@ -93,8 +93,8 @@ def test_the_map_of_the_source_is_the_source() -> None:
     there = {one for one in packages if one.count("/") == one.startswith("lab/")} - {"."}
     rows = [line.partition("|")[2].partition("|")[0] for line in text.splitlines() if line.startswith("| `")]
     assert {one for row in rows for one in re.findall(r"`([\w/]+)/`", row)} == there - {"lab"}
-    layers = re.findall(r"^(?:library|command|lab) +(.*)$", text, flags=re.M)
-    assert set(re.findall(r"\w+", " ".join(layers))) == {one.removeprefix("lab/") for one in there}
+    layers = text.partition("```text\nops <-")[2].partition("```")[0]
+    assert {"ops", *re.findall(r"\w+", layers)} == {one.removeprefix("lab/") for one in there}
     for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", text):
         places = (ROOT, ROOT / "src" / "aurora_lora", ROOT / "tests" / "methods", ROOT / "tests" / "training")
         assert any((place / name).exists() for place in places), name

@@ -67,6 +67,11 @@ def check_count(name: str, value: int | None) -> None:
         raise ArgumentError(f"`{name}` must be at least 1, got {value}")
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def unknown(what: str, known: Iterable[str], given: str) -> str:
     """`unknown option; did you mean 'x'?`, or all that is known when nothing is near."""
     known = list(known)

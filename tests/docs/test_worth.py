@@ -124,6 +124,7 @@ def test_the_prose_says_how_often_the_same_rank_differs(page: str) -> None:
 
 def test_every_pair_of_the_same_ranks_is_asked() -> None:
     """Of the settings that a study has, AuroRA and LoRA that differ in the method alone, but for the rates too high."""
+    pairs = 0
     for path in sorted((ROOT / "results" / "studies").glob("*/study.json")):
         summary, study = json.loads(path.read_text()), path.parent.name
         names = {setting["name"] for setting in summary["settings"]}
@@ -133,6 +134,8 @@ def test_every_pair_of_the_same_ranks_is_asked() -> None:
             lora = aurora.replace("AuroRA skip ", "LoRA ").replace("AuroRA ", "LoRA ")
             if aurora.startswith("AuroRA ") and lora in names:
                 assert asked[aurora, lora] in CASES["same rank"][study], (study, aurora)
+                pairs += 1
+    assert pairs >= 30
 
 
 def test_what_is_committed_is_in_the_page() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
-from aurora_lora.errors import ArgumentError, AuroraError, FormError
+from aurora_lora.errors import ArgumentError, AuroraError, FormError, one_line
 from aurora_lora.extras import missing
 from aurora_lora.main_process import is_main
 
@@ -89,7 +89,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of tokenizers, in Rust: no Exception, and of no public class
                 raise
-            complain(f"a tokenizer failed, it may be damaged: {' '.join(str(error).split())}")
+            complain(f"a tokenizer failed, it may be damaged: {one_line(error)}")
             raise typer.Exit(2) from error
 
     return guarded

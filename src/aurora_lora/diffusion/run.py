@@ -13,6 +13,7 @@ from transformers import set_seed
 from aurora_lora import calibrate
 
 from .. import files
+from ..errors import one_line
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..tasks.access import check_access
@@ -321,5 +322,5 @@ class _Training:
                 write_lora(self.model, partial, self.method, form)
                 write_lora_card(partial, self.recipe, result, form)
         except ValueError as error:  # a layer that a LoRA file cannot hold: the adapter itself is not lost for that
-            return " ".join(str(error).split()).rstrip(".")
+            return one_line(error).rstrip(".")
         return None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError
+from ..training.batches import in_batches
 from .pipeline import Diffusion
 from .random_numbers import generator, mine, row_of, seed_of
 
@@ -146,7 +147,7 @@ class Subject:
             embedded = self.diffusion.unprompted if prompt is None else self.diffusion.prompts[prompt]
             timestep = (2 * number + 1) * steps // (2 * count)
             made.append((frame(image, task.resolution, "center", False, draw), embedded, timestep, draw))
-        return [self._together(made[start : start + batch_size]) for start in range(0, count, batch_size)]
+        return [self._together(some) for some in in_batches(made, batch_size)]
 
     def _together(self, samples: Sequence[tuple[Any, ...]]) -> Noised:
         from .loss import target

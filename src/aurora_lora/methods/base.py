@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .. import files
-from ..errors import FormError, UserError, unknown
+from ..errors import FormError, UserError, one_line, unknown
 from ..forms import MERGED
 from .parameters import head_modules, keep_in_float32
 
@@ -285,7 +285,7 @@ def load_finite(method: Method, model: PreTrainedModel, directory: Path) -> nn.M
     try:
         loaded = method.load(model, directory)
     except Exception as error:  # PEFT and safetensors raise of many kinds on damaged files
-        raise UserError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{directory} cannot be loaded: {one_line(error)}") from error
     check_finite(loaded.state_dict().items(), f"{directory} cannot be used")
     return loaded
 

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import UserError
 from ..extras import extra
 from .hub import HubData, seeded_order
-from .task import Augment, SplitSizes, Task
+from .task import SplitSizes, Task
 
 if TYPE_CHECKING:
     import datasets
@@ -190,7 +190,6 @@ def _task(
     license: str,
     paper: str,
     never_after: tuple[str, ...] = (),
-    augment: Augment = "crop-flip",
 ) -> Task:
     return Task(
         name=name,
@@ -208,7 +207,7 @@ def _task(
         held_out={"validation": examples[1], "test": examples[2]},
         never_after=never_after,
         classes=classes,
-        augment=augment,
+        augment="crop-flip",
     )
 
 

@@ -29,6 +29,7 @@ from ..tasks.own.columns import number, text
 from ..tasks.own.source import open_file
 from ..tasks.own.split import BadRow
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from .batches import in_batches
 from .data import encode
 from .models import load_causal_model, load_classifier, load_tokenizer, most_tokens, stored_quantization
 
@@ -117,8 +118,7 @@ def adapter_gap(
     longest = min(limit for limit in limits if limit is not None)
 
     def batches(chosen: list[Example], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
-        parts = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
-        return [_batch(tokenizer, part, longest, labels) for part in parts]
+        return [_batch(tokenizer, part, longest, labels) for part in in_batches(chosen, batch_size)]
 
     calibration = batches(rounding) or None
     found = merge_gap(adapted, batches(measured, labels), quantizations=quantizations, calibration=calibration)
@@ -188,7 +188,7 @@ def _label(example: Example, outputs: int, file: Path) -> float:
 
 
 def _batch(
-    tokenizer: PreTrainedTokenizerBase, examples: list[Example], longest: int, labels: dict[int, float] | None
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int, labels: dict[int, float] | None
 ) -> dict[str, Tensor]:
     encoded, _ = encode(tokenizer, [[each.text for each in examples]], longest)
     batch = dict(tokenizer.pad(encoded, return_tensors="pt"))

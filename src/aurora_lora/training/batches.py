@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-untyped]
 from torch import Tensor
@@ -21,6 +21,14 @@ from ..errors import UserError
 IGNORED = -100
 """The label that no loss counts, and Transformers does not count as an item of the batch."""
 FILLS = "fills"
+
+T = TypeVar("T")
+
+
+def in_batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """So many rows at a time; the last batch may have fewer."""
+    for at in range(0, len(rows), size):
+        yield rows[at : at + size]
 
 
 @dataclass(frozen=True)

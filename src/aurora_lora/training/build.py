@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from ..deploy.probe import Loss
-from ..errors import CheckpointError, UserError
+from ..errors import CheckpointError, UserError, one_line
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.base import TaskType, load_finite
@@ -188,9 +188,9 @@ def _plain_method_errors() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise UserError(f"{' '.join(str(error).split())} Remove it to begin the run again") from error
+        raise UserError(f"{one_line(error)} Remove it to begin the run again") from error
     except ValueError as error:
-        raise UserError(f"method: {' '.join(str(error).split())}") from error
+        raise UserError(f"method: {one_line(error)}") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

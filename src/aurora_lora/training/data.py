@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..tasks import SplitSizes, Task
 from ..tasks.own.split import Splits
+from .batches import in_batches
 from .choices import Questions
 from .label_scale import AS_THEY_ARE, LabelScale
 from .models import Processor
@@ -158,13 +159,11 @@ class Data:
         """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
         wanted = recipe.calibration
         chosen = self._chosen(even_sample(len(self.fixed("train")), wanted.examples))
-        batches = [self.collate(chosen[at : at + wanted.batch_size]) for at in range(0, len(chosen), wanted.batch_size)]
-        return list(map(without_targets, batches))
+        return [without_targets(self.collate(some)) for some in in_batches(chosen, wanted.batch_size)]
 
     def training_batches(self, share: float, batch_size: int) -> list[dict[str, Tensor]]:
         """Batches of an even share (0, 1] of the training split, in its order, the same ones at every call."""
-        chosen = self._chosen(self.rows_of_share(share))
-        return [self.collate(chosen[at : at + batch_size]) for at in range(0, len(chosen), batch_size)]
+        return [self.collate(some) for some in in_batches(self._chosen(self.rows_of_share(share)), batch_size)]
 
     def rows_of_share(self, share: float) -> list[int]:
         """Which examples of the training split an even share (0, 1] of it has."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .batches import IGNORED
+from .batches import IGNORED, in_batches
 from .build import make_model
 from .data import Data, Encoded, Example, Pad, without_targets
 from .distributed import state
@@ -94,8 +94,8 @@ def lessons(data: Data, base: nn.Module, teacher: nn.Module, batch_size: int) ->
     found: Lessons = {}
     for name, inputs in _inputs(data).items():
         found[name] = []
-        for start in range(0, len(inputs), batch_size):
-            batch = {key: value.to(device) for key, value in data.collate(inputs[start : start + batch_size]).items()}
+        for some in in_batches(inputs, batch_size):
+            batch = {key: value.to(device) for key, value in data.collate(some).items()}
             own, wanted = _last_states(base, batch), _last_states(teacher, batch)
             for mask, before, after in zip(batch["attention_mask"].bool(), own, wanted, strict=True):
                 found[name].append((after[mask].cpu(), (before[mask] - after[mask]).square().sum().item()))

@@ -18,6 +18,7 @@ from ..methods.base import PeftMethod
 from ..tasks.models import hub_name
 from ..tuner import check_calibrated
 from ..tuner.peft_names import CONFIG_NAME
+from .batches import in_batches
 from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
 from .data import even_sample
@@ -61,10 +62,7 @@ def gap(
     rows = data.fixed(split)
     chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
     kind = kind_of(data.task)
-    batches = (
-        kind.gap_batch(data.collate([rows[i] for i in chosen[start : start + batch_size]]))
-        for start in range(0, len(chosen), batch_size)
-    )
+    batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
     calibration = data.calibration_batches(run.recipe)  # a quantised base has calibrated merges without being asked
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:

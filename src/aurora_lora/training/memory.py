@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..tasks import Task
 from .models import Processor, load_base_model
 from .recipe import Recipe
@@ -64,7 +64,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
-        raise UserError(f"training.gradient_checkpointing: {' '.join(str(error).split())}") from error
+        raise UserError(f"training.gradient_checkpointing: {one_line(error)}") from error
 
 
 def reset_peak_memory() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
 from ..tasks._loading import NO_CODE, reason
 from ..tasks.own.split import BadRow
+from .batches import in_batches
 from .build import load_trained_model, make_trainer
 from .chat_format import recorded_format
 from .contamination_guard import MERGE_NOTE, merge_note, noted_training, trained_on
@@ -34,7 +34,7 @@ from .models import Processor, stored_quantization
 from .outcome import score
 from .quantized import merge_dequantized, merge_into
 from .results import Scores, mean_scores
-from .storage import ADAPTER, RECIPE
+from .storage import ADAPTER, RECIPE, adapter_digests
 
 
 def evaluate(
@@ -108,7 +108,7 @@ def merge(
     """
     form, output = form or run.deployed_form, Path(output)
     run.check_mergeable(form)
-    source: dict[str, Any] = {"adapter": _digest(run.folder / ADAPTER), "form": form, "version": __version__}
+    source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
     if quantization is not None:
         check_quantization(quantization)
         source |= {"quantization": quantization, "calibrated": calibrated}
@@ -168,15 +168,6 @@ def _check_only_merge(folder: Path) -> None:
         )
 
 
-def _digest(folder: Path) -> str:
-    """sha256 over the weights and settings of an adapter."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def _complete(folder: Path, files: dict[str, int]) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
@@ -211,8 +202,7 @@ class Predictor:
                     self.kind.check_text(given, f"text {number}", self.columns)
                 except BadRow as error:
                     raise UserError(str(error)) from error
-        for start in range(0, len(texts), batch_size):
-            batch = texts[start : start + batch_size]
+        for batch in in_batches(texts, batch_size):
             try:
                 found += self.kind.answers(self.model, self.processor, batch, str(self.folder), self.trained)
             except AuroraError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import files
 from ..deploy import export_lora
+from ..errors import one_line
 from ..forms import form_named
 from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
@@ -118,5 +119,5 @@ def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Fa
             export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
             card.write_lora_card(partial, facts, form)
     except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
-        return " ".join(str(error).split()).rstrip(".")
+        return one_line(error).rstrip(".")
     return None

@@ -18,7 +18,7 @@ from .. import kept_tensors
 from ..deploy.align import adapted_layers, aligned_rows, set_rows
 from ..deploy.probe import Loss, Probe, probe
 from ..deploy.ranks import budget_in, offered, rank_fields, share_out
-from ..errors import AuroraError, CheckpointError, UserError
+from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
 from ..methods.linear import is_linear
 from ..methods.lora import LORA
@@ -111,7 +111,7 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             found = probe_for(recipe, base, data, loss())
             start, batches = _decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:
-        raise UserError(f"method: {' '.join(str(error).split())}") from error
+        raise UserError(f"method: {one_line(error)}") from error
     on_main(lambda: _write(start, recipe, data.rows_of_share(_share(recipe, data)), batches, folder / PROBE))
     return start
 

@@ -16,25 +16,23 @@ from ..tasks._loading import NO_CODE
 from .distributed import state
 
 
-def quantized(base: PreTrainedModel, quantization: str, compute: torch.dtype | None = None) -> PreTrainedModel:
-    """A loaded model as Transformers loads it in this format.
+def quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """A loaded model as Transformers loads it in this format: 4 bits compute in bfloat16 on a GPU, else in float32.
 
     Args:
         base: the model.
         quantization: "nf4", "fp4" or "int8".
-        compute: dtype of the computation in 4 bits, and of what is not quantised; by default bfloat16 on a GPU, float32
-            elsewhere, and float32 for the rest.
 
     Raises:
         UserError: bitsandbytes is missing.
     """
     check_quantization(quantization)
     kind, name = type(base), base.config.name_or_path
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     settings = _settings(quantization, head_modules(base), compute)
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
-        dtype = compute or torch.float32
-        found: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype, **settings, **NO_CODE)
+        found: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, **settings, **NO_CODE)
     found.config.name_or_path = name
     return found
 
@@ -45,7 +43,8 @@ def quantized_while_loading(kind: Any, config: Any, quantization: str, compute: 
     Args:
         kind: the auto class.
         config: of the model.
-        quantization, compute: as for `quantized`.
+        quantization: as for `quantized`.
+        compute: dtype of the computation in 4 bits.
 
     Raises:
         UserError: bitsandbytes is missing.
@@ -76,12 +75,11 @@ def probed(base: PreTrainedModel) -> Iterator[None]:
         base._hf_peft_config_loaded = before
 
 
-def _settings(quantization: str, heads: list[str], compute: torch.dtype | None) -> dict[str, Any]:
+def _settings(quantization: str, heads: list[str], compute: torch.dtype) -> dict[str, Any]:
     settings: Any = BitsAndBytesConfig  # Transformers annotates no types here
     more: dict[str, Any] = {"llm_int8_skip_modules": heads} if heads else {}  # none: the output layer, by default
     device = {"device_map": {"": state().device}}
     if quantization == "int8":
         return {**device, "quantization_config": settings(load_in_8bit=True, **more)}
-    compute = compute or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     more |= {"bnb_4bit_quant_type": quantization, "bnb_4bit_compute_dtype": compute}
     return {**device, "quantization_config": settings(load_in_4bit=True, **more)}

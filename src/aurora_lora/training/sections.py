@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..errors import one_line
 from ..methods import Method, get_method
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
@@ -80,7 +81,7 @@ def _bound(given: Any) -> Method:
             raise ValueError(f"name: {why}")
         return get_method(name).bind({option: value for option, value in given.items() if option != "name"})
     except (ValueError, TypeError) as error:
-        raise PydanticCustomError("method", "{why}", {"why": " ".join(str(error).split())}) from error
+        raise PydanticCustomError("method", "{why}", {"why": one_line(error)}) from error
 
 
 BoundMethod = Annotated[

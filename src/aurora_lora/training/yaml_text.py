@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -156,7 +156,7 @@ def parse(text: str, source: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: {one_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"{source}: more than {_DEPTH} levels deep") from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...cores import usable_cores
-from ...errors import ArgumentError, UserError, unknown
+from ...errors import ArgumentError, UserError, one_line, unknown
 from ...extras import extra
 from ...training.storage import is_locked
 from .jobs import Job, Outcome, launch_job, run_job
@@ -330,7 +330,7 @@ class Cluster:
                 wanted["gpus_per_node"] = 1
             self.executor.update_parameters(**wanted, **{name: _number(value) for name, value in options.items()})
         except (NameError, ValueError, TypeError, RuntimeError) as error:
-            raise ArgumentError(f"`options`: {' '.join(str(error).split())}") from error
+            raise ArgumentError(f"`options`: {one_line(error)}") from error
 
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
         return nullcontext(self._submit)
@@ -354,7 +354,7 @@ class _ClusterJob:
         try:
             outcome: Outcome = self.submitted.result()
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             return Outcome(self.job, error=f"the cluster's job {self.submitted.job_id} was lost: {reason}")
         return outcome
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ...diffusion.recipe import SubjectRecipe
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...extras import extra
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
@@ -117,7 +117,7 @@ def _unet_config(model: str) -> str:
     try:
         config = UNet2DConditionModel.load_config(model, subfolder="unet")
     except (OSError, ValueError) as error:
-        raise UserError(f"model: {model!r} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"model: {model!r} cannot be loaded: {one_line(error)[:200]}") from error
     return json.dumps(dict(config))
 
 
@@ -136,7 +136,7 @@ def _count(model: str, method: str, options: str) -> ParameterCounts:
         try:
             return count_parameters(get_method(method).bind(json.loads(options)).apply(unet, "TEXT_TO_IMAGE"))
         except ValueError as error:
-            raise UserError(f"method: {' '.join(str(error).split())}") from error
+            raise UserError(f"method: {one_line(error)}") from error
 
 
 @lru_cache(maxsize=8)

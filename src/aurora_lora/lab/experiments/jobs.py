@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import files
-from ...errors import AuroraError, RunLockedError, UserError
+from ...errors import AuroraError, RunLockedError, UserError, one_line
 from ...training import yaml_text
 from ...training.recipe import RunRecipe
 from ...training.results import Result, lacking, read_result
@@ -119,7 +119,7 @@ def run_job(job: Job) -> Outcome:
         return Outcome(job)
     except Exception as error:
         kind = "" if isinstance(error, AuroraError) else f"{type(error).__name__}: "
-        return Outcome(job, error=f"{kind}{' '.join(str(error).split())}")
+        return Outcome(job, error=f"{kind}{one_line(error)}")
 
 
 def launch_job(job: Job) -> Outcome:

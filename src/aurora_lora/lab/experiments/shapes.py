@@ -13,7 +13,7 @@ from torch import nn
 
 from ...deploy.gradients import frozen_weights
 from ...deploy.ranks import budget_in
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.options import TARGETS
 from ...methods.start import ordinary
@@ -109,7 +109,7 @@ def _build(key: Key, layers: int | None = None) -> nn.Module:
             given = _at_its_budget(base, json.loads(options), share)
             return get_method(method).bind(given).apply(base, kind.task_type)
         except ValueError as error:
-            raise UserError(f"method: {' '.join(str(error).split())}") from error
+            raise UserError(f"method: {one_line(error)}") from error
 
 
 def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> dict[str, Any]:

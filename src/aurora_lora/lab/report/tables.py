@@ -80,18 +80,18 @@ def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
     return [(path, check_result(value, str(path)))] if is_result else []
 
 
-def by_learning_rate(results: Sequence[Result], method: str = "aurora") -> dict[float, list[Result]]:
-    """The runs of a method by their learning rate, lowest first.
+def by_learning_rate(results: Sequence[Result]) -> dict[float, list[Result]]:
+    """The runs of AuroRA by their learning rate, lowest first.
 
     Raises:
         UserError: none, or runs whose recipes differ in more than the learning rate and the seed.
     """
     groups: dict[float, list[Result]] = {}
-    chosen = [result for result in results if result["method"] == method]
+    chosen = [result for result in results if result["method"] == "aurora"]
     if len({json.dumps(setting(r["recipe"], "learning_rate"), sort_keys=True) for r in chosen}) > 1:
         raise UserError("the runs differ in more than learning rate and seed: report those of one setting at a time")
     if not chosen:
-        raise UserError(f"there is no result of a run of {method}")
+        raise UserError("there is no result of a run of aurora")
     for result in chosen:
         groups.setdefault(float(result["recipe"]["training"]["learning_rate"]), []).append(result)
     return dict(sorted(groups.items()))

@@ -98,12 +98,12 @@ def check_reach(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def circle(points: int = 36, alpha: float = 0.3) -> dict[str, list[list[float]]]:
+def circle(points: int = 36) -> dict[str, list[list[float]]]:
     """sigma(A) for A on the unit circle: the directions that each sigma gives to the rows of dW, (points + 1, 2)."""
     angle = torch.linspace(0, 2 * torch.pi, points + 1, dtype=torch.float64)
     a = torch.stack([angle.cos(), angle.sin()], 1)
     one = torch.ones(1, 1, dtype=torch.float64)
-    images = {"LoRA": a, "leaky_relu": functional.leaky_relu(a, alpha)}
+    images = {"LoRA": a, "leaky_relu": functional.leaky_relu(a, 0.3)}
     for name in ("tanh", "sigmoid", "relu"):
         images[name] = adaptive_nonlinear(a.unsqueeze(-1), one, None, REACHES[name]).squeeze(-1)
     return {name: [[round(entry, 4) for entry in point] for point in image.tolist()] for name, image in images.items()}
