@@ -226,7 +226,8 @@ def test_the_real_sentences() -> None:
     sizes = SplitSizes(None, 1_000, 2_000)
     sentiment, rating = (get_task(name).load(sizes, 0) for name in ("movie-sentiment", "movie-rating"))
     assert sentiment.num_rows == {"train": 7_070, "validation": 1_000, "test": 2_000}
-    for data in (sentiment, rating):
+    for name, data in (("movie-sentiment", sentiment), ("movie-rating", rating)):
+        assert data.num_rows["train"] == get_task(name).train_examples
         keys = [normalise(text) for split in data.values() for text in split["text"]]
         assert len(keys) == len(set(keys))
     assert not set(sentiment["train"]["text"]) & set(rating["test"]["text"])
