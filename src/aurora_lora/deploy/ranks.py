@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..tuner import AuroraConfig
+from ..tuner.config import scaling_divisor
 from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
@@ -168,7 +168,7 @@ def rank_fields(
     """
 
     def alpha_of(rank: int) -> float:
-        return scaling * (math.sqrt(rank) if rslora else rank)
+        return scaling * scaling_divisor(rank, rslora)
 
     r = Counter(ranks.values()).most_common(1)[0][0]
     others = {_pattern(layer, ranks): rank for layer, rank in ranks.items() if rank != r}

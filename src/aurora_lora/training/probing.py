@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..methods.lora import LORA
 from ..methods.options import TARGETS
 from ..methods.start import ALIGNED, EVA, PROBED, ordinary, wants_probe
 from ..methods.targets import check_modules, lora_targets, target_paths
+from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .batches import IGNORED
@@ -65,8 +65,8 @@ class Start:
         if self.ranks is not None:
             alpha = alpha_name(recipe.method.name)
             given = {name: value for name, value in options.items() if name not in TARGETS}
-            rslora, r = bool(options.get("use_rslora")), options["r"]
-            scaling = options[alpha] / (math.sqrt(r) if rslora else r)
+            rslora = bool(options.get("use_rslora"))
+            scaling = options[alpha] / scaling_divisor(options["r"], rslora)
             fields = rank_fields(self.ranks, scaling, alpha, self.mistakable, rslora=rslora)
             options = {**given, **fields}
         return recipe.model_copy(update={"method": recipe.method.bind(options)})

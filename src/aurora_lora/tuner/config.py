@@ -45,6 +45,11 @@ PAPER_STATIC = {**PAPER, "train_form": STATIC}
 """The paper's settings of AuroRA, AuroRA-D and AuroRA-S (Table 7)."""
 
 
+def scaling_divisor(r: int, rslora: bool) -> float:
+    """What alpha is divided by, in the scaling s = alpha / r of LoRA and AuroRA: r, or sqrt(r) with `use_rslora`."""
+    return math.sqrt(r) if rslora else r
+
+
 @dataclass
 class AuroraConfig(PeftConfig):
     """Configuration of AuroRA, `h = W0 x + s B sigma(A x)` with `s = alpha / r` (Eq. 4).
@@ -254,7 +259,7 @@ class AuroraConfig(PeftConfig):
 
     def scaling(self, r: int, alpha: float) -> float:
         """s = alpha / r, or alpha / sqrt(r) with `use_rslora`."""
-        return alpha / (math.sqrt(r) if self.use_rslora else r)
+        return alpha / scaling_divisor(r, self.use_rslora)
 
     @classmethod
     def paper(cls, **kwargs: Any) -> AuroraConfig:
