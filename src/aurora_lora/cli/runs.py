@@ -142,10 +142,11 @@ def pretrain(
     if as_json:
         print_json({"folder": str(folder), "result": result})
         return
+    from aurora_lora.forms import MERGED
     from aurora_lora.tasks.metrics import in_order
     from aurora_lora.training.results import examples_scored
 
-    scores = result["metric"]["by_form"]["merged"]
+    scores = result["metric"]["by_form"][MERGED]
     shown = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))
     print(f"{name} on {result['task']}, {examples_scored(result)}: {shown}")
     print(f"wrote {folder}")

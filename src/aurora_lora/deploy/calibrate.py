@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
-from ..forms import STATIC
+from ..forms import DYNAMIC, STATIC
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from .collector import Collector
 from .inputs import Runner, as_batches
@@ -189,8 +189,8 @@ def trained_state(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(evaluated(model))
         for name, config in active_configs(model).items():
-            if config.train_form == "dynamic":
-                stack.enter_context(set_form(model, "dynamic", name))
+            if config.train_form == DYNAMIC:
+                stack.enter_context(set_form(model, DYNAMIC, name))
         yield
 
 

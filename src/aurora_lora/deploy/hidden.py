@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..finite import is_finite
+from ..forms import STATIC
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
 from .calibrate import check_unmerged, trained_state
 from .inputs import Runner, as_batches, no_batches, watched_inputs
@@ -45,7 +46,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
             for name in names:
                 if name not in layer.aurora_A or layer.forms_coincide(name):
                     continue
-                if layer.aurora_config[name].train_form == "static":
+                if layer.aurora_config[name].train_form == STATIC:
                     static[path, name] = layer.aurora_A[name].detach().float().cpu().T
                     continue
                 pieces = found.setdefault((path, name), [])

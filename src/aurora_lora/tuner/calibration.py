@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdRef
 
 from ..errors import FormError, NotCalibratedError, StaleCalibrationError
+from ..forms import STATIC
 from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters, is_offloaded
 from .tensors import changes, gathered, ordinary_tensors
@@ -144,7 +145,7 @@ class Calibration:
             NotCalibratedError, StaleCalibrationError: there is none, or an outdated one.
         """
         name = f"Adapter {self.adapter_name!r}"
-        if self.config.train_form == "static":
+        if self.config.train_form == STATIC:
             raise FormError(f"{name} was trained in the static form, which is its only one.")
         if not self.exists:
             raise NotCalibratedError(f"{name} is not calibrated: {WAYS_OUT}.")

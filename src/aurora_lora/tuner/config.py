@@ -9,7 +9,7 @@ from typing import Any
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from ..forms import DYNAMIC, FORMS, STATIC
+from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
 from ..ops.anl import ACTIVATIONS, ANL
 from .fields import (
     MAX_ALPHA,
@@ -105,7 +105,7 @@ class AuroraConfig(PeftConfig):
     r: int = field(default=2, metadata={"help": "Rank."})
     alpha: float = field(default=4, metadata={"help": "The update is scaled by alpha / r."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout probability on x before A."})
-    train_form: str = field(default="dynamic", metadata={"help": "What train() computes: 'dynamic' or 'static'."})
+    train_form: str = field(default=DYNAMIC, metadata={"help": "What train() computes: 'dynamic' or 'static'."})
     eval_form: str | None = field(
         default=None, metadata={"help": "What eval() computes: 'calibrated', 'static' or 'dynamic'; None to match."}
     )
@@ -216,7 +216,7 @@ class AuroraConfig(PeftConfig):
                 f"target_parameters={self.target_parameters!r} is not supported: AuroRA adapts modules "
                 "(target_modules), not the bare parameters of a mixture of experts. Use LoraConfig for those."
             )
-        if self.train_form == "static" and self.eval_form not in (None, "static"):
+        if self.train_form == STATIC and self.eval_form not in (None, STATIC):
             raise ValueError(
                 f"eval_form={self.eval_form!r} does not go with train_form='static': "
                 "an adapter trained in the static form is evaluated and merged in it (allowed: None, 'static')."
@@ -250,12 +250,12 @@ class AuroraConfig(PeftConfig):
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms that differ and can be evaluated: one after static training or for plain LoRA, else all three."""
-        return ("static",) if self.train_form == "static" or self.anl.is_identity else tuple(FORMS)
+        return (STATIC,) if self.train_form == STATIC or self.anl.is_identity else tuple(FORMS)
 
     @property
     def resolved_eval_form(self) -> str:
         """What `eval()` computes and merge produces: the only form, or `eval_form`, or what `None` stands for."""
-        return "static" if len(self.forms) == 1 else self.eval_form or "calibrated"
+        return STATIC if len(self.forms) == 1 else self.eval_form or CALIBRATED
 
     def scaling(self, r: int, alpha: float) -> float:
         """s = alpha / r, or alpha / sqrt(r) with `use_rslora`."""

@@ -7,7 +7,7 @@ from types import TracebackType
 from torch import nn
 
 from ..errors import FormError
-from ..forms import FORMS
+from ..forms import CALIBRATED, FORMS, STATIC
 from .adapters import active_adapters, aurora_layers
 from .config import AuroraConfig
 from .fields import one_of
@@ -25,7 +25,7 @@ def check_calibrated(model: nn.Module) -> None:
     for _, layer in aurora_layers(model):
         for name in names:
             if name in layer.aurora_A:
-                layer.get_factors(name, "calibrated")
+                layer.get_factors(name, CALIBRATED)
 
 
 class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad
@@ -59,11 +59,11 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
                 if name in layer.aurora_config:
                     if name in layer.merged_adapters:
                         raise FormError(f"{path} is merged: call unmerge_adapter() before another form is set.")
-                    if form == "calibrated" and (calibration := layer.calibration.get(name)) is not None:
+                    if form == CALIBRATED and (calibration := layer.calibration.get(name)) is not None:
                         calibration.check()
                     config = layer.aurora_config[name]
                     configs[id(config)] = config
-                    if config.train_form == "static" and form != "static":
+                    if config.train_form == STATIC and form != STATIC:
                         raise FormError(
                             f"Adapter {name!r} was trained in the static form, which is its only one: "
                             f"form={form!r} is not allowed."
