@@ -15,7 +15,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS, Method, Sample, count_parameters, lora_drop
 from aurora_lora.methods.adalora import orthogonality
 from aurora_lora.methods.dylora import DrawRank
-from aurora_lora.methods.lora_drop import adapted_layers, dropped_in, kind_of, share, unimportant, update_norms
+from aurora_lora.methods.lora_drop import dropped_in, kind_of, layers_by_path, share, unimportant, update_norms
 
 MakeModel = Callable[[str], Any]
 ARGS = SimpleNamespace(seed=0)
@@ -141,7 +141,7 @@ def draws(callback: DrawRank, model: nn.Module, steps: range) -> list[int]:
     found = []
     for step in steps:
         callback.on_step_begin(ARGS, SimpleNamespace(global_step=step), None, model=model)
-        (rank,) = {layer.update.training_rank for layer in adapted_layers(model).values()}
+        (rank,) = {layer.update.training_rank for layer in layers_by_path(model).values()}
         found.append(rank)
     return found
 
@@ -159,7 +159,7 @@ def test_dylora_draws_each_rank(make_model: MakeModel) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_dylora_trains_the_drawn_ranks(make_model: MakeModel, frozen: bool) -> None:
     model, _ = applied(make_model, "dylora", r=4, alpha=8, frozen=frozen)
-    update = next(iter(adapted_layers(model).values())).update
+    update = next(iter(layers_by_path(model).values())).update
     nn.init.normal_(update.B)
     update.train()
     update.training_rank = 3
@@ -188,7 +188,7 @@ def test_which_layers_are_unimportant() -> None:
 def test_norms_of_updates(make_model: MakeModel, sample: Sample) -> None:
     """sum over positions of |s B A x|^2, with the inputs that reach the layer."""
     model, _ = applied(make_model, "lora-drop", r=4, alpha=12)
-    layers = adapted_layers(model)
+    layers = layers_by_path(model)
     inputs = {}
     for path, layer in layers.items():
         nn.init.normal_(layer.update.B, std=0.1)
@@ -203,7 +203,7 @@ def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample,
     model, method = applied(make_model, "lora-drop", r=4, threshold=0.5)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     method.prepare(model, sample)
-    layers = adapted_layers(model)
+    layers = layers_by_path(model)
     dropped = [path for path in layers if layers[path].update is None or hasattr(layers[path].update, "is_shared")]
     assert 0 < len(dropped) < len(layers)
     for kind in {kind_of(path, layer) for path, layer in layers.items()}:
@@ -217,14 +217,14 @@ def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample,
     # the layers are known again from the weights
     method.save(model, tmp_path)
     loaded = method.load(make_model("bert"), tmp_path)
-    assert {p for p, one in adapted_layers(loaded).items() if one.update is None} == {
+    assert {p for p, one in layers_by_path(loaded).items() if one.update is None} == {
         p for p, one in layers.items() if one.update is None
     }
 
 
 def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample: Sample) -> None:
     model, _ = applied(make_model, "lora-drop", r=4)
-    layers = adapted_layers(model)
+    layers = layers_by_path(model)
     values = [path for path in layers if path.endswith("value")]
     share(layers, values)
     assert dropped_in(model.state_dict(), layers) == values

@@ -38,7 +38,7 @@ def aligned_rows(layer: LayerProbe, rank: int, deviation: float = DEVIATION) -> 
     return layer.directions[:rank] * scales[:, None]
 
 
-def adapted_layers(model: Any, adapter_name: str) -> dict[str, Any]:
+def layers_of_adapter(model: Any, adapter_name: str) -> dict[str, Any]:
     """The linear layers and convolutions with this adapter, AuroRA's or LoRA's, by their path in the plain model."""
     found = {}
     for path, module in plain_model(model).named_modules():
@@ -76,7 +76,7 @@ def align(
     """
     if not 0 < deviation < math.inf:
         raise ValueError(f"deviation={deviation!r} is not allowed: it must be a finite number above 0.")
-    layers = adapted_layers(model, adapter_name)
+    layers = layers_of_adapter(model, adapter_name)
     if not layers:
         raise ValueError(f"The model has no AuroRA or LoRA adapter named {adapter_name!r}.")
     known = {

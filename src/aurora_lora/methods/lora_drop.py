@@ -36,8 +36,8 @@ class LoRADrop(Update):
 Kind = tuple[str, int, int]
 
 
-def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
-    """The adapted layers by path."""
+def layers_by_path(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """The linear layers that the method has adapted."""
     return {path: module for path, module in adapted_modules(model) if isinstance(module, AdaptedLinear)}
 
 
@@ -51,7 +51,7 @@ def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sampl
 
     The importance of a layer is `sum_x |dW x|^2` over the sample, as a share of its kind's total.
     """
-    layers = adapted_layers(model)
+    layers = layers_by_path(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     was_training = model.training
@@ -147,7 +147,7 @@ class LoRADropMethod(UpdateMethod):
     def restore(self, model: nn.Module, directory: Path) -> None:
         with safe_open(str(directory / WEIGHTS_FILE), "pt") as saved:
             names = dict.fromkeys(saved.keys())
-        layers = adapted_layers(model)
+        layers = layers_by_path(model)
         share(layers, dropped_in(names, layers))
 
 

@@ -14,7 +14,7 @@ from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from torch import Tensor, nn
 
 from .. import kept_tensors
-from ..deploy.align import adapted_layers, aligned_rows, set_rows
+from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
 from ..deploy.probe import Loss, Probe, probe
 from ..deploy.ranks import budget_in, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
@@ -73,7 +73,7 @@ class Start:
 
     def align(self, model: nn.Module) -> None:
         """Give each adapter its A."""
-        layers = adapted_layers(model, "default")
+        layers = layers_of_adapter(model, "default")
         set_rows(layers, self.rows, "default")
 
 
