@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -32,3 +33,8 @@ def is_finite(tensor: Tensor) -> bool:
     values = tensor.detach()
     ends = torch.aminmax(values if values.element_size() > 1 else values.float())  # both are NaN where there is one
     return bool(torch.isfinite(torch.stack(tuple(ends))).all())
+
+
+def nan_as_infinite(loss: float) -> float:
+    """A loss as a sort key, by which NaN is with the worst: it compares with nothing, and leaves a list unsorted."""
+    return math.inf if math.isnan(loss) else loss

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import aurora_lora
 from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
+from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
@@ -336,6 +338,19 @@ def test_worst_first_in_80_columns_and_as_json(make_bert, labelled):
     record = json.loads(json.dumps(gap.to_dict()))
     assert record["merges"][2]["merge"] == "nf4 nearest"
     assert {"layer", "lost"} == set(record["merges"][2]["layers"][0])
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_what_is_not_finite_comes_with_the_worst(column, make_bert, batches, monkeypatch):
+    measured = [0.1, 0.3, math.nan, 0.2]  # by layer, in one of the two merges
+    shares = iter([loss if place == column else 0.05 for loss in measured for place in range(2)])
+    monkeypatch.setattr(merge_losses, "lost_share", lambda *_: next(shares))
+    gap = merge_gap(adapted(make_bert()), batches)
+    lost = [loss.lost for loss in gap.merges[column].layers]
+    assert math.isnan(lost[0])
+    assert lost[1:] == [0.3, 0.2, 0.1]
+    rows = [re.findall(r"[\d.]+%|not finite", row) for row in str(gap).splitlines() if "attention.self" in row]
+    assert [row[column] for row in rows] == ["not finite", "30.00%", "20.00%", "10.00%"]
 
 
 def test_mistakes(make_bert, batches, monkeypatch):

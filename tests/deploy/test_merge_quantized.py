@@ -23,6 +23,7 @@ from aurora_lora import (
     merge_quantized,
 )
 from aurora_lora.deploy.formats import format_of
+from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
@@ -248,6 +249,22 @@ def test_aurora_merges_the_form_that_it_evaluates(folder):
     model.unmerge_adapter()
     model.merge_adapter()
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
+
+
+def report_of(**calibrated):
+    """Of layers by name; the nearest values lose a tenth more."""
+    entries = (LayerMerge(name, "nf4", lost + 0.1, lost) for name, lost in calibrated.items())
+    return QuantizedMerge(tuple(entries), 8, 1, 0.5)
+
+
+def test_a_layer_whose_loss_is_not_finite_is_the_worst_and_counted():
+    report = report_of(a=0.1, b=float("nan"), c=0.5, d=float("inf"))
+    assert [layer.layer for layer in report.worst(4)] == ["b", "d", "c", "a"]
+    assert report.summary == (
+        "10% to 50% on the inputs given (the nearest values: 20% to 60%), over 4 layers, 2 of them not finite"
+    )
+    assert report_of(a=0.1, c=0.5).summary.endswith("over 2 layers")
+    assert "not finite on the inputs given (the nearest values: not finite)" in report_of(a=float("nan")).summary
 
 
 def test_weights_are_not_packed_on_the_way(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import NotCalibratedError
+from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from .adapted import AdaptedLayer, adapted_layers
@@ -45,9 +45,7 @@ class MergeGap:
     def worst(self, form: str, n: int = 3) -> tuple[LayerGap, ...]:
         """The n layers that lose most in a form."""
         entries = [entry for entry in self.layers if entry.form == form]
-        lost = [math.inf if math.isnan(entry.relative_error) else entry.relative_error for entry in entries]
-        order = sorted(range(len(entries)), key=lambda place: lost[place], reverse=True)
-        return tuple(entries[place] for place in order[:n])
+        return tuple(sorted(entries, key=lambda entry: nan_as_infinite(entry.relative_error), reverse=True)[:n])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..files import NOT_FINITE
+from ..finite import nan_as_infinite
 from ..text_table import column_widths
 from ..tuner.peft_names import PEFT_PREFIX
 from .layer_gaps import LayerGap
@@ -94,7 +95,7 @@ def merge_table(merges: Sequence[MergeLoss]) -> Table:
         for entry in merge.layers:
             lost.setdefault(entry.layer, {})[merge.merge] = entry.lost
     names, where = _short_names(list(lost))
-    order = sorted(lost, key=lambda layer: max(lost[layer].values()), reverse=True)
+    order = sorted(lost, key=lambda layer: max(map(nan_as_infinite, lost[layer].values())), reverse=True)
     rows = [
         [names[layer], *(_shown(value, ".2%" if value < 1 else ".0%") for value in lost[layer].values())]
         for layer in order[:ROWS]

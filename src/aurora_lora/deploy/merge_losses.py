@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..finite import nan_as_infinite
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from ..tuner.linear import linear_shape
 from .adapted import AdaptedLayer
@@ -134,7 +135,7 @@ class MergeSums:
 
     def layers_of(self, merge: str) -> tuple[LayerLoss, ...]:
         """What a merge loses in each layer, the worst first."""
-        return tuple(sorted(self._lost[merge], key=lambda loss: loss.lost, reverse=True))
+        return tuple(sorted(self._lost[merge], key=lambda loss: nan_as_infinite(loss.lost), reverse=True))
 
     def compare(
         self, runner: Runner, data: Passes, reference: Variants, metric: Metric | None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import MethodType
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError
+from ..files import NOT_FINITE
+from ..finite import nan_as_infinite
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
 from ..tuner.adapters import note_shared_weights
@@ -53,21 +57,28 @@ class QuantizedMerge:
 
     def worst(self, n: int = 3) -> tuple[LayerMerge, ...]:
         """The n layers that lose most."""
-        return tuple(sorted(self.layers, key=lambda layer: layer.calibrated, reverse=True)[:n])
+        return tuple(sorted(self.layers, key=lambda layer: nan_as_infinite(layer.calibrated), reverse=True)[:n])
 
     @property
     def summary(self) -> str:
-        """For people: the least and the most that a layer loses, beside what the nearest values would."""
-        after = [layer.calibrated for layer in self.layers]
-        before = [layer.nearest for layer in self.layers]
+        """For people: the least and the most that a layer loses, beside what the nearest values would, and how many
+        layers have a loss that is not finite."""
+        after, before = ([getattr(layer, way) for layer in self.layers] for way in ("calibrated", "nearest"))
+        broken = sum(not (math.isfinite(a) and math.isfinite(b)) for a, b in zip(after, before, strict=True))
         return (
-            f"{min(after):.0%} to {max(after):.0%} on the inputs given (the nearest values: {min(before):.0%} to "
-            f"{max(before):.0%}), over {len(after)} layers"
+            f"{_range_of(after)} on the inputs given (the nearest values: {_range_of(before)}), "
+            f"over {len(self.layers)} layers" + (f", {broken} of them {NOT_FINITE}" if broken else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+
+def _range_of(losses: Sequence[float]) -> str:
+    """The least and the most of those that are finite."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return f"{min(finite):.0%} to {max(finite):.0%}" if finite else NOT_FINITE
 
 
 def merge_quantized(
