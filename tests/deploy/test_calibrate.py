@@ -363,8 +363,11 @@ def test_what_is_refused(make_bert, config, batches):
         calibrate(model, [])
     with pytest.raises(ValueError, match=r"ridge=-1"):
         calibrate(model, batches, ridge=-1)
-    with pytest.raises(ValueError, match=r"ridge=nan"):
-        calibrate(model, batches, ridge=float("nan"))
+    for ridge in (float("nan"), True, "1e-4"):
+        with pytest.raises(
+            ValueError, match=f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0"
+        ):
+            calibrate(model, batches, ridge=ridge)
     with pytest.raises(ValueError, match=r"'other' is not an active AuroRA adapter \(active: default\)"):
         calibrate(model, batches, adapter_name="other")
     with pytest.raises(ValueError, match="no AuroRA adapter"):

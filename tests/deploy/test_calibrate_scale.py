@@ -154,8 +154,10 @@ def test_as_many_examples_as_are_asked_for(bert):
     assert calibrate(bert, given, examples=4, max_memory=64 * 2**20 + 66_000).passes > 1
     assert_same(matrices(bert), expected)
     assert calibrate(bert, batches, examples=99).layers[0].vectors == 40
-    with pytest.raises(ValueError, match="examples=0 is not allowed: it must be a whole number of at least 1"):
-        calibrate(bert, batches, examples=0)
+    assert calibrate(bert, batches, examples=np.int8(3)).layers[0].vectors == 20
+    for count in (0, True, 2.0):
+        with pytest.raises(ValueError, match=f"examples={count} is not allowed: it must be a whole number of at least"):
+            calibrate(bert, batches, examples=count)
 
 
 def test_a_progress_bar(bert, batches, capfd):
@@ -231,7 +233,7 @@ def test_groups_within_the_bound_give_the_same(bert, batches):
         assert_same(matrices(bert), expected)
 
 
-@pytest.mark.parametrize("size", ["4 GiB", "4gib", "4096MiB", 2**32, "4294967296"])
+@pytest.mark.parametrize("size", ["4 GiB", "4gib", "4096MiB", 2**32, np.int64(2**32), "4294967296"])
 def test_sizes(bert, batches, size):
     assert calibrate(bert, batches, max_memory=size).groups == 1
 

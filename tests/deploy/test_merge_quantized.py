@@ -450,7 +450,9 @@ def refused(model, inputs, kind, match, **options):
 def test_mistakes(folder):
     lora = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     refused(lora, [], CalibrationError, "at least one batch")
-    refused(lora, INPUTS, ValueError, "damping=0 is not allowed", damping=0)
+    for damping in (0, True, float("nan"), "1e-3"):
+        match = f"damping={damping!r} is not allowed: it must be a finite number above 0"
+        refused(lora, INPUTS, ValueError, match, damping=damping)
     with lora.disable_adapter():
         refused(lora, INPUTS, MergeError, "switched off")
     with torch.no_grad():

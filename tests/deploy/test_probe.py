@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -422,6 +423,12 @@ def test_no_weight_ever_requires_a_gradient(make_bert, labelled):
     probe(model, labelled, loss)
 
 
+def test_whole_numbers_of_numpy(make_bert, labelled):
+    """Also where rank + 8 is more than they hold."""
+    found = probe(make_bert(), labelled, rank=np.int8(120), power_iterations=np.int32(1), max_memory=np.int64(2**30))
+    assert all(len(layer.singular_values) == min(layer.d_in, layer.d_out) for layer in found.layers)
+
+
 def test_what_it_refuses(make_bert, labelled, batches):
     model = make_bert()
     with pytest.raises(CalibrationError, match=r"gives no loss: probe needs batches with labels, or loss"):
@@ -434,8 +441,8 @@ def test_what_it_refuses(make_bert, labelled, batches):
         probe(model, labelled, lambda model, batch: model(**batch).loss * float("nan"), target_modules=["query"])
     with pytest.raises(ValueError, match=r"target_modules=\['nothing'\] names no linear layer"):
         probe(model, labelled, target_modules=["nothing"])
-    for rank in (0, True):
-        with pytest.raises(ValueError, match=f"rank={rank} is not allowed"):
+    for rank in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"rank={rank} is not allowed: it must be a whole number of at least 1"):
             probe(model, labelled, rank=rank)
     with pytest.raises(CalibrationError, match="must return a tensor with one element, and gave float"):
         probe(model, labelled, lambda model, batch: 1.0)

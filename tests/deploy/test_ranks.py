@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -64,6 +65,7 @@ def test_ranks_go_to_the_most_worth_until_the_budget_is_used(budget, ranks, weig
     ("budget", "weights"),
     [
         (30, 30),
+        (np.int64(30), 30),
         ("r=2 on a", 20),
         ("r=1 on a and b", 30),
         ("r=3 on a, b, and c", 120),
@@ -395,8 +397,8 @@ def test_what_cannot_be_aligned(make_bert, labelled):
     trained = get_peft_model(make_bert(), AuroraConfig(r=2, target_modules=["query"], init_weights=False))
     with pytest.raises(CalibrationError, match="B is not 0"):
         align(trained, measured)
-    for deviation in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"deviation=.* is not allowed"):
+    for deviation in (0, -1.0, float("nan"), float("inf"), True, "0.5"):
+        with pytest.raises(ValueError, match=r"deviation=.* is not allowed: it must be a finite number above 0"):
             align(model, measured, deviation=deviation)
     inside = probe(make_bert().bert, labelled, lambda model, batch: model(batch["input_ids"])[0].square().mean())
     with pytest.raises(CalibrationError, match=r"None .* it has bert\.encoder.*query, and the probe encoder.*query"):

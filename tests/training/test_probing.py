@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -232,6 +233,7 @@ def test_a_damaged_file(model: Path, tmp_path: Path) -> None:
             {"name": "aurora", "budget": 0},
             r"method\.budget=0 is not allowed: it must be a whole number of at least 1, or as many as",
         ),
+        ({"name": "aurora", "budget": np.int64(500)}, r"method\.budget=np\.int64\(500\) is not allowed"),
         (
             {"name": "aurora", "start": "Aligned"},
             r"method\.start='Aligned' is not allowed: it must be 'default', 'aligned' or 'eva'",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
+from ..tuner.fields import is_number, require
 from .probe import Probe
 from .ranks import fits
 from .sketch import LayerProbe
@@ -74,8 +74,7 @@ def align(
             none of the adapter's layers was probed.
         ValueError: no adapter of that name, or a deviation that is not above 0.
     """
-    if not 0 < deviation < math.inf:
-        raise ValueError(f"deviation={deviation!r} is not allowed: it must be a finite number above 0.")
+    require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     layers = layers_of_adapter(model, adapter_name)
     if not layers:
         raise ValueError(f"The model has no AuroRA or LoRA adapter named {adapter_name!r}.")

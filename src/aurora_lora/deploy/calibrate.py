@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from ..errors import CalibrationError, FormError
 from ..finite import is_finite
 from ..forms import DYNAMIC, STATIC
 from ..tuner import active_adapters, active_configs, aurora_layers, set_form
+from ..tuner.fields import is_number, require
 from .collector import Collector
 from .inputs import Runner, as_batches
 from .merged_weight import check_in_use
@@ -111,8 +111,7 @@ def calibrate(
         FormError: the adapter was trained in the static form, which merges exactly as it is.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
     """
-    if not (ridge >= 0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge={ridge!r} is not allowed: it must be a finite number of at least 0.")
+    require(is_number(ridge) and ridge >= 0, "ridge", ridge, "a finite number of at least 0")
     start = time.perf_counter()
     source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
     data = Passes(source, "calibrating" if progress else "")

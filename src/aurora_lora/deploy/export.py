@@ -19,7 +19,7 @@ from ..files import new_folder, settle
 from ..finite import check_finite, is_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
-from ..tuner.fields import one_of
+from ..tuner.fields import one_of, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
@@ -184,8 +184,8 @@ def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, 
         NotFiniteError: NaN or infinity among them, or a number that is too large for the dtype.
     """
     kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if kind is None or kind not in DTYPES.values():
-        raise ValueError(f"dtype={dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}.")
+    require(kind in DTYPES.values(), "dtype", dtype, f"one of {', '.join(DTYPES)}")
+    assert kind is not None
     check_finite(weights.items(), "the adapter cannot be exported")
     cast = {key: value.to(kind).contiguous().cpu() for key, value in weights.items()}
     for key, value in cast.items():

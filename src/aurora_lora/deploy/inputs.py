@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer
+from ..tuner.fields import is_int, require
 from .wrappers import unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
@@ -52,8 +53,8 @@ def as_batches(
         TypeError: a dataset without a tokenizer, a tokenizer without a dataset, or a streamed one without `examples`.
         ValueError: the dataset has no such column; the tokenizer has no chat template; `examples` is below 1.
     """
-    if examples is not None and not (isinstance(examples, int) and examples >= 1):
-        raise ValueError(f"examples={examples!r} is not allowed: it must be a whole number of at least 1.")
+    require(examples is None or is_int(examples, 1), "examples", examples, "a whole number of at least 1")
+    examples = None if examples is None else int(examples)
     if tokenizer is not None and hasattr(batches, "column_names") and not hasattr(batches, "__len__"):
         batches = _first_rows(batches, examples)
     columns = getattr(batches, "column_names", None)

@@ -19,6 +19,7 @@ from ..finite import nan_as_infinite
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
 from ..tuner.adapters import note_shared_weights
+from ..tuner.fields import is_number, require
 from ..tuner.original_weight import OriginalWeight, parameter_like
 from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
 from .adapted import AdaptedLayer
@@ -118,8 +119,7 @@ def merge_quantized(
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `AuroraModel.merge_adapter`.
         ValueError: an argument that is not allowed.
     """
-    if not 0 < damping < float("inf"):
-        raise ValueError(f"damping={damping!r} is not allowed: it must be a finite number above 0.")
+    require(is_number(damping) and damping > 0, "damping", damping, "a finite number above 0")
     start = time.perf_counter()
     data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
     layers, others = _layers(model)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..tuner.fields import is_int, require
 from .inputs import Batch
 from .processes import least_of_processes, several_processes
 
@@ -121,6 +122,5 @@ def memory_bound(max_memory: int | str | None, device: torch.device) -> tuple[in
         parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
         if parts and parts[2] in _UNITS:
             return int(float(parts[1]) * _UNITS[parts[2]]), given
-    elif isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
-        return max_memory, given
-    raise ValueError(f"max_memory={max_memory!r} is not allowed: it must be a number of bytes, or a size as '4GiB'.")
+    require(is_int(max_memory, 1), "max_memory", max_memory, "a number of bytes, or a size as '4GiB'")
+    return int(max_memory), given

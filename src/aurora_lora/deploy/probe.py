@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..tuner.fields import is_int, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from .at_rest import at_rest, is_reentrant
@@ -95,15 +96,16 @@ def probe(
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value in (("rank", rank), ("power_iterations", power_iterations)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} is not allowed: it must be a whole number of at least 1.")
+        require(is_int(value, 1), name, value, "a whole number of at least 1")
     start = time.perf_counter()
     data = Passes(as_batches(batches))
     data.keep_iterator()
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
     reentrant = is_reentrant(model)
     with at_rest(model), Runner(model, "probe") as runner:
-        sketches = [Sketch(name, weight, rank, seed + i, runner) for i, (name, weight) in enumerate(chosen.items())]
+        sketches = [
+            Sketch(name, weight, int(rank), seed + i, runner) for i, (name, weight) in enumerate(chosen.items())
+        ]
         work = _Work(runner, data, loss or _own_loss, seed, *memory_bound(max_memory, runner.device))
         for _ in range(power_iterations):
             work.backward(sketches, Sketch.sees_inputs, Sketch.end_of_range, lambda one: one.bytes)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
+from ..tuner.fields import is_int, require
 from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
@@ -52,7 +53,7 @@ def is_budget(value: Any) -> bool:
     """Whether a value has one of the forms of a budget."""
     if isinstance(value, str):
         return LIKE.fullmatch(value) is not None
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return is_int(value, 1)
 
 
 def weights_of(budget: Budget, costs: Mapping[str, int]) -> int:
@@ -65,10 +66,9 @@ def weights_of(budget: Budget, costs: Mapping[str, int]) -> int:
     Raises:
         ValueError: another form, or a name that no layer has.
     """
-    if not is_budget(budget):
-        raise ValueError(f"budget={budget!r} is not allowed: it must be {BUDGET_FORMS}.")
-    if isinstance(budget, int):
-        return budget
+    require(is_budget(budget), "budget", budget, BUDGET_FORMS)
+    if not isinstance(budget, str):
+        return int(budget)
     match = LIKE.fullmatch(budget)
     assert match is not None
     widths = 0

@@ -14,7 +14,8 @@ ALIGNED = "aligned"
 EVA = "eva"
 """PEFT's EVA (Paischer et al., 2024): A along the layer's inputs, and ranks by how much of them it explains."""
 PROBED = {
-    "budget": or_none(BUDGET_FORMS, is_budget),
+    # a run keeps it as JSON, which has no numbers of NumPy
+    "budget": or_none(BUDGET_FORMS, lambda value: isinstance(value, int | str) and is_budget(value)),
     "start": one_of("default", ALIGNED, EVA),
     "probe_examples": integer(48),
 }
