@@ -266,6 +266,22 @@ def test_diffusers_file(tmp_path):
         assert sorted(weights) == [f"{lead}mid_block.to_q.lora_{side}.weight" for side in "AB"]
 
 
+@pytest.mark.parametrize(
+    ("format", "argument", "other"),
+    [
+        ("diffusers", {"processor": object()}, "peft"),
+        ("diffusers", {"base_name": "owner/base"}, "peft"),
+        ("peft", {"prefix": ""}, "diffusers"),
+    ],
+)
+def test_an_argument_of_the_other_format(tmp_path, format, argument, other):
+    model = get_peft_model(TinyUNet2D(), AuroraConfig(target_modules=["to_q"], eval_form="static"))
+    (name,) = argument
+    with pytest.raises(ValueError, match=f"{name} goes with format='{other}', not with format='{format}'"):
+        export_lora(model, tmp_path / "lora", format=format, **argument)
+    assert not (tmp_path / "lora").exists()
+
+
 def test_the_component_of_a_pipeline(make_bert, config, tmp_path):
     """A U-Net or a transformer of diffusers is known by its class; a text encoder, of Transformers, is neither."""
 

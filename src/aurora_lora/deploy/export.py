@@ -27,7 +27,9 @@ from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAM
 from .wrappers import plain_model, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMATS = ("peft", "diffusers")
+PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
+OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT}
+"""The arguments of `export_lora` that go with one format only."""
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 EXPORTS = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), (DIFFUSERS_WEIGHTS,)
 """The files of an export for PEFT and of one for diffusers, weights first."""
@@ -65,8 +67,9 @@ def export_lora(
         format: `"peft"` or `"diffusers"`.
         prefix: for diffusers, the pipeline component that the model is; "unet" or "transformer" by its class if None.
             Keys get it and a dot in front of them; nothing if it is "".
-        processor: a tokenizer or image processor to write beside the adapter, with its chat template if it has one.
-        base_name: what the export calls the base model; as the adapter does if None.
+        processor: for PEFT, a tokenizer or image processor to write beside the adapter, with its chat template if it
+            has one.
+        base_name: for PEFT, what the export calls the base model; as the adapter does if None.
 
     Returns:
         The folder.
@@ -75,35 +78,67 @@ def export_lora(
         FormError: the form is dynamic, which is no linear map.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
-        ValueError: an argument that is not allowed; a folder that holds anything but an earlier export; several active
-            adapters and none named; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not
-            take over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold, or a
-            class that does not tell which component of a pipeline the model is, and no `prefix`.
+        ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds anything
+            but an earlier export; several active adapters and none named; a convolution with groups, dilation or a
+            padding mode, which PEFT's LoRA does not take over; or, for diffusers, `modules_to_save` or trained biases,
+            which its LoRA files cannot hold, or a class that does not tell which component of a pipeline the model is,
+            and no `prefix`.
     """
     model = unwrapped(model)
-    one_of("format", format, tuple(FORMATS))
+    one_of("format", format, FORMATS)
+    _check_goes_with(format, prefix=prefix, processor=processor, base_name=base_name)
     name = _one_adapter(model, adapter_name)
     factors = of_one_rank(lora_factors(model, form, adapter_name=name))
-    rank = len(next(iter(factors.values()))[0])
     weights = in_dtype(_state_dict(model, factors), dtype)
-    config = _adapter_config(model, name)
     others = _other_weights(model, name)
     check_finite(others.items(), "the adapter cannot be exported")
     path = Path(folder)
     settle(path)
     check_replaceable(path)
-    if format == "diffusers":
-        if others:
-            raise ValueError(
-                f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
-                "(modules_to_save or bias): export it with format='peft'."
-            )
-        component = prefix if prefix is not None else _component(model)
-        lead = f"{component}." if component else ""
-        weights = {lead + key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}
-        with new_folder(path) as partial:
-            write_export(partial / DIFFUSERS_WEIGHTS, weights)
-        return path
+    if format == DIFFUSERS:
+        _write_diffusers(path, model, weights, others, prefix)
+    else:
+        _write_peft(path, model, _lora_config(model, name, factors, base_name), {**weights, **others}, processor)
+    return path
+
+
+def _check_goes_with(format: str, **given: Any) -> None:
+    """Raise a ValueError for an argument of the other format, which would be left unused."""
+    for name, value in given.items():
+        if value is not None and OF_ONE_FORMAT[name] != format:
+            raise ValueError(f"{name} goes with format={OF_ONE_FORMAT[name]!r}, not with format={format!r}.")
+
+
+def _write_diffusers(
+    path: Path, model: nn.Module, weights: dict[str, Tensor], others: dict[str, Tensor], prefix: str | None
+) -> None:
+    if others:
+        raise ValueError(
+            f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
+            "(modules_to_save or bias): export it with format='peft'."
+        )
+    component = prefix if prefix is not None else _component(model)
+    lead = f"{component}." if component else ""
+    weights = {lead + key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}
+    with new_folder(path) as partial:
+        write_export(partial / DIFFUSERS_WEIGHTS, weights)
+
+
+def _write_peft(path: Path, model: nn.Module, config: LoraConfig, weights: dict[str, Tensor], processor: Any) -> None:
+    with new_folder(path, last=[CONFIG_NAME]) as partial:
+        if processor is not None:
+            processor.save_pretrained(str(partial))
+        beside = sorted(each.name for each in partial.iterdir())
+        write_export(partial / SAFETENSORS_WEIGHTS_NAME, weights, beside)
+        config.save_pretrained(str(partial), auto_mapping_dict=_auto_mapping(config, model))
+
+
+def _lora_config(
+    model: nn.Module, name: str, factors: dict[str, tuple[Tensor, Tensor]], base_name: str | None
+) -> LoraConfig:
+    """That of a LoRA with the factors of an adapter, which are of one rank and have its scale in them."""
+    config = _adapter_config(model, name)
+    rank = len(next(iter(factors.values()))[0])
     lora_config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -121,13 +156,7 @@ def export_lora(
     _check_read_as_written(lora_config, model)
     if isinstance(lora_config.target_modules, set):  # so that two processes write the same bytes
         lora_config.target_modules = sorted(lora_config.target_modules)
-    with new_folder(path, last=[CONFIG_NAME]) as partial:
-        if processor is not None:
-            processor.save_pretrained(str(partial))
-        beside = sorted(each.name for each in partial.iterdir())
-        write_export(partial / SAFETENSORS_WEIGHTS_NAME, {**weights, **others}, beside)
-        lora_config.save_pretrained(str(partial), auto_mapping_dict=_auto_mapping(lora_config, model))
-    return path
+    return lora_config
 
 
 def _auto_mapping(config: LoraConfig, model: nn.Module) -> dict[str, str] | None:
