@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import tiny
-from transformers import AutoTokenizer, BartConfig, BartForSequenceClassification
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+)
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -41,6 +47,7 @@ def test_it_is_what_a_run_with_that_budget_begins_with(model: Path, tmp_path: Pa
     assert 0 < record["energy"] < 1
     assert record["left_out"] == ["target_modules"]
     assert record["exhausted"] == []
+    assert record["without_gradient"] == []
     resolved = record["method"]
     assert resolved["skip"] is False
     assert resolved["alpha"] / resolved["r"] == 3
@@ -116,12 +123,35 @@ def test_a_layer_that_got_all_that_was_looked_for_is_named(monkeypatch: pytest.M
     assert f"{layers[0]} and {len(layers) - 1} more layers got all 2 directions that are looked for in a layer" in note
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_layers_without_a_gradient_are_named(blocks: int, model: Path, write_recipe: WriteRecipe) -> None:
+    """What attention finds reaches the loss through its output layer alone."""
+    changed = AutoModelForSequenceClassification.from_pretrained(model)
+    for block in changed.bert.encoder.layer[:blocks]:
+        nn.init.zeros_(block.attention.output.dense.weight)
+    folder = write_recipe().parent / "changed"
+    changed.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    path = str(write_recipe(model=str(folder)))
+    paths = [
+        f"bert.encoder.layer.{i}.attention.self.{name}" for i in range(blocks) for name in ("query", "key", "value")
+    ]
+    done = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["without_gradient"] == paths
+    shown = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500"])
+    names = ", ".join(paths[:3]) + (" and 3 more" if blocks == 2 else "")
+    for stderr in (done.stderr, shown.stderr):
+        assert f"{3 * blocks} layers got no gradient, and so no rank: {names}\n" in stderr
+
+
 def test_the_command(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = str(write_recipe())
     done = CliRunner().invoke(cli.app, ["rank", path, "--budget", "500", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "of 500 weights, by kind of module" in done.stdout
     assert "method.target_modules: left out, the budget decides on modules and ranks" in done.stderr
+    assert "no gradient" not in done.stderr
     assert max(map(len, done.stdout.splitlines()[1:])) <= 80
     text = done.stdout[done.stdout.index("method:\n") :]
     (tmp_path / "method.yaml").write_text(text, encoding="utf-8")

@@ -11,6 +11,9 @@ import typer
 from .common import Json, make_models, print_json, progress_bars, stderr, stdout
 from .deploy import write_measured
 
+NAMED = 3
+"""Of the layers that a note is about."""
+
 
 def rank(
     recipe: Annotated[
@@ -62,6 +65,11 @@ def rank(
         stderr().print(
             f"method.{', method.'.join(record['left_out'])}: left out, the budget decides on modules and ranks"
         )
+    if without := record["without_gradient"]:
+        layers = f"{len(without)} layers" if len(without) > 1 else "1 layer"
+        more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+        note = f"{layers} got no gradient, and so no rank: {', '.join(without[:NAMED])}{more}"
+        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
     elif as_json:

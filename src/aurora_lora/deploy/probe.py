@@ -68,9 +68,9 @@ def probe(
     G = dL/dW0, the mean over the batches of the gradient of their loss, by a randomised range finder. `Y = G Omega`,
     with `rank` + 8 random columns, comes from one backward pass over the batches, and with an orthonormal basis Q of it
     `G^T Q` from a second one; a third, forward alone and over some of the batches, gives the deviation of z along each
-    direction. No gradient of a weight is ever computed: the passes hold (rank + 8) (d_in + d_out) numbers for each
-    layer, and the layers' inputs of one batch. Weights may be quantised or offloaded. The model is in eval mode, as its
-    adapters stand; its gradients, modes, hooks and random state are as before when it returns or raises.
+    direction. No gradient of a weight is ever computed: the passes hold up to 2 (rank + 8) (d_in + d_out) numbers for
+    each layer, and the layers' inputs of one batch. Weights may be quantised or offloaded. The model is in eval mode,
+    as its adapters stand; its gradients, modes, hooks and random state are as before when it returns or raises.
 
     With `torch.distributed` initialised, the gradients are averaged over the batches of all processes: call it on every
     one of them.

@@ -51,6 +51,7 @@ class Start:
         spectra: singular values by layer.
         deviations: of z along each of their directions, by layer.
         mistakable: modules without a rank whose paths end with that of a layer.
+        without_gradient: layers that no gradient came through.
     """
 
     ranks: dict[str, int] | None
@@ -58,6 +59,7 @@ class Start:
     spectra: dict[str, Tensor]
     deviations: dict[str, Tensor]
     mistakable: tuple[str, ...] = ()
+    without_gradient: tuple[str, ...] = ()
 
     def resolved(self, recipe: Recipe) -> Recipe:
         """The recipe with the method's ordinary options, that stock PEFT understands."""
@@ -151,7 +153,8 @@ def _decided(method: Method, found: Probe, budget: int | None) -> Start:
                 rows[layer.layer] = aligned_rows(layer, k if ranks is None else ranks[layer.layer])
     spectra = {layer.layer: layer.singular_values for layer in found.layers}
     deviations = {layer.layer: layer.deviations for layer in found.layers}
-    return Start(ranks, rows, spectra, deviations, mistakable(ranks or (), found.modules))
+    modules = mistakable(ranks or (), found.modules)
+    return Start(ranks, rows, spectra, deviations, modules, found.without_gradient)
 
 
 def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, int]:
@@ -235,6 +238,7 @@ def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path
         "batches": batches,
         "ranks": start.ranks,
         "mistakable": start.mistakable,
+        "without_gradient": start.without_gradient,
     }
     kept_tensors.write(path, tensors, probe=json.dumps(facts, sort_keys=True))
 
@@ -258,4 +262,5 @@ def kept_start(folder: Path) -> Start | None:
         by_end[end][layer] = value
     facts = json.loads(texts["probe"])
     spectra, deviations = by_end["singular_values"], by_end["deviations"]  # of older files, no deviations
-    return Start(facts["ranks"], by_end["start"], spectra, deviations, tuple(facts.get("mistakable", ())))
+    modules, without = (tuple(facts.get(name, ())) for name in ("mistakable", "without_gradient"))
+    return Start(facts["ranks"], by_end["start"], spectra, deviations, modules, without)

@@ -29,10 +29,10 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
     Returns:
         `budget`, `weights` (those that are used), `energy` (the share of the squared gradient, as far as it was found,
         along the chosen directions), `left_out` (the recipe's options that say which modules and ranks, and that the
-        budget decides now), `exhausted` (layers that got every direction that was looked for, and have more), `method`
-        (the ordinary options, and `start: aligned` if the recipe has it) and `layers`: of each its `layer`, `block`
-        (its number in the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`, `singular_values` and
-        `rank`.
+        budget decides now), `exhausted` (layers that got every direction that was looked for, and have more),
+        `without_gradient` (layers that no gradient came through, which are not among `layers`), `method` (the ordinary
+        options, and `start: aligned` if the recipe has it) and `layers`: of each its `layer`, `block` (its number in
+        the list of blocks, or None), `kind` (its name in there), `d_out`, `d_in`, `singular_values` and `rank`.
 
     Raises:
         UserError: no budget, a method without one, or one too small for any direction.
@@ -89,6 +89,7 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
             for layer in layers
             if is_exhausted(layer["rank"], len(layer["singular_values"]), (layer["d_out"], layer["d_in"]))
         ],
+        "without_gradient": list(start.without_gradient),
         "method": {"name": resolved.name, **unusual, **aligned},
         "layers": layers,
     }
