@@ -123,9 +123,10 @@ def test_every_weight_learns_after_b_has_moved(activation, init, skip):
     model, layer = adapt(fixed_activation=activation, init_weights=init, skip=skip, r=4)
     nn.init.normal_(layer.aurora_B["default"])
     model.train()(X).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        if "aurora_" in name:
-            assert parameter.grad.abs().max() > 0, name
+    trained = {name: parameter for name, parameter in model.named_parameters() if "aurora_" in name}
+    assert len(trained) == 4  # A, B, H and the spline's weights
+    for name, parameter in trained.items():
+        assert parameter.grad.abs().max() > 0, name
 
 
 def test_dropout_is_on_x_and_only_in_training():
