@@ -280,6 +280,19 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
     "json, no object": ("x.jsonl", b'{"text": "a"}\n["b"]\n', r"x\.jsonl, line 2: it is no object with named fields"),
     "json, latin": ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"x\.jsonl, line 2: no UTF-8 text \(byte 0xe9\)"),
     "json, whole": ("x.json", b'[{"text": "a"}, {"text"}]', r"x\.json is no JSON: .*line 1 column"),
+    "json, a number": ("x.json", b"5", r"^x\.json: it is no list of objects with named fields, such as \[\{"),
+    "json, nothing": ("x.json", b"null\n", r"^x\.json: it is no list of objects with named fields"),
+    "json, a text": ("x.json", b' "x"', r"^x\.json: it is no list of objects with named fields"),
+    "json, a row of nothing": (
+        "x.json",
+        b'[\n  null,\n  {"a": [null]}\n]',
+        r"^x\.json, row 1: it is no object with named",
+    ),
+    "json, a line of nothing": (
+        "x.jsonl",
+        b'null\n{"a": 1}\n',
+        r"^x\.jsonl, line 1: it is no object with named fields",
+    ),
     "parquet": ("x.parquet", b"PAR1, or not", r"x\.parquet cannot be loaded: "),
     "another suffix": ("x.xlsx", b"PK", r"task\.data: x\.xlsx: '\.xlsx' is not one of \.csv, \.tsv"),
 }
@@ -296,6 +309,19 @@ def test_mistakes(mistake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 250
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('["a", null]', [{"text": "a"}, {"text": None}]),
+        ('[{"a": [null, 1], "b": null}]', [{"a": [None, 1], "b": None}]),
+        ('{"a": "of, null"}\n{"a": null}\n', [{"a": "of, null"}, {"a": None}]),
+    ],
+)
+def test_null_may_be_a_value(text: str, rows: list[object], tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    assert open_data(OwnData("x.json"))["train"].data.to_list() == rows
 
 
 @pytest.mark.parametrize(("encoding", "kind"), [("cp1252", "csv"), ("utf-16", "csv"), ("cp1252", "jsonl")])

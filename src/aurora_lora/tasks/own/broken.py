@@ -9,6 +9,8 @@ import json
 import lzma
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,7 @@ from ...extras import extra
 
 UTF8 = "utf-8-sig"
 """With the mark that some programs begin a file with, or without it."""
+_NULL = re.compile(r"\s*null\b")
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -152,7 +155,7 @@ def _text(path: Path, encoding: str | None, **more: Any) -> IO[str]:
 
 
 def check_text(path: Path, encoding: str | None) -> None:
-    """Raise a UserError where a file is not text of its encoding: JSON's own reader would not notice."""
+    """Raise a UserError where a file is not text of its encoding."""
     try:
         with _text(path, encoding) as file:
             while file.read(2**20):
@@ -161,12 +164,46 @@ def check_text(path: Path, encoding: str | None) -> None:
         raise UserError(not_text(path, encoding)) from error
 
 
+def check_json(path: Path, encoding: str | None) -> None:
+    """Raise a UserError where a JSON file is not text of its encoding, which JSON's own reader would not notice, or has
+    a row that is null, on which Arrow's reader can end the process.
+    """
+    check_text(path, encoding)
+    if _has_null_row(path, encoding):
+        raise UserError(why_broken(path, encoding) or f"{path}: a row is null")
+
+
+def _has_null_row(path: Path, encoding: str | None) -> bool:
+    """Whether a row is null, among objects or in a line of its own. A list without objects is one of texts."""
+    with (
+        _text(path, encoding) as file,
+        suppress(ValueError, RecursionError),
+    ):  # what is no JSON, or not a row a line, is not judged
+        if _is_list(file):
+            text = file.read()
+            nulls = (found.start() for found in re.finditer("null", text))
+            is_value = (text[max(0, start - 99) : start].rstrip().endswith(":") for start in nulls)
+            rows = [] if all(is_value) else json.loads(text)
+            return None in rows and any(isinstance(row, dict) for row in rows)
+        if (before := next((number for number, line in enumerate(file) if _NULL.match(line)), None)) is not None:
+            file.seek(0)
+            for line in filter(str.strip, islice(file, before)):
+                json.loads(line)
+            return True
+    return False
+
+
+def _is_list(file: IO[str]) -> bool:
+    """Whether a JSON file is one list; it is read from the start then."""
+    start = file.read(4096).lstrip()[:1]
+    file.seek(0)
+    return start == "["
+
+
 def json_rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
     """The rows of a JSON file that `datasets` can read, as they stand there."""
     with _text(path, encoding) as file:
-        is_list = file.read(4096).lstrip()[:1] == "["
-        file.seek(0)
-        for row in json.load(file) if is_list else map(json.loads, filter(str.strip, file)):
+        for row in json.load(file) if _is_list(file) else map(json.loads, filter(str.strip, file)):
             yield row if isinstance(row, dict) else {"text": row}
 
 
@@ -180,14 +217,16 @@ def why_broken(path: Path, encoding: str | None) -> str | None:
 
 def _broken_json(file: IO[str], path: Path) -> str | None:
     whole = suffix_of(path) == ".json"
-    if whole and (start := file.read(4096).lstrip()[:1]) != "{":
+    if whole and file.read(4096).lstrip()[:1] != "{":
         file.seek(0)
         try:
             rows = json.load(file)
         except ValueError as error:
             return f"{path} is no JSON: {error}"
+        if not isinstance(rows, list):
+            return f'{path}: it is no list of objects with named fields, such as [{{"text": ...}}]'
         wrong = next((number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)
-        return None if wrong is None or start != "[" else f"{path}, row {wrong}: it is no object with named fields"
+        return None if wrong is None else f"{path}, row {wrong}: it is no object with named fields"
     file.seek(0)
     for number, line in enumerate(file, start=1):
         if not line.strip():

@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
 from .._loading import NO_CODE, reason
-from .broken import check_text, csv_options, json_rows, suffix_of, why_broken
+from .broken import check_json, csv_options, json_rows, suffix_of, why_broken
 
 if TYPE_CHECKING:
     import datasets
@@ -51,7 +51,7 @@ def _options(path: Path, kind: str, encoding: str | None) -> dict[str, Any]:
     if kind == "csv":
         return csv_options(path, encoding)
     if kind == "json":
-        check_text(path, encoding)
+        check_json(path, encoding)
         return {} if encoding is None else {"encoding": encoding}
     return {}
 
