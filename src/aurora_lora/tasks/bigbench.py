@@ -6,7 +6,6 @@ BIG-bench asks that its data stay out of training corpora: it is for evaluation 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from ..errors import UserError
 from ..extras import extra
 from . import prompts
 from .fetch import Archive, fetch
+from .order import place
 from .packaged import normalise
 from .prompts import QUESTION_FORMS
 from .task import SplitSizes, Task
@@ -110,11 +110,10 @@ def split_questions(questions: Sequence[Question], sizes: SplitSizes, split_seed
         UserError: more questions asked for than there are.
     """
 
-    def place(question: Question) -> tuple[bytes, bytes]:
-        group, whole = question.group, f"{question.text}\n{question.choices}"
-        return tuple(hashlib.sha256(f"{split_seed}\n{part}".encode()).digest() for part in (group, whole))  # type: ignore[return-value]
+    def places(question: Question) -> tuple[bytes, bytes]:
+        return place(question.group, split_seed), place(f"{question.text}\n{question.choices}", split_seed)
 
-    order = sorted(questions, key=place)
+    order = sorted(questions, key=places)
     validation_size, test_size = sizes.held_out()
     test, rest = _cut(order, test_size)
     validation, rest = _cut(rest, validation_size)

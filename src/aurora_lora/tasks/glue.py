@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..extras import extra
-from .hub import HubData, seeded_order, subset
+from .hub import HubData, subset
+from .order import seeded_order
 from .task import SplitSizes, Task
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..extras import extra
 from ._loading import NO_CODE, reason
+from .order import seeded_order
 
 if TYPE_CHECKING:
     import datasets
@@ -121,8 +121,3 @@ def subset(data: datasets.Dataset, size: int | None, split_seed: int, what: str)
     if size > len(data):
         raise UserError(f"{what}: {size:,} examples are more than the {len(data):,} that there are")
     return data.select(seeded_order(len(data), split_seed)[:size])
-
-
-def seeded_order(count: int, seed: int) -> list[int]:
-    """0 to count - 1 in an order that no library's generator can change: by a hash."""
-    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}\n{index}".encode()).digest())

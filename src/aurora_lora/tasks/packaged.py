@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..extras import extra
 from .fetch import Archive, fetch
+from .order import place
 from .task import SplitSizes, Task
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def split_sentences(
     Raises:
         UserError: more sentences asked for than there are.
     """
-    order = sorted(sentences, key=lambda one: hashlib.sha256(f"{split_seed}\n{one.key}".encode()).digest())
+    order = sorted(sentences, key=lambda one: place(one.key, split_seed))
     clear = [place for place, one in enumerate(order) if one.is_clear]
     validation_size, test_size = sizes.held_out()
     held_out = test_size + validation_size

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..extras import extra
-from .hub import HubData, seeded_order
+from .hub import HubData
+from .order import seeded_order
 from .task import SplitSizes, Task
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from ..hub import seeded_order
+from ..order import place, seeded_order
 from ..task import SplitSizes
 from .source import SPLITS, Piece, Pieces
 
@@ -86,7 +86,7 @@ def split_data(
         if one not in given:
             groups.setdefault(one, []).append(row)
     left_out += len(keys["train"]) - _rows(groups.values())
-    order = sorted(groups, key=lambda one: hashlib.sha256(f"{split_seed}\n".encode() + one).digest())
+    order = sorted(groups, key=lambda one: place(one, split_seed))
     first = _first(order, groups, strata)
     stays = {keys["train"][row] for row in first}
     free = {one: groups[one] for one in order if one not in stays}
