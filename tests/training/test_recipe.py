@@ -90,6 +90,8 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training.precision=fp8", "training.precision: 'fp8' is not allowed: it must be 'fp32', 'bf16' or 'fp16'"),
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
         ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
+        ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
+        ("task.test_sets=[3]", "task.test_sets: 3 is not allowed: it must be a valid string"),
         ("model=null", "model.name: None is not allowed: it must be a valid string"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
         ("model.quantisation=nf4", "model.quantisation: unknown field; did you mean 'quantization'?"),

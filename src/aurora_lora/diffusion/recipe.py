@@ -164,7 +164,7 @@ class SubjectRecipe(RunRecipe):
     def _without_callbacks(cls, method: Method) -> Method:
         if method.callbacks():
             why = f"name: {method.name!r} is not allowed: it works at the steps of Transformers' Trainer"
-            raise PydanticCustomError("method", "{why}", {"why": why})
+            raise PydanticCustomError("below", "{why}", {"why": why})
         return method
 
     @property

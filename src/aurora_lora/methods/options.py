@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..field_errors import allowed
 from ..tuner.fields import MAX_RANK, are_tokens, is_index, is_int, is_list_of, is_name, is_number, is_pattern, short
 from .base import Options, PeftMethod, check_names
 
@@ -150,10 +151,10 @@ def check(options: Options, of: Fields) -> dict[str, Any]:
         of.model_validate(dict(options))
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
-        allowed = wrong["msg"].removeprefix("Input should be ")
         if not wrong["loc"]:
-            raise ValueError(allowed) from error
-        raise ValueError(f"{wrong['loc'][0]}={short(wrong['input'])} is not allowed: it must be {allowed}.") from error
+            raise ValueError(wrong["msg"]) from error
+        given = f"{wrong['loc'][0]}={short(wrong['input'])}"
+        raise ValueError(f"{given} is not allowed: it must be {allowed(wrong)}.") from error
     return {**defaults(of), **options}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from ..errors import UserError
 from ..tasks.own.kinds import OWN, OwnKind
@@ -18,7 +19,7 @@ def _names(value: Any) -> Any:
         return value and (value,)
     if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
         return value
-    raise ValueError("the name of a column, or a list of names")
+    raise PydanticCustomError("columns", "the name of a column, or a list of names")
 
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(_names), Field(strict=False)]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel
 
-from ..errors import UserError, unknown
+from ..errors import UserError
+from ..field_errors import validated
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.own.kinds import OWN
 from . import yaml_text
@@ -81,10 +80,7 @@ def validate_as(kind: type[AnyRecipe], data: Any, source: str) -> AnyRecipe:
         raise UserError(f"{source}: a recipe is a mapping of fields, such as `model: minilm-l6`")
     with_defaults = {name for name, field in kind.model_fields.items() if isinstance(field.default, BaseModel)}
     given = {name: value for name, value in data.items() if value is not None or name not in with_defaults}  # empty
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, kind))) from error
+    return validated(kind, given, source)
 
 
 def set_field(data: dict[str, Any], key: str, value: Any) -> None:
@@ -105,57 +101,3 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"'{key}': {name} is {below!r}, which has no fields")
         here = below
     here[last] = value
-
-
-def _lines(error: ValidationError, kind: type[RunRecipe]) -> Iterator[str]:
-    """One line for each field that is wrong."""
-    sections = _sections(kind)
-    fields = {*_names(kind), *(name for section in sections.values() for name in section.model_fields)}
-    problems: dict[str, list[ErrorDetails]] = {}
-    for detail in error.errors(include_url=False):
-        # pydantic adds the member of a union that it tried ("constrained-int") to the path
-        path = [str(part) for part in detail["loc"] if str(part) in fields or detail["type"] == "extra_forbidden"]
-        problems.setdefault(".".join(path), []).append(detail)
-    for field, details in problems.items():
-        what = _what(details[0], kind, sections)
-        if details[0]["type"] == "task" or (details[0]["type"] == "method" and re.match(r"\w+[=:]", what)):
-            yield f"{field}.{what}".lstrip(".")  # the message starts with the option's name
-        else:
-            yield " or ".join([f"{field}: {what}", *(_allowed(detail) for detail in details[1:])])
-
-
-def _what(detail: ErrorDetails, kind: type[RunRecipe], sections: Mapping[str, type[BaseModel]]) -> str:
-    value = detail["input"]
-    if detail["type"] == "extra_forbidden":
-        section: type[BaseModel] = kind
-        for part in detail["loc"][:-1]:
-            section = sections.get(str(part), section)
-        return unknown("field", _names(section), str(detail["loc"][-1]))
-    if detail["type"] == "missing":
-        return "this field must be given"
-    if detail["type"] in ("method", "task"):
-        return detail["msg"]
-    if detail["type"] == "plain":
-        return f"{value!r} is an {detail['msg']}"
-    return f"{value!r} is not allowed: it must be {_allowed(detail)}"
-
-
-def _allowed(detail: ErrorDetails) -> str:
-    if detail["type"] == "model_type":
-        return "a section with fields"
-    return detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-
-
-def _names(section: type[BaseModel]) -> list[str]:
-    """The names that a section's fields have in a file."""
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _sections(kind: type[RunRecipe]) -> dict[str, type[BaseModel]]:
-    """The fields of a recipe that are sections, by name."""
-    return {
-        name: part
-        for name, field in zip(_names(kind), kind.model_fields.values(), strict=True)
-        for part in (field.annotation, *get_args(field.annotation))
-        if isinstance(part, type) and issubclass(part, BaseModel)
-    }

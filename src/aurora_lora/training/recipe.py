@@ -85,7 +85,7 @@ class TaskSection(OwnFields, Section):
         from ..tasks import TASKS
 
         if name not in TASKS and name not in OWN:
-            raise PydanticCustomError("plain", "{why}", {"why": unknown("task", (*TASKS, *OWN), name)})
+            raise PydanticCustomError("unknown", "{why}", {"why": unknown("task", (*TASKS, *OWN), name)})
         return name
 
     @model_validator(mode="before")
@@ -112,7 +112,7 @@ class TaskSection(OwnFields, Section):
         try:
             task.check_test_sets(self.test_sets)
         except UserError as error:
-            raise PydanticCustomError("task", "test_sets: {why}", {"why": str(error)}) from error
+            raise PydanticCustomError("below", "test_sets: {why}", {"why": str(error)}) from error
         try:
             check_own(self, self.name)
             for field in dict.fromkeys(field for kind in KINDS.values() for field in kind.fields):
@@ -127,7 +127,7 @@ class TaskSection(OwnFields, Section):
                 scored = f"the scores of {self.name} are those of its validation split"
                 raise UserError(f"test_size: {scored}, so give validation_size")
         except UserError as error:
-            raise PydanticCustomError("task", "{why}", {"why": str(error)}) from error
+            raise PydanticCustomError("below", "{why}", {"why": str(error)}) from error
         return self
 
     @model_serializer(mode="wrap")
@@ -220,20 +220,20 @@ class Recipe(RunRecipe):
         if dtype not in (None, "fp32", precision):
             allowed = " or ".join(map(repr, dict.fromkeys(("fp32", precision))))
             why = f"{dtype!r} is not allowed with training.precision {precision!r}: it must be {allowed}"
-            raise PydanticCustomError("task", "model.dtype: {why}", {"why": why})
+            raise PydanticCustomError("below", "model.dtype: {why}", {"why": why})
         if self.base.quantization is None:
             return self
         reference = [] if self.reference is None else [self.reference.method]
         for one in (method, *reference):
             if not isinstance(one, PeftMethod) or one.base_use != "frozen":
                 why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
-                raise PydanticCustomError("task", "model.quantization: {why}", {"why": why})
+                raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
         if self.task.teacher is not None:
             why = "with a teacher, hidden states are compared with those of the base's own weights"
-            raise PydanticCustomError("task", "model.quantization: {why}", {"why": why})
+            raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
         if dtype is not None:
             why = "a quantised base has the dtype of its format; leave one of the two out"
-            raise PydanticCustomError("task", "model.dtype: {why}", {"why": why})
+            raise PydanticCustomError("below", "model.dtype: {why}", {"why": why})
         return self
 
     def reference_recipe(self) -> Recipe | None:

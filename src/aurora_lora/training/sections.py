@@ -81,7 +81,7 @@ def _bound(given: Any) -> Method:
             raise ValueError(f"name: {why}")
         return get_method(name).bind({option: value for option, value in given.items() if option != "name"})
     except (ValueError, TypeError) as error:
-        raise PydanticCustomError("method", "{why}", {"why": one_line(error)}) from error
+        raise PydanticCustomError("below", "{why}", {"why": one_line(error)}) from error
 
 
 BoundMethod = Annotated[
@@ -150,7 +150,7 @@ class TrainingSection(Section):
     def _falls(self) -> TrainingSection:
         if self.scheduler == "polynomial" and self.learning_rate <= _LEAST:
             why = f"{self.learning_rate!r} is not allowed with scheduler 'polynomial', which ends at {_LEAST}"
-            raise PydanticCustomError("task", "learning_rate: {why}", {"why": why})
+            raise PydanticCustomError("below", "learning_rate: {why}", {"why": why})
         return self
 
 

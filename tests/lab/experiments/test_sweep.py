@@ -534,7 +534,7 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
         ({"tuning": {"budget": 2, "space": {"training.learning_rate": {"low": 1, "high": 2}}}}, "a grid needs a list"),
         ({"tuning": {"budget": 2, "sampler": "tpe", "space": {"x": {"low": 2, "high": 1}}}}, "low must be below high"),
         ({"settings": [{"name": "a", "method": "full"}, {"name": "A", "method": "lora"}]}, "a, A are not distinct"),
-        ({"settings": [{"name": "a", "method": "lora", "speed": 1}]}, "settings.0.speed: there is no such field"),
+        ({"settings": [{"name": "a", "method": "full", "speed": 1}]}, "0.speed: unknown field; did you mean 'space'?"),
         ({"settings": [{"name": "a", "method": "lorra"}]}, "setting a: method.name: 'lorra' is an unknown"),
         ({"tuning": {"budget": 1, "space": {"training.learning_rat": [1]}}}, "did you mean 'learning_rate'"),
         ({"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, -1]}}}, "-1"),
@@ -546,10 +546,16 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
             {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.batch_size": {"low": 1, "high": 10001}}}},
             "training.batch_size: ",
         ),
-        ({"seeds": []}, "seeds: "),
+        ({"seeds": []}, "seeds: [] is not allowed: it must be a list of at least 1 item"),
+        ({"tuning": {"budget": "four", "space": {}}}, "budget: 'four' is not allowed: it must be a valid integer"),
+        ({"tuning": {"budget": 1, "space": {}, "spaces": 1}}, "tuning.spaces: unknown field; did you mean 'space'?"),
+        (
+            {"tuning": {"budget": 1, "space": {"training.learning_rate": [None]}}},
+            "tuning.space.training.learning_rate: None is not allowed: it must be a valid string or a valid integer",
+        ),
         (
             {"questions": [{"ask": "a", "first": "AuroRA", "second": "AuroRA", "margin": 0}]},
-            "questions.0.margin: 0 is not allowed: Input should be greater than 0",
+            "questions.0.margin: 0 is not allowed: it must be greater than 0",
         ),
         ({"questions": [{"ask": "a", "first": "AuroRa", "second": "AuroRA"}]}, "'AuroRa' is an unknown setting"),
         (
@@ -566,6 +572,7 @@ def test_wrong_studies(write: Callable[..., Path], changes: dict[str, Any], mess
     with pytest.raises(UserError) as error:
         load_study(write(**changes))
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_another_study_in_the_folder(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -182,5 +182,5 @@ def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not what aurora sweep writes"):
         load_sections([study])
     (study / "study.json").write_text(json.dumps({"study": {"name": "s"}, "settings": []}))
-    with pytest.raises(UserError, match="does not fit this version"):
+    with pytest.raises(UserError, match=r"does not fit this version: base: this field must be given"):
         load_sections([study])

@@ -27,9 +27,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...errors import UserError, unknown
+from ...field_errors import validated
 from ...files import slug
 from ...tasks.metrics import metric_named
 from ...training.reading import override, set_field, validate
@@ -265,10 +266,7 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
     path, data = found.source, override(found.values(), overrides)
     if not isinstance(data, dict):
         raise UserError(f"{path}: a study is a mapping of fields: name, base, tuning, seeds, settings")
-    try:
-        study = Study.model_validate(data)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in _lines(error))) from error
+    study = validated(Study, data, str(path))
     for setting in study.settings:  # summaries of earlier versions do not say why
         if setting.space is not None and setting.why is None:
             raise UserError(
@@ -300,17 +298,3 @@ def _samples(values: Range | tuple[Value, ...]) -> tuple[Value, ...]:
     if isinstance(values, tuple):
         return values
     return values.low, values.high, values.low + (values.high - values.low) / math.pi
-
-
-def _lines(error: ValidationError) -> list[str]:
-    lines = []
-    for detail in error.errors(include_url=False):
-        where = ".".join(str(part) for part in detail["loc"])
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] in ("missing", "value_error"):
-            lines.append(f"{where}: {message}" if where else message)
-        elif detail["type"] == "extra_forbidden":
-            lines.append(f"{where}: there is no such field")
-        else:
-            lines.append(f"{where}: {detail['input']!r} is not allowed: {message}")
-    return lines

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ...errors import UserError
+from ...field_errors import validated
 from ...files import slug
 from ...tasks import TASKS
 from ...training.reading import name_of, task_name, title_of
@@ -111,10 +110,7 @@ def _read_study(path: Path) -> Mapping[str, Any]:
 
 
 def _study_section(summary: Mapping[str, Any], folder: Path) -> Section:
-    try:
-        study = Study.model_validate(summary["study"])
-    except ValidationError as error:
-        raise UserError(f"{folder / SUMMARY} does not fit this version: {error.errors()[0]['msg']}") from error
+    study = validated(Study, summary["study"], f"{folder / SUMMARY} does not fit this version")
     settings = {setting.name: setting for setting in study.settings}
     found = [_study_group(one, study, settings[one["name"]], folder) for one in summary["settings"] if one["seeds"]]
     if not found:
