@@ -91,6 +91,7 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
         ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
         ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
+        ("task.name=3", "task.name: 3 is not allowed: it must be a valid string"),
         ("task.test_sets=[3]", "task.test_sets: 3 is not allowed: it must be a valid string"),
         ("model=null", "model.name: None is not allowed: it must be a valid string"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),

@@ -95,7 +95,7 @@ class TaskSection(OwnFields, Section):
             data = {"name": data}
         try:
             task = _task_of(data["name"], {})
-        except (TypeError, KeyError, UserError):
+        except (AttributeError, TypeError, KeyError, UserError):
             return data  # the name is at fault, and is complained about
         own: dict[str, Any] = {
             "train_size": task.sizes.train,
