@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 import aurora_lora
 from aurora_lora import AuroraConfig, FormError, NotCalibratedError, StaleCalibrationError, export_lora, set_form
-from aurora_lora.deploy.export import write_export
+from aurora_lora.deploy.export_file import write_export
 from aurora_lora.errors import NotFiniteError
 from aurora_lora.tuner import aurora_layers
 

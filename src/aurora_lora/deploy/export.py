@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import FormError, NotFiniteError
+from ..errors import FormError
 from ..files import new_folder, settle
-from ..finite import check_finite, is_finite
+from ..finite import check_finite
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
-from ..tuner.fields import one_of, require
+from ..tuner.fields import one_of
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
+from .export_file import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
 from .wrappers import plain_model, unwrapped
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
 OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT}
 """The arguments of `export_lora` that go with one format only."""
-DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
-EXPORTS = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), (DIFFUSERS_WEIGHTS,)
-"""The files of an export for PEFT and of one for diffusers, weights first."""
-METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
-"""Of the weights that are written: by it an export is known again, and only an export is replaced."""
-_BESIDE = "beside"
-"""The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
 
 
 def export_lora(
@@ -167,20 +156,6 @@ def _auto_mapping(config: LoraConfig, model: nn.Module) -> dict[str, str] | None
     return {"base_model_class": base.__name__, "parent_library": base.__module__}
 
 
-def write_export(path: Path, weights: dict[str, Tensor], beside: Sequence[str] = ()) -> None:
-    """Write the weights of an export, which name the other files of it: the same bytes for the same weights.
-
-    safetensors writes the entries of a file's metadata in another order in each process.
-    """
-    data = save(weights, {**METADATA, _BESIDE: json.dumps(beside)})
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-
-
 def lora_factors(
     model: nn.Module, form: str | None = None, *, adapter_name: str | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -203,55 +178,6 @@ def lora_factors(
 def _plain(path: str) -> str:
     """The path of a module, or of a weight, in the base model alone; torch.compile has a name of its own in between."""
     return path.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
-
-
-def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
-    """LoRA factors as they are written, in main memory.
-
-    Raises:
-        ValueError: the dtype is not allowed.
-        NotFiniteError: NaN or infinity among them, or a number that is too large for the dtype.
-    """
-    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    require(kind in DTYPES.values(), "dtype", dtype, f"one of {', '.join(DTYPES)}")
-    assert kind is not None
-    check_finite(weights.items(), "the adapter cannot be exported")
-    cast = {key: value.to(kind).contiguous().cpu() for key, value in weights.items()}
-    for key, value in cast.items():
-        if not is_finite(value):
-            largest, limit = float(weights[key].abs().max()), torch.finfo(kind).max
-            raise NotFiniteError(
-                f"dtype={dtype!r} cannot hold {key}, whose largest number is {largest:.3g} (the limit is {limit:.3g}): "
-                "choose 'float32'."
-            )
-    return cast
-
-
-def check_replaceable(folder: Path, beside: Collection[str] = ()) -> None:
-    """Raise a ValueError unless the folder is new, empty, or an earlier export: a LoRA from elsewhere is none.
-
-    Args:
-        folder: to be replaced.
-        beside: names of other files that may be replaced with an export.
-    """
-    if not folder.exists():
-        return
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    written = next((found for files in EXPORTS if (found := _files_of(folder, files))), set())
-    added = [name for name in held if name not in {*written, *beside}]
-    if added or (held and not written):
-        first = next((name for name in added if name.endswith(".safetensors")), (added or held)[0])
-        raise ValueError(f"{folder} holds {first}, which no LoRA export wrote: move it away, or choose another folder.")
-
-
-def _files_of(folder: Path, files: tuple[str, ...]) -> set[str]:
-    """What `export_lora` wrote into a folder: these files, weights first, and what is beside them; if it did."""
-    try:
-        with safe_open(folder / files[0], "pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return set()
-    return {*files, *json.loads(metadata.get(_BESIDE, "[]"))} if metadata.get("writer") == METADATA["writer"] else set()
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:

@@ -11,7 +11,8 @@ from torch import nn
 
 from .. import files
 from ..deploy import export_lora
-from ..deploy.export import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, of_one_rank, write_export
+from ..deploy.export import of_one_rank
+from ..deploy.export_file import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
 from ..forms import form_named
 from ..methods.aurora import AuroraMethod
 from ..tuner.peft_names import PEFT_PREFIX

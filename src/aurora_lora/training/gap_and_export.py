@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..deploy.export import check_replaceable
+from ..deploy.export_file import check_replaceable
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..files import new_folder, settle
 from ..forms import CALIBRATED

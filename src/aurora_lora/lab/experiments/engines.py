@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 from ...cores import usable_cores
-from ...errors import ArgumentError, UserError, one_line, unknown
-from ...extras import extra
+from ...errors import ArgumentError, UserError, unknown
 from ...training.storage import is_locked
+from .cluster import Cluster
 from .jobs import Job, Outcome, launch_job, run_job
 
 LAUNCHERS = ("local", "accelerate", "slurm")
@@ -299,65 +298,3 @@ def _gpus() -> list[str]:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-
-
-# ---------------------------------------------------------------- a cluster
-
-
-class Cluster:
-    """Each job a job of the cluster, through submitit, on one GPU unless the options say otherwise.
-
-    Args:
-        slots: how many are queued or running at a time.
-        options: submitit's parameters, such as `slurm_partition=gpu` or `timeout_min=120`; `cluster=local` runs them
-            here, which shows that a list works before it waits in a queue.
-        minutes: the time to ask for, for a job, where the options name none.
-    """
-
-    def __init__(self, slots: int, options: dict[str, str], minutes: Callable[[Job], int]) -> None:
-        with extra("slurm"):
-            import submitit
-        self.slots = slots
-        self.minutes = None if {"timeout_min", "slurm_time"} & set(options) else minutes
-        cluster = options.pop("cluster", None)
-        folder = Path(options.pop("logs", "runs/submitit"))
-        try:
-            self.executor = submitit.AutoExecutor(folder / "%j", cluster=cluster)
-            if cluster is None and self.executor.cluster != "slurm":
-                raise ArgumentError("`launcher` slurm: there is no Slurm here (srun is not found)")
-            wanted: dict[str, int | str] = {"name": "aurora"}
-            if self.executor.cluster == "slurm" and not any("gpu" in name or "gres" in name for name in options):
-                wanted["gpus_per_node"] = 1
-            self.executor.update_parameters(**wanted, **{name: _number(value) for name, value in options.items()})
-        except (NameError, ValueError, TypeError, RuntimeError) as error:
-            raise ArgumentError(f"`options`: {one_line(error)}") from error
-
-    def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
-        return nullcontext(self._submit)
-
-    def _submit(self, job: Job) -> _ClusterJob:
-        if self.minutes is not None:
-            self.executor.update_parameters(timeout_min=self.minutes(job))
-        return _ClusterJob(job, self.executor.submit(run_job, job))
-
-
-class _ClusterJob:
-    """A job of the cluster that was lost (a node went down, time ran out) is an error, not an exception."""
-
-    def __init__(self, job: Job, submitted: Any) -> None:
-        self.job, self.submitted = job, submitted
-
-    def done(self) -> bool:
-        return bool(self.submitted.done())
-
-    def result(self) -> Outcome:
-        try:
-            outcome: Outcome = self.submitted.result()
-        except Exception as error:
-            reason = one_line(error)[:200]
-            return Outcome(self.job, error=f"the cluster's job {self.submitted.job_id} was lost: {reason}")
-        return outcome
-
-
-def _number(value: str) -> int | str:
-    return int(value) if value.lstrip("-").isdigit() else value

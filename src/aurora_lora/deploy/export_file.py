@@ -1,0 +1,89 @@
+"""The files of an export: how they are written, and known again when one is to be replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import NotFiniteError
+from ..finite import check_finite, is_finite
+from ..tuner.fields import require
+from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+EXPORTS = (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), (DIFFUSERS_WEIGHTS,)
+"""The files of an export for PEFT and of one for diffusers, weights first."""
+METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
+"""Of the weights that are written: by it an export is known again, and only an export is replaced."""
+_BESIDE = "beside"
+"""The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
+
+
+def write_export(path: Path, weights: dict[str, Tensor], beside: Sequence[str] = ()) -> None:
+    """Write the weights of an export, which name the other files of it: the same bytes for the same weights.
+
+    safetensors writes the entries of a file's metadata in another order in each process.
+    """
+    data = save(weights, {**METADATA, _BESIDE: json.dumps(beside)})
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
+    """LoRA factors as they are written, in main memory.
+
+    Raises:
+        ValueError: the dtype is not allowed.
+        NotFiniteError: NaN or infinity among them, or a number that is too large for the dtype.
+    """
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    require(kind in DTYPES.values(), "dtype", dtype, f"one of {', '.join(DTYPES)}")
+    assert kind is not None
+    check_finite(weights.items(), "the adapter cannot be exported")
+    cast = {key: value.to(kind).contiguous().cpu() for key, value in weights.items()}
+    for key, value in cast.items():
+        if not is_finite(value):
+            largest, limit = float(weights[key].abs().max()), torch.finfo(kind).max
+            raise NotFiniteError(
+                f"dtype={dtype!r} cannot hold {key}, whose largest number is {largest:.3g} (the limit is {limit:.3g}): "
+                "choose 'float32'."
+            )
+    return cast
+
+
+def check_replaceable(folder: Path, beside: Collection[str] = ()) -> None:
+    """Raise a ValueError unless the folder is new, empty, or an earlier export: a LoRA from elsewhere is none.
+
+    Args:
+        folder: to be replaced.
+        beside: names of other files that may be replaced with an export.
+    """
+    if not folder.exists():
+        return
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    written = next((found for files in EXPORTS if (found := _files_of(folder, files))), set())
+    added = [name for name in held if name not in {*written, *beside}]
+    if added or (held and not written):
+        first = next((name for name in added if name.endswith(".safetensors")), (added or held)[0])
+        raise ValueError(f"{folder} holds {first}, which no LoRA export wrote: move it away, or choose another folder.")
+
+
+def _files_of(folder: Path, files: tuple[str, ...]) -> set[str]:
+    """What `export_lora` wrote into a folder: these files, weights first, and what is beside them; if it did."""
+    try:
+        with safe_open(folder / files[0], "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return set()
+    return {*files, *json.loads(metadata.get(_BESIDE, "[]"))} if metadata.get("writer") == METADATA["writer"] else set()
