@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from ..field_errors import allowed
-from ..tuner.fields import MAX_RANK, are_tokens, is_index, is_int, is_list_of, is_name, is_number, is_pattern, short
+from ..tuner.fields import MAX_ALPHA, MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern, short
 from .base import Options, PeftMethod, check_names
 
 Table = Mapping[str, tuple[Any, Any]]
@@ -64,35 +64,32 @@ def that(accepts: Callable[[Any], bool], words: str) -> Any:
     return Annotated[Any, AfterValidator(check)]
 
 
-def _is_names(value: Any) -> bool:
-    return bool(value) and (is_pattern(value) or is_list_of(is_name, value))
-
-
-def _are_indices(value: Any) -> bool:
-    return is_index(value) or (bool(value) and is_list_of(is_index, value))
-
-
-def _are_patterns(value: Any) -> bool:
-    return bool(value) and (is_pattern(value) or is_list_of(is_pattern, value))
-
-
 def or_none(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
     """What `accepts` accepts, or None."""
     return that(lambda value: value is None or accepts(value), f"{words}, or null"), None
 
 
-_NAMES = "a list of names of modules, or a regular expression"
+def _field(name: str) -> tuple[Any, Any]:
+    """A field of PEFT that says which modules, layers or tokens."""
+    accepts, words = MODULE_FIELDS[name]
+    return or_none(words, accepts)
+
+
+def _target(name: str) -> tuple[Any, Any]:
+    """One that says what is adapted: a recipe that adapts nothing is a mistake."""
+    accepts, words = MODULE_FIELDS[name]
+    return or_none(words, lambda value: accepts(value) and (is_index(value) or bool(value)))
+
 
 TARGETS: Table = {
-    "target_modules": or_none(_NAMES, _is_names),
-    "exclude_modules": or_none(_NAMES, _is_names),
-    "layers_to_transform": or_none("a layer's number or a list of them", _are_indices),
-    "layers_pattern": or_none("the name of the list of layers", _are_patterns),
+    name: _target(name) for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 }
 """Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
 
 
-def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
+def _of_patterns(name: str, words: str) -> tuple[Any, Any]:
+    accepts, _ = PATTERN_FIELDS[name]
+
     def is_allowed(value: Any) -> bool:
         return isinstance(value, dict) and all(is_pattern(name) and accepts(one) for name, one in value.items())
 
@@ -100,10 +97,10 @@ def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
 
 
 MORE: Table = {
-    "modules_to_save": or_none("a list of names of modules", lambda value: is_list_of(is_pattern, value)),
-    "rank_pattern": _of_patterns("ranks", lambda value: is_int(value, 1, MAX_RANK)),
-    "alpha_pattern": _of_patterns("finite numbers", is_number),
-    "trainable_token_indices": or_none("a list of numbers of tokens, or such lists by the embedding", are_tokens),
+    "modules_to_save": _field("modules_to_save"),
+    "rank_pattern": _of_patterns("rank_pattern", "ranks"),
+    "alpha_pattern": _of_patterns("alpha_pattern", f"finite numbers of at most {MAX_ALPHA:g}"),
+    "trainable_token_indices": _field("trainable_token_indices"),
 }
 """Further fields of `LoraConfig` that PEFT does not check."""
 

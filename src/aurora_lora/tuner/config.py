@@ -12,15 +12,15 @@ from peft.utils import PeftType
 from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
 from ..ops.anl import ACTIVATIONS, ANL
 from .fields import (
-    MAX_ALPHA,
+    ALPHA,
     MAX_RANK,
-    are_tokens,
+    MODULE_FIELDS,
+    PATTERN_FIELDS,
+    is_alpha,
     is_grid,
-    is_index,
     is_int,
     is_list_of,
     is_name,
-    is_names_or_pattern,
     is_number,
     is_pattern,
     one_of,
@@ -164,7 +164,7 @@ class AuroraConfig(PeftConfig):
             given = getattr(self, name)
             require(is_int(given, least), name, given, f"a whole number of at least {least}")
             require(is_int(given, least, most), name, given, f"a whole number of at most {most}")
-        require(_is_alpha(self.alpha), "alpha", self.alpha, _ALPHA)
+        require(is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
         one_of("train_form", self.train_form, TRAIN_FORMS)
         one_of("eval_form", self.eval_form, (None, *FORMS))
@@ -186,22 +186,12 @@ class AuroraConfig(PeftConfig):
 
     def _check_names(self) -> None:
         """The fields that say which modules, layers and tokens."""
-        for name, accepts, allowed in (
-            ("target_modules", is_names_or_pattern, "a list of names of modules, or a regular expression"),
-            ("exclude_modules", is_names_or_pattern, "a list of names of modules, or a regular expression"),
-            ("modules_to_save", _are_patterns, "a list of names of modules"),
-            ("layers_to_transform", _are_indices, "a layer's number or a list of them"),
-            ("layers_pattern", lambda value: is_pattern(value) or _are_patterns(value), "a name or a list of names"),
-            ("trainable_token_indices", are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
-        ):
+        for name, (accepts, allowed) in MODULE_FIELDS.items():
             given = getattr(self, name)
             require(given is None or accepts(given), name, given, f"{allowed}, or None")
 
     def _check_patterns(self) -> None:
-        for name, accepts, allowed in (
-            ("rank_pattern", lambda value: is_int(value, 1, MAX_RANK), f"a whole number of 1 to {MAX_RANK}"),
-            ("alpha_pattern", _is_alpha, _ALPHA),
-        ):
+        for name, (accepts, allowed) in PATTERN_FIELDS.items():
             given = getattr(self, name)
             require(isinstance(given, dict), name, given, "a dictionary by names of modules or regular expressions")
             for pattern, value in given.items():
@@ -275,21 +265,6 @@ class AuroraConfig(PeftConfig):
     def paper_static(cls, **kwargs: Any) -> AuroraConfig:
         """The paper's AuroRA-S: trained and evaluated static (Table 7)."""
         return cls(**{**PAPER_STATIC, **kwargs})
-
-
-_ALPHA = f"a finite number of at most {MAX_ALPHA:g}"
-
-
-def _is_alpha(value: Any) -> bool:
-    return is_number(value) and abs(value) <= MAX_ALPHA
-
-
-def _are_patterns(value: Any) -> bool:
-    return is_list_of(is_pattern, value)
-
-
-def _are_indices(value: Any) -> bool:
-    return is_index(value) or is_list_of(is_index, value)
 
 
 def _plain(value: Any) -> Any:

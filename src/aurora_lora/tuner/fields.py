@@ -66,6 +66,44 @@ def are_tokens(value: Any) -> bool:
     return is_list_of(is_index, value) and bool(value)  # asked first, an array has no truth
 
 
+def are_indices(value: Any) -> bool:
+    """Whether a value is a layer's number or a list of them."""
+    return is_index(value) or is_list_of(is_index, value)
+
+
+def are_patterns(value: Any) -> bool:
+    """Whether a value is a list of regular expressions."""
+    return is_list_of(is_pattern, value)
+
+
+def is_alpha(value: Any) -> bool:
+    """Whether a value is an alpha whose scaling float32 holds."""
+    return is_number(value) and abs(value) <= MAX_ALPHA
+
+
+ALPHA = f"a finite number of at most {MAX_ALPHA:g}"
+
+_MODULES = (is_names_or_pattern, "a list of names of modules, or a regular expression")
+MODULE_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_modules": _MODULES,
+    "exclude_modules": _MODULES,
+    "layers_to_transform": (are_indices, "a layer's number or a list of them"),
+    "layers_pattern": (
+        lambda value: is_pattern(value) or are_patterns(value),
+        "the name of the list of layers, or a list of such names",
+    ),
+    "modules_to_save": (are_patterns, "a list of names of modules"),
+    "trainable_token_indices": (are_tokens, "a list of numbers of tokens, or such lists by the embedding"),
+}
+"""PEFT's fields of modules, layers and tokens, where they are not None: what each may be, in code and in words."""
+
+PATTERN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rank_pattern": (lambda value: is_int(value, 1, MAX_RANK), f"a whole number of 1 to {MAX_RANK}"),
+    "alpha_pattern": (is_alpha, ALPHA),
+}
+"""PEFT's dictionaries by names of modules or regular expressions: what each of their values may be."""
+
+
 def is_grid(ends: Any, intervals: int) -> bool:
     """Whether two numbers span a grid whose points float32 can tell apart."""
     if not (isinstance(ends, tuple | list) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] < ends[1]):
