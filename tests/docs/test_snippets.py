@@ -1,0 +1,122 @@
+"""What the documents show to be typed or copied, checked against the code: commands, Python and YAML."""
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from aurora_lora.cli import app
+from aurora_lora.lab.experiments.recipe_kinds import as_recipe, load_any
+from aurora_lora.lab.experiments.recipes import find, suites
+from aurora_lora.lab.experiments.study import load_study
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md"))
+)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+LOADERS: dict[str, Callable[..., Any]] = {"train": load_any, "rank": load_any, "sweep": load_study}
+
+
+def _read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def _blocks(page: str, *languages: str) -> Iterator[str]:
+    for language, text in BLOCK.findall(_read(page)):
+        if language in languages:
+            yield text
+
+
+def _commands(page: str) -> Iterator[list[str]]:
+    """The arguments of each `aurora ...` that can be typed, in blocks and in the running text."""
+    lines = [line.removeprefix("$ ") for block in _blocks(page, "bash", "sh", "console") for line in block.splitlines()]
+    lines += re.findall(r"`(aurora [^`\n]+)`", BLOCK.sub("", _read(page)))
+    for line in lines:
+        if re.match(r"aurora [a-z]", line):
+            words = shlex.split(line, comments=True)[1:]
+            words = [word.strip("[]") for word in words]
+            yield words[: next((at for at, word in enumerate(words) if word in (">", "|", "&&")), None)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_their_options_exist(page: str) -> None:
+    for name, *arguments in _commands(page):
+        assert name in COMMANDS, name
+        options = {
+            option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert {re.split(r"[=|]", word)[0] for word in arguments if word.startswith("-")} <= options, (name, arguments)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_recipes_studies_and_suites_exist(page: str) -> None:
+    for name, *arguments in _commands(page):
+        given = next(iter(arguments), "-")
+        if given.startswith("-") or given.isupper() or given.endswith(".yaml"):
+            continue
+        if name in LOADERS:
+            changes = [word for word in arguments if re.match(r"[\w.]+=(?![A-Z]+$)", word)]
+            if changes or "--output" in arguments:  # else the name alone is meant
+                LOADERS[name](given, changes)
+            else:
+                find(given, "study" if name == "sweep" else "recipe")
+        elif name == "reproduce":
+            assert given in suites()
+
+
+def _called(tree: ast.Module) -> Iterator[tuple[Any, ast.Call]]:
+    """Each call of something of this package, and what it calls."""
+    names: dict[str, Any] = {"aurora_lora": importlib.import_module("aurora_lora")}
+    names |= {name: getattr(names["aurora_lora"], name) for name in names["aurora_lora"].__all__}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aurora_lora"):
+            module = importlib.import_module(node.module or "")
+            names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            path = ast.unparse(node.func).split(".")
+            found = names.get(path[0])
+            for name in path[1:]:
+                found = getattr(found, name) if found is not None else None
+            if found is not None:
+                yield found, node
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in _read(page)])
+def test_python_compiles_and_calls_what_there_is(page: str) -> None:
+    for block in _blocks(page, "python"):
+        tree = ast.parse(block)
+        for called, call in _called(tree):
+            keywords = {word.arg: None for word in call.keywords if word.arg}
+            inspect.signature(called).bind_partial(*call.args, **keywords)
+
+
+def test_the_image_recipe_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("".join(_blocks("docs/diffusion.md", "yaml")), encoding="utf-8")
+    assert load_any(file).method.name == "aurora"
+
+
+def test_the_users_study_is_one(tmp_path: Path) -> None:
+    (block,) = _blocks("docs/your-data.md", "yaml")
+    file = tmp_path / "study.yaml"
+    file.write_text(block, encoding="utf-8")
+    assert load_study(file).name == "reviews"
+
+
+@pytest.mark.parametrize("page", ["docs/methods.md", "docs/ranks.md"])
+def test_methods_are_ones_of_recipes(page: str) -> None:
+    (block,) = _blocks(page, "yaml")
+    for line in block.splitlines():
+        assert as_recipe({**load_any("demo").resolved(), **yaml.safe_load(line)}, line).method.options
