@@ -100,6 +100,8 @@ def number(value: Any) -> float:
         BadRow: it is none.
     """
     try:
+        if isinstance(value, str) and "_" in value:  # which Python takes between digits
+            raise ValueError(value)
         found = float(value)
     except (TypeError, ValueError):
         raise BadRow("it has no label" if value in (None, "") else f"the label {value!r:.40} is no number") from None
