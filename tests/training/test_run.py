@@ -427,6 +427,14 @@ def test_merging_into_the_current_folder(run: Run, tmp_path: Path, monkeypatch: 
     assert first["model.safetensors"] != Path("model.safetensors").read_bytes()
 
 
+def test_a_form_that_there_is_not_is_found_before_the_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_and_predict, "load_trained_model", None)
+    with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
+        load_predictor(run.folder, "merged")
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,9 @@ class Method:
         self._check_form(form)
         return nullcontext()
 
+    def check_mergeable(self) -> None:
+        """Raise a FormError if no plain model computes what was trained, in whatever form."""
+
     @abstractmethod
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
         """A plain model, without adapters, that computes `form`."""

@@ -60,10 +60,13 @@ class InjectionMethod(Method):
     def save(self, model: nn.Module, directory: Path) -> None:
         save_trained(model, directory)
 
-    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
-        self._check_form(form)
+    def check_mergeable(self) -> None:
         if self.refusal is not None:
             raise FormError(f"{self.name} cannot be merged: {self.refusal}.")
+
+    def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
+        self._check_form(form)
+        self.check_mergeable()
         untie_adapted(model)
         merge_adapted(model)
         return model  # type: ignore[return-value]

@@ -47,6 +47,7 @@ class FinishedRun:
     def check_mergeable(self, form: str) -> None:
         """Raise a FormError if the run has no such form, or the form is no update of the weight."""
         self.check_form(form)
+        self.recipe.method.check_mergeable()
         if not form_named(form).mergeable:
             others = ", ".join(repr(name) for name in self.forms if form_named(name).mergeable)
             raise FormError(

@@ -251,10 +251,10 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         kind = kind_of(run.task)
         if kind.no_answer:
             raise UserError(f"the run in {folder} {kind.no_answer}")
-        model, processor = load_trained_model(run.in_float32)
-        run.check_form(form or run.deployed_form)
-        model = _ready(model)
         form = form or run.deployed_form
+        run.check_form(form)
+        model, processor = load_trained_model(run.in_float32)
+        model = _ready(model)
         computes = run.recipe.method.using(model, form)
         computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
         encoding = run.recipe.task.encoding
