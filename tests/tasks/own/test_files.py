@@ -22,15 +22,16 @@ from aurora_lora.tasks.own.source import OwnData, open_data
 ROWS = [{"review": f'a film, "number" {n}\nof {n + 1}', "stars": str(n % 3)} for n in range(12)]
 
 
-def _csv(path: Path, separator: str = ",", encoding: str = "utf-8") -> None:
+def _csv(path: Path, separator: str = ",", encoding: str = "utf-8", end: str = "\n") -> None:
     lines = [separator.join(('"' + str(one).replace('"', '""') + '"') for one in row.values()) for row in ROWS]
-    path.write_text("\n".join([separator.join(ROWS[0]), *lines]) + "\n", encoding=encoding)
+    path.write_text(end.join([separator.join(ROWS[0]), *lines]) + end, encoding=encoding, newline="")
 
 
 FORMATS: dict[str, Callable[[Path], object]] = {
     "rows.csv": _csv,
     "semicolons.csv": lambda path: _csv(path, ";"),
     "marked.csv": lambda path: _csv(path, encoding="utf-8-sig"),
+    "returns.csv": lambda path: _csv(path, end="\r"),
     "rows [1].csv": _csv,
     "rows.tsv": lambda path: _csv(path, "\t"),
     "rows.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
@@ -245,6 +246,11 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
         r"x\.csv, line 3: a row of 3 fields, where the header has 2",
     ),
     "fewer fields": ("x.tsv", b"text\tlabel\na\t1\nb\n", r"x\.tsv, line 3: a row of 1 fields, where the header has 2"),
+    "an empty line that takes a separator with it": (
+        "x.csv",
+        b"id,text,label\r1,a,1\r\r,b,0\r",
+        r"x\.csv, line 4: a row whose first field is empty stands behind an empty line that ends in a carriage return",
+    ),
     "twice": ("x.csv", b"text,text\na,1\n", r"x\.csv: the header has the column 'text' twice"),
     "a mark that is not closed": (
         "x.tsv",
@@ -363,7 +369,7 @@ def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
     """Python's reader finds the mistakes, pandas' the rows: files of odd marks are refused, or have the same rows."""
     drawn, read, path = random.Random(0), 0, tmp_path / "x.csv"
     for _ in range(1500):
-        rows = "".join(drawn.choices(['"', '""', "a", ",", "\n", "\r\n", "\\", " "], k=drawn.randint(1, 16)))
+        rows = "".join(drawn.choices(['"', '""', "a", ",", "\n", "\r\n", "\r", "\\", " "], k=drawn.randint(1, 16)))
         path.write_text(f"t,l\nb,1\n{rows}", newline="")
         with contextlib.suppress(UserError, pandas.errors.ParserError):
             options = csv_options(path, None)

@@ -75,10 +75,16 @@ def _check_rows(file: IO[str], path: Path, separator: str) -> list[str]:
 
     rows = csv.reader(lines(), delimiter=separator)
     line = end = 0
+    text = ""
     for row in rows:
         line, end = end + 1, rows.line_num  # a row may have several lines
-        text = "".join(written)
+        before, text = text, "".join(written)
         written.clear()
+        if before == "\r" and text.startswith(separator):  # which pandas would leave out
+            raise UserError(
+                f"{path}, line {line}: a row whose first field is empty stands behind an empty line that ends in a "
+                "carriage return alone: take that line out"
+            )
         if not header:
             header = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
             if twice := [name for name in header if header.count(name) > 1]:
