@@ -378,6 +378,20 @@ def test_each_pass_draws_the_same(make_bert, labelled):
     assert len(set(drawn[:n])) == n
 
 
+def test_each_pass_has_the_batches_of_a_shuffled_loader(make_bert, labelled):
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch["input_ids"].clone())
+        return model(**batch).loss
+
+    rows = [{name: value[at] for name, value in labelled[0].items()} for at in range(8)]
+    probe(make_bert(), DataLoader(rows, batch_size=3, shuffle=True, drop_last=True), loss)
+    first, second, *_ = torch.stack(seen).split(2)
+    assert torch.equal(first, second)
+    assert not torch.equal(first.flatten(0, 1), labelled[0]["input_ids"][:6])
+
+
 def test_layers_to_leave_out(make_bert, labelled):
     found = probe(make_bert(), labelled, target_modules=["query", "value"], exclude_modules=["value"])
     assert {layer.layer.rpartition(".")[2] for layer in found.layers} == {"query"}
