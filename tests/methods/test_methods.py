@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from aurora_lora import AuroraConfig
@@ -178,6 +179,19 @@ def test_trained_weights_that_do_not_fit(make_bert: MakeBert, tmp_path: Path) ->
     model.requires_grad_(True)
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_trained(model, tmp_path)
+
+
+def test_trained_weights_of_another_shape_are_not_loaded_by_halves(make_bert: MakeBert, tmp_path: Path) -> None:
+    model, other = make_bert(), make_bert(num_labels=3)
+    for parameter in model.parameters():
+        parameter.data += 1
+    save_trained(model, tmp_path)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"model: classifier\.bias has the shape \(2,\), in the model \(3,\), class"
+    ):
+        load_trained(other, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def test_module_names_are_saved_in_order(make_bert: MakeBert, tmp_path: Path) -> None:
