@@ -149,7 +149,14 @@ PAIRS = {
     ),
     "movie-rating": (("LoRA r=8", "AuroRA r=8"),),
     "movie-sentiment": (("LoRA r=8", "AuroRA r=8"),),
-    "ranks-short": (_ROBUST, ("LoRA r=2 everywhere", "AuroRA r=2 everywhere"), _HALF, ("MoSLoRA r=8",)),
+    "ranks-short": (
+        ("LoRA r=2", "AuroRA r=2", "AuroRA r=2 without skip"),
+        ("LoRA r=4", "AuroRA r=4", "AuroRA r=4 without skip"),
+        _ROBUST,
+        ("LoRA r=2 everywhere", "AuroRA r=2 everywhere"),
+        _HALF,
+        ("MoSLoRA r=8",),
+    ),
     "ranks-movie-rating": (_ROBUST,),
     "ranks-converged": (_HALF, ("LoRA 18k by gradients", "AuroRA 18k by gradients")),
 }
