@@ -108,10 +108,6 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
             "training={scheduler: polynomial, learning_rate: 1e-7}",
             "training.learning_rate: 1e-07 is not allowed with scheduler 'polynomial', which ends at 1e-07",
         ),
-        (
-            "training={scheduler: constant, warmup_steps: 10}",
-            "training.warmup_steps: 10 is not allowed with scheduler 'constant', which has no warm-up: 'constant_wi",
-        ),
         ("seed=-1", "seed: -1 is not allowed: it must be greater than or equal to 0"),
         ("training=3", "training: 3 is not allowed: it must be a section with fields"),
         ("reference=lora", "reference: 'lora' is not allowed: it must be a section with fields"),

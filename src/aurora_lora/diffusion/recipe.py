@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from ..methods import Method, get_method
 from ..tasks.dreambooth import PLACEHOLDER
 from ..training.recipe import RunRecipe
-from ..training.sections import BoundMethod, Number, Precision, Rate, Section, Seed, Size, Steps, Threads, check_warmup
+from ..training.sections import BoundMethod, Number, Precision, Rate, Section, Seed, Size, Steps, Threads
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The projections of the U-Net's attention."""
@@ -89,11 +89,6 @@ class DiffusionTrainingSection(Section):
     """Steps between checkpoints. There is one at each validation, too."""
     threads: Threads | None = None
     """CPU threads; None leaves the choice to PyTorch."""
-
-    @model_validator(mode="after")
-    def _fits_the_schedule(self) -> DiffusionTrainingSection:
-        check_warmup("schedule", self.schedule, self.warmup_steps)
-        return self
 
 
 class ValidationSection(Section):

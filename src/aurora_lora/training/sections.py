@@ -33,22 +33,6 @@ _LEAST = 1e-7
 """Where Transformers lets a polynomial schedule end."""
 
 
-def check_warmup(field: str, schedule: str, steps: int | None) -> None:
-    """Refuse steps of warm-up that Transformers would leave out without a word.
-
-    Args:
-        field: the one of the schedule.
-        schedule: what it is.
-        steps: `warmup_steps`.
-
-    Raises:
-        PydanticCustomError: in the words of a section's field.
-    """
-    if schedule == "constant" and steps:
-        why = f"{steps} is not allowed with {field} 'constant', which has no warm-up: 'constant_with_warmup' has one"
-        raise PydanticCustomError("below", "warmup_steps: {why}", {"why": why})
-
-
 def _one_or_several(given: Any) -> Any:
     """Names in a list, of which a single one may stand alone."""
     return [given] if isinstance(given, str) else given
@@ -163,8 +147,7 @@ class TrainingSection(Section):
     """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
 
     @model_validator(mode="after")
-    def _fits_the_schedule(self) -> TrainingSection:
-        check_warmup("scheduler", self.scheduler, self.warmup_steps)
+    def _falls(self) -> TrainingSection:
         if self.scheduler == "polynomial" and self.learning_rate <= _LEAST:
             why = f"{self.learning_rate!r} is not allowed with scheduler 'polynomial', which ends at {_LEAST}"
             raise PydanticCustomError("below", "learning_rate: {why}", {"why": why})
