@@ -99,8 +99,8 @@ CASES = {
             *(f"Does it at r={r}" for r in (8, 4)),
             *(f"Does it at r={r} with the aligned start" for r in (2, 8)),
         ),
-        **dict.fromkeys(_OTHERS, (_COST_OF_SKIP,)),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (_COST_OF_SKIP, "Does it at r=2")),
+        **dict.fromkeys(_OTHERS, (_COST_OF_SKIP, "Does it at r=2")),
+        "ranks-wikihow-goal": (_COST_OF_SKIP,),
     },
     "start": {
         "ranks-short": (

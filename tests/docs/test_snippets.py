@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,25 @@ def _blocks(page: str, *languages: str) -> Iterator[str]:
 
 def _commands(page: str) -> Iterator[list[str]]:
     """The arguments of each `aurora ...` that can be typed, in blocks and in the running text."""
-    lines = [line.removeprefix("$ ") for block in _blocks(page, "bash", "sh", "console") for line in block.splitlines()]
-    lines += re.findall(r"`(aurora [^`\n]+)`", BLOCK.sub("", _read(page)))
+    blocks = "\n".join(_blocks(page, "bash", "sh", "console")).replace("\\\n", " ")
+    lines = [line.removeprefix("$ ") for line in blocks.splitlines()]
+    lines += [" ".join(code.split()) for code in re.findall(r"`(aurora [^`]+)`", BLOCK.sub("", _read(page)))]
     for line in lines:
-        if re.match(r"aurora [a-z]", line):
-            words = shlex.split(line, comments=True)[1:]
-            words = [word.strip("[]") for word in words]
-            yield words[: next((at for at, word in enumerate(words) if word in (">", "|", "&&")), None)]
+        if not re.search(r"(^|[&|;] *|\w=\S+ )(aurora |accelerate launch)", line):
+            continue  # it may be what a command prints
+        words = shlex.shlex(
+            re.sub(r"accelerate launch .*-m aurora_lora.cli", "aurora", line), posix=True, punctuation_chars="|&;<>"
+        )
+        words.whitespace_split = True
+        for is_operator, part in groupby(words, lambda word: set(word) <= set("|&;<>")):
+            command = [word.strip("[]") for word in part if not re.match(r"[A-Z_]+=", word)]
+            if not is_operator and command[0] == "aurora" and command[1:] and command[1].isalpha():
+                yield command[1:]
+
+
+def test_there_are_commands_and_calls_to_check() -> None:
+    assert sum(len(list(_commands(page))) for page in PAGES) > 200
+    assert sum(len(list(_called(ast.parse(block)))) for page in PAGES for block in _blocks(page, "python")) > 15
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -99,7 +112,9 @@ def test_python_compiles_and_calls_what_there_is(page: str) -> None:
         tree = ast.parse(block)
         for called, call in _called(tree):
             keywords = {word.arg: None for word in call.keywords if word.arg}
-            inspect.signature(called).bind_partial(*call.args, **keywords)
+            some_left_out = any(isinstance(word, ast.Starred) for word in call.args)
+            signature = inspect.signature(called)
+            (signature.bind_partial if some_left_out else signature.bind)(*call.args, **keywords)
 
 
 def test_the_image_recipe_is_one(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def probe(
         model: a plain model, or one with adapters of PEFT.
         batches: some hundred training examples with what the loss needs: an iterable of dicts of tensors, of tensors or
             of tuples. A DataLoader that shuffles by PyTorch's own random state gives each pass the same; one with a
-            generator of its own does not, and with `drop_last` it leaves out other examples in each pass.
+            generator of its own or with persistent workers does not, and with `drop_last` it leaves out other
+            examples in each pass.
         loss: `loss(model, batch)`, a scalar; `model(**batch).loss` if None.
         rank: directions to find in each layer, where it has as many.
         target_modules: names or a regular expression of the layers, as in PEFT. None is every linear layer and

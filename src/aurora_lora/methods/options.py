@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from ..field_errors import allowed
-from ..tuner.fields import MAX_ALPHA, MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern, short
+from ..tuner.fields import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_number, is_pattern, short
 from .base import Options, PeftMethod, check_names
 
 Table = Mapping[str, tuple[Any, Any]]
@@ -87,9 +87,7 @@ TARGETS: Table = {
 """Which modules are adapted: PEFT's names and meanings. None leaves the choice to the model's architecture."""
 
 
-def _of_patterns(name: str, words: str) -> tuple[Any, Any]:
-    accepts, _ = PATTERN_FIELDS[name]
-
+def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
     def is_allowed(value: Any) -> bool:
         return isinstance(value, dict) and all(is_pattern(name) and accepts(one) for name, one in value.items())
 
@@ -98,8 +96,8 @@ def _of_patterns(name: str, words: str) -> tuple[Any, Any]:
 
 MORE: Table = {
     "modules_to_save": _field("modules_to_save"),
-    "rank_pattern": _of_patterns("rank_pattern", "ranks"),
-    "alpha_pattern": _of_patterns("alpha_pattern", f"finite numbers of at most {MAX_ALPHA:g}"),
+    "rank_pattern": _of_patterns("ranks", PATTERN_FIELDS["rank_pattern"][0]),
+    "alpha_pattern": _of_patterns("finite numbers", is_number),
     "trainable_token_indices": _field("trainable_token_indices"),
 }
 """Further fields of `LoraConfig` that PEFT does not check."""

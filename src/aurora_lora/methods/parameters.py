@@ -96,19 +96,19 @@ def load_trained(model: nn.Module, directory: Path) -> None:
     """Load what `save_trained` wrote.
 
     Raises:
-        CheckpointError: the file does not fit the model. Nothing is loaded of one that lacks weights, or has them in
-            another shape.
+        CheckpointError: the file does not fit the model. Nothing is loaded of one whose weights have another shape.
     """
     from safetensors.torch import load_file
 
     state, there = load_file(str(directory / WEIGHTS_FILE)), model.state_dict()
     expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    odd = sorted(expected - state.keys()) + [
+    odd = [
         f"{name} has the shape {tuple(state[name].shape)}, in the model {tuple(there[name].shape)}"
         for name in sorted(state.keys() & there.keys())
         if state[name].shape != there[name].shape
     ]
-    if not odd:  # some layers make room while they are loaded
-        odd = model.load_state_dict(state, strict=False).unexpected_keys
+    if not odd:
+        result = model.load_state_dict(state, strict=False)
+        odd = sorted({*result.unexpected_keys, *(expected & set(result.missing_keys))})
     if odd:
         raise CheckpointError(f"{directory / WEIGHTS_FILE} does not fit the model: {', '.join(odd[:3])}.")
