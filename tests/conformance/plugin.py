@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import inspect
 import json
-import math
 import os
 import random
 import re
@@ -23,7 +22,6 @@ import pytest
 import torch
 from peft.config import PeftConfigMixin
 from PIL import Image
-from torch import nn
 
 from aurora_lora import AuroraConfig
 from aurora_lora.tuner import AuroraConv2d, AuroraEmbedding, AuroraLayer, AuroraLinear
@@ -80,26 +78,11 @@ def pytest_configure(config: pytest.Config) -> None:
     do_not_skip(common)
     common.PeftCommonTester._test_safe_merge = as_for_groups(common.PeftCommonTester._test_safe_merge)  # type: ignore[attr-defined]
     AuroraConfig.lora_alpha = property(lambda config: config.alpha)  # type: ignore[attr-defined]
-    AuroraLayer._make_calibration = with_random_matrix(AuroraLayer._make_calibration)  # type: ignore[method-assign]
 
 
 def random_image() -> Image.Image:
     """In place of a picture from the hub."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-
-
-def with_random_matrix(make: Callable[..., None]) -> Callable[..., None]:
-    """Where a test asks for random weights, those of a calibrated adapter have a matrix too, as if from `calibrate`."""
-
-    def made(self: AuroraLayer, adapter_name: str, config: AuroraConfig) -> None:
-        make(self, adapter_name, config)
-        A = self.aurora_A[adapter_name]
-        if config.calibrated and config.init_weights is False and not A.is_meta:
-            calibration = self.calibration[adapter_name]
-            calibration.store(nn.init.kaiming_uniform_(torch.empty_like(A), a=math.sqrt(5)))
-            calibration.is_awaited = True  # a checkpoint must bring one
-
-    return made
 
 
 @contextlib.contextmanager

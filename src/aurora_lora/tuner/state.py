@@ -160,6 +160,9 @@ class AdapterState(nn.Module, BaseTunerLayer):
         )
         if config.calibrated:
             calibration.make_room()
+            A = self.aurora_A[adapter_name]
+            if config.init_weights is False and not A.is_meta:
+                calibration.store(nn.init.kaiming_uniform_(torch.empty_like(A), a=math.sqrt(5)))
             calibration.is_awaited = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
