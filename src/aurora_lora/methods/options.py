@@ -97,7 +97,7 @@ def _of_patterns(words: str, accepts: Callable[[Any], bool]) -> tuple[Any, Any]:
 MORE: Table = {
     "modules_to_save": _field("modules_to_save"),
     "rank_pattern": _of_patterns("ranks", PATTERN_FIELDS["rank_pattern"][0]),
-    "alpha_pattern": _of_patterns("finite numbers", is_number),
+    "alpha_pattern": _of_patterns("finite numbers", is_number),  # PEFT has no bound
     "trainable_token_indices": _field("trainable_token_indices"),
 }
 """Further fields of `LoraConfig` that PEFT does not check."""

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import vision
-from aurora_lora.tasks.own.columns import image_file
+from aurora_lora.tasks.own.image_column import image_file
 from aurora_lora.tasks.own.kinds import OWN
 from aurora_lora.tasks.own.source import OwnData
 from aurora_lora.tasks.task import SplitSizes

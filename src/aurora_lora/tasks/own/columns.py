@@ -1,4 +1,4 @@
-"""Columns of the user's own data: texts, labels, numbers, options and images, each row checked."""
+"""Columns of the user's own data: texts, labels, numbers and options, each row checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ...errors import UserError
-from ...extras import extra
 from .. import vision
 from .source import Piece, Pieces
 from .split import BadRow
@@ -234,7 +233,7 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
 
 
-# ---------------------------------------------------------------- options and images
+# ---------------------------------------------------------------- options
 
 
 def options(value: Any) -> tuple[list[str], list[str], list[int], bool]:
@@ -306,46 +305,3 @@ def _written(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value) if isinstance(value, int | float) else value
-
-
-def image_file(value: Any, column: str) -> bytes:
-    """The bytes of an image.
-
-    Args:
-        value: its `bytes` or `path`, or one of them alone.
-        column: where it stands.
-
-    Raises:
-        BadRow: there is none, or it is no image, is cut off or too large, or has other numbers than pixels have.
-    """
-    with extra("vision"):
-        from PIL import Image, UnidentifiedImageError
-    if isinstance(value, str | bytes):
-        value = {"path" if isinstance(value, str) else "bytes": value}
-    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
-        raise BadRow(f"'{column}' is empty")
-    try:
-        if (data := value.get("bytes")) is None:
-            with open(value["path"], "rb") as file:
-                data = file.read()
-        with Image.open(io.BytesIO(data)) as image:
-            if not _is_whole(image, data):
-                with Image.open(io.BytesIO(data)) as again:
-                    vision.rgb(again)
-            return bytes(data)
-    except (OSError, SyntaxError, UserError, Image.DecompressionBombError) as error:
-        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        raise BadRow(f"{value.get('path') or 'the image'} is no image that can be read{why}") from error
-
-
-def _is_whole(image: Any, data: bytes) -> bool:
-    """Whether an image can be told to be whole without its pixels, which would take as long as an epoch."""
-    if image.mode in ("I", "F"):
-        return False
-    if image.format == "JPEG":
-        return data.endswith(b"\xff\xd9")  # the end of an image
-    try:
-        image.verify()
-    except (OSError, SyntaxError):
-        return False
-    return bool(image.format == "PNG")  # which has sums of its parts

@@ -19,6 +19,7 @@ from ..task import SplitSizes, Task
 from ..vision import with_rows
 from . import columns as cells
 from .chat import load_chats
+from .image_column import image_file
 from .source import OwnData, Piece, Pieces, open_data
 from .split import Row, Splits, split_data
 
@@ -227,7 +228,7 @@ def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int)
         )
 
     def key(row: Row) -> str:
-        return hashlib.sha256(cells.image_file(row["image"], image)).hexdigest()
+        return hashlib.sha256(image_file(row["image"], image)).hexdigest()
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
     return split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=_one_each(labels))

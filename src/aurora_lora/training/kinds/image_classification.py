@@ -75,7 +75,7 @@ class ImageClassification(Classification):
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> bytes:
         """The image's file."""
-        from ...tasks.own.columns import image_file
+        from ...tasks.own.image_column import image_file
 
         first, *more = columns.get("image", ("image",))
         if more:
