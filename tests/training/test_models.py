@@ -10,11 +10,12 @@ import pytest
 import tiny
 import torch
 import transformers
-from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, TrainerCallback
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
+from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.merge_and_predict import merge
 from aurora_lora.training.models import check_positions, load_tokenizer
 
@@ -96,3 +97,87 @@ def test_a_body_that_does_not_fit_its_config_is_refused(write_recipe: Callable[.
     (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
     with pytest.raises(UserError, match=r"cannot be loaded: its config does not fit its weights: .*intermediate"):
         train(load_recipe(write_recipe(model=model)), tmp_path / "run")
+
+
+@pytest.fixture
+def no_pooler(tmp_path: Path) -> Path:
+    """As `BertForMaskedLM` saves it."""
+    model = tiny.save_model(tmp_path / "base")
+    BertForMaskedLM(BertConfig.from_pretrained(model)).save_pretrained(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "aurora"}, {"name": "lora", "target_modules": "all-linear"}, {"name": "loran"}, {"name": "bitfit"}],
+    ids=lambda method: method["name"],
+)
+def test_a_pooler_without_weights_is_trained_and_saved_as_the_head_is(
+    write_recipe: Callable[..., Path], no_pooler: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """It used to be random in training and, otherwise, in whatever loaded the adapter."""
+    told = []
+    teller = TrainerCallback()
+    teller.say = told.extend  # type: ignore[attr-defined]
+    recipe = load_recipe(write_recipe(model=str(no_pooler), method=method), ["training.epochs=1"])
+    run = load_run(train(recipe, tmp_path / "run", callbacks=lambda: [teller]).folder)
+    assert told == [
+        f"{no_pooler} has no weights for bert.pooler.dense: it starts at random, and is trained and saved with the head"
+    ]
+    assert run.result["params"]["head"] == 16 * 16 + 16 + 2 * 16 + 2
+
+    def logits(model: Any) -> torch.Tensor:
+        batch = {"input_ids": torch.arange(4, 12).view(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+        with torch.no_grad():
+            return model.to("cpu").eval()(**batch).logits
+
+    found = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        model, _ = load_trained_model(run)
+        with run.recipe.method.using(model, run.deployed_form):
+            found.append(logits(model))
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(logits(run.recipe.method.merge(model, run.deployed_form)), found[0])
+
+
+def test_an_adapter_of_a_random_pooler_that_it_does_not_hold_is_refused(
+    write_recipe: Callable[..., Path], no_pooler: Path, tmp_path: Path
+) -> None:
+    """As an earlier version wrote it."""
+    run = load_run(
+        train(load_recipe(write_recipe(model=str(no_pooler)), ["training.epochs=1"]), tmp_path / "run").folder
+    )
+    path = run.folder / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["modules_to_save"].remove("bert.pooler.dense")
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"on a bert\.pooler\.dense that started at random, and does not"):
+        load_trained_model(run)
+
+
+def test_other_weights_that_a_checkpoint_lacks_are_refused(
+    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(model, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    lacking = {name: value for name, value in weights.items() if "layer.1.output.dense" not in name}
+    assert len(lacking) == len(weights) - 2
+    save_file(lacking, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"no weights for bert\.encoder\.layer\.1\.output\.dense, which would be random"
+    ):
+        train(load_recipe(write_recipe(model=str(base))), tmp_path / "run")
+
+
+def test_what_starts_with_one_value_may_be_missing(
+    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    """It is the same at each load."""
+    base = shutil.copytree(model, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    lacking = {name: value for name, value in weights.items() if "LayerNorm" not in name}
+    assert len(lacking) < len(weights)
+    save_file(lacking, base / "model.safetensors", metadata={"format": "pt"})
+    recipe = load_recipe(write_recipe(model=str(base)), ["training.epochs=1"])
+    assert train(recipe, tmp_path / "run").result["params"]["head"] == 2 * 16 + 2

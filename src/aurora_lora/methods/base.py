@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .. import files
-from ..errors import FormError, UserError, one_line, unknown
+from ..errors import CheckpointError, FormError, UserError, one_line, unknown
 from ..forms import MERGED
-from .parameters import head_modules, keep_in_float32
+from .parameters import head_modules, keep_in_float32, left_random
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -225,6 +225,10 @@ class PeftMethod(Method):
 
         self._modules_to_save(model)
         peft_model: nn.Module = PeftModel.from_pretrained(model, directory)
+        if random := left_random(peft_model):
+            raise CheckpointError(
+                f"{directory} was trained on a {random[0]} that started at random, and does not hold it: train again."
+            )
         return peft_model
 
     def save(self, model: nn.Module, directory: Path) -> None:

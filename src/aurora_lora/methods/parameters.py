@@ -24,8 +24,29 @@ def keep_in_float32(parameters: Iterable[nn.Parameter]) -> None:
             parameter.data = parameter.data.float()
 
 
+_RANDOM = "_aurora_random_modules"
+
+
+def mark_random(model: nn.Module, paths: Iterable[str]) -> None:
+    """Count modules of the body, by their paths, to the head: the checkpoint has no weights for them."""
+    setattr(model, _RANDOM, tuple(paths))
+
+
+def marked_random(model: nn.Module) -> tuple[str, ...]:
+    """What `mark_random` was given for a plain or a PEFT model."""
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return getattr(plain, _RANDOM, ())
+
+
+def left_random(model: nn.Module) -> list[str]:
+    """Those of a PEFT model's `marked_random` that its adapter does not train whole."""
+    plain: Any = model.get_base_model()  # type: ignore[operator]
+    return [path for path in marked_random(plain) if not hasattr(plain.get_submodule(path), "modules_to_save")]
+
+
 def head_modules(model: nn.Module) -> list[str]:
-    """The top-level modules with weights beside the pretrained body: the randomly initialised head.
+    """The paths of the randomly initialised head: top-level modules with weights beside the pretrained body, and those
+    of the body that the checkpoint has no weights for.
 
     The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body,
     and so is a model of diffusers, which has no name for its body.
@@ -35,11 +56,12 @@ def head_modules(model: nn.Module) -> list[str]:
         return []
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
     pretrained = get_output_embeddings()
-    return [
+    top = [
         name
         for name, child in model.named_children()
         if name != body and child is not pretrained and any(True for _ in child.parameters())
     ]
+    return [*top, *marked_random(model)]
 
 
 def is_head(model: nn.Module, parameter: str) -> bool:
@@ -47,7 +69,12 @@ def is_head(model: nn.Module, parameter: str) -> bool:
     if hasattr(model, "get_base_model"):
         heads = head_modules(model.get_base_model())  # type: ignore[operator]
         return any(f".{head}.modules_to_save." in parameter for head in heads)
-    return parameter.split(".", 1)[0] in head_modules(model)
+    return is_in(parameter, head_modules(model))
+
+
+def is_in(path: str, modules: Iterable[str]) -> bool:
+    """Whether a module or parameter is one of these modules or in one of them."""
+    return any(f"{path}.".startswith(f"{module}.") for module in modules)
 
 
 @dataclass(frozen=True)

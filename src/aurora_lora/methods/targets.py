@@ -13,7 +13,7 @@ from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from .adapted_module import AdaptedModule
 from .linear import is_linear
-from .parameters import head_modules
+from .parameters import head_modules, is_in
 
 
 def lora_targets(model: nn.Module) -> list[str] | None:
@@ -47,7 +47,7 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
     if chosen == ALL_LINEAR:
         output: Any = getattr(model, "get_output_embeddings", lambda: None)()
         linear = [path for path, module in model.named_modules() if is_linear(module) and module is not output]
-        among = {path for path in linear if path.split(".", 1)[0] not in heads}
+        among = {path for path in linear if not is_in(path, heads)}
         chosen = sorted(
             {path.rpartition(".")[2] for path in among}
         )  # whole paths are taken whatever their layer's number

@@ -21,6 +21,7 @@ from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError, check_count
 from ..finite import check_finite
+from ..methods.parameters import left_random
 from ..methods.pissa_milora import START_FILE
 from ..tasks._loading import reason
 from ..tasks.models import packaged_name
@@ -210,6 +211,8 @@ def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
     except Exception as error:  # PEFT and safetensors raise of many kinds on what does not fit
         raise UserError(f"{adapter} cannot be loaded on {base}: {reason(error)}") from error
     check_finite(model.state_dict().items(), f"{adapter} cannot be used")
+    if random := left_random(model):
+        raise UserError(f"{adapter} cannot be used: neither it nor {base} has weights for {random[0]}")
     if not adapted_layers(model):
         raise UserError(f"{adapter} is an adapter of {settings.get('peft_type')}, which changes no layer: no merge")
     on_gpu = torch.cuda.is_available() and not getattr(plain, "is_quantized", False)

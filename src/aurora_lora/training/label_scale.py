@@ -66,7 +66,7 @@ def output_layer(model: nn.Module) -> nn.Linear | None:
     plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     found = []
     for name in head_modules(plain):
-        head = getattr(plain, name)
+        head = plain.get_submodule(name)
         if hasattr(head, "modules_to_save"):  # PEFT's wrapper, with its copy of the untrained head
             head = head.modules_to_save["default"]
         for path, module in head.named_modules():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from transformers import (
 
 from ..errors import UserError
 from ..extras import extra
-from ..methods.parameters import is_head
+from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
 from ..tasks._loading import NO_CODE, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
@@ -34,6 +34,8 @@ Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: its `save_pretrained` writes it beside the model."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 """As the models of Transformers call their embeddings of positions."""
+_POOLER = "pooler"
+"""As they call what a body has behind its last block, for a head: pretraining may have had none."""
 
 
 def load_processor(model: str, task: Task) -> Processor:
@@ -204,10 +206,10 @@ def _as_asked(
 
 
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
-    """The pretrained model.
+    """The pretrained model; a pooler that the checkpoint has no weights for counts as part of the head.
 
     Raises:
-        ValueError: a weight of its body has another shape than its config says.
+        ValueError: a weight of its body has another shape than its config says, or is missing.
     """
     loaded: PreTrainedModel
     loaded, info = kind.from_pretrained(
@@ -222,7 +224,28 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
         if not is_head(loaded, key):  # a head of other classes is replaced
             stored, wanted = (tuple(shape) for shape in shapes)
             raise ValueError(f"its config does not fit its weights: {key} is {stored}, and the config says {wanted}")
+    random = _without_weights(loaded, info["missing_keys"])
+    if others := [path for path in random if _POOLER not in path.split(".")]:
+        raise ValueError(f"its files have no weights for {', '.join(others[:3])}, which would be random")
+    if random and getattr(loaded, "is_quantized", False):
+        raise ValueError(
+            f"its files have no weights for {random[0]}, which would be random, and cannot be trained quantised"
+        )
+    mark_random(loaded, random)
     return loaded
+
+
+def _without_weights(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
+    """The modules outside the head that a checkpoint without these weights leaves as they were drawn at random.
+
+    What starts with one value, as a norm does, is the same at each load.
+    """
+    found = {
+        key.rpartition(".")[0]: None
+        for key, parameter in model.named_parameters()
+        if key in missing and not is_head(model, key) and (parameter != parameter.flatten()[0]).any()
+    }
+    return list(found)
 
 
 def _check_inputs(model: str, source: str, wanted: str, error: Exception) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..deploy.formats import check_quantization
-from ..methods.parameters import head_modules
+from ..methods.parameters import head_modules, mark_random, marked_random
 from ..tasks._loading import NO_CODE
 from .distributed import state
 
@@ -34,6 +34,7 @@ def quantized(base: PreTrainedModel, quantization: str) -> PreTrainedModel:
         base.save_pretrained(folder)
         found: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, **settings, **NO_CODE)
     found.config.name_or_path = name
+    mark_random(found, marked_random(base))
     return found
 
 

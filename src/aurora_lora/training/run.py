@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
 from transformers import TrainerCallback
 
 from .. import files
 from ..errors import DIVERGED
 from ..finite import check_finite
+from ..methods.parameters import marked_random
 from ..tasks.access import check_access
 from . import storage, yaml_text
 from .batches import divide
@@ -102,9 +104,10 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     bars = callbacks()
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, bars)
     on_main(lambda: keep_data(folder, data))
+    told = [*notes(data.record or {}), *_notes_of_model(recipe, trainer.module)]
     for bar in bars:
-        if data.record is not None and hasattr(bar, "say"):
-            bar.say(notes(data.record))
+        if told and hasattr(bar, "say"):
+            bar.say(told)
     checkpoint = trainer.resume()
     prepare_for(recipe, trainer, data, checkpoint)
     if not trainer.has_ended(checkpoint):
@@ -115,6 +118,13 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     result = scored_result(recipe, trainer, data)
     on_main(lambda: write_run(recipe, folder, trainer, data, result))
     return result, False
+
+
+def _notes_of_model(recipe: Recipe, model: nn.Module) -> list[str]:
+    return [
+        f"{recipe.model} has no weights for {path}: it starts at random, and is trained and saved with the head"
+        for path in marked_random(model)
+    ]
 
 
 def _score_more(
