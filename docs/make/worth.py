@@ -70,7 +70,7 @@ CASES = {
         "ranks-converged": _RANKS,
         **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_RANKS[:2], _EVERYWHERE, *_TWO_EVERYWHERE)),
         "layers": ("Are all linear layers better than query and value",),
-        "ranks-movie-rating": (*_RANKS[:2], _OWN_START, _EVERYWHERE),
+        "ranks-movie-rating": (*_RANKS[:2], _OWN_START, _EVERYWHERE, *_TWO_EVERYWHERE),
         "ranks-wikihow-goal": (*_RANKS[:2], _EVERYWHERE),
     },
     "same rank": {
@@ -86,7 +86,7 @@ CASES = {
             *_TWO_METHODS_TOO,
         ),
         "ranks-converged": _TWO_METHODS,
-        "ranks-movie-rating": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[0]),
+        "ranks-movie-rating": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, *_TWO_METHODS_TOO[:2]),
         **dict.fromkeys(
             ("ranks-digits", "ranks-cifar10"), (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[1])
         ),
@@ -129,8 +129,7 @@ CASES = {
     "merge": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
         "ranks-short": (_MERGE, *_MERGES_TOO),
-        "ranks-movie-rating": (_MERGE, _MERGES_TOO[0]),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (_MERGE, *_MERGES_TOO)),
+        **dict.fromkeys(("ranks-movie-rating", "ranks-digits", "ranks-cifar10"), (_MERGE, *_MERGES_TOO)),
         "ranks-wikihow-goal": (
             _MERGE,
             _MERGES_TOO[0],
