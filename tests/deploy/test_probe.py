@@ -427,6 +427,29 @@ def test_what_it_leaves_behind(make_bert, labelled):
         assert torch.equal(parameter.grad, gradients[name])
 
 
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_what_stands_outside_the_model_gets_no_gradient(make_gpt2, texts, reentrant):
+    """A head with a gradient of its own, another without, and inputs that require one."""
+    torch.manual_seed(0)
+    body = make_gpt2().transformer
+    if reentrant is not None:
+        body.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    heads = nn.Linear(32, 2), nn.Linear(2, 1)
+    earlier = heads[0].weight.grad = torch.randn(2, 32)
+    given = [{"inputs_embeds": torch.randn(2, 5, 32, requires_grad=True)} for _ in range(2)]
+
+    def loss(model, batch):
+        return heads[1](heads[0](model(**batch).last_hidden_state)).square().mean()
+
+    kept = earlier.clone()
+    found = probe(body, given, loss, rank=2)
+    assert len(found.layers) == len(frozen_weights(body))
+    assert heads[0].weight.grad is earlier
+    assert torch.equal(earlier, kept)
+    assert all(one.grad is None for one in (heads[0].bias, *heads[1].parameters()))
+    assert all(batch["inputs_embeds"].grad is None for batch in given)
+
+
 def test_no_weight_ever_requires_a_gradient(make_bert, labelled):
     model = make_bert()
 

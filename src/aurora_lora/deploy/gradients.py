@@ -6,7 +6,7 @@ dW = G = sum g x^T over all vectors x that reach a layer, with g the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -187,6 +187,35 @@ def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
         for module, keep in layers:
             stack.callback(module.register_forward_hook(hook(keep), with_kwargs=True).remove)
         yield
+
+
+def backward(value: Tensor) -> None:
+    """A backward pass for what it shows on its way: no leaf's `.grad` changes, in the model or outside.
+
+    But for what reentrant checkpointing computes again, whose graph nobody sees: weights in there are to be frozen.
+    """
+    with ExitStack() as stack:
+        for node in _ends_of_graph(value):
+            stack.callback(node.register_prehook(_no_gradient).remove)
+        torch.autograd.backward(value)
+
+
+def _no_gradient(gradients: Sequence[Tensor]) -> tuple[None, ...]:
+    return (None,) * len(gradients)
+
+
+def _ends_of_graph(value: Tensor) -> Iterator[Any]:
+    """The nodes that would add to the `.grad` of the leaves that the value was computed from."""
+    seen: set[Any] = {None}
+    coming: list[Any] = [value.grad_fn]
+    while coming:
+        node = coming.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if not node.next_functions:
+            yield node
+        coming += [earlier for earlier, _ in node.next_functions]
 
 
 @contextmanager

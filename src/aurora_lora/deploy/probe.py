@@ -16,7 +16,7 @@ from ..tuner.fields import is_int, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from .at_rest import at_rest, is_reentrant
-from .gradients import LOSS_SCALES, Weight, frozen_weights, watched_gradients
+from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
 from .passes import Passes, memory_bound
 from .processes import least_of_processes, sum_over_processes
@@ -216,7 +216,7 @@ class _Work:
                 count += 1
                 value = _scalar(self.loss(self.runner.model, inputs))
                 if value.requires_grad:
-                    torch.autograd.backward(value * scale)
+                    backward(value * scale)
                 for one in group:
                     one.end_of_batch()
         sum_over_processes(count, *(one.total for one in group))
