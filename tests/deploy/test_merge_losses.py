@@ -394,3 +394,9 @@ def test_a_quantised_base_is_measured_in_its_own_format(tmp_path):
     reference = torch.cat([quantised.logits(model, batch) for batch in inputs[:3]])
     assert gap["nf4 calibrated"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 calibrated"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
+
+
+def test_inputs_whose_squares_float32_cannot_hold_are_refused():
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"], init_lora_weights=False))
+    with pytest.raises(CalibrationError, match=r"The inputs of .*\.0 are too large"):
+        merge_gap(model, [torch.full((2, 4), 1e20)])

@@ -1,6 +1,7 @@
 """Rounding to a grid by the inputs, against plain loops of the published algorithm."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from aurora_lora import NotFiniteError
 from aurora_lora.ops.rounding import Grid, better_grid, input_moment, output_error, round_to_moment
 
 LEVELS = torch.tensor([-1.0, -0.6, -0.2, 0.0, 0.3, 0.5, 1.0])
@@ -151,6 +153,21 @@ def test_the_better_grid_is_chosen_block_by_block() -> None:
     found = better_grid(weight, Grid(LEVELS, mixed, 4), Grid(LEVELS, other, 4), moment.diagonal())
     assert torch.equal(found.scale, good.scale)
     assert torch.equal(better_grid(weight, good, good, moment.diagonal()).scale, good.scale)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        torch.eye(4).fill_diagonal_(math.inf),
+        torch.full((4, 4), math.nan),
+        torch.tensor([[1.0, math.inf], [math.inf, 1.0]]),
+        torch.eye(4, dtype=torch.float64) * 1e308,
+    ],
+    ids=["infinite", "NaN", "beside the diagonal", "their mean"],
+)
+def test_moments_that_are_not_finite(moment: Tensor) -> None:
+    with pytest.raises(NotFiniteError, match="holds values that are not finite"):
+        input_moment(moment)
 
 
 @pytest.mark.parametrize("moment", [torch.zeros(6, 6), torch.ones(6, 6)], ids=["no input", "one direction"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import CalibrationError
 from ..finite import is_finite
 from ..tuner.linear import linear_shape
 from ..tuner.tensors import changes
@@ -150,9 +151,17 @@ def by_input(layers: list[LayerMoments]) -> Iterator[list[LayerMoments]]:
 
 
 def means_by_input(layers: list[LayerMoments]) -> Iterator[tuple[Tensor, list[LayerMoments]]]:
-    """E[x x^T] (d_in, d_in) in float32, and the layers that share it; the sums are gone then."""
+    """E[x x^T] (d_in, d_in) in float32, and the layers that share it; the sums are gone then.
+
+    Raises:
+        CalibrationError: inputs whose squares are finite in float64 alone.
+    """
     for together in by_input(layers):
         shared = together[0].shared
         S = moment_of(shared).div_(shared.vectors).float()
         shared.moment = None
+        if not is_finite(S):
+            raise CalibrationError(
+                f"The inputs of {shared.leader} are too large, above 1e19: is the model or a batch broken?"
+            )
         yield S, together

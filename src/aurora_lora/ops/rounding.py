@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..finite import check_finite
+
 LAZY = 128
 """Columns whose changes are applied to those behind them in one product."""
 
@@ -134,11 +136,16 @@ def input_moment(moment: Tensor, damping: float = 1e-3) -> InputMoment:
         moment: E[x x^T], (d_in, d_in).
         damping: relative to the mean of the diagonal; it keeps columns from making up for errors along directions that
             few inputs had.
+
+    Raises:
+        NotFiniteError: the moment is not finite; no damping would help.
     """
     importance = moment.diagonal()
+    mean = importance.double().mean()
+    check_finite([("E[x x^T]", moment), ("the mean of its diagonal", mean)], "the inputs of a layer")
     order = torch.argsort(importance, descending=True, stable=True)
     S = moment[order][:, order].double()
-    scale = float(importance.double().mean())
+    scale = float(mean)
     if scale <= 0:
         return InputMoment(order, torch.eye(len(S)).to(moment), torch.eye(len(S)).to(moment))
     added = 0.0
