@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, probe, ranked_config
+from aurora_lora.deploy import passes
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import frozen_weights
 from aurora_lora.deploy.processes import leave_processes
@@ -392,6 +393,20 @@ def test_each_pass_has_the_batches_of_a_shuffled_loader(make_bert, labelled):
     assert not torch.equal(first.flatten(0, 1), labelled[0]["input_ids"][:6])
 
 
+def test_what_a_loss_does_to_its_batch_reaches_no_other_pass():
+    torch.manual_seed(0)
+    given = torch.randn(8, 4)
+    kept, seen = given.clone(), []
+
+    def loss(model, batch):
+        seen.append(batch.clone())
+        return model(batch.mul_(2)).square().mean()
+
+    probe(nn.Sequential(nn.Linear(4, 3)), [given], loss)
+    assert len(seen) == 3
+    assert all(torch.equal(batch, kept) for batch in (given, *seen))
+
+
 def test_layers_to_leave_out(make_bert, labelled):
     found = probe(make_bert(), labelled, target_modules=["query", "value"], exclude_modules=["value"])
     assert {layer.layer.rpartition(".")[2] for layer in found.layers} == {"query"}
@@ -504,13 +519,17 @@ class Stream(IterableDataset):
         return self.rows
 
 
-def test_batches_that_can_be_read_only_once(make_bert, labelled):
+def test_batches_that_can_be_read_only_once(make_bert, labelled, monkeypatch):
+    """They are held in memory; where they are more than that, the second pass finds none."""
+    expected = probe(make_bert(), labelled, rank=2)
+    assert_same(probe(make_bert(), DataLoader(Stream(labelled), batch_size=None), rank=2), expected)
+    with pytest.raises(CalibrationError, match="needs at least one batch"):
+        probe(make_bert(), DataLoader(Stream([]), batch_size=None))
+    monkeypatch.setattr(passes, "HELD_BYTES", 0)
     for max_memory in (None, 100_000):  # in one group of layers, and in several
         loader = DataLoader(Stream(labelled), batch_size=None)
         with pytest.raises(CalibrationError, match="can be read only once: give a list"):
             probe(make_bert(), loader, rank=2, max_memory=max_memory)
-    with pytest.raises(CalibrationError, match="needs at least one batch"):
-        probe(make_bert(), DataLoader(Stream([]), batch_size=None))
 
 
 def test_reentrant_checkpointing_without_a_gradient_is_named(make_gpt2, texts):

@@ -138,7 +138,7 @@ def merge_gap(
     layers = [] if quantizations is None and any(aurora_layers(model)) else adapted_layers(model)
     if not layers:
         return _gap_of_forms(model, data, metric)
-    data.keep_iterator()
+    data.hold()
     rounding = None if calibration is None else as_passes(calibration)
     forms = _gap_of_forms(model, data, metric, perplexity=True) if _is_dynamic(layers) else None
     sums = MergeSums(layers, quantizations or ())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,27 @@ def no_batches(action: str) -> CalibrationError:
 def read_once(action: str) -> CalibrationError:
     """What to raise where the batches of a first pass are gone in the next one."""
     return CalibrationError(f"{action} reads the batches several times, and these can be read only once: give a list.")
+
+
+def copied(batch: Any, device: torch.device | None = None) -> Any:
+    """A batch with a copy of each tensor in its dicts, lists and tuples: what is done to one does not reach the other.
+
+    Args:
+        batch: what is none of these is the same in the copy.
+        device: that of the copies; None is where each tensor is.
+    """
+    if isinstance(batch, Tensor):
+        alone = batch.detach().requires_grad_(batch.requires_grad)
+        return alone.to(device or batch.device, copy=True)
+    if isinstance(batch, MutableMapping):
+        twin = copy(batch)
+        for key, value in batch.items():
+            twin[key] = copied(value, device)
+        return twin
+    if isinstance(batch, (tuple, list)):
+        values = [copied(value, device) for value in batch]
+        return batch._make(values) if hasattr(batch, "_make") else type(batch)(values)  # a named tuple has names
+    return batch
 
 
 def as_batches(
@@ -218,23 +240,21 @@ class Runner:
         return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
     def read(self, batch: Batch) -> Any:
-        """The batch on the model's device, after its masks were noted: what comes next is the pass that they are of.
+        """A copy of the batch on the model's device, whose masks are noted: what comes next is the pass they are of.
 
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
         """
         self.masks, self._encoder_output = {}, None
-        if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-            moved = [self._moved(one) for one in batch]
-            return batch._make(moved) if hasattr(batch, "_make") else type(batch)(moved)  # a named tuple has names
-        if isinstance(batch, Tensor):
-            return self._moved(batch)
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if isinstance(first, Tensor):
+            return copied(batch, self.device)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
             raise TypeError(
                 f"A batch must be a dict of tensors, a tensor, or a tuple or list that starts with one, "
                 f"not {type(batch).__name__}."
             )
-        inputs = {key: self._moved(value) for key, value in batch.items()}  # type: ignore[union-attr]
+        inputs: dict[str, Any] = copied(dict(batch.items()), self.device)  # type: ignore[union-attr]
         for name in ("attention_mask", "decoder_attention_mask"):
             mask = inputs.get(name)
             if isinstance(mask, Tensor) and mask.dim() == 3 and _has_choices(inputs, mask):
@@ -252,9 +272,6 @@ class Runner:
             self.masks["decoder_attention_mask"] = labels != -100
         elif not inputs.keys() & _DECODER_TOKENS and "attention_mask" in self.masks:
             self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
-
-    def _moved(self, value: Any) -> Any:
-        return value.to(self.device) if isinstance(value, Tensor) else value
 
     def vectors(self, module: nn.Module, x: Tensor) -> Tensor:
         """(n, d_in): the vectors of the input x that the weight of `module` acts on, but for padding.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
+from operator import length_hint
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ..tuner.fields import is_int, require
-from .inputs import Batch
+from .inputs import Batch, copied
 from .processes import least_of_processes, several_processes
 
 
@@ -30,8 +33,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(_random_state_of_now())
         stack.enter_context(torch.no_grad())
         stack.enter_context(_unpacked_weights(model))
         if any(map(_is_compiled, modes)):
@@ -61,32 +63,96 @@ def _unpacked_weights(model: nn.Module) -> Iterator[None]:
             module.support_avx512bf16_for_cpu = True
 
 
+def _random_state_of_now() -> Callable[[], None]:
+    """What sets Python's, NumPy's and PyTorch's random state on the CPU to what they are now."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def put_back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+
+    return put_back
+
+
 def _is_compiled(module: nn.Module) -> bool:
     """By `torch.compile(module)`, `module.compile()` or `torch.compile(module.forward)`."""
     return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
 
 
+HELD_BYTES = 256 * 2**20
+"""The most that `Passes` holds in memory, of batches that can be read again."""
+
+
 class Passes:
-    """Batches that can be run through several times."""
+    """Batches that can be run through several times, the same each time.
+
+    Those that are not held are read anew, from the random state of the first time: only within `evaluated`, which puts
+    back what it was.
+    """
 
     def __init__(self, batches: Iterable[Batch], progress: str = "") -> None:
         self.batches = batches
         self.passes = 0
         self.progress = progress  # what a bar on stderr says; without one, there is none
+        self._begin = _random_state_of_now()
+        self._held: list[Batch] | None = None
+        self._room: float = math.inf if isinstance(batches, Iterator) else HELD_BYTES
+        self._coming: Iterator[Batch] | None = None  # what is still to be held
 
-    def keep_iterator(self) -> None:
-        """Hold the batches in memory if they can be had only once."""
-        if isinstance(self.batches, Iterator):
-            self.batches = list(self.batches)
+    def hold(self) -> None:
+        """Before the first of several passes: keep a copy of each batch as it comes, up to `HELD_BYTES`.
+
+        Of an iterator, which can be read only once, all are kept; those of a list are there anyway.
+        """
+        if self._held is None and self._room >= 0 and not isinstance(self.batches, (list, tuple)):
+            self._held = []
 
     def one_pass(self) -> Iterator[Batch]:
         """All batches once."""
         self.passes += 1
         if not self.progress:
-            return iter(self.batches)
+            return self.from_first()
         from tqdm.auto import tqdm
 
-        return iter(tqdm(self.batches, desc=f"{self.progress}, pass {self.passes}", unit=" batches", leave=False))
+        bar: dict[str, Any] = {"desc": f"{self.progress}, pass {self.passes}", "unit": " batches", "leave": False}
+        return iter(tqdm(self.from_first(), total=length_hint(self.batches) or None, **bar))
+
+    def from_first(self) -> Iterator[Batch]:
+        """The batches from the first one on, as many as are asked for; no pass is counted."""
+        if self._held is None:
+            self._begin()
+            yield from self.batches
+            return
+        yield from self._held
+        if self._coming is None:
+            self._begin()
+            self._coming = iter(self.batches)
+        for batch in self._coming:
+            self._hold(batch)
+            yield batch
+        if self._held is not None:
+            self._coming = iter(())  # some iterators begin anew after their end
+
+    def _hold(self, batch: Batch) -> None:
+        """Keep a copy of one more, or none of them where there is no room for it."""
+        self._room -= _bytes_of(batch)
+        if self._room < 0:
+            self._held = self._coming = None
+        elif self._held is not None:
+            self._held.append(copied(batch))
+
+
+def _bytes_of(batch: Any) -> int:
+    """Memory of a batch; of what cannot be counted, more than is held."""
+    if isinstance(batch, Tensor):
+        return batch.numel() * batch.element_size()
+    if isinstance(batch, MutableMapping):
+        return sum(map(_bytes_of, batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return sum(map(_bytes_of, batch))
+    countable = batch is None or isinstance(batch, (bool, int, float, str))
+    return sys.getsizeof(batch) if countable else HELD_BYTES + 1
 
 
 def _half_of_free(device: torch.device) -> int:

@@ -90,9 +90,9 @@ def pack(units: list[Group], budget: int, bound: str = "max_memory allows", work
 
 def _units(runner: Runner, targets: list[Target], data: Passes, share_inputs: bool) -> list[Group]:
     """The layers by the input that they share, in the order in which the first batches reach them; see `leaders`."""
-    data.keep_iterator()
+    data.hold()
     collector = Collector(runner, targets, share_inputs, watch_only=True)
-    collector.run_all(data.batches)
+    collector.run_all(data.from_first())
     by_name = {target.name: target for target in targets}
     units: dict[str, Group] = {}
     for name, leader in collector.leaders().items():

@@ -78,9 +78,7 @@ def probe(
     Args:
         model: a plain model, or one with adapters of PEFT.
         batches: some hundred training examples with what the loss needs: an iterable of dicts of tensors, of tensors or
-            of tuples. A DataLoader that shuffles by PyTorch's own random state gives each pass the same; one with a
-            generator of its own or with persistent workers does not, and with `drop_last` it leaves out other
-            examples in each pass.
+            of tuples. Each pass has the same ones, as in `calibrate`.
         loss: `loss(model, batch)`, a scalar; `model(**batch).loss` if None.
         rank: directions to find in each layer, where it has as many.
         target_modules: names or a regular expression of the layers, as in PEFT. None is every linear layer and
@@ -101,7 +99,7 @@ def probe(
         require(is_int(value, 1), name, value, "a whole number of at least 1")
     start = time.perf_counter()
     data = Passes(as_batches(batches))
-    data.keep_iterator()
+    data.hold()
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
     reentrant = is_reentrant(model)
     with at_rest(model), Runner(model, "probe") as runner:
@@ -184,7 +182,6 @@ class _Work:
         self.runner, self.data, self.loss, self.seed = runner, data, loss, seed
         self.budget, self.bound = budget, bound
         self.batches, self.groups = 0, 1
-        self.random_state = torch.get_rng_state()
 
     def backward(
         self,
@@ -233,9 +230,9 @@ class _Work:
         sum_over_processes(*(total for one in sketches for total in (one.total, one.count)))
 
     def _inputs(self) -> Any:
-        torch.set_rng_state(self.random_state)  # by which a DataLoader shuffles
+        """The batches; what a model draws in spite of eval mode is the same in each pass."""
         for i, batch in enumerate(self.data.one_pass()):
-            torch.manual_seed(self.seed + i)  # what is random in spite of eval mode is the same in each pass
+            torch.manual_seed(self.seed + i)
             yield self.runner.read(batch)
 
     def _packed(self, sketches: list[Sketch], need: Callable[[Sketch], int]) -> list[list[Sketch]]:
