@@ -407,6 +407,13 @@ def test_what_a_loss_does_to_its_batch_reaches_no_other_pass():
     assert all(torch.equal(batch, kept) for batch in (given, *seen))
 
 
+def test_gpus_without_the_model_keep_their_random_state(make_bert, labelled, monkeypatch):
+    model, seeded = make_bert(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    probe(model, labelled, rank=2)
+    assert not seeded
+
+
 def test_layers_to_leave_out(make_bert, labelled):
     found = probe(make_bert(), labelled, target_modules=["query", "value"], exclude_modules=["value"])
     assert {layer.layer.rpartition(".")[2] for layer in found.layers} == {"query"}

@@ -30,9 +30,8 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     A weight of bitsandbytes stays as it is stored: see `_unpacked_weights`.
     """
     modes = {module: module.training for module in model.modules()}
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
+        stack.enter_context(torch.random.fork_rng(devices=_gpus_of(model)))
         stack.callback(_random_state_of_now())
         stack.enter_context(torch.no_grad())
         stack.enter_context(_unpacked_weights(model))
@@ -61,6 +60,17 @@ def _unpacked_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for module in packing:
             module.support_avx512bf16_for_cpu = True
+
+
+def _gpus_of(model: nn.Module) -> list[int]:
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+
+
+def seed_torch(model: nn.Module, seed: int) -> None:
+    """Seed what `evaluated` puts back: PyTorch's random numbers on the CPU and on the GPUs that hold the model."""
+    torch.default_generator.manual_seed(seed)
+    for gpu in _gpus_of(model):
+        torch.cuda.default_generators[gpu].manual_seed(seed)
 
 
 def _random_state_of_now() -> Callable[[], None]:

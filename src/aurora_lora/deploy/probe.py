@@ -18,7 +18,7 @@ from ..tuner.naming import ALL_LINEAR, named
 from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
-from .passes import Passes, memory_bound
+from .passes import Passes, memory_bound, seed_torch
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
 from .wrappers import plain_model
@@ -232,7 +232,7 @@ class _Work:
     def _inputs(self) -> Any:
         """The batches; what a model draws in spite of eval mode is the same in each pass."""
         for i, batch in enumerate(self.data.one_pass()):
-            torch.manual_seed(self.seed + i)
+            seed_torch(self.runner.model, self.seed + i)
             yield self.runner.read(batch)
 
     def _packed(self, sketches: list[Sketch], need: Callable[[Sketch], int]) -> list[list[Sketch]]:
