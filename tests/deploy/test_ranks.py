@@ -116,6 +116,13 @@ def test_an_ordinary_configuration(make_bert, labelled, config, tmp_path):
     assert sum(sizes) == shared.weights <= 2000
 
 
+@pytest.mark.parametrize("scaling", [0, -1, True, "a", float("nan"), None])
+def test_a_scaling_that_is_not_allowed(make_bert, labelled, scaling):
+    measured = probe(make_bert(), labelled, rank=2, target_modules=["query"])
+    with pytest.raises(ValueError, match=r"^scaling=.* is not allowed: it must be a finite number above 0"):
+        ranked_config(measured, 200, scaling=scaling)
+
+
 class Nested(nn.Module):
     """Layers whose paths end with those of others."""
 

@@ -65,6 +65,8 @@ def test_inputs_are_those_of_calibrate():
     assert len(list(loader)) == 17
     with pytest.raises(ValueError, match="examples=0 is not allowed"):
         CalibrationCallback(loader, examples=0)
+    with pytest.raises(ValueError, match="ridge=-1 is not allowed: it must be a finite number of at least 0"):
+        CalibrationCallback([], ridge=-1)
     with pytest.raises(TypeError, match="needs a tokenizer"):
         CalibrationCallback(rows)
 
@@ -79,6 +81,20 @@ def test_an_adapter_of_transformers_own(make_bert, batches, tmp_path):
     callbacks = [CalibrationCallback(batches)]
     Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=callbacks).train()
     assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {"calibrated"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["word_embeddings"]},
+        {"target_modules": ["query"], "fixed_activation": None, "spline": None, "skip": True},
+    ],
+)
+def test_nothing_to_calibrate(make_bert, batches, fields):
+    """Embeddings and plain LoRA merge as they are."""
+    model = get_peft_model(make_bert(), AuroraConfig(**fields))
+    CalibrationCallback(batches).on_epoch_end(None, None, TrainerControl(should_evaluate=True), model=model)
+    model.merge_and_unload()
 
 
 def test_of_two_active_adapters_the_static_one_needs_nothing(make_bert, batches):

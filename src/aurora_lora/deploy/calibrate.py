@@ -113,7 +113,7 @@ def calibrate(
         FormError: the adapter was trained in the static form, which merges exactly as it is.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
     """
-    require(is_number(ridge) and ridge >= 0, "ridge", ridge, "a finite number of at least 0")
+    check_ridge(ridge)
     start = time.perf_counter()
     source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
     data = Passes(source, "calibrating" if progress else "")
@@ -193,6 +193,11 @@ def trained_state(model: nn.Module) -> Iterator[None]:
             if config.train_form == DYNAMIC:
                 stack.enter_context(set_form(model, DYNAMIC, name))
         yield
+
+
+def check_ridge(ridge: float) -> None:
+    """Raise a ValueError for a `ridge` that is not allowed."""
+    require(is_number(ridge) and ridge >= 0, "ridge", ridge, "a finite number of at least 0")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
-from ..tuner.fields import is_int, require
+from ..tuner.fields import is_int, is_number, require
 from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from .gradients import frozen_weights
@@ -235,6 +235,7 @@ def ranked_config(
     Raises:
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
+    require(is_number(scaling) and scaling > 0, "scaling", scaling, "a finite number above 0")
     of_lora = issubclass(config, LoraConfig)
     if decided := [name for name in _DECIDED if name in fields]:
         raise ValueError(f"{decided[0]}={fields[decided[0]]!r} is not allowed: the budget decides it.")

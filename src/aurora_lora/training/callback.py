@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aurora_lora import calibrate
+from aurora_lora.deploy.calibrate import check_ridge
 from aurora_lora.deploy.inputs import as_batches, no_batches
 from aurora_lora.deploy.processes import several_processes
 from aurora_lora.forms import CALIBRATED
@@ -47,6 +48,7 @@ class CalibrationCallback(TrainerCallback):
         batch_size: int = 32,
         examples: int | None = None,
     ) -> None:
+        check_ridge(ridge)
         read = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
         self.batches = list(read)
         if not self.batches and not several_processes():
@@ -79,9 +81,9 @@ def is_calibrated(model: nn.Module) -> bool:
 
 
 def deploys_calibrated(model: nn.Module) -> bool:
-    """Whether `model.eval()` computes the calibrated form of an active adapter."""
+    """Whether `model.eval()` computes the calibrated form of an active adapter, where that is a form of its own."""
     return any(
-        layer.aurora_config[name].resolved_eval_form == CALIBRATED
+        layer.aurora_config[name].resolved_eval_form == CALIBRATED and not layer.forms_coincide(name)
         for _, layer in aurora_layers(model)
         for name in layer.active_adapters
         if name in layer.aurora_A
