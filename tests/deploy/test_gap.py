@@ -63,6 +63,16 @@ def test_end_to_end_figures(model, labelled):
     assert calibrated.kl < static.kl
 
 
+def test_of_many_batches_the_first_examples(model, batches):
+    first = len(batches[0]["input_ids"])
+    assert merge_gap(model, batches, examples=first) == merge_gap(model, batches[:1])
+    for wrong in (0, 2.5):
+        with pytest.raises(
+            ValueError, match=f"batch_size={wrong} is not allowed: it must be a whole number of at least 1"
+        ):
+            merge_gap(model, batches, batch_size=wrong)
+
+
 def test_layer_figures(model, batches):
     gap = merge_gap(model, batches)
     seen: dict[str, list[torch.Tensor]] = {}

@@ -200,7 +200,7 @@ def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches):
     # bitsandbytes 0.50 on a CPU dequantises rows that its blocks do not divide wrongly: 64 is one block
     model = adapted(make_bert(hidden_size=64))
     x, reference = inputs_of(model, batches), all_logits(model, batches)
-    gap = merge_gap(model, batches, quantizations=[name])
+    gap = merge_gap(model, batches, quantizations=name)
     assert list(by_name(gap)) == ["float32", "bfloat16", f"{name} nearest", f"{name} calibrated"]
     naive, calibrated = by_name(gap)[f"{name} nearest"], by_name(gap)[f"{name} calibrated"]
     other = adapted(make_bert(hidden_size=64))

@@ -197,6 +197,17 @@ def test_rows_that_blocks_do_not_divide(tmp_path):
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
 
 
+def test_of_many_batches_the_first_examples(folder):
+    some, first = (quantised.adapted(quantised.load(folder, "nf4"), "lora") for _ in range(2))
+    report = merge_quantized(some, INPUTS, examples=len(INPUTS[0]["input_ids"]) + 1)
+    assert (
+        report.vectors
+        == merge_quantized(first, INPUTS[:2]).vectors
+        < sum(int(each["attention_mask"].sum()) for each in INPUTS)
+    )
+    assert same(state(some), state(first))
+
+
 def test_little_memory_takes_more_passes_and_gives_the_same(folder):
     wide, narrow = (quantised.adapted(quantised.load(folder, "nf4"), "lora") for _ in range(2))
     assert merge_quantized(wide, INPUTS).passes == 1

@@ -1,6 +1,7 @@
 """`probe` against full gradients and `torch.linalg.svd`, on every kind of layer, and what it leaves behind."""
 
 import copy
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import dispatch_model
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -503,6 +505,11 @@ def test_what_it_refuses(make_bert, labelled, batches):
     for rank in (0, True, 1.5):
         with pytest.raises(ValueError, match=f"rank={rank} is not allowed: it must be a whole number of at least 1"):
             probe(model, labelled, rank=rank)
+    for name, value in (("seed", "x"), ("seed", -1), ("target_modules", 5), ("exclude_modules", [1])):
+        with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))} is not allowed: it must be a "):
+            probe(model, labelled, **{name: value})
+    with pytest.raises(TypeError, match="probe takes batches with labels"):
+        probe(model, Dataset.from_dict({"text": ["a"]}))
     with pytest.raises(CalibrationError, match="must return a tensor with one element, and gave float"):
         probe(model, labelled, lambda model, batch: 1.0)
     with pytest.raises(CalibrationError, match=r"and gave a tensor of shape \(8, 2\)"):

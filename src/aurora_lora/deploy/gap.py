@@ -83,12 +83,13 @@ def merge_gap(
     model: nn.Module,
     batches: Any,
     *,
-    quantizations: Sequence[str] | None = None,
+    quantizations: Sequence[str] | str | None = None,
     calibration: Any = None,
     metric: Metric | None = None,
     tokenizer: Any = None,
     text_columns: tuple[str, ...] = ("text",),
     batch_size: int = 32,
+    examples: int | None = None,
 ) -> MergeGap:
     """Measure what a merge would lose, by layer and end to end, beside the model as it was trained.
 
@@ -108,13 +109,14 @@ def merge_gap(
             mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. A class
             of -100 is not scored, and its example counts as a prediction all the same. With merges, a causal language
             model without labels is scored on its inputs, and its perplexity is given.
-        quantizations: "nf4", "fp4" and "int8", as bitsandbytes has them. None measures no merge of AuroRA adapters.
+        quantizations: of "nf4", "fp4" and "int8", as bitsandbytes has them. None measures no merge of AuroRA adapters.
         calibration: the inputs by which the calibrated merges round, as `batches`; `batches` themselves if None, and
             then what they lose is what they lose on inputs that they were made for.
         metric: computes other figures from the (predictions, labels) of all batches, which are then kept in memory.
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
+        examples: as in `calibrate`; of `calibration` as many.
 
     Raises:
         CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, a
@@ -130,8 +132,9 @@ def merge_gap(
     """
 
     def as_passes(given: Any) -> Passes:
-        return Passes(as_batches(given, tokenizer, text_columns=text_columns, batch_size=batch_size))
+        return Passes(as_batches(given, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples))
 
+    quantizations = (quantizations,) if isinstance(quantizations, str) else quantizations
     for name in quantizations or ():
         check_quantization(name)
     data = as_passes(batches)

@@ -73,10 +73,12 @@ def as_batches(
 
     Raises:
         TypeError: a dataset without a tokenizer, a tokenizer without a dataset, or a streamed one without `examples`.
-        ValueError: the dataset has no such column; the tokenizer has no chat template; `examples` is below 1.
+        ValueError: the dataset has no such column; the tokenizer has no chat template; `examples` or `batch_size` is
+            below 1.
     """
     require(examples is None or is_int(examples, 1), "examples", examples, "a whole number of at least 1")
-    examples = None if examples is None else int(examples)
+    require(is_int(batch_size, 1), "batch_size", batch_size, "a whole number of at least 1")
+    examples, batch_size = None if examples is None else int(examples), int(batch_size)
     if tokenizer is not None and hasattr(batches, "column_names") and not hasattr(batches, "__len__"):
         batches = _first_rows(batches, examples)
     columns = getattr(batches, "column_names", None)

@@ -91,6 +91,7 @@ def merge_quantized(
     tokenizer: Any = None,
     text_columns: tuple[str, ...] = ("text",),
     batch_size: int = 32,
+    examples: int | None = None,
 ) -> QuantizedMerge:
     """Merge the active adapters into a quantised base model, rounding by the inputs that its layers see.
 
@@ -110,6 +111,7 @@ def merge_quantized(
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
+        examples: as in `calibrate`.
 
     Raises:
         MergeError: nothing is quantised; a layer's format or method does not allow it; an adapter is merged already.
@@ -121,7 +123,8 @@ def merge_quantized(
     """
     require(is_number(damping) and damping > 0, "damping", damping, "a finite number above 0")
     start = time.perf_counter()
-    data = Passes(as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size))
+    source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
+    data = Passes(source)
     layers, others = _layers(model)
     with evaluated(model), Runner(model, "merge_quantized") as runner:
         budget, bound = memory_bound(max_memory, runner.device)

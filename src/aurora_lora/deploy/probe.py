@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..tuner.fields import is_int, require
+from ..tuner.fields import MODULE_FIELDS, is_int, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from .at_rest import at_rest, is_reentrant
@@ -93,10 +93,19 @@ def probe(
     Raises:
         CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, a gradient
             that is not finite, or a `max_memory` that not even one layer fits in.
+        TypeError: batches of no such kind.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value in (("rank", rank), ("power_iterations", power_iterations)):
         require(is_int(value, 1), name, value, "a whole number of at least 1")
+    require(is_int(seed, 0), "seed", seed, "a whole number of at least 0")
+    for name, modules in (("target_modules", target_modules), ("exclude_modules", exclude_modules)):
+        accepts, words = MODULE_FIELDS[name]
+        require(modules is None or accepts(modules), name, modules, words)
+    if isinstance(getattr(batches, "column_names", None), list):
+        raise TypeError(
+            "probe takes batches with labels, no datasets.Dataset: give a DataLoader of the tokenised dataset."
+        )
     start = time.perf_counter()
     data = Passes(as_batches(batches))
     data.hold()
