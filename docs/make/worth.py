@@ -68,10 +68,11 @@ CASES = {
     "ranks": {
         "ranks-short": (*_RANKS, *_OTHER_WAYS),
         "ranks-converged": _RANKS,
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10"), (*_RANKS[:2], _EVERYWHERE, *_TWO_EVERYWHERE)),
+        **dict.fromkeys(
+            ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_RANKS[:2], _EVERYWHERE, *_TWO_EVERYWHERE)
+        ),
         "layers": ("Are all linear layers better than query and value",),
         "ranks-movie-rating": (*_RANKS[:2], _OWN_START, _EVERYWHERE, *_TWO_EVERYWHERE),
-        "ranks-wikihow-goal": (*_RANKS[:2], _EVERYWHERE),
     },
     "same rank": {
         "captured-effect": (*_SAME.values(), _SAME_WITH_SKIP),
@@ -88,9 +89,9 @@ CASES = {
         "ranks-converged": _TWO_METHODS,
         "ranks-movie-rating": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, *_TWO_METHODS_TOO[:2]),
         **dict.fromkeys(
-            ("ranks-digits", "ranks-cifar10"), (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[1])
+            ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
+            (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[1]),
         ),
-        "ranks-wikihow-goal": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS),
     },
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
@@ -132,7 +133,7 @@ CASES = {
         **dict.fromkeys(("ranks-movie-rating", "ranks-digits", "ranks-cifar10"), (_MERGE, *_MERGES_TOO)),
         "ranks-wikihow-goal": (
             _MERGE,
-            _MERGES_TOO[0],
+            *_MERGES_TOO,
             "In the paper's setting, does the static merge lose against the trained form",
             "In the paper's setting, is training the static form better",
         ),
