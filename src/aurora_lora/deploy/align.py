@@ -131,8 +131,8 @@ def set_rows(layers: Mapping[str, Any], rows: Mapping[str, Tensor], adapter_name
             raise CalibrationError(f"{path}: B is not 0. An adapter is aligned before it is trained.")
     with torch.no_grad():
         for path, start in rows.items():
-            A = _factors(layers[path], adapter_name)[0].flatten(1)
-            A[: len(start)] = start[: len(A)].to(A)
+            A = _factors(layers[path], adapter_name)[0]
+            A[: len(start)] = start[: len(A)].to(A).reshape(-1, *A.shape[1:])
 
 
 def _factors(module: Any, adapter_name: str) -> tuple[Tensor, Tensor]:
