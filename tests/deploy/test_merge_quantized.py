@@ -119,6 +119,29 @@ def test_reported_errors_are_those_of_the_outputs(folder):
     assert found.calibrated == pytest.approx(float(off) ** 0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["aurora", "lora", "dora"])
+def test_the_sum_within_autocast_is_as_exact(method, folder):
+    """Only the inputs that the layers see are then those of a model in bfloat16."""
+    model = quantised.adapted(quantised.load(folder, "nf4"), method)
+    path, layer = next(iter(layers(model).items()))
+    exact, _ = merged_linear(path, layer, dense(layer, model), ["default"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(merged_linear(path, layer, dense(layer, model), ["default"])[0], exact)
+        measured = {
+            loss.layer: loss.lost
+            for merge in merge_gap(model, INPUTS, quantizations=["nf4"]).merges
+            for loss in merge.layers
+            if merge.merge == "nf4 calibrated"
+        }
+        within = merge_quantized(model, INPUTS)
+    model.unmerge_adapter()
+    without = merge_quantized(model, INPUTS)
+    for one, other in zip(within.layers, without.layers, strict=True):
+        assert one.nearest == pytest.approx(other.nearest, rel=1e-2)
+        assert one.calibrated == pytest.approx(other.calibrated, rel=5e-2)
+        assert measured[one.layer] == one.calibrated
+
+
 @pytest.mark.parametrize("method", ["aurora", "lora", "rslora", "dora", "vera", "oft"])
 def test_merged_weight_is_what_the_method_merges(method, folder):
     from transformers import AutoModelForCausalLM

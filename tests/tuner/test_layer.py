@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import prune
+from transformers.pytorch_utils import Conv1D
 
 import aurora_lora
 from aurora_lora import AuroraConfig, FormError, MergeError, NotCalibratedError, set_form
@@ -227,6 +228,31 @@ def test_low_precision_merge_is_summed_in_float32_and_rounded_once(dtype):
     model.unmerge_adapter()
     assert torch.equal(layer.base_layer.weight, original)
     assert layer.base_layer.weight.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(12, 7),
+        lambda: Conv1D(7, 12),
+        lambda: nn.Conv2d(4, 6, 3, groups=2),
+        lambda: nn.Embedding(12, 7),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"fixed_activation": None, "spline": None, "skip": True}])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_a_merge_within_autocast_is_summed_in_float32(make, fields):
+    torch.manual_seed(0)
+    config = AuroraConfig(target_modules=["0"], init_weights=False, eval_form="static", **fields)
+    model = get_peft_model(nn.Sequential(make()), config)
+    layer = model.base_model.model[0]
+    update = layer.get_delta_weight("default")
+    expected = layer.base_layer.weight + update
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.get_delta_weight("default")
+        model.merge_adapter()
+    assert torch.equal(found, update)
+    assert torch.equal(layer.base_layer.weight, expected)
 
 
 def test_safe_merge_refuses_what_is_not_finite_and_leaves_the_model_as_it_was():

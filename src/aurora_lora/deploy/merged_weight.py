@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError
+from ..ops import without_autocast
 from ..tuner import AuroraLayer
 from ..tuner.peft_names import BaseTunerLayer
 
@@ -58,7 +59,7 @@ def merged_linear(
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `get_factors`.
     """
     merged = weight.clone()
-    with torch.no_grad(), _dense_base(layer, weight) as dense:
+    with torch.no_grad(), without_autocast(merged), _dense_base(layer, weight) as dense:
         for name in names:
             merged = _with_adapter(path, layer, merged, name).to(weight.dtype)
     return merged.float(), None if dense.bias is None else dense.bias.data.float()

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..ops import without_autocast
+
 SLICE_BITS, SLICES, SLICED_ROWS = 7, 4, 1024
 """Integers of up to 2^7 in magnitude: the sum of 1,024 products of two is at most 2^24, and so exact in float32."""
 LEAST_RIDGE_OF_SLICES = 1e-4
@@ -55,7 +57,7 @@ def _add_sliced(total: Tensor, x: Tensor) -> None:
         slices.append(rest.round())
         rest = (rest - slices[-1]) * 2.0 ** (SLICE_BITS + 1)
     half = torch.zeros_like(total)  # and half^T are the product
-    with _full_float32(), torch.autocast(total.device.type, enabled=False):
+    with _full_float32(), without_autocast(total):
         for i, one in enumerate(slices):
             for j, other in enumerate(slices[i : SLICES + 1 - i], i):
                 weight = 2.0 ** (-2 * SLICE_BITS - (SLICE_BITS + 1) * (i + j))

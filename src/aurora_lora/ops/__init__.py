@@ -1,6 +1,7 @@
 """Pure tensor functions of the method: no parameters, no PEFT."""
 
 from .anl import ANL, IDENTITY, adaptive_nonlinear, nonlinear_columns
+from .autocast import without_autocast
 from .spline import bspline_basis, identity_weights
 from .update import add_update, linear_with_update, sigma
 
@@ -14,4 +15,5 @@ __all__ = [
     "linear_with_update",
     "nonlinear_columns",
     "sigma",
+    "without_autocast",
 ]

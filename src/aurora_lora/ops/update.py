@@ -20,7 +20,6 @@ alone, (r, n); the aten calls u and four values more, at r = 2 about what LoRA k
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .anl import ANL
+from .autocast import without_autocast
 from .dispatch import ENVIRONMENT, ByHand, choose
 
 _DOUBLE_BACKWARD = (
@@ -130,12 +130,6 @@ def _refuse_double_backward() -> None:
         raise RuntimeError(_DOUBLE_BACKWARD)
 
 
-def _without_autocast(grad: Tensor) -> AbstractContextManager[Any]:
-    """For a backward pass that is called under autocast: it computes in the precision of its forward pass."""
-    device = grad.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
 class _Sigma(torch.autograd.Function):
     """sigma on (r, n)."""
 
@@ -150,7 +144,7 @@ class _Sigma(torch.autograd.Function):
     def backward(ctx: Any, du: Tensor) -> Any:
         _refuse_double_backward()
         H, W, *kept = ctx.saved_tensors
-        with _without_autocast(du):
+        with without_autocast(du):  # in the precision of its forward pass, wherever it is called
             _, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
         return dz, _like(dH, H), _like(dW, W), None, None
 
@@ -193,7 +187,7 @@ class _Update(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         _refuse_double_backward()
-        with _without_autocast(grad):
+        with without_autocast(grad):
             return _Update._backward(ctx, grad)
 
     @staticmethod

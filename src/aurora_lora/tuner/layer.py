@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import MergeError
-from ..ops import sigma
+from ..ops import sigma, without_autocast
 from .config import AuroraConfig
 from .offloaded import in_memory, present
 from .original_weight import OriginalWeight, dequantized, is_recomputed, parameter_like, rounding
@@ -146,8 +146,12 @@ class AuroraLayer(AdapterState):
 
     def get_delta_weight(self, adapter_name: str, form: str | None = None) -> Tensor:
         """dW of Eq. 9 in the layout of the base weight, in at least float32. Errors as `get_factors`."""
-        lora_A, lora_B = self.get_factors(adapter_name, form)
-        return self.as_weight(lora_B @ lora_A)
+        return self._product(*self.get_factors(adapter_name, form))
+
+    def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        """dW in the layout of the base weight and the precision of the factors, also within autocast."""
+        with without_autocast(lora_B):
+            return self.as_weight(lora_B @ lora_A)
 
     def _factors_to_merge(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """`get_factors`; of an adapter that is merged, those that it was merged with, whatever its scale is now."""
@@ -220,8 +224,7 @@ class AuroraLayer(AdapterState):
         """In at least float32."""
         total = original.to(torch.promote_types(original.dtype, torch.float32))
         for adapter_name in adapter_names:
-            lora_A, lora_B = self._factors_to_merge(adapter_name)
-            total = total + self.as_weight(lora_B @ lora_A).to(total)
+            total = total + self._product(*self._factors_to_merge(adapter_name)).to(total)
         return total
 
     def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
