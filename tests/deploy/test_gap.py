@@ -253,6 +253,23 @@ def test_a_compiled_model_is_measured_as_any_other(way):
     assert all(layer.vectors == 40 for layer in aurora_lora.calibrate(compiled, [x]).layers)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_variance_of_what_does_not_vary_is_not_explained(rows, linear):
+    """A form that is exact loses nothing all the same."""
+    torch.manual_seed(0)
+    sigma = {"fixed_activation": None, "spline": None, "skip": True} if linear else {}
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"], init_weights=False, **sigma)
+    )
+    gap = merge_gap(model, [torch.randn(1, 6).expand(rows, 6)] * 3)
+    for entry in gap.layers:
+        assert (entry.relative_error < 1e-6) == linear
+        assert entry.explained_variance == 1 if linear else math.isnan(entry.explained_variance)
+    shown = str(gap)
+    assert ("100.0%" in shown, "not finite" in shown, "nan" in shown) == (linear, False, False)
+
+
 def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
     whole = merge_gap(model, labelled)
     monkeypatch.setattr(float64, "CHUNK_BYTES", 3 * 8 * 32)

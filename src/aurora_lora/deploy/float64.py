@@ -11,6 +11,9 @@ FLOAT64_BYTES = 8
 CHUNK_BYTES = 32 * 2**20
 """Inputs are widened to float64 in pieces of about this size."""
 
+ROUNDING = 1e-6
+"""A deviation that values have from rounding in float32 alone, by the root mean square of the largest of them."""
+
 _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 """NVIDIA's compute capabilities with float64 at half the rate of float32; elsewhere it is a 32nd or a 64th."""
 

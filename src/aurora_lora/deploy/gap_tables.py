@@ -82,10 +82,16 @@ def layer_table(layers: Sequence[LayerGap], worst: Collection[LayerGap]) -> Tabl
     for entry in layers:
         mark = "*" if (entry.layer, entry.adapter) in marked else " "
         cells = rows.setdefault((entry.layer, entry.adapter), [f"{mark} {names[entry.layer]}"])
-        cells += [_shown(value, ".1%") for value in (entry.relative_error, entry.explained_variance)]
+        cells += [_shown(entry.relative_error, ".1%"), _explained(entry)]
     title = f"layers{where}: relative error, explained variance (* loses most)"
     headings = ["layer", *(heading for form in forms for heading in (f"{form} err", "expl."))]
     return _table(title, headings, list(rows.values()))
+
+
+def _explained(entry: LayerGap) -> str:
+    """A dash where the adapter's effect does not vary."""
+    nothing_to_explain = math.isfinite(entry.relative_error) and math.isnan(entry.explained_variance)
+    return "-" if nothing_to_explain else _shown(entry.explained_variance, ".1%")
 
 
 def merge_table(merges: Sequence[MergeLoss]) -> Table:

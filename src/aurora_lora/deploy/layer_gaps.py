@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer, active_adapters, aurora_layers
-from .float64 import float64_pieces, to_float64
+from .float64 import ROUNDING, float64_pieces, to_float64
 from .inputs import Runner, watched_inputs
 
 
@@ -25,7 +25,11 @@ class LayerGap:
     relative_error: float
     """|B sigma(Ax) - B M x| / |B sigma(Ax)|, both norms over all inputs: 0 is exact, 1 is as bad as leaving it out."""
     explained_variance: float
-    """1 - E|B sigma(Ax) - B M x|^2 / E|B sigma(Ax) - its mean|^2; negative where the mean alone would do better."""
+    """1 - E|B sigma(Ax) - B M x|^2 / E|B sigma(Ax) - its mean|^2; negative where the mean alone would do better.
+
+    Where B sigma(Ax) is the same for all inputs, but for rounding (one vector, equal ones), there is no variance to
+    explain: 1 if the form is exact, else NaN.
+    """
 
 
 class FormSums:
@@ -86,9 +90,17 @@ class _LayerSums:
         mean = self.mean / self.n
         variance = self.power - self.n * self._square(mean[None])
         return [
-            LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, 1 - _ratio(error, variance))
+            LayerGap(path, name, form, _ratio(error, self.power) ** 0.5, _explained(error, variance, self.power))
             for form, error in self.errors.items()
         ]
+
+
+def _explained(error: float, variance: float, power: float) -> float:
+    """Of sums of squares; see `LayerGap.explained_variance`."""
+    rounding = ROUNDING**2 * power
+    if variance > rounding:
+        return 1 - _ratio(error, variance)
+    return 1.0 if error <= rounding else math.nan
 
 
 def _ratio(error: float, power: float) -> float:

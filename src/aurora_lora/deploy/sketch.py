@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .float64 import float64_device
+from .float64 import ROUNDING, float64_device
 from .gradients import See, Weight
 from .inputs import Runner
 
 OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""
-ROUNDING = 1e-6
-"""A deviation that z has from the rounding of inputs in float32 alone, by the root mean square of the largest."""
 
 
 @dataclass(frozen=True)
