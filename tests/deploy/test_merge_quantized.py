@@ -1,8 +1,10 @@
 """Merging into quantised weights by what the layers' inputs are."""
 
 import copy
+import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,12 +24,13 @@ from aurora_lora import (
     merge_gap,
     merge_quantized,
 )
-from aurora_lora.deploy.formats import format_of
+from aurora_lora.deploy.formats import Bnb4Bit, format_of
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
 from aurora_lora.deploy.processes import leave_processes
+from aurora_lora.ops.rounding import input_moment
 from aurora_lora.tuner.original_weight import dequantized
 from aurora_lora.tuner.peft_names import BaseTunerLayer, get_quantization_kwargs, resolve_quantization_backend
 
@@ -204,6 +207,21 @@ def test_no_update_changes_nothing(quantisation, folder):
     report = merge_quantized(model, INPUTS)
     assert all(layer.calibrated == layer.nearest == 0 for layer in report.layers)
     assert all(torch.equal(dense(layer, model), before[n]) for n, layer in layers(model).items())
+
+
+def test_scales_that_are_quantised_to_below_zero():
+    torch.manual_seed(3)
+    held = 0.05 * torch.randn(128, 256) * (1 + 2 * torch.rand(128, 1))
+    held[3] = 0
+    bnb = importlib.import_module("bitsandbytes.functional")
+    data, state = bnb.quantize_4bit(held, blocksize=64, quant_type="nf4", compress_statistics=True)
+    of_nf4 = Bnb4Bit(SimpleNamespace(weight=SimpleNamespace(data=data, quant_state=state)), None)
+    assert (of_nf4.grid().scale < 0).any()
+    held[3] = 3e-4 * torch.randn(256)
+    x = torch.randn(1000, 256)
+    S = x.T @ x / len(x)
+    codes, grid = of_nf4.chosen(held, S, input_moment(S))
+    assert (grid.dequantised(codes) - held)[3].norm() < 0.5 * held[3].norm()
 
 
 def test_rows_that_blocks_do_not_divide(tmp_path):

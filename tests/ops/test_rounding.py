@@ -135,6 +135,22 @@ def test_nearest_values_with_zero_points_and_empty_blocks() -> None:
     torch.testing.assert_close(grid.dequantised(grid.round(weight)), torch.tensor(expected))
 
 
+def test_scales_below_zero() -> None:
+    """Where scales are quantised themselves, small ones may come back so."""
+    weight, moment = weight_and_moment(3, 8)
+    grid = Grid(LEVELS, torch.tensor([1.0, -1.0, -0.5, 0.0, 2.0, -2.0]), 4)
+    scales = grid.scale.repeat_interleave(4).view_as(weight)
+    expected = torch.tensor(
+        [
+            [nearest_by_loop(float(w), LEVELS.tolist(), float(s)) for w, s in zip(*rows, strict=True)]
+            for rows in zip(weight, scales, strict=True)
+        ]
+    )
+    torch.testing.assert_close(grid.dequantised(grid.round(weight)), expected)
+    found = grid.dequantised(round_to_moment(weight, input_moment(moment), grid))
+    assert output_error(found - weight, moment) <= output_error(expected - weight, moment)
+
+
 def test_blocks_that_go_on_from_row_to_row() -> None:
     weight, moment = weight_and_moment(5, 7)  # 35 entries in blocks of 4
     grid = Grid(LEVELS, torch.rand(9) + 0.5, 4)

@@ -27,7 +27,7 @@ class Grid:
 
     Args:
         levels: (K,) ascending: what a code stands for.
-        scale: (blocks,), not negative.
+        scale: (blocks,): of either sign, as scales that are quantised themselves can come back slightly below 0.
         block: consecutive entries of a block; the last block may have fewer.
         zero: (blocks,), in units of the levels, or None for 0.
     """
@@ -43,7 +43,9 @@ class Grid:
         def by_entry(per_block: Tensor) -> Tensor:
             return per_block.repeat_interleave(self.block)[: shape.numel()].view(shape).T.contiguous()
 
-        return _Columns(self.levels, by_entry(self.scale), None if self.zero is None else by_entry(self.zero))
+        tiny = torch.finfo(self.scale.dtype).tiny
+        scale = torch.where(self.scale.abs() < tiny, tiny, self.scale)  # so that it can be divided by
+        return _Columns(self.levels, by_entry(scale), None if self.zero is None else by_entry(self.zero))
 
     def blocks(self, values: Tensor) -> Tensor:
         """(blocks, block): the entries of a weight, or of something of its shape, with zeros at the end."""
@@ -61,7 +63,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The grid of some columns of a weight, each a row here: scale and zero (n, d_out)."""
+    """The grid of some columns of a weight, each a row here: scale, nowhere 0, and zero (n, d_out)."""
 
     levels: Tensor
     scale: Tensor
@@ -71,8 +73,8 @@ class _Columns:
         return _Columns(self.levels, self.scale[rows], None if self.zero is None else self.zero[rows])
 
     def nearest(self, values: Tensor) -> Tensor:
-        """Codes, int32; where the scale is 0 every code stands for the same value."""
-        units = values / self.scale.clamp(min=torch.finfo(self.scale.dtype).tiny)
+        """Codes, int32."""
+        units = values / self.scale
         if self.zero is not None:
             units = units + self.zero
         between = (self.levels[1:] + self.levels[:-1]) / 2
