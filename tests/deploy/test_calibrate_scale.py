@@ -27,10 +27,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from aurora_lora import AuroraConfig, CalibrationError, calibrate
-from aurora_lora.deploy import passes
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
+from aurora_lora.deploy import float64, passes
+from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.processes import leave_processes
+from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
 
 
@@ -231,6 +233,38 @@ def test_groups_within_the_bound_give_the_same(bert, batches):
         assert grouped.groups > 2
         assert grouped.passes == grouped.groups
         assert_same(matrices(bert), expected)
+
+
+def test_the_patches_of_a_convolution_are_laid_out_in_pieces(monkeypatch):
+    torch.manual_seed(0)
+    config = AuroraConfig(target_modules=["0"], init_weights=False)
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 4, 7)), config).eval().requires_grad_(False)
+    images = torch.randn(4, 3, 40, 40)
+    patches = 4 * 34**2
+    bytes_of_patches = 4 * 3 * 7**2 * patches
+    of_model = peak_bytes(lambda: model(images), torch.device("cpu"))
+
+    def measured(chunk):
+        """The peak beyond that of the model alone, and what was found."""
+        monkeypatch.setattr(float64, "CHUNK_BYTES", chunk)
+        found = []
+
+        def run():
+            found.append(calibrate(model, [images]).layers[0].vectors)
+            found.append([gap.relative_error for gap in merge_gap(model, [images]).layers])
+            found.append(hidden_values(model, [images]))
+
+        return peak_bytes(run, torch.device("cpu")) - of_model, matrices(model), *found
+
+    peak, expected, vectors, errors, z = measured(2**30)
+    assert peak > bytes_of_patches
+    little, found, *others = measured(2**16)
+    assert little < bytes_of_patches / 4
+    assert_same(found, expected)
+    assert others[0] == vectors == patches
+    assert others[1] == pytest.approx(errors, rel=1e-5)
+    for key, values in z.items():
+        torch.testing.assert_close(others[2][key], values)
 
 
 @pytest.mark.parametrize("size", ["4 GiB", "4gib", "4096MiB", 2**32, np.int64(2**32), "4294967296"])

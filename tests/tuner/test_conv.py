@@ -59,6 +59,18 @@ def test_the_patches_are_what_the_base_layer_sees(case):
     torch.testing.assert_close(output.reshape(base(x).shape), base(x))
 
 
+@pytest.mark.parametrize("rows", [1, 5, 17, 10_000])
+@pytest.mark.parametrize("case", CASES)
+def test_patches_in_pieces_are_the_same_patches(case, rows):
+    make, shape = CASES[case]
+    layer, x = adapt(make).base_model.model[0], data(shape)
+    pieces, patches = list(layer.input_pieces(x, rows)), layer.input_vectors(x)
+    assert torch.equal(torch.cat(pieces), patches)
+    line = layer.base_layer(x).shape[-layer.dimensions :][1:].numel()
+    assert max(map(len, pieces)) <= max(rows, line)
+    assert len(pieces) == 1 or rows < len(patches)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_dynamic_form_is_eq_4_on_every_patch(case):
     make, shape = CASES[case]

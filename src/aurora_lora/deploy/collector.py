@@ -59,16 +59,17 @@ class Collector:
         if target.name not in self.layers:
             self.layers[target.name] = LayerMoments(target, self._input_of(target, x))
         layer = self.layers[target.name]
-        vectors = self.runner.vectors(target.module, x)
         shared = self._latest = layer.shared
         if layer.leads:
-            shared.vectors += len(vectors)
             shared.see(x)
         elif not shared.is_seen(x):
             raise self._apart(_NOT_SHARED.format(target.name, shared.leader))
-        layer.vectors += len(vectors)
-        if not self.watch_only:
-            layer.add(vectors, self.sliced)
+        for vectors in self.runner.pieces(target.module, x):
+            if layer.leads:
+                shared.vectors += len(vectors)
+            layer.vectors += len(vectors)
+            if not self.watch_only:
+                layer.add(vectors, self.sliced)
 
     def _check_shared(self, layer: LayerMoments) -> None:
         if layer.vectors != layer.shared.vectors:

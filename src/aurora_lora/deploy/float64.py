@@ -35,9 +35,14 @@ def to_float64(values: Tensor) -> Tensor:
     return values.to(float64_device(values.device)).double()
 
 
+def rows_of_piece(width: int) -> int:
+    """How many rows of this width are about `CHUNK_BYTES` in float64."""
+    return max(1, CHUNK_BYTES // (FLOAT64_BYTES * width))
+
+
 def row_pieces(rows: int, width: int) -> Iterator[slice]:
     """The rows of a (rows, width) matrix in pieces of about `CHUNK_BYTES` in float64."""
-    step = max(1, CHUNK_BYTES // (FLOAT64_BYTES * width))
+    step = rows_of_piece(width)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 

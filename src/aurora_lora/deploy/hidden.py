@@ -66,7 +66,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
 
 
 def _keep(runner: Runner, layer: AuroraLayer, name: str, pieces: list[Tensor], x: Tensor) -> None:
-    pieces.append(layer.hidden_values(name, runner.vectors(layer, x)).float().cpu())
+    pieces.extend(layer.hidden_values(name, vectors).float().cpu() for vectors in runner.pieces(layer, x))
 
 
 def sigma_along(layer: AuroraLayer, adapter: str, channel: int, z: Tensor) -> Tensor:

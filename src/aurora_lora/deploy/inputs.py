@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer
 from ..tuner.fields import is_int, require
+from .float64 import rows_of_piece
 from .wrappers import unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
@@ -290,6 +291,13 @@ class Runner:
             if x.dim() == 2 and x.shape[0] == mask.numel():
                 return x[mask.reshape(-1)]
         return _input_vectors(module, x)
+
+    def pieces(self, module: Any, x: Tensor) -> Iterator[Tensor]:
+        """`vectors`, the patches of a convolution a few at a time."""
+        if input_geometry(module):
+            yield from module.input_pieces(x, rows_of_piece(module.d_in))
+        else:
+            yield self.vectors(module, x)
 
     def _mask_name(self, module: nn.Module, x: Tensor) -> str:
         if self.encoder is None or module in self._encoder_modules:

@@ -49,7 +49,8 @@ class FormSums:
         return watched_inputs((entry.layer, partial(self._add, entry)) for entry in self.layers.values())
 
     def _add(self, entry: _LayerSums, x: Tensor) -> None:
-        entry.add(self.runner.vectors(entry.layer, x))
+        for vectors in self.runner.pieces(entry.layer, x):
+            entry.add(vectors)
 
     def result(self) -> tuple[LayerGap, ...]:
         return tuple(gap for (path, name), entry in self.layers.items() for gap in entry.result(path, name))

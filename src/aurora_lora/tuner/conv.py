@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -104,13 +105,27 @@ class _AuroraConv(AuroraLayer):
 
     def input_vectors(self, x: Tensor) -> Tensor:
         """The patches of each group, (N * groups * positions, d_in), padding included as the convolution sees it."""
+        return self._patches(x).reshape(-1, self.d_in)
+
+    def input_pieces(self, x: Tensor, rows: int) -> Iterator[Tensor]:
+        """`input_vectors` a few at a time: `rows` of them, or those along the last axes where these are more.
+
+        Laid out all at once, they are as many times the input as the kernel has places.
+        """
+        patches = self._patches(x)
+        lines = max(1, rows // math.prod(patches.shape[2 : 1 + self.dimensions]))
+        for images in patches.split(max(1, lines // patches.shape[1])):
+            for piece in images.split(lines, dim=1):
+                yield piece.reshape(-1, self.d_in)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(N * groups, *positions, channels of a group, *kernel): a view of the padded input."""
         base: Any = self.get_base_layer()
         x = padded_by_group(base, x)
         for i in range(self.dimensions):  # each appends its window as a last dimension
             reach = base.dilation[i] * (base.kernel_size[i] - 1) + 1
             x = x.unfold(2 + i, reach, base.stride[i])[..., :: base.dilation[i]]
-        x = x.movedim(1, 1 + self.dimensions)  # (N * groups, *positions, channels, *kernel)
-        return x.reshape(-1, self.d_in)
+        return x.movedim(1, 1 + self.dimensions)
 
     @property
     def input_geometry(self) -> tuple[Any, ...]:
