@@ -160,6 +160,45 @@ def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position():
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
 
 
+def test_classes_that_a_model_masks():
+    """Their logits are -inf: neither the form nor the trained model gives them any probability."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(6, 4)
+
+        def forward(self, x):
+            masked = torch.tensor([False, True, False, False])
+            return ModelOutput(logits=self.lin(x).masked_fill(masked, -math.inf))
+
+    torch.manual_seed(0)
+    model = get_peft_model(Masked(), AuroraConfig(target_modules=["lin"], init_weights=False)).eval()
+    x = torch.randn(50, 6)
+    trained, static = merge_gap(model, [x]).end_to_end
+    assert (trained.kl, trained.largest_logit_difference, trained.agreement) == (0, 0, 1)
+    with torch.no_grad(), set_form(model, "dynamic"):
+        theirs = model(x).logits[:, [0, 2, 3]].double()
+    with torch.no_grad(), set_form(model, "static"):
+        mine = model(x).logits[:, [0, 2, 3]].double()
+    kl = nn.functional.kl_div(mine.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")
+    assert static.kl == pytest.approx(float(kl))
+    assert static.largest_logit_difference == pytest.approx(float((mine - theirs).abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("mine", "expected"),
+    [(-math.inf, (math.inf, math.inf)), (math.nan, (math.nan, math.nan)), (1.0, (0, 0))],
+)
+def test_a_class_that_the_form_alone_masks_or_breaks(mine, expected):
+    found = predictions._Predictions(None)
+    reference = torch.tensor([[1.0, 2.0, -math.inf]])
+    logits = torch.tensor([[mine, 2.0, -math.inf]])
+    found.add(logits, reference, None, None, shift=False, kind="classes")
+    entry = found.result("static")
+    assert (entry.kl, entry.largest_logit_difference) == pytest.approx(expected, nan_ok=True)
+
+
 def test_regression_has_no_distribution():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 1))
