@@ -546,6 +546,24 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
             {"tuning": {"budget": 2, "sampler": "tpe", "space": {"training.batch_size": {"low": 1, "high": 10001}}}},
             "training.batch_size: ",
         ),
+        (
+            {"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, 0.001]}}},
+            "tuning.space.training.learning_rate: 0.001 is given twice",
+        ),
+        (
+            {"tuning": {"budget": 2, "space": {"training.learning_rate": [1e-3, 1.0000001e-3]}}},
+            "the runs of 0.001 and 0.0010000001 would have one folder, learning_rate=0.001",
+        ),
+        (
+            {"tuning": {"budget": 2, "space": {"model": ["a/b", "a-b"]}}},
+            "tuning.space.model: the runs of 'a/b' and 'a-b' would have one folder, model=a-b",
+        ),
+        (
+            {"settings": [{**ONE, "why": "x", "space": {"training.learning_rate": [3e-2, 1e-3, 3e-2]}}]},
+            "settings.0.space.training.learning_rate: 0.03 is given twice",
+        ),
+        ({"tuning": {"budget": 1, "space": {"training.epochs": []}}}, "tuning.space.training.epochs: give at least one"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"seeds": []}, "seeds: [] is not allowed: it must be a list of at least 1 item"),
         ({"tuning": {"budget": "four", "space": {}}}, "budget: 'four' is not allowed: it must be a valid integer"),
         ({"tuning": {"budget": 1, "space": {}, "spaces": 1}}, "tuning.spaces: unknown field; did you mean 'space'?"),

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ...errors import UserError, unknown
 from ...field_errors import validated
@@ -63,11 +64,26 @@ Space = dict[str, Range | Annotated[tuple[Value, ...], Field(strict=False)]]
 
 
 def check_space(space: Space) -> Space:
-    """Raise a ValueError for a field without values."""
+    """Raise an error for a field without values, or with two whose runs would be in one folder and count twice."""
     for field, values in space.items():
-        if isinstance(values, tuple) and not values:
-            raise ValueError(f"{field}: give at least one value")
+        if isinstance(values, tuple) and (why := _wrong_values(field, values)):
+            raise PydanticCustomError("below", "{field}: {why}", {"field": field, "why": why})
     return space
+
+
+def _wrong_values(field: str, values: Sequence[Value]) -> str | None:
+    if not values:
+        return "give at least one value"
+    by_folder: dict[str, Value] = {}
+    for value in values:
+        folder = folder_name({field: value})
+        if folder in by_folder:
+            first = by_folder[folder]
+            if (type(first), first) == (type(value), value):
+                return f"{value!r} is given twice"
+            return f"the runs of {first!r} and {value!r} would have one folder, {folder}"
+        by_folder[folder] = value
+    return None
 
 
 class Tuning(Section):
@@ -91,7 +107,7 @@ class Tuning(Section):
 
     @field_validator("space")
     @classmethod
-    def _no_empty_list(cls, space: Space) -> Space:
+    def _distinct_values(cls, space: Space) -> Space:
         return check_space(space)
 
     @model_validator(mode="after")
@@ -125,7 +141,7 @@ class Setting(Section):
 
     @field_validator("space")
     @classmethod
-    def _no_empty_list(cls, space: Space | None) -> Space | None:
+    def _distinct_values(cls, space: Space | None) -> Space | None:
         return space if space is None else check_space(space)
 
     @model_validator(mode="after")
@@ -186,6 +202,13 @@ class Study(Section):
     settings: Annotated[tuple[Setting, ...], Field(min_length=1, strict=False)]
     questions: Annotated[tuple[Question, ...], Field(strict=False)] = ()
 
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise ValueError(f"{twice[0]} is given twice")
+        return seeds
+
     @model_validator(mode="after")
     def _known_settings(self) -> Study:
         names = {setting.name for setting in self.settings}
@@ -223,7 +246,7 @@ class Study(Section):
 
     def run_folder(self, setting: Setting, values: Mapping[str, Any], seed: int) -> Path:
         """Where a run of a setting lies in the folder of the study."""
-        return Path(RUNS) / setting.slug / (point(values).replace("/", "-") or "as-given") / f"seed{seed}"
+        return Path(RUNS) / setting.slug / folder_name(values) / f"seed{seed}"
 
     def recipe(self, setting: Setting, chosen: Mapping[str, Any], seed: int) -> Recipe:
         """The recipe of a run of a setting, with the tuned fields as chosen.
@@ -250,6 +273,11 @@ def point(values: Mapping[str, Any]) -> str:
     return ",".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
     )
+
+
+def folder_name(values: Mapping[str, Any]) -> str:
+    """Tuned values as the name of the folder of their runs."""
+    return point(values).replace("/", "-") or "as-given"
 
 
 def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
