@@ -238,6 +238,7 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
     "no file": ("revews.csv", None, r"task\.data: 'revews.csv' is no file, .*; did you mean 'reviews.csv'\?"),
     "no data set": ("reviews", None, r"task\.data: 'reviews' is no file, no folder and no data set of the hub"),
     "empty": ("x.csv", b"", r"x\.csv is empty"),
+    "blank lines alone": ("x.csv", b"\n\n\n", r"^x\.csv is empty$"),
     "a header alone": ("x.csv", b"text,label\n", r"x\.csv has no rows"),
     "empty lines": ("x.jsonl", b"\n\n", r"x\.jsonl has no rows"),
     "more fields": (

@@ -89,6 +89,18 @@ def test_every_class_stays_in_training() -> None:
         assert {one for n in splits["train"]["n"] for one in classes[n]} == {one for some in classes for one in some}
 
 
+def test_a_training_split_that_is_too_small_for_every_class() -> None:
+    pieces = _pieces(train=[f"text {n}" for n in range(20)])
+    classes = [["a", "b", "c"][n % 3 : n % 3 + 1] for n in range(20)]
+    assert len(_split(pieces, SplitSizes(3, None, None), strata=classes)["train"]) == 3
+    with pytest.raises(UserError) as error:
+        _split(pieces, SplitSizes(2, None, None), strata=classes)
+    assert str(error.value) == "task.train_size: 2 is not allowed: there are 3 classes, and each needs an example"
+    several = [["a", "b"]] * 19 + [[]]  # one row may be an example of several classes
+    assert len(_split(pieces, SplitSizes(1, None, None), strata=several)["train"]) == 1
+    assert len(_split(pieces, SplitSizes(1, None, None))["train"]) == 1
+
+
 def _counted(splits: Splits, rows: int) -> None:
     record = splits.record
     assert record["rows"] == rows

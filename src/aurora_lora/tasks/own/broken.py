@@ -39,8 +39,8 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
     Nothing is guessed from what the first rows look like: `007`, `NA` and `1e3` stay what they are.
 
     Raises:
-        UserError: a row with more or fewer fields than the header, a quotation mark that swallows others, a header
-            that names a column twice, another separator, or text in another encoding.
+        UserError: no header, a row with more or fewer fields, a quotation mark that swallows others, a header that
+            names a column twice, another separator, or text in another encoding.
     """
     with extra("train"):
         from datasets import Features, Value
@@ -53,6 +53,8 @@ def csv_options(path: Path, encoding: str | None) -> dict[str, Any]:
             raise UserError(not_text(path, encoding)) from error
         except (csv.Error, EOFError) as error:
             raise UserError(f"{path}: {error}") from error
+    if not header:
+        raise UserError(f"{path} is empty")
     return {
         "sep": separator,
         "column_names": header,
