@@ -4,7 +4,7 @@ Everything here derives from `AuroraError`. Bad values in an `AuroraConfig` rais
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 DIVERGED = "training diverged"
 """How the message of a `UserError` begins where a loss or the scores are no longer numbers."""
@@ -70,6 +70,11 @@ def check_count(name: str, value: int | None) -> None:
 def one_line(error: BaseException) -> str:
     """What an error says, without its line breaks."""
     return " ".join(str(error).split())
+
+
+def abridged(parts: Sequence[str], most: int = 8) -> str:
+    """`a, b and 3 more`: the first of many, and how many more there are."""
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most:,} more" if len(parts) > most else "")
 
 
 def unknown(what: str, known: Iterable[str], given: str) -> str:

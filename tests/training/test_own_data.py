@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.training import load_run
+from aurora_lora.training.data import notes
 from aurora_lora.training.kinds import base
 from aurora_lora.training.merge_and_predict import predict
 
@@ -122,14 +123,25 @@ def test_the_export_has_all_that_a_stranger_needs(here: Path) -> None:
         assert float(row.max()) == pytest.approx(answer["probability"], abs=1e-5)
 
 
+def test_of_many_labels_the_first_are_said() -> None:
+    record = {"examples": {"train": 3}, "repeated": 0, "unused": 0}
+    classes = {f"label {n}": n for n in range(10)}
+    _, line = notes({**record, "classes": classes})
+    first = ", ".join(f"'label {n}' {n}" for n in range(8))
+    assert line == f"10 labels: {first} and 2 more"
+    _, line = notes({**record, "classes": {"x" * 99: 1000, "y": 2}})
+    assert line == f"2 labels: '{'x' * 37}...' 1,000, 'y' 2"
+
+
 def test_texts_that_are_cut_and_duplicates_are_said(here: Path) -> None:
     with Path("reviews.csv").open("a") as file:
         file.write(f"{'the ' * 40},positive\n" + Path("reviews.csv").read_text().splitlines()[1] + "\n")
     done = train("classification", "run", "task.max_length=16")
     lines = done.stderr.splitlines()
     assert lines[0] == "aurora: examples: 40 train, 6 validation, 6 test"
-    assert lines[1] == "aurora: duplicates: 1; the same example is never in two splits"
-    assert any(line.startswith("aurora: 1 of ") and "longer than 16 tokens" in line for line in lines[2:4])
+    assert lines[1] == "aurora: 2 labels: 'negative' 25, 'positive' 27"
+    assert lines[2] == "aurora: duplicates: 1; the same example is never in two splits"
+    assert any(line.startswith("aurora: 1 of ") and "longer than 16 tokens" in line for line in lines[3:5])
     cut = json.loads(Path("run/data.json").read_text())["cut"]
     assert sum(count for count, _ in cut["texts"].values()) == 1
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from aurora_lora.errors import abridged
+
 from .common import Json, make_models, print_json, progress_bars, stderr, stdout
 from .deploy import write_measured
 
@@ -67,8 +69,7 @@ def rank(
         )
     if without := record["without_gradient"]:
         layers = f"{len(without)} layers" if len(without) > 1 else "1 layer"
-        more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
-        note = f"{layers} got no gradient, and so no rank: {', '.join(without[:NAMED])}{more}"
+        note = f"{layers} got no gradient, and so no rank: {abridged(without, NAMED)}"
         stderr().print(note, markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, abridged
 from ..tasks import SplitSizes, Task
 from ..tasks.own.split import Splits
 from .batches import in_batches
@@ -239,6 +239,10 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         return []
     sizes = ", ".join(f"{count:,} {name}" for name, count in record["examples"].items())
     lines = [f"examples: {sizes}"]
+    if classes := record.get("classes"):
+        short = {name: name if len(name) <= 40 else f"{name[:37]}..." for name in classes}
+        counts = abridged([f"{short[name]!r} {count:,}" for name, count in classes.items()])
+        lines.append(f"{len(classes):,} labels: {counts}")
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
         lines.append(f"duplicates: {record['repeated']:,}; the same example is never in two splits{out}")

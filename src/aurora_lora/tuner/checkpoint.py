@@ -6,7 +6,7 @@ from collections.abc import Set
 
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, abridged
 from .adapters import aurora_layers
 from .calibration import BUFFERS
 from .config import AS_GIVEN, AuroraConfig
@@ -117,8 +117,7 @@ def _is_of_layer(key: str) -> bool:
 def _check(adapter_name: str, present: Set[str], expected: Set[str]) -> None:
     for problem, keys in (("lacks", sorted(expected - present)), ("has unknown", sorted(present - expected))):
         if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise CheckpointError(
-                f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {', '.join(keys[:3])}{more}. "
+                f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {abridged(keys, 3)}. "
                 "Was it saved with other settings (target_modules, fixed_activation, spline)?"
             )

@@ -562,7 +562,7 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(write: Callable[..., P
             {"settings": [{**ONE, "why": "x", "space": {"training.learning_rate": [3e-2, 1e-3, 3e-2]}}]},
             "settings.0.space.training.learning_rate: 0.03 is given twice",
         ),
-        ({"tuning": {"budget": 1, "space": {"training.epochs": []}}}, "tuning.space.training.epochs: give at least one"),
+        ({"tuning": {"budget": 1, "space": {"training.epochs": []}}}, "space.training.epochs: give at least one value"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"seeds": []}, "seeds: [] is not allowed: it must be a list of at least 1 item"),
         ({"tuning": {"budget": "four", "space": {}}}, "budget: 'four' is not allowed: it must be a valid integer"),

@@ -63,11 +63,21 @@ def test_classes(labels: list[Any], names: list[str]) -> None:
             assert names[row["label"]] == str(labels[n % len(labels)]).strip().removesuffix(".0")
 
 
+def test_how_many_rows_have_each_class() -> None:
+    rows = _rows(["good", "bad", "bad", "godo", "godo"] * 4)
+    splits = _load("classification", rows, test_data=[{"text": "another", "label": "good"}])
+    assert splits.record["classes"] == {"bad": 8, "godo": 8, "good": 5}
+    assert list(splits.record["classes"]) == splits["train"].features["label"].names
+    assert _load("multi-label", _rows([["a", "b"], [], ["b"]] * 5)).record["classes"] == {"a": 5, "b": 10}
+    assert "classes" not in _load("regression", _rows([1, 2, 3] * 5)).record
+
+
 def test_classes_that_the_data_declares_keep_their_order() -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["zero", "one ", "never"])})
     Dataset.from_list(_rows([0, 1] * 10), features=features).to_parquet("rows.parquet")
     splits = _load("classification", "rows.parquet")
     assert splits["train"].features["label"].names == ["zero", "one", "never"]
+    assert splits.record["classes"] == {"zero": 10, "one": 10, "never": 0}
     assert all(row["label"] == int(row["text"].split()[1]) % 2 for row in splits["train"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...errors import abridged
 from ...text_table import TextTable
 from ..experiments.estimate import unfit
 from ..experiments.suite import Suite
@@ -31,7 +32,7 @@ def plan_lines(rows: Rows) -> Iterator[str]:
         yield f"Of that time {shares}."
     if too_large := unfit(rows):
         names = list(dict.fromkeys(row["recipe"] for row in too_large))
-        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        some = abridged(names, 3)
         yield (
             f"{len(too_large)} of them do NOT fit in the {rows[0]['machine_memory_gb']:.0f} GB of one "
             f"{rows[0]['machine']}: {some}. Smaller training.batch_size with more gradient_accumulation_steps, "

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, abridged
 from .. import vision
 from .source import Piece, Pieces
 from .split import BadRow
@@ -192,8 +192,8 @@ def declared(piece: Piece, column: str) -> list[str] | None:
     return [name.strip() for name in vision.class_names(piece.data, column)] or None
 
 
-def class_names(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: list[str] | None = None) -> list[str]:
-    """The names of the classes, in label order.
+def classes(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: list[str] | None = None) -> dict[str, int]:
+    """The classes, in label order, each with the number of rows of all pieces that have it.
 
     Args:
         pieces: the data.
@@ -212,10 +212,11 @@ def class_names(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known:
             if unseen := [one for one in some if one not in counts]:
                 raise UserError(
                     f"{piece.name}, row {row}: the label '{unseen[0]}' is in no row of {train} (its labels: "
-                    f"{_shown(names)})"
+                    f"{abridged(list(map(repr, names)))})"
                 )
     if len(counts) < 2:
-        raise UserError(f"{train} has one label only, {_shown(list(counts)) or 'none'}: there is nothing to tell apart")
+        only = "".join(map(repr, counts)) or "none"
+        raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
     single = [one for one, count in counts.items() if count == 1]
     if single and len(pieces) == 1:
         numbers = all(re.fullmatch(r"-?[\d.]+", one) for one in counts)
@@ -226,11 +227,8 @@ def class_names(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known:
             f"{train}, row {row}: the label '{single[0]}' has one example{more}, and training and testing need one "
             f"each{hint or ': add examples, or leave it out'}"
         )
-    return names
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
+    every = Counter(one for found in labels.values() for some in found for one in some)
+    return {name: every[name] for name in names}
 
 
 # ---------------------------------------------------------------- options

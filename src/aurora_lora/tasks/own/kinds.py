@@ -116,12 +116,17 @@ def _array(labels: list[Any]) -> Any:
     return labels if labels and isinstance(labels[0], list) else np.asarray(labels)
 
 
-def _classes(pieces: Pieces, label: str) -> tuple[list[str], cells.Values]:
-    """The names of the classes, and the place in them of each row's."""
+def _classes(pieces: Pieces, label: str) -> tuple[dict[str, int], cells.Values]:
+    """The classes, as `cells.classes`, and the place in them of each row's."""
     found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
-    names = cells.class_names(pieces, found, cells.declared(pieces["train"], label))
-    places = {name: place for place, name in enumerate(names)}
-    return names, {name: [places[one] for (one,) in some] for name, some in found.items()}
+    classes = cells.classes(pieces, found, cells.declared(pieces["train"], label))
+    places = {name: place for place, name in enumerate(classes)}
+    return classes, {name: [places[one] for (one,) in some] for name, some in found.items()}
+
+
+def _of_classes(classes: dict[str, int], splits: Splits) -> Splits:
+    splits.record["classes"] = classes
+    return splits
 
 
 def _one_each(labels: cells.Values) -> list[tuple[Any]]:
@@ -134,8 +139,9 @@ def _classification(data: OwnData, columns: Columns, sizes: SplitSizes, split_se
         from datasets import ClassLabel
     pieces = _open(data, columns)
     (label,) = columns["label"]
-    names, labels = _classes(pieces, label)
-    return _split_texts(pieces, columns, labels, ClassLabel(names=names), sizes, split_seed, _one_each(labels))
+    classes, labels = _classes(pieces, label)
+    feature = ClassLabel(names=list(classes))
+    return _of_classes(classes, _split_texts(pieces, columns, labels, feature, sizes, split_seed, _one_each(labels)))
 
 
 def _regression(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
@@ -162,10 +168,11 @@ def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed:
     convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
     found = cells.read(pieces, given, convert)
     known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
-    names = cells.class_names(pieces, found, known)
-    places = {name: place for place, name in enumerate(names)}
+    classes = cells.classes(pieces, found, known)
+    places = {name: place for place, name in enumerate(classes)}
     labels = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
-    return _split_texts(pieces, columns, labels, List(ClassLabel(names=names)), sizes, split_seed, labels["train"])
+    feature = List(ClassLabel(names=list(classes)))
+    return _of_classes(classes, _split_texts(pieces, columns, labels, feature, sizes, split_seed, labels["train"]))
 
 
 def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> Splits:
@@ -219,19 +226,21 @@ def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int)
                 "own: there is nothing to tell apart"
             )
     _with_columns(pieces, columns)
-    names, labels = _classes(pieces, label)
+    classes, labels = _classes(pieces, label)
+    feature = ClassLabel(names=list(classes))
 
     def prepared(name: str, piece: Piece) -> Piece:
         pixels = piece.data.select_columns([image]).rename_columns({image: "image"}).cast_column("image", Image())
-        return replace(
-            piece, data=with_rows(pixels.add_column("label", _array(labels[name]), feature=ClassLabel(names=names)))
-        )
+        return replace(piece, data=with_rows(pixels.add_column("label", _array(labels[name]), feature=feature)))
 
     def key(row: Row) -> str:
         return hashlib.sha256(image_file(row["image"], image)).hexdigest()
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    return split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=_one_each(labels))
+    strata = _one_each(labels)
+    return _of_classes(
+        classes, split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=strata)
+    )
 
 
 _TEXT = {"text": ("text",), "label": ("label",)}
