@@ -360,10 +360,24 @@ def test_what_is_written_is_json_and_never_the_file_that_is_read(here: Path) -> 
     assert done.exit_code == 2
     assert "--output: " in done.stderr
     assert "is the file that is read" in done.stderr
-    done = aurora("predict", "run", "asked.parquet", "--output", "reviews.csv")
-    message = "reviews.csv is there already: choose another file, or --overwrite replaces it\n"
+    Path("there.jsonl").write_text("kept")
+    done = aurora("predict", "run", "asked.parquet", "--output", "there.jsonl")
+    message = "there.jsonl is there already: choose another file, or --overwrite replaces it\n"
     assert (done.exit_code, done.stderr) == (2, message)
+    assert Path("there.jsonl").read_text() == "kept"
     assert Path("reviews.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "new/answers.PARQUET", "answers.json"])
+def test_answers_are_not_written_under_the_name_of_another_format(name: str, here: Path) -> None:
+    """Before a model is loaded: there is none."""
+    done = aurora("predict", "run", "reviews.csv", "--output", name, "--overwrite")
+    lines = f"{name.rpartition('.')[0]}.jsonl"
+    message = f"--output: {name}: answers are written as lines of JSON: name it {lines}\n"
+    assert (done.exit_code, done.stderr) == (2, message)
+    for other in ("answers.ndjson", "answers.txt", "answers", "/dev/stdout"):
+        done = aurora("predict", "run", "reviews.csv", "--output", other, "--overwrite")
+        assert done.stderr.startswith("run is neither the folder of a run")
 
 
 def test_no_column_is_written_over_and_a_folder_is_no_file_to_write(here: Path) -> None:

@@ -252,17 +252,18 @@ def predict(
     """
     from aurora_lora.errors import UserError
     from aurora_lora.training.merge_and_predict import load_predictor
+    from aurora_lora.training.predict_file import check_output, predict_file
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")
     if output is None and (columns or encoding is not None or overwrite):
         raise UserError("--column, --encoding and --overwrite go with FILE --output OUT.jsonl")
+    if output is not None:
+        check_output(texts[0], output, overwrite)
     progress_bars()
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form)
     if output is not None:
-        from aurora_lora.training.predict_file import predict_file
-
         with stderr().status("answering") as status:
             done = predict_file(
                 predictor,

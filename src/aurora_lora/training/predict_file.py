@@ -14,10 +14,14 @@ from typing import Any, TextIO
 
 from .. import files
 from ..errors import ArgumentError, UserError
+from ..tasks.own.files import FORMATS
 from ..tasks.own.source import as_files, open_file
 from ..tasks.own.split import BadRow
 from .merge_and_predict import Predictor
 from .storage import hold
+
+LINES = (".jsonl", ".ndjson")
+"""What a file with a line of JSON for each row may be called, of the suffixes that tell a format."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,20 @@ class Written:
     """Rows that were answered before the command was interrupted."""
     cut: int
     cut_at: int | None
+
+
+def check_output(file: str, output: Path, overwrite: bool = False) -> None:
+    """Raise an ArgumentError where the answers to the rows of a file cannot be written to `output`."""
+    if Path(file).exists() and Path(file).resolve() == output.resolve():
+        raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
+    if output.is_dir():
+        raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
+    if output.suffix.lower() in FORMATS.keys() - set(LINES):
+        raise ArgumentError(
+            f"`output`: {output}: answers are written as lines of JSON: name it {output.with_suffix(LINES[0])}"
+        )
+    if output.exists() and not overwrite:
+        raise ArgumentError(f"{output} is there already: choose another file, or `overwrite` replaces it")
 
 
 def predict_file(
@@ -52,7 +70,7 @@ def predict_file(
     Args:
         predictor: what answers.
         file: .csv, .tsv, .json, .jsonl or .parquet; a data set of the hub.
-        output: .jsonl, which has its place when the last row is answered.
+        output: .jsonl, which has its place when the last row is answered; see `check_output`.
         columns: the columns with the texts or images, or with the question and then the options, where they are not
             those that the run was trained on.
         encoding: of a text file; None is that of the data that the run was trained on.
@@ -61,14 +79,9 @@ def predict_file(
         step: called with the rows that are answered and all of them.
 
     Raises:
-        UserError: the file cannot be read, or a row cannot be answered: none is, then; or `output` is there.
+        UserError: the file cannot be read, or a row cannot be answered: none is, then; or `output` cannot be written.
     """
-    if Path(file).exists() and Path(file).resolve() == output.resolve():
-        raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
-    if output.is_dir():
-        raise ArgumentError(f"`output`: {output} is a folder: name a file, such as {output / 'answers.jsonl'}")
-    if output.exists() and not overwrite:
-        raise ArgumentError(f"{output} is there already: choose another file, or `overwrite` replaces it")
+    check_output(file, output, overwrite)
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
     piece = open_file(file, encoding or predictor.encoding)
