@@ -275,6 +275,14 @@ def test_export(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     assert aurora("export", folder, "-o", output, "--overwrite", "--form", "static", "--json").exit_code == 0
 
 
+def test_a_dtype_of_an_export_is_checked_before_the_model_is_loaded(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gap_and_export, "load_trained_model", lambda run: pytest.fail("it is loaded"))
+    with pytest.raises(ArgumentError, match=r"^`dtype`: 'bf16' is not allowed: it must be one of float32, bfloat16"):
+        gap_and_export.export(load_run(finished[0]), None, tmp_path / "lora", dtype="bf16")
+
+
 def test_export_over_the_lora_of_the_run(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     """Its card, which the training wrote, tells of the new form; what others have added there stops it."""
     folder = shutil.copytree(finished[0], tmp_path / "run")
@@ -362,7 +370,10 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["sigma", "RUN/reference"], "is a run of linear-probe: only AuroRA runs have forms to compare"),
         (["report", "RUN", "--figures", "figures", "--only", "updates"], "trained with training.save_updates=true"),
         (["report", "RUN", "--figures", "figures", "--only", "sigma"], "which `aurora sigma DIR` writes"),
-        (["export", "RUN", "-o", "lora", "--dtype", "int8"], "dtype='int8' is not allowed"),
+        (
+            ["export", "RUN", "-o", "lora", "--dtype", "bf16"],
+            "--dtype: 'bf16' is not allowed: it must be one of float32, bfloat16, float16\n",
+        ),
         (["export", "RUN", "-o", "lora", "--form", "dynamic"], "(allowed: 'static', 'calibrated')"),
         (["export", "RUN", "-o", "RUN/adapter", "--overwrite", "--form", "merged"], "--form merged is not one of"),
         (["report", "none"], "none holds no result.json"),

@@ -65,19 +65,21 @@ def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path
     def generate(form: str) -> dict[str, Any]:
         return order("generate", folder, *prompts, "--output", str(tmp_path / form), "--form", form)
 
-    def export(form: str) -> dict[str, Any]:
-        return order("export", folder, "--output", str(tmp_path / f"lora-{form}"), "--form", form, "--overwrite")
+    def export(form: str, *more: str) -> dict[str, Any]:
+        written = str(tmp_path / f"lora-{form}")
+        return order("export", folder, "--output", written, "--form", form, "--overwrite", *more)
 
     shutil.copytree(runs["aurora"] / "lora", tmp_path / "lora-static")  # replaced, and its card with it
     orders = (generate("calibrated"), generate("dynamic"), export("static"), export("calibrated"), export("dynamic"))
-    answers = aurora(*orders)
-    assert [answer["status"] for answer in answers] == [0, 0, 0, 0, 2], [answer["stderr"] for answer in answers]
+    answers = aurora(*orders, export("static", "--dtype", "bf16"))
+    assert [answer["status"] for answer in answers] == [0, 0, 0, 0, 2, 2], [answer["stderr"] for answer in answers]
     for form in ("calibrated", "dynamic"):
         for name in ("00-0.png", "01-0.png"):
             ours = pixels(tmp_path / form / name)
             np.testing.assert_array_equal(ours, pixels(runs["aurora"] / "images" / f"form-{form}" / name))
     assert (tmp_path / "dynamic" / "grid.png").exists()
     assert "the dynamic form is no linear map" in answers[4]["stderr"]
+    assert "--dtype: 'bf16' is not allowed: it must be one of float32, bfloat16, float16\n" in answers[5]["stderr"]
     assert "computes exactly the static form" in (tmp_path / "lora-static" / "README.md").read_text()
     assert not (tmp_path / "lora-calibrated" / "README.md").exists()
     static, calibrated, own = (

@@ -17,7 +17,7 @@ from ..methods.base import load_finite
 from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
 from ..training.finished_run import FinishedRun, read_finished
-from ..training.gap_and_export import check_output
+from ..training.gap_and_export import check_dtype, check_output
 from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
 from .card import write_lora_card
@@ -61,6 +61,7 @@ def export_subject(
         FormError: the run has no such form, or it cannot be exported.
     """
     method, form = run.recipe.method, form or run.deployed_form
+    check_dtype(dtype)
     run.check_form(form)
     if (why := no_lora(method, form)) is not None:
         raise UserError(f"{run.folder} cannot be exported: {why}")
@@ -81,7 +82,7 @@ def export_subject(
     except FormError:
         raise
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error).rstrip(".")) from error
     return output, form
 
 

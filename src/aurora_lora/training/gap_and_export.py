@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..deploy.export_file import check_replaceable
+from ..deploy.export_file import DTYPES, check_replaceable
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..files import new_folder, settle
 from ..forms import CALIBRATED
@@ -86,6 +86,7 @@ def export(
         FormError: the run has no such form, or it cannot be exported.
     """
     need_aurora(run)
+    check_dtype(dtype)
     form = form or run.deployed_form
     run.check_mergeable(form)
     carded = check_output(output, overwrite)
@@ -100,7 +101,7 @@ def export(
     except FormError:
         raise
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error).rstrip(".")) from error
     return output, form
 
 
@@ -108,6 +109,12 @@ def need_aurora(run: TrainedRun) -> None:
     """Raise a UserError for the run of another method."""
     if not isinstance(run.recipe.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise an ArgumentError for one that no export is written in."""
+    if dtype not in DTYPES:
+        raise ArgumentError(f"`dtype`: {dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}")
 
 
 def check_output(output: Path, overwrite: bool) -> bool:
