@@ -8,6 +8,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, yaml_text
+from aurora_lora.training.reading import set_field
 
 WriteRecipe = Callable[..., Path]
 
@@ -155,6 +156,10 @@ def test_mistakes(write_recipe: WriteRecipe, override: str, message: str) -> Non
         ("training.epochs", "'training.epochs' is not of the form key=value"),
         ("=1", "'=1' is not of the form key=value"),
         ("seed.a=1", "'seed.a': seed is 3, which has no fields"),
+        (
+            "method.target_modules.0=key",
+            "'method.target_modules.0': target_modules is a list, of which key=value cannot change a part: edit the",
+        ),
         ("seed=[1", "'seed=[1', line 1: "),
         ("seed={{ seed }}", "'seed={{ seed }}', line 1: {'seed': None} is no name of a field"),
         ("seed=!!int abc", "'seed=!!int abc', line 1: 'abc' is no int"),
@@ -165,6 +170,12 @@ def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: s
         load_recipe(write_recipe(seed=3), [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_value_is_not_printed_whole() -> None:
+    with pytest.raises(UserError) as caught:
+        set_field({"name": "x" * 99}, "name.a", 1)
+    assert str(caught.value) == f"'name.a': name is '{'x' * 39}, which has no fields"
 
 
 def test_yaml_is_read_by_its_version_1_2(write_recipe: WriteRecipe) -> None:

@@ -97,7 +97,9 @@ def set_field(data: dict[str, Any], key: str, value: Any) -> None:
             below = here[name] = {}
         elif isinstance(below, str) and name in ("method", "model", "task"):
             below = here[name] = {"name": below}
+        if isinstance(below, list):
+            raise UserError(f"'{key}': {name} is a list, of which key=value cannot change a part: edit the file")
         if not isinstance(below, dict):
-            raise UserError(f"'{key}': {name} is {below!r}, which has no fields")
+            raise UserError(f"'{key}': {name} is {below!r:.40}, which has no fields")
         here = below
     here[last] = value
