@@ -10,7 +10,7 @@ import errno
 import json
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -232,17 +232,33 @@ def check_same_recipe(values: Any, recipe: RunRecipe, source: Path | str, holds:
     """
     # validated, so that a field which a later version adds counts as its default
     stored = validate_as(type(recipe), values, str(source))
-    there, here = flatten(stored.resolved()), flatten(recipe.resolved())
-    missing = "not given"
-    differing = [
-        f"{field} (there {there.get(field, missing)!r}, here {here.get(field, missing)!r})"
-        for field in sorted({*there, *here})
-        if there.get(field, missing) != here.get(field, missing) and field not in CHANGE_NOTHING
-    ]
-    if differing:
+    there, here = (
+        {field: value for field, value in flatten(one.resolved()).items() if field not in CHANGE_NOTHING}
+        for one in (stored, recipe)
+    )
+    if differing := differences(there, here):
         raise UserError(
             f"{holds} the run of another recipe; they differ in {', '.join(differing)}: choose another output folder"
         )
+
+
+def differences(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    names: tuple[str, str] = ("there", "here"),
+    missing: Any = "not given",
+) -> list[str]:
+    """`seed (there 0, here 1)` for each field that has another value here.
+
+    Args:
+        there: values by their dotted names.
+        here: the others.
+        names: of the two.
+        missing: what counts as the value of a field that one of them does not have.
+    """
+    pairs = ((field, there.get(field, missing), here.get(field, missing)) for field in sorted({*there, *here}))
+    return [f"{field} ({names[0]} {old!r}, {names[1]} {new!r})" for field, old, new in pairs if old != new]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

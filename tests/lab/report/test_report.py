@@ -175,10 +175,17 @@ def test_gap_figure_of_several_seeds() -> None:
 
 def test_results_that_do_not_go_together_are_refused(folder: Path) -> None:
     other = result(5e-3, 2, 0.7)
-    other["recipe"]["model"] = "another"
+    other["recipe"] |= {"model": "another", "task": {"name": "t"}}
     (folder / "other.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="differ in more than learning rate and seed"):
+    with pytest.raises(UserError) as error:
         forms_table(load_results([folder]))
+    assert str(error.value) == (
+        "the runs differ in more than learning rate and seed, in model (one 'not given', another 'another'), task.name "
+        "(one 'not given', another 't'): report those of one setting at a time; `html` FILE.html shows any runs"
+    )
+    other["recipe"] |= {f"field{n}": n for n in range(4)}
+    with pytest.raises(UserError, match=r"field3 \(one 'not given', another 3\) and 2 more: report"):
+        forms_table([*load_results([folder / "0.01-0"]), other])
     rating = result(5e-3, 0, 0.7)
     rating["metric"]["by_form"] = {"dynamic": {"pearson": 0.5, "mse": 1.0}}
     with pytest.raises(UserError, match="forms dynamic, static"):

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import UserError
 from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result
-from ...training.storage import flatten
+from ...training.storage import differences, flatten
 from .study import Study
 
 
@@ -31,10 +31,9 @@ def check_same_setting(there: Mapping[str, Any] | None, here: Mapping[str, Any],
     choose = f"choose another output folder, or delete {journal}; finished runs are taken as they are"
     if any(value != here[field] for field, value in there.items() if field != "base"):
         raise UserError(f"{journal.parent} holds a study whose setting '{name}' was another ({there}): {choose}")
-    old, new = there.get("base", here["base"]), here["base"]
-    if differing := [field for field in sorted({*old, *new}) if old.get(field) != new.get(field)]:
-        shown = (f"{field} (there {old.get(field)!r}, here {new.get(field)!r})" for field in differing)
-        raise UserError(f"{journal.parent} holds a study of another base; they differ in {', '.join(shown)}: {choose}")
+    if differing := differences(there.get("base", here["base"]), here["base"], missing=None):
+        shown = ", ".join(differing)
+        raise UserError(f"{journal.parent} holds a study of another base; they differ in {shown}: {choose}")
 
 
 class SameData:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -10,13 +9,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ...errors import ArgumentError, UserError, abridged
 from ...files import NOT_FINITE, write_text
 from ...forms import REFERENCE_FORM, form_named
 from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
 from ...training.results import check_result, parse_json
-from ...training.storage import RESULT
+from ...training.storage import RESULT, differences, flatten
 from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
 
@@ -88,10 +87,15 @@ def by_learning_rate(results: Sequence[Result]) -> dict[float, list[Result]]:
     """
     groups: dict[float, list[Result]] = {}
     chosen = [result for result in results if result["method"] == "aurora"]
-    if len({json.dumps(setting(r["recipe"], "learning_rate"), sort_keys=True) for r in chosen}) > 1:
-        raise UserError("the runs differ in more than learning rate and seed: report those of one setting at a time")
     if not chosen:
-        raise UserError("there is no result of a run of aurora")
+        raise ArgumentError("there is no result of a run of aurora: `html` FILE.html shows any runs")
+    first, *others = (flatten(setting(result["recipe"], "learning_rate")) for result in chosen)
+    for other in others:
+        if differing := differences(first, other, names=("one", "another")):
+            raise ArgumentError(
+                f"the runs differ in more than learning rate and seed, in {abridged(differing, 4)}: report those of "
+                "one setting at a time; `html` FILE.html shows any runs"
+            )
     for result in chosen:
         groups.setdefault(float(result["recipe"]["training"]["learning_rate"]), []).append(result)
     return dict(sorted(groups.items()))
