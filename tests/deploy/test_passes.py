@@ -106,6 +106,24 @@ def test_what_is_too_much_to_hold_is_read_again(monkeypatch: pytest.MonkeyPatch,
     assert batches.times == times
 
 
+def test_of_several_processes_each_reads_its_loader_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate's loaders speak with their peers when they begin: one that holds its batches would not answer."""
+    monkeypatch.setattr(passes, "several_processes", lambda: True)
+    begun = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[Tensor]:
+            begun.append(self)
+            return iter([torch.ones(2)])
+
+    for batches, times in ((Loader(), 2), (iter([torch.ones(2)]), 0)):
+        begun.clear()
+        data = passes.Passes(batches)
+        data.hold()
+        assert [len(list(data.one_pass())) for _ in range(2)] == [1, 1]
+        assert len(begun) == times
+
+
 @pytest.mark.parametrize(
     ("wrap", "times"),
     [

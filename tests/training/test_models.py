@@ -10,14 +10,26 @@ import pytest
 import tiny
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    TrainerCallback,
+)
 
 from aurora_lora.errors import UserError
+from aurora_lora.methods.parameters import head_modules, left_random
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.merge_and_predict import merge
-from aurora_lora.training.models import check_positions, load_tokenizer
+from aurora_lora.training.models import _pretrained, check_positions, load_classifier, load_tokenizer
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -109,8 +121,14 @@ def no_pooler(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "method",
-    [{"name": "aurora"}, {"name": "lora", "target_modules": "all-linear"}, {"name": "loran"}, {"name": "bitfit"}],
-    ids=lambda method: method["name"],
+    [
+        {"name": "aurora"},
+        {"name": "lora", "target_modules": "all-linear"},
+        {"name": "lora", "modules_to_save": ["pooler"]},
+        {"name": "loran"},
+        {"name": "bitfit"},
+    ],
+    ids=str,
 )
 def test_a_pooler_without_weights_is_trained_and_saved_as_the_head_is(
     write_recipe: Callable[..., Path], no_pooler: Path, tmp_path: Path, method: dict[str, Any]
@@ -181,3 +199,35 @@ def test_what_starts_with_one_value_may_be_missing(
     save_file(lacking, base / "model.safetensors", metadata={"format": "pt"})
     recipe = load_recipe(write_recipe(model=str(base)), ["training.epochs=1"])
     assert train(recipe, tmp_path / "run").result["params"]["head"] == 2 * 16 + 2
+
+
+def test_an_adapter_of_pefts_own_may_hold_the_pooler(no_pooler: Path, tmp_path: Path) -> None:
+    base = load_classifier(str(no_pooler), 2)
+    heads = ["pooler", "classifier"]
+    get_peft_model(base, LoraConfig(task_type="SEQ_CLS", modules_to_save=heads)).save_pretrained(tmp_path / "adapter")
+    for held, left in ((tmp_path / "adapter", []), (None, ["bert.pooler.dense"])):
+        other = load_classifier(str(no_pooler), 2)
+        config = LoraConfig(task_type="SEQ_CLS", modules_to_save=["classifier"])
+        model = get_peft_model(other, config) if held is None else PeftModel.from_pretrained(other, held)
+        assert left_random(model) == left
+
+
+def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None:
+    """CLIP's classifier stands beside `vision_model`."""
+    text = {
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    vision = {**text, "image_size": 16, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path)
+    model = _pretrained(AutoModelForImageClassification, str(tmp_path), config)
+    assert head_modules(model) == ["classifier"]
+
+
+def test_a_body_alone_needs_no_pooler(no_pooler: Path) -> None:
+    model = _pretrained(AutoModel, str(no_pooler), AutoConfig.from_pretrained(no_pooler))
+    assert head_modules(model) == []

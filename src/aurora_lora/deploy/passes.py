@@ -113,9 +113,11 @@ class Passes:
     def hold(self) -> None:
         """Before the first of several passes: keep a copy of each batch as it comes, up to `HELD_BYTES`.
 
-        Of an iterator, which can be read only once, all are kept; those of a list are there anyway.
+        Of an iterator, which can be read only once, all are kept; those of a list are there anyway. With several
+        processes no others are: a loader may speak with those of its peers when it begins anew, and all must do so.
         """
-        if self._held is None and self._room >= 0 and not isinstance(self.batches, (list, tuple)):
+        fits = self._room == math.inf if several_processes() else self._room >= 0
+        if self._held is None and fits and not isinstance(self.batches, (list, tuple)):
             self._held = []
 
     def one_pass(self) -> Iterator[Batch]:

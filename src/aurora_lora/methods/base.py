@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from .. import files
 from ..errors import CheckpointError, FormError, UserError, one_line, unknown
 from ..forms import MERGED
+from ..tuner.naming import trained_whole
 from .parameters import head_modules, keep_in_float32, left_random
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ class PeftMethod(Method):
 
     def _modules_to_save(self, model: nn.Module) -> list[str]:
         """The modules that PEFT copies and trains whole, in float32 before it copies them."""
-        names = sorted({*(self.options.get("modules_to_save") or ()), *head_modules(model)})
+        given = self.options.get("modules_to_save") or ()
+        names = sorted({*given, *(head for head in head_modules(model) if not trained_whole(head, given))})
         for path, module in model.named_modules():
             if any(f".{path}".endswith(f".{name}") for name in names):
                 keep_in_float32(module.parameters())

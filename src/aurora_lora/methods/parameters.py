@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _RANDOM = "_aurora_random_modules"
 
 
 def mark_random(model: nn.Module, paths: Iterable[str]) -> None:
-    """Count modules of the body, by their paths, to the head: the checkpoint has no weights for them."""
+    """Count modules, by their paths, to the head: the checkpoint has no weights for them."""
     setattr(model, _RANDOM, tuple(paths))
 
 
@@ -41,19 +42,25 @@ def marked_random(model: nn.Module) -> tuple[str, ...]:
 def left_random(model: nn.Module) -> list[str]:
     """Those of a PEFT model's `marked_random` that its adapter does not train whole."""
     plain: Any = model.get_base_model()  # type: ignore[operator]
-    return [path for path in marked_random(plain) if not hasattr(plain.get_submodule(path), "modules_to_save")]
+
+    def is_saved(path: str) -> bool:  # or what it is in
+        parts = path.split(".")
+        around = (plain.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)))
+        return any(hasattr(module, "modules_to_save") for module in around)
+
+    return [path for path in marked_random(plain) if not is_saved(path)]
 
 
 def head_modules(model: nn.Module) -> list[str]:
     """The paths of the randomly initialised head: top-level modules with weights beside the pretrained body, and those
-    of the body that the checkpoint has no weights for.
+    that the checkpoint has no weights for.
 
     The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body,
     and so is a model of diffusers, which has no name for its body.
     """
     body = getattr(model, "base_model_prefix", None)
     if body is None or (body and not hasattr(model, body)):
-        return []
+        return list(marked_random(model))
     get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
     pretrained = get_output_embeddings()
     top = [
@@ -68,7 +75,8 @@ def is_head(model: nn.Module, parameter: str) -> bool:
     """Whether the parameter of that name belongs to the head, in a plain or in a PEFT model."""
     if hasattr(model, "get_base_model"):
         heads = head_modules(model.get_base_model())  # type: ignore[operator]
-        return any(f".{head}.modules_to_save." in parameter for head in heads)
+        path, copies = re.subn(r"\.modules_to_save\.[^.]+", "", parameter)
+        return bool(copies) and any(f".{head}." in f".{path}." for head in heads)
     return is_in(parameter, head_modules(model))
 
 

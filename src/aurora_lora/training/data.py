@@ -243,6 +243,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         short = {name: name if len(name) <= 40 else f"{name[:37]}..." for name in classes}
         counts = abridged([f"{short[name]!r} {count:,}" for name, count in classes.items()])
         lines.append(f"{len(classes):,} labels: {counts}")
+    if record.get("untrained"):
+        lines.append(f"{record['untrained']:,} of the labels have no training example: task.train_size takes too few")
     if record["repeated"]:
         out = f", {record['left_out']:,} of them left out of training or validation" if record["left_out"] else ""
         lines.append(f"duplicates: {record['repeated']:,}; the same example is never in two splits{out}")

@@ -225,14 +225,23 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
             stored, wanted = (tuple(shape) for shape in shapes)
             raise ValueError(f"its config does not fit its weights: {key} is {stored}, and the config says {wanted}")
     random = _without_weights(loaded, info["missing_keys"])
-    if others := [path for path in random if _POOLER not in path.split(".")]:
+    if others := [path for path in random if not _belongs_to_head(loaded, path)]:
         raise ValueError(f"its files have no weights for {', '.join(others[:3])}, which would be random")
+    if loaded.base_model is loaded:  # all body: nothing comes behind a pooler
+        random = [path for path in random if _POOLER not in path.split(".")]
     if random and getattr(loaded, "is_quantized", False):
         raise ValueError(
             f"its files have no weights for {random[0]}, which would be random, and cannot be trained quantised"
         )
     mark_random(loaded, random)
     return loaded
+
+
+def _belongs_to_head(model: PreTrainedModel, path: str) -> bool:
+    """Whether a module is a pooler, or the classifier of a model that has no name for its body, as CLIP's."""
+    layer = model.get_submodule(path)
+    is_classifier = isinstance(layer, nn.Linear) and layer.out_features == getattr(model.config, "num_labels", None)
+    return _POOLER in path.split(".") or (is_classifier and "." not in path)
 
 
 def _without_weights(model: PreTrainedModel, missing: Collection[str]) -> list[str]:

@@ -89,16 +89,16 @@ def test_every_class_stays_in_training() -> None:
         assert {one for n in splits["train"]["n"] for one in classes[n]} == {one for some in classes for one in some}
 
 
-def test_a_training_split_that_is_too_small_for_every_class() -> None:
+def test_classes_that_a_small_training_split_leaves_out_are_counted() -> None:
     pieces = _pieces(train=[f"text {n}" for n in range(20)])
     classes = [["a", "b", "c"][n % 3 : n % 3 + 1] for n in range(20)]
-    assert len(_split(pieces, SplitSizes(3, None, None), strata=classes)["train"]) == 3
-    with pytest.raises(UserError) as error:
-        _split(pieces, SplitSizes(2, None, None), strata=classes)
-    assert str(error.value) == "task.train_size: 2 is not allowed: there are 3 classes, and each needs an example"
+    for size, untrained in ((None, 0), (3, 0), (2, 1), (1, 2)):
+        split = _split(pieces, SplitSizes(size, None, None), strata=classes)
+        assert split.record["untrained"] == untrained
+        assert size in (None, len(split["train"]))
     several = [["a", "b"]] * 19 + [[]]  # one row may be an example of several classes
-    assert len(_split(pieces, SplitSizes(1, None, None), strata=several)["train"]) == 1
-    assert len(_split(pieces, SplitSizes(1, None, None))["train"]) == 1
+    assert _split(pieces, SplitSizes(1, None, None), strata=several).record["untrained"] == 0
+    assert "untrained" not in _split(pieces, SplitSizes(1, None, None)).record
 
 
 def _counted(splits: Splits, rows: int) -> None:

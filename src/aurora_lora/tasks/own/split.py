@@ -31,7 +31,7 @@ class Splits(dict[str, Any]):
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many of
             them are `repeated` (the same example as an earlier one); and where there are `classes`, how many rows of
-            all pieces have each.
+            all pieces have each, and how many are `untrained`: no example in training, for its size.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ def split_data(
         least: rows of a split that is held out.
 
     Raises:
-        UserError: a row that cannot be used, more rows asked for than there are, or fewer for training than classes.
+        UserError: a row that cannot be used, or more rows asked for than there are.
     """
     keys = {name: row_keys(piece, columns, key) for name, piece in pieces.items()}
     chosen: dict[str, list[int]] = {}
@@ -88,8 +88,7 @@ def split_data(
             groups.setdefault(one, []).append(row)
     left_out += len(keys["train"]) - _rows(groups.values())
     order = sorted(groups, key=lambda one: place(one, split_seed))
-    by_class = _first(order, groups, strata)
-    first = set(by_class.values())
+    first = _first(order, groups, strata)
     stays = {keys["train"][row] for row in first}
     free = {one: groups[one] for one in order if one not in stays}
     share = max(least, _share(groups))
@@ -101,12 +100,7 @@ def split_data(
     if not rest or not all(chosen.values()):
         raise UserError(_too_few(pieces["train"].name, len(keys["train"]), groups))
     rest.sort(key=lambda row: row not in first)
-    size = _check_size("train", sizes.train, len(rest))
-    if size is not None and size < len(first):
-        raise UserError(
-            f"task.train_size: {size} is not allowed: there are {len(by_class):,} classes, and each needs an example"
-        )
-    chosen["train"] = rest[:size]
+    chosen["train"] = rest[: _check_size("train", sizes.train, len(rest))]
     every = [one for some in keys.values() for one in some]
     examples = {name: len(chosen[name]) for name in SPLITS}
     record = {
@@ -117,6 +111,9 @@ def split_data(
         "left_out": left_out,
         "unused": len(every) - sum(examples.values()) - left_out,
     }
+    if strata is not None:
+        every_class, trained = ({one for row in rows for one in strata[row]} for rows in (rest, chosen["train"]))
+        record["untrained"] = len(every_class - trained)
     return Splits({name: _select(pieces.get(name, pieces["train"]), chosen[name]) for name in SPLITS}, record)
 
 
@@ -148,14 +145,14 @@ def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) ->
 
 def _first(
     order: Sequence[bytes], groups: Mapping[bytes, Sequence[int]], strata: Sequence[Iterable[Hashable]] | None
-) -> dict[Hashable, int]:
+) -> set[int]:
     """The rows that training begins with: of each class one, or one at all; of its largest group, the last in the
     order."""
     found: dict[Hashable, int] = {}
     for one in sorted(order, key=lambda one: len(groups[one])):  # stable
         for row in groups[one]:
             found.update(dict.fromkeys((None,) if strata is None else strata[row], row))
-    return found
+    return set(found.values())
 
 
 def _share(groups: Mapping[bytes, Sequence[int]]) -> int:
