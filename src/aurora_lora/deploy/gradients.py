@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn import grad as weight_gradients
 
+from ..ops import without_autocast
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.model import is_bypassed
@@ -174,7 +175,7 @@ def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
             if not isinstance(y, Tensor):  # a router that is a linear layer, and says which experts it chose
                 return y
             x = args[0] if args else next(iter(kwargs.values()))
-            with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(y):
                 kept, see = keep(x.detach())
             if y._is_view() and (y.grad_fn is None or isinstance(y.grad_fn, BackwardCFunction)):
                 y = y.clone()  # of bitsandbytes' int8: not to be changed in place

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer
 from ..tuner.fields import is_int, require
+from .batch import copied
 from .float64 import rows_of_piece
 from .wrappers import unwrapped
 
@@ -30,27 +30,6 @@ def no_batches(action: str) -> CalibrationError:
 def read_once(action: str) -> CalibrationError:
     """What to raise where the batches of a first pass are gone in the next one."""
     return CalibrationError(f"{action} reads the batches several times, and these can be read only once: give a list.")
-
-
-def copied(batch: Any, device: torch.device | None = None) -> Any:
-    """A batch with a copy of each tensor in its dicts, lists and tuples: what is done to one does not reach the other.
-
-    Args:
-        batch: what is none of these is the same in the copy.
-        device: that of the copies; None is where each tensor is.
-    """
-    if isinstance(batch, Tensor):
-        alone = batch.detach().requires_grad_(batch.requires_grad)
-        return alone.to(device or batch.device, copy=True)
-    if isinstance(batch, MutableMapping):
-        twin = copy(batch)
-        for key, value in batch.items():
-            twin[key] = copied(value, device)
-        return twin
-    if isinstance(batch, (tuple, list)):
-        values = [copied(value, device) for value in batch]
-        return batch._make(values) if hasattr(batch, "_make") else type(batch)(values)  # a named tuple has names
-    return batch
 
 
 def as_batches(

@@ -6,8 +6,7 @@ import math
 import os
 import random
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import length_hint
 from typing import Any
@@ -16,10 +15,11 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from ..tuner.fields import is_int, require
-from .inputs import Batch, copied
+from .batch import bytes_of, copied
+from .inputs import Batch
 from .processes import least_of_processes, several_processes
 
 
@@ -148,23 +148,11 @@ class Passes:
 
     def _hold(self, batch: Batch) -> None:
         """Keep a copy of one more, or none of them where there is no room for it."""
-        self._room -= _bytes_of(batch)
+        self._room -= bytes_of(batch)
         if self._room < 0:
             self._held = self._coming = None
         elif self._held is not None:
             self._held.append(copied(batch))
-
-
-def _bytes_of(batch: Any) -> int:
-    """Memory of a batch; of what cannot be counted, more than is held."""
-    if isinstance(batch, Tensor):
-        return batch.numel() * batch.element_size()
-    if isinstance(batch, MutableMapping):
-        return sum(map(_bytes_of, batch.values()))
-    if isinstance(batch, (tuple, list)):
-        return sum(map(_bytes_of, batch))
-    countable = batch is None or isinstance(batch, (bool, int, float, str))
-    return sys.getsizeof(batch) if countable else HELD_BYTES + 1
 
 
 def _half_of_free(device: torch.device) -> int:

@@ -206,7 +206,7 @@ def _as_asked(
 
 
 def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedModel:
-    """The pretrained model; a pooler that the checkpoint has no weights for counts as part of the head.
+    """The pretrained model; of what the checkpoint has no weights for, poolers and classifiers count to the head.
 
     Raises:
         ValueError: a weight of its body has another shape than its config says, or is missing.
