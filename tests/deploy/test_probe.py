@@ -28,7 +28,7 @@ from transformers import (
 from aurora_lora import AuroraConfig, CalibrationError, probe, ranked_config
 from aurora_lora.deploy import passes
 from aurora_lora.deploy.align import aligned_rows
-from aurora_lora.deploy.gradients import frozen_weights
+from aurora_lora.deploy.gradients import Weight, frozen_weights, watched_gradients
 from aurora_lora.deploy.processes import leave_processes
 
 
@@ -149,6 +149,19 @@ class Convolutions(nn.Module):
         x = self.dilated(x) + self.act(self.three(x[:, None])).mean()
         y = self.act(self.linear(self.one(x.flatten(2)).transpose(1, 2))).mean(1)
         return SimpleNamespace(loss=nn.functional.cross_entropy(5 * y, labels))
+
+
+def test_sketches_within_autocast_are_in_float32():
+    layer, columns = nn.Linear(8, 6), torch.randn(3, 8)
+    weight, x, kept = Weight(layer), torch.randn(4, 8), []
+
+    def keep(inputs):
+        kept.append(weight.project(inputs, columns))
+        return kept[0], lambda kept, gradient: None
+
+    with watched_gradients([(layer, keep)]), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert torch.equal(kept[0], (x @ columns.T)[None])
 
 
 def test_convolutions():
