@@ -142,6 +142,29 @@ def test_what_is_trained_beside_an_injected_adapter_travels(make_bert, config, l
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("further", [{}, {"modules_to_save": ["pooler"]}, {"bias": "aurora_only"}])
+def test_an_adapter_that_was_injected_into_a_part_of_the_model(make_bert, config, logits, tmp_path, further):
+    model = make_bert().eval()
+    inject_adapter_in_model(config(eval_form="static", task_type=None, **further), model.bert)
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.add_(0.3 * torch.randn_like(p))
+    head = {name: value for name, value in model.state_dict().items() if name.startswith("classifier")}
+    export_lora(model, tmp_path)
+    base = make_bert().eval()
+    base.load_state_dict(head, strict=False)
+    loaded = PeftModel.from_pretrained(base, tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=0)
+
+
+def test_a_part_of_the_model_that_is_a_peft_model(make_bert, config, tmp_path):
+    model = make_bert()
+    model.bert = get_peft_model(model.bert, config(eval_form="static", task_type=None))
+    with pytest.raises(ValueError, match="The adapter is that of 'bert', a PeftModel"):
+        export_lora(model.eval(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_of_no_kind_of_task_is_loaded_by_its_base(make_bert, config, logits, tmp_path):
     make_bert().save_pretrained(tmp_path / "base")
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")

@@ -274,6 +274,16 @@ def test_safe_merge_refuses_what_is_not_finite_and_leaves_the_model_as_it_was():
         assert model.base_model.model.first.keeps_original
 
 
+def test_safe_merge_names_the_adapter_that_is_broken_not_those_that_are_merged():
+    model, layer = adapt(eval_form="static")
+    model.add_adapter("b", AuroraConfig(target_modules=["lin"], eval_form="static", init_weights=False))
+    model.merge_adapter(["default"], safe_merge=True)
+    layer.aurora_B["b"].data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"The adapter b seems to be broken"):
+        model.merge_adapter(["b"], safe_merge=True)
+    assert model.base_model.model.lin.merged_adapters == ["default"]
+
+
 def test_merge_and_unload_keeps_no_second_copy():
     model, layer = adapt(eval_form="static")
     kept = []

@@ -39,7 +39,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from aurora_lora import AuroraConfig, NotCalibratedError, calibrate, export_lora, merge_gap, set_form
+from aurora_lora import AuroraConfig, MergeError, NotCalibratedError, calibrate, export_lora, merge_gap, set_form
 from aurora_lora.tuner import aurora_layers
 
 IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 2, 4, 1]])
@@ -594,6 +594,21 @@ def test_trainable_tokens(tied, tmp_path):
         loaded = PeftModel.from_pretrained(llama(tie_word_embeddings=tied), tmp_path / folder)
         torch.testing.assert_close(logits(loaded), expected)
     torch.testing.assert_close(logits(model.merge_and_unload()), expected)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["lm_head", "q_proj"]])
+def test_a_head_tied_to_embeddings_with_trained_tokens_is_not_merged(targets, tmp_path):
+    """PEFT computes its weight at each access, so that a merge would be lost; the export is exact."""
+    base = llama(tie_word_embeddings=True)
+    model = adapt(base, target_modules=targets, trainable_token_indices=[2, 4], eval_form="static")
+    expected = logits(model)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(MergeError, match=r"trainable_token_indices.*export_lora"):
+            merge()
+    assert torch.equal(logits(model), expected)
+    export_lora(model, tmp_path)
+    loaded = PeftModel.from_pretrained(llama(tie_word_embeddings=True), tmp_path)
+    torch.testing.assert_close(logits(loaded), expected)
 
 
 # ---------------------------------------------------------------- many adapters

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -68,7 +68,8 @@ def export_lora(
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
         ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds anything
-            but an earlier export; several active adapters and none named; a convolution with groups, dilation or a
+            but an earlier export; several active adapters and none named; an adapter around a part of the model, as a
+            `PeftModel` in it; a convolution with groups, dilation or a
             padding mode, which PEFT's LoRA does not take over; or, for diffusers, `modules_to_save` or trained biases,
             which its LoRA files cannot hold, or a class that does not tell which component of a pipeline the model is,
             and no `prefix`.
@@ -237,7 +238,17 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """PEFT's state of the adapter, with what Accelerate has offloaded."""
+    """PEFT's state of the adapter, of a part of the model if it was injected there, with what Accelerate has offloaded.
+
+    Raises:
+        ValueError: a part of the model is a `PeftModel`, whose export has the paths of that part.
+    """
+    if not hasattr(model, "peft_config"):
+        return {
+            f"{path}.{key}": value
+            for path, part in _adapted_parts(model).items()
+            for key, value in _trained_state(part, name).items()
+        }
     if not any(parameter.is_meta for parameter in model.parameters()):
         state: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name)
         return state
@@ -249,6 +260,17 @@ def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
             owner, _, leaf = paths[id(value)].rpartition(".")
             state[key] = present(model.get_submodule(owner), leaf, value)
     return state
+
+
+def _adapted_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that PEFT has injected adapters into, by path, without those inside of others."""
+    parts: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "peft_config") and not any(path.startswith(f"{outer}.") for outer in parts):
+            if isinstance(module, PeftModel):
+                raise ValueError(f"The adapter is that of {path!r}, a PeftModel within the model: export that one.")
+            parts[path] = module
+    return parts
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:

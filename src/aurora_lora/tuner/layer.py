@@ -16,7 +16,7 @@ from ..ops import sigma, without_autocast
 from .config import AuroraConfig
 from .offloaded import in_memory, present
 from .original_weight import OriginalWeight, dequantized, is_recomputed, parameter_like, rounding
-from .peft_names import check_adapters_to_merge
+from .peft_names import AuxiliaryTrainingWrapper, check_adapters_to_merge
 from .state import AdapterState
 from .tensors import ordinary_tensors
 
@@ -167,10 +167,17 @@ class AuroraLayer(AdapterState):
         """Raise what keeps these adapters from being merged: see `get_factors`.
 
         Raises:
-            MergeError: the base layer computes its weight from others, as weight normalisation does.
+            MergeError: the base layer computes its weight from others, as weight normalisation does, and as PEFT does
+                for an output layer that is tied to embeddings of which single tokens are trained.
             NotImplementedError: the base layer's quantisation cannot be undone and done again.
         """
         base = self.get_base_layer()
+        if isinstance(base, AuxiliaryTrainingWrapper):
+            raise MergeError(
+                "The adapted layer is tied to embeddings of which single tokens are trained (trainable_token_indices), "
+                "and what is merged into it would be lost: serve the adapter beside the base with "
+                "aurora_lora.export_lora(model, folder), which is exact, or train without one of the two."
+            )
         if is_recomputed(base):
             raise MergeError(
                 f"The base weight of a {type(base).__name__} is computed from other parameters (weight "
@@ -202,9 +209,8 @@ class AuroraLayer(AdapterState):
         original = self._original()
         total = self._sum(original, adapter_names).to(original.dtype)
         if safe_merge and not torch.isfinite(total).all():
-            raise ValueError(
-                f"NaNs detected in the merged weights. The adapter {', '.join(adapter_names)} seems to be broken"
-            )
+            new = [name for name in adapter_names if name not in self.merged_adapters] or adapter_names
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken")
         return total
 
     def get_base_weight(self) -> Tensor:
