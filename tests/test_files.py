@@ -82,6 +82,29 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(
     assert (tmp_path / "folder" / "file").read_text() == "first"
 
 
+def test_half_a_trash_is_never_put_back(tmp_path: Path) -> None:
+    """A kill while it was deleted, and then the folder was removed by hand: nothing is to come back."""
+    (tmp_path / f".folder{files.TRASH}").mkdir()
+    (tmp_path / f".folder{files.TRASH}" / "file").write_text("half")
+    files.settle(tmp_path / "folder")
+    assert names(tmp_path) == set()
+
+
+def test_what_an_interruption_leaves_beside_a_linked_or_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "disk" / "real"
+    (tmp_path / "link").symlink_to(real)
+    write(real, "first")
+    monkeypatch.chdir(real)
+    for path in (tmp_path / "link", Path()):
+        for ending in (files.TRASH, files.PARTIAL):
+            (real.parent / f".real{ending}").mkdir()
+        files.settle(path)
+        assert names(real.parent) == {"real"}
+    files.settle(Path("/"))
+
+
 # ---------------------------------------------------------------- folders that cannot be renamed
 
 
@@ -175,13 +198,15 @@ def test_an_error_on_the_way_leaves_the_earlier_entries(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("stays", [False, True])
 def test_a_kill_on_the_way_never_looks_finished_and_is_cleared_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
     """At whatever change of the disk: with the mark, all entries are of one kind; after `settle`, so they are."""
     folder = tmp_path / "volume"
-    mounted(folder, monkeypatch)
-    calls = {name: getattr(os, name) for name in ("rename", "mkdir", "unlink", "rmdir", "fsync")}
+    if stays:
+        mounted(folder, monkeypatch)
+    calls = {name: getattr(os, name) for name in ("rename", "replace", "mkdir", "unlink", "rmdir", "fsync")}
     seen, call, killed = set(), 0, True
     while killed:
         call += 1
@@ -206,14 +231,16 @@ def test_a_kill_on_the_way_never_looks_finished_and_is_cleared_away(
         there = {name: text for name, text in held(folder).items() if not name.startswith(".")}
         if "mark" in there:
             assert there in (whole("first"), whole("second"))
-        if call % 2:
-            files.settle(folder)
-        else:
+        if call % 2 and folder.exists():
             files.clear_leftovers(folder)
+        else:
+            files.settle(folder)
         assert held(folder) in (whole("first"), whole("second"))
         assert names(folder) == {"a", "mark", "sub"}
+        assert names(tmp_path) == {"volume"}
         seen.add((held(folder)["mark"], "mark" in there))
-    assert seen == {("first", True), ("first", False), ("second", True)}
+    aside = ("first", False) if stays else ("second", False)  # a folder that is replaced whole goes on to the new one
+    assert seen == {("first", True), aside, ("second", True)}
 
 
 def test_a_linked_folder_stays_linked(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def new_folder(path: Path, last: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write into that becomes `path` when the block ends without an error; an earlier one is replaced.
 
     A link stays, and the folder that it leads to is replaced. A folder that itself must stay (a mounted volume, the
-    current one) gets the new entries one by one instead. If that is interrupted, the next write there, or `settle`,
-    gives it back its earlier ones.
+    current one) gets the new entries one by one instead. What an interruption leaves, the next write there, or
+    `settle`, puts right.
 
     Args:
         path: where the folder is to be.
@@ -92,9 +92,8 @@ def new_folder(path: Path, last: Sequence[str] = ()) -> Iterator[Path]:
     with plain_write_errors(path):
         path = path.resolve()
         stays = _stays(path)
-        partial = path / PARTIAL if stays else path.with_name(f".{path.name}{PARTIAL}")
+        partial = path / PARTIAL if stays else _partial_of(path)
         settle(path)
-        remove(partial)
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -149,10 +148,33 @@ def _move_up(path: Path, last: Sequence[str]) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Finish what an interrupted write has left within a folder that stays, if all has its place, or else undo it."""
+    """Finish what an interrupted write has left beside a folder, or within one that stays, or else undo it."""
+    with plain_write_errors(folder):
+        folder = Path(os.path.realpath(folder))
+        _settle_beside(folder)
+        _settle_within(folder)
+
+
+def _settle_beside(folder: Path) -> None:
+    """Give a new folder the place that the earlier one has left, and clear away what is left of either."""
+    if not folder.name or not os.access(folder.parent, os.W_OK):
+        return
+    partial, trash = _partial_of(folder), _trash_of(folder)
+    left = _left(partial, trash)
+    # both are whole then: the earlier one steps aside when the new one is on the disk, and is deleted when that is there
+    if not os.path.lexists(folder) and _is_real_folder(partial) and _is_real_folder(trash):
+        partial.rename(folder)
+        flush(folder.parent)
+        left.remove(partial)
+    for path in left:
+        with suppress(FileNotFoundError):
+            _delete(path)
+
+
+def _settle_within(folder: Path) -> None:
+    """Finish the move of new entries into a folder that stays, if all have their place, or else undo it."""
     partial, trash = folder / PARTIAL, folder / TRASH
-    within = partial.with_name(f".{PARTIAL}{PARTIAL}"), _trash_of(partial)  # of a folder written to `partial`
-    left = [path for path in (trash, partial, *within) if os.path.lexists(path)]
+    left = _left(partial, trash)
     if not left:
         return
     listed = partial / ENTRIES
@@ -169,15 +191,24 @@ def settle(folder: Path) -> None:
         _delete(path)
 
 
+def _left(partial: Path, trash: Path) -> list[Path]:
+    """Those of the two that are there, and what is left of a folder that was written to `partial`."""
+    return [path for path in (trash, partial, _partial_of(partial), _trash_of(partial)) if os.path.lexists(path)]
+
+
 def publish(partial: Path, path: Path) -> None:
-    """Flush a folder to disk and rename it to `path`. What was there goes only when the new folder has its place."""
+    """Flush a folder to disk and rename it to `path`.
+
+    What was there steps aside just before, and is deleted only when the new folder has its place. After a kill between
+    the two renames nothing is at `path`, and both are beside it; see `settle`.
+    """
     _flush_all(partial)
     trash = _trash_of(path)
     with suppress(FileNotFoundError):
         _delete(trash)
-    with suppress(FileNotFoundError):
-        path.rename(trash)
     try:
+        with suppress(FileNotFoundError):
+            path.rename(trash)
         partial.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -194,6 +225,10 @@ def _flush_all(folder: Path) -> None:
         for file in files:
             flush(Path(within, file))
         flush(Path(within))
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL}")
 
 
 def _trash_of(path: Path) -> Path:

@@ -5,6 +5,7 @@ import importlib
 import json
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -425,6 +426,19 @@ def test_merging_into_the_current_folder(run: Run, tmp_path: Path, monkeypatch: 
     assert not merge(trained, "static", ".", overwrite=True).was_there
     assert first.keys() == {path.name for path in Path().iterdir()}
     assert first["model.safetensors"] != Path("model.safetensors").read_bytes()
+
+
+def test_the_same_merge_clears_away_what_a_killed_one_left(run: Run, tmp_path: Path) -> None:
+    """Killed before, between or after the two renames by which a new model takes the place of an earlier one."""
+    trained, output = load_run(run.folder), tmp_path / "models" / "merged"
+    partial, trash = (output.with_name(f".merged{ending}") for ending in (files.PARTIAL, files.TRASH))
+    merge(trained, "calibrated", output)
+    for at in ("before", "between", "after"):
+        shutil.copytree(output, partial if at == "before" else trash)
+        if at == "between":
+            output.rename(partial)
+        assert merge(trained, "calibrated", output, overwrite=True).was_there, at
+        assert [path.name for path in output.parent.iterdir()] == ["merged"], at
 
 
 def test_a_form_that_there_is_not_is_found_before_the_model_is_loaded(
