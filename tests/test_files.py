@@ -323,6 +323,33 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         write(tmp_path / "file" / "folder", "first")
 
 
+def test_a_check_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "one" / "two"
+    files.check_new_folder(folder)
+    assert names(tmp_path) == set()
+    folder.parent.mkdir()
+    files.check_new_folder(folder)
+    assert names(folder.parent) == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own has the limit")
+@pytest.mark.parametrize("there", ["", "one", "one/two"])
+def test_a_check_of_a_full_disk_leaves_no_folder(tmp_path: Path, there: str) -> None:
+    import resource
+
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    if (child := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        try:
+            files.check_new_folder(tmp_path / "one" / "two")
+        except UserError:
+            os._exit(9)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_disk_that_is_full_while_a_tokenizer_is_written(tmp_path: Path) -> None:
     tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))

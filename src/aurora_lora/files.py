@@ -161,7 +161,7 @@ def _settle_beside(folder: Path) -> None:
         return
     partial, trash = _partial_of(folder), _trash_of(folder)
     left = _left(partial, trash)
-    # both are whole then: the earlier one steps aside when the new one is on the disk, and is deleted when that is there
+    # where both are there they are whole: the earlier one steps aside for one that is on the disk
     if not os.path.lexists(folder) and _is_real_folder(partial) and _is_real_folder(trash):
         partial.rename(folder)
         flush(folder.parent)
@@ -297,17 +297,23 @@ def check_writable(folder: Path) -> None:
     """
     with plain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable.", suffix=PARTIAL) as probe:
-            probe.write(b"\0" * 4096)
-            probe.flush()
+        handle, probe = tempfile.mkstemp(dir=folder, prefix=".writable.", suffix=PARTIAL)
+        os.close(handle)
+        try:
+            Path(probe).write_bytes(b"\0" * 4096)
+        finally:
+            Path(probe).unlink()
 
 
 def check_new_folder(folder: Path) -> None:
-    """As `check_writable`, and a folder that was not there is not left there."""
-    was_there = folder.exists()
-    check_writable(folder)
-    if not was_there:
-        folder.rmdir()
+    """As `check_writable`, and no folder that was not there is left there, whether it can be written or not."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        check_writable(folder)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 @contextmanager
