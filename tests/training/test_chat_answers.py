@@ -56,11 +56,33 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(few: Path) -> None:
     tokenizer: Any = predictor.processor
     ids = tokenizer.apply_chat_template(user(LONG), add_generation_prompt=True, return_dict=True)["input_ids"]
     assert len(ids) > 40
-    both = write_answers(predictor.model, tokenizer, [user(LONG), user(SHORT)])
+    both, cut = write_answers(predictor.model, tokenizer, [user(LONG), user(SHORT)])
+    assert cut == [16, None]
     assert both[0] == by_hand(predictor, ids[-16:], 16)
-    assert write_answers(predictor.model, tokenizer, [user(LONG)], 4)[0] == by_hand(predictor, ids[-28:], 4)
-    assert both[1] == write_answers(predictor.model, tokenizer, [user(SHORT)])[0]
+    assert write_answers(predictor.model, tokenizer, [user(LONG)], 4) == ([by_hand(predictor, ids[-28:], 4)], [28])
+    assert write_answers(predictor.model, tokenizer, [user(SHORT)]) == (both[1:], [None])
     assert [one["answer"] for one in predictor.answers([LONG])] == both[:1]
+
+
+def test_prompts_that_are_cut_are_told(model: Path, few: Path, tmp_path: Path) -> None:
+    """One that just fits is not cut."""
+    told = "aurora: 1 of 2 texts are longer than {} tokens and are cut\n"
+    tokenizer: Any = load_predictor(few).processor
+    fits = next(
+        text
+        for text in ("film " * count for count in range(16, 0, -1))
+        if len(tokenizer.apply_chat_template(user(text), add_generation_prompt=True, return_dict=True)["input_ids"])
+        == 16
+    )
+    for folder, long, short, most in ((few, LONG, fits, 16), (model, "film " * 300, SHORT, 64)):
+        done = ask("predict", folder, long, short, "--json")
+        assert [one.get("cut_at") for one in json.loads(done.stdout)] == [most, None]
+        assert done.stderr == told.format(most)
+        rows = [{"messages": [{"role": "system", "content": "good"}, *user(text)]} for text in (long, "?")]
+        (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = ask("predict", folder, tmp_path / "asked.jsonl", "-o", tmp_path / "said.jsonl", "--overwrite")
+        assert [row.get("cut_at") for row in lines(tmp_path / "said.jsonl")] == [most, None]
+        assert told.format(most) in done.stderr
 
 
 def test_a_message_that_is_no_utf8_ends_no_talk(few: Path) -> None:
@@ -160,7 +182,7 @@ def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, for
         with pytest.raises(ArgumentError, match="`system` goes with conversations"):
             Talk(predictor, system="the film")
         messages = predictor.answers([user(SHORT)])  # through the template, as asked
-        assert messages[0]["answer"] == write_answers(predictor.model, tokenizer, [user(SHORT)])[0]
+        assert messages[0]["answer"] == write_answers(predictor.model, tokenizer, [user(SHORT)])[0][0]
     if form == "texts":
         sample = run.result["samples"][0]
         assert sample["after"] == load_predictor(run.folder).answers([sample["prompt"]])[0]["answer"]

@@ -33,7 +33,7 @@ _COLDEST = 1e-3
 
 def write_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int = NEW_TOKENS
-) -> list[str]:
+) -> tuple[list[str], list[int | None]]:
     """The most likely next token each time, until the turn ends; the prompts are padded left.
 
     Args:
@@ -41,10 +41,13 @@ def write_answers(
         tokenizer: with its chat template, where prompts are messages.
         prompts: a batch; of one that is too long for the model, its end is read.
         max_new_tokens: of each answer.
+
+    Returns:
+        The answers, and the number of tokens that each prompt was cut to, if it was.
     """
     most, max_new_tokens = room(model, max_new_tokens)
-    rows = [prompt_ids(tokenizer, prompt)[-most:] for prompt in prompts]
-    ids, mask = padded(rows, tokenizer.pad_token_id, left=True)
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids, mask = padded([row[-most:] for row in rows], tokenizer.pad_token_id, left=True)
     device = next(model.parameters()).device
     with torch.no_grad():
         written = model.generate(
@@ -53,7 +56,7 @@ def write_answers(
             generation_config=generation(model, tokenizer, max_new_tokens),
         )
     texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-    return [str(text).strip() for text in texts]
+    return [str(text).strip() for text in texts], [most if len(row) > most else None for row in rows]
 
 
 def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
@@ -261,9 +264,9 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
         return []
     trainer.module.eval()
     with recipe.method.using(trainer.module, recipe.method.deployed_form):
-        after = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
+        after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
     with _untrained(recipe, trainer, data) as model:
-        before = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
+        before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
     said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
     return [
         {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}

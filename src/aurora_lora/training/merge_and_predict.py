@@ -225,7 +225,8 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         For each text: `text`, `label` and `probability`; `text` and `value` for a regression; `text`, `labels` (those
         above a half) and `probabilities` (of every label) where a text has several; `text` and `answer` for a language
         model, which is given the text in the format that it was trained in: as an instruction, as what a user says, or
-        as it stands; and `cut_at`, a number of tokens, for a text that was cut, as in training.
+        as it stands; and `cut_at`, a number of tokens, for a text that was cut, as in training, or of which a language
+        model reads the end alone, as it has no positions for more.
 
     Raises:
         UserError: the folder holds neither; an image cannot be read; a text is empty or no UTF-8, or one where the run

@@ -79,8 +79,11 @@ class Chat(Kind):
         if tokenizer.chat_template is None and not all(isinstance(text, str) for text in texts):
             raise UserError(f"{source} answers plain texts alone, and no messages: its tokenizer has no chat template")
         prompts = texts if is_plain(tokenizer) else [_as_said(text) for text in texts]
-        written = write_answers(model, tokenizer, prompts)
-        return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
+        written, cut = write_answers(model, tokenizer, prompts)
+        return [
+            {"text": text, "answer": answer, **({"cut_at": cut_at} if cut_at else {})}
+            for text, answer, cut_at in zip(texts, written, cut, strict=True)
+        ]
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
         """The messages up to the last answer, left out where there is one; or a text, that of a named column."""
