@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import chats
 import pytest
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
-from aurora_lora.training.chat_answers import Talk, write_answers
+from aurora_lora.training.chat_answers import Talk, sample_answers, write_answers
+from aurora_lora.training.chat_data import ChatData
 from aurora_lora.training.chat_format import KEY
 from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.merge_and_predict import Predictor, load_predictor
@@ -99,6 +101,14 @@ def test_samples_of_long_conversations(few: Path, tmp_path: Path) -> None:
     method = "method={name: aurora, target_modules: [c_attn]}"
     recipe = chats.read(tmp_path, few, "messages", method, "task.max_length=32", "training.epochs=1")
     assert len(train(recipe, tmp_path / "run").result["samples"]) == 3
+
+
+@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_no_samples_of_a_model_that_is_shared_out(sharded: str) -> None:
+    trainer: Any = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, sharded: True})
+    data: Any = Mock(spec=ChatData, asked=[{"prompt": user(SHORT), "expected": "fine"}])
+    with pytest.warns(UserWarning, match="no sample answers are written"):
+        assert sample_answers(Mock(), trainer, data) == []
 
 
 def test_a_message_that_is_too_long_ends_no_talk(few: Path) -> None:

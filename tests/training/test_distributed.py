@@ -263,6 +263,10 @@ def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
     assert (one["processes"], two["processes"]) == (1, 2)
     assert ("packed" in one["data"], one["data"]) == (packing, two["data"])
     check_same_losses(one, two)
+    same = ("prompt", "expected", "before")  # after the training, rounding may decide between two tokens
+    asked = [[[sample[name] for name in same] for sample in result["samples"]] for result in (one, two)]
+    assert (len(asked[0]), asked[1]) == (3, asked[0])
+    assert all(sample["after"] for sample in one["samples"] + two["samples"])
     for form, scores in one["metric"]["by_form"].items():
         assert two["metric"]["by_form"][form] == pytest.approx(scores, rel=1e-4)
     name = "adapter/adapter_model.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -252,16 +253,26 @@ def _is_untouched(recipe: Recipe, model: Any) -> bool:
 def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
     """Answers in held-out conversations, before the training and after, in the form that is deployed.
 
+    Of several processes, the main one writes them while the others wait; none where each has a part of the model alone.
+
     Returns:
         Of each: `prompt`, the last message; `expected`, the conversation's own answer; `before` and `after`.
     """
-    from .distributed import state
+    from .distributed import is_main, on_main
 
     assert isinstance(data, ChatData)
+    if not data.asked:
+        return []
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if is_main():
+            warnings.warn("no sample answers are written: the processes share out the model", stacklevel=2)
+        return []
+    return on_main(lambda: _sample_answers(recipe, trainer, data))
+
+
+def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> list[dict[str, str]]:
     tokenizer: Any = data.processor
     prompts = [one["prompt"] for one in data.asked]
-    if not prompts or state().num_processes > 1:
-        return []
     trainer.module.eval()
     with recipe.method.using(trainer.module, recipe.method.deployed_form):
         after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
