@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import FormError
-from ..files import new_folder, settle
 from ..finite import check_finite
+from ..folders import new_folder, settle
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.calibration import BUFFERS
 from ..tuner.fields import one_of

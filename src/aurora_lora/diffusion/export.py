@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import nn
 
-from .. import files
+from .. import folders
 from ..deploy import export_lora
 from ..deploy.export import of_one_rank
 from ..deploy.export_file import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
@@ -59,7 +59,7 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
         return
     weights = in_dtype(_lora_state(model), dtype)
     check_replaceable(folder)
-    with files.new_folder(folder) as partial:
+    with folders.new_folder(folder) as partial:
         write_export(partial / DIFFUSERS_WEIGHTS, weights)
 
 

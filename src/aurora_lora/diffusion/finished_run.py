@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import files
+from .. import files, folders
 from ..errors import ArgumentError, FormError, UserError
 from ..extras import extra
 from ..methods.base import load_finite
@@ -75,7 +75,7 @@ def export_subject(
     except (OSError, ValueError) as error:
         raise UserError(f"model: {run.recipe.model!r} cannot be loaded: {reason(error)}") from error
     try:
-        with files.new_folder(output) as partial:
+        with folders.new_folder(output) as partial:
             write_lora(_with_adapter(run, unet), partial, method, form, dtype)
             if carded:
                 write_lora_card(partial, run.recipe, run.result, form)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from .. import files
+from .. import files, folders
 from ..errors import DIVERGED, UserError
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
@@ -235,7 +235,7 @@ class Loop:
 
     def _write(self) -> None:
         path = self.checkpoints / f"checkpoint-{self.progress.step}"
-        with files.new_folder(path) as partial:
+        with folders.new_folder(path) as partial:
             save_trained(self.module, partial)
             optimizer = self.optimizer.state_dict()["state"]
             tensors = {

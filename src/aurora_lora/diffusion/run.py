@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from aurora_lora import calibrate
 
-from .. import files
+from .. import files, folders
 from ..errors import one_line
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
@@ -77,7 +77,7 @@ def _open(folder: Path, recipe: SubjectRecipe, stack: contextlib.ExitStack) -> N
     files.check_writable(folder)
     stack.enter_context(storage.lock(folder))
     for each in (folder, folder / CHECKPOINTS, folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")):
-        files.clear_leftovers(each)
+        folders.clear_leftovers(each)
     if not (folder / RECIPE).exists():
         files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
 
@@ -302,7 +302,7 @@ class _Training:
         """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
         if (why := self._write_lora(result, deployed)) is not None:
             self.watcher.say(f"{self.method.name}: no {LORA}/ is written: {why}")
-        with files.new_folder(self.folder / ADAPTER) as adapter:
+        with folders.new_folder(self.folder / ADAPTER) as adapter:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
         result["adapter_sha256"] = storage.adapter_digests(self.folder)
@@ -318,7 +318,7 @@ class _Training:
         if (why := no_lora(self.method, form)) is not None:
             return why
         try:
-            with files.new_folder(self.folder / LORA) as partial:
+            with folders.new_folder(self.folder / LORA) as partial:
                 write_lora(self.model, partial, self.method, form)
                 write_lora_card(partial, self.recipe, result, form)
         except ValueError as error:  # a layer that a LoRA file cannot hold: the adapter itself is not lost for that

@@ -13,7 +13,8 @@ from typing import Any
 from filelock import FileLock
 
 from ..extras import extra
-from ..files import new_folder, plain_write_errors
+from ..files import plain_write_errors
+from ..folders import new_folder
 from ._loading import NO_CODE
 
 FOLDER = "float32"

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..deploy.export_file import DTYPES, check_replaceable
 from ..errors import ArgumentError, FormError, UserError, check_count
-from ..files import new_folder, settle
+from ..folders import new_folder, settle
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod

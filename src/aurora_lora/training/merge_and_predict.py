@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from .. import files
+from .. import files, folders
 from .._version import __version__
 from ..deploy import QuantizedMerge
 from ..deploy.formats import check_quantization
@@ -116,7 +116,7 @@ def merge(
         raise ArgumentError("`calibrated` goes with `quantization`: without it, no weight is rounded")
     elif run.recipe.base.quantization is not None:
         source |= {"dequantized": run.recipe.base.quantization}
-    files.settle(output)
+    folders.settle(output)
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
@@ -125,11 +125,11 @@ def merge(
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")
     _check_only_merge(output)
-    files.check_new_folder(output)
+    folders.check_new_folder(output)
     plain, processor, rounding = _merged(run, form, quantization, calibrated)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     kind_of(run.task).finish_merged(plain, processor)
-    with files.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
+    with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(str(folder))
         written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -161,7 +161,7 @@ def _merged(
 
 def _check_only_merge(folder: Path) -> None:
     """Raise a UserError if a merged model's folder, which is about to be replaced, holds more than the model."""
-    added = files.others(folder, {*(merge_note(folder) or {"files": {}})["files"], MERGE_NOTE})
+    added = folders.others(folder, {*(merge_note(folder) or {"files": {}})["files"], MERGE_NOTE})
     if added:
         raise UserError(
             f"{folder} holds {added[0]}, which `aurora merge` did not write: move it away, or choose another folder"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import folders
 from ..deploy import export_lora
 from ..errors import one_line
 from ..forms import form_named
@@ -85,7 +85,7 @@ def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, 
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
     facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
     no_lora = _write_lora(folder / LORA, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
-    with files.new_folder(folder / ADAPTER) as adapter:
+    with folders.new_folder(folder / ADAPTER) as adapter:
         recipe.method.save(trainer.module, adapter)
         data.processor.save_pretrained(str(adapter))
         tidy_config(adapter, facts.base)
@@ -115,7 +115,7 @@ def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Fa
     if not form_named(form).mergeable:
         return "`eval()` computes the dynamic form, which is no linear map"
     try:
-        with files.new_folder(folder) as partial:
+        with folders.new_folder(folder) as partial:
             export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
             card.write_lora_card(partial, facts, form)
     except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that

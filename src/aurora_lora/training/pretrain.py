@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
-from .. import files
+from .. import files, folders
 from ..errors import UserError, unknown
 from ..extras import extra
 from ..tasks.models import MODELS, PretrainedHere
@@ -71,7 +71,7 @@ def _make(made: PretrainedHere, work: Path, callbacks: Callbacks) -> None:
     train(pretraining_recipe(made, start), run, callbacks)
     model, processor = load_trained_model(load_run(run))
     body: Any = model.base_model  # without its head: the classes of Fashion-MNIST are nobody's start
-    with files.new_folder(made.folder) as partial:
+    with folders.new_folder(made.folder) as partial:
         body.save_pretrained(partial)
         processor.save_pretrained(str(partial))
         shutil.copy(run / RECIPE, partial / f"pretraining-{RECIPE}")
@@ -84,7 +84,7 @@ def _write_start(made: PretrainedHere, folder: Path) -> None:
         from transformers import ViTImageProcessor
     size = {"height": made.vit["image_size"], "width": made.vit["image_size"]}
     processor = ViTImageProcessor(size=size, image_mean=list(made.mean), image_std=list(made.std))
-    with torch.random.fork_rng(devices=[]), files.new_folder(folder) as partial:
+    with torch.random.fork_rng(devices=[]), folders.new_folder(folder) as partial:
         torch.default_generator.manual_seed(0)
         ViTForImageClassification(ViTConfig(**made.vit)).save_pretrained(partial)
         processor.save_pretrained(partial)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
-from .. import files
+from .. import files, folders
 from ..errors import DIVERGED
 from ..finite import check_finite
 from ..methods.parameters import marked_random
@@ -84,7 +84,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
     storage.check_recipe(folder, recipe)
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS, folder / UPDATES):
-        files.clear_leftovers(each)
+        folders.clear_leftovers(each)
     text = yaml_text.dump(recipe.resolved())
     path = folder / RECIPE
     # an interrupted run may have had other test sets

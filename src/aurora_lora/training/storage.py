@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .. import files
+from .. import files, folders
 from ..errors import RunLockedError, UserError
 from ..files import file_digest, plain_write_errors
 from ..methods.pissa_milora import START_FILE
@@ -146,14 +146,14 @@ def keep_only(folder: Path, kept: Collection[Path]) -> None:
     """Delete all other checkpoints."""
     for path in checkpoints(folder).values():
         if path not in kept:
-            files.remove(path)
+            folders.remove(path)
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished run, and the folder that they are in unless it holds something else."""
-    files.clear_leftovers(folder)
+    folders.clear_leftovers(folder)
     keep_only(folder, ())
-    files.remove(folder / START_FILE)
+    folders.remove(folder / START_FILE)
     with suppress(OSError):  # not empty, or not there
         folder.rmdir()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from .. import files
+from .. import files, folders
 from ..errors import DIVERGED, UserError
 from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
 from ..tasks.metrics import metric_named
@@ -263,7 +263,7 @@ class RecipeTrainer(Trainer):
 
     def _make_room(self) -> None:
         assert self._writing is not None
-        files.remove(self._writing)
+        folders.remove(self._writing)
         self._writing.mkdir(parents=True)
 
     def _publish(self, name: str) -> None:
@@ -281,7 +281,7 @@ class RecipeTrainer(Trainer):
             callback.save_state(written)
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle, never read back: the recipe says it all
         storage.write_manifest(written)
-        files.publish(written, self.checkpoints / name)
+        folders.publish(written, self.checkpoints / name)
         self._writing.rmdir()
         last_two = list(storage.checkpoints(self.checkpoints).values())[-2:]
         storage.keep_only(self.checkpoints, {*last_two, *(best for path in last_two for best in self._best_at(path))})

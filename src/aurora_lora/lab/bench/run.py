@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ...errors import ArgumentError, UserError, unknown
-from ...files import check_writable, clear_leftovers, write_json
+from ...files import check_writable, write_json
+from ...folders import clear_leftovers
 from ...ops import dispatch
 from ...training.environment import device as device_name
 from ...training.environment import git_commit, versions

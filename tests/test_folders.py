@@ -1,0 +1,341 @@
+"""Writing whole folders, or nothing."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from aurora_lora import files, folders
+from aurora_lora.errors import UserError
+
+
+def write(folder: Path, text: str) -> None:
+    with folders.new_folder(folder) as partial:
+        (partial / "file").write_text(text, encoding="utf-8")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_folder_replaces_an_earlier_one(tmp_path: Path) -> None:
+    folder = tmp_path / "there" / "folder"
+    write(folder, "first")
+    (folder / "other").touch()
+    write(folder, "second")
+    assert names(folder) == {"file"}
+    assert (folder / "file").read_text() == "second"
+    assert names(folder.parent) == {"folder"}
+
+
+def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
+    write(tmp_path / "folder", "first")
+    with pytest.raises(UnicodeEncodeError):
+        write(tmp_path / "folder", "\ud800")  # half a character, which UTF-8 refuses
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+    assert names(tmp_path) == {"folder"}
+
+
+@pytest.mark.parametrize("at", ["_delete", "flush"])
+def test_an_interrupted_replace_leaves_a_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """At whatever call it is interrupted, one of the two is there."""
+    write(tmp_path / "folder", "first")
+    own, left = getattr(folders, at), [0]
+
+    def interrupted(path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        own(path)
+
+    monkeypatch.setattr(folders, at, interrupted)
+    for call in range(1, 5):
+        left[0] = call
+        try:
+            write(tmp_path / "folder", "second")
+        except KeyboardInterrupt:
+            assert (tmp_path / "folder" / "file").read_text() in ("first", "second")
+    left[0] = 0
+    write(tmp_path / "folder", "third")
+    assert (tmp_path / "folder" / "file").read_text() == "third"
+    assert names(tmp_path) == {"folder"}
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "folder", "first")
+
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "no", str(target))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(UserError):
+        write(tmp_path / "folder", "second")
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+
+
+def test_half_a_trash_is_never_put_back(tmp_path: Path) -> None:
+    """A kill while it was deleted, and then the folder was removed by hand: nothing is to come back."""
+    (tmp_path / f".folder{files.TRASH}").mkdir()
+    (tmp_path / f".folder{files.TRASH}" / "file").write_text("half")
+    folders.settle(tmp_path / "folder")
+    assert names(tmp_path) == set()
+
+
+def test_what_an_interruption_leaves_beside_a_linked_or_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "disk" / "real"
+    (tmp_path / "link").symlink_to(real)
+    write(real, "first")
+    monkeypatch.chdir(real)
+    for path in (tmp_path / "link", Path()):
+        for ending in (files.TRASH, files.PARTIAL):
+            (real.parent / f".real{ending}").mkdir()
+        folders.settle(path)
+        assert names(real.parent) == {"real"}
+    folders.settle(Path("/"))
+
+
+def finished(folder: Path, text: str) -> None:
+    """Three entries, of which one says that all are there."""
+    with folders.new_folder(folder, last=["mark"]) as partial:
+        (partial / "sub").mkdir()
+        for name in ("a", "mark", "sub/z"):
+            (partial / name).write_text(text, encoding="utf-8")
+
+
+def held(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def whole(text: str) -> dict[str, str]:
+    return dict.fromkeys(("a", "mark", "sub/z"), text)
+
+
+def mounted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool = True) -> None:
+    """Let a folder be a mount point, which cannot be renamed; if not `told`, one of the same file system."""
+    folder.mkdir(exist_ok=True)
+    rename = os.rename
+
+    def refused(old: Any, new: Any) -> None:
+        if Path(old) == folder or Path(new) == folder:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(os, "replace", refused)
+    monkeypatch.setattr(os.path, "ismount", lambda path: told and Path(path) == folder)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_mount_point_gets_the_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    folder = tmp_path / "volume"
+    mounted(folder, monkeypatch, told=told)
+    for text in ("first", "second"):
+        finished(folder, text)
+        assert held(folder) == whole(text)
+        assert names(folder) == {"a", "mark", "sub"}
+        assert names(tmp_path) == {"volume"}
+
+
+def test_the_current_folder_stays_the_one_that_people_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for path, text in ((Path(), "first"), (folder, "second")):
+        finished(path, text)
+        assert held(Path()) == whole(text)
+        assert names(Path()) == {"a", "mark", "sub"}
+        assert names(tmp_path) == {"here"}
+
+
+def test_a_folder_whose_own_folder_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "closed" / "open"
+    folder.mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.parent and access(path, mode))
+    inode = folder.stat().st_ino
+    finished(folder, "first")
+    assert (held(folder), folder.stat().st_ino) == (whole("first"), inode)
+
+
+def test_an_error_on_the_way_leaves_the_earlier_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "volume"
+    mounted(folder, monkeypatch)
+    finished(folder, "first")
+    with pytest.raises(UnicodeEncodeError):
+        finished(folder, "\ud800")
+    assert held(folder) == whole("first")
+    rename, left = os.rename, [0]
+
+    def interrupted(old: Any, new: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    for call in range(1, 7):
+        left[0] = call
+        with pytest.raises(KeyboardInterrupt):
+            finished(folder, "second")
+        assert held(folder) == whole("first")
+        assert names(folder) == {"a", "mark", "sub"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_kill_on_the_way_never_looks_finished_and_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    """At whatever change of the disk: with the mark, all entries are of one kind; after `settle`, so they are."""
+    folder = tmp_path / "volume"
+    if stays:
+        mounted(folder, monkeypatch)
+    calls = {name: getattr(os, name) for name in ("rename", "replace", "mkdir", "unlink", "rmdir", "fsync")}
+    seen, call, killed = set(), 0, True
+    while killed:
+        call += 1
+        finished(folder, "first")
+        if (child := os.fork()) == 0:
+            left = [call]
+
+            def counted(name: str, left: list[int] = left) -> Any:
+                def run(*args: Any, **kwargs: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os._exit(9)
+                    return calls[name](*args, **kwargs)
+
+                return run
+
+            for name in calls:
+                setattr(os, name, counted(name))
+            finished(folder, "second")
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        there = {name: text for name, text in held(folder).items() if not name.startswith(".")}
+        if "mark" in there:
+            assert there in (whole("first"), whole("second"))
+        if call % 2 and folder.exists():
+            folders.clear_leftovers(folder)
+        else:
+            folders.settle(folder)
+        assert held(folder) in (whole("first"), whole("second"))
+        assert names(folder) == {"a", "mark", "sub"}
+        assert names(tmp_path) == {"volume"}
+        seen.add((held(folder)["mark"], "mark" in there))
+    aside = ("first", False) if stays else ("second", False)  # a folder that is replaced whole goes on to the new one
+    assert seen == {("first", True), aside, ("second", True)}
+
+
+def test_a_linked_folder_stays_linked(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    (real / "other").touch()
+    link.symlink_to(real)
+    for text in ("first", "second"):
+        write(link, text)
+        assert link.is_symlink()
+        assert names(real) == {"file"}
+        assert (real / "file").read_text() == text
+    assert names(tmp_path) == {"disk", "link"}
+    assert names(real.parent) == {"real"}
+
+
+def test_a_link_is_removed_but_not_what_it_leads_to(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    write(real, "first")
+    link.symlink_to(real)
+    folders.remove(link)
+    assert names(tmp_path) == {"real"}
+    assert (real / "file").read_text() == "first"
+    folders.remove(tmp_path / "nothing")
+
+
+def test_leftovers_may_be_links(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    write(real, "first")
+    for ending in (files.TRASH, files.PARTIAL):
+        (tmp_path / f".real{ending}").symlink_to(real)
+    folders.clear_leftovers(tmp_path)
+    assert names(tmp_path) == {"real"}
+    (tmp_path / f".real{files.TRASH}").symlink_to(tmp_path / "nowhere")
+    write(real, "second")
+    assert names(tmp_path) == {"real"}
+    assert (real / "file").read_text() == "second"
+
+
+def test_what_others_call_their_leftovers_stays(tmp_path: Path) -> None:
+    mine = {".thesis.partial", ".thesis.trash", ".real.partial", ".real.trash", "aurora-lora-partial"}
+    for name in mine:
+        (tmp_path / name).write_text("years of work")
+    for text in ("first", "second"):
+        write(tmp_path / "real", text)
+    folders.remove(tmp_path / "real")
+    folders.clear_leftovers(tmp_path)
+    assert names(tmp_path) == mine
+
+
+def test_what_a_folder_holds_beside_ours(tmp_path: Path) -> None:
+    for name in ("ours", "mine", "sub/ours", "sub/mine", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert folders.others(tmp_path, {"ours", "sub/ours"}) == [".hidden", "empty", "mine", "sub/mine"]
+    assert folders.others(tmp_path / "nothing", ()) == []
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^cannot write .*file/folder: "):
+        write(tmp_path / "file" / "folder", "first")
+
+
+def test_a_check_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "one" / "two"
+    folders.check_new_folder(folder)
+    assert names(tmp_path) == set()
+    folder.parent.mkdir()
+    folders.check_new_folder(folder)
+    assert names(folder.parent) == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own has the limit")
+@pytest.mark.parametrize("there", ["", "one", "one/two"])
+def test_a_check_of_a_full_disk_leaves_no_folder(tmp_path: Path, there: str) -> None:
+    import resource
+
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    if (child := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        try:
+            folders.check_new_folder(tmp_path / "one" / "two")
+        except UserError:
+            os._exit(9)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_disk_that_is_full_while_a_tokenizer_is_written(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+
+    def write_full() -> None:
+        with folders.new_folder(tmp_path / "folder") as partial:
+            (partial / "tokenizer.json").symlink_to("/dev/full")
+            tokenizer.save(str(partial / "tokenizer.json"))
+
+    with pytest.raises(UserError, match=r"cannot write .*folder: No space left on device$"):
+        write_full()
+    assert names(tmp_path) == set()
