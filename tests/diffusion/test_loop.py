@@ -1,5 +1,6 @@
-"""How the loop sets a model up, before its first step."""
+"""How the loop sets a model up, and what one step after another does."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,29 @@ from aurora_lora.diffusion.loop import Loop, make_accelerator
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
-from aurora_lora.diffusion.subject import Subject
+from aurora_lora.diffusion.subject import Noised, Subject
 from aurora_lora.tasks.dreambooth import subject_images
 from aurora_lora.training.build import apply_method
 from aurora_lora.training.reading import validate_as
+
+MakeLoop = Callable[..., Loop]
+
+
+@pytest.fixture
+def make_loop(tiny: Any, model: Path, images: Path, tmp_path: Path) -> MakeLoop:
+    """`make_loop(seed, **training)`: a loop before its first step, the same at each call."""
+
+    def make(seed: int = 0, **training: Any) -> Loop:
+        wanted = {"precision": "fp32", "threads": 1, **training}
+        recipe = validate_as(SubjectRecipe, tiny.recipe(model, images, seed=seed, training=wanted), "tiny")
+        accelerator = make_accelerator(recipe)
+        diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
+        torch.manual_seed(0)
+        adapted = apply_method(recipe, diffusion.unet, "TEXT_TO_IMAGE")
+        subject = Subject(recipe, diffusion, subject_images(str(images)))
+        return Loop(recipe, adapted, subject, accelerator, tmp_path / "checkpoints")
+
+    return make
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -32,3 +52,69 @@ def test_what_is_trained_is_in_fp32_and_blocks_are_recomputed_if_asked(
     assert diffusion.pipe.unet.is_gradient_checkpointing == checkpointing
     assert loop.trained
     assert len(loop.optimizer.param_groups[0]["params"]) == len(loop.trained)
+
+
+def test_samples_follow_one_another_each_batch_with_dropout_of_its_own(
+    make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    for seed in (0, 1):
+        loop = make_loop(seed, batch_size=2, gradient_accumulation_steps=2)
+        asked: list[int] = []
+
+        def batch(
+            samples: Sequence[int],
+            own: Callable[[Sequence[int]], Noised] = loop.subject.batch,
+            asked: list[int] = asked,
+        ) -> Noised:
+            asked.extend(samples)
+            seeds.append(torch.initial_seed())
+            return own(samples)
+
+        monkeypatch.setattr(loop.subject, "batch", batch)
+        for step in range(2):
+            loop._step(step)
+        assert asked == list(range(8))
+    assert len(set(seeds)) == 8
+
+
+def test_a_run_that_goes_on_has_the_rate_of_its_step(make_loop: MakeLoop) -> None:
+    training = {"schedule": "linear", "warmup_steps": 2, "steps": 6, "gradient_accumulation_steps": 1}
+    first, again = make_loop(**training), make_loop(**training)
+    for step in range(3):
+        first._step(step)
+        first.progress.step += 1
+    first._save()
+    checkpoint = again.last_checkpoint()
+    assert checkpoint is not None
+    again.resume(checkpoint)
+    assert again.schedule.get_last_lr() == first.schedule.get_last_lr()
+    assert again.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"] > 0
+    for loop in (first, again):
+        loop._step(3)
+    assert all(torch.equal(one, other) for one, other in zip(first.trained, again.trained, strict=True))
+
+
+def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop) -> None:
+    loop = make_loop(steps=4, gradient_accumulation_steps=1)
+    validation = loop.recipe.validation.model_copy(update={"every": 2})
+    loop.recipe = loop.recipe.model_copy(update={"validation": validation})
+    loop.run(dict, lambda note: None)
+    losses, found = loop.progress.losses, [one["train_loss"] for one in loop.progress.validations]
+    assert found == [None, pytest.approx(sum(losses[:2]) / 2), pytest.approx(sum(losses[2:]) / 2)]
+
+
+def test_gradients_are_clipped_and_weights_decay(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(max_grad_norm=1e-3, weight_decay=0.25, gradient_accumulation_steps=2)
+    assert [group["weight_decay"] for group in loop.optimizer.param_groups] == [0.25]
+    norms: list[float] = []
+    own = loop.optimizer.step
+
+    def step() -> None:
+        gradients = [weight.grad.flatten() for weight in loop.trained if weight.grad is not None]
+        norms.append(torch.cat(gradients).norm().item())
+        own()
+
+    monkeypatch.setattr(loop.optimizer, "step", step)
+    loop._step(0)
+    assert norms[-1] == pytest.approx(1e-3, rel=1e-2)
