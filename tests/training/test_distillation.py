@@ -104,7 +104,9 @@ def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
     assert len(distillation._lessons) == 1, "what is not used is not held for ever"
 
 
-def test_another_teacher_at_its_place_is_noticed(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path) -> None:
+def test_another_teacher_at_its_place_is_noticed(
+    write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is captured of one teacher is not compared with what is captured of another."""
     path = tmp_path / "teacher"
     shutil.copytree(teacher.folder, path)
@@ -118,12 +120,35 @@ def test_another_teacher_at_its_place_is_noticed(write_recipe: WriteRecipe, teac
     retrained = load_run(teacher.folder).recipe.model_copy(update={"seed": 1})
     shutil.rmtree(path)
     train(retrained, path)
+    asked: list[int] = []
+    ask = distillation.lessons
+    monkeypatch.setattr(distillation, "lessons", lambda *args: asked.append(1) or ask(*args))
     with pytest.raises(UserError, match=r"teacher/adapter has changed since this run began"):
         train(recipe, tmp_path / "run")
     other = train(recipe, tmp_path / "other").result
+    assert asked == [1], "what the first one taught is not what the second one teaches"
     assert list(other["data"]["files"].values()) != [digest]
     with pytest.raises(UserError, match="the data has changed"):
         same.check(other, tmp_path / "other")
+
+
+def test_a_teacher_teaches_in_float32(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was trained in: a run of PiSSA in bfloat16 rounds the base weight to that."""
+    options = {"name": "pissa", "r": 2, "target_modules": ["query", "value"]}
+    training = {"epochs": 1, "batch_size": 8, "threads": 1, "learning_rate": 1e-2, "precision": "bf16"}
+    teacher = train(load_recipe(write_recipe(method=options, training=training)), tmp_path / "teacher")
+    dtypes: set[torch.dtype] = set()
+    ask = distillation.lessons
+
+    def lessons(data: Any, base: Any, teacher: Any, batch_size: int) -> Any:
+        dtypes.update(parameter.dtype for parameter in teacher.parameters())
+        return ask(data, base, teacher, batch_size)
+
+    monkeypatch.setattr(distillation, "lessons", lessons)
+    train(load_recipe(write_recipe(task={**TASK, "teacher": str(teacher.folder)})), tmp_path / "run")
+    assert dtypes == {torch.float32}
 
 
 def load_sizes() -> Any:
