@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,22 @@ def test_each_form_may_have_its_own_choice(write: Callable[..., Path], tmp_path:
     ]
 
 
+def test_a_form_whose_own_run_failed_has_no_score_there(write: Callable[..., Path], tmp_path: Path) -> None:
+    """That of the deployed form's choice would be another run's."""
+
+    def fails(job: Job) -> Outcome:
+        rate, seed = job.recipe.training.learning_rate, job.recipe.seed
+        return Outcome(job, error="out of memory") if (rate, seed) == (1e-3, 1) else fake_forms(job)
+
+    tuning = {"budget": 2, "space": {"training.learning_rate": RATES}, "each_form": True}
+    sweep = Sweep(load_study(write(tuning=tuning)), tmp_path / "out", InProcess(fails))
+    sweep.tune()
+    sweep.run_seeds()
+    _, aurora = sweep.summary()["settings"]
+    assert aurora["by_form"]["static"]["accuracy"]["scores"] == [1e-3, None]
+    assert aurora["by_form"]["dynamic"]["accuracy"]["scores"] == [3e-2, 10 + 3e-2]
+
+
 def test_finalists_are_compared_over_the_seeds(write: Callable[..., Path], tmp_path: Path) -> None:
     """The rate that is best on the tuned seed is the worse one on the other, or fails there."""
 
@@ -273,10 +290,14 @@ def test_a_form_may_choose_what_was_run_over_all_seeds_for_another(write: Callab
 
 
 def test_of_equal_finalists_the_loss_decides(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Equal are means that the rounding of a sum alone tells apart, too."""
+    scores = {1e-3: (0.51, 0.81), 3e-2: (0.50, 0.82)}
+    assert 0 < abs(statistics.fmean(scores[1e-3]) - statistics.fmean(scores[3e-2])) < 1e-15
+
     def equal(job: Job) -> Outcome:
         outcome = fake(job)
         assert outcome.result is not None
-        outcome.result["metric"]["selected_by"]["value"] = 0.1 + 0.2 * job.recipe.seed
+        outcome.result["metric"]["selected_by"]["value"] = scores[job.recipe.training.learning_rate][job.recipe.seed]
         outcome.result["epochs"][-1]["validation"]["nll"] = losses[job.recipe.training.learning_rate]
         return outcome
 

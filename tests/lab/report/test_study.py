@@ -97,6 +97,8 @@ def test_a_verdict_in_words(metric: str, gain: float, verdict: str) -> None:
         (-0.008, 0.011, 1.0, "no significant difference"),
         (-0.004, 0.001, 0.5, "equivalent within 0.5 points"),
         (-0.004, 0.001, None, "no significant difference"),
+        (0.0, 0.0, 1.0, "equivalent within 1 point"),
+        (0.0, 0.0, None, "no significant difference"),
         (0.002, 0.008, 1.0, "better, within 1 point"),
         (0.002, 0.012, 1.0, "better"),
         (-0.008, -0.002, 1.0, "worse, within 1 point"),
