@@ -212,6 +212,11 @@ def test_several_labels_against_scikit_learn_and_a_loop(examples: int, labels: i
     assert got["nll"] == pytest.approx(-np.mean(np.where(there, np.log(odds), np.log(1 - odds))), abs=1e-12)
 
 
+def test_a_logit_of_0_predicts_no_label() -> None:
+    assert multi_label_metrics([[0.0, 1.0]], [[0, 1]])["micro_f1"] == 1
+    assert multi_label_metrics([[0.0, 1.0]], [[1, 1]])["micro_f1"] == pytest.approx(2 / 3)
+
+
 def test_several_labels_that_are_not_numbers() -> None:
     with pytest.warns(UserWarning, match="non-finite logits in 1 of 2 rows"):
         got = multi_label_metrics([[math.nan, 1.0], [1.0, 0.0]], [[1, 0], [0, 0]])

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from aurora_lora.training.build import make_trainer
 from aurora_lora.training.choices import (
     Questions,
     TrainingText,
+    check_room,
     choice_scores,
     cut_left,
     encode_questions,
@@ -110,6 +112,22 @@ def test_long_texts_lose_the_beginning_of_their_prompt(language_model: Any, monk
     monkeypatch.setattr(tokenizer, "model_max_length", length)
     with pytest.raises(UserError, match=f"the model's length of {length} tokens leaves no room"):
         Questions(tokenizer, 2)([question])
+
+
+def test_the_longest_choice_fits_the_model(lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(lm)
+    asked = encode_questions(tokenizer, PROMPTS[2:], CHOICES[:1], [0])
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)
+    batch = Questions(tokenizer, 2)(asked)
+    assert batch["prompt_ids"].shape[1] + batch["choice_ids"].shape[1] == 8
+
+
+@pytest.mark.parametrize(("prompt", "length", "fits"), [(5, 12, True), (5, 11, False), (1, 11, True), (1, 10, False)])
+def test_room_for_a_question(prompt: int, length: int, fits: bool) -> None:
+    """For two of its tokens, or for all of a shorter one."""
+    message = "^row 3: the limit leaves no room for the question beside an answer of 10 tokens$"
+    with nullcontext() if fits else pytest.raises(UserError, match=message):
+        check_room([7] * prompt, 10, length, "the limit", "row 3")
 
 
 def test_empty_choices_are_refused(language_model: Any) -> None:

@@ -141,6 +141,20 @@ def test_it_changes_nothing_of_the_training(write_recipe: WriteRecipe, tmp_path:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_an_epoch_without_an_evaluation_is_calibrated_with_the_recipes_ridge(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    norms = []
+    for ridge in (1e-4, 1e3):
+        training = {**TRAINING, "eval_every": 3}  # an epoch is 4 steps
+        recipe = load_recipe(write_recipe(method=METHODS[0], training=training, calibration={"ridge": ridge}))
+        train(recipe, tmp_path / f"{ridge:g}")
+        found = load_file(saved_updates(tmp_path / f"{ridge:g}" / "updates")[1])
+        layers = [name.removesuffix("/left") for name in found if name.startswith("calibrated/") and "/left" in name]
+        norms.append(sum((found[f"{layer}/left"] @ found[f"{layer}/right"]).norm().item() for layer in layers))
+    assert abs(norms[0] - norms[1]) > 3e-4
+
+
 def test_methods_without_such_an_update_are_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     for name in ("linear-probe", "dora"):
         method = {"name": name} if name == "linear-probe" else {"name": name, **TARGETS}
