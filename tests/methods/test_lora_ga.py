@@ -64,6 +64,19 @@ def test_small_gradients_of_float16(make_model: MakeModel, sample: Sample) -> No
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.02 * float(found[0].abs().max()))
 
 
+def test_gradients_are_those_without_dropout(make_model: MakeModel, sample: Sample) -> None:
+    found = []
+    for p in (0.0, 0.5):
+        model = make_model("bert").train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+        layer = {PATHS["bert"]: model.get_submodule(PATHS["bert"])}
+        found.append(gradients(model, layer, sample, sample.batches(1.0))[PATHS["bert"]])
+        assert all(module.training for module in model.modules())
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_a_step_at_the_start_follows_the_gradient(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
     """A first step of gradient descent changes the weight more like full fine-tuning than a step of LoRA does."""
 
@@ -80,6 +93,7 @@ def test_a_step_at_the_start_follows_the_gradient(make_model: MakeModel, sample:
 
 def test_the_base_is_left_as_it_was(make_model: MakeModel, sample: Sample, tmp_path: Path) -> None:
     base = make_model("bert").train()
+    base.get_submodule(PATHS["bert"]).weight.requires_grad_(False)  # as someone may have frozen it
     before = {name: (value.clone(), value.requires_grad) for name, value in base.named_parameters()}
     METHODS["lora-ga"].bind(OPTIONS).looked(base, sample, tmp_path)
     assert base.training

@@ -38,18 +38,22 @@ def gradients(
     layers that the loss depends on."""
     weights: list[Any] = [layer.weight for layer in layers.values()]
     with at_rest(model):
-        for weight in weights:
-            weight.requires_grad_(True)
-        for scale in LOSS_SCALES:
-            sums: list[Any] = [None] * len(weights)
-            for batch in batches:
-                found = torch.autograd.grad(sample.loss(model, batch) * scale, weights, allow_unused=True)
-                for i, one in enumerate(found):
-                    if one is not None:
-                        mean = one.float() / (scale * len(batches))
-                        sums[i] = mean if sums[i] is None else sums[i] + mean
-            if all(total is None or torch.isfinite(total).all() for total in sums):
-                break
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            for scale in LOSS_SCALES:
+                sums: list[Any] = [None] * len(weights)
+                for batch in batches:
+                    found = torch.autograd.grad(sample.loss(model, batch) * scale, weights, allow_unused=True)
+                    for i, one in enumerate(found):
+                        if one is not None:
+                            mean = one.float() / (scale * len(batches))
+                            sums[i] = mean if sums[i] is None else sums[i] + mean
+                if all(total is None or torch.isfinite(total).all() for total in sums):
+                    break
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)  # of those that were trained, `at_rest` lets each be so again
     return {
         path: total.T if isinstance(layer, Conv1D) else total
         for (path, layer), total in zip(layers.items(), sums, strict=True)
