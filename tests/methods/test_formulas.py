@@ -98,6 +98,9 @@ def test_linear_methods(
     close = {"rtol": 1e-5, "atol": 1e-6} if name == "fourierft" else {"rtol": 1e-10, "atol": 1e-11}  # float32 in PEFT
     with torch.no_grad():
         np.testing.assert_allclose(layer(x).numpy(), x.numpy() @ expected.T + bias, **close)
+        factors = layer.update.factors() if hasattr(layer, "update") else None
+        if factors is not None:
+            np.testing.assert_allclose((factors[0] @ factors[1]).numpy(), expected - W0, **close)
         merged = METHODS[name].merge(model, "merged").get_submodule(PATH)
         assert type(merged) is nn.Linear
         np.testing.assert_allclose(merged.weight.numpy(), expected, **close)
@@ -182,6 +185,18 @@ def test_adapters_of_a_llama(make_model: Callable[[str], Any], name: str, act: C
     with_adapters = {path for path, module in model.named_modules() if hasattr(module, "adapter")}
     ends = {"mlp.down_proj", "self_attn.o_proj"} if name == "adapter-h" else {"mlp.down_proj"}
     assert with_adapters == {f"model.layers.{i}.{end}" for i in range(3) for end in ends}
+
+
+def test_how_adapters_start(make_model: Callable[[str], Any]) -> None:
+    """Normal with standard deviation 0.01, cut at two of them: that leaves one of 0.0088."""
+    model = METHODS["adapter-h"].bind({"r": 64}).apply(make_model("bert"), "SEQ_CLS")
+    adapters = [module.adapter for module in model.modules() if hasattr(module, "adapter")]
+    assert len(adapters) == 6
+    for layers in ([one.down for one in adapters], [one.up for one in adapters]):
+        weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
+        assert weights.abs().max() <= 0.02
+        assert weights.std().item() == pytest.approx(0.0088, rel=0.05)
+        assert not any(layer.bias.any() for layer in layers)
 
 
 def test_pfeiffers_place_in_a_bert(make_model: Callable[[str], Any]) -> None:

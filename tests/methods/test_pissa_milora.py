@@ -82,6 +82,21 @@ def test_loading_decomposes_nothing(make_model: MakeModel, tmp_path: Path, decom
     assert len(decomposed) > count
 
 
+@pytest.mark.parametrize("name", ["milora", "pissa"])
+def test_the_start_in_a_base_of_bfloat16_is_exact(make_model: MakeModel, name: str) -> None:
+    """A and B are not rounded to its precision, and what is left of the weight is rounded once."""
+    path = "bert.encoder.layer.1.attention.self.query"
+    base = make_model("bert").to(torch.bfloat16)
+    W0 = base.get_submodule(path).weight.detach().float()
+    model = METHODS[name].bind({"r": 4, "lora_alpha": 12, "target_modules": ["query"]}).apply(base, "SEQ_CLS")
+    layer: Any = next(module for found, module in model.named_modules() if found.endswith(path))
+    A, B = (one["default"].weight.detach() for one in (layer.lora_A, layer.lora_B))
+    for factor in (A, B):
+        assert factor.dtype == torch.float32
+        assert not torch.equal(factor, factor.bfloat16().float())
+    assert torch.equal(layer.base_layer.weight, (W0 - 3.0 * (B @ A)).bfloat16())
+
+
 def test_plain_peft_loads_pissa(make_model: MakeModel, tmp_path: Path) -> None:
     model, method = made(make_model, "pissa")
     method.save(model, tmp_path)

@@ -137,10 +137,10 @@ def test_adalora_with_just_enough_steps(make_model: MakeModel, fit: Callable[...
 # ---------------------------------------------------------------- DyLoRA
 
 
-def draws(callback: DrawRank, model: nn.Module, steps: range) -> list[int]:
+def draws(callback: DrawRank, model: nn.Module, steps: range, seed: int = 0) -> list[int]:
     found = []
     for step in steps:
-        callback.on_step_begin(ARGS, SimpleNamespace(global_step=step), None, model=model)
+        callback.on_step_begin(SimpleNamespace(seed=seed), SimpleNamespace(global_step=step), None, model=model)
         (rank,) = {layer.update.training_rank for layer in layers_by_path(model).values()}
         found.append(rank)
     return found
@@ -154,6 +154,7 @@ def test_dylora_draws_each_rank(make_model: MakeModel) -> None:
     assert min(ranks.count(rank) for rank in (2, 3, 4, 5)) > 70  # 100 expected of each
     # a run that goes on draws what it would have drawn
     assert draws(method.callbacks()[0], model, range(200, 220)) == ranks[200:220]
+    assert draws(callback, model, range(20), seed=1) != ranks[:20]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
