@@ -66,12 +66,10 @@ def output_layer(model: nn.Module) -> nn.Linear | None:
     plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     found = []
     for name in head_modules(plain):
-        head = plain.get_submodule(name)
-        if hasattr(head, "modules_to_save"):  # PEFT's wrapper, with its copy of the untrained head
-            head = head.modules_to_save["default"]
-        for path, module in head.named_modules():
+        for path, module in plain.get_submodule(name).named_modules():
             is_output = isinstance(module, nn.Linear) and module.out_features == 1
-            if is_output and module.weight.is_floating_point() and "original_module" not in path.split("."):
+            untrained = "original_module" in path.split(".")  # the copy in PEFT's wrapper
+            if is_output and module.weight.is_floating_point() and not untrained:
                 found.append(module)
     return found[0] if len(found) == 1 else None
 
