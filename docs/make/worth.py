@@ -101,7 +101,6 @@ CASES = {
             *(f"Does it at r={r} with the aligned start" for r in (2, 8)),
         ),
         **dict.fromkeys(_OTHERS, (_COST_OF_SKIP, "Does it at r=2")),
-        "ranks-wikihow-goal": (_COST_OF_SKIP,),
     },
     "start": {
         "ranks-short": (
