@@ -45,18 +45,24 @@ def _rows(count: int) -> list[dict[str, Any]]:
 
 
 def _one_at_a_time(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
-    """The definition: what an answer adds to the conversation before it, without blanks at its end."""
+    """The definition: what an answer adds to the conversation before it, without blanks at its end; of one that comes
+    first, what follows its header.
+    """
     more = row["chat_template_kwargs"] or {}
 
     def ids(messages: list[Any], **options: Any) -> list[int]:
         return list(tokenizer.apply_chat_template(messages, return_dict=True, **more, **options)["input_ids"])
+
+    def before(content: str) -> list[int]:
+        text = str(tokenizer.apply_chat_template(row["messages"], tokenize=False, **more))
+        return list(tokenizer(text[: text.index(content)], add_special_tokens=False)["input_ids"])
 
     messages = row["messages"]
     whole = ids(messages)
     labels = [IGNORED] * len(whole)
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = len(ids(messages[:number], add_generation_prompt=True)) if number else 0
+            start = len(ids(messages[:number], add_generation_prompt=True) if number else before(message["content"]))
             end = len(ids(messages[: number + 1]))
             while end > start and not tokenizer.decode(whole[end - 1 : end]).strip():
                 end -= 1

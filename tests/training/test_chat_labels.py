@@ -182,3 +182,59 @@ def test_every_conversation_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -
     whole, tails = seen[:50], seen[50:]
     assert whole == [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
     assert sorted(tails) == ["<|im_end|>\n", "<|im_start|>assistant\n"]
+
+
+OWN_SYSTEM = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    "{{ '<|im_start|>system\nyou are a film critic<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _learned(tokenizer: Any, messages: Sequence[Any]) -> str:
+    made = label_answers({"messages": [messages]}, tokenizer)
+    (ids,), (labels,) = made["input_ids"], made["labels"]
+    return str(tokenizer.decode(ids[labels != IGNORED]))
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (OWN_SYSTEM, "<|im_end|>"),
+        (OWN_SYSTEM.replace("m.content", "(' ' + m.content) | trim"), "<|im_end|>"),
+        (_template("qwen2_5"), "<|im_end|>"),  # refuses a prompt without messages
+    ],
+    ids=["own system", "trim", "qwen2_5"],
+)
+@pytest.mark.parametrize("first", ["good", "a film critic", "e"])
+def test_of_an_answer_that_comes_first_what_precedes_it_is_not_learned(template: str, end: str, first: str) -> None:
+    """A system message that the template has by itself, and the header."""
+    tokenizer = _bytes()
+    tokenizer.chat_template = template
+    said = [{"role": "assistant", "content": first}, {"role": "user", "content": "film 28"}]
+    assert _learned(tokenizer, [*said, {"role": "assistant", "content": "bad"}]) == f"{first}{end}bad{end}"
+    assert _learned(tokenizer, said) == f"{first}{end}"
+
+
+def test_a_first_answer_that_calls_a_tool_or_thinks() -> None:
+    tokenizer = _bytes()
+    call = {"type": "function", "function": {"name": "find", "arguments": {"film": "a"}}}
+    asked = {"role": "user", "content": "film"}
+    tokenizer.chat_template = _template("qwen2_5")
+    for content in ("", "good"):
+        learned = _learned(tokenizer, [{"role": "assistant", "content": content, "tool_calls": [call]}, asked])
+        assert learned.strip().startswith(content or "<tool_call>")
+        assert learned.endswith("</tool_call><|im_end|>")
+    thinks = "{{ '<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '' }}"
+    tokenizer.chat_template = OWN_SYSTEM.replace("+ m.content", f"}}}}{thinks}{{{{ m.content")
+    learned = _learned(tokenizer, [{"role": "assistant", "content": "good", "reasoning_content": "the plot"}, asked])
+    assert learned == "the plot</think>good<|im_end|>"
+
+
+def test_a_first_answer_is_left_out_where_its_place_is_not_told() -> None:
+    tokenizer = _bytes()
+    only = "{% if messages[0].content != 'good' %}{{ raise_exception('not so') }}{% endif %}"
+    tokenizer.chat_template = only + OWN_SYSTEM
+    said = [{"role": role, "content": "good"} for role in ("assistant", "user", "assistant")]
+    assert _learned(tokenizer, said) == "good<|im_end|>"

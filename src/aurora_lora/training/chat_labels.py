@@ -2,11 +2,13 @@
 
 A conversation is tokenised once. Where an answer begins and ends is told by the text of the messages up to there, of
 which only what follows the last special token is tokenised anew: special tokens cut a text into parts, each by itself.
+An answer that comes first begins where the text changes with its content: no generation prompt tells what precedes it.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from .batches import IGNORED
 KEPT = ("input_ids", "labels")
 Place = tuple[int, int, bool]
 """A row, how many of its messages, and whether an answer is to follow."""
+_SAID = ("content", "reasoning_content", "reasoning", "thinking")
+"""The fields of a message that have what is said in it."""
 
 
 def label_answers(rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def label_answers(rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokeni
         for number, message in enumerate(row["messages"]):
             if message["role"] != "assistant":
                 continue
-            end, start = known.length(at, number + 1, False), known.length(at, number, True) if number else 0
+            end, start = known.length(at, number + 1, False), known.length(at, number, True)
             if end is None or start is None:
                 raise ValueError(
                     "it writes earlier messages anew as a conversation grows, so that its answers cannot be told "
@@ -74,6 +78,9 @@ class _Prefixes:
         self.is_blank = functools.cache(lambda token: not str(tokenizer.decode([token])).strip())
         texts = {**self._render(rows, False), **self._render(rows, True)}
         ends = [(at, len(row["messages"]), False) for at, row in enumerate(rows)]
+        for at, row in enumerate(rows):
+            if row["messages"][0]["role"] == "assistant":
+                texts[at, 0, True] = self._before_first(row, texts[ends[at]])
         encoded = self._encode([texts[end] for end in ends])
         self.whole = list(encoded["input_ids"])
         cuts = [
@@ -141,6 +148,20 @@ class _Prefixes:
             )
             made |= dict(zip(plain, texts, strict=True))
         return made
+
+    def _before_first(self, row: Mapping[str, Any], whole: str) -> str:
+        """What stands before the content of an answer that comes first: what does not change with it. Where the
+        template refuses another content, everything, so that nothing of the answer is learned.
+        """
+        first, *others = row["messages"]
+        mark = next(char for char in map(chr, range(0xE000, 0xF900)) if char not in whole)
+        said = [name for name in _SAID if isinstance(first.get(name), str)] or ["content"]
+        changed = [{**first, **dict.fromkeys(said, mark)}, *others]
+        try:
+            other = str(self.tokenizer.apply_chat_template(changed, tokenize=False, **template_options(row)))
+        except Exception:  # Jinja's, and whatever templates raise
+            return whole
+        return os.path.commonprefix([whole, other])
 
     @staticmethod
     def _counts(messages: Sequence[Mapping[str, Any]], follows: bool) -> Sequence[int]:
