@@ -1,11 +1,13 @@
 """Which tokens are the answers': those of the definition, with tokenizers and templates of all kinds."""
 
+import itertools
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import chats
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -14,6 +16,7 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from aurora_lora.training.batches import IGNORED
+from aurora_lora.training.chat_data import _Preparation
 from aurora_lora.training.chat_format import CHATML
 from aurora_lora.training.chat_labels import label_answers
 
@@ -28,6 +31,13 @@ CORPUS = [
     "Assistant: the end .\n\n\n- the plot was naïve 日本語",
 ] * 20
 CHATML_PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "").replace("END", "<|im_end|>")
+SPOKEN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+"""Its generation prompt ends in a blank, which byte-level tokenizers join to the first word of an answer."""
+ENDLESS = SPOKEN.replace("m.content + eos_token + '\n'", "m.content")
+"""A token can have the end of an answer and the beginning of what follows."""
 REWRITES = "{{ messages | length }}" + chats.PLAIN
 
 
@@ -97,25 +107,43 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 def _template(name: str) -> str:
-    own = {"plain": chats.PLAIN, "chatml": CHATML_PLAIN, "rewrites": REWRITES}
+    own = {"plain": chats.PLAIN, "chatml": CHATML_PLAIN, "rewrites": REWRITES, "spoken": SPOKEN, "endless": ENDLESS}
     return own.get(name) or (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _by_definition(messages: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, list[int]] | None:
     """What each answer adds to the conversation before it, without blanks at its end; None where that is not told."""
 
-    def ids(some: Sequence[dict[str, str]], **options: Any) -> list[int]:
-        return list(tokenizer.apply_chat_template(list(some), return_dict=True, **options)["input_ids"])
+    def rendered(some: Sequence[dict[str, str]], **options: Any) -> str:
+        return str(tokenizer.apply_chat_template(list(some), tokenize=False, **options))
 
-    whole = ids(messages)
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    text = rendered(messages)
+    whole = ids(text)
+    places: list[tuple[int, int]] = []
+    if tokenizer.is_fast:
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+
+    def length(part: str, since: int) -> int | None:
+        own = ids(part)
+        if whole[: len(own)] == own:
+            return len(own)
+        if not text.startswith(part):
+            return None
+        if not places:
+            return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(own, whole, strict=False))))
+        first = len(list(itertools.takewhile(lambda place: place[1] <= len(part), places)))
+        return first + (first < len(places) and bool(text[max(since, places[first][0]) : len(part)].strip()))
+
     labels = [IGNORED] * len(whole)
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = ids(messages[:number], add_generation_prompt=True) if number else []
-            after = ids(messages[: number + 1])
-            if whole[: len(before)] != before or whole[: len(after)] != after:
+            before = rendered(messages[:number], add_generation_prompt=True)
+            start, end = length(before, len(text)), length(rendered(messages[: number + 1]), len(before))
+            if start is None or end is None:
                 return None
-            start, end = len(before), len(after)
             while end > start and not tokenizer.decode([whole[end - 1]]).strip():
                 end -= 1
             labels[start:end] = whole[start:end]
@@ -140,7 +168,11 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize(
-    "template", ["plain", "chatml", "rewrites", "llama3", "qwen2_5", "qwen3", "gemma", "phi3", "deepseekv3"]
+    "template",
+    [
+        *("plain", "chatml", "rewrites", "spoken", "endless"),
+        *("llama3", "qwen2_5", "qwen3", "gemma", "phi3", "deepseekv3"),
+    ],
 )
 def test_answers_are_those_of_the_definition(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = _template(template)
@@ -204,8 +236,9 @@ def _learned(tokenizer: Any, messages: Sequence[Any]) -> str:
         (OWN_SYSTEM, "<|im_end|>"),
         (OWN_SYSTEM.replace("m.content", "(' ' + m.content) | trim"), "<|im_end|>"),
         (_template("qwen2_5"), "<|im_end|>"),  # refuses a prompt without messages
+        (_template("llama3"), "<|eot_id|>"),
     ],
-    ids=["own system", "trim", "qwen2_5"],
+    ids=["own system", "trim", "qwen2_5", "llama3"],
 )
 @pytest.mark.parametrize("first", ["good", "a film critic", "e"])
 def test_of_an_answer_that_comes_first_what_precedes_it_is_not_learned(template: str, end: str, first: str) -> None:
@@ -238,3 +271,44 @@ def test_a_first_answer_is_left_out_where_its_place_is_not_told() -> None:
     tokenizer.chat_template = only + OWN_SYSTEM
     said = [{"role": role, "content": "good"} for role in ("assistant", "user", "assistant")]
     assert _learned(tokenizer, said) == "good<|im_end|>"
+
+
+FILM = [
+    {"role": "user", "content": "the film ?"},
+    {"role": "assistant", "content": "good film"},
+    {"role": "user", "content": "the plot ?"},
+    {"role": "assistant", "content": "bad"},
+]
+
+
+def test_a_token_that_is_partly_of_the_answer_is_learned() -> None:
+    """As where a blank at the end of the prompt and the first word of the answer are one token."""
+    tokenizer = _bytes()
+    tokenizer.chat_template = SPOKEN
+    assert tokenizer.tokenize(": good") == [":", "Ġgood"]
+    assert _learned(tokenizer, FILM) == " good film</s> bad</s>"
+    assert _learned(tokenizer, FILM[1:]) == " good film</s> bad</s>"
+    tokenizer.chat_template = _template("llama3")  # its two line breaks are one token, or two before a text
+    assert _learned(tokenizer, FILM) == "good film<|eot_id|>bad<|eot_id|>"
+
+
+def test_such_a_token_is_learned_of_a_completion_too() -> None:
+    """Of the format of which TRL finds the place."""
+    tokenizer = _bytes()
+    tokenizer.chat_template = SPOKEN
+    learned = []
+    for row in ({"messages": FILM[:2]}, {"prompt": FILM[:1], "completion": FILM[1:2]}):
+        (made,) = _Preparation(tokenizer, True, 0).tokens(Dataset.from_list([row]))
+        learned.append([token for token in made["labels"] if token != IGNORED])
+    assert tokenizer.decode(learned[0]) == " good film</s>"
+    assert learned[1] == [*learned[0], *tokenizer("\n")["input_ids"]]
+
+
+def test_a_token_that_is_partly_of_the_next_message_is_learned() -> None:
+    tokenizer = _bytes()
+    tokenizer.add_tokens([AddedToken("film user", normalized=False)])
+    tokenizer.chat_template = SPOKEN.replace("eos_token + '\n'", "' '")
+    assert _learned(tokenizer, FILM) == " good film user bad"
+    tokenizer.chat_template = SPOKEN.replace("eos_token + '\n'", "'!\n'")
+    tokenizer.add_tokens([AddedToken("\nuser", normalized=False)])
+    assert _learned(tokenizer, FILM) == " good film! bad!"

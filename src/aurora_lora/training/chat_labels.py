@@ -2,13 +2,13 @@
 
 A conversation is tokenised once. Where an answer begins and ends is told by the text of the messages up to there, of
 which only what follows the last special token is tokenised anew: special tokens cut a text into parts, each by itself.
+A token of which a part only is an answer's, as where a blank before it is one with its first word, is learned with it.
 An answer that comes first begins where the text changes with its content: no generation prompt tells what precedes it.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,22 +48,26 @@ def label_answers(rows: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokeni
         for number, message in enumerate(row["messages"]):
             if message["role"] != "assistant":
                 continue
-            end, start = known.length(at, number + 1, False), known.length(at, number, True)
-            if end is None or start is None:
+            place = known.answer(at, number)
+            if place is None:
                 raise ValueError(
                     "it writes earlier messages anew as a conversation grows, so that its answers cannot be told "
                     "apart: task.loss_on=all, or a template with {% generation %} around them"
                 )
-            while end > start and known.is_blank(whole[end - 1]):
-                end -= 1  # the line break after the end of a turn
-            labels[start:end] = ids[start:end]
+            labels[place] = ids[place]
         made["input_ids"].append(ids)
         made["labels"].append(labels)
     return made
 
 
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many of the first are the same in both."""
+    pairs = zip(one, other, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 class _Prefixes:
-    """The tokens of conversations, and how many of them stand before and after each answer.
+    """The tokens of conversations, and which of them each answer is.
 
     Args:
         tokenizer: with its chat template.
@@ -76,16 +80,16 @@ class _Prefixes:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> None:
         self.tokenizer = tokenizer
         self.is_blank = functools.cache(lambda token: not str(tokenizer.decode([token])).strip())
-        texts = {**self._render(rows, False), **self._render(rows, True)}
-        ends = [(at, len(row["messages"]), False) for at, row in enumerate(rows)]
+        self.texts = texts = {**self._render(rows, False), **self._render(rows, True)}
+        self.ends = ends = [(at, len(row["messages"]), False) for at, row in enumerate(rows)]
         for at, row in enumerate(rows):
             if row["messages"][0]["role"] == "assistant":
                 texts[at, 0, True] = self._before_first(row, texts[ends[at]])
         encoded = self._encode([texts[end] for end in ends])
-        self.whole = list(encoded["input_ids"])
+        self.whole, self.encodings = list(encoded["input_ids"]), encoded.encodings
         cuts = [
             self._cuts(texts[end], ids, encoding)
-            for end, ids, encoding in zip(ends, self.whole, encoded.encodings or [None] * len(ends), strict=True)
+            for end, ids, encoding in zip(ends, self.whole, self.encodings or [None] * len(ends), strict=True)
         ]
         self.tails: dict[Place, tuple[int, str]] = {}
         for place, text in texts.items():
@@ -98,13 +102,42 @@ class _Prefixes:
         different = list({tail for _, tail in self.tails.values()})
         self.ids = dict(zip(different, self._encode(different)["input_ids"], strict=True)) if different else {}
 
-    def length(self, at: int, count: int, follows: bool) -> int | None:
-        """How many tokens of a row its first messages are; None where it does not begin with them."""
-        if (at, count, follows) not in self.tails:
-            return len(self.whole[at])
-        token, tail = self.tails[at, count, follows]
+    def answer(self, at: int, number: int) -> slice | None:
+        """The tokens of a row that an answer has a part in, without blanks at its end; None where the row's text does
+        not begin with that of the messages up to there.
+        """
+        begin, end = (at, number, True), (at, number + 1, False)
+        start, stop = self._length(begin), self._length(end, since=len(self.texts[begin]))
+        if start is None or stop is None:
+            return None
+        while stop > start and self.is_blank(self.whole[at][stop - 1]):
+            stop -= 1  # the line break after the end of a turn
+        return slice(start, stop)
+
+    def _length(self, place: Place, since: int | None = None) -> int | None:
+        """How many tokens of a row its first messages are; None where it does not begin with them.
+
+        Args:
+            place: where the messages end.
+            since: where in the text an answer begins that ends there. A token that goes on behind the messages is
+                theirs where it has a part of the answer that is not blank.
+        """
+        at, whole = place[0], self.whole[place[0]]
+        if place not in self.tails:
+            return len(whole)
+        token, tail = self.tails[place]
         ids = self.ids[tail]
-        return token + len(ids) if self.whole[at][token : token + len(ids)] == ids else None
+        if whole[token : token + len(ids)] == ids:
+            return token + len(ids)
+        text, length = self.texts[self.ends[at]], len(self.texts[place])
+        if not text.startswith(self.texts[place]):
+            return None
+        if not self.encodings:  # a tokenizer that does not tell which text a token is of
+            return token + _common(ids, whole[token:])
+        places = self.encodings[at].offsets
+        count = next((number for number, (_, end) in enumerate(places) if end > length), len(places))
+        is_shared = since is not None and count < len(places) and text[max(places[count][0], since) : length].strip()
+        return count + bool(is_shared)
 
     def _encode(self, texts: list[str]) -> Any:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
@@ -161,7 +194,7 @@ class _Prefixes:
             other = str(self.tokenizer.apply_chat_template(changed, tokenize=False, **template_options(row)))
         except Exception:  # Jinja's, and whatever templates raise
             return whole
-        return os.path.commonprefix([whole, other])
+        return whole[: _common(whole, other)]
 
     @staticmethod
     def _counts(messages: Sequence[Mapping[str, Any]], follows: bool) -> Sequence[int]:
