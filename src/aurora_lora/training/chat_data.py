@@ -19,7 +19,8 @@ from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks._loading import reason
-from ..tasks.own.chat import answer_of, opening, template_options
+from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
+from ..tasks.own.held_rows import without_none
 from .batches import IGNORED
 from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
 from .chat_labels import KEPT, label_answers
@@ -117,11 +118,28 @@ def encode_chats(
     )
 
 
+def asked_in(row: Mapping[str, Any]) -> Question | str:
+    """What is to be answered in a row of a file: in any of the formats, with an answer or without.
+
+    Raises:
+        BadRow: it cannot be asked, or there is nothing to be answered.
+        KeyError: it has no column of any of them.
+    """
+    return question_of(_plain(row))
+
+
 def _asked(splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:
     """The first held-out conversations, of the last split."""
     held_out = splits[[name for name in splits if name != "train"][-1]]
     rows = (held_out[number] for number in range(min(3, len(held_out))))
-    return [{"prompt": prompt, "expected": answer_of(row)} for row in rows if (prompt := opening(row)) is not None]
+    return [
+        {"prompt": prompt, "expected": answer_of(row)} for row in rows if (prompt := opening(_plain(row))) is not None
+    ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what Arrow adds to it: a message has only the fields that it was given."""
+    return {name: without_none(value) for name, value in row.items()}
 
 
 def _lengths(data: datasets.Dataset) -> np.ndarray[Any, Any]:
@@ -168,7 +186,7 @@ def _tokens(prepare: _Preparation, split: datasets.Dataset, where: str) -> datas
     except Exception as error:  # Jinja, tokenizers and TRL raise of many kinds
         for row in split:
             try:
-                prepare.render(row)
+                prepare.render(_plain(row))
             except Exception as refused:
                 raise UserError(
                     f"{where}, row {row['row'] + 1}: the chat template refuses it: {reason(refused)}"

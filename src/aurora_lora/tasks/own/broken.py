@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import csv
-import functools
 import gzip
 import json
 import lzma
@@ -212,15 +211,8 @@ def _is_list(file: IO[str]) -> bool:
 def json_rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
     """The rows of a JSON file that `datasets` can read, as they stand there."""
     with _text(path, encoding) as file:
-        read = functools.partial(json.loads, parse_int=_number)
-        for row in read(file.read()) if _is_list(file) else map(read, filter(str.strip, file)):
+        for row in json.load(file) if _is_list(file) else map(json.loads, filter(str.strip, file)):
             yield row if isinstance(row, dict) else {"text": row}
-
-
-def _number(digits: str) -> int | float:
-    """As `datasets` can hold it: one too large for 64 bits is a decimal."""
-    found = int(digits)
-    return found if -(2**63) <= found < 2**63 else float(digits)
 
 
 def why_broken(path: Path, encoding: str | None) -> str | None:

@@ -12,7 +12,7 @@ from ..packaged import normalise
 from ..task import SplitSizes
 from ..vision import with_rows
 from .columns import json_list
-from .held_rows import as_given, kept_types, made_by_this_version, with_objects, without_none
+from .held_rows import as_given, kept_types, made_by_this_version, without_none
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits, split_data
 
@@ -73,7 +73,7 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
 
     def prepared(piece: Piece) -> Piece:
         kept = [name for name in (*FORMATS[form], *FURTHER) if name in piece.data.column_names]
-        return replace(piece, data=with_rows(as_given(piece.data.select_columns(kept))))
+        return replace(piece, data=with_rows(piece.data.select_columns(kept)))
 
     ready = _with_all_columns(Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files))
     common = [name for name in (*FORMATS[form], *FURTHER) if name in ready["train"].data.column_names]
@@ -82,19 +82,16 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
         made = dict(splits)
     else:
         gone = [name for name in common if name in (*FORMATS[form], "history", "system")]
-        names = ("prompt", "completion") if form == "instruction" else ("messages",)
         made = {
             name: split.map(
                 lambda row: conversation(row, form),
                 remove_columns=gone,
                 # what is written keeps its type where its columns do
-                features=kept_types(split.features, gone, FORMATS[form])
-                if form in ("messages", "prompt")
-                else with_objects(split.features, gone, names),
+                features=kept_types(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
             )
             for name, split in splits.items()
         }
-    return Splits(made, splits.record)
+    return Splits({name: as_given(split) for name, split in made.items()}, splits.record)
 
 
 def _with_all_columns(pieces: Pieces) -> Pieces:
@@ -102,11 +99,10 @@ def _with_all_columns(pieces: Pieces) -> Pieces:
     types = {name: kind for piece in pieces.values() for name, kind in piece.data.features.items()}
 
     def completed(piece: Piece) -> Piece:
-        missing = [name for name in types if name not in piece.data.column_names]
-        if not missing:
-            return piece
-        features = type(piece.data.features)({**piece.data.features, **{name: types[name] for name in missing}})
-        return replace(piece, data=piece.data.map(lambda row: dict.fromkeys(missing), features=features))
+        data = piece.data
+        for name in (name for name in types if name not in data.column_names):
+            data = data.add_column(name, [None] * len(data), feature=types[name])
+        return replace(piece, data=data)
 
     return Pieces({name: completed(piece) for name, piece in pieces.items()}, pieces.files)
 
@@ -343,4 +339,4 @@ def text_of(message: Mapping[str, Any]) -> str:
     """What a message says, for people; of one that only calls tools, the calls."""
     if (content := message.get("content")) is not None:
         return str(content)
-    return json.dumps(message.get("tool_calls"), ensure_ascii=False)
+    return json.dumps(without_none(message.get("tool_calls")), ensure_ascii=False)

@@ -16,7 +16,6 @@ from ...extras import extra
 from ...files import file_digest
 from .._loading import NO_CODE, reason
 from .broken import check_json, csv_options, json_rows, suffix_of, why_broken
-from .held_rows import objects
 
 if TYPE_CHECKING:
     import datasets
@@ -192,7 +191,7 @@ def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> da
     try:
         with _no_log():
             loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
-            loaded = _as_written(loaded, more["data_files"], encoding) if kind == "json" else loaded
+            loaded = _with_dates_as_text(loaded, more["data_files"], encoding) if kind == "json" else loaded
     except Exception as error:  # `datasets` raises many kinds, some of them its own
         why = _cause(error)
         if "corresponds to no data" in why:
@@ -201,12 +200,10 @@ def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> da
     return loaded
 
 
-def _as_written(
+def _with_dates_as_text(
     loaded: datasets.DatasetDict, patterns: Mapping[str, str | Sequence[str]], encoding: str | None
 ) -> datasets.DatasetDict:
-    """The same, with what Arrow takes for times in JSON, which has none, as the texts that stand there, and with the
-    objects of conversations and tools as they stand there: Arrow does not tell a null from a field that is missing.
-    """
+    """The same, with what Arrow takes for times in JSON, which has none, as the texts that stand there."""
     with extra("train"):
         import datasets
         import pyarrow as pa
@@ -222,23 +219,16 @@ def _as_written(
     for name, split in loaded.items():
         schema = split.features.arrow_schema
         wanted = [text(field.type) for field in schema]
-        held = objects(split.features)
-        if wanted == schema.types and not held:
+        if wanted == schema.types:
             continue
         features = datasets.Features.from_arrow_schema(pa.schema(zip(schema.names, wanted, strict=True)))
-        features = datasets.Features({**features, **held})
         given = patterns[name]
         files = tuple(file for one in ([given] if isinstance(given, str) else given) for file in glob.glob(one))
         # by which it is kept in the cache: their content, too; a list would be a source of data
         found = {"files": files, "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(schema.names)}
-        try:
-            made[name] = datasets.Dataset.from_generator(
-                _json_rows, features=features, gen_kwargs={**found, "encoding": encoding}
-            )
-        except Exception:
-            if wanted != schema.types:
-                raise
-            # neither a list nor lines of rows, such as one row in several lines: the objects stay as Arrow has them
+        made[name] = datasets.Dataset.from_generator(
+            _json_rows, features=features, gen_kwargs={**found, "encoding": encoding}
+        )
     return datasets.DatasetDict({**loaded, **made})
 
 

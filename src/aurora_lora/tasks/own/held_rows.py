@@ -15,64 +15,27 @@ from ...files import file_digest
 if TYPE_CHECKING:
     import datasets
 
-_MESSAGES = ("messages", "conversations", "prompt", "completion")
-_OBJECTS = (*_MESSAGES, "tools", "chat_template_kwargs")
-"""Columns that the template writes."""
-_BARE = {"role", "content", "from", "value"}
-"""The fields that every message has."""
-
-
-def objects(features: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns whose objects Arrow holds with every field in every row, and types that hold each as it was given.
-
-    None of them in an earlier version of `datasets`, which has no such types.
-    """
-    try:
-        from datasets import Json, List
-    except ImportError:
-        return {}
-    several = {name: features[name] for name in _OBJECTS if _has_others_fields(name, features.get(name))}
-    return {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
+_OBJECTS = {"messages": 2, "prompt": 2, "completion": 2, "tools": 1, "chat_template_kwargs": 1}
+"""Columns that the template writes, and how deep objects have to be in them for one to be written with every field."""
 
 
 def as_given(split: datasets.Dataset) -> datasets.Dataset:
-    """The split with each tool call, tool and message of the fields that it was given, not with those of all others.
+    """The split with each tool call, and each tool, of the fields that it was given, and not with those of all others.
 
     What Arrow holds as objects has every field in every row: the template would write them as null.
     """
-    features, held = split.features, objects(split.features)
-    if not held:
+    try:
+        from datasets import Features, Json, List
+    except ImportError:  # an earlier version, which has no other way to hold them
         return split
+    features = split.features
+    several = {name: features[name] for name, least in _OBJECTS.items() if _depth(features.get(name)) >= least}
+    if not several:
+        return split
+    held = {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
     return split.map(
-        lambda row: {name: _without_added(row[name], features[name]) for name in held},
-        features=type(features)({**features, **held}),
+        lambda row: {name: without_none(row[name]) for name in several}, features=Features({**features, **held})
     )
-
-
-def with_objects(features: Any, gone: Sequence[str], made: Sequence[str]) -> Any:
-    """The types of the columns that stay and of messages that are made anew; None where `datasets` may tell them."""
-    held = [kind for kind in features.values() if type(getattr(kind, "feature", kind)).__name__ == "Json"]
-    if not held:
-        return None
-    from datasets import Json, List
-
-    return type(features)({**kept_types(features, gone, ()), **{name: List(Json()) for name in made}})
-
-
-def _has_others_fields(name: str, feature: Any) -> bool:
-    """Whether an object in a column can have fields that only others were given."""
-    depth = _depth(feature)
-    fields = getattr(feature, "feature", None)
-    is_bare = depth == 1 and isinstance(fields, Mapping) and fields.keys() <= _BARE
-    return depth > 0 and not (is_bare and name in _MESSAGES)
-
-
-def _without_added(value: Any, feature: Any) -> Any:
-    """The same without the fields that are None in what Arrow holds as objects; what is held as JSON stays."""
-    if isinstance(feature, Mapping) and isinstance(value, Mapping):
-        return {name: _without_added(one, feature[name]) for name, one in value.items() if one is not None}
-    inner = getattr(feature, "feature", None)
-    return value if inner is None or not isinstance(value, list) else [_without_added(one, inner) for one in value]
 
 
 def _depth(feature: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from ...extras import extra
 from ...files import file_digest
 from ..hub import HubData
 from .files import FORMATS, folder_digest, read_file, read_folder
-from .held_rows import as_given, made_by_this_version
 
 if TYPE_CHECKING:
     import datasets
@@ -140,17 +139,15 @@ def _check_used(own: OwnData) -> None:
 
 
 def open_file(file: str, encoding: str | None) -> Piece:
-    """The rows of a file that no recipe names, or of a folder, or the data set's split `train`, as they were given.
+    """The rows of a file that no recipe names, or of a folder, or the data set's split `train`.
 
     Raises:
         ArgumentError: as the UserError of `open_data`, of the arguments `file` and `encoding`.
     """
     try:
-        piece = open_data(OwnData(file, encoding=encoding))["train"]
+        return open_data(OwnData(file, encoding=encoding))["train"]
     except UserError as error:
         raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
-    made_by_this_version(piece.data)
-    return replace(piece, data=as_given(piece.data))
 
 
 def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str | None) -> Piece:

@@ -88,13 +88,13 @@ class Chat(Kind):
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
         """The messages up to the last answer, left out where there is one; or a text, that of a named column."""
         from ...tasks.own import columns as cells
-        from ...tasks.own.chat import question_of
+        from ..chat_data import asked_in
 
         if named := columns.get("text"):
             if len(named) > 1:
                 raise ArgumentError(f"`columns`: {', '.join(named)} are too many: a language model is asked one text")
             return cells.text(row[named[0]], named[0])
-        return question_of(row)
+        return asked_in(row)
 
     def check_asked(self, asked: Any, processor: Processor) -> None:
         from ..chat_answers import check_prompt
