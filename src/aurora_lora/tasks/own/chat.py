@@ -99,10 +99,11 @@ def _with_all_columns(pieces: Pieces) -> Pieces:
     types = {name: kind for piece in pieces.values() for name, kind in piece.data.features.items()}
 
     def completed(piece: Piece) -> Piece:
-        data = piece.data
-        for name in (name for name in types if name not in data.column_names):
-            data = data.add_column(name, [None] * len(data), feature=types[name])
-        return replace(piece, data=data)
+        missing = [name for name in types if name not in piece.data.column_names]
+        if not missing:
+            return piece
+        features = type(piece.data.features)({**piece.data.features, **{name: types[name] for name in missing}})
+        return replace(piece, data=piece.data.map(lambda row: dict.fromkeys(missing), features=features))
 
     return Pieces({name: completed(piece) for name, piece in pieces.items()}, pieces.files)
 

@@ -22,7 +22,8 @@ _OBJECTS = {"messages": 2, "prompt": 2, "completion": 2, "tools": 1, "chat_templ
 def as_given(split: datasets.Dataset) -> datasets.Dataset:
     """The split with each tool call, and each tool, of the fields that it was given, and not with those of all others.
 
-    What Arrow holds as objects has every field in every row: the template would write them as null.
+    What Arrow holds as objects has every field in every row: the template would write them as null. What is held as
+    JSON is without nulls, too, as it is when a row is asked: which of the two it is depends on the other rows.
     """
     try:
         from datasets import Features, Json, List
@@ -30,12 +31,18 @@ def as_given(split: datasets.Dataset) -> datasets.Dataset:
         return split
     features = split.features
     several = {name: features[name] for name, least in _OBJECTS.items() if _depth(features.get(name)) >= least}
-    if not several:
-        return split
     held = {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
+    names = [name for name in _OBJECTS if name in held or isinstance(_inner(features.get(name)), Json)]
+    if not names:
+        return split
     return split.map(
-        lambda row: {name: without_none(row[name]) for name in several}, features=Features({**features, **held})
+        lambda row: {name: without_none(row[name]) for name in names}, features=Features({**features, **held})
     )
+
+
+def _inner(feature: Any) -> Any:
+    """What a list is of; what is no list, itself."""
+    return getattr(feature, "feature", feature)
 
 
 def _depth(feature: Any) -> int:
