@@ -87,6 +87,45 @@ def test_half_a_trash_is_never_put_back(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_replacement_that_was_killed_is_finished(tmp_path: Path, empty: bool) -> None:
+    """Between its two renames, and also where an empty folder was made at the place since."""
+    for ending in (files.TRASH, files.PARTIAL):
+        write(tmp_path / f".folder{ending}", ending)
+    if empty:
+        (tmp_path / "folder").mkdir()
+    folders.settle(tmp_path / "folder")
+    assert names(tmp_path) == {"folder"}
+    assert (tmp_path / "folder" / "file").read_text() == files.PARTIAL
+
+
+def test_another_process_that_clears_away_what_is_written_leaves_the_earlier_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first puts its folder into place while the other one deletes it."""
+    folder = tmp_path / "folder"
+    write(folder, "first")
+    delete = folders._delete
+
+    def beside(path: Path) -> None:
+        if path.exists():
+            monkeypatch.setattr(folders, "_delete", delete)
+            with pytest.raises(FileNotFoundError):
+                folders.publish(folder.with_name(f".folder{files.PARTIAL}"), folder)
+        delete(path)
+
+    def write_and_settle() -> None:
+        with folders.new_folder(folder) as partial:
+            (partial / "file").write_text("second")
+            monkeypatch.setattr(folders, "_delete", beside)
+            folders.settle(folder)
+
+    with pytest.raises(UserError, match="cannot write"):
+        write_and_settle()
+    assert names(tmp_path) == {"folder"}
+    assert (folder / "file").read_text() == "first"
+
+
 def test_what_an_interruption_leaves_beside_a_linked_or_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,19 +98,23 @@ def settle(folder: Path) -> None:
 
 
 def _settle_beside(folder: Path) -> None:
-    """Give a new folder the place that the earlier one has left, and clear away what is left of either."""
+    """Give a new folder the place that the earlier one has left, and clear away what is left of either.
+
+    By `remove`, whose first step is a rename: a process that still writes there fails, and its earlier folder stays.
+    """
     if not folder.name or not os.access(folder.parent, os.W_OK):
         return
     partial, trash = _partial_of(folder), _trash_of(folder)
-    left = _left(partial, trash)
     # where both are there they are whole: the earlier one steps aside for one that is on the disk
-    if not os.path.lexists(folder) and _is_real_folder(partial) and _is_real_folder(trash):
-        partial.rename(folder)
-        flush(folder.parent)
-        left.remove(partial)
-    for path in left:
-        with suppress(FileNotFoundError):
-            _delete(path)
+    if _is_real_folder(partial) and _is_real_folder(trash):
+        with suppress(OSError):  # a folder that is not there, or that holds something
+            folder.rmdir()
+        if not os.path.lexists(folder):
+            partial.rename(folder)
+            flush(folder.parent)
+    remove(partial)
+    with suppress(FileNotFoundError):
+        _delete(trash)
 
 
 def _settle_within(folder: Path) -> None:

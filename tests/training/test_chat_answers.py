@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
+from aurora_lora.training import distributed
 from aurora_lora.training.chat_answers import Talk, sample_answers, write_answers
 from aurora_lora.training.chat_data import ChatData
 from aurora_lora.training.chat_format import KEY
@@ -104,7 +105,8 @@ def test_samples_of_long_conversations(few: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_no_samples_of_a_model_that_is_shared_out(sharded: str) -> None:
+def test_no_samples_of_a_model_that_is_shared_out(sharded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "state", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
     trainer: Any = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, sharded: True})
     data: Any = Mock(spec=ChatData, asked=[{"prompt": user(SHORT), "expected": "fine"}])
     with pytest.warns(UserWarning, match="no sample answers are written"):

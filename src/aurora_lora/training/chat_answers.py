@@ -258,12 +258,12 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
     Returns:
         Of each: `prompt`, the last message; `expected`, the conversation's own answer; `before` and `after`.
     """
-    from .distributed import is_main, on_main
+    from .distributed import is_main, on_main, state
 
     assert isinstance(data, ChatData)
     if not data.asked:
         return []
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if state().num_processes > 1 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         if is_main():
             warnings.warn("no sample answers are written: the processes share out the model", stacklevel=2)
         return []
