@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,18 @@ def test_another_process_that_clears_away_what_is_written_leaves_the_earlier_fol
     """Also where the first puts its folder into place while the other one deletes it."""
     folder = tmp_path / "folder"
     write(folder, "first")
-    delete = folders._delete
+    delete = shutil.rmtree
 
-    def beside(path: Path) -> None:
-        if path.exists():
-            monkeypatch.setattr(folders, "_delete", delete)
-            with pytest.raises(FileNotFoundError):
-                folders.publish(folder.with_name(f".folder{files.PARTIAL}"), folder)
-        delete(path)
+    def beside(path: Path, **options: Any) -> None:
+        monkeypatch.setattr(shutil, "rmtree", delete)
+        with pytest.raises(FileNotFoundError):
+            folders.publish(folder.with_name(f".folder{files.PARTIAL}"), folder)
+        delete(path, **options)
 
     def write_and_settle() -> None:
         with folders.new_folder(folder) as partial:
             (partial / "file").write_text("second")
-            monkeypatch.setattr(folders, "_delete", beside)
+            monkeypatch.setattr(shutil, "rmtree", beside)
             folders.settle(folder)
 
     with pytest.raises(UserError, match="cannot write"):

@@ -69,10 +69,9 @@ def export_lora(
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
         ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds anything
             but an earlier export; several active adapters and none named; an adapter around a part of the model, as a
-            `PeftModel` in it; a convolution with groups, dilation or a
-            padding mode, which PEFT's LoRA does not take over; or, for diffusers, `modules_to_save` or trained biases,
-            which its LoRA files cannot hold, or a class that does not tell which component of a pipeline the model is,
-            and no `prefix`.
+            `PeftModel` in it; a convolution with groups, dilation or a padding mode, which PEFT's LoRA does not take
+            over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold, or a class
+            that does not tell which component of a pipeline the model is, and no `prefix`.
     """
     model = unwrapped(model)
     one_of("format", format, FORMATS)

@@ -49,8 +49,8 @@ def _depth(feature: Any) -> int:
     """How many objects are within each other."""
     if isinstance(feature, Mapping):
         return 1 + max(map(_depth, feature.values()), default=0)
-    inner = getattr(feature, "feature", None)
-    return 0 if inner is None else _depth(inner)
+    inner = _inner(feature)
+    return 0 if inner is feature else _depth(inner)
 
 
 def made_by_this_version(data: datasets.Dataset) -> None:
