@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -122,12 +123,17 @@ class AuroraLayer(AdapterState):
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        for adapter_name in dict.fromkeys(adapter_names):
+        examples: dict[str, list[int]] = {}
+        for example, adapter_name in enumerate(adapter_names):
             if adapter_name != BASE and adapter_name in self.aurora_A:
-                chosen = [i for i, name in enumerate(adapter_names) if name == adapter_name]
-                rows = torch.tensor(chosen, device=x.device)
-                update = self.adapter_output(adapter_name, x[rows]).to(result.dtype)
-                result = result.index_add(0, rows, update)
+                examples.setdefault(adapter_name, []).append(example)
+        if not examples:
+            return result
+        result = result.clone()  # once, however many adapters there are; what the base layer returned stays its own
+        grouped = torch.tensor(list(chain.from_iterable(examples.values())), device=x.device)
+        parts = grouped.split([len(chosen) for chosen in examples.values()])
+        for adapter_name, rows in zip(examples, parts, strict=True):
+            result.index_add_(0, rows, self.adapter_output(adapter_name, x[rows]).to(result.dtype))
         return result
 
     def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
