@@ -20,12 +20,12 @@ _RANKS = (
     "A quarter of the weights, ranks by the gradients: above LoRA r=8",
     "Are ranks by the gradients better than r=4 on query and value",
 )
-_TWO_METHODS = ("Is it the nonlinearity, at half of the weights", "Is it the nonlinearity, at a quarter")
+_SAME_RANKS = "With the same ranks by the gradients, is AuroRA above LoRA"
+_TWO_METHODS = tuple(f"{_SAME_RANKS} at {share}" for share in ("half of the weights", "a quarter"))
 _TWO_METHODS_TOO = (
-    "Is it the nonlinearity, at half of the weights with LoRA's start",
-    "Is it the nonlinearity, at r=2 everywhere",
-    "Is it the nonlinearity, at r=1 everywhere",
-    "Is it the nonlinearity, with as many weights by the gradients",
+    f"{_SAME_RANKS} at half of the weights, both with LoRA's start",
+    *(f"Is AuroRA above LoRA at r={r} everywhere" for r in (2, 1)),
+    f"{_SAME_RANKS} with as many weights as r=1 everywhere",
 )
 _EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
 _TWO_EVERYWHERE = (
@@ -34,31 +34,32 @@ _TWO_EVERYWHERE = (
 )
 _OTHER_WAYS = (
     *_TWO_EVERYWHERE,
-    "Are they for AuroRA, with as many weights",
+    "Are AuroRA's ranks by the gradients better than r=1 everywhere, with as many weights",
     _EVERYWHERE,
     "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
     "Are ranks by the gradients better than r=1 everywhere with LoRA's start, with fewer weights",
     "How far is half of the weights from full fine-tuning",
-    "Half of the weights, ranks by the gradients: above EVA r=8",
-    "Above LoRA-GA r=8",
-    "Above LoRA r=8 with the same start",
-    "Above PiSSA r=8",
-    "Above MoSLoRA r=8",
-    "Above SineLoRA r=8",
-    "Above HiRA r=8",
+    *(
+        f"Half of the weights, ranks by the gradients: above {other}"
+        for other in (
+            "EVA r=8",
+            "LoRA-GA r=8",
+            "LoRA r=8 with the same start",
+            *(f"{method} r=8" for method in ("PiSSA", "MoSLoRA", "SineLoRA", "HiRA")),
+        )
+    ),
 )
-_MERGES = ("Does the static merge lose against the trained form", "Does the calibrated merge close it")
+_MERGES = ("Does the static merge lose against the trained form", "Is the calibrated merge as good as the trained form")
 _MERGE = "Does the calibrated merge lose against the trained form"
-_MERGES_TOO = ("Does it without the skip", "Does it at r=2 everywhere")
-_HIGH = ("At a rate far too high, is AuroRA above LoRA", "Is it above LoRA without the skip")
+_MERGES_TOO = ("Does the calibrated merge lose without the skip", "Does the calibrated merge lose at r=2 everywhere")
+_HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in ("", "without the skip "))
 _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
 _SAME = {r: f"Does AuroRA r={r} beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does the skip beat LoRA r=2"
-_SAME_LAYERS = "Is AuroRA above LoRA at the same rank and layers"
-_SAME_TOO = ("Is it at r=2", "Is it with the aligned start for both")
+_SAME_LAYERS = "Is AuroRA above LoRA at r=8"
+_SAME_TOO = ("Is AuroRA above LoRA at r=2", f"{_SAME_LAYERS}, both with the aligned start")
 _METHODS = ("PiSSA", "EVA", "LoRA-GA", "MoSLoRA", "SineLoRA", "HiRA", "full fine-tuning")
 _SKIP = ("Does the skip help",)
-_COST_OF_SKIP = "Does the skip, the default, cost something"
 _START = ("Does the aligned start help AuroRA r=8",)
 _LORA_START = "Does the aligned start help LoRA r=8"
 _START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
@@ -80,9 +81,9 @@ CASES = {
         "movie-rating": (*(_SAME[r] for r in (2, 8)), _SAME_WITH_SKIP),
         "ranks-short": (
             _SAME_LAYERS,
-            "Is it with the aligned start for both",
-            *(f"Is it at r={r}" for r in (2, 4)),
-            *(f"Is it at r={r} with the aligned start for both" for r in (2, 4)),
+            f"{_SAME_LAYERS}, both with the aligned start",
+            *(f"Is AuroRA above LoRA at r={r}" for r in (2, 4)),
+            *(f"Is AuroRA above LoRA at r={r}, both with the aligned start" for r in (2, 4)),
             *_TWO_METHODS,
             *_TWO_METHODS_TOO,
         ),
@@ -96,11 +97,10 @@ CASES = {
     "skip": {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (
-            *_SKIP,
-            *(f"Does it at r={r}" for r in (8, 4)),
-            *(f"Does it at r={r} with the aligned start" for r in (2, 8)),
+            *(f"Does the skip help at r={r}" for r in (2, 8, 4)),
+            *(f"Does the skip help at r={r} with the aligned start" for r in (2, 8)),
         ),
-        **dict.fromkeys(_OTHERS, (_COST_OF_SKIP, "Does it at r=2")),
+        **dict.fromkeys(_OTHERS, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
     },
     "start": {
         "ranks-short": (
@@ -108,16 +108,14 @@ CASES = {
             _LORA_START,
             "Does the aligned start help r=1 everywhere",
             *_START_OF_RANKS,
-            "Does it with as many weights as r=1 everywhere",
+            f"{_START_OF_RANKS[0]} with as many weights as r=1 everywhere",
         ),
         "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
         **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
     },
     "methods": {
         "ranks-short": (
-            "Is PiSSA's start better than LoRA's",
-            "Is EVA's",
-            "Is LoRA-GA's",
+            *(f"Is {method}'s start better than LoRA's" for method in ("PiSSA", "EVA", "LoRA-GA")),
             *(f"Is {method} above LoRA" for method in ("MoSLoRA", "SineLoRA", "HiRA")),
         ),
         **dict.fromkeys(

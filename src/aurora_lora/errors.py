@@ -27,7 +27,8 @@ class StaleCalibrationError(NotCalibratedError):
 
 
 class CalibrationError(AuroraError, RuntimeError):
-    """`calibrate` cannot work with what it was given (no batches, non-finite activations, a merged model)."""
+    """A pass over examples (`calibrate`, `probe`, `align`, `merge_gap`, `merge_quantized`) cannot work with what it was
+    given: no batches, activations that are not finite, a merged model."""
 
 
 class NotFiniteError(AuroraError, ArithmeticError):

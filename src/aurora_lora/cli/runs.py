@@ -247,7 +247,8 @@ def predict(
 ) -> None:
     """Label texts or image files, with the probability of each label, or answer them; also the rows of a file.
 
-    FILE is .csv, .tsv, .json, .jsonl or .parquet; of conversations, in any format that `aurora train chat` reads.
+    FILE is what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, or a folder; of
+    conversations, in any format that `aurora train chat` reads.
     Interrupted, the same command goes on after the rows that were answered.
     """
     from aurora_lora.errors import UserError

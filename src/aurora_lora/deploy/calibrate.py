@@ -108,9 +108,10 @@ def calibrate(
 
     Raises:
         CalibrationError: no batches, an input that is not finite, a layer that no input reached, a merged adapter,
-            adapters that are switched off, or a `max_memory` that not even one layer fits in. The adapter is left as it
-            was.
-        FormError: the adapter was trained in the static form, which merges exactly as it is.
+            adapters that are switched off, a `max_memory` that not even one layer fits in, or a matrix that is not
+            finite. The adapter is left as it was.
+        FormError: the adapter was trained in the static form, or sigma is the identity in all of its layers (plain
+            LoRA, embeddings): it merges exactly as it is.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
     """
     check_ridge(ridge)

@@ -161,6 +161,14 @@ def lora_factors(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The exact LoRA factors of each layer: module path -> lora_A (r, d_in), lora_B (d_out, r), scale included.
 
+    Of a convolution d_in is the size of one patch, in_channels / groups times the kernel's, and d_out its output
+    channels.
+
+    Args:
+        model: a PEFT model with an AuroRA adapter.
+        form: `"calibrated"` or `"static"`; None is the adapter's own.
+        adapter_name: which adapter, if several are active.
+
     Raises:
         FormError, NotCalibratedError, StaleCalibrationError, ValueError: as `export_lora`.
     """

@@ -29,6 +29,7 @@ class EndToEndGap:
     kl: float | None
     """Mean KL(dynamic || form) of the predicted distributions, in nats; None where the model predicts no classes."""
     largest_logit_difference: float
+    """The largest absolute difference of a logit, at any position that counts."""
     agreement: float | None
     """Share of positions at which the largest logit is the same; None where the model predicts no classes."""
     metric: dict[str, float] = field(default_factory=dict)

@@ -90,6 +90,10 @@ def probe(
         max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None.
             Layers are worked through in groups that fit, with passes of their own for each.
 
+    Returns:
+        A `LayerProbe` of each layer, in main memory: singular values (k,), directions (k, d_in), deviations (k,), with
+        k = `rank` where the layer has as many.
+
     Raises:
         CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, a gradient
             that is not finite, or a `max_memory` that not even one layer fits in.

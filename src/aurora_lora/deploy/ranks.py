@@ -232,6 +232,9 @@ def ranked_config(
         fields: further fields of the configuration. `target_modules`, `exclude_modules`, `layers_to_transform` and
             `layers_pattern` choose among the layers of the probe, as PEFT reads them.
 
+    Returns:
+        A `config` with `target_modules`, and `rank_pattern` and `alpha_pattern` by layer.
+
     Raises:
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """

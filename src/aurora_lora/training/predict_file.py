@@ -69,7 +69,7 @@ def predict_file(
 
     Args:
         predictor: what answers.
-        file: .csv, .tsv, .json, .jsonl or .parquet; a data set of the hub.
+        file: what `task.data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, a data set of the hub.
         output: .jsonl, which has its place when the last row is answered; see `check_output`.
         columns: the columns with the texts or images, or with the question and then the options, where they are not
             those that the run was trained on.

@@ -135,18 +135,18 @@ class _AuroraConv(AuroraLayer):
 
 
 class AuroraConv1d(_AuroraConv):
-    """AuroRA on `nn.Conv1d`."""
+    """AuroRA on `nn.Conv1d`: A (r, in_channels / groups * k) on each patch, B (out_channels, r)."""
 
     dimensions = 1
 
 
 class AuroraConv2d(_AuroraConv):
-    """AuroRA on `nn.Conv2d`."""
+    """AuroRA on `nn.Conv2d`: A (r, in_channels / groups * k1 * k2) on each patch, B (out_channels, r)."""
 
     dimensions = 2
 
 
 class AuroraConv3d(_AuroraConv):
-    """AuroRA on `nn.Conv3d`."""
+    """AuroRA on `nn.Conv3d`: A (r, in_channels / groups * k1 * k2 * k3) on each patch, B (out_channels, r)."""
 
     dimensions = 3

@@ -14,7 +14,9 @@ from .layer import AuroraLayer
 
 
 class AuroraLinear(AuroraLayer):
-    """AuroRA on `nn.Linear`, transformers' `Conv1D` or a quantised linear layer (Eq. 4)."""
+    """AuroRA on `nn.Linear`, transformers' `Conv1D` or a quantised linear layer (Eq. 4): x (..., d_in), A (r, d_in),
+    B (d_out, r), output (..., d_out).
+    """
 
     def __init__(self, base_layer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, *args, **kwargs)
