@@ -103,6 +103,15 @@ def test_merge_and_back(quantisation, method, folder):
         assert 0 < (held - exact[n]).norm() < (exact[n] - stored[n]).norm()
 
 
+def test_damping_keeps_columns_from_making_up_for_each_other(folder):
+    """With much of it each weight is rounded by itself, so that the outputs lose more."""
+    lost = []
+    for damping in (1e-3, 1e6):
+        model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+        lost.append([layer.calibrated for layer in merge_quantized(model, INPUTS, damping=damping).layers])
+    assert all(much > 1.05 * little for little, much in zip(*lost, strict=True))
+
+
 def test_reported_errors_are_those_of_the_outputs(folder):
     model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     path, layer = next(iter(layers(model).items()))

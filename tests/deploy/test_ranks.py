@@ -411,3 +411,10 @@ def test_what_cannot_be_aligned(make_bert, labelled):
     inside = probe(make_bert().bert, labelled, lambda model, batch: model(batch["input_ids"])[0].square().mean())
     with pytest.raises(CalibrationError, match=r"None .* it has bert\.encoder.*query, and the probe encoder.*query"):
         align(model, inside)
+
+
+def test_a_layer_of_full_rank_is_not_exhausted():
+    """A larger `rank` of the probe would find nothing more there."""
+    shared = share_out([layer("small", 3, 3, [3.0, 2.0, 1.0]), layer("large", 9, 9, [3.0, 2.0, 1.0])], 10**6)
+    assert shared.by_layer == {"small": 3, "large": 3}
+    assert shared.exhausted == ("large",)

@@ -54,6 +54,29 @@ def test_the_authors_formula(make_model: MakeModel, sample: Sample, tmp_path: Pa
     np.testing.assert_allclose(base.T if family == "gpt2" else base, W0 - 2 * B @ A, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 64.0])
+def test_gamma_is_the_size_of_the_start(make_model: MakeModel, sample: Sample, tmp_path: Path, gamma: float) -> None:
+    model = started(make_model, sample, tmp_path, stable_gamma=gamma)
+    layer: Any = next(module for name, module in model.named_modules() if name.endswith(PATHS["bert"]))
+    length = torch.full((3,), 16**0.25 / gamma**0.5)  # of singular vectors, times d_out^(1/4) / sqrt(gamma)
+    torch.testing.assert_close(layer.lora_A["default"].weight.norm(dim=1), length)
+    torch.testing.assert_close(layer.lora_B["default"].weight.norm(dim=0), length)
+
+
+@pytest.mark.parametrize(("wanted", "share"), [(64, 0.25), (1000, 1.0)])
+def test_the_gradient_is_of_as_many_examples_as_asked_for(
+    make_model: MakeModel, sample: Sample, tmp_path: Path, wanted: int, share: float
+) -> None:
+    asked: list[float] = []
+
+    def batches(share: float) -> Any:
+        asked.append(share)
+        return sample.batches(share)
+
+    started(make_model, replace(sample, examples=256, batches=batches), tmp_path, probe_examples=wanted)
+    assert asked == [share]
+
+
 def test_small_gradients_of_float16(make_model: MakeModel, sample: Sample) -> None:
     """What is below 6e-8 is lost there, as gradients of a mean over thousands of tokens are."""
     found = []

@@ -78,6 +78,14 @@ def test_adalora_leaves_the_ranks_alone_in_its_last_steps(make_model: MakeModel)
     assert all(ranks == kept[6] for ranks in kept[6:])
 
 
+def test_adalora_reaches_its_budget_between_two_allocations(make_model: MakeModel) -> None:
+    """The last allocation, at step 8 of 13, is no multiple of deltaT; after step 5 the budget is still 15."""
+    model, method = applied(make_model, "adalora", init_r=6, target_r=2, tinit=2, tfinal=5, deltaT=5)
+    for _ in random_steps(model, method, 13):
+        pass
+    assert sum(kept_ranks(model)) == 6 * 2
+
+
 def test_adalora_penalty_is_pefts(make_model: MakeModel) -> None:
     """The gradient that the callback adds is that of what PEFT adds to a model's own loss."""
     model, method = applied(make_model, "adalora", init_r=6, target_r=2)
@@ -268,3 +276,63 @@ def test_lora_drop_that_diverges(make_model: MakeModel, sample: Sample) -> None:
     wild = Sample(sample.batches, sample.loss, learning_rate=1e30, seed=0, examples=16)
     with pytest.raises(UserError, match="training diverged: that of lora-drop on sample data"):
         method.prepare(model, wild)
+
+
+def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value[part] for key, value in batch.items()} for part in (slice(0, 8), slice(8, 16))]
+
+
+def test_lora_drop_looks_at_the_share_and_for_the_epochs_that_it_is_told(
+    make_model: MakeModel, sample: Sample, labelled: dict[str, Any]
+) -> None:
+    """Two batches in four epochs of training, then once without dropout for the importances."""
+    shares, training = [], []
+
+    def loss(model: Any, batch: Any) -> Any:
+        training.append(model.training)
+        return sample.loss(model, batch)
+
+    def batches(share: float) -> Any:
+        shares.append(share)
+        return halves(labelled)
+
+    model, method = applied(make_model, "lora-drop", r=4, sample_share=0.25, sample_epochs=4)
+    method.prepare(model, replace(sample, loss=loss, batches=batches))
+    assert set(shares) == {0.25}
+    assert training == [True] * 4 * 2 + [False] * 2
+
+
+def test_lora_drop_judges_layers_after_ordinary_training(
+    make_model: MakeModel, sample: Sample, labelled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference has each step's gradient by itself, from torch.autograd.grad."""
+    found: dict[str, float] = {}
+    monkeypatch.setattr(lora_drop, "unimportant", lambda norms, *_: found.update(norms) or [])
+    seen = replace(sample, batches=lambda share: halves(labelled))
+    model, method = applied(make_model, "lora-drop", r=4, sample_epochs=3)
+    method.prepare(model, seen)
+    other, _ = applied(make_model, "lora-drop", r=4)
+    trained = [parameter for parameter in other.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=sample.learning_rate, weight_decay=0.0)
+    for batch in halves(labelled) * 3:
+        gradients = torch.autograd.grad(sample.loss(other.train(), batch), trained)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    expected = update_norms(other.eval(), layers_by_path(other), halves(labelled), seen)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_layers_of_one_name_and_several_shapes_are_kinds_apart(
+    make_model: MakeModel, sample: Sample, labelled: dict[str, Any]
+) -> None:
+    """A BERT has three kinds named dense: they are ranked, and share an adapter, each among its own."""
+    model, method = applied(make_model, "lora-drop", r=4, threshold=0.1, target_modules=["dense"])
+    layers = layers_by_path(model)
+    shapes = {tuple(layer.base_layer.weight.shape) for layer in layers.values()}
+    assert len({kind_of(path, layer) for path, layer in layers.items()}) == len(shapes) == 3
+    method.prepare(model, sample)
+    for path, layer in layers_by_path(model).items():
+        found = (layer.in_use.B.shape[0], layer.in_use.A.shape[1])
+        assert found == tuple(layer.base_layer.weight.shape), path
+    sample.loss(model.eval(), labelled)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis, nonlinear_columns
+from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis, nonlinear_columns, sigma
 
 ACTS = {
     "tanh": math.tanh,
@@ -101,3 +101,15 @@ def test_low_precision_is_computed_in_float32_also_under_autocast(dtype):
     reference = adaptive_nonlinear(z.double(), H.to(dtype).double(), W.to(dtype).double(), anl)
     torch.testing.assert_close(got, reference.to(dtype), atol=2e-2 if dtype == torch.bfloat16 else 2e-3, rtol=0)
     torch.testing.assert_close(got.double(), expected, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("spline", ["channelwise", "summed"])
+def test_a_spline_of_order_0_at_its_knots(spline: str) -> None:
+    """Intervals are half-open, [knot, next): z = 0, which masked features have, is on a knot of every even grid."""
+    anl = ANL(None, spline, 4, 0)  # the knots -1, -0.5, 0, 0.5, 1 are exact
+    z = torch.tensor([[-1.0], [-0.5], [0.0], [0.5], [1.0]], dtype=torch.float64)
+    W = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    for function in (sigma, adaptive_nonlinear):
+        found = function(z, None, W, anl)
+        assert found.flatten().tolist() == [1, 2, 3, 4, 0]
+        assert torch.autograd.grad(found.sum(), W)[0].tolist() == [[1, 1, 1, 1]]

@@ -215,3 +215,13 @@ def test_products_within_autocast_are_as_exact() -> None:
 
     for within, without in zip(results(True), results(False), strict=True):
         torch.testing.assert_close(within, without, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("importance", "scale"), [((0.01, 1.0), 0.4), ((1.0, 0.01), 1.0)])
+def test_the_better_grid_is_the_one_for_the_inputs_that_there_are(
+    importance: tuple[float, float], scale: float
+) -> None:
+    """A scale of 1 errs by 0.4 in the second column, one of 0.4 by 0.6 in the first."""
+    weight, levels = torch.tensor([[1.0, 0.4]]), torch.tensor([-1.0, 0.0, 1.0])
+    one, other = (Grid(levels, torch.tensor([size]), 2) for size in (1.0, 0.4))
+    assert float(better_grid(weight, one, other, torch.tensor(importance)).scale[0]) == pytest.approx(scale)
