@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import UserError
-from ..tasks._loading import NO_CODE, reason
 from ..tasks.dreambooth import PLACEHOLDER
+from ..tasks.loading import NO_CODE, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image

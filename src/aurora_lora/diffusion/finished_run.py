@@ -14,8 +14,8 @@ from .. import files, folders
 from ..errors import ArgumentError, FormError, UserError
 from ..extras import extra
 from ..methods.base import load_finite
-from ..tasks._loading import reason
 from ..tasks.dreambooth import DREAMBOOTH
+from ..tasks.loading import reason
 from ..training.finished_run import FinishedRun, read_finished
 from ..training.gap_and_export import check_dtype, check_output
 from ..training.reading import task_name, validate_as

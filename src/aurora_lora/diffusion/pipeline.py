@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..extras import extra
 from ..finite import check_finite
-from ..tasks._loading import NO_CODE, reason
+from ..tasks.loading import NO_CODE, reason
 from .random_numbers import generator
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from filelock import FileLock
 from ..extras import extra
 from ..files import plain_write_errors
 from ..folders import new_folder
-from ._loading import NO_CODE
+from .loading import NO_CODE
 
 FOLDER = "float32"
 """Beside the file: its weights, dequantised, as safetensors; with the configuration and the tokenizer."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..extras import extra
-from ._loading import NO_CODE, reason
+from .loading import NO_CODE, reason
 from .order import seeded_order
 
 if TYPE_CHECKING:

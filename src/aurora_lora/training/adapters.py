@@ -23,7 +23,7 @@ from ..errors import ArgumentError, UserError, check_count
 from ..finite import check_finite
 from ..methods.parameters import left_random
 from ..methods.pissa_milora import START_FILE
-from ..tasks._loading import reason
+from ..tasks.loading import reason
 from ..tasks.models import packaged_name
 from ..tasks.own.broken import UTF8, check_text
 from ..tasks.own.columns import number, text

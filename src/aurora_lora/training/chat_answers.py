@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from ..errors import ArgumentError, UserError
-from ..tasks._loading import reason
+from ..tasks.loading import reason
 from ..tasks.own.chat import Question, text_of
 from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow

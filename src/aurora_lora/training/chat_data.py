@@ -18,7 +18,7 @@ from ..cores import usable_cores
 from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
-from ..tasks._loading import reason
+from ..tasks.loading import reason
 from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
 from ..tasks.own.held_rows import without_none
 from .batches import IGNORED

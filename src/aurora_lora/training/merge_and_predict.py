@@ -18,7 +18,7 @@ from ..deploy import QuantizedMerge
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, AuroraError, FormError, UserError
 from ..finite import check_finite
-from ..tasks._loading import NO_CODE, reason
+from ..tasks.loading import NO_CODE, reason
 from ..tasks.own.split import BadRow
 from .batches import in_batches
 from .build import load_trained_model, make_trainer

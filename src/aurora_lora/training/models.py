@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
-from ..tasks._loading import NO_CODE, reason, wants_code
+from ..tasks.loading import NO_CODE, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
 from .kinds import kind_of
 from .quantized_base import quantized_while_loading, trainable

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from ..errors import ArgumentError, UserError
 from ..methods.base import edit_config
-from ..tasks._loading import reason
+from ..tasks.loading import reason
 from ..tasks.models import MODELS
 from .card import CARD
 from .finished_run import TrainedRun

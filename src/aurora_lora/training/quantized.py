@@ -12,7 +12,7 @@ from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError, UserError
 from ..methods.base import PeftMethod, merge_and_unload
 from ..methods.linear import untie_adapted
-from ..tasks._loading import reason
+from ..tasks.loading import reason
 from .build import make_model
 from .data import load_data
 from .data_record import check_data

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..deploy.formats import check_quantization
 from ..methods.parameters import head_modules, mark_random, marked_random
-from ..tasks._loading import NO_CODE
+from ..tasks.loading import NO_CODE
 from .distributed import state
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from ...errors import UserError
-from ...tasks._loading import NO_CODE, reason
+from ...tasks.loading import NO_CODE, reason
 from ...tasks.models import MODELS, PretrainedHere, resolve_model
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}

@@ -18,7 +18,7 @@ from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.options import TARGETS
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
-from ...tasks._loading import NO_CODE, reason
+from ...tasks.loading import NO_CODE, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.recipe import Recipe

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
-from .._loading import NO_CODE, reason
+from ..loading import NO_CODE, reason
 from .broken import check_json, csv_options, json_rows, suffix_of, why_broken
 
 if TYPE_CHECKING:
