@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, importing, print_json, progress_bars, stderr, stdout
+from .common import Json, importing, print_json, quiet, stderr, stdout
 
 
 def bench(
@@ -64,7 +64,7 @@ def bench(
     settings = Settings(rounds, threads, device, dtype, names, quick)
     if output is not None:
         check_matplotlib()
-    progress_bars()
+    quiet()
     records, written = [], []
     with rounds_bar(stderr()) as bar:
         for unit, record, was_there in measure(wanted, settings, output, bar, overwrite=overwrite):

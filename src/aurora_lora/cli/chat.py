@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .common import complain, progress_bars, stderr
+from .common import complain, quiet, stderr
 
 
 def chat(
@@ -26,7 +26,7 @@ def chat(
     of the input, or `/exit`; `/new` begins another one. A message that cannot be answered is reported, and
     counts as not said.
     """
-    progress_bars()
+    quiet()
     from aurora_lora.errors import UserError
     from aurora_lora.training.chat_answers import Talk
     from aurora_lora.training.merge_and_predict import load_predictor

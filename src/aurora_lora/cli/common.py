@@ -157,12 +157,30 @@ def complain(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def progress_bars() -> Callable[[str], ProgressBar]:
-    """Silence the libraries; gives a maker of progress bars."""
-    from aurora_lora.training.progress import ProgressBar, quiet_libraries
+def quiet() -> None:
+    """Silence the libraries."""
+    from aurora_lora.training.progress import quiet_libraries
 
     quiet_libraries()
-    return functools.partial(ProgressBar, stderr())
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str], ProgressBar]]:
+    """Gives a maker of progress bars, which are taken off the screen at the end."""
+    from aurora_lora.training.progress import ProgressBar
+
+    console = stderr()
+    bars: list[ProgressBar] = []
+
+    def bar(title: str) -> ProgressBar:
+        bars.append(ProgressBar(console, title))
+        return bars[-1]
+
+    try:
+        yield bar
+    finally:
+        for each in bars:
+            each.stop()
 
 
 PATIENCE = 2.0
@@ -221,15 +239,11 @@ def make_models(names: Sequence[str]) -> None:
         return  # under `accelerate launch`, the error of the model that is not there names the command
     from aurora_lora.training.pretrain import ensure
 
-    progress = progress_bars()
-    bars: list[ProgressBar] = []
+    quiet()
+    with progress_bars() as bar:
 
-    def callbacks(name: str) -> Callable[[], list[ProgressBar]]:
-        bars.append(progress(f"pretraining {name}"))
-        return lambda: bars[-1:]
+        def callbacks(name: str) -> Callable[[], list[ProgressBar]]:
+            shown = [bar(f"pretraining {name}")]
+            return lambda: shown
 
-    try:
         ensure(missing, callbacks)
-    finally:
-        for bar in bars:
-            bar.stop()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RunFolder, Split, complain, print_json, progress_bars, stderr, stdout
+from .common import Json, RunFolder, Split, complain, print_json, quiet, stderr, stdout
 
 Figures = dict[str, Callable[[dict[str, Any]], Any]]
 """What draws what was measured, by the name of the file."""
@@ -42,7 +42,7 @@ def merge(
     from aurora_lora.training.merge_and_predict import merge as merge_run
 
     run = load_run(folder)
-    progress_bars()
+    quiet()
     with stderr().status("merging"):
         merged = merge_run(run, form, output, overwrite=overwrite, quantization=quantization, calibrated=calibrated)
     kind = "a plain Transformers model" if quantization is None else f"a plain Transformers model in {quantization}"
@@ -116,7 +116,7 @@ def gap(
     run = load_run(folder)
     target = output or folder
     check_writable(target)
-    progress_bars()
+    quiet()
     split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
         found = measure(run, split, examples, quantizations=quantization or ([] if merges else None))
@@ -148,7 +148,7 @@ def _adapter_gap(
         raise UserError(f"{folder} is an adapter: --data FILE says on which texts its merges are measured")
     if output is not None:
         check_writable(output)
-    progress_bars()
+    quiet()
     with stderr().status(f"trying merges on {data.name}"):
         found = adapter_gap(
             folder,
@@ -203,7 +203,7 @@ def sigma(
     run = load_run(folder)
     target = output or folder
     check_writable(target)
-    progress_bars()
+    quiet()
     with stderr().status("running the calibration inputs"):
         record = {"run": str(folder), **measure(run, examples)}
     write_measured(target / SIGMA, record, {"sigma": sigma_figure}, run.subject, as_json)
@@ -247,7 +247,7 @@ def export(
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.gap_and_export import export as export_run
 
-    progress_bars()
+    quiet()
     if (subject := _subject_run(folder)) is not None:
         from aurora_lora.diffusion.finished_run import export_subject
 
@@ -278,7 +278,7 @@ def push(
     from aurora_lora.training.push import push as upload
 
     run = load_run(folder)
-    progress_bars()
+    quiet()
     with stderr().status(f"pushing to {repo}"):
         address, what = upload(run, repo, form, private=private)
     if as_json:
@@ -294,9 +294,9 @@ def _subject_run(folder: Path) -> Any:
     if not is_subject_run(folder):
         return None
     from aurora_lora.diffusion.finished_run import load_subject_run
-    from aurora_lora.diffusion.progress import quiet
+    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
 
-    quiet()
+    quiet_diffusers()
     return load_subject_run(folder)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from aurora_lora.errors import abridged
 
-from .common import Json, make_models, print_json, progress_bars, stderr, stdout
+from .common import Json, make_models, print_json, quiet, stderr, stdout
 from .deploy import write_measured
 
 NAMED = 3
@@ -57,7 +57,7 @@ def rank(
         raise UserError("task.name: rank needs a task with labels, not subject-driven generation")
     if output is not None:
         check_writable(output)
-    progress_bars()
+    quiet()
     make_models([plan.model])
     from aurora_lora.training.ranking import ranking
 

@@ -22,6 +22,7 @@ from .common import (
     make_models,
     print_json,
     progress_bars,
+    quiet,
     stderr,
     stdout,
 )
@@ -75,7 +76,7 @@ def train(
 
 def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
     """`aurora train` for all but subject-driven generation."""
-    progress = progress_bars()
+    quiet()
     stage.done()
     make_models([plan.model])
     stage(f"loading {plan.model} and the data of {plan.task_title}")
@@ -83,26 +84,23 @@ def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
         from aurora_lora.training.run import train as run_recipe
         from aurora_lora.training.storage import RESULT
 
-    bars: list[ProgressBar] = []
+    with progress_bars() as bar:
 
-    def callbacks() -> list[ProgressBar]:
-        is_reference = plan.reference is not None and (output / RESULT).exists()
-        bars.append(progress(plan.reference.method.name if plan.reference and is_reference else plan.method.name))
-        bars[-1].before = stage.done
-        return bars[-1:]
+        def callbacks() -> list[ProgressBar]:
+            is_reference = plan.reference is not None and (output / RESULT).exists()
+            shown = bar(plan.reference.method.name if plan.reference and is_reference else plan.method.name)
+            shown.before = stage.done
+            return [shown]
 
-    try:
         return run_recipe(plan, output, callbacks)
-    finally:
-        for bar in bars:
-            bar.stop()
 
 
 def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
     """`aurora train` for subject-driven generation."""
-    from aurora_lora.diffusion.progress import Bars, quiet
+    from aurora_lora.diffusion.progress import Bars
+    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
 
-    quiet()
+    quiet_diffusers()
     from aurora_lora.diffusion.run import train_subject
     from aurora_lora.diffusion.summary import print_subject_run, written
 
@@ -133,11 +131,10 @@ def pretrain(
     from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
     from aurora_lora.training.pretrain import pretrain as make
 
-    bar = progress_bars()(name)
-    try:
-        folder = make(name, lambda: [bar])
-    finally:
-        bar.stop()
+    quiet()
+    with progress_bars() as bar:
+        shown = bar(name)
+        folder = make(name, lambda: [shown])
     result = json.loads((folder / RESULT_OF_PRETRAINING).read_text(encoding="utf-8"))
     if as_json:
         print_json({"folder": str(folder), "result": result})
@@ -147,8 +144,8 @@ def pretrain(
     from aurora_lora.training.results import examples_scored
 
     scores = result["metric"]["by_form"][MERGED]
-    shown = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))
-    print(f"{name} on {result['task']}, {examples_scored(result)}: {shown}")
+    values = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))
+    print(f"{name} on {result['task']}, {examples_scored(result)}: {values}")
     print(f"wrote {folder}")
 
 
@@ -165,11 +162,9 @@ def evaluate(
     from aurora_lora.training.merge_and_predict import evaluate as score
 
     run = load_run(folder)
-    bar = progress_bars()("scoring")
-    try:
-        scores = score(run, run.forms if form is None else (form,), split, [bar])
-    finally:
-        bar.stop()
+    quiet()
+    with progress_bars() as bar:
+        scores = score(run, run.forms if form is None else (form,), split, [bar("scoring")])
     if as_json and is_main():
         print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
     elif is_main():
@@ -197,10 +192,10 @@ def generate(
     """Generate images with a run of subject-driven generation: one file each, and grid.png with all."""
     from aurora_lora.diffusion.finished_run import generate as make
     from aurora_lora.diffusion.finished_run import load_subject_run
-    from aurora_lora.diffusion.progress import quiet
+    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
 
     run = load_subject_run(folder)
-    quiet()
+    quiet_diffusers()
     with stderr().status("generating"):
         written = make(
             run,
@@ -261,7 +256,7 @@ def predict(
         raise UserError("--column, --encoding and --overwrite go with FILE --output OUT.jsonl")
     if output is not None:
         check_output(texts[0], output, overwrite)
-    progress_bars()
+    quiet()
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form)
     if output is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json, progress_bars, stderr, stdout
+from .common import Json, print_json, quiet, stderr, stdout
 
 
 def theory(
@@ -31,7 +31,7 @@ def theory(
     if output is not None:
         check_matplotlib()
         check_writable(output)
-    progress_bars()
+    quiet()
     with rounds_bar(stderr()) as bar:
         record = run(seed, bar("searching", total_steps()))
     written: list[Path] = []
