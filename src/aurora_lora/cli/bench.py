@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, importing, print_json, quiet, stderr, stdout
+from .common import Json, importing, note, print_json, quiet, say_written, stderr, stdout
 
 
 def bench(
@@ -72,11 +72,11 @@ def bench(
             if output is not None:
                 written += [output / f"{unit.name}.json", *write_figures(record, output / unit.name)]
             if was_there:
-                stderr().print(f"{unit.name} was measured before: shown again", highlight=False, soft_wrap=True)
+                note(f"{unit.name} was measured before: shown again")
             if not as_json:
                 for rows in tables(record):
                     stdout().print(rows)
     if as_json:
         print_json({"results": records, "written": [str(path) for path in written]})
     elif written:
-        stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+        say_written(written)

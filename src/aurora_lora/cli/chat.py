@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .common import complain, quiet, stderr
+from .common import complain, note, quiet, stderr
 
 
 def chat(
@@ -35,7 +35,7 @@ def chat(
         talk = Talk(load_predictor(folder, form), max_new_tokens, system=system, temperature=temperature, seed=seed)
     if talk.is_plain:
         plain = "the model was trained on plain text: what is typed is continued as it stands"
-        stderr().print(plain, style="dim", highlight=False, soft_wrap=True)
+        note(plain, style="dim")
     is_terminal, failed = sys.stdin.isatty(), False
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a message that is no text is refused, and those after it read

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -138,7 +138,7 @@ def _forget_output() -> None:
 
 def stdout() -> Console:
     """What is printed there has texts, names and paths of the user's: brackets in them are no markup."""
-    return Console(width=WIDTH, markup=False, emoji=False)
+    return Console(width=WIDTH, markup=False, emoji=False, highlight=False)
 
 
 def stderr() -> Console:
@@ -155,6 +155,15 @@ def print_json(value: Any) -> None:
 def complain(text: str) -> None:
     if is_main():
         print(text, file=sys.stderr)
+
+
+def note(text: str, style: str | None = None) -> None:
+    """A line on stderr, as long as it is, beside what the command gives."""
+    stderr().print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def say_written(paths: Iterable[Path]) -> None:
+    stdout().print("wrote " + ", ".join(map(str, paths)), soft_wrap=True)
 
 
 def quiet() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RunFolder, Split, complain, print_json, quiet, stderr, stdout
+from .common import Json, RunFolder, Split, complain, note, print_json, quiet, say_written, stderr, stdout
 
 Figures = dict[str, Callable[[dict[str, Any]], Any]]
 """What draws what was measured, by the name of the file."""
@@ -220,14 +220,14 @@ def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject
     try:
         check_matplotlib()
     except UserError as error:
-        stderr().print(f"no figure: {error}", markup=False, highlight=False, soft_wrap=True)
+        note(f"no figure: {error}")
     else:
         for name, figure in figures.items():
             written += save(about(figure(record), subject), path.with_name(name))
     if as_json:
         print_json({**record, "written": [str(each) for each in written]})
         return
-    stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+    say_written(written)
 
 
 def export(

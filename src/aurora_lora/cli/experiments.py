@@ -10,7 +10,7 @@ import typer
 
 from aurora_lora.errors import DIVERGED, UserError
 
-from .common import Json, complain, importing, make_models, print_json, stderr, stdout
+from .common import Json, complain, importing, make_models, note, print_json, stderr, stdout
 
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
@@ -83,7 +83,7 @@ def reproduce(
         for table in plan_tables(todo.suite, rows):
             stdout().print(table)
         for line in plan_lines(rows):
-            stdout().print(line, highlight=False, markup=False)
+            stdout().print(line)
         return
     with importing():
         from aurora_lora.files import check_writable, write_json, write_text
@@ -112,7 +112,7 @@ def reproduce(
     if as_json:
         print_json({"cells": records, "failed": failed})
     else:
-        stdout().print(todo.suite.title, highlight=False)
+        stdout().print(todo.suite.title)
         for table in tables(todo.suite, compared):
             stdout().print(table)
         for line in notes(todo.suite, compared):
@@ -179,7 +179,7 @@ def sweep(
     runs = Sweep(plan, output, engine, report)
     if runs.taken_in:
         line = f"finished runs in folders that were not in {runs.runs.path} yet, and now are: {runs.taken_in}"
-        stderr().print(line, highlight=False, markup=False, soft_wrap=True)
+        note(line)
     with Overall(stderr(), plan.name, tuned + final - (told := runs.told())) as bar:
         runs.tune()
         if plan.tuning.each_form or plan.tuning.finalists > 1:  # now it is known how many values they share
@@ -217,7 +217,7 @@ def _print_plan(plan: Any, as_json: bool) -> None:
 def _stop_if_failed(failed: list[dict[str, Any]]) -> None:
     if failed:
         for one in failed:
-            stderr().print(f"failed: {one['run']}: {one['error']}", highlight=False, markup=False, soft_wrap=True)
+            note(f"failed: {one['run']}: {one['error']}")
         stderr().print(f"{len(failed)} failed; the same command tries them again", highlight=False)
         raise typer.Exit(1)
 

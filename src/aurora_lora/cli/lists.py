@@ -48,7 +48,7 @@ def list_command(
     console = stdout()
     for group, of_group in groupby(rows, key=lambda row: row.get("group")):
         if group is not None:
-            console.print(group, style="bold", highlight=False, soft_wrap=True)
+            console.print(group, style="bold", soft_wrap=True)
         for line in _lines([(row["name"], row.get("title") or row["description"]) for row in of_group]):
             print(line)
     if not rows:

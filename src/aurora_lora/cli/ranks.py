@@ -10,7 +10,7 @@ import typer
 
 from aurora_lora.errors import abridged
 
-from .common import Json, make_models, print_json, quiet, stderr, stdout
+from .common import Json, make_models, note, print_json, quiet, stderr, stdout
 from .deploy import write_measured
 
 NAMED = 3
@@ -69,8 +69,8 @@ def rank(
         )
     if without := record["without_gradient"]:
         layers = f"{len(without)} layers" if len(without) > 1 else "1 layer"
-        note = f"{layers} got no gradient, and so no rank: {abridged(without, NAMED)}"
-        stderr().print(note, markup=False, highlight=False, soft_wrap=True)
+        text = f"{layers} got no gradient, and so no rank: {abridged(without, NAMED)}"
+        note(text)
     if output is not None:
         write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
     elif as_json:

@@ -65,7 +65,7 @@ def report(
         assert section.study is not None
         for shown in study_tables(section.study):
             stdout().print(shown)
-        stdout().print(convergence_note(section.groups), highlight=False)
+        stdout().print(convergence_note(section.groups))
     results = [result for section in sections if section.study is None for result in section.results]
     if not results and into is None and output is None:
         return

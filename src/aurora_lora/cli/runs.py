@@ -20,6 +20,7 @@ from .common import (
     complain,
     importing,
     make_models,
+    note,
     print_json,
     progress_bars,
     quiet,
@@ -69,8 +70,7 @@ def train(
         paths = [str(path) for path in written(run)]
         print_json({"result": run.result, "reference": run.reference, "written": paths})
         return
-    if run.was_finished:
-        stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
+    _note_finished(run, output)
     print_run(stdout(), run)
 
 
@@ -114,9 +114,13 @@ def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
     if as_json:
         print_json({"result": run.result, "reference": None, "written": [str(path) for path in written(run)]})
         return
-    if run.was_finished:
-        stderr().print(f"{output} holds this run, finished: nothing to train", highlight=False, soft_wrap=True)
+    _note_finished(run, output)
     print_subject_run(stdout(), run)
+
+
+def _note_finished(run: Any, output: Path) -> None:
+    if run.was_finished:
+        note(f"{output} holds this run, finished: nothing to train")
 
 
 def pretrain(

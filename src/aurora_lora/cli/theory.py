@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json, quiet, stderr, stdout
+from .common import Json, print_json, quiet, say_written, stderr, stdout
 
 
 def theory(
@@ -44,6 +44,6 @@ def theory(
         print_json({**record, "written": [str(path) for path in written]})
         return
     for rows in theory_tables(record).values():
-        stdout().print(rows, markup=False)
+        stdout().print(rows)
     if written:
-        stdout().print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+        say_written(written)
