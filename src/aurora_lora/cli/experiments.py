@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aurora_lora.errors import DIVERGED, UserError
 
 from .common import Json, complain, importing, make_models, note, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from aurora_lora.lab.experiments.reproduce import Reproduction
 
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
@@ -70,27 +73,13 @@ def reproduce(
         overrides=overrides or (),
     )
     if dry_run:
-        from aurora_lora.lab.experiments.estimate import describe
-        from aurora_lora.lab.report.plan import plan_lines, plan_tables
-        from aurora_lora.tasks.access import why_no_access
-
-        rows = describe(todo, gpu)
-        for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
-            complain(f"note: {why}")
-        if as_json:
-            print_json(rows)
-            return
-        for table in plan_tables(todo.suite, rows):
-            stdout().print(table)
-        for line in plan_lines(rows):
-            stdout().print(line)
+        _print_runs(todo, gpu, as_json)
         return
     with importing():
-        from aurora_lora.files import check_writable, write_json, write_text
+        from aurora_lora.files import check_writable
         from aurora_lora.lab.experiments.engines import make_engine
         from aurora_lora.lab.experiments.progress import Overall
         from aurora_lora.lab.experiments.reproduce import run
-        from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
         from aurora_lora.tasks.access import check_access
 
     minutes = _minutes(gpu or todo.suite.gpu)
@@ -103,12 +92,41 @@ def reproduce(
     make_models(models)
     with Overall(stderr(), f"{suite}, {scale}", len(todo.jobs), len(todo.jobs) - len(left)) as bar:
         tally = run(todo, engine, bar)
+    failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
+    _compare_with_paper(todo, suite, scale, failed, as_json)
+    _stop_if_failed(failed)
+
+
+def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
+    """`aurora reproduce --dry-run`."""
+    from aurora_lora.lab.experiments.estimate import describe
+    from aurora_lora.lab.report.plan import plan_lines, plan_tables
+    from aurora_lora.tasks.access import why_no_access
+
+    rows = describe(todo, gpu)
+    for why in filter(None, map(why_no_access, sorted({job.recipe.model for job in todo.jobs.values()}))):
+        complain(f"note: {why}")
+    if as_json:
+        print_json(rows)
+        return
+    for table in plan_tables(todo.suite, rows):
+        stdout().print(table)
+    for line in plan_lines(rows):
+        stdout().print(line)
+
+
+def _compare_with_paper(
+    todo: Reproduction, suite: str, scale: str, failed: list[dict[str, Any]], as_json: bool
+) -> None:
+    """Write and print the paper's numbers beside those of the runs that are finished."""
+    from aurora_lora.files import write_json, write_text
+    from aurora_lora.lab.report.paper_comparison import compare, markdown, notes, tables
+
     compared = compare(todo.suite, todo.cells, todo.seeds, todo.results())
     records = [one.to_dict() for one in compared]
     record = {"suite": suite, "scale": scale, "seeds": todo.seeds, "statistic": todo.suite.statistic}
     write_json(todo.folder / "table.json", {**record, "cells": records, "runs": todo.made_from()})
     write_text(todo.folder / "table.md", markdown(todo.suite, compared))
-    failed = [{"run": one.job.name, "error": one.error, "folder": str(one.job.folder)} for one in tally.failed]
     if as_json:
         print_json({"cells": records, "failed": failed})
     else:
@@ -118,7 +136,6 @@ def reproduce(
         for line in notes(todo.suite, compared):
             print(line)
         print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
-    _stop_if_failed(failed)
 
 
 def sweep(

@@ -29,6 +29,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from aurora_lora.training.merge_and_predict import Predictor
     from aurora_lora.training.progress import ProgressBar
     from aurora_lora.training.recipe import Recipe
     from aurora_lora.training.run import Run
@@ -263,26 +264,31 @@ def predict(
     quiet()
     with stderr().status("loading the model"):
         predictor = load_predictor(folder, form)
-    if output is not None:
-        with stderr().status("answering") as status:
-            done = predict_file(
-                predictor,
-                texts[0],
-                output,
-                columns or (),
-                encoding=encoding,
-                batch_size=batch_size,
-                overwrite=overwrite,
-                step=lambda done, of: status.update(f"answered {done:,} of {of:,} rows"),
-            )
-        _say_cut(done.cut, done.rows, done.cut_at)
-        if as_json:
-            print_json({"written": str(output), "rows": done.rows, "resumed": done.resumed, "cut": done.cut})
-        else:
-            of = "" if done.name == texts[0] else f" of {done.name}"  # of a folder's splits, one is answered
-            resumed = f", {done.resumed:,} of them answered before it was interrupted" if done.resumed else ""
-            print(f"wrote {output}: {done.rows:,} rows{of}{resumed}")
+    if output is None:
+        _label(predictor, texts, batch_size, as_json)
         return
+    with stderr().status("answering") as status:
+        done = predict_file(
+            predictor,
+            texts[0],
+            output,
+            columns or (),
+            encoding=encoding,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            step=lambda done, of: status.update(f"answered {done:,} of {of:,} rows"),
+        )
+    _say_cut(done.cut, done.rows, done.cut_at)
+    if as_json:
+        print_json({"written": str(output), "rows": done.rows, "resumed": done.resumed, "cut": done.cut})
+        return
+    of = "" if done.name == texts[0] else f" of {done.name}"  # of a folder's splits, one is answered
+    resumed = f", {done.resumed:,} of them answered before it was interrupted" if done.resumed else ""
+    print(f"wrote {output}: {done.rows:,} rows{of}{resumed}")
+
+
+def _label(predictor: Predictor, texts: list[str], batch_size: int, as_json: bool) -> None:
+    """`aurora predict` of texts or image files."""
     if predictor.kind.inputs == "text":
         for text in filter(os.path.isfile, texts):
             complain(f"aurora: {text} is a file: --output OUT.jsonl answers its rows")
