@@ -28,6 +28,13 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"a": [1.5, math.nan, (math.inf,)], "b": {"c": -math.inf, "d": "nan"}})
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert found == {"a": [1.5, None, [None]], "b": {"c": None, "d": "nan"}}
+    assert files.read_json(tmp_path / "a.json") == found
+
+
+def test_json_is_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_bytes('{"name": "Zürich"}'.encode())
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "cp1252")
+    assert files.read_json(tmp_path / "a.json") == {"name": "Zürich"}
 
 
 def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

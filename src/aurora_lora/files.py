@@ -60,6 +60,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def json_text(value: Any, *, ascii_only: bool = True) -> str:
     """A value as JSON, as `finite_or_none` has it."""
     return json.dumps(finite_or_none(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)

@@ -6,14 +6,13 @@ See `files`: what is on its way is beside its place under another name, or withi
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import PARTIAL, TRASH, check_writable, flush, plain_write_errors, write_json
+from .files import PARTIAL, TRASH, check_writable, flush, plain_write_errors, read_json, write_json
 
 ENTRIES = ".aurora-lora-entries"
 """Within a folder that stays, what is on its way to there is listed here, from before the first move."""
@@ -124,7 +123,7 @@ def _settle_within(folder: Path) -> None:
     if not left:
         return
     listed = partial / ENTRIES
-    names = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    names = read_json(listed) if listed.is_file() else []
     waiting = [name for name in names if os.path.lexists(partial / name)]
     if waiting or not names:
         for name in set(names).difference(waiting):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,6 +132,7 @@ def pretrain(
     `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command resumes from the last
     checkpoint.
     """
+    from aurora_lora.files import read_json
     from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
     from aurora_lora.training.pretrain import pretrain as make
 
@@ -140,7 +140,7 @@ def pretrain(
     with progress_bars() as bar:
         shown = bar(name)
         folder = make(name, lambda: [shown])
-    result = json.loads((folder / RESULT_OF_PRETRAINING).read_text(encoding="utf-8"))
+    result = read_json(folder / RESULT_OF_PRETRAINING)
     if as_json:
         print_json({"folder": str(folder), "result": result})
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -212,7 +211,7 @@ class Loop:
         Raises:
             UserError: the run was started with another number of processes.
         """
-        saved = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        saved = files.read_json(checkpoint / STATE)
         check_as_many(self.checkpoints.parent, saved["processes"], self.accelerator.num_processes)
         self.progress = Progress(**saved)
         load_trained(self.module, checkpoint)

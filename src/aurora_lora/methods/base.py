@@ -271,7 +271,7 @@ def edit_config(directory: Path, change: Callable[[dict[str, Any]], None]) -> No
 
     path = directory / CONFIG_NAME
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = files.read_json(path)
         change(saved)
         files.write_text(path, json.dumps(saved, indent=2, sort_keys=True))
 

@@ -6,7 +6,6 @@ BIG-bench asks that its data stay out of training corpora: it is for evaluation 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import read_json
 from . import prompts
 from .fetch import Archive, fetch
 from .order import place
@@ -73,7 +73,7 @@ def read_questions(path: Path, group: Callable[[str], str]) -> list[Question]:
         UserError: the file does not have this form.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["examples"]
+        rows = read_json(path)["examples"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no task.json of BIG-bench: {error}") from error
     found: dict[tuple[str, frozenset[str]], Question] = {}

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import file_digest
+from ..files import file_digest, read_json
 from . import _pip
 from ._pip import OfflineError
 
@@ -207,7 +207,7 @@ def _opened(stream: IO[bytes], name: str) -> Iterator[Callable[[str], IO[bytes]]
 def _intact(folder: Path, archive: Archive) -> bool:
     """True if the folder holds every file of this archive, unaltered."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / _MANIFEST)
         return (
             manifest["archive"] == archive.sha256
             and set(manifest["files"]) == set(archive.members.values())

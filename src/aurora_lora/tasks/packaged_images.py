@@ -10,7 +10,6 @@ import binascii
 import functools
 import gzip
 import io
-import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import file_digest
+from ..files import file_digest, read_json
 from .bigbench import BIGBENCH, CIFAR10_FILE
 from .fetch import fetch
 from .hub import HubData
@@ -127,7 +126,7 @@ def read_cifar10(path: Path) -> tuple[list[bytes], list[int]]:
         UserError: the file does not have this form.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["examples"]
+        rows = read_json(path)["examples"]
         images = [base64.b64decode(row["input"], validate=True) for row in rows]
         scores = [row["target_scores"] for row in rows]
         labels = [CIFAR10_LABELS.index(next(name for name in score if score[name] == 1)) for score in scores]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..deploy import MergeGap, merge_gap
 from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError, check_count
+from ..files import read_json
 from ..finite import check_finite
 from ..methods.parameters import left_random
 from ..methods.pissa_milora import START_FILE
@@ -129,7 +129,7 @@ def adapter_gap(
 def _settings(adapter: Path) -> dict[str, Any]:
     """Those of PEFT, with the kind of task: a classifier's where the config does not say, and a head was saved."""
     try:
-        settings = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
+        settings = read_json(adapter / CONFIG_NAME)
     except (OSError, ValueError) as error:
         raise UserError(f"{adapter} is neither the folder of a run nor of an adapter: {reason(error)}") from error
     if not isinstance(settings, dict):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import read_json
 from ..tasks import TASKS
 from .kinds.base import TrainedWith
 from .recipe import Recipe
@@ -18,7 +18,7 @@ MERGE_NOTE = "aurora_merge.json"
 def merge_note(folder: Path) -> dict[str, Any] | None:
     """The note that `aurora merge` left in a folder, if it did."""
     try:
-        note = json.loads((folder / MERGE_NOTE).read_text(encoding="utf-8"))
+        note = read_json(folder / MERGE_NOTE)
     except (OSError, ValueError):
         return None
     is_note = isinstance(note, dict) and {"source", "files"} <= note.keys() and isinstance(note["files"], dict)

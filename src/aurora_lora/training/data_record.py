@@ -69,7 +69,7 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 def _stored(path: Path) -> dict[str, Any] | None:
     """What a file of a run has as JSON, None if there is none."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = files.read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -102,7 +102,7 @@ def write_manifest(checkpoint: Path) -> None:
 def is_intact(checkpoint: Path) -> bool:
     """Whether every file that the manifest lists is there as it was written."""
     try:
-        digests = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        digests = files.read_json(checkpoint / MANIFEST)
         return bool(digests) and all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False

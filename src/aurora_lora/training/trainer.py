@@ -192,7 +192,7 @@ class RecipeTrainer(Trainer):
         last = on_main(lambda: storage.last_intact(self.checkpoints, self._best_at))
         if last is None:
             return None
-        saved = json.loads((last / RUN_STATE).read_text(encoding="utf-8"))
+        saved = files.read_json(last / RUN_STATE)
         check_as_many(self.checkpoints.parent, saved["processes"], self.args.world_size)
         there, here = saved.get("frozen", str(torch.float32)), str(frozen_dtype(self.recipe))  # once it was always so
         if there != here:
@@ -222,7 +222,7 @@ class RecipeTrainer(Trainer):
 
     def _best_at(self, checkpoint: Path) -> list[Path]:
         """The best checkpoint when this one was written, if there was one yet."""
-        step = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["best_global_step"]
+        step = files.read_json(checkpoint / TRAINER_STATE)["best_global_step"]
         return [] if step is None else [self.checkpoints / f"checkpoint-{step}"]
 
     def best_checkpoint(self) -> Path:

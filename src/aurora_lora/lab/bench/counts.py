@@ -6,7 +6,6 @@ two. A custom operator is one call, whatever it does inside.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections import Counter
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...files import read_json
 
 # not marked as views in their schemas, though they move no data
 _AS_VIEWS = frozenset({"_unsafe_view", "detach"})
@@ -157,7 +158,7 @@ def _allocations(record: profile) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         record.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        events = read_json(path)["traceEvents"]
     memory = [event for event in events if event.get("name") == "[memory]"]
     return [event["args"]["Bytes"] for event in sorted(memory, key=lambda event: event["ts"])]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from ...errors import ArgumentError, UserError, unknown
-from ...files import check_writable, write_json
+from ...files import check_writable, read_json, write_json
 from ...folders import clear_leftovers
 from ...ops import dispatch
 from ...training.environment import device as device_name
@@ -268,7 +267,7 @@ def read_record(path: Path) -> Record:
         UserError: the file is something else.
     """
     try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        record: Record = read_json(path)
         if record["schema"] != SCHEMA or not {"workload", "settings", "environment"} <= record.keys():
             raise KeyError
     except OSError as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError, unknown
-from ...files import slug, write_json, write_text
+from ...files import read_json, slug, write_json, write_text
 from .figures import GAP, about, gap_figure, save
 from .groups import Group
 from .merges_figure import merges_figure
@@ -119,7 +118,7 @@ def _measured(group: Group, name: str) -> list[dict[str, Any]]:
         if folder is None or not (folder / name).is_file():
             continue
         try:
-            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            record = read_json(folder / name)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / name} cannot be read: {error}") from error
         if not isinstance(record, dict) or "layers" not in record:

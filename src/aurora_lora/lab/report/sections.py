@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...field_errors import validated
-from ...files import slug
+from ...files import read_json, slug
 from ...tasks import TASKS
 from ...training.reading import name_of, task_name, title_of
 from ...training.storage import RESULT
@@ -101,7 +100,7 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
 
 def _read_study(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict) or not {"study", "settings"} <= value.keys():
