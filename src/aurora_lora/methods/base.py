@@ -15,7 +15,14 @@ from .. import files
 from ..errors import CheckpointError, FormError, UserError, one_line, unknown
 from ..forms import MERGED
 from ..tuner.naming import trained_whole
-from .parameters import head_modules, keep_in_float32, left_random
+from .parameters import (
+    head_modules,
+    keep_in_float32,
+    keep_trained_in_float32,
+    left_random,
+    load_trained,
+    save_trained,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,7 +64,8 @@ class Method:
     """A way of fine-tuning: a recipe names it under `method.name`, with its options beside it.
 
     `METHODS` has each without options; `bind` gives the one to use. Unless a class says otherwise, the trained model
-    has a single form, and there is nothing to do before the training or at its steps.
+    has a single form, there is nothing to do before the training or at its steps, and what was trained is written as
+    `save_trained` does.
 
     Args:
         name: how recipes and results call it.
@@ -141,13 +149,17 @@ class Method:
         its state in each checkpoint."""
         return ()
 
-    @abstractmethod
     def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
         """A trained model from a pretrained one and what `save` wrote."""
+        trained = self.apply(model, "SEQ_CLS")
+        self.restore(trained, directory)
+        load_trained(trained, directory)
+        trained.train(False)
+        return trained
 
-    @abstractmethod
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what was trained."""
+        save_trained(model, directory)
 
     def using(self, model: nn.Module, form: str) -> AbstractContextManager[Any]:
         """Within this context `model.eval()` computes `form`."""
@@ -202,7 +214,7 @@ class PeftMethod(Method):
         except (NotImplementedError, IndexError, KeyError, AttributeError, TypeError) as error:
             # a kind of module that PEFT does not adapt, tokens that are not there, options that it does not check
             raise ValueError(f"{self.name}: {error}") from error
-        keep_in_float32(parameter for parameter in peft_model.parameters() if parameter.requires_grad)
+        keep_trained_in_float32(peft_model)
         return peft_model
 
     @property

@@ -16,7 +16,7 @@ from .adapted_module import AdaptedLinear, Update
 from .base import Method, Options, TaskType
 from .linear import Linear, is_linear, untie_adapted
 from .options import Fields, check
-from .parameters import is_head, keep_in_float32, load_trained, save_trained
+from .parameters import is_head, keep_trained_in_float32
 from .targets import lora_targets, merge_adapted, replace, target_paths
 
 
@@ -39,7 +39,7 @@ class InjectionMethod(Method):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_head(model, name))
         self.inject(model)
-        keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
+        keep_trained_in_float32(model)
         return model
 
     @abstractmethod
@@ -49,16 +49,6 @@ class InjectionMethod(Method):
         Raises:
             ValueError: the targets are not in the model, or of a kind that cannot be adapted.
         """
-
-    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
-        adapted = self.apply(model, "SEQ_CLS")
-        self.restore(adapted, directory)
-        load_trained(adapted, directory)
-        adapted.train(False)
-        return adapted
-
-    def save(self, model: nn.Module, directory: Path) -> None:
-        save_trained(model, directory)
 
     def check_mergeable(self) -> None:
         if self.refusal is not None:

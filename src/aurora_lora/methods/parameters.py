@@ -25,6 +25,11 @@ def keep_in_float32(parameters: Iterable[nn.Parameter]) -> None:
             parameter.data = parameter.data.float()
 
 
+def keep_trained_in_float32(model: nn.Module) -> None:
+    """`keep_in_float32` of what is trained."""
+    keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
 _RANDOM = "_aurora_random_modules"
 
 

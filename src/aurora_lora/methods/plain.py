@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import BaseUse, Method, Options, TaskType, check_names
-from .parameters import is_head, keep_in_float32, load_trained, save_trained
+from .parameters import is_head, keep_trained_in_float32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,17 +40,8 @@ class PlainMethod(Method):
             parameter.requires_grad_(is_head(model, name) or self.trains(name))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"{self.name} has nothing to train in a {type(model).__name__}: it has no new head")
-        keep_in_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
+        keep_trained_in_float32(model)
         return model
-
-    def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
-        self.apply(model, "SEQ_CLS")
-        load_trained(model, directory)
-        model.train(False)
-        return model
-
-    def save(self, model: nn.Module, directory: Path) -> None:
-        save_trained(model, directory)
 
     def merge(self, model: nn.Module, form: str) -> PreTrainedModel:
         self._check_form(form)
