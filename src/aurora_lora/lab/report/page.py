@@ -21,7 +21,7 @@ from .figures import literal
 from .groups import Group, interval
 from .sections import Section
 from .study import chance, tuning_note
-from .tables import Result
+from .tables import Result, left_out
 from .training_cost import COLUMNS, time_rows
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def _score(values: Sequence[float], metric: Metric, runs: int) -> dict[str, str]
         return {"mean": NOT_FINITE, "interval": ""}
     low, high = interval(values)
     between = "" if low is None or high is None else f"{metric.shown(low)} to {metric.shown(high)}"
-    of = "" if len(values) == runs else f"({len(values)} of {runs} finite)"
-    return {"mean": metric.shown(statistics.fmean(values)), "interval": " ".join(filter(None, (between, of)))}
+    small = " ".join(filter(None, (between, left_out(len(values), runs))))
+    return {"mean": metric.shown(statistics.fmean(values)), "interval": small}
 
 
 def _environments(results: Sequence[Result]) -> list[dict[str, Any]]:

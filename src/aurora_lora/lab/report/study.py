@@ -14,7 +14,7 @@ from ...training.results import chance_row, task_chance
 from ...tuner.fields import is_number
 from .answers import every_answer, note
 from .groups import plain
-from .tables import count, left_out
+from .tables import count, mean_and_std
 
 ONLY = "the only one"
 """What is said of a value without alternatives: nothing was tuned."""
@@ -48,7 +48,7 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         before = ""
         for form, scores in setting["by_form"].items():
             values = chosen_values(summary, setting, form)
-            shown = [mean_and_std(metric, scores.get(metric)) for metric in metrics]
+            shown = [_score(metric, scores.get(metric)) for metric in metrics]
             given = "" if values == before and not full else values
             table.rows.append([*about, given, form, *shown, *([str(len(setting["seeds"])), seconds] if full else [])])
             about, before = about if full else [""] * len(about), values
@@ -163,14 +163,12 @@ def trained_parameters(setting: Mapping[str, Any]) -> str:
     return count(least, setting.get("most_params") or least)  # older summaries have the first seed's alone
 
 
-def mean_and_std(metric: str, score: Mapping[str, Any] | None) -> str:
+def _score(metric: str, score: Mapping[str, Any] | None) -> str:
     """`83.1 ± 0.4`."""
     if score is None or score["mean"] is None:
         return NOT_FINITE
     show = metric_named(metric).shown
-    mean = show(score["mean"])
-    shown = mean if score["std"] is None else f"{mean} ± {show(score['std'])}"
-    return " ".join(filter(None, (shown, left_out(score["scores"]))))
+    return mean_and_std(show(score["mean"]), None if score["std"] is None else show(score["std"]), score["scores"])
 
 
 def metric_names(summary: Mapping[str, Any]) -> list[str]:

@@ -128,14 +128,18 @@ def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> s
     if not scaled:
         return NOT_FINITE
     mean = f"{statistics.fmean(scaled):.{digits}f}"
-    shown = f"{mean} ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else mean
-    return " ".join(filter(None, (shown, left_out(values))))
+    return mean_and_std(mean, f"{statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else None, values)
 
 
-def left_out(values: Sequence[float | None]) -> str:
+def mean_and_std(mean: str, std: str | None, values: Sequence[float | None]) -> str:
+    """`83.1 ± 0.4`, of the finite ones of some values."""
+    shown = mean if std is None else f"{mean} ± {std}"
+    return " ".join(filter(None, (shown, left_out(len(finite(values)), len(values)))))
+
+
+def left_out(kept: int, of: int) -> str:
     """`(2 of 3 finite)`, where a mean leaves some out."""
-    kept = len(finite(values))
-    return "" if kept == len(values) else f"({kept} of {len(values)} finite)"
+    return "" if kept == of else f"({kept} of {of} finite)"
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
