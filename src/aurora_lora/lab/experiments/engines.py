@@ -83,15 +83,11 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
         running: dict[Any, Job] = {}
         exhausted = False
         while True:
-            while not exhausted and len(running) < engine.slots:
-                job = next(waiting, None)
-                if job is None:
+            while len(running) < engine.slots:
+                if (job := next(waiting, None)) is None:
                     exhausted = True
-                elif (outcome := _without_running(job)) is not None:
-                    yield outcome
-                else:
-                    running[submit(job)] = job
-            while exhausted and len(running) < engine.slots and (job := _take_free(put_off)) is not None:
+                    if (job := _take_free(put_off)) is None:
+                        break
                 if (outcome := _without_running(job)) is not None:
                     yield outcome
                 else:
