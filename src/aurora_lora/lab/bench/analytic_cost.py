@@ -96,6 +96,8 @@ class Method:
         return self.r * (width + 16) if self.nonlinear and not operator else self.r * width
 
 
+BFLOAT16 = 2
+"""Bytes of a number of the computation."""
 METHODS = (Method("LoRA r=8", 8, False), Method("LoRA r=32", 32, False), Method("AuroRA r=2", 2, True))
 
 
@@ -104,12 +106,11 @@ def inputs_bytes(shapes: Shapes, width: int) -> int:
     return shapes.blocks * width * (2 * shapes.hidden + shapes.intermediate)
 
 
-def cost(shapes: Shapes, method: Method, calls: int | None = None, width: int = 2) -> dict[str, Any]:
+def cost(shapes: Shapes, method: Method, calls: int | None = None) -> dict[str, Any]:
     """One method on one model, q, k, v, up and down adapted.
 
     Args:
         calls: of one adapted layer, forward and backward, as measured.
-        width: bytes of a number of the computation (2: bfloat16).
 
     Returns:
         parameters; share of the model's; bytes of weights, gradients and AdamW's two moments, all float32; flops of
@@ -119,7 +120,7 @@ def cost(shapes: Shapes, method: Method, calls: int | None = None, width: int = 
     layers = [shapes.layers()[name] for name in TARGETS]
     parameters = shapes.blocks * sum(method.parameters(*d) for d in layers)
     flops = shapes.blocks * sum(method.flops(*d) for d in layers)
-    rank_space = shapes.blocks * len(layers) * method.saved_bytes(width)
+    rank_space = shapes.blocks * len(layers) * method.saved_bytes(BFLOAT16)
     return {
         "model": asdict(shapes) | {"parameters": shapes.parameters()},
         "method": method.name,
@@ -128,7 +129,7 @@ def cost(shapes: Shapes, method: Method, calls: int | None = None, width: int = 
         "state_bytes": 16 * parameters,
         "flops_of_base": flops / (4 * shapes.matmul_parameters()),
         "saved_bytes_1k": 1000 * rank_space,
-        "saved_bytes_1k_with_x": 1000 * (rank_space + inputs_bytes(shapes, width)),
+        "saved_bytes_1k_with_x": 1000 * (rank_space + inputs_bytes(shapes, BFLOAT16)),
         "calls": None if calls is None else calls * shapes.blocks * len(layers),
     }
 

@@ -50,7 +50,6 @@ def interleave(
     clock: Clock,
     *,
     warm_up: int = 2,
-    seed: int = 0,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each action in each round; in a round every action has one turn, in an order drawn anew.
@@ -68,7 +67,7 @@ def interleave(
     durations = [clock(partial(action, i)) for i in range(max(warm_up, 1)) for action in actions.values()]
     # the same for all, by the quickest turn after the warm-up
     repeats = max(1, min(1000, round(LEAST_SAMPLE / max(min(durations[-len(actions) :]), 1e-6))))
-    order, chance = list(actions), random.Random(seed)
+    order, chance = list(actions), random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     was_enabled, freezes = gc.isenabled(), not gc.get_freeze_count()
     gc.collect()

@@ -11,8 +11,11 @@ from torch import Tensor
 from ...ops import ANL, adaptive_nonlinear
 from .approximation import Adapter, best_linear, mean_square, supremum, update
 
+ITERATIONS = 200
+"""Of `fit`, at most."""
 
-def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None, iterations: int = 200) -> tuple[Adapter, float]:
+
+def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None) -> tuple[Adapter, float]:
     """Minimise E|f(x) - B sigma(A x)|^2 over A, B, H and W_s: L-BFGS on A, H and W_s, with the best B for them.
 
     Args:
@@ -21,7 +24,6 @@ def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None, iterations: in
         r: rank.
         anl: what sigma is made of.
         seed: of a random start; None starts at the best linear map, with A so small that sigma is all but linear.
-        iterations: at most so many.
 
     Returns:
         The adapter and its mean square error; infinity where the search went astray.
@@ -34,7 +36,7 @@ def fit(x: Tensor, f: Tensor, r: int, anl: ANL, seed: int | None, iterations: in
         # The least-squares B has no slope in the error: it is held fixed for the gradient of the others.
         return Adapter(A, _least_squares(hidden.detach(), f).T, H, W)
 
-    _minimize([A, H, W], lambda: (f - update(adapter(), x, anl)).square().sum(1).mean(), iterations)
+    _minimize([A, H, W], lambda: (f - update(adapter(), x, anl)).square().sum(1).mean(), ITERATIONS)
     found = _detached(adapter())
     error = mean_square(f - update(found, x, anl))
     return found, error if math.isfinite(error) else math.inf
