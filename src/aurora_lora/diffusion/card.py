@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import indent
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
-from ..training import yaml_text
-from ..training.card import CARD, PAPER, PEFT, TAG
+from ..training.card import CARD, PAPER, PEFT, TAG, made_by, save_card
 from ..training.results import Result, examples_scored, score_table
 from .recipe import SubjectRecipe
 
@@ -87,15 +85,14 @@ def _write(folder: Path, recipe: SubjectRecipe, result: Result, text: str, libra
         tags=[TAG, "dreambooth", "stable-diffusion-xl", "text-to-image"],
         instance_prompt=prompt,
     )
-    title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for one subject"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(recipe, result)}").save(folder / CARD)
+    title = f"{recipe.name}: {recipe.method.name} on {recipe.model} for one subject"
+    save_card(folder / CARD, data, title, text + _record(recipe, result))
 
 
 def _record(recipe: SubjectRecipe, result: Result) -> str:
     """What came out, and of what."""
     params = result["params"]
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
-    versions = "\n".join(f"- {name} {found}" for name, found in result["versions"].items() if found)
     return f"""
 `{recipe.task.identifier}` in a prompt names the subject.
 
@@ -106,14 +103,4 @@ def _record(recipe: SubjectRecipe, result: Result) -> str:
 {table.markdown()}
 
 Trained parameters: {params["adapter"]:,} of {params["total"]:,} of the U-Net.
-
-## Training
-
-`aurora train recipe.yaml --output RUN`, where recipe.yaml is
-
-{indent(yaml_text.dump(recipe.resolved()).rstrip(), "    ")}
-
-### Framework versions
-
-{versions}
-"""
+{made_by(recipe.resolved(), result["versions"])}"""

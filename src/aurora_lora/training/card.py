@@ -5,9 +5,11 @@ PEFT writes a card with every adapter, an empty form under the right front matte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from yaml import YAMLError
@@ -232,8 +234,13 @@ def _load(facts: Facts, *, packaged: bool) -> str:
 def _write(path: Path, data: ModelCardData, facts: Facts, text: str) -> None:
     data.pipeline_tag = kind_of(facts.task).pipeline
     recipe = facts.recipe
-    title = f"# {recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n{text}{_record(facts)}").save(path)
+    title = f"{recipe.name}: {recipe.method.name} on {recipe.model} for {recipe.task_title}"
+    save_card(path, data, title, text + _record(facts))
+
+
+def save_card(path: Path, data: ModelCardData, title: str, text: str) -> None:
+    """Write a card: the front matter, the heading, and the text below it, which begins with an empty line."""
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n{text}").save(path)
 
 
 def _record(facts: Facts) -> str:
@@ -241,7 +248,7 @@ def _record(facts: Facts) -> str:
     recipe, result = facts.recipe, facts.result
     chosen, params = result["metric"]["selected_by"], result["params"]
     table = score_table(result["method"], result["metric"]["by_form"], chosen["form"])
-    versions = "\n".join(f"- {_NAMES.get(name, name)} {found}" for name, found in result["versions"].items() if found)
+    versions = {_NAMES.get(name, name): found for name, found in result["versions"].items()}
     return f"""
 ## Scores
 
@@ -251,16 +258,22 @@ def _record(facts: Facts) -> str:
 
 Epoch {chosen["epoch"]:g} of {recipe.training.epochs}, the best by {chosen["name"]} on the validation split.
 Trained parameters: {params["adapter"]:,} in the adapter and {params["head"]:,} in the head, of {params["total"]:,}.
+{made_by(recipe.resolved(), versions)}"""
 
+
+def made_by(recipe: Mapping[str, Any], versions: Mapping[str, str | None]) -> str:
+    """The sections on how to train the same again: command, recipe, and the versions that there were."""
+    there = "\n".join(f"- {name} {found}" for name, found in versions.items() if found)
+    return f"""
 ## Training
 
 `aurora train recipe.yaml --output RUN`, where recipe.yaml is
 
-{indent(yaml_text.dump(recipe.resolved()).rstrip(), "    ")}
+{indent(yaml_text.dump(recipe).rstrip(), "    ")}
 
 ### Framework versions
 
-{versions}
+{there}
 """
 
 
