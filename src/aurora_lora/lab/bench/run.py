@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...deploy.export_file import DTYPES
 from ...errors import ArgumentError, UserError, unknown
 from ...files import check_writable, read_json, write_json
 from ...folders import clear_leftovers
@@ -42,7 +43,6 @@ GRID = tuple((tokens, d) for tokens in (256, 1024, 4096) for d in (384, 768, 153
 COMPILED_GRID = (LAYER,)
 QUICK_GRID = ((64, 32),)
 LINEAR_RANKS = (8, 16)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Record = dict[str, Any]
 Progress = Callable[[str, int], Callable[[], object]]
