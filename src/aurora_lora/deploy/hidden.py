@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..finite import is_finite
 from ..forms import STATIC
-from ..tuner import AuroraLayer, active_adapters, aurora_layers
+from ..tuner import AuroraLayer, active_layers
 from .calibrate import check_unmerged, trained_state
 from .inputs import Runner, as_batches, no_batches, watched_inputs
 
@@ -37,20 +37,18 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         ValueError: no AuroRA adapter.
     """
     check_unmerged(model, "hidden_values")
-    names = active_adapters(model)
     static: Layers = {}
     found: dict[tuple[str, str], list[Tensor]] = {}
     with trained_state(model), Runner(model, "hidden_values") as runner:
         watchers: list[tuple[AuroraLayer, Callable[[Tensor], None]]] = []
-        for path, layer in aurora_layers(model):
-            for name in names:
-                if name not in layer.aurora_A or layer.forms_coincide(name):
-                    continue
-                if layer.aurora_config[name].train_form == STATIC:
-                    static[path, name] = layer.aurora_A[name].detach().float().cpu().T
-                    continue
-                pieces = found.setdefault((path, name), [])
-                watchers.append((layer, partial(_keep, runner, layer, name, pieces)))
+        for path, layer, name in active_layers(model):
+            if layer.forms_coincide(name):
+                continue
+            if layer.aurora_config[name].train_form == STATIC:
+                static[path, name] = layer.aurora_A[name].detach().float().cpu().T
+                continue
+            pieces = found.setdefault((path, name), [])
+            watchers.append((layer, partial(_keep, runner, layer, name, pieces)))
         n = 0
         with watched_inputs(watchers):
             for batch in as_batches(batches) if watchers else ():

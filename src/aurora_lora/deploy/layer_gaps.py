@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..tuner import AuroraLayer, active_adapters, aurora_layers
+from ..tuner import AuroraLayer, active_layers
 from .float64 import ROUNDING, float64_pieces, to_float64
 from .inputs import Runner, watched_inputs
 
@@ -38,11 +38,9 @@ class FormSums:
     def __init__(self, model: nn.Module, runner: Runner, forms: list[str]) -> None:
         self.runner = runner
         self.layers: dict[tuple[str, str], _LayerSums] = {}
-        names = active_adapters(model)
-        for path, layer in aurora_layers(model):
-            for name in names:
-                if name in layer.aurora_A and layer.has_forms:  # an embedding merges exactly
-                    self.layers[path, name] = _LayerSums(layer, name, forms)
+        for path, layer, name in active_layers(model):
+            if layer.has_forms:  # an embedding merges exactly
+                self.layers[path, name] = _LayerSums(layer, name, forms)
 
     def watching(self) -> AbstractContextManager[None]:
         """While entered, the inputs that reach the layers are taken in."""

@@ -12,7 +12,7 @@ from aurora_lora.deploy.calibrate import check_ridge
 from aurora_lora.deploy.inputs import as_batches, no_batches
 from aurora_lora.deploy.processes import several_processes
 from aurora_lora.forms import CALIBRATED
-from aurora_lora.tuner import aurora_layers
+from aurora_lora.tuner import active_layers
 
 
 class CalibrationCallback(TrainerCallback):
@@ -72,19 +72,12 @@ class CalibrationCallback(TrainerCallback):
 
 def is_calibrated(model: nn.Module) -> bool:
     """Whether every active adapter has calibrated matrices that belong to its present weights, where it needs them."""
-    return all(
-        layer.forms_coincide(name) or layer.calibration[name].check()
-        for _, layer in aurora_layers(model)
-        for name in layer.active_adapters
-        if name in layer.aurora_A
-    )
+    return all(layer.forms_coincide(name) or layer.calibration[name].check() for _, layer, name in active_layers(model))
 
 
 def deploys_calibrated(model: nn.Module) -> bool:
     """Whether `model.eval()` computes the calibrated form of an active adapter, where that is a form of its own."""
     return any(
         layer.aurora_config[name].resolved_eval_form == CALIBRATED and not layer.forms_coincide(name)
-        for _, layer in aurora_layers(model)
-        for name in layer.active_adapters
-        if name in layer.aurora_A
+        for _, layer, name in active_layers(model)
     )

@@ -1,6 +1,6 @@
 """The PEFT plug-in."""
 
-from .adapters import active_adapters, active_configs, aurora_layers
+from .adapters import active_adapters, active_configs, active_layers, aurora_layers
 from .calibration import Calibration
 from .config import AuroraConfig
 from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
@@ -25,6 +25,7 @@ __all__ = [
     "Calibration",
     "active_adapters",
     "active_configs",
+    "active_layers",
     "aurora_layers",
     "check_calibrated",
     "set_form",

@@ -17,9 +17,20 @@ def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
 
 
 def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
-    """The configs of the active AuroRA adapters of a model, by name."""
-    names = active_adapters(model)
-    return {n: layer.aurora_config[n] for _, layer in aurora_layers(model) for n in names if n in layer.aurora_config}
+    """The configs of the active AuroRA adapters of a model, by name.
+
+    Raises:
+        ValueError: the model has no AuroRA layer.
+    """
+    check_adapted(model)
+    return {name: layer.aurora_config[name] for _, layer, name in active_layers(model)}
+
+
+def active_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer, str]]:
+    """(path, layer, adapter): each AuroRA layer of a model with each adapter it holds that is active in the model."""
+    layers = list(aurora_layers(model))
+    names = dict.fromkeys(name for _, layer in layers for name in layer.active_adapters if name in layer.aurora_A)
+    return ((path, layer, name) for path, layer in layers for name in names if name in layer.aurora_A)
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -28,14 +39,14 @@ def active_adapters(model: nn.Module) -> list[str]:
     Raises:
         ValueError: the model has no AuroRA layer.
     """
-    names: dict[str, None] = {}
-    found = False
-    for _, layer in aurora_layers(model):
-        found = True
-        names.update(dict.fromkeys(name for name in layer.active_adapters if name in layer.aurora_A))
-    if not found:
+    check_adapted(model)
+    return list(dict.fromkeys(name for _, _, name in active_layers(model)))
+
+
+def check_adapted(model: nn.Module) -> None:
+    """Raise a ValueError for a model without AuroRA layers."""
+    if not any(aurora_layers(model)):
         raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
-    return list(names)
 
 
 def note_shared_weights(model: nn.Module) -> None:

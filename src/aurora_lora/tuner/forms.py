@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, FORMS, STATIC
-from .adapters import active_adapters, aurora_layers
+from .adapters import active_adapters, active_layers, aurora_layers, check_adapted
 from .config import AuroraConfig
 from .fields import one_of
 
@@ -21,11 +21,9 @@ def check_calibrated(model: nn.Module) -> None:
         FormError: one was trained in the static form.
         ValueError: no AuroRA adapter.
     """
-    names = active_adapters(model)
-    for _, layer in aurora_layers(model):
-        for name in names:
-            if name in layer.aurora_A:
-                layer.get_factors(name, CALIBRATED)
+    check_adapted(model)
+    for _, layer, name in active_layers(model):
+        layer.get_factors(name, CALIBRATED)
 
 
 class set_form:  # noqa: N801 - used as a function and as a context manager, like torch.no_grad

@@ -95,7 +95,7 @@ class AuroraModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         keep_padding(model, AuroraLayer)
         if adapter_name == REFERENCE and source is not None:
-            for layer in self._aurora_layers():
+            for _, layer in aurora_layers(self.model):
                 if source in layer.aurora_A:
                     layer.copy_adapter(source, adapter_name)
 
@@ -193,9 +193,6 @@ class AuroraModel(BaseTuner):
 
     # ---------------------------------------------------------------- merging, all layers or none
 
-    def _aurora_layers(self) -> Iterator[AuroraLayer]:
-        return (module for module in self.model.modules() if isinstance(module, AuroraLayer))
-
     def _check_merge_allowed(self) -> None:
         """A weight that several modules share (tied embeddings) can be merged into: the layer gets its own then."""
         note_shared_weights(self.model)
@@ -215,7 +212,7 @@ class AuroraModel(BaseTuner):
         """Raise what `merge` would raise in any layer, before the first layer is changed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # merge itself will warn
-            for layer in self._aurora_layers():
+            for _, layer in aurora_layers(self.model):
                 if names := layer.adapters_to_merge(adapter_names):
                     together = [*layer.merged_adapters, *names]
                     if safe_merge:
@@ -236,7 +233,7 @@ class AuroraModel(BaseTuner):
         """
         self._check_before_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        self._warn_of_rounding(list(self._aurora_layers()))
+        self._warn_of_rounding([layer for _, layer in aurora_layers(self.model)])
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -247,9 +244,9 @@ class AuroraModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self._check_before_merge(adapter_names, safe_merge)
-            for layer in self._aurora_layers():
+            for _, layer in aurora_layers(self.model):
                 layer.keeps_original = False  # the layer goes away: no second copy of any weight
-        layers = list(self._aurora_layers())
+        layers = [layer for _, layer in aurora_layers(self.model)]
         try:
             model: nn.Module = super()._unload_and_optionally_merge(  # type: ignore[assignment]
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
@@ -259,7 +256,7 @@ class AuroraModel(BaseTuner):
             untie_all(model)
             return model
         except BaseException:
-            for layer in self._aurora_layers():
+            for _, layer in aurora_layers(self.model):
                 layer.keeps_original = True
             raise
 
