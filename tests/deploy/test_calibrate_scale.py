@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
-from aurora_lora.deploy import float64, passes
+from aurora_lora.deploy import float64, memory_bound
 from aurora_lora.deploy.hidden import hidden_values
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.processes import leave_processes
@@ -284,7 +284,7 @@ def test_a_bound_that_no_layer_fits_in_names_the_need(bert, batches):
 
 
 def test_half_of_the_free_memory_is_the_default_bound(bert, batches, monkeypatch):
-    monkeypatch.setattr(passes, "_half_of_free", lambda device: 2**20)
+    monkeypatch.setattr(memory_bound, "_half_of_free", lambda device: 2**20)
     with pytest.raises(CalibrationError, match=r"more than half of the memory that is free \(1 MiB\)"):
         calibrate(bert, batches)
 
@@ -293,7 +293,7 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
     device = torch.device("cuda", 1)
     for name, value in (("mem_get_info", (1000, 9000)), ("memory_reserved", 600), ("memory_allocated", 200)):
         monkeypatch.setattr(torch.cuda, name, lambda asked, value=value: value if asked == device else None)
-    assert passes._half_of_free(device) == 700
+    assert memory_bound._half_of_free(device) == 700
 
 
 LLAMA_SHAPES = """
@@ -362,6 +362,7 @@ def test_llama3_8b_shapes_stay_within_the_bound_by_measured_peak():
 
 def test_llama3_8b_is_planned_at_full_size():
     """The plan needs shapes only: 96 distinct inputs, 61 GB of moments, in groups that fit in 8 GiB."""
+    from aurora_lora.deploy.memory_bound import MemoryBound
     from aurora_lora.deploy.moments import Target
     from aurora_lora.deploy.plan import moment_bytes, pack, work_bytes
 
@@ -374,7 +375,7 @@ def test_llama3_8b_is_planned_at_full_size():
         make = lambda name, d, i=i: Target(f"{i}.{name}", Shape(d), ("default",))  # noqa: E731
         units += [[make(n, 4096) for n in ("q", "k", "v")], [make("up", 4096)], [make("down", 14336)]]
     budget = 8 * 2**30
-    groups = pack(units, budget)
+    groups = pack(units, MemoryBound(budget))
     assert [t for group in groups for t in group] == [t for unit in units for t in unit]
     assert sum(map(moment_bytes, units)) > 60e9
     placed = iter(units)
@@ -385,7 +386,7 @@ def test_llama3_8b_is_planned_at_full_size():
         assert sum(map(moment_bytes, inside)) + work_bytes(group) <= budget
     assert len(groups) <= 16
     with pytest.raises(CalibrationError, match="input width 14336"):
-        pack(units, 2**30)
+        pack(units, MemoryBound(2**30))
 
 
 def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, monkeypatch):

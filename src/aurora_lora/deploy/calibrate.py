@@ -17,9 +17,10 @@ from ..tuner import active_adapters, active_configs, aurora_layers, set_form
 from ..tuner.fields import is_number, require
 from .collector import Collector
 from .inputs import Runner, as_batches
+from .memory_bound import memory_bound
 from .merged_weight import check_in_use
 from .moments import Target, by_input
-from .passes import Passes, evaluated, memory_bound
+from .passes import Passes, evaluated
 from .plan import plan
 from .products import LEAST_RIDGE_OF_SLICES
 from .solve import Solution, solve
@@ -120,8 +121,7 @@ def calibrate(
     data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model, "calibrate") as runner:
-        budget, bound = memory_bound(max_memory, runner.device)
-        groups = plan(runner, targets, data, budget, share_inputs, bound=bound)
+        groups = plan(runner, targets, data, memory_bound(max_memory, runner.device), share_inputs)
         with _restored_on_error(targets):
             solutions: list[Solution] = []
             for group in groups:

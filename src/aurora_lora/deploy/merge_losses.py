@@ -18,9 +18,10 @@ from .adapted import AdaptedLayer
 from .collector import Collector
 from .formats import name_of
 from .inputs import Runner
+from .memory_bound import memory_bound
 from .merged_weight import check_change
 from .moments import Target, means_by_input
-from .passes import Passes, memory_bound
+from .passes import Passes
 from .plan import plan, rounding_bytes
 from .predictions import EndToEndGap, Metric, Variants, compare
 
@@ -92,8 +93,8 @@ class MergeSums:
     def _moments(self, runner: Runner, data: Passes) -> Iterator[tuple[Tensor, list[AdaptedLayer]]]:
         """E[x x^T], with the layers that have these inputs."""
         targets = [Target(path, layer.module) for path, layer in self.layers.items()]
-        budget, bound = memory_bound(None, runner.device)
-        for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
+        bound = memory_bound(None, runner.device)
+        for group in plan(runner, targets, data, bound, True, rounding_bytes):
             for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
                 yield S, [self.layers[each.target.name] for each in together]
 
@@ -145,7 +146,7 @@ class MergeSums:
         As many merges at once as half of the free memory holds, with a pass over the inputs for each such group.
         """
         entry = sum(FLOAT32_BYTES * d_out * d_in for d_out, d_in in map(_shape, self.layers.values()))
-        at_once = max(1, memory_bound(None, runner.device)[0] // entry)
+        at_once = max(1, memory_bound(None, runner.device).size // entry)
         found: dict[str, EndToEndGap] = {}
         n = 0
         for start in range(0, len(self.merges), at_once):

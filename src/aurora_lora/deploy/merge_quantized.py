@@ -26,9 +26,10 @@ from .adapted import AdaptedLayer
 from .collector import Collector
 from .formats import format_of
 from .inputs import Runner, as_batches
+from .memory_bound import memory_bound
 from .merged_weight import bias_change, check_change, layers_with_adapters
 from .moments import LayerMoments, Target, means_by_input
-from .passes import Passes, evaluated, memory_bound
+from .passes import Passes, evaluated
 from .plan import plan, rounding_bytes
 
 
@@ -127,10 +128,10 @@ def merge_quantized(
     data = Passes(source)
     layers, others = _layers(model)
     with evaluated(model), Runner(model, "merge_quantized") as runner:
-        budget, bound = memory_bound(max_memory, runner.device)
+        bound = memory_bound(max_memory, runner.device)
         targets = [Target(path, layer.module) for path, layer in layers.items()]
         rounded: dict[str, _Rounded] = {}
-        for group in plan(runner, targets, data, budget, True, bound, rounding_bytes):
+        for group in plan(runner, targets, data, bound, True, rounding_bytes):
             rounded |= _round_all(layers, Collector(runner, group).collect(data.one_pass()), damping)
     note_shared_weights(model)
     merged: list[Any] = []

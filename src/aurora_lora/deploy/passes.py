@@ -1,26 +1,21 @@
-"""What calibration, the gap report and merging have in common: a model that only looks, batches, a bound on memory."""
+"""What calibration, the gap report and merging have in common: a model that only looks, and batches."""
 
 from __future__ import annotations
 
 import math
-import os
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import length_hint
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from ..tuner.fields import is_int, require
 from .batch import bytes_of, copied
 from .inputs import Batch
-from .processes import least_of_processes, several_processes
+from .processes import several_processes
 
 
 @contextmanager
@@ -153,40 +148,3 @@ class Passes:
             self._held = self._coming = None
         elif self._held is not None:
             self._held.append(copied(batch))
-
-
-def _half_of_free(device: torch.device) -> int:
-    """Half of the free memory, the same number on every process: they must form the same groups."""
-    free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
-    if device.type != "cuda" and several_processes():
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
-    return least_of_processes([int(free // 2)], device)[0]
-
-
-def _free_on_cuda(device: torch.device) -> int:
-    """What the device has free, and what PyTorch holds there without using it."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def memory_bound(max_memory: int | str | None, device: torch.device) -> tuple[int, str]:
-    """The bound in bytes, and how an error names it.
-
-    Args:
-        max_memory: in bytes or as in "4GiB"; half of what is free on the device if None.
-
-    Raises:
-        ValueError: no such size.
-    """
-    given = "max_memory allows"
-    if max_memory is None:
-        return _half_of_free(device), "half of the memory that is free"
-    if isinstance(max_memory, str):
-        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
-        if parts and parts[2] in _UNITS:
-            return int(float(parts[1]) * _UNITS[parts[2]]), given
-    require(is_int(max_memory, 1), "max_memory", max_memory, "a number of bytes, or a size as '4GiB'")
-    return int(max_memory), given

@@ -8,6 +8,7 @@ from ..errors import CalibrationError
 from .collector import Collector
 from .float64 import CHUNK_BYTES, FLOAT64_BYTES
 from .inputs import Runner
+from .memory_bound import MemoryBound
 from .moments import Target
 from .passes import Passes
 
@@ -42,30 +43,28 @@ def plan(
     runner: Runner,
     targets: list[Target],
     data: Passes,
-    budget: int,
+    bound: MemoryBound,
     share_inputs: bool,
-    bound: str = "max_memory allows",
     work: Bytes = work_bytes,
 ) -> list[Group]:
-    """Groups of layers, in the order of execution, whose moments fit in `budget` bytes at once.
+    """Groups of layers, in the order of execution, whose moments fit in the bound at once.
 
     Where everything fits even if no input is shared, that is one group, and which inputs are shared is seen on the way.
     Otherwise one batch is run first to see it, or more until every layer was reached.
 
     Args:
-        bound: what `budget` is, for the error.
         work: memory that targets take beside their moments, while they are worked on one after the other.
 
     Raises:
         CalibrationError: not even one layer fits.
     """
     alone = sum(moment_bytes([target]) for target in targets) + work(targets)
-    if alone <= budget:
+    if alone <= bound.size:
         return [targets]
-    return pack(_units(runner, targets, data, share_inputs), budget, bound, work)
+    return pack(_units(runner, targets, data, share_inputs), bound, work)
 
 
-def pack(units: list[Group], budget: int, bound: str = "max_memory allows", work: Bytes = work_bytes) -> list[Group]:
+def pack(units: list[Group], bound: MemoryBound, work: Bytes = work_bytes) -> list[Group]:
     """Put units, each of layers that share one input, together in their order as long as their moments fit.
 
     Raises:
@@ -75,13 +74,13 @@ def pack(units: list[Group], budget: int, bound: str = "max_memory allows", work
     moments = beside = 0
     for unit in units:
         need = moment_bytes(unit) + work(unit)
-        if need > budget:
+        if need > bound.size:
             raise CalibrationError(
                 f"{unit[0].name} (input width {unit[0].d_in}) needs {_mib(need)} MiB for its moments, more than "
-                f"{bound} ({_mib(budget)} MiB)."
+                f"{bound.name} ({_mib(bound.size)} MiB)."
             )
         moments, beside = moments + moment_bytes(unit), max(beside, work(unit))
-        if not groups or moments + beside > budget:
+        if not groups or moments + beside > bound.size:
             groups.append([])
             moments, beside = moment_bytes(unit), work(unit)
         groups[-1].extend(unit)

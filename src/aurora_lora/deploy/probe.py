@@ -18,7 +18,8 @@ from ..tuner.naming import ALL_LINEAR, named
 from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
-from .passes import Passes, memory_bound, seed_torch
+from .memory_bound import MemoryBound, memory_bound
+from .passes import Passes, seed_torch
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
 from .wrappers import plain_model
@@ -119,7 +120,7 @@ def probe(
         sketches = [
             Sketch(name, weight, int(rank), seed + i, runner) for i, (name, weight) in enumerate(chosen.items())
         ]
-        work = _Work(runner, data, loss or _own_loss, seed, *memory_bound(max_memory, runner.device))
+        work = _Work(runner, data, loss or _own_loss, seed, memory_bound(max_memory, runner.device))
         for _ in range(power_iterations):
             work.backward(sketches, Sketch.sees_inputs, Sketch.end_of_range, lambda one: one.bytes)
             work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
@@ -191,9 +192,9 @@ def _scalar(value: Any) -> Tensor:
 class _Work:
     """Passes over the batches."""
 
-    def __init__(self, runner: Runner, data: Passes, loss: Loss, seed: int, budget: int, bound: str) -> None:
+    def __init__(self, runner: Runner, data: Passes, loss: Loss, seed: int, bound: MemoryBound) -> None:
         self.runner, self.data, self.loss, self.seed = runner, data, loss, seed
-        self.budget, self.bound = budget, bound
+        self.bound = bound
         self.batches, self.groups = 0, 1
 
     def backward(
@@ -254,14 +255,14 @@ class _Work:
         groups: list[list[Sketch]] = []
         room = 0
         for one, size in zip(sketches, needs, strict=True):
-            if size > self.budget:
+            if size > self.bound.size:
                 raise CalibrationError(
                     f"{one.name} (input width {one.weight.d_in}) needs {math.ceil(size / 2**20):,} MiB for its sketch "
-                    f"and input, more than {self.bound} ({self.budget // 2**20:,} MiB)."
+                    f"and input, more than {self.bound.name} ({self.bound.size // 2**20:,} MiB)."
                 )
             if not groups or size > room:
                 groups.append([])
-                room = self.budget
+                room = self.bound.size
             groups[-1].append(one)
             room -= size
         return groups

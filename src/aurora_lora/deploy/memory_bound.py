@@ -1,0 +1,62 @@
+"""How much memory a computation over batches may take."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from ..tuner.fields import is_int, require
+from .processes import least_of_processes, several_processes
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class MemoryBound:
+    """A bound on memory.
+
+    Args:
+        size: in bytes.
+        name: as an error calls it.
+    """
+
+    size: int
+    name: str = "max_memory allows"
+
+
+def memory_bound(max_memory: int | str | None, device: torch.device) -> MemoryBound:
+    """The bound that the user has set, or half of what is free on the device.
+
+    Args:
+        max_memory: in bytes or as in "4GiB"; half of what is free on the device if None.
+
+    Raises:
+        ValueError: no such size.
+    """
+    if max_memory is None:
+        return MemoryBound(_half_of_free(device), "half of the memory that is free")
+    if isinstance(max_memory, str):
+        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
+        if parts and parts[2] in _UNITS:
+            return MemoryBound(int(float(parts[1]) * _UNITS[parts[2]]))
+    require(is_int(max_memory, 1), "max_memory", max_memory, "a number of bytes, or a size as '4GiB'")
+    return MemoryBound(int(max_memory))
+
+
+def _half_of_free(device: torch.device) -> int:
+    """Half of the free memory, the same number on every process: they must form the same groups."""
+    free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type != "cuda" and several_processes():
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
+    return least_of_processes([int(free // 2)], device)[0]
+
+
+def _free_on_cuda(device: torch.device) -> int:
+    """What the device has free, and what PyTorch holds there without using it."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
