@@ -1,7 +1,8 @@
-"""The linear layers of a model that have active adapters, of any method, and their weights."""
+"""The linear layers of a model that have active adapters, of any method: their weights, and their inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,14 @@ from ..errors import CalibrationError, MergeError, NotFiniteError
 from ..tuner import AuroraLayer
 from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
+from .collector import Collector
 from .formats import Format, format_for, format_of, name_of
+from .inputs import Runner
+from .memory_bound import memory_bound
 from .merged_weight import layers_with_adapters, merged_linear
+from .moments import Target, means_by_input
+from .passes import Passes
+from .plan import plan, rounding_bytes
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,24 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
         for path, module, names in found
         if not isinstance(module, TrainableTokensLayer)
     ]
+
+
+def input_moments(
+    layers: Mapping[str, AdaptedLayer], runner: Runner, data: Passes, max_memory: int | str | None = None
+) -> Iterator[tuple[Tensor, list[tuple[AdaptedLayer, int]]]]:
+    """E[x x^T] (d_in, d_in), with the layers that have these inputs, each with how many it saw; to round weights by.
+
+    Args:
+        layers: by path.
+        runner: of the model.
+        data: what to run it on.
+        max_memory: see `memory_bound`.
+    """
+    targets = [Target(path, layer.module) for path, layer in layers.items()]
+    bound = memory_bound(max_memory, runner.device)
+    for group in plan(runner, targets, data, bound, True, rounding_bytes):
+        for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
+            yield S, [(layers[each.target.name], each.vectors) for each in together]
 
 
 def _format(path: str, module: Any, model: nn.Module) -> Format | None:

@@ -14,15 +14,12 @@ from torch.nn import functional
 from ..finite import nan_as_infinite
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from ..tuner.linear import linear_shape
-from .adapted import AdaptedLayer
-from .collector import Collector
+from .adapted import AdaptedLayer, input_moments
 from .formats import name_of
 from .inputs import Runner
 from .memory_bound import memory_bound
 from .merged_weight import check_change
-from .moments import Target, means_by_input
 from .passes import Passes
-from .plan import plan, rounding_bytes
 from .predictions import EndToEndGap, Metric, Variants, compare
 
 FLOAT32_BYTES = 4
@@ -82,21 +79,14 @@ class MergeSums:
     def measure(self, runner: Runner, data: Passes, calibration: Passes | None) -> None:
         """Choose the calibrated weights by the inputs of `calibration`, and take each layer's losses over `data`."""
         if calibration is not None and any(merge.calibrated for merge in self.merges):
-            for S, layers in self._moments(runner, calibration):
-                self._calibrate(S, layers)
-        for S, layers in self._moments(runner, data):
+            for S, together in input_moments(self.layers, runner, calibration):
+                self._calibrate(S, [layer for layer, _ in together])
+        for S, together in input_moments(self.layers, runner, data):
+            layers = [layer for layer, _ in together]
             if calibration is None:
                 self._calibrate(S, layers)
             for layer in layers:
                 self._measure(S, layer)
-
-    def _moments(self, runner: Runner, data: Passes) -> Iterator[tuple[Tensor, list[AdaptedLayer]]]:
-        """E[x x^T], with the layers that have these inputs."""
-        targets = [Target(path, layer.module) for path, layer in self.layers.items()]
-        bound = memory_bound(None, runner.device)
-        for group in plan(runner, targets, data, bound, True, rounding_bytes):
-            for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
-                yield S, [self.layers[each.target.name] for each in together]
 
     def _calibrate(self, S: Tensor, layers: Sequence[AdaptedLayer]) -> None:
         merges = [merge for merge in self.merges if merge.calibrated]

@@ -22,15 +22,11 @@ from ..tuner.adapters import note_shared_weights
 from ..tuner.fields import is_number, require
 from ..tuner.original_weight import OriginalWeight, parameter_like
 from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
-from .adapted import AdaptedLayer
-from .collector import Collector
+from .adapted import AdaptedLayer, input_moments
 from .formats import format_of
 from .inputs import Runner, as_batches
-from .memory_bound import memory_bound
 from .merged_weight import bias_change, check_change, layers_with_adapters
-from .moments import LayerMoments, Target, means_by_input
 from .passes import Passes, evaluated
-from .plan import plan, rounding_bytes
 
 
 @dataclass(frozen=True)
@@ -128,11 +124,10 @@ def merge_quantized(
     data = Passes(source)
     layers, others = _layers(model)
     with evaluated(model), Runner(model, "merge_quantized") as runner:
-        bound = memory_bound(max_memory, runner.device)
-        targets = [Target(path, layer.module) for path, layer in layers.items()]
         rounded: dict[str, _Rounded] = {}
-        for group in plan(runner, targets, data, bound, True, rounding_bytes):
-            rounded |= _round_all(layers, Collector(runner, group).collect(data.one_pass()), damping)
+        for S, together in input_moments(layers, runner, data, max_memory):
+            inputs = input_moment(S, damping)  # layers that share an input share its factors
+            rounded |= {layer.path: _rounded(layer, S, inputs, vectors) for layer, vectors in together}
     note_shared_weights(model)
     merged: list[Any] = []
     try:
@@ -242,16 +237,6 @@ def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], list[Any]]:
             "merge_and_unload()."
         )
     return quantised, others
-
-
-def _round_all(layers: dict[str, AdaptedLayer], moments: list[LayerMoments], damping: float) -> dict[str, _Rounded]:
-    """Layers that share an input share its factors."""
-    found = {}
-    for S, together in means_by_input(moments):
-        inputs = input_moment(S, damping)
-        for each in together:
-            found[each.target.name] = _rounded(layers[each.target.name], S, inputs, each.vectors)
-    return found
 
 
 def _warn(report: QuantizedMerge) -> None:
