@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -55,12 +56,8 @@ def load_image_processor(model: str) -> BaseImageProcessor:
     """
     with extra("vision"):
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
-    source = resolve_model(model)
-    try:
+    with _loading(model, "images") as source:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **NO_CODE)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        _check_inputs(model, source, "images", error)
-        raise _unusable(model, error) from error
     return processor
 
 
@@ -70,12 +67,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be loaded, or has no token to pad with.
     """
-    source = resolve_model(model)
-    try:
+    with _loading(model, "texts") as source:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **NO_CODE)
-    except Exception as error:
-        _check_inputs(model, source, "texts", error)
-        raise _unusable(model, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -108,9 +101,8 @@ def load_base_model(
         UserError: it cannot be loaded.
     """
     base = ModelSection(name=base) if isinstance(base, str) else base
-    source = resolve_model(base.name)
     kind = kind_of(task)
-    try:
+    with _loading(base.name) as source:
         config = AutoConfig.from_pretrained(source, **NO_CODE)
         if exact and config.dtype != dtype:
             dtype = torch.float32
@@ -118,8 +110,6 @@ def load_base_model(
             config.pad_token_id = processor.pad_token_id
         kind.set_head(config, names or task.labels or (task.name,))
         return _as_asked(getattr(transformers, kind.auto), source, config, base, dtype, **kind.load_options)
-    except Exception as error:
-        raise _unusable(base.name, error) from error
 
 
 def check_positions(model: nn.Module, name: str, max_length: int) -> None:
@@ -149,11 +139,8 @@ def stored_quantization(model: str) -> str | None:
     Raises:
         UserError: it cannot be loaded.
     """
-    source = resolve_model(model)
-    try:
+    with _loading(model) as source:
         config = AutoConfig.from_pretrained(source, **NO_CODE)
-    except Exception as error:
-        raise _unusable(model, error) from error
     stored: Any = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     return None if method is None else str(getattr(method, "value", method))
@@ -165,12 +152,7 @@ def load_causal_model(model: str) -> PreTrainedModel:
     Raises:
         UserError: it cannot be loaded.
     """
-    source = resolve_model(model)
-    try:
-        config = AutoConfig.from_pretrained(source, **NO_CODE)
-        return _pretrained(AutoModelForCausalLM, source, config, dtype=torch.float32)
-    except Exception as error:
-        raise _unusable(model, error) from error
+    return _in_float32(AutoModelForCausalLM, model)
 
 
 def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
@@ -183,15 +165,16 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
     Raises:
         UserError: it cannot be loaded.
     """
-    source = resolve_model(model)
-    try:
+    more = {"ignore_mismatched_sizes": True}  # a head of other classes is replaced by the adapter's
+    return _in_float32(AutoModelForSequenceClassification, model, labels, **more)
+
+
+def _in_float32(kind: Any, model: str, labels: int | None = None, **more: Any) -> PreTrainedModel:
+    with _loading(model) as source:
         config = AutoConfig.from_pretrained(source, **NO_CODE)
         if labels is not None:
             config.num_labels = labels
-        more = {"ignore_mismatched_sizes": True}  # a head of other classes is replaced by the adapter's
-        return _pretrained(AutoModelForSequenceClassification, source, config, dtype=torch.float32, **more)
-    except Exception as error:
-        raise _unusable(model, error) from error
+        return _pretrained(kind, source, config, dtype=torch.float32, **more)
 
 
 def _as_asked(
@@ -255,6 +238,23 @@ def _without_weights(model: PreTrainedModel, missing: Collection[str]) -> list[s
         if key in missing and not is_head(model, key) and (parameter != parameter.flatten()[0]).any()
     }
     return list(found)
+
+
+@contextmanager
+def _loading(model: str, wanted: str | None = None) -> Iterator[str]:
+    """Where a model is; whatever is raised within the block is a UserError that says that it cannot be loaded.
+
+    Args:
+        model: a packaged model, a local folder or a hub model.
+        wanted: "images" or "texts", where it has to take these.
+    """
+    source = resolve_model(model)
+    try:
+        yield source
+    except Exception as error:
+        if wanted is not None:
+            _check_inputs(model, source, wanted, error)
+        raise _unusable(model, error) from error
 
 
 def _check_inputs(model: str, source: str, wanted: str, error: Exception) -> None:
