@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..meanwhile import meanwhile
 from ..tuner import aurora_layers
 from .calibrate import trained_state
 from .gradients import frozen
@@ -64,8 +65,7 @@ def is_reentrant(model: nn.Module) -> bool:
     return any(getattr(function, "keywords", {}).get("use_reentrant", False) for function in functions)
 
 
-@contextmanager
-def _checkpointed_at_rest(layer: Any) -> Any:
+def _checkpointed_at_rest(layer: Any) -> AbstractContextManager[None]:
     """A layer that is checkpointed, as Transformers does in train mode alone, and computed as in eval mode."""
     layer.training = True  # `evaluated` puts it back
     original = layer._gradient_checkpointing_func
@@ -80,25 +80,14 @@ def _checkpointed_at_rest(layer: Any) -> Any:
     def checkpoint(function: Callable[..., Any], *inputs: Any) -> Any:
         return original(partial(in_eval_mode, function), *inputs)
 
-    layer._gradient_checkpointing_func = checkpoint
-    try:
-        yield
-    finally:
-        layer._gradient_checkpointing_func = original
+    return meanwhile([layer], _gradient_checkpointing_func=checkpoint)
 
 
-@contextmanager
-def _without_cache(model: nn.Module) -> Any:
+def _without_cache(model: nn.Module) -> AbstractContextManager[None]:
     """No keys and values of earlier tokens, which a layer that is computed again would add once more."""
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    using = list({id(one): one for one in configs if getattr(one, "use_cache", False)}.values())
-    for config in using:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config in using:
-            config.use_cache = True
+    using = {id(one): one for one in configs if getattr(one, "use_cache", False)}
+    return meanwhile(using.values(), use_cache=False)
 
 
 def _input_embeddings(model: Any) -> nn.Module | None:

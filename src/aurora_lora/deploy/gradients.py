@@ -7,7 +7,7 @@ dW = G = sum g x^T over all vectors x that reach a layer, with g the gradient of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn import grad as weight_gradients
 
+from ..meanwhile import meanwhile
 from ..ops import without_autocast
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
@@ -165,7 +166,7 @@ Keep = Callable[[Tensor], tuple[Tensor, See]]
 
 
 @contextmanager
-def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Any:
+def watched_gradients(layers: Sequence[tuple[nn.Module, Keep]]) -> Iterator[None]:
     """Within the block, show the gradient of each layer's output in every backward pass."""
 
     def hook(keep: Keep) -> Any:
@@ -219,14 +220,6 @@ def _ends_of_graph(value: Tensor) -> Iterator[Any]:
         coming += [earlier for earlier, _ in node.next_functions]
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Any:
+def frozen(model: nn.Module) -> AbstractContextManager[None]:
     """Within the block, no parameter requires a gradient."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    return meanwhile([one for one in model.parameters() if one.requires_grad], requires_grad=False)

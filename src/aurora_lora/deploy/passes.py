@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from operator import length_hint
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..meanwhile import meanwhile
 from .batch import bytes_of, copied
 from .inputs import Batch
 from .processes import several_processes
@@ -41,20 +42,13 @@ def evaluated(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-@contextmanager
-def _unpacked_weights(model: nn.Module) -> Iterator[None]:
+def _unpacked_weights(model: nn.Module) -> AbstractContextManager[None]:
     """Keep bitsandbytes from packing 4-bit weights for the CPU at their first call in eval mode.
 
     That rounds their scales, and `state_dict()`, which unpacks the weights, leaves the scales in another order.
     """
-    packing: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
-    try:
-        for module in packing:
-            module.support_avx512bf16_for_cpu = False
-        yield
-    finally:
-        for module in packing:
-            module.support_avx512bf16_for_cpu = True
+    packing = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    return meanwhile(packing, support_avx512bf16_for_cpu=False)
 
 
 def _gpus_of(model: nn.Module) -> list[int]:

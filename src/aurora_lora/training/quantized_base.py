@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..deploy.formats import check_quantization
+from ..meanwhile import meanwhile
 from ..methods.parameters import head_modules, mark_random, marked_random
 from ..tasks.loading import NO_CODE
 from .distributed import state
@@ -65,15 +65,9 @@ def trainable(base: PreTrainedModel) -> PreTrainedModel:
     return base
 
 
-@contextmanager
-def probed(base: PreTrainedModel) -> Iterator[None]:
+def probed(base: PreTrainedModel) -> AbstractContextManager[None]:
     """Within the block, Trainer takes a quantised base, which is not going to be trained, as if it had an adapter."""
-    before = base._hf_peft_config_loaded
-    base._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        base._hf_peft_config_loaded = before
+    return meanwhile([base], _hf_peft_config_loaded=True)
 
 
 def _settings(quantization: str, heads: list[str], compute: torch.dtype) -> dict[str, Any]:

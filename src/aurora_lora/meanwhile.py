@@ -1,0 +1,20 @@
+"""Attributes that are others for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def meanwhile(things: Iterable[Any], **values: Any) -> Iterator[None]:
+    """Within the block, each thing has these values in its attributes; then those of before, also after an error."""
+    earlier = [(thing, name, getattr(thing, name)) for thing in things for name in values]
+    try:
+        for thing, name, _ in earlier:
+            setattr(thing, name, values[name])
+        yield
+    finally:
+        for thing, name, value in earlier:
+            setattr(thing, name, value)
