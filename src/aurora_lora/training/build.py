@@ -203,9 +203,18 @@ def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:
     Raises:
         UserError: one of them cannot be loaded.
     """
-    processor = load_processor(str(run.folder / ADAPTER), run.task)
-    base = base_for(run.recipe, run.task, processor, run.labels)
+    base, processor = base_of(run, run.recipe)
     return make_model(run.recipe, base, run.folder / ADAPTER), processor
+
+
+def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor]:
+    """The pretrained model of a finished run as this recipe keeps it, and the run's tokenizer or image processor.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    processor = load_processor(str(run.folder / ADAPTER), run.task)
+    return base_for(recipe, run.task, processor, run.labels), processor
 
 
 def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:

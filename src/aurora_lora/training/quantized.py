@@ -13,12 +13,11 @@ from ..errors import ArgumentError, UserError
 from ..methods.base import PeftMethod, merge_and_unload
 from ..methods.linear import untie_adapted
 from ..tasks.loading import reason
-from .build import make_model
+from .build import base_of, make_model
 from .data import load_data
 from .data_record import check_data
 from .finished_run import TrainedRun
-from .memory import base_for
-from .models import Processor, load_processor
+from .models import Processor
 from .quantized_base import quantized
 from .storage import ADAPTER
 
@@ -47,8 +46,8 @@ def merge_into(
             f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
             "without `quantization`"
         )
-    processor = load_processor(str(run.folder / ADAPTER), run.task)
-    base = quantized(base_for(recipe, run.task, processor, run.labels), quantization)
+    base, processor = base_of(run, recipe)
+    base = quantized(base, quantization)
     model = make_model(recipe, base, run.folder / ADAPTER)
     untie_adapted(model)
     with method.using(model, form), warnings.catch_warnings():
@@ -75,8 +74,8 @@ def merge_dequantized(run: TrainedRun, form: str) -> tuple[PreTrainedModel, Proc
         UserError: Transformers cannot dequantise the model.
     """
     recipe = run.recipe
-    processor = load_processor(str(run.folder / ADAPTER), run.task)
-    base: Any = base_for(recipe, run.task, processor, run.labels)
+    base: Any
+    base, processor = base_of(run, recipe)
     try:  # some formats are dequantised while loading, where there is no GPU for them
         dense = (base if getattr(base, "hf_quantizer", None) is None else base.dequantize(torch.float32)).float()
     except (NotImplementedError, ValueError) as error:
