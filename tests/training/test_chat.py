@@ -459,5 +459,5 @@ def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> N
     assert len(data.splits["train"]) < 24
     assert data.rows_of_share(1.0) == list(range(48))
     assert data.rows_of_share(0.5) == list(range(0, 48, 2))
-    batches = data.calibration_batches(read("messages", "calibration.examples=40"))
+    batches = data.calibration_batches(read("messages", "calibration.examples=40").calibration)
     assert sum(len(batch["input_ids"]) for batch in batches) == 40

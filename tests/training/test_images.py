@@ -145,7 +145,7 @@ def test_calibration_and_scores_see_unchanged_images(vit: Path, processor: Any) 
     wanted = recipe(vit)
     data = load_data(wanted, processor)
     rows = data.splits["train"].data
-    (batch,) = data.calibration_batches(recipe(vit, calibration={"examples": 8, "batch_size": 8}))
+    (batch,) = data.calibration_batches(recipe(vit, calibration={"examples": 8, "batch_size": 8}).calibration)
     assert set(batch) == {"pixel_values"}
     plain = plain_transform(processor)
     for pixels, place in zip(batch["pixel_values"], range(0, 96, 12), strict=True):

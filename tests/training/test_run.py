@@ -86,7 +86,7 @@ def test_calibrated_once_for_each_evaluation(
     assert done == ["callback"] * 3  # the best checkpoint has its matrices
     trainer, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
     stored = {name: value.clone() for name, value in trainer.module.named_buffers() if "aurora_A_cal." in name}
-    calibrate(trainer.module, data.calibration_batches(recipe), ridge=recipe.calibration.ridge)
+    calibrate(trainer.module, data.calibration_batches(recipe.calibration), ridge=recipe.calibration.ridge)
     again = dict(trainer.module.named_buffers())
     assert len(stored) == 4
     assert all(torch.equal(value, again[name]) for name, value in stored.items())
@@ -579,7 +579,7 @@ def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
 def test_callback_in_transformers_own_trainer(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """Evaluations score the calibrated form; without the callback they would score the dynamic one."""
     trainer, data = make_trainer(load_recipe(write_recipe()), tmp_path / "none")
-    batches = data.calibration_batches(trainer.recipe)
+    batches = data.calibration_batches(trainer.recipe.calibration)
     args = TrainingArguments(
         output_dir=str(tmp_path / "out"),
         eval_strategy="steps",

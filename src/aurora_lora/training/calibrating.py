@@ -30,6 +30,5 @@ def own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
     section, peers = recipe.calibration, state()
     count = min(section.examples, len(data.fixed("train")))
     size = max(1, min(section.batch_size, count // peers.num_processes))  # a batch for each, where there are examples
-    smaller = section.model_copy(update={"batch_size": size})
-    batches = data.calibration_batches(recipe.model_copy(update={"calibration": smaller}))
+    batches = data.calibration_batches(section.model_copy(update={"batch_size": size}))
     return batches[peers.process_index :: peers.num_processes] if count >= peers.num_processes else batches

@@ -19,6 +19,7 @@ from .choices import Questions
 from .label_scale import AS_THEY_ARE, LabelScale
 from .models import Processor
 from .recipe import Recipe
+from .sections import CalibrationSection
 
 T = TypeVar("T")
 Example = dict[str, Any]
@@ -155,9 +156,8 @@ class Data:
         """A split for everything but training: its examples are the same at every call."""
         return self.unchanged if split == "train" and self.unchanged is not None else self.splits[split]
 
-    def calibration_batches(self, recipe: Recipe) -> list[dict[str, Tensor]]:
-        """Training inputs without labels, the same ones for the same recipe: an even sample over the split."""
-        wanted = recipe.calibration
+    def calibration_batches(self, wanted: CalibrationSection) -> list[dict[str, Tensor]]:
+        """Training inputs without labels, the same ones for the same section: an even sample over the split."""
         chosen = self._chosen(even_sample(len(self.fixed("train")), wanted.examples))
         return [without_targets(self.collate(some)) for some in in_batches(chosen, wanted.batch_size)]
 

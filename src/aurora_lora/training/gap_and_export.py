@@ -63,7 +63,8 @@ def gap(
     chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
     kind = kind_of(data.task)
     batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
-    calibration = data.calibration_batches(run.recipe)  # a quantised base has calibrated merges without being asked
+    # a quantised base has calibrated merges without being asked
+    calibration = data.calibration_batches(run.recipe.calibration)
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())

@@ -56,7 +56,7 @@ def merge_into(
             return method.merge(model, form), processor, None
         data = load_data(recipe.with_kept_template, processor)
         check_data(run.folder, data)
-        report = merge_quantized(model, data.calibration_batches(recipe))
+        report = merge_quantized(model, data.calibration_batches(recipe.calibration))
         return merge_and_unload(model), processor, report
 
 

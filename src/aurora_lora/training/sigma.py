@@ -46,7 +46,9 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     """
     need_aurora(run)
     check_count("examples", examples)
-    recipe = run.recipe if examples is None else _with_examples(run, examples)
+    recipe, calibration = run.recipe, run.recipe.calibration
+    if examples is not None:
+        calibration = calibration.model_copy(update={"examples": min(examples, calibration.examples)})
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
     set_seed(recipe.seed)
@@ -57,7 +59,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
         set_seed(recipe.seed)  # as after a probe
     fresh = make_model(begun, base)
     before, after = dict(aurora_layers(fresh)), dict(aurora_layers(trainer.module))
-    found = hidden_values(trainer.module, data.calibration_batches(recipe))
+    found = hidden_values(trainer.module, data.calibration_batches(calibration))
     layers = [
         {
             "layer": path.removeprefix(PEFT_PREFIX),
@@ -69,13 +71,7 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     if not layers:
         raise UserError(f"{run.folder}: sigma is the identity in every layer")
     train_form = recipe.method.options.get("train_form", DYNAMIC)
-    return {"schema": 1, "examples": recipe.calibration.examples, "train_form": train_form, "layers": layers}
-
-
-def _with_examples(run: TrainedRun, examples: int) -> Any:
-    wanted = min(examples, run.recipe.calibration.examples)
-    calibration = run.recipe.calibration.model_copy(update={"examples": wanted})
-    return run.recipe.model_copy(update={"calibration": calibration})
+    return {"schema": 1, "examples": calibration.examples, "train_form": train_form, "layers": layers}
 
 
 def _channels(path: str, before: AuroraLayer, after: AuroraLayer, name: str, z: Tensor) -> list[dict[str, Any]]:
