@@ -57,10 +57,6 @@ class AuroraEmbedding(AuroraLayer):
         base: Any = self.get_base_layer()
         return functional.embedding(x, matrix.T, scale_grad_by_freq=base.scale_grad_by_freq)
 
-    def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
-        """z (..., r) -> (..., d_out)."""
-        return functional.linear(z, B)
-
     def as_weight(self, matrix: Tensor) -> Tensor:
         """The table is (vocabulary, d_out)."""
         return matrix.T

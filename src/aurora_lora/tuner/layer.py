@@ -59,9 +59,9 @@ class AuroraLayer(AdapterState):
     def project(self, x: Tensor, matrix: Tensor) -> Tensor:
         """`matrix` (r, d_in) times each vector of the input x: (..., r)."""
 
-    @abstractmethod
     def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
-        """B (d_out, r) times each z (..., r), laid out as the module's output for the input x."""
+        """B (d_out, r) times each z (..., r), laid out as the module's output for the input x: here (..., d_out)."""
+        return functional.linear(z, B)
 
     @abstractmethod
     def as_weight(self, matrix: Tensor) -> Tensor:

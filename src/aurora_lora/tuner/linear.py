@@ -48,10 +48,6 @@ class AuroraLinear(AuroraLayer):
         """x (..., d_in) -> (..., r)."""
         return functional.linear(x, matrix)
 
-    def lift(self, z: Tensor, B: Tensor, x: Tensor) -> Tensor:
-        """z (..., r) -> (..., d_out)."""
-        return functional.linear(z, B)
-
     def as_weight(self, matrix: Tensor) -> Tensor:
         """(d_out, d_in), or its transpose for Conv1D."""
         return matrix.T if self.fan_in_fan_out else matrix

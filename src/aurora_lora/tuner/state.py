@@ -244,15 +244,13 @@ class AdapterState(nn.Module, BaseTunerLayer):
         one_of("form", form, tuple(FORMS))
         A, B = (gathered(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
         dtype = torch.promote_types(A.dtype, torch.float32)
-        if self.forms_coincide(adapter_name):
+        if form == STATIC or self.forms_coincide(adapter_name):
             matrix = self.static_matrix(adapter_name).detach()
         elif form == DYNAMIC:
             raise FormError(
                 f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
                 f"merged or exported: {WAYS_OUT}."
             )
-        elif form == STATIC:
-            matrix = self.static_matrix(adapter_name).detach()
         else:
             matrix = self.calibration[adapter_name].fresh_matrix()
         return matrix.to(dtype), B.to(dtype) * self.scaling[adapter_name]
