@@ -21,8 +21,9 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS
 from aurora_lora.methods.targets import target_paths
-from aurora_lora.training import load_run, probing, train, yaml_text
+from aurora_lora.training import distributed, load_run, probing, train, yaml_text
 from aurora_lora.training.build import make_trainer
+from aurora_lora.training.distributed import own_part
 from aurora_lora.training.merge_and_predict import evaluate, merge
 from aurora_lora.training.probing import PROBE, kept_start
 from aurora_lora.training.reading import validate
@@ -319,11 +320,16 @@ def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest
         seen.append((batches, kwargs["seed"], base.is_gradient_checkpointing))
         return original(base, batches, *args, **kwargs)
 
+    def of_the_second(work: list[Any]) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "state", lambda: SimpleNamespace(process_index=1, num_processes=2))
+            return own_part(work)
+
     monkeypatch.setattr(probing, "probe", watched)
     training = {"epochs": 1, "batch_size": 8, "gradient_checkpointing": True, "threads": 1}
     recipe = load(model, method={"name": "aurora", "start": "aligned", **Q_V}, training=training, seed=7)
     make_trainer(recipe, tmp_path / "alone" / "checkpoints")
-    monkeypatch.setattr(probing, "state", lambda: SimpleNamespace(process_index=1, num_processes=2))
+    monkeypatch.setattr(probing, "own_part", of_the_second)
     make_trainer(recipe, tmp_path / "second" / "checkpoints")
     (every, *alone), (share, *second) = seen
     assert alone == second == [7, True]

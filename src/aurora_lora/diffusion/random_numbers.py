@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from ..training.distributed import state
+from ..training.distributed import own_part
 
 T = TypeVar("T")
 
@@ -30,6 +30,5 @@ def row_of(sample: int, rows: int, *what: object) -> int:
 
 
 def mine(work: Sequence[T]) -> list[tuple[int, T]]:
-    """This process's share of some work, with its numbers: process i of n does i, i + n, i + 2 n, ...."""
-    peers = state()
-    return list(enumerate(work))[peers.process_index :: peers.num_processes]
+    """This process's share of some work, with its numbers; see `own_part`."""
+    return own_part(list(enumerate(work)))

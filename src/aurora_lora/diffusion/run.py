@@ -21,7 +21,7 @@ from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
 from ..training.batches import divide
 from ..training.build import apply_method
-from ..training.distributed import on_main, state
+from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import Run
@@ -294,8 +294,7 @@ class _Training:
         wanted = self.recipe.calibration
         prompts = [self.subject.prompt, None, *self.prompts]
         batches = self.subject.fixed(wanted.examples, prompts, "calibration", wanted.batch_size)
-        peers = state()
-        share = batches[peers.process_index :: peers.num_processes] if len(batches) >= peers.num_processes else batches
+        share = own_part(batches) if len(batches) >= state().num_processes else batches
         calibrate(self.model, [batch.inputs for batch in share], ridge=wanted.ridge)
 
     def _write(self, result: Result, deployed: str) -> None:

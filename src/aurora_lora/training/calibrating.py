@@ -9,7 +9,7 @@ from aurora_lora import calibrate
 from ..forms import CALIBRATED
 from .callback import is_calibrated
 from .data import Data
-from .distributed import state
+from .distributed import own_part, state
 from .recipe import Recipe
 from .trainer import RecipeTrainer
 
@@ -27,8 +27,8 @@ def calibrate_for(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> None:
 
 def own_share(data: Data, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
     """This process's calibration batches: the moments are summed over the processes, none of an example twice."""
-    section, peers = recipe.calibration, state()
+    section, peers = recipe.calibration, state().num_processes
     count = min(section.examples, len(data.fixed("train")))
-    size = max(1, min(section.batch_size, count // peers.num_processes))  # a batch for each, where there are examples
+    size = max(1, min(section.batch_size, count // peers))  # a batch for each, where there are examples
     batches = data.calibration_batches(section.model_copy(update={"batch_size": size}))
-    return batches[peers.process_index :: peers.num_processes] if count >= peers.num_processes else batches
+    return own_part(batches) if count >= peers else batches

@@ -25,6 +25,12 @@ def is_main() -> bool:
     return bool(state().is_main_process)
 
 
+def own_part(work: list[T]) -> list[T]:
+    """What this process does of some work: process i of n does i, i + n, i + 2 n, ...."""
+    peers = state()
+    return work[peers.process_index :: peers.num_processes]
+
+
 def check_precision(precision: str) -> None:
     """Raise a UserError if this machine cannot train in a precision of a recipe."""
     if precision == "fp16" and not torch.accelerator.is_available():

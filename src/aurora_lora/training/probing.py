@@ -29,7 +29,7 @@ from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .batches import IGNORED
 from .data import Data
-from .distributed import on_main, state
+from .distributed import on_main, own_part
 from .memory import checkpoint_activations
 from .recipe import Recipe
 
@@ -134,8 +134,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     budget = options.get("budget")
     paths = target_paths(base, options, lora_targets(base) if budget is None else ALL_LINEAR)
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
-    batches, peers = _batches(recipe, data), state()
-    own = batches[peers.process_index :: peers.num_processes]
+    own = own_part(_batches(recipe, data))
     exact = exactly(paths, [path for path, _ in base.named_modules()])
     return probe(base, own, loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
