@@ -18,7 +18,7 @@ from safetensors.torch import load, load_file, save_file
 
 import aurora_lora
 from aurora_lora import CheckpointError, StaleCalibrationError, calibrate, set_form
-from aurora_lora.tuner import aurora_layers
+from aurora_lora.tuner import active_adapters, active_layers, aurora_layers
 
 
 @pytest.fixture
@@ -213,6 +213,21 @@ def test_two_active_adapters_merge_as_they_compute(make_bert, config, batches, l
     aurora_lora.calibrate(model, batches)
     expected = logits(model)
     torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
+
+
+def test_active_layers_are_those_that_hold_an_active_adapter(make_bert, config):
+    assert list(active_layers(make_bert())) == []
+    model = get_peft_model(make_bert(), config(task_type=None, target_modules=["query", "value"]))
+    model.add_adapter("other", config(task_type=None, target_modules=["value", "key"]))
+
+    def names():
+        return {(path.rpartition(".")[2], name) for path, _, name in active_layers(model)}
+
+    default = {("query", "default"), ("value", "default")}
+    assert names() == default
+    model.base_model.set_adapter(["default", "other"])
+    assert names() == default | {("value", "other"), ("key", "other")}
+    assert active_adapters(model) == ["default", "other"]
 
 
 def test_what_is_merged_stays_as_it_was_merged(make_bert, config, batches, logits):
