@@ -3,6 +3,7 @@
 import copy
 import importlib
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from aurora_lora import (
     merge_gap,
     merge_quantized,
 )
+from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.formats import Bnb4Bit, format_of
 from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
@@ -266,6 +268,27 @@ def test_little_memory_takes_more_passes_and_gives_the_same(folder):
     assert same(state(wide), state(narrow))
     with pytest.raises(CalibrationError, match=r"needs .* MiB"):
         merge_quantized(quantised.adapted(quantised.load(folder, "nf4"), "lora"), INPUTS, max_memory="1MiB")
+
+
+def test_nothing_of_earlier_inputs_is_held_while_more_are_collected(folder, monkeypatch):
+    module = importlib.import_module("aurora_lora.deploy.merge_quantized")
+    used, held = [], []
+
+    def seen(moment, damping):
+        inputs = input_moment(moment, damping)
+        used.extend(weakref.ref(one) for one in (moment, *vars(inputs).values()))
+        return inputs
+
+    def collect(collector, batches):
+        held.append(sum(one() is not None for one in used))
+        return original(collector, batches)
+
+    original = Collector.collect
+    monkeypatch.setattr(module, "input_moment", seen)
+    monkeypatch.setattr(Collector, "collect", collect)
+    merge_quantized(quantised.adapted(quantised.load(folder, "nf4"), "lora"), INPUTS, max_memory="66.5MiB")
+    assert len(held) > 1
+    assert not any(held)
 
 
 def merge_a_share(rank, world, folder):

@@ -111,8 +111,10 @@ def input_moments(
     targets = [Target(path, layer.module) for path, layer in layers.items()]
     bound = memory_bound(max_memory, runner.device)
     for group in plan(runner, targets, data, bound, True, rounding_bytes):
-        for S, together in means_by_input(Collector(runner, group).collect(data.one_pass())):
-            yield S, [(layers[each.target.name], each.vectors) for each in together]
+        yield from (  # nothing of one group is held while the next is collected
+            (S, [(layers[each.target.name], each.vectors) for each in together])
+            for S, together in means_by_input(Collector(runner, group).collect(data.one_pass()))
+        )
 
 
 def _format(path: str, module: Any, model: nn.Module) -> Format | None:

@@ -128,6 +128,7 @@ def merge_quantized(
         for S, together in input_moments(layers, runner, data, max_memory):
             inputs = input_moment(S, damping)  # layers that share an input share its factors
             rounded |= {layer.path: _rounded(layer, S, inputs, vectors) for layer, vectors in together}
+            del S, inputs  # before the next ones are collected
     note_shared_weights(model)
     merged: list[Any] = []
     try:
