@@ -239,8 +239,15 @@ def _kept(resolved: Any, name: str, value: Any) -> None:
     if isinstance(value, dict) and isinstance(resolved, dict):
         for key, inner in value.items():
             _kept(resolved, key, inner)
-    elif not hostile.same(value, resolved):
+    elif not hostile.same(_as_texts(value, resolved), resolved):
         raise SilentError(f"{name}={value!r} was taken for {resolved!r}")
+
+
+def _as_texts(value: Any, resolved: Any) -> Any:
+    """What was given, with what is no text as it was typed where a field takes texts."""
+    if isinstance(value, list) and isinstance(resolved, list) and len(value) == len(resolved):
+        return [_as_texts(one, kept) for one, kept in zip(value, resolved, strict=True)]
+    return json.dumps(value) if isinstance(resolved, str) and isinstance(value, int | float) else value
 
 
 # ---------------------------------------------------------------- studies

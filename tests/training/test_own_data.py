@@ -520,11 +520,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data": (["task.data="], "classification: task.data: this field must be given: a file, a folder, or a data set"),
     "no such file": (["task.data=reviws.csv"], "did you mean 'reviews.csv'?"),
     "no such column": (["task.text=revew"], "task.text: reviews.csv has no column 'revew' (it has 'review', 'stars';"),
-    "no name": (
-        ["task.text=5"],
-        "classification: task.text: 5 is not allowed: it must be the name of a column, or a list",
-    ),
-    "no names": (["task.text=[a, 5]"], "classification: task.text: ['a', 5] is not allowed: it must be the name of a"),
+    "no name": (["task.text=5"], "task.text: reviews.csv has no column '5' (it has 'review', 'stars')"),
+    "no names": (["task.text=[]"], "classification: task.text: [] is not allowed: it must be the name of a column, or"),
     "a field of others": (["task.question=q"], "classification: task.question: only choices has it"),
     "a field of two others": (
         ["task.loss_on=all"],

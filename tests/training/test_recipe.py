@@ -92,8 +92,8 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("training.learning_rate=.nan", "training.learning_rate: nan is not allowed: it must be"),
         ("training.eval_every=epochs", "training.eval_every: 'epochs' is not allowed: it must be 'epoch' or a valid"),
         ("model=''", "model.name: '' is not allowed: it must be a text of at least 1 character"),
-        ("task.name=3", "task.name: 3 is not allowed: it must be a valid string"),
-        ("task.test_sets=[3]", "task.test_sets: 3 is not allowed: it must be a valid string"),
+        ("task.name=3", "task.name: '3' is an unknown task"),
+        ("task.test_sets=[3]", "task.test_sets: tiny-sentiment has no test set '3' (it has test)"),
         ("model=null", "model.name: None is not allowed: it must be a valid string"),
         ("model.quantization=nf5", "model.quantization: 'nf5' is not allowed: it must be 'nf4', 'fp4' or 'int8'"),
         ("model.quantisation=nf4", "model.quantisation: unknown field; did you mean 'quantization'?"),
@@ -170,6 +170,94 @@ def test_mistaken_overrides(write_recipe: WriteRecipe, override: str, message: s
         load_recipe(write_recipe(seed=3), [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+NAMES = {
+    "task.text=Comment #2": ("Comment #2",),
+    "task.text=#2": ("#2",),
+    "task.text=0": ("0",),
+    "task.text=1.10": ("1.10",),
+    "task.text=true": ("true",),
+    "task.text= Review: text, all ": ("Review: text, all",),
+    "task.text=*stars*": ("*stars*",),
+    "task.text=- text": ("- text",),
+    "task.text=&a text": ("&a text",),
+    "task.text='0'": ("0",),
+    'task.text="a #2"': ("a #2",),
+    "task.text='null'": ("null",),
+    "task.text=!!str 0": ("0",),
+    "task.text=[0, Comment]": ("0", "Comment"),
+    'task.text=["a #2", "b, c"]': ("a #2", "b, c"),
+    "task.text=": ("text",),  # the default
+    "task.text=null": ("text",),
+}
+
+
+@pytest.mark.parametrize("typed", NAMES)
+def test_of_a_field_of_texts_what_is_typed_is_the_text(typed: str, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    assert load_recipe(path, [typed]).task.text == NAMES[typed]
+
+
+def test_names_that_look_like_something_else(write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    typed = ["name=2024", "task.data=0", "task.revision=1e3", "task.encoding=~", "task.max_length=0x10", "model.name=7"]
+    recipe = load_recipe(path, typed)
+    assert (recipe.name, recipe.task.data, recipe.task.revision, recipe.model) == ("2024", "0", "1e3", "7")
+    assert (recipe.task.encoding, recipe.task.max_length) == (None, 16)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "training.epochs=1 # one",
+        "method.target_modules=query #2",
+        "task.train_size=#9",
+        "method={name: lora} # and no more",
+        "training={epochs: 1, # one\n batch_size: 2}",
+        'task.text="a" #2',
+        "task.text=[a, b] #2",
+    ],
+)
+def test_what_a_comment_would_lose_is_refused(typed: str, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, [typed])
+    assert str(caught.value).startswith(f"'{typed}': what stands behind # would be left out")
+
+
+def test_a_hash_within_a_word_is_no_comment(write_recipe: WriteRecipe) -> None:
+    assert load_recipe(write_recipe(), ["method.target_modules=[a#b, 'c #d']"]).method.options["target_modules"] == [
+        "a#b",
+        "c #d",
+    ]
+
+
+COLUMN = "is not allowed: it must be the name of a column, or a list of names"
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"text": 0}, f'task.text: 0 {COLUMN}: put 0 in quotes, "0", where that is a name'),
+        ({"text": ["a", True]}, f"task.text: ['a', True] {COLUMN}: put true in quotes"),
+        ({"data": 7}, "task.data: 7 is not allowed: it must be a valid string (in quotes it is one)"),
+    ],
+)
+def test_names_in_a_file_that_are_none_without_quotes(
+    task: dict[str, Any], message: str, write_recipe: WriteRecipe
+) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv", **task})
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("typed", ['task.text="A" and B', "task.text=[a", "task.text=[Comment #2, b]"])
+def test_brackets_and_quotation_marks_that_begin_a_text(typed: str, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(task={"name": "classification", "data": "rows.csv"})
+    with pytest.raises(UserError, match="a text that begins with a bracket or a quotation mark stands in quotes"):
+        load_recipe(path, [typed])
 
 
 def test_a_long_value_is_not_printed_whole() -> None:

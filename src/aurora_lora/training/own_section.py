@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -19,7 +20,10 @@ def _names(value: Any) -> Any:
         return value and (value,)
     if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
         return value
-    raise PydanticCustomError("columns", "the name of a column, or a list of names")
+    scalars = value if isinstance(value, list | tuple) else [value]
+    other = next((json.dumps(one) for one in scalars if isinstance(one, int | float)), None)
+    hint = "" if other is None else f': put {other} in quotes, "{other}", where that is a name'
+    raise PydanticCustomError("columns", "the name of a column, or a list of names{hint}", {"hint": hint})
 
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(_names), Field(strict=False)]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from ..errors import UserError
-from ..field_errors import validated
+from ..field_errors import takes_text, validated
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.own.kinds import OWN
 from . import yaml_text
@@ -24,7 +24,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: the YAML file.
-        overrides: `key=value` with dotted keys, such as `training.epochs=1`; values are YAML.
+        overrides: see `override`.
 
     Raises:
         UserError: the file cannot be read, or a value is wrong; one line for each mistake.
@@ -32,8 +32,16 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return validate(override(yaml_text.read(Path(path)), overrides), str(path))
 
 
-def override(data: Any, overrides: Sequence[str]) -> Any:
+def override(
+    data: Any, overrides: Sequence[str], kinds: Sequence[tuple[str, type[BaseModel]]] = (("", Recipe),)
+) -> Any:
     """A recipe's plain values, not validated yet, changed in place as the overrides say.
+
+    Args:
+        data: the values.
+        overrides: `key=value` with dotted keys, such as `training.epochs=1`. Values are YAML without comments; of a
+            field that takes texts alone, they are taken as they stand, unless they are null, a list or in quotes.
+        kinds: what the values may be, each behind what its keys begin with: they tell which fields take texts.
 
     Raises:
         UserError: an override is wrong.
@@ -42,7 +50,8 @@ def override(data: Any, overrides: Sequence[str]) -> Any:
         key, equals, text = one.partition("=")
         if not equals or not key or not all(key.split(".")):
             raise UserError(f"'{one}' is not of the form key=value, such as training.epochs=1")
-        set_field(data, key, yaml_text.parse(text, f"'{one}'"))
+        known = {takes_text(kind, key.removeprefix(start)) for start, kind in kinds if key.startswith(start)}
+        set_field(data, key, yaml_text.parse_typed(text, f"'{one}'", is_text=known - {None} == {True}))
     return data
 
 

@@ -35,6 +35,14 @@ _Loader.yaml_implicit_resolvers = {}
 _Loader.yaml_constructors = {}
 
 
+class _TextLoader(_Loader):
+    """Takes every plain word but null for text."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+_TextLoader.add_implicit_resolver(f"{_TAG}null", re.compile(rf"^(?:{_CORE['null']})\Z"), None)
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes what either version of YAML would take for something else than text, and escapes odd line ends."""
 
@@ -145,8 +153,54 @@ def parse(text: str, source: str) -> Any:
     Raises:
         UserError: it is not valid YAML; the message names the line.
     """
+    return _parse(text, source, _Loader)
+
+
+def parse_typed(text: str, source: str, *, is_text: bool) -> Any:
+    """The value of a text that was typed on a command line: YAML without comments, which nobody types there.
+
+    Args:
+        text: what was typed.
+        source: names it in errors.
+        is_text: whether it is for a field of texts alone, or of lists of them. Then it is taken as it was typed
+            (`Comment #2`, `Review: text`, `0`), unless it is null, or begins as a list or as a text in quotes does.
+
+    Raises:
+        UserError: it is not valid YAML, or has a comment, which would be lost.
+    """
+    plain = text.strip()
+    if is_text and not plain.startswith(("[", "{", "'", '"', "!!")):
+        try:
+            return None if re.fullmatch(_CORE["null"], plain) else _text(plain)
+        except UnicodeEncodeError:
+            raise UserError(f"{source}: this is no UTF-8 text") from None
     try:
-        loader = _Loader(text)
+        value = _parse(text, source, _TextLoader if is_text else _Loader)
+    except UserError as error:
+        hint = "; a text that begins with a bracket or a quotation mark stands in quotes itself" if is_text else ""
+        raise UserError(f"{error}{hint}") from error
+    if _has_comment(text):
+        raise UserError(
+            f"{source}: what stands behind # would be left out, as a comment in YAML: a text with # in it stands in "
+            "double quotes within those of the shell, such as 'key=\"a #1\"'"
+        )
+    return value
+
+
+def _has_comment(text: str) -> bool:
+    """Whether valid YAML has a comment: between its tokens."""
+    end = 0
+    for token in yaml.scan(text):
+        if "#" in text[end : token.start_mark.index]:
+            return True
+        end = max(end, token.end_mark.index)
+    return False
+
+
+def _parse(text: str, source: str, kind: type[_Loader]) -> Any:
+    """As `parse`, with a loader that knows which plain words are which type."""
+    try:
+        loader = kind(text)
         node = loader.get_single_node()
         if node is None:
             return None

@@ -69,6 +69,15 @@ def fake(job: Job) -> Outcome:
     return Outcome(job, result)
 
 
+def test_on_the_command_line_texts_are_texts_as_in_recipes(write: Callable[..., Path]) -> None:
+    base = {"model": "minilm-l6", "task": {"name": "classification", "data": "rows.csv"}}
+    study = load_study(write(base=base), ["name=2024", "base.task.text=Comment #2", "base.task.label=0", "seeds=[3]"])
+    assert (study.name, study.base["task"]["text"], study.base["task"]["label"]) == ("2024", "Comment #2", "0")
+    assert study.seeds == (3,)
+    with pytest.raises(UserError, match="what stands behind # would be left out"):
+        load_study(write(base=base), ["base.seed=3 #4"])
+
+
 def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write()
     monkeypatch.chdir(tmp_path)
