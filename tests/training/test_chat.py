@@ -376,7 +376,7 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
         text = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert text.split() == answers["run"].split() == answers["merged"].split()
     for row in ({"text": None}, {"prompt": ""}, {"messages": None}):
-        (tmp_path / "empty.jsonl").write_text(json.dumps({"text": "film"} | row) + "\n")
+        (tmp_path / "empty.jsonl").write_text(json.dumps({"id": 1} | row) + "\n")
         done = CliRunner().invoke(cli.app, ["predict", str(run), str(tmp_path / "empty.jsonl"), "-o", "no.jsonl"])
         assert done.stderr == f"{tmp_path / 'empty.jsonl'}, row 1: '{next(iter(row))}' is empty\n"
     assert "static" in aurora("gap", run, "--examples", 4).output

@@ -14,10 +14,14 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of
+from aurora_lora.tasks.own.chat import Question, answer_of, conversation, format_of, question_of
 from aurora_lora.tasks.own.held_rows import without_none
+from aurora_lora.tasks.own.source import Piece
 from aurora_lora.tasks.own.split import BadRow
 from aurora_lora.training.data import load_data
+from aurora_lora.training.data_record import keep_data
+from aurora_lora.training.finished_run import TrainedRun
+from aurora_lora.training.kinds.chat import CHAT
 from aurora_lora.training.merge_and_predict import load_predictor
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.predict_file import predict_file
@@ -168,6 +172,47 @@ def test_a_row_to_predict_that_the_template_refuses_is_named(tmp_path: Path) -> 
             step=lambda done, of: answered.append(done),
         )
     assert not answered
+
+
+ASKED: dict[tuple[str, ...], str] = {
+    ("prompt", "completion", "instruction"): "prompt",
+    ("prompt", "completion", "text"): "prompt",
+    ("instruction", "output", "prompt"): "instruction",
+    ("instruction", "output", "text"): "instruction",
+    ("text", "prompt"): "text",
+    ("prompt", "instruction"): "prompt",  # no format is complete
+    ("instruction",): "instruction",
+    ("prompt",): "prompt",
+}
+
+
+@pytest.mark.parametrize("there", ASKED)
+def test_a_row_is_asked_by_the_column_that_training_learns_from(there: tuple[str, ...]) -> None:
+    row = {name: f"the {name}" for name in there}
+    assert _words(question_of(row)) == f"the {ASKED[there]}"
+    if "completion" in there or "output" in there or "text" in there:
+        piece = Piece(Dataset.from_list([row]), "rows.jsonl")
+        assert format_of(piece) == ASKED[there]
+
+
+def _words(question: Question | str) -> str:
+    return question if isinstance(question, str) else question.messages[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"prompt": "the film", "text": "scene", "instruction": "plot"}, "the film"),  # without its answer
+        ({"text": "scene", "instruction": "plot"}, "scene"),  # it has no prompt
+    ],
+)
+def test_a_run_knows_which_columns_it_was_trained_on(given: dict[str, str], asked: str, tmp_path: Path) -> None:
+    base = chats.save_model(tmp_path / "base")
+    rows = [{**chats.row(one, "texts"), "text": "a scene"} for one in chats.conversations(40)]
+    keep_data(tmp_path, data(tmp_path, base, rows))
+    run = TrainedRun(tmp_path, chats.read(tmp_path, base), {})
+    assert run.columns == {"format": ("prompt",)}
+    assert CHAT.asked(given, run.columns) == asked
 
 
 @pytest.mark.parametrize("system", [None, "", "  "])

@@ -118,14 +118,15 @@ def encode_chats(
     )
 
 
-def asked_in(row: Mapping[str, Any]) -> Question | str:
-    """What is to be answered in a row of a file: in any of the formats, with an answer or without.
+def asked_in(row: Mapping[str, Any], trained: str | None = None) -> Question | str:
+    """What is to be answered in a row of a file: in any of the formats, with an answer or without; the one that the
+    model was `trained` in first.
 
     Raises:
         BadRow: it cannot be asked, or there is nothing to be answered.
         KeyError: it has no column of any of them.
     """
-    return question_of(_plain(row))
+    return question_of(_plain(row), trained)
 
 
 def _asked(splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:

@@ -42,6 +42,12 @@ def keep_data(folder: Path, data: Data) -> None:
         files.write_text(folder / SPLITS, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def data_format(folder: Path) -> str | None:
+    """The format of the conversations that a run was trained on, None where it did not write that down."""
+    found = (_stored(folder / DATA) or {}).get("format")
+    return found if isinstance(found, str) else None
+
+
 def check_data(folder: Path, data: Data) -> None:
     """Raise a UserError where the data is not what is written down in the folder of its run."""
     _check_files(folder, (data.record or {}).get("files", {}))

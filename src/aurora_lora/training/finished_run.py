@@ -79,10 +79,15 @@ class TrainedRun(FinishedRun):
 
     @property
     def columns(self) -> dict[str, tuple[str, ...]]:
-        """The columns of its data, by the field of a recipe's task that names them."""
+        """The columns of its data, by the field of a recipe's task that names them; of conversations their `format`."""
         own = {name: getattr(self.recipe.task, name) for name in ("text", "question", "options", "image")}
         given = {name: columns for name, columns in own.items() if columns}
-        return given or ({"text": self.task.text_columns} if self.task.text_columns else {})
+        from .data_record import data_format
+
+        if given or self.task.text_columns:
+            return given or {"text": self.task.text_columns}
+        form = data_format(self.folder)
+        return {} if form is None else {"format": (form,)}
 
     @property
     def trained_with(self) -> TrainedWith:

@@ -91,7 +91,7 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
             )
             for name, split in splits.items()
         }
-    return Splits({name: as_given(split) for name, split in made.items()}, splits.record)
+    return Splits({name: as_given(split) for name, split in made.items()}, {**splits.record, "format": form})
 
 
 def _with_all_columns(pieces: Pieces) -> Pieces:
@@ -291,29 +291,34 @@ def _is_blank(value: Any) -> bool:
     )
 
 
-def question_of(row: Row) -> Question | str:
+def question_of(row: Row, trained: str | None = None) -> Question | str:
     """What is to be answered in a row of any format, with an answer or without: messages, or a plain text.
+
+    Args:
+        row: it is read in the format that the model was trained in, where it has the column of that with the question;
+            else in the one that training would take it for; else, as none is complete, by a column with a question.
+        trained: the format that the model was trained in, where it is known.
 
     Raises:
         BadRow: it is neither.
         KeyError: it has no column of any format.
     """
     options = template_options(row)
-    if "messages" in row or "conversations" in row:
-        is_sharegpt = "messages" not in row
+    asked = [name for name, (question, *_) in FORMATS.items() if question in row]
+    whole = [name for name in asked if all(column in row for column in FORMATS[name])]
+    form = trained if trained in asked else next(iter([*whole, *asked]), None)
+    if form is None:
+        raise KeyError("messages")
+    if form in ("messages", "conversations"):
+        is_sharegpt = form == "conversations"
         said = _sharegpt(row) if is_sharegpt else _with_system(row, _messages(row["messages"], "messages"))
         return Question(said[:-1] if said[-1]["role"] == "assistant" and len(said) > 1 else said, options)
-    if "instruction" in row:
+    if form == "instruction":
         return Question(conversation({**row, "output": "?"}, "instruction")["prompt"], options)
-    if "prompt" in row:
-        is_list = isinstance(row["prompt"], list)
-        return (
-            Question(_with_system(row, _messages(row["prompt"], "prompt")), options) if is_list else _plain_prompt(row)
-        )
-    if "text" in row:
-        is_list = isinstance(row["text"], list)
-        return Question(_messages(row["text"], "text"), options) if is_list else _text(row["text"], "text")
-    raise KeyError("messages")
+    if not isinstance(row[form], list):
+        return _plain_prompt(row) if form == "prompt" else _text(row["text"], "text")
+    said = _messages(row[form], form)
+    return Question(_with_system(row, said) if form == "prompt" else said, options)
 
 
 def opening(row: Row) -> Question | str | None:

@@ -31,7 +31,8 @@ class Splits(dict[str, Any]):
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many of
             them are `repeated` (the same example as an earlier one); and where there are `classes`, how many rows of
-            all pieces have each, and how many are `untrained`: no example in training, for its size.
+            all pieces have each, and how many are `untrained`: no example in training, for its size. Of conversations,
+            the `format` of their columns.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:

@@ -94,7 +94,7 @@ class Chat(Kind):
             if len(named) > 1:
                 raise ArgumentError(f"`columns`: {', '.join(named)} are too many: a language model is asked one text")
             return cells.text(row[named[0]], named[0])
-        return asked_in(row)
+        return asked_in(row, *columns.get("format", ()))
 
     def check_asked(self, asked: Any, processor: Processor) -> None:
         from ..chat_answers import check_prompt
