@@ -616,3 +616,9 @@ def test_a_correlation_needs_two_examples(here: Path) -> None:
     done = train("regression", "one", "task.validation_size=1")
     assert done.exit_code == 2
     assert "task.validation_size: 1 is not allowed: regression is scored on 2 or more" in done.stderr
+    (here / "four.csv").write_text("\n".join(["text,label", *rows[:4]]))
+    done = aurora("train", "regression", "model=bert", "task.data=four.csv", *SETTINGS, "-o", "none")
+    assert done.exit_code == 2
+    why = "the validation split has 1 of 4 rows: too few, as regression is scored on 2 or more"
+    assert f"four.csv: {why}" in done.stderr
+    assert "validation_size" not in done.stderr

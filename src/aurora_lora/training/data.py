@@ -222,15 +222,26 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
     least = section.kind.scored_at_least
     for name, split in data.splits.items():
         if name != "train" and len(split) < least:
-            field = "validation_size" if name == "validation" else "test_size"
-            raise UserError(
-                f"task.{field}: {len(split)} is not allowed: {section.kind.name} is scored on {least} or more"
-            )
+            raise UserError(_too_few(recipe, name, len(split), loaded, least))
     if not isinstance(loaded, Splits):
         return replace(data, record=None)
     more = data.record or {}
     read = {**loaded.record["files"], **more.get("files", {})}
     return replace(data, record={**loaded.record, **more, "files": read})
+
+
+def _too_few(recipe: Recipe, split: str, count: int, loaded: Mapping[str, Any], least: int) -> str:
+    """Why a split of so many examples cannot be scored: its size, if that is given, or the rows that there are."""
+    section = recipe.task
+    field = "validation_size" if split == "validation" else "test_size"
+    if getattr(section, field) is not None:
+        return f"task.{field}: {count} is not allowed: {section.kind.name} is scored on {least} or more"
+    source = getattr(section, f"{split}_data", None) or section.definition.source
+    rows = loaded.record["rows"] if isinstance(loaded, Splits) else sum(map(len, loaded.values()))
+    return (
+        f"{source}: the {split} split has {count} of {rows} rows: too few, as {section.kind.name} is scored on {least} "
+        "or more"
+    )
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
