@@ -184,9 +184,16 @@ def _whole_batches(lines: TextIO, batch_size: int) -> list[str]:
 
 
 def _shown(value: Any, feature: Any, number: int) -> Any:
-    """What stands in a line for a class: its name; and for an image: its path, or the row's number if it has none."""
+    """What stands in a line for a class, also in a list or a field of an object: its name; and for an image: its path,
+    or the row's number if it has none.
+    """
     if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
         return value["path"] or number
+    if isinstance(value, Mapping) and isinstance(feature, Mapping):
+        return {name: _shown(one, feature[name], number) for name, one in value.items()}
+    if isinstance(value, list):
+        inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+        return [_shown(one, inner, number) for one in value]
     if isinstance(value, int) and hasattr(feature, "int2str"):
         return feature.int2str(value) if value >= 0 else None
     return number if isinstance(value, bytes) else value

@@ -1,0 +1,40 @@
+"""The columns of a row in the line with its answer: as they stand in the file."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from aurora_lora.training.kinds.multi_label import MULTI_LABEL
+from aurora_lora.training.predict_file import predict_file
+
+
+def lines(folder: Path, file: str) -> list[dict[str, Any]]:
+    """What is written of a file, of which nothing is known beside its columns."""
+    predictor: Any = SimpleNamespace(
+        kind=MULTI_LABEL,
+        columns={},
+        encoding=None,
+        processor=None,
+        folder=folder / "run",
+        form_name=None,
+        answers=lambda texts, batch_size: [{"text": text} for text in texts],
+    )
+    predict_file(predictor, str(folder / file), folder / "answers.jsonl")
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_classes_in_a_list_are_written_by_their_names(tmp_path: Path) -> None:
+    kind = ClassLabel(names=["good", "bad"])
+    features = Features({"text": Value("string"), "labels": List(kind), "meta": {"label": kind}, "scores": List(kind)})
+    rows = [
+        {"text": "a", "labels": [1, 0], "meta": {"label": 1}, "scores": []},
+        {"text": "b", "labels": [], "meta": {"label": -1}, "scores": None},
+    ]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    assert lines(tmp_path, "rows.parquet") == [
+        {"text": "a", "labels": ["bad", "good"], "meta": {"label": "bad"}, "scores": []},
+        {"text": "b", "labels": [], "meta": {"label": None}, "scores": None},
+    ]
