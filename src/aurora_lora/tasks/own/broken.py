@@ -208,11 +208,31 @@ def _is_list(file: IO[str]) -> bool:
     return start == "["
 
 
+def is_blank(path: Path, encoding: str | None) -> bool:
+    """Whether a JSON file has no rows: spaces alone, or an empty list."""
+    with _text(path, encoding) as file:
+        return file.read(2**20).strip() in ("", "[]") and not file.read(1)
+
+
 def json_rows(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
     """The rows of a JSON file that `datasets` can read, as they stand there."""
     with _text(path, encoding) as file:
-        for row in json.load(file) if _is_list(file) else map(json.loads, filter(str.strip, file)):
+        for row in json.load(file) if _is_list(file) else _objects(file):
             yield row if isinstance(row, dict) else {"text": row}
+
+
+def _objects(file: IO[str]) -> Iterator[Any]:
+    """The values in a file: one in each line, or over several lines."""
+    for line in filter(str.strip, file):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            text, end = line.lstrip() + file.read().rstrip(), 0
+            while end < len(text):
+                value, end = json.JSONDecoder().raw_decode(text, end)
+                yield value
+                while end < len(text) and text[end].isspace():
+                    end += 1
 
 
 def why_broken(path: Path, encoding: str | None) -> str | None:

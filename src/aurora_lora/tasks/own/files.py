@@ -15,7 +15,8 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
 from ..loading import NO_CODE, reason
-from .broken import check_json, csv_options, json_rows, suffix_of, why_broken
+from .broken import check_json, csv_options, is_blank, suffix_of, why_broken
+from .json_files import as_one, why_too_large
 
 if TYPE_CHECKING:
     import datasets
@@ -43,6 +44,8 @@ def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetD
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
     options = _options(path, kind, encoding)
+    if kind == "json":
+        return _load_json(path.parent, {"train": [str(path)]}, encoding, options)
     return _load(path, kind, data_files={"train": glob.escape(str(path))}, encoding=encoding, options=options)
 
 
@@ -110,6 +113,8 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
                 f"{path}: {other.relative_to(path)} has another header or separator than {first.relative_to(path)}: "
                 "name the files one by one, task.data=FILE and task.test_data=FILE"
             )
+    if kind == "json":
+        return _load_json(path.resolve(), splits, encoding, options)
     escaped = {name: [glob.escape(file) for file in some] for name, some in splits.items()}
     return _load(path, kind, data_files=escaped, encoding=encoding, options=options)
 
@@ -191,53 +196,27 @@ def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> da
     try:
         with _no_log():
             loaded: datasets.DatasetDict = datasets.load_dataset(kind, **more, **options, **NO_CODE)
-            loaded = _with_dates_as_text(loaded, more["data_files"], encoding) if kind == "json" else loaded
     except Exception as error:  # `datasets` raises many kinds, some of them its own
         why = _cause(error)
         if "corresponds to no data" in why:
             raise UserError(f"{path} has no rows") from error
-        raise UserError(why_broken(path, encoding) or f"{path} cannot be loaded: {why}") from error
+        known = why_broken(path, encoding) or (why_too_large(path, encoding) if kind == "json" else None)
+        raise UserError(known or f"{path} cannot be loaded: {why}") from error
     return loaded
 
 
-def _with_dates_as_text(
-    loaded: datasets.DatasetDict, patterns: Mapping[str, str | Sequence[str]], encoding: str | None
+def _load_json(
+    folder: Path, splits: Mapping[str, Sequence[str]], encoding: str | None, options: Mapping[str, Any]
 ) -> datasets.DatasetDict:
-    """The same, with what Arrow takes for times in JSON, which has none, as the texts that stand there."""
-    with extra("train"):
-        import datasets
-        import pyarrow as pa
+    """The rows of JSON files, each read as it is alone; files without rows have none among others."""
 
-    def text(kind: Any) -> Any:
-        if pa.types.is_temporal(kind):
-            return pa.string()
-        if pa.types.is_struct(kind):
-            return pa.struct([(field.name, text(field.type)) for field in kind])
-        return pa.list_(text(kind.value_type)) if pa.types.is_list(kind) else kind
+    def read(file: str) -> tuple[Path, datasets.Dataset]:
+        path, data_files = Path(file), {"train": glob.escape(file)}
+        return path, _load(path, "json", data_files=data_files, encoding=encoding, options=options)["train"]
 
-    made = {}
-    for name, split in loaded.items():
-        schema = split.features.arrow_schema
-        wanted = [text(field.type) for field in schema]
-        if wanted == schema.types:
-            continue
-        features = datasets.Features.from_arrow_schema(pa.schema(zip(schema.names, wanted, strict=True)))
-        given = patterns[name]
-        files = tuple(file for one in ([given] if isinstance(given, str) else given) for file in glob.glob(one))
-        # by which it is kept in the cache: their content, too; a list would be a source of data
-        found = {"files": files, "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(schema.names)}
-        made[name] = datasets.Dataset.from_generator(
-            _json_rows, features=features, gen_kwargs={**found, "encoding": encoding}
-        )
-    return datasets.DatasetDict({**loaded, **made})
-
-
-def _json_rows(
-    files: Sequence[str], of: Sequence[str], encoding: str | None, names: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    for file in files:
-        for row in json_rows(Path(file), encoding):
-            yield {name: row.get(name) for name in names}
+    filled = {name: [file for file in some if not is_blank(Path(file), encoding)] for name, some in splits.items()}
+    found = {name: [read(file) for file in some or splits[name][:1]] for name, some in filled.items()}
+    return as_one(found, folder, encoding)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,135 @@
+"""JSON files are read as they stand there, and the files of a folder as one, whatever fields each of them has."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.tasks import SplitSizes
+from aurora_lora.tasks.own.chat import load_chats
+from aurora_lora.tasks.own.held_rows import without_none
+from aurora_lora.tasks.own.source import OwnData, open_data
+
+Rows = list[dict[str, Any]]
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz")
+
+
+def write(folder: Path, suffix: str, **files: Rows) -> str:
+    """Files of rows in a folder."""
+    folder.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        text = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
+        (gzip.open if suffix.endswith(".gz") else open)(folder / f"{name}{suffix}", "wb").write(text.encode())
+    return str(folder)
+
+
+def read(source: str) -> Rows:
+    rows: Rows = open_data(OwnData(source))["train"].data.to_list()
+    return rows
+
+
+# ---------------------------------------------------------------- whole numbers
+
+LARGEST = 2**64 - 1
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_whole_numbers_beyond_a_signed_64_bits(suffix: str, tmp_path: Path) -> None:
+    rows = [
+        {"id": 2**63 + 1, "of": {"id": 7}, "every": [LARGEST], "share": 1e19, "mixed": 2**63},
+        {"id": 2**63 + 2, "of": {"id": LARGEST}, "every": [], "share": 0.5, "mixed": 0.5},
+        {"id": None, "of": None, "every": None, "share": None, "mixed": None},
+    ]
+    assert read(write(tmp_path / "rows", suffix, a=rows)) == rows
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("value", [10**25 + 1, 2**64, -(2**63) - 1, -(10**25)])
+def test_a_whole_number_that_no_type_holds_is_named(value: int, suffix: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows", suffix, a=[{"of": {"label": 1}}, {"of": {"label": value}}])
+    with pytest.raises(UserError, match=rf"a{suffix}, row 2: 'of\.label' is {value}, too large a whole number"):
+        read(source)
+
+
+def test_a_large_number_beside_a_negative_one_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows", ".jsonl", a=[{"label": -1}, {"label": 2**63}])
+    with pytest.raises(UserError, match=r"a\.jsonl, row 2: 'label' is 9223372036854775808, too large"):
+        read(source)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_objects_over_several_lines(name: str, tmp_path: Path) -> None:
+    rows = [{"id": 2**63 + number, "at": "2024-05-01"} for number in range(3)]
+    (tmp_path / name).write_text(
+        "\n".join(json.dumps(row, indent=1) for row in rows[: 1 if name == "rows.json" else 3])
+    )
+    assert read(name) == rows[: 1 if name == "rows.json" else 3]
+
+
+# ---------------------------------------------------------------- several files
+
+A, B = {"role": "user", "content": "the film"}, {"role": "assistant", "content": "good"}
+UNIONS: dict[str, tuple[Rows, Rows]] = {
+    "a further field": ([{"text": "a"}], [{"text": "b", "system": "x"}]),
+    "a field less": ([{"text": "a", "system": "x"}], [{"text": "b"}]),
+    "null throughout": ([{"text": "a", "n": None, "many": []}], [{"text": "b", "n": 1, "many": ["x"]}]),
+    "null in the end": ([{"text": "a", "n": 1}], [{"text": "b", "n": None}]),
+    "within objects": ([{"of": {"a": 1}}], [{"of": {"b": {"c": "x"}, "a": None}}]),
+    "within messages": ([{"messages": [A]}], [{"messages": [A, {**B, "tool_calls": [{"name": "x"}]}]}]),
+    "another order": ([{"text": "a", "messages": [A]}], [{"messages": [dict(reversed(A.items()))], "text": "b"}]),
+    "numbers": ([{"n": 1, "id": 1}], [{"n": 1.5, "id": 2**63}]),
+    "a date": ([{"at": "2024-05-01"}], [{"at": "in May"}]),
+    "no rows": ([{"text": "a"}], []),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("case", UNIONS)
+def test_files_of_a_folder_may_have_different_fields(case: str, suffix: str, tmp_path: Path) -> None:
+    expected = [without_none(row) for rows in UNIONS[case] for row in rows]
+    for number, files in enumerate((UNIONS[case], UNIONS[case][::-1])):
+        found = read(write(tmp_path / f"rows{number}", suffix, a=files[0], b=files[1]))
+        assert all(row.keys() == {name for rows in files for row in rows for name in row} for row in found)
+        assert sorted(map(without_none, found), key=by_name) == sorted(expected, key=by_name)
+    names = ("train", "test") if UNIONS[case][1] else ("train", "train-more")
+    source = write(tmp_path / "splits", suffix, **dict(zip(names, UNIONS[case], strict=True)))
+    found = [row for piece in open_data(OwnData(source)).values() for row in piece.data.to_list()]
+    assert list(map(without_none, found)) == expected
+
+
+def by_name(row: Any) -> str:
+    return json.dumps(row, sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({"label": 1}, {"label": "007"}, "'label' is a number in a.jsonl and a text in b.jsonl"),
+        ({"label": "7"}, {"label": 7}, "'label' is a text in a.jsonl and a number in b.jsonl"),
+        ({"of": {"x": [1]}}, {"of": {"x": {"y": 1}}}, "'of.x' is a list in a.jsonl and an object in b.jsonl"),
+        ({"messages": [A]}, {"messages": [{**A, "content": True}]}, "'messages.content' is a text in a.jsonl and true"),
+    ],
+)
+def test_a_field_of_two_types_is_named(one: Any, other: Any, message: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", ".jsonl", a=[one], b=[other], c=[one])
+    with pytest.raises(UserError) as caught:
+        read(source)
+    assert str(caught.value).startswith(f"{source}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("with_it", ["a", "b"])
+def test_conversations_of_which_one_file_has_a_system(with_it: str, tmp_path: Path) -> None:
+    turns = {name: [[{**A, "content": f"film {name} {n}"}, B] for n in range(10)] for name in ("a", "b")}
+    files = {
+        name: [{"messages": one, **({"system": "be kind"} if name == with_it else {})} for one in some]
+        for name, some in turns.items()
+    }
+    splits = load_chats(OwnData(write(tmp_path / "rows", ".jsonl", **files)), {}, SplitSizes(None, None, None), 0)
+    found = [row["messages"] for split in splits.values() for row in split]
+    system = {"role": "system", "content": "be kind"}
+    expected = [[*([system] if name == with_it else []), *one] for name, some in turns.items() for one in some]
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
