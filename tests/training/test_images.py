@@ -14,18 +14,20 @@ pytest.importorskip("torchvision")
 
 import tiny
 from PIL import Image as Pillow
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
+from torchvision.transforms import v2
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.packaged_images import png
+from aurora_lora.tasks.task import Augment
 from aurora_lora.tasks.vision import read_image
 from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.data import load_data
-from aurora_lora.training.images import Images, Stack, image_size, plain_transform, training_transform
+from aurora_lora.training.images import Images, Stack, plain_transform, training_transform
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_image_processor, load_tokenizer
 from aurora_lora.training.probing import kept_start
@@ -103,11 +105,21 @@ def test_crops_are_parts_of_the_image(processor: Any) -> None:
     assert min(spans) < 0.4 < 0.6 < max(spans)
 
 
-def test_sizes_of_processors(processor: Any) -> None:
-    assert image_size(processor) == (8, 8)
-    assert image_size(ViTImageProcessor(size={"shortest_edge": 12})) == (12, 12)
-    cropped = ViTImageProcessor(size={"shortest_edge": 12}, do_center_crop=True, crop_size={"height": 10, "width": 9})
-    assert image_size(cropped) == (10, 9)
+def test_square_images_of_a_vit_are_transformed_as_ever(processor: Any) -> None:
+    """To the bit: the results of earlier studies rest on it."""
+    before = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN.tolist(), STD.tolist())]
+    steps: dict[Augment, list[Any]] = {
+        "none": [v2.Resize(8), v2.CenterCrop((8, 8))],
+        "crop-flip": [v2.RandomResizedCrop((8, 8)), v2.RandomHorizontalFlip()],
+        "shift": [v2.Resize(8), v2.CenterCrop((8, 8)), v2.RandomCrop((8, 8), padding=1)],
+    }
+    for augment, some in steps.items():
+        for side in (5, 8, 23):
+            pixels = []
+            for transform in (v2.Compose([v2.ToImage(), *some, *before]), training_transform(processor, augment)):
+                torch.manual_seed(0)
+                pixels.append(transform(noise(side, side)))
+            assert torch.equal(*pixels)
 
 
 def split_of(count: int) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..extras import extra
 from ..tasks.task import Augment
 from ..tasks.vision import rgb
+from .image_settings import BYTE, RESAMPLE, ImageSettings
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -91,14 +93,9 @@ class Stack:
 
 
 def plain_transform(processor: BaseImageProcessor) -> Transform:
-    """For scoring: the shorter side resized to the model's, the centre cut out, normalised as the model expects."""
-    with extra("vision"):
-        from torchvision.transforms import v2
-    height, width = image_size(processor)
-    made: Transform = v2.Compose(
-        [v2.ToImage(), v2.Resize(min(height, width)), v2.CenterCrop((height, width)), *_numbers(processor)]
-    )
-    return made
+    """For scoring: the shorter side resized to the model's, the centre cut out, in numbers as the model expects."""
+    settings = ImageSettings.of(processor)
+    return _transform(settings, _centre(settings))
 
 
 def training_transform(processor: BaseImageProcessor, augment: Augment) -> Transform:
@@ -110,30 +107,64 @@ def training_transform(processor: BaseImageProcessor, augment: Augment) -> Trans
         return plain_transform(processor)
     with extra("vision"):
         from torchvision.transforms import v2
-    size = image_size(processor)
+    settings = ImageSettings.of(processor)
+    size = (settings.height, settings.width)
     if augment == "crop-flip":
-        steps: list[Any] = [v2.RandomResizedCrop(size)]
+        steps: list[Any] = [v2.RandomResizedCrop(size, interpolation=_filter(settings))]
     else:
-        steps = [v2.Resize(min(size)), v2.CenterCrop(size), v2.RandomCrop(size, padding=max(1, min(size) // 8))]
+        steps = [*_centre(settings), v2.RandomCrop(size, padding=max(1, min(size) // 8))]
     if augment in ("crop-flip", "shift-flip"):
         steps.append(v2.RandomHorizontalFlip())
-    made: Transform = v2.Compose([v2.ToImage(), *steps, *_numbers(processor)])
+    return _transform(settings, steps)
+
+
+def _transform(settings: ImageSettings, steps: Sequence[Any]) -> Transform:
+    """The steps, and then from bytes to numbers with the mean and deviation that the model expects."""
+    with extra("vision"):
+        from torchvision.transforms import v2
+    as_bytes = math.isclose(settings.factor, BYTE)
+    numbers: list[Any] = [v2.ToDtype(torch.float32, scale=as_bytes)]
+    factor = 1.0 if as_bytes else settings.factor  # what is left of it
+    if settings.mean is not None and settings.std is not None:
+        numbers.append(v2.Normalize([m / factor for m in settings.mean], [s / factor for s in settings.std]))
+    elif factor != 1:
+        numbers.append(v2.Normalize([0.0] * 3, [1 / factor] * 3))
+    if settings.bgr:
+        numbers.append(_bgr)
+    # lanczos is Pillow's alone: of tensors, only newer releases of torchvision have it
+    on_pillow = RESAMPLE[settings.resample] == "lanczos"
+    made: Transform = v2.Compose([*steps, v2.ToImage(), *numbers] if on_pillow else [v2.ToImage(), *steps, *numbers])
     return made
 
 
-def _numbers(processor: BaseImageProcessor) -> list[Any]:
-    """From bytes to numbers with the mean and deviation that the model expects."""
-    from torchvision.transforms import v2
+def _centre(settings: ImageSettings) -> list[Any]:
+    with extra("vision"):
+        from torchvision.transforms import v2
+    side = min(settings.height, settings.width)
+    return [v2.Resize(side, interpolation=_filter(settings)), _Centre(settings.height, settings.width)]
 
-    settings: Any = processor
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(settings.image_mean), list(settings.image_std))]
+
+def _filter(settings: ImageSettings) -> Any:
+    from torchvision.transforms import InterpolationMode
+
+    name = RESAMPLE[settings.resample]
+    return InterpolationMode("nearest-exact" if name == "nearest" else name)  # the former is Pillow's
 
 
-def image_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of the images that a model takes."""
-    settings: Any = processor
-    size: dict[str, int] = dict(settings.crop_size or {}) if getattr(settings, "do_center_crop", False) else {}
-    size = size or {name: value for name, value in dict(settings.size).items() if value is not None}
-    if {"height", "width"} <= size.keys():
-        return size["height"], size["width"]
-    return size["shortest_edge"], size["shortest_edge"]
+@dataclass(frozen=True)
+class _Centre:
+    """Cuts out the centre, to the pixel as Transformers does: torchvision's may lie one pixel beside it."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Any) -> Any:
+        from torchvision.transforms.v2 import functional
+
+        height, width = functional.get_size(image)
+        top, left = int((height - self.height) / 2), int((width - self.width) / 2)
+        return functional.crop(image, top, left, self.height, self.width)
+
+
+def _bgr(pixels: Tensor) -> Tensor:
+    return pixels.flip(-3)

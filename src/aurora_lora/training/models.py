@@ -49,16 +49,21 @@ def load_processor(model: str, task: Task) -> Processor:
 
 
 def load_image_processor(model: str) -> BaseImageProcessor:
-    """The image processor of a local folder or a hub model: the size and the normalisation of its images.
+    """The image processor of a local folder or a hub model, as one that sees images as they are scored here.
 
     Raises:
-        UserError: it cannot be loaded, or torchvision is missing.
+        UserError: it cannot be loaded, has a field that cannot be honoured, or torchvision is missing.
     """
     with extra("vision"):
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
+    from .image_settings import as_scored
+
     with _loading(model, "images") as source:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **NO_CODE)  # type: ignore[no-untyped-call]
-    return processor
+    try:
+        return as_scored(processor)
+    except UserError as error:
+        raise UserError(f"model: '{model}': {error}") from error
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

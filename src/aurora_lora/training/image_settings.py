@@ -1,0 +1,184 @@
+"""What a model's image processor says of its images: read for our transforms, and written for stock Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..tasks._loading import reason
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
+FILE = "preprocessor_config.json"
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's filters by its numbers, those that Transformers resizes with."""
+BYTE = 1 / 255
+_COLOUR = (200, 90, 30)
+"""Its three parts differ, so that their order shows."""
+_PLAIN = "one that only resizes, crops, rescales and normalises, such as 'ViTImageProcessor'"
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How an image becomes numbers: its shorter side is resized to that of the model's images, the centre is cut out.
+
+    Args:
+        height: of the model's images.
+        width: theirs.
+        resample: Pillow's number of the filter that resizes.
+        factor: of the bytes, 0 to 255.
+        mean: of each channel, subtracted after that; None where nothing is.
+        std: of each channel, divided by; None where `mean` is.
+        bgr: whether the channels are in the order blue, green, red.
+    """
+
+    height: int
+    width: int
+    resample: int = 2
+    factor: float = BYTE
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    bgr: bool = False
+
+    @classmethod
+    def of(cls, processor: BaseImageProcessor) -> ImageSettings:
+        """Those of an image processor.
+
+        Raises:
+            UserError: a field of it that cannot be honoured; names the field, its value and what is allowed.
+        """
+        settings: Any = processor
+        height, width = _size(settings)
+        bgr = bool(getattr(settings, "do_flip_channel_order", False))
+        if bgr and getattr(settings, "do_normalize", False):
+            raise not_allowed("do_normalize", True, "false where do_flip_channel_order is true, as in MobileViT")
+        factor = 1.0
+        if getattr(settings, "do_rescale", False):
+            factor = settings.rescale_factor
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+                raise not_allowed("rescale_factor", factor, "a number above 0, such as 1/255, or do_rescale: false")
+        mean, std = _mean_and_std(settings)
+        return cls(height, width, _resample(settings), factor, mean, std, bgr)
+
+    def processor(self) -> BaseImageProcessor:
+        """One of stock Transformers that does the same, whatever class the model's own is of.
+
+        CLIP's does what its fields say and nothing else. ViT's squashes images by default; those of ConvNeXt, Segformer
+        and others crop by rules of their own.
+        """
+        from transformers import CLIPImageProcessor, MobileViTImageProcessor
+
+        fields: dict[str, Any] = {
+            "do_resize": True,
+            "size": {"shortest_edge": min(self.height, self.width)},
+            "resample": self.resample,
+            "do_center_crop": True,
+            "crop_size": {"height": self.height, "width": self.width},
+            "do_rescale": self.factor != 1,
+            "rescale_factor": self.factor,
+        }
+        if self.bgr:
+            return MobileViTImageProcessor(**fields, do_flip_channel_order=True)
+        if self.mean is None or self.std is None:
+            return CLIPImageProcessor(**fields, do_normalize=False)
+        return CLIPImageProcessor(**fields, do_normalize=True, image_mean=list(self.mean), image_std=list(self.std))
+
+
+def as_scored(processor: BaseImageProcessor) -> BaseImageProcessor:
+    """A processor that sees images as `plain_transform` does, to be saved beside the model.
+
+    Raises:
+        UserError: what the given one does to colours cannot be done here, or it cannot be used.
+    """
+    settings = ImageSettings.of(processor)
+    _check_colours(processor, settings)
+    return settings.processor()
+
+
+def _check_colours(processor: BaseImageProcessor, settings: ImageSettings) -> None:
+    """Raise a UserError where a processor makes other numbers of a colour than its fields say, as some classes do."""
+    from PIL import Image
+
+    from .images import plain_transform
+
+    image = Image.new("RGB", (settings.width, settings.height), _COLOUR)
+    kind = type(processor).__name__
+    try:
+        made = processor(image, return_tensors="pt")
+        theirs = _middle(torch.as_tensor(made["pixel_values"])[0])
+    except KeyError as error:
+        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one gives no pixel_values") from error
+    except Exception as error:
+        raise UserError(f"{FILE} cannot be used: {reason(error)}") from error
+    ours = _middle(plain_transform(settings.processor())(image))
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):
+        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes other numbers of a colour")
+
+
+def _middle(pixels: Tensor) -> Tensor:
+    """The channels of the pixel in the middle."""
+    return pixels[..., pixels.shape[-2] // 2, pixels.shape[-1] // 2].float()
+
+
+def not_allowed(field: str, value: Any, allowed: str) -> UserError:
+    """What is said of a field that cannot be honoured."""
+    return UserError(f"{FILE}: {field}: {value!r} is not allowed: {allowed}")
+
+
+def _size(settings: Any) -> tuple[int, int]:
+    """Height and width of the images that a model takes."""
+    field, given = "size", getattr(settings, "size", None)
+    if getattr(settings, "do_center_crop", False) and getattr(settings, "crop_size", None):
+        field, given = "crop_size", settings.crop_size
+    size = {name: value for name, value in dict(given or {}).items() if value is not None}
+    names = ("height", "width") if {"height", "width"} <= size.keys() else ("shortest_edge",) * 2
+    found = [size.get(name) for name in names]
+    if not all(isinstance(side, int) and side > 0 for side in found):
+        allowed = "height and width, or shortest_edge, each a whole number above 0; or do_center_crop with a crop_size"
+        raise not_allowed(field, size or None, allowed)
+    height, width = found
+    return height, width  # type: ignore[return-value]
+
+
+def _resample(settings: Any) -> int:
+    number = getattr(settings, "resample", None)
+    if number is None:
+        return 2  # so Transformers reads it
+    if not isinstance(number, int) or int(number) not in RESAMPLE:
+        allowed = ", ".join(f"{one} ({name})" for one, name in RESAMPLE.items())
+        raise not_allowed("resample", number if not isinstance(number, int) else int(number), f"one of {allowed}")
+    return int(number)
+
+
+def _mean_and_std(settings: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """The mean and deviation that numbers are normalised by, None where they are not.
+
+    EfficientNet's processor may subtract one before that (`rescale_offset`), and divide once more (`include_top`).
+    """
+    normalised = bool(getattr(settings, "do_normalize", False))
+    again = bool(getattr(settings, "include_top", False))
+    mean = _channels(settings, "image_mean") if normalised else (0.0,) * 3
+    std = _channels(settings, "image_std") if normalised else (1.0,) * 3
+    if getattr(settings, "rescale_offset", False) and getattr(settings, "do_rescale", False):
+        mean, normalised = tuple(one + 1 for one in mean), True
+    if again:
+        std, normalised = tuple(a * b for a, b in zip(std, _channels(settings, "image_std"), strict=True)), True
+    return (mean, std) if normalised else (None, None)
+
+
+def _channels(settings: Any, field: str) -> tuple[float, ...]:
+    """A number for each of three channels."""
+    given = getattr(settings, field, None)
+    found = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    found = found * 3 if len(found) == 1 else found
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in found)
+    if len(found) != 3 or not numbers or (field == "image_std" and not all(found)):
+        several = "three numbers, one for each channel, or one for all" + (", none of them 0" if "std" in field else "")
+        raise not_allowed(field, given, f"{several}; or do_normalize: false")
+    return found
