@@ -197,6 +197,53 @@ def test_no_image_is_left_out(case: str, tmp_path: Path) -> None:
     assert found == {name: sorted(labels) for name, labels in expected.items()}
 
 
+@pytest.mark.parametrize("where", ["photos [1]", "photos [1]/inside"])
+def test_folders_with_brackets_in_their_path(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all/cat/1", "all/dog/2", "split/train/cat/1", "split/train/dog/2", "split/test/dog/3"):
+        (tmp_path / where / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / where / f"{name}.png")
+    _csv(tmp_path / where / "rows.csv")
+    (tmp_path / where / "texts").mkdir()
+    (tmp_path / where / "texts" / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / where / "card").mkdir()
+    (tmp_path / where / "card" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: a.csv\n---\n"
+    )
+    for base in (tmp_path / where, Path()):
+        monkeypatch.chdir(tmp_path if base != Path() else tmp_path / where)
+        assert open_data(OwnData(str(base / "all")))["train"].data["label"][:] == [0, 1]
+        split = open_data(OwnData(str(base / "split")))
+        assert {name: len(piece.data) for name, piece in split.items()} == {"train": 2, "test": 1}
+        assert open_data(OwnData(str(base / "rows.csv")))["train"].data.to_list() == ROWS
+        assert open_data(OwnData(str(base / "texts")))["train"].data["text"][:] == ["one", "two"]
+    with pytest.raises(UserError, match=r"card has a README\.md with `configs`, and \*, \? or \[ in its path: rename"):
+        open_data(OwnData(str(tmp_path / where / "card")))
+
+
+def test_images_that_datasets_does_not_list(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.png", "bird/3.qoi", "bird/4.QOI"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / "all" / name, "png" if name.endswith("png") else "qoi")
+    found = open_data(OwnData("all"))["train"].data
+    assert found.features["label"].names == ["bird", "cat"]
+    assert found["label"][:] == [0, 0, 1, 1]
+    assert all(image.convert("RGB").getpixel((1, 1)) == (200, 0, 0) for image in found["image"])
+
+
+@pytest.mark.parametrize("name", ["bird/3.heic", "bird/3.HEIC", "cat/1.svg", "cat/1.jxl"])
+def test_an_image_that_nothing_reads(name: str, tmp_path: Path) -> None:
+    """A class of them alone would be left out without a word."""
+    for one in ("cat/1.png", "dog/2.png", name):
+        (tmp_path / "all" / one).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "all" / one, "png")
+    with pytest.raises(
+        UserError, match=rf"^all/{re.escape(name)} cannot be read: Pillow has no reader of '\.\w+' files"
+    ):
+        open_data(OwnData("all"))
+    (tmp_path / "all" / name).rename(tmp_path / "all" / "cat" / "notes.txt")
+    assert open_data(OwnData("all"))["train"].data["label"][:] == [0, 1]
+
+
 def test_a_table_of_images_in_each_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "all" / split).mkdir(parents=True)

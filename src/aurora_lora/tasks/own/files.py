@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import mimetypes
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ FORMATS = {
 PACKED = {suffix: suffix for suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")}
 """Files that may hold such ones, for `datasets` to see."""
 _DATA = FORMATS | PACKED | {".txt": "text"}
+_IMAGES = (".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".qoi", ".svg")
+"""Suffixes of images that not every `datasets` or Pillow knows."""
 
 
 def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
@@ -46,7 +49,9 @@ def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetD
     options = _options(path, kind, encoding)
     if kind == "json":
         return _load_json(path.parent, {"train": [str(path)]}, encoding, options)
-    return _load(path, kind, data_files={"train": glob.escape(str(path))}, encoding=encoding, options=options)
+    return _load(
+        path, kind, data_files={"train": glob.escape(str(path.absolute()))}, encoding=encoding, options=options
+    )
 
 
 def _options(path: Path, kind: str, encoding: str | None) -> dict[str, Any]:
@@ -81,15 +86,25 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
         for file in every
         if (kind := FORMATS.get(suffix_of(file)) or PACKED.get(file.suffix.lower())) is not None
     }
-    images = [file for file in every if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    more = _more_suffixes()
+    images = [file for file in every if file.suffix.lower() in (*ImageFolder.EXTENSIONS, *more)]
+    unread = [file for file in every if _is_image(file) and file not in images]
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
+        if glob.has_magic(str(path)):  # `datasets` takes the path for a pattern
+            raise UserError(f"{path} has a README.md with `configs`, and *, ? or [ in its path: rename the folder")
         return _load(path, str(path), name=config)
     if config is not None:
         raise UserError(f"task.config: '{config}': {path} has no README.md with `configs`")
-    if len(images) > len(tables):
+    if len(images) + len(unread) > len(tables):
         described = [file for file in every if file.name in ImageFolder.METADATA_FILENAMES]
-        return _load(path, str(path), data_files=_splits_of_images(path, images, described))
+        if unread and not described:
+            raise UserError(
+                f"{unread[0]} cannot be read: Pillow has no reader of '{unread[0].suffix}' files here; convert them "
+                "to .jpg, .png or .webp, say, or move them away"
+            )
+        with _read_as_images(more):
+            return _load(path, "imagefolder", data_files=_splits_of_images(path, images, described))
     if len(set(tables.values())) > 1:
         suffixes = sorted({file.suffix.lower() for file in tables})
         raise UserError(
@@ -104,7 +119,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     if not tables or PACKED.keys() & tables.values():
         for file in filter(_holds_csv, tables):
             raise UserError(f"{file} holds a CSV file: unpack it, or pack it as .csv.gz")
-        return _load(path, str(path))
+        return _load(path, str(path), data_files=_escaped(splits) if splits else None)
     (first, kind), *others = tables.items()
     options = _options(first, kind, encoding)
     for other, _ in others:
@@ -115,8 +130,42 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
             )
     if kind == "json":
         return _load_json(path.resolve(), splits, encoding, options)
-    escaped = {name: [glob.escape(file) for file in some] for name, some in splits.items()}
-    return _load(path, kind, data_files=escaped, encoding=encoding, options=options)
+    return _load(path, kind, data_files=_escaped(splits), encoding=encoding, options=options)
+
+
+def _escaped(splits: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Patterns of these files alone."""
+    return {name: [glob.escape(file) for file in some] for name, some in splits.items()}
+
+
+def _is_image(file: Path) -> bool:
+    """Whether a file's suffix is one of images, whoever reads them."""
+    kind, packed = mimetypes.guess_type(file.name)
+    return file.suffix.lower() in _IMAGES or (packed is None and (kind or "").startswith("image/"))
+
+
+def _more_suffixes() -> tuple[str, ...]:
+    """Suffixes of images that Pillow reads, here and now, and `datasets` does not list: which depends on Pillow's build
+    and on its plugins."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return ()
+    readers = Image.registered_extensions()
+    return tuple(suffix for suffix in _IMAGES if readers.get(suffix) in Image.OPEN)
+
+
+@contextlib.contextmanager
+def _read_as_images(more: Sequence[str]) -> Iterator[None]:
+    """Within this context `datasets` takes files of these suffixes for images, too, when it reads a folder of them."""
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    before = ImageFolder.EXTENSIONS
+    ImageFolder.EXTENSIONS = [*before, *(suffix for suffix in more if suffix not in before)]
+    try:
+        yield
+    finally:
+        ImageFolder.EXTENSIONS = before
 
 
 def _no_split(folder: Path, left: Path, name: str = "FILE") -> UserError:
@@ -163,19 +212,18 @@ def _splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[
     found = {file: split(file) for file in (*images, *described)}
     names = [name for name in of.values() if name in found.values()]
     if not names:
-        return {"train": ["**"]}
+        return {"train": [_all_below(folder)]}
     if left := next((file for file, name in found.items() if name is None), None):
         raise _no_split(folder, left, "FOLDER")
     return {
-        name: sorted(
-            {
-                glob.escape((top.relative_to(folder) / file.relative_to(top).parts[0]).as_posix()) + "/**"
-                for file, its in found.items()
-                if its == name
-            }
-        )
+        name: sorted({_all_below(top / file.relative_to(top).parts[0]) for file, its in found.items() if its == name})
         for name in dict.fromkeys(names)
     }
+
+
+def _all_below(folder: Path) -> str:
+    """The pattern of all files below a folder: absolute, as `datasets` takes what it puts in front for a pattern."""
+    return glob.escape(folder.absolute().as_posix()) + "/**"
 
 
 def _by_split(folder: Path, data: Sequence[Path]) -> dict[str, list[str]]:
@@ -211,7 +259,7 @@ def _load_json(
     """The rows of JSON files, each read as it is alone; files without rows have none among others."""
 
     def read(file: str) -> tuple[Path, datasets.Dataset]:
-        path, data_files = Path(file), {"train": glob.escape(file)}
+        path, data_files = Path(file), {"train": glob.escape(str(Path(file).absolute()))}
         return path, _load(path, "json", data_files=data_files, encoding=encoding, options=options)["train"]
 
     filled = {name: [file for file in some if not is_blank(Path(file), encoding)] for name, some in splits.items()}
