@@ -240,6 +240,31 @@ def test_a_folder_that_changed(here: Path) -> None:
     assert "parts has changed since this run began" in train("classification", "run", "task.data=parts").stderr
 
 
+def test_images_of_a_table_that_changed(here: Path) -> None:
+    """The table of their paths is the same."""
+    paths = sorted(Path("pictures").rglob("*.png"))
+    rows = [{"image": str(path), "label": path.parent.name} for path in paths]
+    own_files._csv(Path("tr.csv"), rows[::2])
+    own_files._csv(Path("te.csv"), rows[1::2])
+    tables = ("task.data=tr.csv", "task.test_data=te.csv")
+    assert train("images", "run", *tables).exit_code == 0
+    assert aurora("evaluate", "run").exit_code == 0
+    before, image = paths[1].read_bytes(), rows[1]["image"]
+    Path(image).write_bytes(before + b" ")
+    for command in ("evaluate", "gap"):
+        done = aurora(command, "run")
+        assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+            2,
+            "the images of the test data have changed since this run began: run/data.json has another digest of them",
+        )
+    record = json.loads(Path("run/data.json").read_text())
+    assert set(record.pop("images")) == {"train", "test"}
+    Path("run/data.json").write_text(json.dumps(record))  # as in a run of an earlier version
+    assert aurora("evaluate", "run").exit_code == 0
+    Path(image).write_bytes(before)
+    assert aurora("evaluate", "run").exit_code == 0
+
+
 def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
     stopped = {"callbacks": lambda: [tiny.Stop(7)]}
     from aurora_lora.lab.experiments.recipe_kinds import load_any

@@ -50,7 +50,16 @@ def data_format(folder: Path) -> str | None:
 
 def check_data(folder: Path, data: Data) -> None:
     """Raise a UserError where the data is not what is written down in the folder of its run."""
-    _check_files(folder, (data.record or {}).get("files", {}))
+    record = data.record or {}
+    _check_files(folder, record.get("files", {}))
+    if images := record.get("images"):  # of a table of paths, whose own sha256 says nothing of them
+        begun = (_stored(folder / DATA) or {}).get("images") or images  # earlier versions wrote none
+        for name, digest in images.items():
+            if begun.get(name) != digest:
+                raise UserError(
+                    f"the images of the {name} data have changed since this run began: {folder / DATA} has another "
+                    "digest of them"
+                )
     for name, rows in (data.rows or {}).items():
         stored = _stored(folder / SPLITS)
         if stored is not None and stored.get(name) != rows:

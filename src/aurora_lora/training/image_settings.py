@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..tasks._loading import reason
+from ..tasks.loading import reason
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor

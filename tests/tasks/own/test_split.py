@@ -51,6 +51,19 @@ def test_one_file() -> None:
     assert _texts(_split(_pieces(train=texts), seed=1)) != found
 
 
+def test_a_digest_of_the_rows_of_each_piece() -> None:
+    def digests(**texts: list[str]) -> Any:
+        return _split(_pieces(**texts), digests="found").record["found"]
+
+    train, test = [f"text {n}" for n in range(30)], ["a", "b"]
+    before = digests(train=train, test=test)
+    assert set(before) == {"train", "test"}
+    assert digests(train=train, test=test) == before
+    assert digests(train=train, test=["a", "c"]) == {**before, "test": digests(train=train, test=["a", "c"])["test"]}
+    assert digests(train=train, test=["a", "c"]) != before
+    assert "found" not in _split(_pieces(train=train)).record
+
+
 def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
     texts = [f"text {n}" for n in range(60)]
     assert _texts(_split(_pieces(train=texts))) == _texts(_split(_pieces(train=texts[::-1])))

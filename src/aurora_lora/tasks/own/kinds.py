@@ -237,10 +237,16 @@ def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int)
         return hashlib.sha256(image_file(row["image"], image)).hexdigest()
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    strata = _one_each(labels)
-    return _of_classes(
-        classes, split_data(ready, columns=["image"], key=key, sizes=sizes, split_seed=split_seed, strata=strata)
+    splits = split_data(
+        ready,
+        columns=["image"],
+        key=key,
+        sizes=sizes,
+        split_seed=split_seed,
+        strata=_one_each(labels),
+        digests="images",
     )
+    return _of_classes(classes, splits)
 
 
 _TEXT = {"text": ("text",), "label": ("label",)}

@@ -32,7 +32,7 @@ class Splits(dict[str, Any]):
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many of
             them are `repeated` (the same example as an earlier one); and where there are `classes`, how many rows of
             all pieces have each, and how many are `untrained`: no example in training, for its size. Of conversations,
-            the `format` of their columns.
+            the `format` of their columns; of `images`, which may be in files of their own, a digest for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -49,6 +49,7 @@ def split_data(
     split_seed: int,
     strata: Sequence[Iterable[Hashable]] | None = None,
     least: int = 1,
+    digests: str | None = None,
 ) -> Splits:
     """Train, validation and test from the pieces that the data comes in.
 
@@ -66,6 +67,7 @@ def split_data(
         split_seed: of all three.
         strata: of each row of `train`, its classes: of each, an example stays in the training split.
         least: rows of a split that is held out.
+        digests: what the record calls the sha256 over the keys of each piece's rows; None where `files` says it all.
 
     Raises:
         UserError: a row that cannot be used, or more rows asked for than there are.
@@ -104,7 +106,7 @@ def split_data(
     chosen["train"] = rest[: _check_size("train", sizes.train, len(rest))]
     every = [one for some in keys.values() for one in some]
     examples = {name: len(chosen[name]) for name in SPLITS}
-    record = {
+    record: dict[str, Any] = {
         "files": pieces.files,
         "rows": len(every),
         "examples": examples,
@@ -112,6 +114,8 @@ def split_data(
         "left_out": left_out,
         "unused": len(every) - sum(examples.values()) - left_out,
     }
+    if digests is not None:
+        record[digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
     if strata is not None:
         every_class, trained = ({one for row in rows for one in strata[row]} for rows in (rest, chosen["train"]))
         record["untrained"] = len(every_class - trained)
