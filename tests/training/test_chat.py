@@ -358,6 +358,7 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     aurora("merge", run, "-o", tmp_path / "merged")
     answers = {}
     for name in ("run", "merged"):
+        assert load_predictor(tmp_path / name).columns == {"format": ("messages",)}  # asked first, in any row
         aurora("predict", tmp_path / name, tmp_path / "asked.jsonl", "-o", tmp_path / f"{name}.jsonl")
         (line,) = map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
         assert (line["id"], line["messages"]) == (7, question)

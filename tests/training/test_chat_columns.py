@@ -213,6 +213,9 @@ def test_a_run_knows_which_columns_it_was_trained_on(given: dict[str, str], aske
     run = TrainedRun(tmp_path, chats.read(tmp_path, base), {})
     assert run.columns == {"format": ("prompt",)}
     assert CHAT.asked(given, run.columns) == asked
+    for damaged in ("{", "[]", '{"format": 1}'):
+        (tmp_path / "data.json").write_text(damaged)
+        assert run.columns == {}
 
 
 @pytest.mark.parametrize("system", [None, "", "  "])

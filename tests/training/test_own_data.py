@@ -646,4 +646,9 @@ def test_a_correlation_needs_two_examples(here: Path) -> None:
     assert done.exit_code == 2
     why = "the validation split has 1 of 4 rows: too few, as regression is scored on 2 or more"
     assert f"four.csv: {why}" in done.stderr
+    (here / "one.csv").write_text("\n".join(["text,label", rows[9]]))
+    given = ("task.data=ten.csv", "task.test_data=one.csv")
+    own = aurora("train", "regression", "model=bert", *given, *SETTINGS, "-o", "none")
+    assert own.exit_code == 2
+    assert "one.csv: the test split has 1 row: too few, as regression is scored on 2 or more" in own.stderr
     assert "validation_size" not in done.stderr

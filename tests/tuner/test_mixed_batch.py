@@ -93,6 +93,24 @@ def test_a_mixed_batch_leaves_what_the_base_layer_returns_alone():
     assert model.base_model.model[0].aurora_A["default"].grad.abs().sum() > 0
 
 
+def test_vmap_over_the_adapters_of_a_mixed_batch():
+    """As for an ensemble: the base layer's output has no batch of adapters, the updates have."""
+    config = AuroraConfig(target_modules=["0"], init_weights=False, eval_form="dynamic")
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 6)), config)
+    model.add_adapter("other", config)
+    layer = model.eval().base_model.model[0]
+    x, names = torch.randn(5, 8), ["default", "__base__", "other", "other", "default"]
+    of_one = {f"aurora_B.{name}": layer.aurora_B[name].detach() for name in ("default", "other")}
+
+    def output(weights):
+        return torch.func.functional_call(layer, weights, (x,), {"adapter_names": names})
+
+    for varied in (of_one, {"aurora_B.other": of_one["aurora_B.other"]}):
+        found = torch.func.vmap(output)({name: torch.stack([B, 2 * B]) for name, B in varied.items()})
+        expected = [output(of_one | {name: k * B for name, B in varied.items()}) for k in (1, 2)]
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_each_adapter_of_a_mixed_batch_has_its_form_and_calibration():
     model = adapt()
     calibrate(model, [IDS])

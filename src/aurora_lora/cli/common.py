@@ -143,7 +143,7 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     """As `stdout`; silent in other processes than the one that prints."""
-    return Console(stderr=True, quiet=not is_main(), markup=False, emoji=False)
+    return Console(stderr=True, quiet=not is_main(), markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -159,7 +159,7 @@ def complain(text: str) -> None:
 
 def note(text: str, style: str | None = None) -> None:
     """A line on stderr, as long as it is, beside what the command gives."""
-    stderr().print(text, style=style, highlight=False, soft_wrap=True)
+    stderr().print(text, style=style, soft_wrap=True)
 
 
 def say_written(paths: Iterable[Path]) -> None:

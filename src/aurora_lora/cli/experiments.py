@@ -235,7 +235,7 @@ def _stop_if_failed(failed: list[dict[str, Any]]) -> None:
     if failed:
         for one in failed:
             note(f"failed: {one['run']}: {one['error']}")
-        stderr().print(f"{len(failed)} failed; the same command tries them again", highlight=False)
+        stderr().print(f"{len(failed)} failed; the same command tries them again")
         raise typer.Exit(1)
 
 

@@ -36,6 +36,12 @@ def noted_training(folder: Path) -> TrainedWith:
     )
 
 
+def noted_columns(folder: Path) -> dict[str, tuple[str, ...]]:
+    """As `TrainedRun.columns`, of the run that was merged into a folder: the `format` of its conversations."""
+    form = (merge_note(folder) or {}).get("format")
+    return {"format": (form,)} if isinstance(form, str) else {}
+
+
 def trained_on(recipe: Recipe) -> list[str]:
     """The tasks that a model trained by a recipe has seen, those of its base model first."""
     earlier = (merge_note(Path(recipe.model).expanduser()) or {}).get("trained_on", [])

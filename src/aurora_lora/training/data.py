@@ -236,12 +236,11 @@ def _too_few(recipe: Recipe, split: str, count: int, loaded: Mapping[str, Any], 
     field = "validation_size" if split == "validation" else "test_size"
     if getattr(section, field) is not None:
         return f"task.{field}: {count} is not allowed: {section.kind.name} is scored on {least} or more"
-    source = getattr(section, f"{split}_data", None) or section.definition.source
+    too_few = f"too few, as {section.kind.name} is scored on {least} or more"
+    if (own := getattr(section, f"{split}_data", None)) is not None:
+        return f"{own}: the {split} split has {count} {'row' if count == 1 else 'rows'}: {too_few}"
     rows = loaded.record["rows"] if isinstance(loaded, Splits) else sum(map(len, loaded.values()))
-    return (
-        f"{source}: the {split} split has {count} of {rows} rows: too few, as {section.kind.name} is scored on {least} "
-        "or more"
-    )
+    return f"{section.definition.source}: the {split} split has {count} of {rows} rows: {too_few}"
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:

@@ -43,8 +43,12 @@ def keep_data(folder: Path, data: Data) -> None:
 
 
 def data_format(folder: Path) -> str | None:
-    """The format of the conversations that a run was trained on, None where it did not write that down."""
-    found = (_stored(folder / DATA) or {}).get("format")
+    """The format of the conversations that a run was trained on, None where its folder does not say so."""
+    try:
+        stored = files.read_json(folder / DATA)
+    except (OSError, ValueError):
+        return None
+    found = stored.get("format") if isinstance(stored, dict) else None
     return found if isinstance(found, str) else None
 
 

@@ -82,10 +82,10 @@ class TrainedRun(FinishedRun):
         """The columns of its data, by the field of a recipe's task that names them; of conversations their `format`."""
         own = {name: getattr(self.recipe.task, name) for name in ("text", "question", "options", "image")}
         given = {name: columns for name, columns in own.items() if columns}
-        from .data_record import data_format
-
         if given or self.task.text_columns:
             return given or {"text": self.task.text_columns}
+        from .data_record import data_format
+
         form = data_format(self.folder)
         return {} if form is None else {"format": (form,)}
 

@@ -23,7 +23,8 @@ from ..tasks.own.split import BadRow
 from .batches import in_batches
 from .build import load_trained_model, make_trainer
 from .chat_format import recorded_format
-from .contamination_guard import MERGE_NOTE, merge_note, noted_training, trained_on
+from .contamination_guard import MERGE_NOTE, merge_note, noted_columns, noted_training, trained_on
+from .data_record import data_format
 from .distributed import state
 from .finished_run import TrainedRun, load_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
@@ -135,7 +136,7 @@ def merge(
         written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in written.items()}
         noted = {"source": source, "kind": run.task.kind, "trained_on": trained_on(run.recipe), "files": sizes}
-        noted["trained_with"] = asdict(run.trained_with)
+        noted |= {"trained_with": asdict(run.trained_with), "format": data_format(run.folder)}
         files.write_json(folder / MERGE_NOTE, noted)
         _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False, rounding)
@@ -279,7 +280,7 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         config: Any = model.config
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id  # by which a decoder finds a text's last token
-        return Predictor(folder, kind, model, processor, trained=noted_training(folder))
+        return Predictor(folder, kind, model, processor, noted_columns(folder), trained=noted_training(folder))
     except AuroraError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files

@@ -27,7 +27,7 @@ def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
 
 
 def active_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer, str]]:
-    """(path, layer, adapter): each AuroRA layer of a model with each adapter it holds that is active in the model."""
+    """(path, layer, adapter): each AuroRA layer of a model with each adapter it holds that is active in any layer."""
     layers = list(aurora_layers(model))
     names = dict.fromkeys(name for _, layer in layers for name in layer.active_adapters if name in layer.aurora_A)
     return ((path, layer, name) for path, layer in layers for name in names if name in layer.aurora_A)

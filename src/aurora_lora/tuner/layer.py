@@ -129,11 +129,13 @@ class AuroraLayer(AdapterState):
                 examples.setdefault(adapter_name, []).append(example)
         if not examples:
             return result
-        result = result.clone()  # once, however many adapters there are; what the base layer returned stays its own
         grouped = torch.tensor(list(chain.from_iterable(examples.values())), device=x.device)
         parts = grouped.split([len(chosen) for chosen in examples.values()])
+        is_own = False  # what the base layer returned is not: it is copied once, however many adapters there are
         for adapter_name, rows in zip(examples, parts, strict=True):
-            result.index_add_(0, rows, self.adapter_output(adapter_name, x[rows]).to(result.dtype))
+            update = self.adapter_output(adapter_name, x[rows]).to(result.dtype)
+            result = result.index_add_(0, rows, update) if is_own else result.index_add(0, rows, update)
+            is_own = not torch._C._are_functorch_transforms_active()  # vmap adds no batch of updates to one result
         return result
 
     def adapter_output(self, adapter_name: str, x: Tensor) -> Tensor:
