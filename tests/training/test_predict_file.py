@@ -38,9 +38,3 @@ def test_classes_in_a_list_are_written_by_their_names(tmp_path: Path) -> None:
         {"text": "a", "labels": ["bad", "good"], "meta": {"label": "bad"}, "scores": []},
         {"text": "b", "labels": [], "meta": {"label": None}, "scores": None},
     ]
-
-
-def test_large_ids_are_written_as_they_are(tmp_path: Path) -> None:
-    rows = [{"text": "a", "id": 2**63 + 1}, {"text": "b", "id": 2**64 - 1}, {"text": "c", "id": 7}]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert lines(tmp_path, "rows.jsonl") == rows

@@ -31,38 +31,9 @@ def read(source: str) -> Rows:
     return rows
 
 
-# ---------------------------------------------------------------- whole numbers
-
-LARGEST = 2**64 - 1
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_whole_numbers_beyond_a_signed_64_bits(suffix: str, tmp_path: Path) -> None:
-    rows = [
-        {"id": 2**63 + 1, "of": {"id": 7}, "every": [LARGEST], "share": 1e19, "mixed": 2**63},
-        {"id": 2**63 + 2, "of": {"id": LARGEST}, "every": [], "share": 0.5, "mixed": 0.5},
-        {"id": None, "of": None, "every": None, "share": None, "mixed": None},
-    ]
-    assert read(write(tmp_path / "rows", suffix, a=rows)) == rows
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("value", [10**25 + 1, 2**64, -(2**63) - 1, -(10**25)])
-def test_a_whole_number_that_no_type_holds_is_named(value: int, suffix: str, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows", suffix, a=[{"of": {"label": 1}}, {"of": {"label": value}}])
-    with pytest.raises(UserError, match=rf"a{suffix}, row 2: 'of\.label' is {value}, too large a whole number"):
-        read(source)
-
-
-def test_a_large_number_beside_a_negative_one_is_named(tmp_path: Path) -> None:
-    source = write(tmp_path / "rows", ".jsonl", a=[{"label": -1}, {"label": 2**63}])
-    with pytest.raises(UserError, match=r"a\.jsonl, row 2: 'label' is 9223372036854775808, too large"):
-        read(source)
-
-
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_objects_over_several_lines(name: str, tmp_path: Path) -> None:
-    rows = [{"id": 2**63 + number, "at": "2024-05-01"} for number in range(3)]
+    rows = [{"id": number, "at": "2024-05-01"} for number in range(3)]
     (tmp_path / name).write_text(
         "\n".join(json.dumps(row, indent=1) for row in rows[: 1 if name == "rows.json" else 3])
     )
@@ -80,8 +51,7 @@ UNIONS: dict[str, tuple[Rows, Rows]] = {
     "within objects": ([{"of": {"a": 1}}], [{"of": {"b": {"c": "x"}, "a": None}}]),
     "within messages": ([{"messages": [A]}], [{"messages": [A, {**B, "tool_calls": [{"name": "x"}]}]}]),
     "another order": ([{"text": "a", "messages": [A]}], [{"messages": [dict(reversed(A.items()))], "text": "b"}]),
-    "numbers": ([{"n": 1, "id": 1}], [{"n": 1.5, "id": 2**63}]),
-    "a date": ([{"at": "2024-05-01"}], [{"at": "in May"}]),
+    "numbers": ([{"n": 2}], [{"n": 1.5}]),
     "no rows": ([{"text": "a"}], []),
 }
 
@@ -107,14 +77,12 @@ def by_name(row: Any) -> str:
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        ({"label": 1}, {"label": "007"}, "'label' is a number in a.jsonl and a text in b.jsonl"),
-        ({"label": "7"}, {"label": 7}, "'label' is a text in a.jsonl and a number in b.jsonl"),
-        ({"of": {"x": [1]}}, {"of": {"x": {"y": 1}}}, "'of.x' is a list in a.jsonl and an object in b.jsonl"),
-        ({"messages": [A]}, {"messages": [{**A, "content": True}]}, "'messages.content' is a text in a.jsonl and true"),
+        ({"of": {"x": [1]}}, {"of": {"x": {"y": 1}}}, "'of.x' is a list in a.json and an object in b.json"),
+        ({"messages": [A]}, {"messages": [{**A, "content": True}]}, "'messages.content' is a text in a.json and true"),
     ],
 )
 def test_a_field_of_two_types_is_named(one: Any, other: Any, message: str, tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", ".jsonl", a=[one], b=[other], c=[one])
+    source = write(tmp_path / "rows.json", ".json", a=[one], b=[other], c=[one])
     with pytest.raises(UserError) as caught:
         read(source)
     assert str(caught.value).startswith(f"{source}: {message}")

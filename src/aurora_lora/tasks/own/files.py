@@ -17,7 +17,7 @@ from ...extras import extra
 from ...files import file_digest
 from ..loading import NO_CODE, reason
 from .broken import check_json, csv_options, is_blank, suffix_of, why_broken
-from .json_files import as_one, why_too_large
+from .json_files import as_one, with_dates_as_text
 
 if TYPE_CHECKING:
     import datasets
@@ -48,7 +48,7 @@ def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetD
         raise UserError(f"{path} is empty")
     options = _options(path, kind, encoding)
     if kind == "json":
-        return _load_json(path.parent, {"train": [str(path)]}, encoding, options)
+        return _load_json(path, {"train": [str(path)]}, encoding, options)
     return _load(
         path, kind, data_files={"train": glob.escape(str(path.absolute()))}, encoding=encoding, options=options
     )
@@ -248,23 +248,37 @@ def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> da
         why = _cause(error)
         if "corresponds to no data" in why:
             raise UserError(f"{path} has no rows") from error
-        known = why_broken(path, encoding) or (why_too_large(path, encoding) if kind == "json" else None)
+        known = why_broken(path, encoding) if path.is_file() else None
         raise UserError(known or f"{path} cannot be loaded: {why}") from error
     return loaded
 
 
 def _load_json(
-    folder: Path, splits: Mapping[str, Sequence[str]], encoding: str | None, options: Mapping[str, Any]
+    path: Path, splits: Mapping[str, Sequence[str]], encoding: str | None, options: Mapping[str, Any]
 ) -> datasets.DatasetDict:
-    """The rows of JSON files, each read as it is alone; files without rows have none among others."""
+    """The rows of JSON files, one by one where `datasets` cannot read them as one, by the fields of the first.
 
-    def read(file: str) -> tuple[Path, datasets.Dataset]:
-        path, data_files = Path(file), {"train": glob.escape(str(Path(file).absolute()))}
-        return path, _load(path, "json", data_files=data_files, encoding=encoding, options=options)["train"]
+    Files without rows have none among others.
+    """
+
+    def load(path: Path, data_files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
+        escaped = {
+            name: [glob.escape(str(Path(file).absolute())) for file in some] for name, some in data_files.items()
+        }
+        return _load(path, "json", data_files=escaped, encoding=encoding, options=options)
 
     filled = {name: [file for file in some if not is_blank(Path(file), encoding)] for name, some in splits.items()}
-    found = {name: [read(file) for file in some or splits[name][:1]] for name, some in filled.items()}
-    return as_one(found, folder, encoding)
+    filled = {name: some or splits[name][:1] for name, some in filled.items()}
+    try:
+        return with_dates_as_text(load(path, filled), filled, encoding)
+    except UserError:
+        if sum(map(len, filled.values())) == 1:
+            raise
+    one_by_one = {
+        name: [(Path(file), load(Path(file), {"train": [file]})["train"]) for file in some]
+        for name, some in filled.items()
+    }
+    return as_one(one_by_one, path, encoding)
 
 
 @contextlib.contextmanager

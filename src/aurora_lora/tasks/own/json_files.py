@@ -1,9 +1,8 @@
-"""Rows of JSON files as they stand there, whatever Arrow takes their values for; and several files as one."""
+"""JSON files: dates as the texts that stand there, and several files as one, whatever fields each of them has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +18,40 @@ if TYPE_CHECKING:
 Names = tuple[str, ...]
 """The names that lead to a field."""
 _TIMES = ("timestamp", "date", "time", "duration")
-_WHOLE = ("int64", "uint64")
-_WORDS = {"string": "a text", "bool": "true or false", **dict.fromkeys((*_WHOLE, "float64"), "a number")}
+_NUMBERS = ("int64", "float64")
+_WORDS = {"string": "a text", "bool": "true or false", **dict.fromkeys(_NUMBERS, "a number")}
 
 
 class _Differ(Exception):  # noqa: N818
     """Two types that no type holds: of which field, and what they are."""
 
 
+def with_dates_as_text(
+    loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]], encoding: str | None
+) -> datasets.DatasetDict:
+    """The same rows, with what Arrow takes for times in JSON, which has none, as the texts that stand there.
+
+    Args:
+        loaded: as `datasets` reads the files.
+        files: of each split.
+        encoding: of the files.
+
+    Raises:
+        UserError: a file cannot be read again.
+    """
+    with extra("train"):
+        import datasets
+    made = {}
+    for name, data in loaded.items():
+        wanted = datasets.Features(_dates_as_text(data.features))
+        made[name] = data if wanted == data.features else _reread(files[name], wanted, encoding)
+    return datasets.DatasetDict(made)
+
+
 def as_one(
     splits: Mapping[str, Sequence[tuple[Path, datasets.Dataset]]], folder: Path, encoding: str | None
 ) -> datasets.DatasetDict:
-    """The rows of files, each with the fields of all of them: null where a file has none.
-
-    Dates are texts, as JSON has none, and whole numbers beyond a signed 64 bits are no floats.
+    """The rows of files, each with the fields of all of them: null where a file has none. Dates are texts.
 
     Args:
         splits: the files of each split, as `datasets` reads them.
@@ -40,15 +59,11 @@ def as_one(
         encoding: of the files.
 
     Raises:
-        UserError: a field is a text in one file and a number in another, say, or a whole number is too large.
+        UserError: a field is a text in one file and a number in another, say, or a file cannot be read again.
     """
     with extra("train"):
         import datasets
-    given = {path: data for files in splits.values() for path, data in files}
-    try:
-        written = {path: _as_written(path, data, encoding) for path, data in given.items()}
-    except (ValueError, RecursionError) as error:  # what Arrow takes for JSON, and Python does not
-        raise UserError(f"{folder} cannot be loaded: {error}") from error
+    written = {path: _dates_as_text(data.features) for files in splits.values() for path, data in files}
     every: dict[str, Any] = {}
     for path, features in written.items():
         try:
@@ -58,7 +73,7 @@ def as_one(
     wanted = datasets.Features(every)
     made = {}
     for name, files in splits.items():
-        parts = [data if _has(data, wanted) else _reread(path, wanted, encoding) for path, data in files]
+        parts = [data if _has(data, wanted) else _reread([str(path)], wanted, encoding) for path, data in files]
         made[name] = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return datasets.DatasetDict(made)
 
@@ -69,117 +84,33 @@ def _has(data: datasets.Dataset, wanted: Any) -> bool:
     return bool(there.names == asked.names and there.types == asked.types and data.features == wanted)
 
 
-def _reread(path: Path, features: Any, encoding: str | None) -> datasets.Dataset:
+def _reread(files: Sequence[str], features: datasets.Features, encoding: str | None) -> datasets.Dataset:
     with extra("train"):
         import datasets
-    # by which it is kept in the cache: the file's content, too
-    found = {"file": str(path), "of": f"{file_digest(path)} {features}", "encoding": encoding, "names": tuple(features)}
-    # of whole numbers `datasets` takes those of a signed 64 bits, but makes others of texts
-    texts = _changed(features, lambda one, _: type(one)("string") if _is(one, "uint64") else one)
+    # by which it is kept in the cache: their content, too; a list would be a source of data
+    found = {"files": tuple(files), "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(features)}
     try:
-        rows = datasets.Dataset.from_generator(_rows, features=datasets.Features(texts), gen_kwargs=found)
-        return rows if texts == features else rows.cast(features)
+        return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs={**found, "encoding": encoding})
     except Exception as error:  # `datasets` raises many kinds, some of them its own
-        raise UserError(f"{path} cannot be loaded: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
+        where = files[0] if len(files) == 1 else Path(files[0]).parent
+        raise UserError(f"{where} cannot be loaded: {reason(error.__cause__ or error)}") from error  # type: ignore[arg-type]
 
 
-def _rows(file: str, of: str, encoding: str | None, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for row in json_rows(Path(file), encoding):
-        yield {name: row.get(name) for name in names}
+def _rows(
+    files: Sequence[str], of: Sequence[str], encoding: str | None, names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for row in json_rows(Path(file), encoding):
+            yield {name: row.get(name) for name in names}
 
 
-# ---------------------------------------------------------------- one file
-
-
-def _as_written(path: Path, data: datasets.Dataset, encoding: str | None) -> dict[str, Any]:
-    """The types of a file's fields that hold what is written there."""
-    numbers = _numbers(path, encoding) if any(map(_is_beyond, data.data.columns)) else set()
-
-    def exact(feature: Any, where: Names) -> Any:
-        if str(feature.dtype).startswith(_TIMES):
-            return type(feature)("string")
-        return type(feature)("uint64") if feature.dtype == "float64" and where in numbers else feature
-
-    return {name: _changed(feature, exact, (name,)) for name, feature in data.features.items()}
-
-
-def _changed(feature: Any, change: Callable[[Any, Names], Any], where: Names = ()) -> Any:
-    """A type in which each plain one is changed, given the names that lead to it."""
+def _dates_as_text(feature: Any) -> Any:
+    """A type, or the types of fields, with texts for times."""
     if isinstance(feature, Mapping):
-        return {name: _changed(one, change, (*where, name)) for name, one in feature.items()}
+        return {name: _dates_as_text(one) for name, one in feature.items()}
     if (inner := _inner(feature)) is not None:
-        return _list_of(feature, _changed(inner, change, where))
-    return change(feature, where) if hasattr(feature, "dtype") else feature
-
-
-def _is_beyond(values: Any) -> bool:
-    """Whether there is a float that may have been a whole number beyond a signed 64 bits."""
-    with extra("train"):
-        import pyarrow as pa
-        import pyarrow.compute as pc
-    if isinstance(values, pa.ChunkedArray):
-        return any(map(_is_beyond, values.chunks))
-    if pa.types.is_struct(values.type):
-        return any(map(_is_beyond, values.flatten()))
-    if pa.types.is_list(values.type):
-        return _is_beyond(values.flatten())
-    if not pa.types.is_floating(values.type):
-        return False
-    ends = pc.min_max(values).as_py()
-    return any(end is not None and abs(end) >= 2**63 for end in ends.values())
-
-
-def _numbers(path: Path, encoding: str | None) -> set[Names]:
-    """The fields of which every number is a whole one, and some are beyond a signed 64 bits.
-
-    Raises:
-        UserError: one that no type of 64 bits holds, or none that holds the others of its field.
-    """
-    floats: set[Names] = set()
-    least: dict[Names, int] = {}
-    beyond: dict[Names, tuple[int, int]] = {}  # the largest, and its row
-    for number, row in enumerate(json_rows(path, encoding), start=1):
-        for where, value in _leaves(row, ()):
-            if isinstance(value, float):
-                floats.add(where)
-            else:
-                least[where] = min(value, least.get(where, 0))
-                if not -(2**63) <= value < 2**63 and abs(value) > abs(beyond.get(where, (0, 0))[0]):
-                    beyond[where] = value, number
-    found = {where: one for where, one in beyond.items() if where not in floats}
-    for where, (value, number) in found.items():
-        if least[where] < 0 or value >= 2**64:
-            raise UserError(_too_large(path, number, where, value))
-    return set(found)
-
-
-def _leaves(value: Any, where: Names) -> Iterator[tuple[Names, int | float]]:
-    """The numbers in a value, with the fields that they are in."""
-    if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _leaves(one, (*where, name))
-    elif isinstance(value, list):
-        for one in value:
-            yield from _leaves(one, where)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield where, value
-
-
-def why_too_large(path: Path, encoding: str | None) -> str | None:
-    """Which row of a file that could not be loaded has a whole number that is too large; None if none is seen."""
-    with suppress(ValueError, RecursionError):  # no JSON that can be judged
-        for number, row in enumerate(json_rows(path, encoding), start=1):
-            for where, value in _leaves(row, ()):
-                if isinstance(value, int) and not -(2**63) <= value < 2**64:
-                    return _too_large(path, number, where, value)
-    return None
-
-
-def _too_large(path: Path, row: int, where: Names, value: int) -> str:
-    return (
-        f"{path}, row {row}: '{'.'.join(where)}' is {value}, too large a whole number to be kept as it is: put the "
-        "numbers of this field in quotes, as texts"
-    )
+        return _list_of(feature, _dates_as_text(inner))
+    return type(feature)("string") if str(getattr(feature, "dtype", "")).startswith(_TIMES) else feature
 
 
 # ---------------------------------------------------------------- several
@@ -203,10 +134,8 @@ def _union(first: Any, second: Any, where: Names = ()) -> Any:
     for one in (first, second):
         if type(one).__name__ == "Json":
             return one
-    for kind in ("float64", "uint64"):
-        numbers = (*_WHOLE, "float64")
-        if any(_is(one, kind) for one in (first, second)) and all(_is(one, *numbers) for one in (first, second)):
-            return type(first)(kind)
+    if all(_is(one, *_NUMBERS) for one in (first, second)):
+        return type(first)("float64")
     raise _Differ(where, first, second)
 
 
