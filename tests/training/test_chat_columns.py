@@ -180,7 +180,7 @@ ASKED: dict[tuple[str, ...], str] = {
     ("instruction", "output", "prompt"): "instruction",
     ("instruction", "output", "text"): "instruction",
     ("text", "prompt"): "text",
-    ("prompt", "instruction"): "prompt",  # no format is complete
+    ("prompt", "instruction"): "instruction",  # no format is complete
     ("instruction",): "instruction",
     ("prompt",): "prompt",
 }
@@ -197,6 +197,13 @@ def test_a_row_is_asked_by_the_column_that_training_learns_from(there: tuple[str
 
 def _words(question: Question | str) -> str:
     return question if isinstance(question, str) else question.messages[-1]["content"]
+
+
+def test_a_column_that_is_null_is_not_asked() -> None:
+    row = {"messages": None, "prompt": None, "completion": None, "instruction": "the film"}
+    assert _words(question_of(row)) == _words(question_of(row, "prompt")) == "the film"
+    with pytest.raises(BadRow, match="'prompt'"):
+        question_of({"prompt": None, "completion": None})
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,11 @@ def test_images_are_resized_by_the_filter(resample: int) -> None:
         ({"resample": 5}, r"resample: 5 is not allowed: one of 0 \(nearest\), 1 \(lanczos\), 2 \(bilinear\)"),
         ({"resample": "bicubic"}, "resample: 'bicubic' is not allowed: one of 0"),
         ({"rescale_factor": 0}, "rescale_factor: 0 is not allowed: a number above 0"),
+        ({"rescale_factor": float("inf")}, "rescale_factor: inf is not allowed: a number above 0"),
+        ({"image_std": float("nan")}, "image_std: nan is not allowed: three numbers"),
+        ({"do_resize": False}, "do_resize: False is not allowed: true"),
+        ({"size": {"height": True, "width": True}}, r"size: \{'height': True, 'width': True\} is not allowed"),
+        ({"resample": True}, "resample: True is not allowed: one of 0"),
         (
             {"image_processor_type": "MobileViTImageProcessor", "do_normalize": True},
             "do_normalize: True is not allowed: false where do_flip_channel_order is true",

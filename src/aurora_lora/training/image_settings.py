@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tasks.loading import reason
+from ..tuner.fields import is_int, is_number
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -54,6 +55,8 @@ class ImageSettings:
             UserError: a field of it that cannot be honoured; names the field, its value and what is allowed.
         """
         settings: Any = processor
+        if getattr(settings, "do_resize", True) is False:
+            raise not_allowed("do_resize", False, "true: images are resized to those of the model")
         height, width = _size(settings)
         bgr = bool(getattr(settings, "do_flip_channel_order", False))
         if bgr and getattr(settings, "do_normalize", False):
@@ -61,7 +64,7 @@ class ImageSettings:
         factor = 1.0
         if getattr(settings, "do_rescale", False):
             factor = settings.rescale_factor
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+            if not is_number(factor) or not factor > 0:
                 raise not_allowed("rescale_factor", factor, "a number above 0, such as 1/255, or do_rescale: false")
         mean, std = _mean_and_std(settings)
         return cls(height, width, _resample(settings), factor, mean, std, bgr)
@@ -111,19 +114,24 @@ def _check_colours(processor: BaseImageProcessor, settings: ImageSettings) -> No
     kind = type(processor).__name__
     try:
         made = processor(image, return_tensors="pt")
-        theirs = _middle(torch.as_tensor(made["pixel_values"])[0])
+        theirs = torch.as_tensor(made["pixel_values"])[0].float()
+        ours = plain_transform(settings.processor())(image)
     except KeyError as error:
         raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one gives no pixel_values") from error
     except Exception as error:
         raise UserError(f"{FILE} cannot be used: {reason(error)}") from error
-    ours = _middle(plain_transform(settings.processor())(image))
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):
+    if theirs.shape != ours.shape:
+        sizes = "images of {} instead of {} pixels".format(
+            *("x".join(map(str, one.shape[-2:])) for one in (theirs, ours))
+        )
+        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes {sizes}")
+    if not torch.allclose(_middle(theirs), _middle(ours), rtol=1e-3, atol=1e-3):
         raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes other numbers of a colour")
 
 
 def _middle(pixels: Tensor) -> Tensor:
     """The channels of the pixel in the middle."""
-    return pixels[..., pixels.shape[-2] // 2, pixels.shape[-1] // 2].float()
+    return pixels[..., pixels.shape[-2] // 2, pixels.shape[-1] // 2]
 
 
 def not_allowed(field: str, value: Any, allowed: str) -> UserError:
@@ -139,7 +147,7 @@ def _size(settings: Any) -> tuple[int, int]:
     size = {name: value for name, value in dict(given or {}).items() if value is not None}
     names = ("height", "width") if {"height", "width"} <= size.keys() else ("shortest_edge",) * 2
     found = [size.get(name) for name in names]
-    if not all(isinstance(side, int) and side > 0 for side in found):
+    if not all(is_int(side, 1) for side in found):
         allowed = "height and width, or shortest_edge, each a whole number above 0; or do_center_crop with a crop_size"
         raise not_allowed(field, size or None, allowed)
     height, width = found
@@ -150,9 +158,10 @@ def _resample(settings: Any) -> int:
     number = getattr(settings, "resample", None)
     if number is None:
         return 2  # so Transformers reads it
-    if not isinstance(number, int) or int(number) not in RESAMPLE:
+    if isinstance(number, bool) or not isinstance(number, int) or int(number) not in RESAMPLE:
         allowed = ", ".join(f"{one} ({name})" for one, name in RESAMPLE.items())
-        raise not_allowed("resample", number if not isinstance(number, int) else int(number), f"one of {allowed}")
+        shown = int(number) if isinstance(number, int) and not isinstance(number, bool) else number
+        raise not_allowed("resample", shown, f"one of {allowed}")
     return int(number)
 
 
@@ -177,7 +186,7 @@ def _channels(settings: Any, field: str) -> tuple[float, ...]:
     given = getattr(settings, field, None)
     found = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
     found = found * 3 if len(found) == 1 else found
-    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in found)
+    numbers = all(map(is_number, found))
     if len(found) != 3 or not numbers or (field == "image_std" and not all(found)):
         several = "three numbers, one for each channel, or one for all" + (", none of them 0" if "std" in field else "")
         raise not_allowed(field, given, f"{several}; or do_normalize: false")

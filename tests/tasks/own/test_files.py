@@ -244,6 +244,28 @@ def test_an_image_that_nothing_reads(name: str, tmp_path: Path) -> None:
     assert open_data(OwnData("all"))["train"].data["label"][:] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("files", "rows"),
+    [
+        ({"rows.csv": "text,label\na,1\nb,2\n", "a.svg": "", "b.svg": ""}, 2),
+        ({"a.txt": "one\ntwo\n", "b.svg": ""}, 2),
+    ],
+)
+def test_drawings_beside_tables_and_texts_are_no_examples(files: dict[str, str], rows: int, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    for name, text in files.items():
+        (tmp_path / "all" / name).write_text(text or "<svg/>")
+    assert len(open_data(OwnData("all"))["train"].data) == rows
+
+
+def test_a_drawing_beside_the_folders_of_classes_is_no_example(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/2.png", "bird/3.mpo"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "all" / name, "jpeg" if name.endswith("mpo") else "png")
+    (tmp_path / "all" / "logo.svg").write_text("<svg/>")
+    assert open_data(OwnData("all"))["train"].data.features["label"].names == ["bird", "cat", "dog"]
+
+
 def test_a_table_of_images_in_each_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "all" / split).mkdir(parents=True)

@@ -296,7 +296,8 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
 
     Args:
         row: it is read in the format that the model was trained in, where it has the column of that with the question;
-            else in the one that training would take it for; else, as none is complete, by a column with a question.
+            else in the one that training would take it for; else, as none is complete, by a column with a question,
+            `instruction` before `prompt`. A column that is null is none.
         trained: the format that the model was trained in, where it is known.
 
     Raises:
@@ -304,8 +305,12 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
         KeyError: it has no column of any format.
     """
     options = template_options(row)
-    asked = [name for name, (question, *_) in FORMATS.items() if question in row]
-    whole = [name for name in asked if all(column in row for column in FORMATS[name])]
+    given = {name for name, value in row.items() if value is not None}
+    there = given if any(columns[0] in given for columns in FORMATS.values()) else row.keys()
+    asked = sorted(
+        (name for name, columns in FORMATS.items() if columns[0] in there), key=("prompt", "text").__contains__
+    )
+    whole = [name for name, columns in FORMATS.items() if there >= set(columns)]
     form = trained if trained in asked else next(iter([*whole, *asked]), None)
     if form is None:
         raise KeyError("messages")

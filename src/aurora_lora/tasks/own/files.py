@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import mimetypes
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,8 +35,32 @@ FORMATS = {
 PACKED = {suffix: suffix for suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")}
 """Files that may hold such ones, for `datasets` to see."""
 _DATA = FORMATS | PACKED | {".txt": "text"}
-_IMAGES = (".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".qoi", ".svg")
-"""Suffixes of images that not every `datasets` or Pillow knows."""
+_IMAGES = {
+    ".arw",
+    ".avif",
+    ".avifs",
+    ".cr2",
+    ".cr3",
+    ".dcm",
+    ".djvu",
+    ".dng",
+    ".heic",
+    ".heics",
+    ".heif",
+    ".heifs",
+    ".hif",
+    ".jxl",
+    ".jxr",
+    ".nef",
+    ".orf",
+    ".pef",
+    ".qoi",
+    ".raf",
+    ".rw2",
+    ".svg",
+    ".svgz",
+}
+"""Suffixes of images that not every Pillow reads."""
 
 
 def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
@@ -87,8 +110,9 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
         if (kind := FORMATS.get(suffix_of(file)) or PACKED.get(file.suffix.lower())) is not None
     }
     more = _more_suffixes()
-    images = [file for file in every if file.suffix.lower() in (*ImageFolder.EXTENSIONS, *more)]
-    unread = [file for file in every if _is_image(file) and file not in images]
+    known = {*ImageFolder.EXTENSIONS, *more}
+    images = [file for file in every if file.suffix.lower() in known]
+    unread = [file for file in every if file.suffix.lower() in _IMAGES - known]
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
         if glob.has_magic(str(path)):  # `datasets` takes the path for a pattern
@@ -96,12 +120,14 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
         return _load(path, str(path), name=config)
     if config is not None:
         raise UserError(f"task.config: '{config}': {path} has no README.md with `configs`")
-    if len(images) + len(unread) > len(tables):
+    texts = [file for file in every if file.suffix.lower() == ".txt"]
+    if len(images) > len(tables) or (unread and not tables and not texts):
         described = [file for file in every if file.name in ImageFolder.METADATA_FILENAMES]
-        if unread and not described:
+        of_classes = [file for file in unread if file.parent != path or not images]  # a logo beside them is no example
+        if of_classes and not described:
             raise UserError(
-                f"{unread[0]} cannot be read: Pillow has no reader of '{unread[0].suffix}' files here; convert them "
-                "to .jpg, .png or .webp, say, or move them away"
+                f"{of_classes[0]} cannot be read: Pillow has no reader of '{of_classes[0].suffix}' files here; convert "
+                "them to .jpg, .png or .webp, say, or move them away"
             )
         with _read_as_images(more):
             return _load(path, "imagefolder", data_files=_splits_of_images(path, images, described))
@@ -138,12 +164,6 @@ def _escaped(splits: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {name: [glob.escape(file) for file in some] for name, some in splits.items()}
 
 
-def _is_image(file: Path) -> bool:
-    """Whether a file's suffix is one of images, whoever reads them."""
-    kind, packed = mimetypes.guess_type(file.name)
-    return file.suffix.lower() in _IMAGES or (packed is None and (kind or "").startswith("image/"))
-
-
 def _more_suffixes() -> tuple[str, ...]:
     """Suffixes of images that Pillow reads, here and now, and `datasets` does not list: which depends on Pillow's build
     and on its plugins."""
@@ -151,8 +171,9 @@ def _more_suffixes() -> tuple[str, ...]:
         from PIL import Image
     except ImportError:
         return ()
-    readers = Image.registered_extensions()
-    return tuple(suffix for suffix in _IMAGES if readers.get(suffix) in Image.OPEN)
+    known = Image.registered_extensions()  # which fills OPEN
+    readers = {*Image.OPEN, "MPO"}  # which the reader of JPEG opens
+    return tuple(suffix for suffix, reader in known.items() if reader in readers)
 
 
 @contextlib.contextmanager
