@@ -27,6 +27,10 @@ _TWO_METHODS_TOO = (
     *(f"Is AuroRA above LoRA at r={r} everywhere" for r in (2, 1)),
     f"{_SAME_RANKS} with as many weights as r=1 everywhere",
 )
+_FEWER_WEIGHTS = tuple(
+    f"Are ranks by the gradients better than r=1 everywhere{start}, with fewer weights"
+    for start in ("", " with LoRA's start")
+)
 _EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
 _TWO_EVERYWHERE = (
     "Is AuroRA r=2 everywhere above AuroRA r=2 on query and value",
@@ -37,7 +41,7 @@ _OTHER_WAYS = (
     "Are AuroRA's ranks by the gradients better than r=1 everywhere, with as many weights",
     _EVERYWHERE,
     "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
-    "Are ranks by the gradients better than r=1 everywhere with LoRA's start, with fewer weights",
+    _FEWER_WEIGHTS[1],
     "How far is half of the weights from full fine-tuning",
     *(
         f"Half of the weights, ranks by the gradients: above {other}"
@@ -68,7 +72,7 @@ _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 CASES = {
     "ranks": {
         "ranks-short": (*_RANKS, *_OTHER_WAYS),
-        "ranks-converged": _RANKS,
+        "ranks-converged": (*_RANKS, _EVERYWHERE, *_FEWER_WEIGHTS),
         **dict.fromkeys(
             ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_RANKS[:2], _EVERYWHERE, *_TWO_EVERYWHERE)
         ),

@@ -135,8 +135,14 @@ def merge(
         processor.save_pretrained(str(folder))
         written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in written.items()}
-        noted = {"source": source, "kind": run.task.kind, "trained_on": trained_on(run.recipe), "files": sizes}
-        noted |= {"trained_with": asdict(run.trained_with), "format": data_format(run.folder)}
+        noted = {
+            "source": source,
+            "kind": run.task.kind,
+            "trained_on": trained_on(run.recipe),
+            "trained_with": asdict(run.trained_with),
+            "format": data_format(run.folder),
+            "files": sizes,
+        }
         files.write_json(folder / MERGE_NOTE, noted)
         _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False, rounding)

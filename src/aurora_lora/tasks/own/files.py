@@ -289,7 +289,7 @@ def _load_json(
         return _load(path, "json", data_files=escaped, encoding=encoding, options=options)
 
     filled = {name: [file for file in some if not is_blank(Path(file), encoding)] for name, some in splits.items()}
-    filled = {name: some or splits[name][:1] for name, some in filled.items()}
+    filled = {name: some or list(splits[name][:1]) for name, some in filled.items()}
     try:
         return with_dates_as_text(load(path, filled), filled, encoding)
     except UserError:
