@@ -285,3 +285,11 @@ def not_text(path: Path, encoding: str | None) -> str:
 def _lines(path: Path) -> Iterator[bytes]:
     with _open(path, "rb") as file:
         yield from file
+
+
+def no_split(folder: Path, left: Path, name: str = "FILE") -> UserError:
+    """What is said of a file that would be left out."""
+    return UserError(
+        f"{folder}: the name of {left.relative_to(folder)} tells no split, as those of other files do: name the "
+        f"{name.lower()}s one by one, task.data={name} and task.test_data={name}"
+    )

@@ -295,9 +295,8 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
     """What is to be answered in a row of any format, with an answer or without: messages, or a plain text.
 
     Args:
-        row: it is read in the format that the model was trained in, where it has the column of that with the question;
-            else in the one that training would take it for; else, as none is complete, by a column with a question,
-            `instruction` before `prompt`. A column that is null is none.
+        row: read in the format `trained`, where it has the question's column; else in the one that training would take
+            it for; else by a column with a question, `instruction` before `prompt`. A column that is null is none.
         trained: the format that the model was trained in, where it is known.
 
     Raises:
@@ -307,9 +306,8 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
     options = template_options(row)
     given = {name for name, value in row.items() if value is not None}
     there = given if any(columns[0] in given for columns in FORMATS.values()) else row.keys()
-    asked = sorted(
-        (name for name, columns in FORMATS.items() if columns[0] in there), key=("prompt", "text").__contains__
-    )
+    asked = [name for name, columns in FORMATS.items() if columns[0] in there]
+    asked.sort(key=("prompt", "text").__contains__)
     whole = [name for name, columns in FORMATS.items() if there >= set(columns)]
     form = trained if trained in asked else next(iter([*whole, *asked]), None)
     if form is None:

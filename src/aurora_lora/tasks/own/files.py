@@ -15,7 +15,8 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
 from ..loading import NO_CODE, reason
-from .broken import check_json, csv_options, is_blank, suffix_of, why_broken
+from .broken import check_json, csv_options, is_blank, no_split, suffix_of, why_broken
+from .image_folders import IMAGES, more_suffixes, read_as_images, splits_of_images
 from .json_files import as_one, with_dates_as_text
 
 if TYPE_CHECKING:
@@ -35,32 +36,6 @@ FORMATS = {
 PACKED = {suffix: suffix for suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")}
 """Files that may hold such ones, for `datasets` to see."""
 _DATA = FORMATS | PACKED | {".txt": "text"}
-_IMAGES = {
-    ".arw",
-    ".avif",
-    ".avifs",
-    ".cr2",
-    ".cr3",
-    ".dcm",
-    ".djvu",
-    ".dng",
-    ".heic",
-    ".heics",
-    ".heif",
-    ".heifs",
-    ".hif",
-    ".jxl",
-    ".jxr",
-    ".nef",
-    ".orf",
-    ".pef",
-    ".qoi",
-    ".raf",
-    ".rw2",
-    ".svg",
-    ".svgz",
-}
-"""Suffixes of images that not every Pillow reads."""
 
 
 def read_file(path: Path, encoding: str | None, field: str) -> datasets.DatasetDict:
@@ -109,10 +84,10 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
         for file in every
         if (kind := FORMATS.get(suffix_of(file)) or PACKED.get(file.suffix.lower())) is not None
     }
-    more = _more_suffixes()
+    more = more_suffixes()
     known = {*ImageFolder.EXTENSIONS, *more}
     images = [file for file in every if file.suffix.lower() in known]
-    unread = [file for file in every if file.suffix.lower() in _IMAGES - known]
+    unread = [file for file in every if file.suffix.lower() in IMAGES - known]
     card = path / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
         if glob.has_magic(str(path)):  # `datasets` takes the path for a pattern
@@ -129,8 +104,8 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
                 f"{of_classes[0]} cannot be read: Pillow has no reader of '{of_classes[0].suffix}' files here; convert "
                 "them to .jpg, .png or .webp, say, or move them away"
             )
-        with _read_as_images(more):
-            return _load(path, "imagefolder", data_files=_splits_of_images(path, images, described))
+        with read_as_images(more):
+            return _load(path, "imagefolder", data_files=splits_of_images(path, images, described))
     if len(set(tables.values())) > 1:
         suffixes = sorted({file.suffix.lower() for file in tables})
         raise UserError(
@@ -141,7 +116,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     splits = _by_split(path, data) if data else {}
     named = {file for some in splits.values() for file in some}
     if left := [file for file in data if str(file.resolve()) not in named]:
-        raise _no_split(path, left[0])
+        raise no_split(path, left[0])
     if not tables or PACKED.keys() & tables.values():
         for file in filter(_holds_csv, tables):
             raise UserError(f"{file} holds a CSV file: unpack it, or pack it as .csv.gz")
@@ -164,87 +139,12 @@ def _escaped(splits: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {name: [glob.escape(file) for file in some] for name, some in splits.items()}
 
 
-def _more_suffixes() -> tuple[str, ...]:
-    """Suffixes of images that Pillow reads, here and now, and `datasets` does not list: which depends on Pillow's build
-    and on its plugins."""
-    try:
-        from PIL import Image
-    except ImportError:
-        return ()
-    known = Image.registered_extensions()  # which fills OPEN
-    readers = {*Image.OPEN, "MPO"}  # which the reader of JPEG opens
-    return tuple(suffix for suffix, reader in known.items() if reader in readers)
-
-
-@contextlib.contextmanager
-def _read_as_images(more: Sequence[str]) -> Iterator[None]:
-    """Within this context `datasets` takes files of these suffixes for images, too, when it reads a folder of them."""
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    before = ImageFolder.EXTENSIONS
-    ImageFolder.EXTENSIONS = [*before, *(suffix for suffix in more if suffix not in before)]
-    try:
-        yield
-    finally:
-        ImageFolder.EXTENSIONS = before
-
-
-def _no_split(folder: Path, left: Path, name: str = "FILE") -> UserError:
-    """What is said of a file that would be left out."""
-    return UserError(
-        f"{folder}: the name of {left.relative_to(folder)} tells no split, as those of other files do: name the "
-        f"{name.lower()}s one by one, task.data={name} and task.test_data={name}"
-    )
-
-
 def _holds_csv(packed: Path) -> bool:
     """Whether a file that only `datasets` can unpack has one, in which it would guess what the columns are."""
     with contextlib.suppress(zipfile.BadZipFile):
         names = zipfile.ZipFile(packed).namelist() if packed.suffix.lower() == ".zip" else [packed.stem]
         return any(FORMATS.get(Path(name).suffix.lower()) == "csv" for name in names)
     return False
-
-
-def _splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[Path]) -> dict[str, list[str]]:
-    """Patterns of the images of each split, or of all of them: no image is left out.
-
-    A split is a folder at the top that is called so and has the classes as folders in it, or a table of the images:
-    what an image or the folder of a class is called tells none.
-
-    Raises:
-        UserError: some of the images are in no such folder, though others are.
-    """
-    with extra("train"):
-        from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
-    of = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
-    top = folder
-    while len(inside := {file.relative_to(top).parts[0] for file in images}) == 1:
-        (only,) = inside
-        if only.casefold() in of or not (top / only).is_dir():
-            break
-        top /= only
-    are_splits = bool(described) or all(name.casefold() in of for name in inside)
-
-    def split(file: Path) -> str | None:
-        name, *more = file.relative_to(top).parts if file.is_relative_to(top) else (file.name,)
-        words = re.split(f"[{NON_WORDS_CHARS}]", name.casefold())
-        return next((of[word] for word in words if word in of), None) if len(more) > (not are_splits) else None
-
-    found = {file: split(file) for file in (*images, *described)}
-    names = [name for name in of.values() if name in found.values()]
-    if not names:
-        return {"train": [_all_below(folder)]}
-    if left := next((file for file, name in found.items() if name is None), None):
-        raise _no_split(folder, left, "FOLDER")
-    return {
-        name: sorted({_all_below(top / file.relative_to(top).parts[0]) for file, its in found.items() if its == name})
-        for name in dict.fromkeys(names)
-    }
-
-
-def _all_below(folder: Path) -> str:
-    """The pattern of all files below a folder: absolute, as `datasets` takes what it puts in front for a pattern."""
-    return glob.escape(folder.absolute().as_posix()) + "/**"
 
 
 def _by_split(folder: Path, data: Sequence[Path]) -> dict[str, list[str]]:
