@@ -23,6 +23,7 @@ from quantized_merge import CALIBRATION, bases, quantised, recipe, texts
 from torch import Tensor, nn
 
 from aurora_lora import AuroraConfig, calibrate, merge_quantized
+from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.moments import Target
 from aurora_lora.deploy.plan import pack, rounding_bytes
 from aurora_lora.files import write_json
@@ -140,7 +141,7 @@ def llama3_8b(measured: dict[str, Any], memory: str = "16 GiB", vectors: int = 2
         for name, (d_in, d_out) in shapes(D, D_KV, D_FF).items():
             together.setdefault(INPUTS[name], []).append(Target(f"{i}.{name}", _Shape(d_in, d_out)))
         units += list(together.values())
-    passes = len(pack(units, int(memory.split()[0]) * 2**30, work=rounding_bytes))
+    passes = len(pack(units, MemoryBound(int(memory.split()[0]) * 2**30), work=rounding_bytes))
     full, small, took = operations(D, D_KV, D_FF), measured["operations_a_block"], measured["seconds_a_block"]
     rounding = BLOCKS * took["rounding"] * full["rounding"] / small["rounding"]
     # with little memory the forward pass is repeated; its share of the time of a vector is that of its operations

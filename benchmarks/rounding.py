@@ -40,9 +40,9 @@ from aurora_lora import merge_quantized
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.formats import Format, format_of
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.merge_quantized import _layers, _put, _round_all
+from aurora_lora.deploy.merge_quantized import _layers, _put, _rounded
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
-from aurora_lora.deploy.moments import Target
+from aurora_lora.deploy.moments import Target, means_by_input
 from aurora_lora.files import write_json
 from aurora_lora.ops.rounding import Grid, better_grid, input_moment, output_error, round_to_moment
 from aurora_lora.training import train
@@ -151,8 +151,11 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
     for paths in blocks.values():
         with torch.no_grad(), Runner(model, "rounding.py") as runner:
             targets = [Target(path, layers[path].module) for path in paths]
-            found = Collector(runner, targets).collect(batches)
-            rounded = _round_all(layers, found, 1e-3)
+            rounded = {}
+            for S, together in means_by_input(Collector(runner, targets).collect(batches)):
+                inputs = input_moment(S)
+                for each in together:
+                    rounded[each.target.name] = _rounded(layers[each.target.name], S, inputs, each.vectors)
         for path in paths:
             _put(layers[path], rounded[path])
     result["inputs of the merged blocks before"] = measured()
