@@ -163,40 +163,6 @@ def test_a_packed_csv_file_of_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
         open_data(OwnData("zipped"))
 
 
-IMAGES: dict[str, tuple[list[str], dict[str, list[str]] | str]] = {
-    "files": (["cat/1", "cat/my test 2", "dog/val_3", "dog/4"], {"train": ["cat", "cat", "dog", "dog"]}),
-    "all files": (["cat/test 1", "dog/train_1"], {"train": ["cat", "dog"]}),
-    "classes": (["bus/1", "car/1", "train/1"], {"train": ["bus", "car", "train"]}),
-    "words of classes": (["test tube/1", "train_station/1"], {"train": ["test tube", "train_station"]}),
-    "splits": (
-        ["train/cat/1", "train/dog/1", "Valid/cat/2", "test_set/test tube/1"],
-        {"train": ["cat", "dog"], "validation": ["cat"], "test": ["test tube"]},
-    ),
-    "below": (["data/train/cat/1", "data/train/dog/1", "data/test/dog/2"], {"train": ["cat", "dog"], "test": ["dog"]}),
-    "another": (["train/cat/1", "valid/cat/1", "hold [out]/cat/1"], r"hold [out]/cat/1.png tells no split"),
-    "beside": (["train/cat/1", "test/dog/1", "cover"], r"cover.png tells no split"),
-    "deep": (["real/train/1", "fake/car/1"], {"train": ["train", "car"]}),
-}
-
-
-@pytest.mark.parametrize("case", IMAGES)
-def test_no_image_is_left_out(case: str, tmp_path: Path) -> None:
-    """Splits are folders at the top; what images and classes are called tells none."""
-    names, expected = IMAGES[case]
-    for name in names:
-        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / "all" / f"{name}.png")
-    if isinstance(expected, str):
-        with pytest.raises(UserError, match=re.escape(expected)):
-            open_data(OwnData("all"))
-        return
-    found = {}
-    for name, piece in open_data(OwnData("all")).items():
-        names = piece.data.features["label"].names
-        found[name] = sorted(names[label] for label in piece.data["label"])
-    assert found == {name: sorted(labels) for name, labels in expected.items()}
-
-
 @pytest.mark.parametrize("where", ["photos [1]", "photos [1]/inside"])
 def test_folders_with_brackets_in_their_path(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("all/cat/1", "all/dog/2", "split/train/cat/1", "split/train/dog/2", "split/test/dog/3"):
@@ -218,62 +184,6 @@ def test_folders_with_brackets_in_their_path(where: str, tmp_path: Path, monkeyp
         assert open_data(OwnData(str(base / "texts")))["train"].data["text"][:] == ["one", "two"]
     with pytest.raises(UserError, match=r"card has a README\.md with `configs`, and \*, \? or \[ in its path: rename"):
         open_data(OwnData(str(tmp_path / where / "card")))
-
-
-def test_images_that_datasets_does_not_list(tmp_path: Path) -> None:
-    for name in ("cat/1.png", "cat/2.png", "bird/3.qoi", "bird/4.QOI"):
-        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / "all" / name, "png" if name.endswith("png") else "qoi")
-    found = open_data(OwnData("all"))["train"].data
-    assert found.features["label"].names == ["bird", "cat"]
-    assert found["label"][:] == [0, 0, 1, 1]
-    assert all(image.convert("RGB").getpixel((1, 1)) == (200, 0, 0) for image in found["image"])
-
-
-@pytest.mark.parametrize("name", ["bird/3.heic", "bird/3.HEIC", "cat/1.svg", "cat/1.jxl"])
-def test_an_image_that_nothing_reads(name: str, tmp_path: Path) -> None:
-    """A class of them alone would be left out without a word."""
-    for one in ("cat/1.png", "dog/2.png", name):
-        (tmp_path / "all" / one).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / "all" / one, "png")
-    with pytest.raises(
-        UserError, match=rf"^all/{re.escape(name)} cannot be read: Pillow has no reader of '\.\w+' files"
-    ):
-        open_data(OwnData("all"))
-    (tmp_path / "all" / name).rename(tmp_path / "all" / "cat" / "notes.txt")
-    assert open_data(OwnData("all"))["train"].data["label"][:] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("files", "rows"),
-    [
-        ({"rows.csv": "text,label\na,1\nb,2\n", "a.svg": "", "b.svg": ""}, 2),
-        ({"a.txt": "one\ntwo\n", "b.svg": ""}, 2),
-    ],
-)
-def test_drawings_beside_tables_and_texts_are_no_examples(files: dict[str, str], rows: int, tmp_path: Path) -> None:
-    (tmp_path / "all").mkdir()
-    for name, text in files.items():
-        (tmp_path / "all" / name).write_text(text or "<svg/>")
-    assert len(open_data(OwnData("all"))["train"].data) == rows
-
-
-def test_a_drawing_beside_the_folders_of_classes_is_no_example(tmp_path: Path) -> None:
-    for name in ("cat/1.png", "dog/2.png", "bird/3.mpo"):
-        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / "all" / name, "jpeg" if name.endswith("mpo") else "png")
-    (tmp_path / "all" / "logo.svg").write_text("<svg/>")
-    assert open_data(OwnData("all"))["train"].data.features["label"].names == ["bird", "cat", "dog"]
-
-
-def test_a_table_of_images_in_each_split(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / "all" / split).mkdir(parents=True)
-        for name in "ab":
-            Image.new("RGB", (4, 4)).save(tmp_path / "all" / split / f"{name}.png")
-        (tmp_path / "all" / split / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
-    pieces = open_data(OwnData("all"))
-    assert {name: piece.data["label"][:] for name, piece in pieces.items()} == {"train": ["x", "y"], "test": ["x", "y"]}
 
 
 def test_a_config_of_a_folder_that_tells_none(tmp_path: Path) -> None:
