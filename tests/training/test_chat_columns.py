@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.chat import Question, answer_of, conversation, format_of, question_of
+from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of
+from aurora_lora.tasks.own.chat_splits import format_of
 from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.source import Piece
 from aurora_lora.tasks.own.split import BadRow

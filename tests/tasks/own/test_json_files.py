@@ -9,7 +9,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.chat import load_chats
+from aurora_lora.tasks.own.chat_splits import load_chats
 from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.source import OwnData, open_data
 

@@ -1,20 +1,15 @@
-"""Conversations of the user's own, in the formats that people have: TRL's, Alpaca's and ShareGPT's."""
+"""Rows of conversations, in the formats that people have: TRL's, Alpaca's and ShareGPT's."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import UserError
-from ..packaged import normalise
-from ..task import SplitSizes
-from ..vision import with_rows
 from .columns import json_list
-from .held_rows import as_given, kept_types, made_by_this_version, without_none
-from .source import OwnData, Piece, Pieces, open_data
-from .split import BadRow, Row, Splits, split_data
+from .held_rows import without_none
+from .split import BadRow, Row
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -46,95 +41,6 @@ class Question:
 
     messages: list[dict[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) -> Splits:
-    """Splits with TRL's columns `messages`, `prompt` and `completion`, or `text`, and `row`, the number in the source.
-
-    Raises:
-        UserError: the data cannot be read, or a row is no conversation with an answer.
-    """
-    pieces = open_data(data)
-    for piece in pieces.values():
-        made_by_this_version(piece.data)
-    found = {name: format_of(piece) for name, piece in pieces.items()}
-    for name, form in found.items():
-        if form != found["train"]:
-            raise UserError(
-                f"{pieces[name].name} has conversations as '{form}', {pieces['train'].name} as '{found['train']}'"
-            )
-    form = found["train"]
-
-    def key(row: Row) -> str:
-        shown = conversation(row, form)
-        template_options(row)
-        said = [_said(shown[name]) for name in sorted(shown)]
-        return normalise(json.dumps(said, ensure_ascii=False, default=str))
-
-    def prepared(piece: Piece) -> Piece:
-        kept = [name for name in (*FORMATS[form], *FURTHER) if name in piece.data.column_names]
-        return replace(piece, data=with_rows(piece.data.select_columns(kept)))
-
-    ready = _with_all_columns(Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files))
-    common = [name for name in (*FORMATS[form], *FURTHER) if name in ready["train"].data.column_names]
-    splits = split_data(ready, columns=common, key=key, sizes=sizes, split_seed=split_seed)
-    if form == "text" or (form in ("messages", "prompt") and "system" not in common):
-        made = dict(splits)
-    else:
-        gone = [name for name in common if name in (*FORMATS[form], "history", "system")]
-        made = {
-            name: split.map(
-                lambda row: conversation(row, form),
-                remove_columns=gone,
-                # what is written keeps its type where its columns do
-                features=kept_types(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
-            )
-            for name, split in splits.items()
-        }
-    return Splits({name: as_given(split) for name, split in made.items()}, {**splits.record, "format": form})
-
-
-def _with_all_columns(pieces: Pieces) -> Pieces:
-    """The pieces, each with the columns that only another has, of None: rows of test data need no `system`, say."""
-    types = {name: kind for piece in pieces.values() for name, kind in piece.data.features.items()}
-
-    def completed(piece: Piece) -> Piece:
-        missing = [name for name in types if name not in piece.data.column_names]
-        if not missing:
-            return piece
-        features = type(piece.data.features)({**piece.data.features, **{name: types[name] for name in missing}})
-        return replace(piece, data=piece.data.map(lambda row: dict.fromkeys(missing), features=features))
-
-    return Pieces({name: completed(piece) for name, piece in pieces.items()}, pieces.files)
-
-
-def _said(value: Any) -> Any:
-    """Of a list of messages, who says what and calls which tools, whatever else they have and in whatever order."""
-    if not isinstance(value, list):
-        return value
-    said = []
-    for message in value:
-        one = {"role": message["role"], "content": without_none(message.get("content"), sorted)}
-        if calls := without_none(message.get("tool_calls"), sorted):
-            one["tool_calls"] = calls
-        said.append(one)
-    return said
-
-
-def format_of(piece: Piece) -> str:
-    """The format that a piece's columns are of.
-
-    Raises:
-        UserError: none.
-    """
-    there = piece.data.column_names
-    for name, needed in FORMATS.items():
-        if all(column in there for column in needed):
-            return name
-    raise UserError(
-        f"{piece.name} has no conversations: it has the columns {', '.join(map(repr, there))}, and would need "
-        "messages; prompt and completion; text; instruction and output (Alpaca's); or conversations (ShareGPT's)"
-    )
 
 
 def conversation(row: Row, form: str) -> dict[str, Any]:

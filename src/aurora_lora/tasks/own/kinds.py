@@ -18,7 +18,7 @@ from ..prompts import QUESTION_FORMS
 from ..task import SplitSizes, Task
 from ..vision import with_rows
 from . import columns as cells
-from .chat import load_chats
+from .chat_splits import load_chats
 from .image_column import image_file
 from .source import OwnData, Piece, Pieces, open_data
 from .split import Row, Splits, split_data
