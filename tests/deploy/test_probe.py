@@ -639,6 +639,7 @@ def test_what_no_adapter_could_follow_is_left_out(texts):
     vocabulary = 1 + max(int(batch["input_ids"].max()) for batch in texts)
     model = MambaForCausalLM(MambaConfig(vocab_size=vocabulary, **sizes))
     found = probe(model, texts)
-    assert {one.layer.rsplit(".", 1)[-1] for one in found.layers} == {"in_proj", "x_proj"}
+    names = {one.layer.rsplit(".", 1)[-1] for one in found.layers}
+    assert names - {"dt_proj"} == {"in_proj", "x_proj"}  # Transformers 5.0 calls dt_proj; later releases do not
     for config in (AuroraConfig, LoraConfig):
         get_peft_model(copy.deepcopy(model), ranked_config(found, 2000, config))
