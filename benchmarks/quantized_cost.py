@@ -1,4 +1,4 @@
-"""What a calibrated merge into 4 bits costs: beside a calibration on SmolLM2-135M, and at LLaMA3-8B's shapes.
+"""What rounding by the inputs costs in a 4-bit merge: beside a calibration on SmolLM2-135M, and at LLaMA3-8B's shapes.
 
     python benchmarks/quantized_cost.py --output results/quantized/cost.json
 

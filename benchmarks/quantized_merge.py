@@ -1,4 +1,4 @@
-"""What a merge back into 4 or 8 bits loses: the nearest values beside calibrated rounding, for LoRA, DoRA and AuroRA.
+"""What a merge back into 4 or 8 bits loses: nearest values beside rounding by the inputs, for LoRA, DoRA and AuroRA.
 
     python benchmarks/quantized_merge.py --output results/quantized [--only lora-0] [--bits 4 8]
 
@@ -175,14 +175,14 @@ def compare(name: str, run: Path, base: Path, bits: int, data: Data) -> dict[str
     }
     with model.disable_adapter():
         result["no adapter"] = measured()
-    for tag, inputs in (("calibrated", own), ("calibrated, other texts", film)):
+    for tag, inputs in (("by inputs", own), ("by other texts", film)):
         report = merge_quantized(model, inputs)
         worst = report.worst(1)[0]
         result[tag] = {
             **measured(),
-            "layers": sum(layer.calibrated for layer in report.layers) / len(report.layers),
+            "layers": sum(layer.by_inputs for layer in report.layers) / len(report.layers),
             "layers_nearest": sum(layer.nearest for layer in report.layers) / len(report.layers),
-            "worst": {"layer": worst.layer, "share": worst.calibrated},
+            "worst": {"layer": worst.layer, "share": worst.by_inputs},
             "vectors": report.vectors,
             "seconds": report.seconds,
         }
@@ -220,7 +220,7 @@ def main() -> None:
                     f"{name}, {bits} bits: "
                     + ", ".join(
                         f"{tag} KL {found[tag]['kl']:.3f}"
-                        for tag in ("no adapter", "nearest", "calibrated", "calibrated, other texts")
+                        for tag in ("no adapter", "nearest", "by inputs", "by other texts")
                     )
                 )
 

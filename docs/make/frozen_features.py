@@ -36,8 +36,8 @@ LOOKS = {
 }
 MARGIN = 1.0
 """In points: differences within it count as equivalent; chosen before the runs."""
-RIVALS = {"less the head alone": HEAD, "less LoRA": "lora", "less the bottleneck": "mlp"}
-MERGED = "merged, less the head alone"
+RIVALS = {"minus the head alone": HEAD, "minus LoRA": "lora", "minus the bottleneck": "mlp"}
+MERGED = "merged, minus the head alone"
 
 
 def by_setting(runs: Iterable[Run]) -> dict[Place, list[Run]]:
@@ -79,12 +79,12 @@ def headline(runs: Sequence[Run]) -> str:
         difference, between, _ = found[(features, metric), method, rank][rival].cells()
         return f"{difference} ({between})"
 
-    head, pixels = "less the head alone", ("cifar10-10k, pixels", "accuracy", "aurora-skip", 32)
+    head, pixels = "minus the head alone", ("cifar10-10k, pixels", "accuracy", "aurora-skip", 32)
     ratings = ("movie-rating, sentences", ("pearson", "spearman"), "aurora-skip", 8)
     pearson, spearman = (gain(ratings[0], metric, *ratings[2:], head) for metric in ratings[1])
     return (
         f"Yes, unmerged: on the pixels of CIFAR-10 AuroRA of rank 32 is {gain(*pixels, head)} points more accurate "
-        f"than the linear head alone and {gain(*pixels, 'less LoRA')} than LoRA with as many weights, and on "
+        f"than the linear head alone and {gain(*pixels, 'minus LoRA')} than LoRA with as many weights, and on "
         f"MiniLM's frozen sentence embeddings rank 8 adds {pearson} points to Pearson's correlation with ratings of "
         f"film reviews, though as a curve of the output and not in their order (Spearman: {spearman}). On film "
         "sentiment it adds nothing and on digits nothing certain, Houlsby's bottleneck with as many weights mostly "
@@ -111,7 +111,7 @@ def scores_table(runs: Sequence[Run]) -> str:
 
 
 def differences(runs: Sequence[Run]) -> dict[tuple[Subject, str, int], dict[str, Answer]]:
-    """AuroRA less what it is compared with; its calibrated form, which a merge computes, less the head alone."""
+    """AuroRA minus what it is compared with; its calibrated form, which a merge computes, minus the head alone."""
     found, answers = by_setting(runs), {}
     for features, metric in subjects(runs):
         for method in AURORA:
@@ -137,7 +137,7 @@ def differences_table(runs: Sequence[Run]) -> str:
 
 
 def skip_table(runs: Sequence[Run]) -> str:
-    """The default, which has the skip, less the same sigma without it: unmerged, in points, with the 95% interval."""
+    """The default, which has the skip, minus the same sigma without it: unmerged, in points, with the 95% interval."""
     found = by_setting(runs)
     ranks = sorted({rank for features, _ in subjects(runs) for rank in ranks_of(found, features)})
     table = TextTable("", ["features", *(f"r={rank}" for rank in ranks)], align="lr")
@@ -191,7 +191,7 @@ def edges(runs: Sequence[Run]) -> str:
 
 
 def by_rank(runs: Sequence[Run]) -> Figure:
-    """Every method less the head alone, with the 95% interval of the paired seeds."""
+    """Every method minus the head alone, with the 95% interval of the paired seeds."""
     found = by_setting(runs)
     shown = subjects(runs)
     columns = min(len(shown), 4)
@@ -214,6 +214,6 @@ def by_rank(runs: Sequence[Run]) -> Figure:
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     for ax in axes[::columns]:
-        ax.set_ylabel("less the head alone, points", fontsize=8)
+        ax.set_ylabel("minus the head alone, points", fontsize=8)
     legend(figure, axes[0])
     return figure

@@ -24,7 +24,7 @@ AURORA = {
     "spline_grid_size": "intervals of the grid",
     "spline_order": "",
     "spline_range": "of the grid",
-    "init_weights": "`identity` (or true): starts as the identity, or near it; `paper`: at random; false: B as well",
+    "init_weights": "`identity` (or true): sigma is the identity, or near it; `paper`: H, W_s random; false: B too",
     "use_rslora": "alpha / sqrt(r) in place of alpha / r",
 }
 

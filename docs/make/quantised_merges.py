@@ -13,8 +13,8 @@ MERGES = {
     "adapter, unmerged": "unmerged",
     "no adapter": "no adapter",
     "merged, nearest values": "nearest",
-    "**merged, calibrated**": "calibrated",
-    "merged, calibrated on other texts": "calibrated, other texts",
+    "**merged, rounded by the inputs**": "by inputs",
+    "merged, rounded by other texts": "by other texts",
 }
 """Rows of the table of merges into 4 and 8 bits: `benchmarks/quantized_merge.py`."""
 
@@ -51,8 +51,8 @@ def merges_table(records: list[dict]) -> str:
 def merges_by_bits(records: list[dict]) -> Figure:
     """KL divergence of the merged model from the unmerged one, one point a seed."""
     groups = by_adapter(records)
-    markers = {"nearest": "x", "calibrated, other texts": "^", "calibrated": "o"}
-    labels = {"nearest": "nearest values", "calibrated, other texts": "calibrated on other texts"}
+    markers = {"nearest": "x", "by other texts": "^", "by inputs": "o"}
+    labels = {"nearest": "nearest values", "by other texts": "rounded by other texts"}
     figure, (ax,) = new_figure(1, 6.4, 1.0 + 0.36 * len(groups))
     for merge, marker in markers.items():
         for place, ((method, _), group) in enumerate(groups.items()):

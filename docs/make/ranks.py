@@ -19,7 +19,7 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Validation scores of each way at its best rate, and its difference from `USED`, paired by seed."""
     metric = metric_named(runs[0]["metric"])
     heading = f"{metric.heading}, mean"
-    table = TextTable("", ["ranks and start", "seeds", heading, "less the first", "95% interval"], align="lr")
+    table = TextTable("", ["ranks and start", "seeds", heading, "minus the first", "95% interval"], align="lr")
     first = _at_best(runs, USED)
     for way in [USED, *(way for way in dict.fromkeys(run["way"] for run in runs) if way != USED)]:
         scores = _at_best(runs, way)

@@ -89,5 +89,5 @@ def _default(field: Any) -> str:
     if isinstance(value, BaseModel):
         return "as below"
     if value is None or value == ():
-        return "none"
+        return "`null`"
     return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"

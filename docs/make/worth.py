@@ -174,10 +174,10 @@ ROWS = {
 }
 """Of the figure, the studies and what they measure."""
 PANELS = {
-    "LoRA r=1 on all linear\nlayers, less LoRA r=8": _EVERYWHERE,
-    "AuroRA with half of the\nweights, less LoRA r=8": _RANKS[0],
-    "AuroRA less LoRA, both\nwith half of the weights": _TWO_METHODS[0],
-    "AuroRA r=8 less LoRA r=8,\non query and value": _SAME_LAYERS,
+    "LoRA r=1 on all linear\nlayers, minus LoRA r=8": _EVERYWHERE,
+    "AuroRA with half of the\nweights, minus LoRA r=8": _RANKS[0],
+    "AuroRA minus LoRA, both\nwith half of the weights": _TWO_METHODS[0],
+    "AuroRA r=8 minus LoRA r=8,\non query and value": _SAME_LAYERS,
 }
 """Of the figure, the question of each panel, of the studies of ranks."""
 EDGE = 10.0

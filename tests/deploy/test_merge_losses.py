@@ -201,8 +201,8 @@ def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches):
     model = adapted(make_bert(hidden_size=64))
     x, reference = inputs_of(model, batches), all_logits(model, batches)
     gap = merge_gap(model, batches, quantizations=name)
-    assert list(by_name(gap)) == ["float32", "bfloat16", f"{name} nearest", f"{name} calibrated"]
-    naive, calibrated = by_name(gap)[f"{name} nearest"], by_name(gap)[f"{name} calibrated"]
+    assert list(by_name(gap)) == ["float32", "bfloat16", f"{name} nearest", f"{name} by inputs"]
+    naive, by_inputs = by_name(gap)[f"{name} nearest"], by_name(gap)[f"{name} by inputs"]
     other = adapted(make_bert(hidden_size=64))
     expected = {}
     for path, layer in layers(other).items():
@@ -215,9 +215,9 @@ def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches):
         layer.get_base_layer().weight.data = rounded
     assert {loss.layer: loss.lost for loss in naive.layers} == pytest.approx(expected, rel=1e-3)
     assert naive.end_to_end.kl == pytest.approx(kl(reference, all_logits(other, batches)), rel=1e-3)
-    for loss in calibrated.layers:
+    for loss in by_inputs.layers:
         assert 0 < loss.lost < 0.8 * expected[loss.layer]
-    assert calibrated.end_to_end.kl < naive.end_to_end.kl
+    assert by_inputs.end_to_end.kl < naive.end_to_end.kl
 
 
 def test_calibration_inputs_of_their_own(make_bert, batches):
@@ -228,7 +228,7 @@ def test_calibration_inputs_of_their_own(make_bert, batches):
     on_others = by_name(merge_gap(model, batches[:2], quantizations=["nf4"], calibration=batches[2:]))
     assert on_them["nf4 nearest"] == on_others["nf4 nearest"]
     total = lambda merge: sum(loss.lost for loss in merge.layers)  # noqa: E731
-    assert total(on_them["nf4 calibrated"]) < total(on_others["nf4 calibrated"]) < total(on_them["nf4 nearest"])
+    assert total(on_them["nf4 by inputs"]) < total(on_others["nf4 by inputs"]) < total(on_them["nf4 nearest"])
 
 
 def test_nothing_is_changed(make_bert, batches, logits):
@@ -384,7 +384,7 @@ def test_a_quantised_base_is_measured_in_its_own_format(tmp_path):
     folder, inputs = quantised.save_base(tmp_path), quantised.batches()
     model = quantised.adapted(quantised.load(folder, "nf4, double"), "lora")
     gap = by_name(merge_gap(model, inputs[:3], calibration=inputs[3:]))
-    assert list(gap) == ["bfloat16", "nf4 nearest", "nf4 calibrated"]
+    assert list(gap) == ["bfloat16", "nf4 nearest", "nf4 by inputs"]
     expected = quantised.logits(model, inputs[0])
     with pytest.warns(UserWarning, match="Merging into quantised weights"):
         aurora_lora.merge_quantized(model, inputs[3:])
@@ -392,8 +392,8 @@ def test_a_quantised_base_is_measured_in_its_own_format(tmp_path):
     model.unmerge_adapter()
     assert torch.equal(quantised.logits(model, inputs[0]), expected)
     reference = torch.cat([quantised.logits(model, batch) for batch in inputs[:3]])
-    assert gap["nf4 calibrated"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
-    assert gap["bfloat16"].end_to_end.kl < gap["nf4 calibrated"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
+    assert gap["nf4 by inputs"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
+    assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
 
 
 def test_inputs_whose_squares_float32_cannot_hold_are_refused():

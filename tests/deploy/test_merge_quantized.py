@@ -90,7 +90,7 @@ def test_merge_and_back(quantisation, method, folder):
     assert {layer.layer for layer in report.layers} == set(stored)
     merged = quantised.logits(model, TEST)
     for layer in report.layers:
-        assert 0 < layer.calibrated < 1.02 * layer.nearest
+        assert 0 < layer.by_inputs < 1.02 * layer.nearest
     assert all(layer.merged for layer in layers(model).values())
     inexact = {n: dense(layer, model) for n, layer in layers(model).items()}
     model.unmerge_adapter()
@@ -111,7 +111,7 @@ def test_damping_keeps_columns_from_making_up_for_each_other(folder):
     lost = []
     for damping in (1e-3, 1e6):
         model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
-        lost.append([layer.calibrated for layer in merge_quantized(model, INPUTS, damping=damping).layers])
+        lost.append([layer.by_inputs for layer in merge_quantized(model, INPUTS, damping=damping).layers])
     assert all(much > 1.05 * little for little, much in zip(*lost, strict=True))
 
 
@@ -131,7 +131,7 @@ def test_reported_errors_are_those_of_the_outputs(folder):
     assert report.passes == 1
     found = next(each for each in report.layers if each.layer == path)
     off = (x @ (dense(layer, model) - exact).T).square().sum() / (x @ (exact - stored).T).square().sum()
-    assert found.calibrated == pytest.approx(float(off) ** 0.5, rel=1e-3)
+    assert found.by_inputs == pytest.approx(float(off) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["aurora", "lora", "dora"])
@@ -146,15 +146,15 @@ def test_the_sum_within_autocast_is_as_exact(method, folder):
             loss.layer: loss.lost
             for merge in merge_gap(model, INPUTS, quantizations=["nf4"]).merges
             for loss in merge.layers
-            if merge.merge == "nf4 calibrated"
+            if merge.merge == "nf4 by inputs"
         }
         within = merge_quantized(model, INPUTS)
     model.unmerge_adapter()
     without = merge_quantized(model, INPUTS)
     for one, other in zip(within.layers, without.layers, strict=True):
         assert one.nearest == pytest.approx(other.nearest, rel=1e-2)
-        assert one.calibrated == pytest.approx(other.calibrated, rel=5e-2)
-        assert measured[one.layer] == one.calibrated
+        assert one.by_inputs == pytest.approx(other.by_inputs, rel=5e-2)
+        assert measured[one.layer] == one.by_inputs
 
 
 @pytest.mark.parametrize("method", ["aurora", "lora", "rslora", "dora", "vera", "oft"])
@@ -217,7 +217,7 @@ def test_no_update_changes_nothing(quantisation, folder):
     model = get_peft_model(base, LoraConfig(target_modules=quantised.TARGETS)).eval()  # B = 0
     before = {n: dense(layer, model) for n, layer in layers(model).items()}
     report = merge_quantized(model, INPUTS)
-    assert all(layer.calibrated == layer.nearest == 0 for layer in report.layers)
+    assert all(layer.by_inputs == layer.nearest == 0 for layer in report.layers)
     assert all(torch.equal(dense(layer, model), before[n]) for n, layer in layers(model).items())
 
 
@@ -242,7 +242,7 @@ def test_rows_that_blocks_do_not_divide(tmp_path):
     model = quantised.adapted(quantised.load(folder, "nf4, double"), "lora")
     expected = quantised.logits(model, TEST)
     report = merge_quantized(model, INPUTS)
-    assert all(0 < layer.calibrated < layer.nearest for layer in report.layers)
+    assert all(0 < layer.by_inputs < layer.nearest for layer in report.layers)
     merged = quantised.logits(model, TEST)
     model.unmerge_adapter()
     assert torch.equal(quantised.logits(model, TEST), expected)
@@ -329,16 +329,16 @@ def test_aurora_merges_the_form_that_it_evaluates(folder):
     ):
         report = merge_quantized(model, INPUTS)
     lost = {n: layer.merge_rounding for n, layer in layers(model).items()}
-    assert lost == {layer.layer: layer.calibrated for layer in report.layers}
+    assert lost == {layer.layer: layer.by_inputs for layer in report.layers}
     merged = quantised.logits(model, TEST)
     model.unmerge_adapter()
     model.merge_adapter()
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
 
 
-def report_of(**calibrated):
+def report_of(**by_inputs):
     """Of layers by name; the nearest values lose a tenth more."""
-    entries = (LayerMerge(name, "nf4", lost + 0.1, lost) for name, lost in calibrated.items())
+    entries = (LayerMerge(name, "nf4", lost + 0.1, lost) for name, lost in by_inputs.items())
     return QuantizedMerge(tuple(entries), 8, 1, 0.5)
 
 

@@ -58,7 +58,7 @@ def test_differences_are_paired_by_seed(runs: list[dict[str, Any]]) -> None:
     assert len(answers) == 3 * 3 * 2
     found = answers[("digits, pixels", "accuracy"), "aurora", 2]
     assert [one.difference for one in found.values()] == pytest.approx([0.05, 0.05, 0.05, -0.15])
-    head = found["less the head alone"]
+    head = found["minus the head alone"]
     assert head.low is not None
     deviation = 0.5 * 0.0015811  # of the pairs: the noise that both have is not in it
     assert 0.05 - head.low == pytest.approx(2.7764 * deviation / 5**0.5, rel=1e-3)
@@ -70,7 +70,7 @@ def test_differences_are_paired_by_seed(runs: list[dict[str, Any]]) -> None:
         "no significant difference",
         "worse",
     ]
-    assert little["less LoRA"].low == pytest.approx(0.002)  # above 0, and less than a point
+    assert little["minus LoRA"].low == pytest.approx(0.002)  # above 0, and less than a point
 
 
 def test_tables(runs: list[dict[str, Any]]) -> None:
@@ -104,7 +104,7 @@ def test_counts_and_edges(runs: list[dict[str, Any]]) -> None:
     said = counts(runs)
     lines = said.splitlines()
     assert lines[0] == "| AuroRA | better | better, within 1 point | no significant difference | worse |"
-    assert lines[2] == "| less the head alone | 12 | 6 | 0 | 0 |"
+    assert lines[2] == "| minus the head alone | 12 | 6 | 0 | 0 |"
     assert "72 intervals" in said
     assert "5 paired seeds" in said
     assert "110 of them with test scores, of which 22 had not come to their plateau" in said
@@ -140,9 +140,9 @@ def test_what_is_committed_is_whole_and_in_the_page() -> None:
     said = differences(runs)
     for subject, rank in (("cifar10-10k, pixels", "accuracy"), 32), (("movie-rating, sentences", "pearson"), 8):
         found = said[subject, "aurora-skip", rank]  # what the answer says
-        assert found["less the head alone"].verdict == found["less LoRA"].verdict == "better"
-    order = said[("movie-rating, sentences", "spearman"), "aurora-skip", 8]["less the head alone"]
+        assert found["minus the head alone"].verdict == found["minus LoRA"].verdict == "better"
+    order = said[("movie-rating, sentences", "spearman"), "aurora-skip", 8]["minus the head alone"]
     assert order.verdict == "equivalent within 1 point"
-    assert all(one["merged, less the head alone"].verdict not in BETTER for one in said.values())
+    assert all(one["merged, minus the head alone"].verdict not in BETTER for one in said.values())
     sentiment = [one for ((features, _), *_), one in said.items() if "sentiment" in features]
-    assert all(one["less the head alone"].verdict not in BETTER for one in sentiment)
+    assert all(one["minus the head alone"].verdict not in BETTER for one in sentiment)

@@ -58,18 +58,18 @@ print(json.dumps([found, kinds]))
 @pytest.mark.parametrize(("name", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
 def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kind: str) -> None:
     merged = tmp_path / "merged"
-    done = aurora("merge", run, "-o", merged, "--quantization", name, "--calibrated", "--json")
+    done = aurora("merge", run, "-o", merged, "--quantization", name, "--round-by-inputs", "--json")
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert (record["quantization"], record["calibrated"], record["form"]) == (name, True, "calibrated")
-    assert all(0 < layer["calibrated"] <= layer["nearest"] for layer in record["rounding"]["layers"])
+    assert (record["quantization"], record["round_by_inputs"], record["form"]) == (name, True, "calibrated")
+    assert all(0 < layer["by_inputs"] <= layer["nearest"] for layer in record["rounding"]["layers"])
     answer = json.loads(aurora("predict", merged, "a warm film", "--json").stdout)[0]
     plain = subprocess.run([sys.executable, "-c", SCRIPT, str(merged), "a warm film"], capture_output=True, text=True)
     assert plain.returncode == 0, plain.stderr
     probability, kinds = json.loads(plain.stdout)
     assert probability == pytest.approx(answer["probability"], abs=1e-5)
     assert kinds == ["Linear", kind]  # the head is not quantised
-    again = aurora("merge", run, "-o", merged, "--quantization", name, "--calibrated")
+    again = aurora("merge", run, "-o", merged, "--quantization", name, "--round-by-inputs")
     assert "already holds this merge" in again.stdout
     other = aurora("merge", run, "-o", merged, "--quantization", name)
     assert (other.exit_code, "--overwrite replaces it" in other.stderr) == (2, True)
@@ -78,15 +78,15 @@ def test_a_merge_into_a_quantised_base(run: Path, tmp_path: Path, name: str, kin
     assert f"a plain Transformers model in {name}, calibrated form" in nearest.stdout
 
 
-@pytest.mark.parametrize("calibrated", [True, False])
-def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path, calibrated: bool) -> None:
+@pytest.mark.parametrize("round_by_inputs", [True, False])
+def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path, round_by_inputs: bool) -> None:
     lm = tiny.save_language_model(tmp_path / "lm", tied=True, width=64)
     method = {"name": "lora", "r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
     recipe = tmp_path / "recipe.yaml"
     task = {"name": "tiny-questions", "train_size": 16, "validation_size": 8, "test_size": 8}
     recipe.write_text(yaml_text.dump(tiny.recipe(lm, task=task, method=method)), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
-    options = ["--quantization", "nf4", *(["--calibrated"] if calibrated else [])]
+    options = ["--quantization", "nf4", *(["--round-by-inputs"] if round_by_inputs else [])]
     done = aurora("merge", run, "-o", tmp_path / "merged", *options)
     assert done.exit_code == 0, done.output
     trained = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -105,7 +105,7 @@ def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: py
         return str(done.stderr)
 
     assert "quantization 'nf3' is not one of nf4, fp4, int8" in refused("--quantization", "nf3")
-    assert "--calibrated goes with --quantization" in refused("--calibrated")
+    assert "--round-by-inputs goes with --quantization" in refused("--round-by-inputs")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert "pip install 'aurora-lora[quantized]'" in refused("--quantization", "nf4")
 
@@ -118,7 +118,7 @@ def test_the_gap_of_a_run_with_merges(run: Path, tmp_path: Path) -> None:
     assert names == {"gap.json", "gap.png", "gap.svg", "merges.png", "merges.svg"}
     record = json.loads((tmp_path / "gap" / "gap.json").read_text())
     assert [entry["form"] for entry in record["end_to_end"]] == ["dynamic", "static", "calibrated"]
-    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16", "nf4 nearest", "nf4 calibrated"]
+    assert [merge["merge"] for merge in record["merges"]] == ["float32", "bfloat16", "nf4 nearest", "nf4 by inputs"]
     (run / "gap.json").write_text(json.dumps(record))
     try:
         page = aurora("report", run, "--html", tmp_path / "page.html")
@@ -190,11 +190,11 @@ def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tup
     file.write_text("\n".join(TEXTS))
     done = aurora("gap", adapter, "--model", base, "--data", file, "--quantization", "int8", "-o", tmp_path / "gap")
     assert done.exit_code == 0, done.output
-    assert "measured on 3 texts; calibrated merges round by 3 others" in done.stdout
+    assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
     assert {path.name for path in (tmp_path / "gap").iterdir()} == {"gap.json", "merges.png", "merges.svg"}
 
 
-def test_calibrated_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> None:
+def test_merges_into_a_quantised_base_round_by_other_texts(tmp_path: Path) -> None:
     """They are measured whether asked for or not."""
     lm = tiny.save_language_model(tmp_path / "lm", width=64)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(lm), LoraConfig(target_modules=["q_proj"]))
@@ -205,8 +205,8 @@ def test_calibrated_merges_into_a_quantised_base_round_by_other_texts(tmp_path: 
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     done = aurora("gap", tmp_path / "lora", "--model", tmp_path / "nf4", "--data", tmp_path / "texts.txt")
     assert done.exit_code == 0, done.output
-    assert "nf4 calibrated" in done.stdout
-    assert "measured on 3 texts; calibrated merges round by 3 others" in done.stdout
+    assert "nf4 by inputs" in done.stdout
+    assert "measured on 3 texts; merges by inputs round by 3 others" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -339,7 +339,7 @@ def test_mistakes_of_the_gap_of_an_adapter(run: Path, language_model: tuple[Path
 def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, name: str) -> None:
     """It is trained on as it is, and merged into its dequantised weights: plain Transformers could not save it."""
     stored = tmp_path / "stored"
-    assert aurora("merge", run, "-o", stored, "--quantization", name, "--calibrated").exit_code == 0
+    assert aurora("merge", run, "-o", stored, "--quantization", name, "--round-by-inputs").exit_code == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml_text.dump(tiny.recipe(stored)), encoding="utf-8")
     trained = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
@@ -367,7 +367,7 @@ def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) 
     recipe.write_text(yaml_text.dump(tiny.recipe(model, task=task)), encoding="utf-8")
     run = train(load_recipe(recipe, ["training.epochs=1"]), tmp_path / "run").folder
     data.write_text("\n".join(["text,label", *(row.replace("film", "plot") for row in rows)]), encoding="utf-8")
-    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4", "--calibrated")
+    done = aurora("merge", run, "-o", tmp_path / "merged", "--quantization", "nf4", "--round-by-inputs")
     assert (done.exit_code, "has changed since this run began" in done.stderr) == (2, True), done.output
     assert not (tmp_path / "merged").exists()
 

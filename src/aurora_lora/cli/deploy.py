@@ -28,8 +28,9 @@ def merge(
     quantization: Annotated[
         str | None, typer.Option("--quantization", help="nf4, fp4 or int8: merge into the base in this format.")
     ] = None,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Round to keep the outputs, on the run's calibration inputs.")
+    round_by_inputs: Annotated[
+        bool,
+        typer.Option("--round-by-inputs", help="Round so that outputs are kept, on the run's calibration inputs."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -44,13 +45,15 @@ def merge(
     run = load_run(folder)
     quiet()
     with stderr().status("merging"):
-        merged = merge_run(run, form, output, overwrite=overwrite, quantization=quantization, calibrated=calibrated)
+        merged = merge_run(
+            run, form, output, overwrite=overwrite, quantization=quantization, round_by_inputs=round_by_inputs
+        )
     kind = "a plain Transformers model" if quantization is None else f"a plain Transformers model in {quantization}"
     if as_json:
         record = {"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there}
         if quantization is not None:
             lost = None if merged.rounding is None else merged.rounding.to_dict()
-            record |= {"quantization": quantization, "calibrated": calibrated, "rounding": lost}
+            record |= {"quantization": quantization, "round_by_inputs": round_by_inputs, "rounding": lost}
         print_json(record)
     elif merged.was_there:
         print(f"{merged.folder} already holds this merge ({merged.form} form)")
@@ -167,7 +170,7 @@ def _adapter_gap(
         for table in found.gap.tables():
             stdout().print(table)
         if found.calibration_texts:
-            print(f"measured on {found.texts:,} texts; calibrated merges round by {found.calibration_texts:,} others")
+            print(f"measured on {found.texts:,} texts; merges by inputs round by {found.calibration_texts:,} others")
     if output is not None:
         write_measured(output / GAP, record, _gap_figures(record), f"{folder}, {data.name}", as_json)
     elif as_json:

@@ -40,7 +40,7 @@ def reproduce(
     ),
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs, shared by the suites; runs/SCALE."),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the runs, of all suites; by default runs/SCALE."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -147,7 +147,8 @@ def sweep(
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the study, such as base.task.data=mine.csv."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the study; runs/studies/NAME.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the study; by default runs/studies/NAME."),
     ] = None,
     jobs: Jobs = None,
     launcher: LauncherOption = "local",

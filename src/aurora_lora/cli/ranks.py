@@ -30,7 +30,7 @@ def rank(
         typer.Option(
             "--budget",
             metavar="N",
-            help="Weights of A and B to share out, or 'r=8 on query and value': as many as that; the recipe's own.",
+            help="Weights of A and B to share out, or as many as 'r=8 on query and value' has. Default: the recipe's.",
         ),
     ] = None,
     output: Annotated[

@@ -48,7 +48,7 @@ def train(
     """Fine-tune, choose the best epoch, calibrate, and score every form.
 
     Writes DIR/adapter/ with its model card, DIR/lora/ (an AuroRA adapter as a plain LoRA), DIR/result.json and
-    DIR/recipe.yaml; `task: {name: dreambooth, ...}` also images. Interrupted at any moment, the same command resumes
+    DIR/recipe.yaml; a run of image generation also images. Interrupted at any moment, the same command resumes
     from the last checkpoint. A finished run is shown again.
     """
     with Stages() as stage:
@@ -127,7 +127,7 @@ def pretrain(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="Such as vit-fashion-mnist; see `aurora list models`.")],
     as_json: Json = False,
 ) -> None:
-    """Train a small model that no package has, once, into the cache.
+    """Train a small base model that cannot be downloaded, once, into the cache.
 
     `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command resumes from the last
     checkpoint.
@@ -220,7 +220,7 @@ def generate(
 
 
 def predict(
-    folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A merged model, or the folder of a run.")],
+    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or a merged model.")],
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT...", help="Texts to label, or image files; or FILE --output OUT.")
     ],

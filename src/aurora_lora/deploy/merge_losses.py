@@ -39,7 +39,7 @@ class MergeLoss:
     """What one kind of merge loses."""
 
     merge: str
-    """The dtype of the merged weights, or their format and how they were rounded to it: nearest or calibrated."""
+    """The dtype of the merged weights, or their format and how they were rounded to it: nearest, or by inputs."""
     layers: tuple[LayerLoss, ...]
     """The worst first."""
     end_to_end: EndToEndGap
@@ -53,13 +53,13 @@ class Merge:
         name: of the merge.
         dtype: of the merged weight; None is the one that the layer has.
         quantization: its format instead; see `formats`.
-        calibrated: not the nearest values, but those that keep the layer's outputs.
+        by_inputs: not the nearest values, but those that keep the layer's outputs on given inputs.
     """
 
     name: str
     dtype: torch.dtype | None = None
     quantization: str | None = None
-    calibrated: bool = False
+    by_inputs: bool = False
 
 
 class MergeSums:
@@ -77,19 +77,19 @@ class MergeSums:
         self._lost: dict[str, list[LayerLoss]] = {merge.name: [] for merge in self.merges}
 
     def measure(self, runner: Runner, data: Passes, calibration: Passes | None) -> None:
-        """Choose the calibrated weights by the inputs of `calibration`, and take each layer's losses over `data`."""
-        if calibration is not None and any(merge.calibrated for merge in self.merges):
+        """Choose weights by the inputs of `calibration`, and take each layer's losses over `data`."""
+        if calibration is not None and any(merge.by_inputs for merge in self.merges):
             for S, together in input_moments(self.layers, runner, calibration):
-                self._calibrate(S, [layer for layer, _ in together])
+                self._choose(S, [layer for layer, _ in together])
         for S, together in input_moments(self.layers, runner, data):
             layers = [layer for layer, _ in together]
             if calibration is None:
-                self._calibrate(S, layers)
+                self._choose(S, layers)
             for layer in layers:
                 self._measure(S, layer)
 
-    def _calibrate(self, S: Tensor, layers: Sequence[AdaptedLayer]) -> None:
-        merges = [merge for merge in self.merges if merge.calibrated]
+    def _choose(self, S: Tensor, layers: Sequence[AdaptedLayer]) -> None:
+        merges = [merge for merge in self.merges if merge.by_inputs]
         if not merges:
             return
         inputs = input_moment(S)
@@ -118,7 +118,7 @@ class MergeSums:
         own = layer.format_named(merge.quantization, exact)
         if own is layer.format and torch.equal(held, exact):
             return held
-        if merge.calibrated:
+        if merge.by_inputs:
             codes, grid = self._chosen[merge.name, layer.path]
             return grid.dequantised(codes.int())
         grid = own.fitted(exact)
@@ -196,7 +196,7 @@ def _merges(layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> lis
     if own != {torch.bfloat16} or formats:
         merges.append(Merge("bfloat16", torch.bfloat16))
     for name in dict.fromkeys([*formats, *quantizations]):
-        merges += [Merge(f"{name} {how}", None, name, how == "calibrated") for how in ("nearest", "calibrated")]
+        merges += [Merge(f"{name} nearest", None, name), Merge(f"{name} by inputs", None, name, by_inputs=True)]
     return merges
 
 

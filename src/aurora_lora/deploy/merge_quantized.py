@@ -38,8 +38,8 @@ class LayerMerge:
     """Of the quantised weight, as PEFT names it."""
     nearest: float
     """sqrt(E|(W_n - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_n the quantised weight that is nearest to W."""
-    calibrated: float
-    """The same of the weight that was chosen."""
+    by_inputs: float
+    """The same of the weight that was chosen by the inputs."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class QuantizedMerge:
 
     def worst(self, n: int = 3) -> tuple[LayerMerge, ...]:
         """The n layers that lose most."""
-        return tuple(sorted(self.layers, key=lambda layer: nan_as_infinite(layer.calibrated), reverse=True)[:n])
+        return tuple(sorted(self.layers, key=lambda layer: nan_as_infinite(layer.by_inputs), reverse=True)[:n])
 
     @property
     def summary(self) -> str:
         """For people: the least and the most that a layer loses, beside what the nearest values would, and how many
         layers have a loss that is not finite."""
-        after, before = ([getattr(layer, way) for layer in self.layers] for way in ("calibrated", "nearest"))
+        after, before = ([getattr(layer, way) for layer in self.layers] for way in ("by_inputs", "nearest"))
         broken = sum(not (math.isfinite(a) and math.isfinite(b)) for a, b in zip(after, before, strict=True))
         return (
             f"{_range_of(after)} on the inputs given (the nearest values: {_range_of(before)}), "
@@ -177,8 +177,8 @@ def _rounded(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: int) 
     codes, grid = layer.format.chosen(merged, S, inputs)
     effect = output_error(merged - base, S)
     lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
-    nearest, calibrated = (lost_share(error, effect) for error in lost)
-    report = LayerMerge(layer.path, kind, nearest, calibrated)
+    nearest, by_inputs = (lost_share(error, effect) for error in lost)
+    report = LayerMerge(layer.path, kind, nearest, by_inputs)
     return _Rounded(layer.format.stored(codes, grid), bias, report, vectors)
 
 
@@ -190,7 +190,7 @@ def _put(layer: AdaptedLayer, rounded: _Rounded) -> None:
     if rounded.weight is not None:
         layer.format.put(rounded.weight)
     if isinstance(module, AuroraLayer):
-        module.keep(original, rounded.report.calibrated)
+        module.keep(original, rounded.report.by_inputs)
     else:
         module.originals = original, base.bias
         if rounded.bias is not None:

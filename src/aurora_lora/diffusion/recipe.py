@@ -61,7 +61,7 @@ class PriorSection(Section):
     weight: Number = 1.0
     """Of their loss."""
     folder: str | None = None
-    """Where they are kept, for other runs too; `class-images` in the folder of the run if None."""
+    """Where they are kept, for other runs too; `class-images` in the folder of the run where `null`."""
 
 
 class DiffusionTrainingSection(Section):
@@ -84,11 +84,11 @@ class DiffusionTrainingSection(Section):
     method trains modules or biases of the model's own: `full`, `bitfit`, `bias`, `modules_to_save`."""
     gradient_checkpointing: bool = True
     snr_gamma: Rate | None = None
-    """Min-SNR weighting of the timesteps (Hang et al. 2023); None weighs all the same."""
+    """Min-SNR weighting of the timesteps (Hang et al. 2023); `null` weighs all the same."""
     checkpoint_every: Size = 100
     """Steps between checkpoints. There is one at each validation, too."""
     threads: Threads | None = None
-    """CPU threads; None leaves the choice to PyTorch."""
+    """CPU threads; `null` leaves the choice to PyTorch."""
 
 
 class ValidationSection(Section):
@@ -114,7 +114,7 @@ class ScoresSection(Section):
     """For CLIP-I (subject) and CLIP-T (prompt): a folder, or a hub id with or without a revision. That revision has the
     weights of the main branch as safetensors; there they are a pickle."""
     dino: str | None = "facebook/dino-vits16"
-    """For DINO (subject); None leaves it out."""
+    """For DINO (subject); `null` leaves it out."""
 
 
 class DiffusionCalibrationSection(Section):
@@ -135,7 +135,7 @@ class SubjectRecipe(RunRecipe):
     vae: str | None = None
     """Another autoencoder than the model's own."""
     variant: str | None = None
-    """Of the weight files, such as `fp16`; the files without a variant if None."""
+    """Of the weight files, such as `fp16`; the files without a variant where `null`."""
     task: SubjectSection
     method: BoundMethod
     training: DiffusionTrainingSection = DiffusionTrainingSection()

@@ -58,7 +58,7 @@ class AdapterGap:
     model: str
     texts: int
     calibration_texts: int
-    """By which the calibrated merges rounded, if there are any: every other one of the file."""
+    """By which merges rounded, if any did: every other one of the file."""
     unlabelled: str | None = None
     """Why a column `label` is not used, and there is no metric."""
 

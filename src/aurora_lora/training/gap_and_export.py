@@ -41,7 +41,7 @@ def gap(
         split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: an even sample of so many of the split; all if None.
         batch_size: examples of one forward pass.
-        quantizations: what `merge_gap` merges into; calibrated merges round by the run's calibration inputs.
+        quantizations: what `merge_gap` merges into; one of the merges rounds by the run's calibration inputs.
 
     Raises:
         UserError: a run without such an adapter, no such split, no examples, or no such quantisation.
@@ -63,7 +63,7 @@ def gap(
     chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
     kind = kind_of(data.task)
     batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
-    # a quantised base has calibrated merges without being asked
+    # on a quantised base a merge rounds by inputs without being asked
     calibration = data.calibration_batches(run.recipe.calibration)
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:

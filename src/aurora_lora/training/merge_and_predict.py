@@ -75,7 +75,7 @@ class Merged:
     was_there: bool
     """The very same merge was already there: nothing was written."""
     rounding: QuantizedMerge | None = None
-    """What a calibrated merge into a quantised base has lost."""
+    """What rounding by the inputs has lost, in a quantised base."""
 
 
 def merge(
@@ -85,7 +85,7 @@ def merge(
     *,
     overwrite: bool = False,
     quantization: str | None = None,
-    calibrated: bool = False,
+    round_by_inputs: bool = False,
 ) -> Merged:
     """Write a model without adapters, with its tokenizer: it loads with plain Transformers.
 
@@ -98,7 +98,7 @@ def merge(
         output: a new or empty folder. One that already holds this very merge is left as it is.
         overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
         quantization: "nf4", "fp4" or "int8": the base is loaded in this format, and the adapter merged into it.
-        calibrated: round by the run's calibration inputs (`merge_quantized`), not to the nearest quantised values.
+        round_by_inputs: round by the run's calibration inputs (`merge_quantized`), not to the nearest quantised values.
 
     Raises:
         FormError: the run has no such form, or it cannot be merged.
@@ -112,9 +112,9 @@ def merge(
     source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
     if quantization is not None:
         check_quantization(quantization)
-        source |= {"quantization": quantization, "calibrated": calibrated}
-    elif calibrated:
-        raise ArgumentError("`calibrated` goes with `quantization`: without it, no weight is rounded")
+        source |= {"quantization": quantization, "round_by_inputs": round_by_inputs}
+    elif round_by_inputs:
+        raise ArgumentError("`round_by_inputs` goes with `quantization`: without it, no weight is rounded")
     elif run.recipe.base.quantization is not None:
         source |= {"dequantized": run.recipe.base.quantization}
     folders.settle(output)
@@ -127,7 +127,7 @@ def merge(
         raise ArgumentError(f"{output} already holds {what}: {hint}")
     _check_only_merge(output)
     folders.check_new_folder(output)
-    plain, processor, rounding = _merged(run, form, quantization, calibrated)
+    plain, processor, rounding = _merged(run, form, quantization, round_by_inputs)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
     kind_of(run.task).finish_merged(plain, processor)
     with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
@@ -149,9 +149,9 @@ def merge(
 
 
 def _merged(
-    run: TrainedRun, form: str, quantization: str | None, calibrated: bool
+    run: TrainedRun, form: str, quantization: str | None, round_by_inputs: bool
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
-    """The merged model, its tokenizer or image processor, and what calibrated rounding has lost."""
+    """The merged model, its tokenizer or image processor, and what rounding by the inputs has lost."""
     stored = stored_quantization(run.recipe.model)
     if quantization is not None:
         if stored is not None:
@@ -159,7 +159,7 @@ def _merged(
                 f"{run.recipe.model} is stored quantised ({stored}): merge without `quantization`, into its "
                 "dequantised weights; to choose the format, train on the unquantised model with `model.quantization`"
             )
-        return merge_into(run, form, quantization, calibrated)
+        return merge_into(run, form, quantization, round_by_inputs)
     if run.recipe.base.quantization is not None or stored is not None:
         return *merge_dequantized(run, form), None
     model, processor = load_trained_model(run.in_float32)

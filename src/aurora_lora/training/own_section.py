@@ -44,9 +44,9 @@ class OwnFields(BaseModel):
     revision: str | None = None
     """Of a data set of the hub: a branch, a tag or a commit."""
     encoding: str | None = None
-    """Of text files; None is UTF-8."""
+    """Of text files; `null`: UTF-8."""
     train_split: str | None = None
-    """Which split of the data to train on; None is the one of this name, or the only one."""
+    """Which split of the data to train on; `null`: the one of this name, or the only one."""
     validation_split: str | None = None
     """The same for validation; also `valid`, `val` and `dev` are looked for."""
     test_split: str | None = None

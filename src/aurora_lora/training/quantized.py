@@ -23,7 +23,7 @@ from .storage import ADAPTER
 
 
 def merge_into(
-    run: TrainedRun, form: str, quantization: str, calibrated: bool
+    run: TrainedRun, form: str, quantization: str, round_by_inputs: bool
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
     """The quantised base of a run with its adapter merged.
 
@@ -31,10 +31,10 @@ def merge_into(
         run: of a method of PEFT.
         form: of it.
         quantization: see `deploy.formats.QUANTIZATIONS`.
-        calibrated: round by the run's calibration inputs, not to the nearest values.
+        round_by_inputs: round by the run's calibration inputs, not to the nearest values.
 
     Returns:
-        The model, its tokenizer or image processor, and what rounding lost where it was calibrated.
+        The model, its tokenizer or image processor, and what rounding lost where it was by the inputs.
 
     Raises:
         UserError: a run of another method, or of one that starts from the base's exact weights.
@@ -52,7 +52,7 @@ def merge_into(
     untie_adapted(model)
     with method.using(model, form), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says what is lost
-        if not calibrated:
+        if not round_by_inputs:
             return method.merge(model, form), processor, None
         data = load_data(recipe.with_kept_template, processor)
         check_data(run.folder, data)

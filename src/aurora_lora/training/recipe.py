@@ -38,9 +38,9 @@ class TaskSection(OwnFields, Section):
 
     name: str
     train_size: Size | None = None
-    """None is all that is left after validation and test."""
+    """`null`: all that is left after validation and test."""
     validation_size: Size | None = None
-    """None is the task's own choice, as for the fields below; where the data comes with splits, the whole split."""
+    """`null`: the task's own choice, as for the fields below; where the data comes with splits, the whole split."""
     test_size: Size | None = None
     """Of each test set."""
     split_seed: Seed = 0
@@ -55,11 +55,11 @@ class TaskSection(OwnFields, Section):
     loss_on: Literal["all", "answer"] | None = None
     """Multiple choice and conversations: train on the whole text or on the answers alone."""
     chat_template: str | None = None
-    """Conversations: a file (Jinja), or `chatml`; None is the tokenizer's own."""
+    """Conversations: a file (Jinja), or `chatml`; `null`: the tokenizer's own."""
     packing: bool | None = None
     """Conversations: several in a row of `max_length` tokens, each by itself."""
     augment: Augment | None = None
-    """Images: what is done to those that are trained on."""
+    """Images: what is done to those that are trained on. `null`: the task's own; `none`: nothing."""
     teacher: str | None = None
     """Folder of a finished run of the same model: learn its last hidden states in place of the labels. The score is the
     share of its effect that is captured, on held-out texts. Classification and regression only."""

@@ -52,9 +52,9 @@ class ModelSection(Section):
     quantization: Literal["nf4", "fp4", "int8"] | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     dtype: Precision | None = None
-    """Of the frozen weights: `training.precision` if None; `fp32` keeps them exact while a lower one is computed in."""
+    """Of the frozen weights; `null`: `training.precision`. `fp32` keeps them exact while a lower one is computed in."""
     attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
-    """Transformers' implementation of attention; None is its own choice."""
+    """Transformers' implementation of attention; `null`: its own choice."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,8 +100,9 @@ class TrainingSection(Section):
     eval_batch_size: Size = 64
     """Of each process."""
     learning_rate: Rate = 5e-3
+    """For query and value; all linear layers want less, 2e-3 say, as in the recipes of `aurora init`."""
     head_learning_rate: Rate | None = None
-    """Of a new head, where the task has one; None is `learning_rate`."""
+    """Of a new head, where the task has one; `null`: `learning_rate`."""
     weight_decay: Number = 0.0
     scheduler: Literal[
         "linear",
@@ -131,7 +132,7 @@ class TrainingSection(Section):
     """Steps between further checkpoints, for long epochs."""
     patience: Size | None = None
     """Stop after so many evaluations in a row without a better validation score (an equal one is none);
-    None never stops early."""
+    `null` never stops early."""
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...],
         BeforeValidator(_one_or_several),
@@ -140,7 +141,7 @@ class TrainingSection(Section):
     """Loggers, each an optional package, that get losses, learning rates and scores as they come; TensorBoard's files
     are in `logs/` of the run."""
     threads: Threads | None = None
-    """CPU threads; None leaves the choice to PyTorch."""
+    """CPU threads; `null` leaves the choice to PyTorch."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read and transform images beside the training; 0 is none."""
     save_updates: bool = False
