@@ -51,14 +51,17 @@ def merges_table(records: list[dict]) -> str:
 def merges_by_bits(records: list[dict]) -> Figure:
     """KL divergence of the merged model from the unmerged one, one point a seed."""
     groups = by_adapter(records)
-    markers = {"nearest": "x", "by other texts": "^", "by inputs": "o"}
-    labels = {"nearest": "nearest values", "by other texts": "rounded by other texts"}
+    shown = {
+        "nearest": ("x", "nearest values"),
+        "by other texts": ("^", "rounded by other texts"),
+        "by inputs": ("o", "rounded by the inputs"),
+    }
     figure, (ax,) = new_figure(1, 6.4, 1.0 + 0.36 * len(groups))
-    for merge, marker in markers.items():
+    for merge, (marker, label) in shown.items():
         for place, ((method, _), group) in enumerate(groups.items()):
             values = [record[merge]["kl"] for record in group]
             ax.plot(values, [place] * len(values), marker, color=colour(method), alpha=0.7)
-        ax.plot([], [], marker, color=GREY, label=labels.get(merge, merge))
+        ax.plot([], [], marker, color=GREY, label=label)
     ax.set_xscale("log")
     ax.set_yticks(range(len(groups)), [f"{SHOWN[method]}, {bits} bits" for method, bits in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
