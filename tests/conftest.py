@@ -10,8 +10,10 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 import aurora_lora
@@ -69,6 +71,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("one of the slow tests: AURORA_LORA_SLOW_TESTS is not set, as .ci/run does")
     if item.get_closest_marker("compiles_peft") and release < (2, 7):
         pytest.skip("torch 2.6 cannot trace PEFT's own forward as one graph, with LoRA either")
+    if item.get_closest_marker("seq2seq") and not _peft_makes_seq2seq():
+        pytest.skip(
+            "PEFT before 0.21.2 cannot make a sequence-to-sequence model with this Transformers, with LoRA either"
+        )
+
+
+def _peft_makes_seq2seq() -> bool:
+    from transformers import T5ForConditionalGeneration
+
+    needed = "_prepare_encoder_decoder_kwargs_for_generation"
+    return Version(peft.__version__) >= Version("0.21.2") or hasattr(T5ForConditionalGeneration, needed)
 
 
 @pytest.fixture

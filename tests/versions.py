@@ -216,8 +216,10 @@ def installed(python: Path) -> dict[str, str]:
 
 
 def commit() -> str:
-    """What was tested."""
-    return command(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], 10).strip()
+    """What was tested; `-dirty` where anything but the records differs from that commit."""
+    git = ["git", "-C", str(ROOT)]
+    changed = command([*git, "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}"], 10).strip()
+    return command([*git, "rev-parse", "--short=12", "HEAD"], 10).strip() + ("-dirty" if changed else "")
 
 
 def command(words: list[str], seconds: int) -> str:

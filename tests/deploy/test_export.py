@@ -500,6 +500,11 @@ def test_a_compiled_model_is_exported_under_plain_names(model, make_bert, logits
 @pytest.mark.parametrize("compiled", ["base", "layers"])
 def test_so_is_one_whose_base_or_layers_are_compiled(compiled, make_bert, config, logits, tmp_path):
     base = make_bert()
+    if compiled == "base" and not hasattr(torch.compiler, "is_exporting"):
+        try:
+            logits(torch.compile(make_bert()))
+        except torch._dynamo.exc.TorchDynamoException:
+            pytest.skip("torch 2.6 cannot compile a model of this Transformers, without an adapter either")
     if compiled == "layers":
         for layer in base.bert.encoder.layer:
             layer.attention = torch.compile(layer.attention)

@@ -148,6 +148,7 @@ def test_causal_language_model_is_scored_on_the_next_token(make_gpt2, kind):
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
 
 
+@pytest.mark.seq2seq
 def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position():
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
@@ -546,6 +547,7 @@ def test_adalora_that_was_loaded_for_inference(make_bert, labelled, tmp_path, se
         assert (merge.end_to_end.kl is None) == several
 
 
+@pytest.mark.seq2seq
 def test_adalora_of_an_encoder_decoder(tmp_path):
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
     config = T5Config(**sizes, decoder_start_token_id=0)

@@ -1,9 +1,7 @@
 """Mixed batches: each example with the adapter that is named for it."""
 
-import peft
 import pytest
 import torch
-from packaging.version import Version
 from peft import get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
@@ -150,11 +148,7 @@ def test_mixed_batches_generate(beams):
     assert not torch.equal(alone, base)
 
 
-@pytest.mark.skipif(
-    Version(peft.__version__) < Version("0.21.2")
-    and not hasattr(T5ForConditionalGeneration, "_prepare_encoder_decoder_kwargs_for_generation"),
-    reason="PEFT before 0.21.2 cannot make a sequence-to-sequence model with this Transformers, with LoRA either",
-)
+@pytest.mark.seq2seq
 def test_mixed_batches_generate_with_an_encoder():
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "d_model": 16, "d_ff": 16, "d_kv": 4, "num_layers": 1, "num_heads": 4}
