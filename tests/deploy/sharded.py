@@ -1,6 +1,7 @@
 """One of two processes with a model sharded by FSDP2: run by test_sharded.py. Prints what rank 0 finds."""
 
 import copy
+import os
 import sys
 
 import torch
@@ -58,6 +59,8 @@ def main(rank: int, address: str) -> None:
     print("done")
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads, still there while Python ends, now and then abort the process
 
 
 if __name__ == "__main__":
