@@ -20,8 +20,9 @@ from aurora_lora.ops import (
     linear_with_update,
     nonlinear_columns,
     sigma,
+    update,
 )
-from aurora_lora.ops.dispatch import ATEN, FORMULA, choose
+from aurora_lora.ops.dispatch import ATEN, FORMULA, KERNEL, choose
 from aurora_lora.ops.spline import bspline_basis, piecewise_polynomials
 
 ACTIVATIONS = ("tanh", "leaky_relu", "sigmoid", "relu", None)
@@ -103,6 +104,80 @@ def test_gradcheck(anl):
     z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
     weights = [t if t is None else t.detach().requires_grad_() for t in tensors[4:]]
     assert torch.autograd.gradcheck(lambda *t: sigma(*t, anl), (z, *weights), eps=1e-7, atol=1e-5)
+
+
+def second_derivatives(function, tensors, *rest):
+    """Of a gradient penalty, by every tensor: the gradients of the squared gradients."""
+    leaves = [t for t in tensors if t is not None and t.requires_grad]
+    out = function(*tensors, *rest)
+    gradients = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+    penalty = sum(gradient.square().sum() for gradient in gradients)
+    return out.detach(), [*gradients, *torch.autograd.grad(penalty, leaves)]
+
+
+@pytest.mark.parametrize("by_hand", [ATEN, KERNEL], ids=["aten", "operator"])
+@pytest.mark.parametrize("anl", [*PARTS, IDENTITY], ids=str)
+def test_second_derivatives(anl, by_hand, monkeypatch):
+    monkeypatch.setattr(update, "choose", lambda *_: by_hand if not anl.is_identity else ATEN)
+    tensors = make(anl)
+    expected = second_derivatives(formula, tensors, 1.7, anl)
+    assert_same(second_derivatives(add_update, tensors, 1.7, anl), expected, rtol=1e-9, atol=1e-9)
+    z, *weights = tensors[1][..., :3], *tensors[4:]
+    z = z.detach().requires_grad_()
+    if not anl.is_identity:
+        expected = second_derivatives(adaptive_nonlinear, (z, *weights), anl)
+        assert_same(second_derivatives(sigma, (z, *weights), anl), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("anl", [ANL(), ANL("sigmoid", "summed", skip=True), ANL("tanh", None), IDENTITY], ids=str)
+def test_gradgradcheck(anl):
+    tensors = make(anl, r=2, d_in=3, d_out=2, seed=3)
+    assert torch.autograd.gradgradcheck(lambda *t: add_update(*t, 1.3, anl), tensors, atol=1e-5)
+    weight = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+    assert torch.autograd.gradgradcheck(
+        lambda *t: linear_with_update(t[0], weight, None, *t[1:], 1.3, anl), tensors[1:], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_derivatives_of_a_float32_adapter_on_a_low_precision_result(dtype):
+    anl = ANL()
+    result, *rest = make(anl, dtype=torch.float32)
+    tensors = [result.detach().to(dtype).requires_grad_(), *rest]
+    expected = second_derivatives(formula, tensors, 1.7, anl)
+    for one, other in zip(second_derivatives(add_update, tensors, 1.7, anl)[1], expected[1], strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() < 5e-2 * other.norm()
+
+
+def test_second_derivatives_of_one_tensor_in_several_places():
+    """What A is made of, or is itself, is not taken for the part that x has in the update."""
+    anl = ANL()
+    result, x, _, B, H, W = make(anl, d_in=4)
+
+    def shared(path):
+        return lambda result, x, B, H, W: path(result, x, 2 * x[0, :3] + 1, B, H, W, 1.7, anl)
+
+    tensors = (result, x, B, H, W)
+    expected = second_derivatives(shared(formula), tensors)
+    assert_same(second_derivatives(shared(add_update), tensors), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("train_form", ["dynamic", "static"])
+def test_a_gradient_penalty_of_a_model(train_form, monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Unflatten(-1, (1, 5)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2))
+    config = AuroraConfig(target_modules=["0", "2", "4"], init_weights=False, train_form=train_form)
+    model, x = get_peft_model(net, config), torch.randn(3, 6, requires_grad=True)
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients_of_penalty():
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), weights)
+
+    found = gradients_of_penalty()
+    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
+    torch.testing.assert_close(found, gradients_of_penalty(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -298,18 +373,6 @@ def test_infinite_arguments_are_outside_the_support(spline, order):
 
 
 # ---------------------------------------------------------------- when it is used
-
-
-def test_second_derivatives_are_refused(monkeypatch):
-    anl = ANL()
-    tensors = make(anl)
-    out = add_update(*tensors, 1.0, anl).sum()
-    with pytest.raises(RuntimeError, match=r"no second derivatives.*AURORA_LORA_EAGER=1"):
-        torch.autograd.grad(out, tensors[1], create_graph=True)
-    monkeypatch.setenv("AURORA_LORA_EAGER", "1")
-    out = add_update(*tensors, 1.0, anl).sum()
-    (gradient,) = torch.autograd.grad(out, tensors[1], create_graph=True)
-    assert torch.isfinite(torch.autograd.grad(gradient.sum(), tensors[2])[0]).all()
 
 
 def test_torch_func_takes_the_eager_path():

@@ -16,24 +16,22 @@ update are then summed in place, in the output and in dx.
 
 Kept for the backward pass are x, A and B, as in LoRA, and what the implementation of sigma asks for: the operator z
 alone, (r, n); the aten calls u and four values more, at r = 2 about what LoRA keeps for A x at r = 8.
+
+Where a backward pass is to be differentiated itself (`create_graph=True`), autograd finds it from the formula.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .anl import ANL
+from .anl import ANL, adaptive_nonlinear
 from .autocast import without_autocast
-from .dispatch import ENVIRONMENT, ByHand, choose
-
-_DOUBLE_BACKWARD = (
-    "The fast path of AuroRA has no second derivatives (create_graph=True). "
-    f"Set the environment variable {ENVIRONMENT}=1 for the eager path, which has."
-)
+from .dispatch import ByHand, choose
 
 
 def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -> Tensor:
@@ -73,9 +71,6 @@ def add_update(
 
     Returns:
         (..., d_out) in the dtype of `result`.
-
-    Raises:
-        RuntimeError: in the backward pass, when second derivatives are asked for where they are written out by hand.
     """
     chosen = choose(A.shape[0], anl, result, x, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand):
@@ -125,9 +120,14 @@ def linear_with_update(
     return out.view(*x.shape[:-1], B.shape[0])
 
 
-def _refuse_double_backward() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(_DOUBLE_BACKWARD)
+def _differentiable(
+    function: Callable[..., Tensor], grad: Tensor, *tensors: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `function(*tensors)`, for its cotangent `grad`, that can be differentiated once more."""
+    own = [None if t is None else t.view_as(t) for t in tensors]  # one tensor may have been made from another
+    wanted = [t for t in own if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(function(*own), wanted, grad, create_graph=True) if wanted else ())
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in own)
 
 
 class _Sigma(torch.autograd.Function):
@@ -135,17 +135,19 @@ class _Sigma(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL, chosen: ByHand) -> Tensor:
-        u, kept = chosen.forward(z, H, W, anl)
+        u, (_, *kept) = chosen.forward(z, H, W, anl)
         ctx.anl, ctx.chosen = anl, chosen
-        ctx.save_for_backward(H, W, *kept)
+        ctx.save_for_backward(z, H, W, *kept)  # z in place of u, which `_Update` alone asks for
         return u
 
     @staticmethod
     def backward(ctx: Any, du: Tensor) -> Any:
-        _refuse_double_backward()
-        H, W, *kept = ctx.saved_tensors
+        z, H, W, *kept = ctx.saved_tensors
         with without_autocast(du):  # in the precision of its forward pass, wherever it is called
-            _, dz, dH, dW = ctx.chosen.backward(du, H, W, tuple(kept), ctx.anl)
+            if torch.is_grad_enabled():
+                found = _differentiable(lambda z, H, W: adaptive_nonlinear(z.T, H, W, ctx.anl).T, du, z, H, W)
+                return *found, None, None
+            _, dz, dH, dW = ctx.chosen.backward(du, H, W, (z, *kept), ctx.anl)
         return dz, _like(dH, H), _like(dW, W), None, None
 
 
@@ -186,9 +188,8 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        _refuse_double_backward()
         with without_autocast(grad):
-            return _Update._backward(ctx, grad)
+            return (_Update._by_formula if torch.is_grad_enabled() else _Update._backward)(ctx, grad)
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor) -> Any:
@@ -206,6 +207,18 @@ class _Update(torch.autograd.Function):
             dx = dz.T @ A if weight is None else (G @ weight).addmm_(dz.T, A)
             dx = dx.view(x.shape)
         return grad if for_result else None, dx, dA, dB, _like(dH, H), _like(dW, W), None, None, None
+
+    @staticmethod
+    def _by_formula(ctx: Any, grad: Tensor) -> Any:
+        x, A, B, H, W, weight, *_ = ctx.saved_tensors
+
+        def update(x: Tensor, A: Tensor, B: Tensor, H: Tensor | None, W: Tensor | None) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            out: Tensor = adaptive_nonlinear(rows @ A.T, H, W, ctx.anl) * ctx.scaling @ B.T
+            return out if weight is None else out + rows @ weight.T
+
+        found = _differentiable(update, grad.to(x.dtype), x, A, B, H, W)
+        return grad if ctx.needs_input_grad[0] else None, *found, None, None, None
 
 
 def _like(grad: Tensor | None, weight: Tensor | None) -> Tensor | None:
