@@ -63,7 +63,7 @@ def test_what_the_adapters_card_says(run: Run, model: Path) -> None:
     written = ModelCard.load(run.folder / "adapter" / card.CARD)
     assert written.data.library_name == "peft"
     assert written.data.base_model == str(model)
-    assert written.data.tags == ["aurora-lora", f"base_model:adapter:{model}", "transformers"]
+    assert written.data.tags == ["aurora", "aurora-lora", f"base_model:adapter:{model}", "transformers"]
     assert written.data.pipeline_tag == "text-classification"
     for words in ("pip install aurora-lora", "`aurora_lora` before `PeftModel.from_pretrained`", "KeyError: 'AURORA'"):
         assert words in written.text

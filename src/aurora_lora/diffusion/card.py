@@ -9,8 +9,9 @@ from huggingface_hub import ModelCardData
 from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
-from ..training.card import CARD, PAPER, PEFT, TAG, made_by, save_card
+from ..training.card import CARD, PAPER, PEFT, made_by, save_card
 from ..training.results import Result, examples_scored, score_table
+from ..tuner.tags import TAG
 from .recipe import SubjectRecipe
 
 DIFFUSERS = "https://github.com/huggingface/diffusers"

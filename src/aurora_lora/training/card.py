@@ -20,6 +20,7 @@ from ..methods.injection import InjectionMethod
 from ..methods.pissa_milora import SingularMethod
 from ..tasks import Task
 from ..tasks.models import MODELS, PretrainedHere, hub_name
+from ..tuner.tags import TAG
 from . import yaml_text
 from .kinds import kind_of
 from .kinds.base import HeadKind
@@ -27,8 +28,6 @@ from .recipe import Recipe
 from .results import Result, examples_scored, score_table
 
 CARD = "README.md"
-TAG = "aurora-lora"
-"""Of every card that this package writes: by it a card is known again."""
 PEFT = "https://github.com/huggingface/peft"
 PAPER = "Breaking Low-Rank Bottleneck of LoRA with Nonlinear Mapping"
 
@@ -113,7 +112,7 @@ It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[fo
 
 
 def replaceable_card(folder: Path) -> tuple[str, ...]:
-    """The name of the card in a folder, if there is one and this package has written it."""
+    """The name of the card in a folder, if there is one and this package has written it, as its tag says."""
     path = folder / CARD
     try:
         found = metadata_load(path) if path.is_file() else None

@@ -33,6 +33,7 @@ from .peft_names import (
     resolve_quantization_backend,
 )
 from .registration import PREFIX
+from .tags import add_tags, take_tags
 from .tensors import is_tensor_parallel, ordinary_tensors
 from .ties import untie_all
 
@@ -94,6 +95,7 @@ class AuroraModel(BaseTuner):
         leave_out_uncalled(config, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         keep_padding(model, AuroraLayer)
+        add_tags(self.model)
         if adapter_name == REFERENCE and source is not None:
             for _, layer in aurora_layers(self.model):
                 if source in layer.aurora_A:
@@ -254,6 +256,7 @@ class AuroraModel(BaseTuner):
             self._warn_of_rounding(layers)
             may_drop_padding(model)
             untie_all(model)
+            take_tags(model)
             return model
         except BaseException:
             for _, layer in aurora_layers(self.model):
