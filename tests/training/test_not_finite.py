@@ -95,7 +95,7 @@ def test_no_command_calls_another_form_calibrated(damaged: Callable[..., Path]) 
         ("merge", "RUN", "-o", OUT),
         ("export", "RUN", "-o", OUT),
     ):
-        refused(aurora(run, *command), "the calibrated matrix is outdated")
+        refused(aurora(run, *command), "does not belong to its present weights")
     done = aurora(run, "evaluate", "RUN", "--form", "dynamic", "--json")  # these need no calibration
     assert done.exit_code == 0, done.output
     assert list(json.loads(done.stdout)["by_form"]) == ["dynamic"]

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import warnings
+from contextlib import nullcontext
 from functools import cache
 
 import psutil
@@ -418,6 +419,27 @@ def test_meta_device():
     except RuntimeError as error:  # Transformers 5.0 asks torch 2.6 for the autocast of meta tensors
         pytest.skip(f"the model without an adapter does not run on the meta device either: {error}")
     assert model(input_ids=IDS.to("meta")).logits.shape == (3, 4, 20)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_a_calibrated_adapter_over_a_model_on_meta(tmp_path, low_cpu_mem_usage):
+    """There, nothing tells whether the matrix belongs to the weights: nothing is said of it."""
+    model = adapt()
+    calibrate(model, [IDS])
+    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        empty = llama()
+    with warnings.catch_warnings(), nullcontext() if low_cpu_mem_usage else torch.device("meta"):
+        warnings.simplefilter("ignore")  # of torch, which copies into no tensor on meta
+        warnings.filterwarnings("error", message=".*aurora_lora.calibrate")
+        loaded = PeftModel.from_pretrained(empty, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
+        layers = [layer for _, layer in aurora_layers(loaded)]
+        assert all(layer.aurora_A["default"].is_meta for layer in layers)
+        for layer in layers:
+            layer.form("default")
+    state = {name: value for name, value in model.state_dict().items() if "aurora_" in name}
+    loaded.load_state_dict(state, strict=False, assign=True)
+    assert [layer.form("default") for layer in layers] == ["calibrated"] * len(layers)
 
 
 def test_the_config_is_pickled():

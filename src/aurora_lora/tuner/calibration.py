@@ -15,7 +15,7 @@ from ..errors import FormError, NotCalibratedError, StaleCalibrationError
 from ..forms import STATIC
 from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters, is_offloaded
-from .tensors import changes, gathered, ordinary_tensors
+from .tensors import State, gathered, ordinary_tensors, state_of
 
 BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
 """The names by which a layer holds the two tensors of its calibrations, and files have them."""
@@ -25,9 +25,6 @@ WAYS_OUT = (
     "aurora_lora.set_form(model, 'static')"
 )
 
-# Which tensor a weight is, dead or alive (an id comes again once its tensor is gone), and its changes in place.
-_State = tuple[WeakIdRef, int]
-
 # An adapter may be saved, loaded or cast in any of these: each has its own hash, so that a cast's rounding is not taken
 # for training.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,9 +32,13 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def stale(adapter_name: str) -> str:
     """What is said where an outdated matrix would have been used."""
+    return f"{_outdated(adapter_name)}: eval() computes the dynamic form until aurora_lora.calibrate runs again."
+
+
+def _outdated(adapter_name: str) -> str:
     return (
-        f"Adapter {adapter_name!r} was trained after it was calibrated: eval() computes the dynamic form until "
-        "aurora_lora.calibrate runs again."
+        f"The calibrated matrix of adapter {adapter_name!r} does not belong to its present weights "
+        "(trained, averaged, rounded or replaced since)"
     )
 
 
@@ -74,7 +75,7 @@ class Calibration:
         self.is_awaited = False
         """Whether the config spoke of a matrix that is still to be loaded."""
         self._lacking: list[str] = []
-        self._seen: list[_State] = []
+        self._seen: list[State] = []
         self._has_warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,16 +90,21 @@ class Calibration:
         """Whether a matrix was ever stored, fresh or stale."""
         return self.has_room and bool(self._fingerprints[self.adapter_name].any())
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether nothing tells if the matrix belongs to the weights, as one of them is on meta."""
+        fingerprints = [self._fingerprints[self.adapter_name]] if self.has_room else []
+        return any(tensor.is_meta for tensor in (*fingerprints, *self._sigma_weights()))
+
     def check(self) -> bool:
         """Whether there is a matrix that belongs to the adapter's present weights; `is_fresh` remembers the answer."""
         self.is_fresh = self.has_room and _matches(self._fingerprints[self.adapter_name], self._sigma_weights())
         self._seen = self._states()
         return self.is_fresh
 
-    def _states(self) -> list[_State]:
+    def _states(self) -> list[State]:
         """Which tensor each weight is, and how often it was changed in place; B last."""
-        weights = [*self._sigma_weights(), self._B[self.adapter_name]]
-        return [(WeakIdRef(weight), changes(weight)) for weight in weights]
+        return [state_of(weight) for weight in (*self._sigma_weights(), self._B[self.adapter_name])]
 
     def notice_changes(self) -> None:
         """In eval mode: weights that are not what they were at the last check, as when an average is copied in.
@@ -114,7 +120,7 @@ class Calibration:
             self._warn_of_training(B, seen[-1])
         elif not seen or _names(sigma) == _names(seen[:-1]) or self._are_replaced():
             was_fresh = self.is_fresh
-            if not self.check() and was_fresh:
+            if not self.is_undecided and not self.check() and was_fresh:
                 warnings.warn(stale(self.adapter_name), stacklevel=5)
 
     def _are_replaced(self) -> bool:
@@ -127,7 +133,7 @@ class Calibration:
             return False
         return all(type(w) in (Tensor, nn.Parameter) and not w._is_view() for w in self._sigma_weights())
 
-    def _warn_of_training(self, now: _State, seen: _State) -> None:
+    def _warn_of_training(self, now: State, seen: State) -> None:
         is_trained = now[0] == seen[0] and self._B[self.adapter_name].requires_grad and torch.is_grad_enabled()
         if self.is_fresh and is_trained and not self._has_warned:
             self._has_warned = True
@@ -150,9 +156,7 @@ class Calibration:
         if not self.exists:
             raise NotCalibratedError(f"{name} is not calibrated: {WAYS_OUT}.")
         if not self.check():
-            raise StaleCalibrationError(
-                f"{name} was trained after it was calibrated, the calibrated matrix is outdated: {WAYS_OUT}."
-            )
+            raise StaleCalibrationError(f"{_outdated(self.adapter_name)}: {WAYS_OUT}.")
         matrix: Tensor = self._matrices[self.adapter_name]
         return matrix
 
@@ -230,7 +234,7 @@ class Calibration:
         self._lacking = []
 
 
-def _names(states: Sequence[_State]) -> list[WeakIdRef]:
+def _names(states: Sequence[State]) -> list[WeakIdRef]:
     """Which tensors they are, changed or not."""
     return [which for which, _ in states]
 

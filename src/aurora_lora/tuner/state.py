@@ -175,7 +175,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         """As `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""
         super().train(mode)
         for adapter_name, calibration in self.calibration.items() if not mode else ():
-            if calibration.exists and not calibration.check():
+            if not calibration.is_undecided and calibration.exists and not calibration.check():
                 warnings.warn(stale(adapter_name), stacklevel=2)
         return self
 

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdRef
+
+State = tuple[WeakIdRef, int]
+"""Which tensor it is, dead or alive (an id comes again once its tensor is gone), and its changes in place."""
 
 
 @contextmanager
@@ -37,3 +41,8 @@ def is_tensor_parallel(module: nn.Module) -> bool:
 def changes(x: Tensor) -> int:
     """How often a tensor was changed in place; -1 for one that was made in inference mode, which keeps no count."""
     return -1 if x.is_inference() else x._version
+
+
+def state_of(x: Tensor) -> State:
+    """See `State`."""
+    return WeakIdRef(x), changes(x)
