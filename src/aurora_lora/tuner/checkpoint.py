@@ -119,5 +119,6 @@ def _check(adapter_name: str, present: Set[str], expected: Set[str]) -> None:
         if keys:
             raise CheckpointError(
                 f"The checkpoint does not fit adapter {adapter_name!r}: it {problem} {abridged(keys, 3)}. "
-                "Was it saved with other settings (target_modules, fixed_activation, spline)?"
+                "Was it saved with other settings (target_modules, fixed_activation, spline)? A part of an adapter: "
+                "model.load_state_dict(state, strict=False), by the keys of model.state_dict()."
             )
