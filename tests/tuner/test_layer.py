@@ -1,6 +1,7 @@
 """What a layer computes, in each form, and its merge."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -384,6 +385,48 @@ def test_a_merged_model_cannot_change_its_form():
     model.merge_adapter()
     with pytest.raises(FormError, match="unmerge_adapter"):
         set_form(model, "dynamic")
+
+
+@pytest.mark.parametrize("change", ["add_", "load_state_dict", "cast and add_"])
+def test_a_base_weight_that_was_changed_while_merged(change):
+    """The weight of before the merge comes back, and a warning says that the change is undone."""
+    model, layer = adapt(train_form="static")
+    before = layer.base_layer.weight.detach().clone()
+    model.merge_adapter()
+    if change == "cast and add_":
+        model.to(torch.float64)
+    if change.endswith("add_"):
+        with torch.no_grad():
+            layer.base_layer.weight.add_(1)
+    else:
+        layer.base_layer.load_state_dict({name: value + 1 for name, value in layer.base_layer.state_dict().items()})
+    with pytest.warns(UserWarning, match="The base weight was changed while merged: that change is undone") as said:
+        model.unmerge_adapter()
+    assert len(said) == 1
+    assert torch.equal(layer.base_layer.weight.to(before.dtype), before)
+
+
+@pytest.mark.parametrize("while_merged", ["nothing", "cast", "copied", "pickled", "second", "loaded the same"])
+def test_a_base_weight_that_was_not_changed_while_merged(while_merged):
+    model, _ = adapt(train_form="static")
+    model.add_adapter("other", AuroraConfig(target_modules=["lin"], init_weights=False, train_form="static"))
+    model.merge_adapter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The base weight was changed")
+        if while_merged == "cast":
+            model.to(torch.float64).to(torch.float32)
+        elif while_merged == "copied":
+            model = copy.deepcopy(model)
+        elif while_merged == "pickled":
+            model = pickle.loads(pickle.dumps(model))
+        elif while_merged == "second":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT says that an adapter is merged already
+                model.merge_adapter(["other"])
+        elif while_merged == "loaded the same":
+            model.load_state_dict(model.state_dict())
+        model(X)
+        model.unmerge_adapter()
 
 
 def test_set_form_looks_at_the_weights():

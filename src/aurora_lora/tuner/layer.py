@@ -279,6 +279,8 @@ class AuroraLayer(AdapterState):
             base.weight = parameter_like(base.weight, merged)
         else:
             self.set_base_weight(merged)
+        if self._original_weight is not None:
+            self._original_weight.note_merged()
         if original is not None:
             self.merge_rounding = rounding(self._sum(original, together), original, self.get_base_weight())
         self.merged_adapters.extend(names)
@@ -298,11 +300,18 @@ class AuroraLayer(AdapterState):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         with ordinary_tensors(), in_memory(self):
+            if self._original_weight.is_written_to:
+                self._warn_of_change()
             self._original_weight.restore(self)
         self._original_weight = None
         self.merge_rounding = None
         self._merged_factors.clear()
         self.merged_adapters.clear()
+
+    def _warn_of_change(self) -> None:
+        weight = self.get_base_weight()
+        if not torch.equal(weight, self.merged_weight(self.merged_adapters).to(weight.dtype)):
+            warnings.warn("The base weight was changed while merged: that change is undone.", stacklevel=4)
 
     def __repr__(self) -> str:
         return "aurora." + super().__repr__()

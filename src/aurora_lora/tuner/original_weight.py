@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .peft_names import QuantizationBackend
+from .tensors import State, state_of
 
 
 def is_recomputed(layer: nn.Module) -> bool:
@@ -40,6 +41,7 @@ class OriginalWeight:
         self.base_layer = base_layer
         self.backend = backend
         weight: Any = getattr(base_layer, "weight", None)  # HQQ has none
+        self._merged: State | None = None
         self._stored: Any
         self.parameter = weight if shared and backend is None else None
         if backend is None:
@@ -56,6 +58,27 @@ class OriginalWeight:
             self._stored = SimpleNamespace(weight=_to_cpu(copy.deepcopy(weight)))
         else:
             self._stored = SimpleNamespace(weight=_to_cpu(weight))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, or in a file: its merged weight is another tensor."""
+        return {**self.__dict__, "_merged": None}
+
+    def note_merged(self) -> None:
+        """Remember the merged weight, which the base layer has now, so that `is_written_to` tells."""
+        base: Any = self.base_layer
+        self._merged = None if self.backend else state_of(base.weight)
+
+    @property
+    def is_written_to(self) -> bool:
+        """Whether the merged weight has been written to since, as an optimizer and `load_state_dict` do.
+
+        Not noticed: writing through `.data`, and another tensor in its place, as where a model is moved.
+        """
+        base: Any = self.base_layer
+        if self._merged is None:
+            return False
+        which, changes = state_of(base.weight)
+        return which == self._merged[0] and changes != self._merged[1]
 
     def weight(self) -> Tensor:
         """The weight, dequantised, where it was kept."""
