@@ -25,7 +25,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from aurora_lora import AuroraConfig, CalibrationError, probe, ranked_config
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, probe, ranked_config
 from aurora_lora.deploy import passes
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import Weight, frozen_weights, watched_gradients
@@ -527,6 +527,18 @@ def test_what_it_refuses(make_bert, labelled, batches):
         probe(model, labelled, lambda model, batch: 1.0)
     with pytest.raises(CalibrationError, match=r"and gave a tensor of shape \(8, 2\)"):
         probe(model, labelled, lambda model, batch: model(**batch).logits)
+
+
+def test_a_merged_adapter(make_bert, labelled, batches, config):
+    """Refused in so many words where its trained form is wanted, which no merged weight computes."""
+    model = get_peft_model(make_bert(), config())
+    calibrate(model, batches)
+    model.merge_adapter()
+    with pytest.raises(CalibrationError, match=r"query is merged: call unmerge_adapter\(\) before probe\."):
+        probe(model, labelled)
+    model = get_peft_model(make_bert(), config(train_form="static"))
+    model.merge_adapter()
+    assert probe(model, labelled, rank=2).layers
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

@@ -32,10 +32,15 @@ def layers_with_adapters(model: nn.Module, action: str, error: type[Exception]) 
             yield path, module, names
 
 
-def check_in_use(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:
-    """Raise an error unless the layer's adapters take part in its forward pass."""
+def check_not_merged(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:
+    """Raise an error if adapters are merged into the layer's weight."""
     if layer.merged:
         raise error(f"{path} is merged: call unmerge_adapter() before {action}.")
+
+
+def check_in_use(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:
+    """Raise an error unless the layer's adapters take part in its forward pass."""
+    check_not_merged(path, layer, action, error)
     if layer.disable_adapters:
         raise error(f"The adapters of {path} are switched off: enable them before {action}.")
 

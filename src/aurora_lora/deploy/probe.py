@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..forms import DYNAMIC
+from ..tuner import active_layers
 from ..tuner.fields import MODULE_FIELDS, is_int, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
@@ -19,6 +21,7 @@ from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
 from .memory_bound import MemoryBound, memory_bound
+from .merged_weight import check_not_merged
 from .passes import Passes, seed_torch
 from .processes import least_of_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
@@ -97,7 +100,7 @@ def probe(
 
     Raises:
         CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, a gradient
-            that is not finite, or a `max_memory` that not even one layer fits in.
+            that is not finite, an adapter that is merged, or a `max_memory` that not even one layer fits in.
         TypeError: batches of no such kind.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
@@ -114,6 +117,7 @@ def probe(
     start = time.perf_counter()
     data = Passes(as_batches(batches))
     data.hold()
+    _check_not_merged(model)
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
     reentrant = is_reentrant(model)
     with at_rest(model), Runner(model, "probe") as runner:
@@ -134,6 +138,13 @@ def probe(
     experts = _taken_for_experts([one.layer for one in layers], plain_model(model))
     seconds = time.perf_counter() - start
     return Probe(layers, without, work.batches, data.passes, work.groups, seconds, modules, experts)
+
+
+def _check_not_merged(model: nn.Module) -> None:
+    """Merged, a model cannot be probed in the form that it is trained in, unless that is the static one."""
+    for path, layer, name in active_layers(model):
+        if layer.aurora_config[name].train_form == DYNAMIC:
+            check_not_merged(path, layer, "probe")
 
 
 def _chosen(
