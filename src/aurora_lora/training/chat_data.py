@@ -114,6 +114,7 @@ def encode_chats(
         collate,
         unchanged=unpacked if section.packing else None,
         record=record,
+        lengths={name: _lengths(split).tolist() for name, split in made.items()},
         asked=_asked(splits),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, overload
 
 import torch
@@ -139,6 +139,7 @@ class Data:
             `texts`, of each split how many are longer, and of how many that were looked at; and `labels`, of numbers:
             their `mean` and `deviation` in the training split, and how they are `trained`.
         scale: what numbers are learned in, where that is not their own units.
+        lengths: of each split, tokens of its texts, cut and in no order, or of an even sample of many; none of images.
     """
 
     task: Task
@@ -151,6 +152,7 @@ class Data:
     rows: dict[str, dict[str, Any]] | None = None
     record: dict[str, Any] | None = None
     scale: LabelScale | None = None
+    lengths: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def fixed(self, split: str) -> Examples:
         """A split for everything but training: its examples are the same at every call."""

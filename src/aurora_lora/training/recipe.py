@@ -160,6 +160,7 @@ class RunRecipe(Section):
         name: str
         task: Any
         method: BoundMethod
+        training: Any
         seed: int
 
         @property

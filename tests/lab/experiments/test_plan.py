@@ -230,7 +230,7 @@ def test_each_run_of_each_suite_has_a_length(tmp_path: Path) -> None:
             for job in prepare(suite, scale, tmp_path).jobs.values():
                 if isinstance(job.recipe, Recipe):
                     for split in ("train", "validation", *(job.recipe.task.test_sets or ())):
-                        assert flops.examples(job.recipe, split), (suite, scale, split)
+                        assert text_lengths.examples(job.recipe, split), (suite, scale, split)
 
 
 # ---------------------------------------------------------------- in a terminal

@@ -27,11 +27,10 @@ from .engines import DAY
 from .flops import Hours
 from .machines import GPUS, PROCESS_GB, Machine, here, named
 from .reproduce import Reproduction
+from .text_lengths import Sizes
 
 LOGIT = 12
 """Bytes of the loss for each logit."""
-ANSWER = 8
-"""Tokens of an answer, where it alone has a loss."""
 RECOMPUTED = 1.5
 """Of what a layer keeps: that, and the gradients of some of it, while checkpointing goes back through it."""
 
@@ -59,8 +58,13 @@ class Estimate:
         return None if self.parts is None else self.parts.total
 
 
-def estimate(recipe: RunRecipe, machine: Machine) -> Estimate:
+def estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> Estimate:
     """What a recipe needs on a machine.
+
+    Args:
+        recipe: of the run.
+        machine: that it is planned for.
+        sizes: of its data, where these are loaded.
 
     Raises:
         UserError: its model is not known, or its method does not fit the model.
@@ -71,46 +75,47 @@ def estimate(recipe: RunRecipe, machine: Machine) -> Estimate:
     else:
         assert isinstance(recipe, Recipe)
         reference = recipe.reference_recipe()
-        params, memory = trained_parameters(recipe), training_memory(recipe)
-        memory = memory if reference is None else max(memory, training_memory(reference))
-    return Estimate(params, memory / 1e9 + more, _parts(recipe, machine))
+        params, memory = trained_parameters(recipe, sizes), training_memory(recipe, sizes)
+        memory = memory if reference is None else max(memory, training_memory(reference, sizes))
+    return Estimate(params, memory / 1e9 + more, _parts(recipe, machine, sizes))
 
 
-def _parts(recipe: RunRecipe, machine: Machine) -> Hours | None:
+def _parts(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> Hours | None:
     if isinstance(recipe, SubjectRecipe):
         return estimate_diffusion.hours(recipe, machine)
     assert isinstance(recipe, Recipe)
-    parts, reference = flops.hours(recipe, machine), recipe.reference_recipe()
+    parts, reference = flops.hours(recipe, machine, sizes), recipe.reference_recipe()
     if reference is None or parts is None:
         return parts
-    other = flops.hours(reference, machine)
+    other = flops.hours(reference, machine, sizes)
     return None if other is None else parts + other
 
 
-def trained_parameters(recipe: Recipe) -> ParameterCounts:
+def trained_parameters(recipe: Recipe, sizes: Sizes | None = None) -> ParameterCounts:
     """The parameters that the recipe trains, counted on the meta device: no weights are loaded.
 
     Raises:
         UserError: the model is not known, or the method does not fit it.
     """
-    return shapes.weights(recipe).params
+    return shapes.weights(recipe, sizes).params
 
 
-def training_memory(recipe: Recipe) -> float:
+def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     """Bytes of GPU memory at the peak of a training step.
 
     Raises:
         UserError: as `trained_parameters`.
     """
     training, config = recipe.training, architecture(recipe.model).get_text_config()
-    own, kept = shapes.weights(recipe), shapes.step_shapes(recipe)
-    longest = image_tokens(config) or text_lengths.longest(recipe, flops.positions(config))
+    own, kept = shapes.weights(recipe, sizes), shapes.step_shapes(recipe, sizes)
+    longest = image_tokens(config) or text_lengths.longest(recipe, flops.positions(config), sizes)
     tokens = recipe.training.batch_size * longest
     layers, inner = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
     outside, layer = (constant + slope * tokens for constant, slope in (kept.outside, kept.layer))
     head = 0
     if recipe.task.kind.task_type == "CAUSAL_LM":
-        learned = tokens if recipe.task.loss_on == "all" else min(tokens, recipe.training.batch_size * ANSWER)
+        few = None if recipe.task.loss_on == "all" else recipe.task.kind.learned_tokens
+        learned = tokens if few is None else min(tokens, recipe.training.batch_size * few)
         head = LOGIT * learned * config.vocab_size
     trained = own.params.adapter + own.params.head
     gradients = 4 * trained
@@ -135,27 +140,30 @@ def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]
     machine = machine_for(todo, gpu)
     rows = []
     for (name, seed), job in todo.jobs.items():
-        needs = estimate(job.recipe, machine)
-        parts = {} if needs.parts is None else {key: _rounded(value) for key, value in asdict(needs.parts).items()}
-        rows.append(
-            {
-                "recipe": name,
-                "seed": seed,
-                "model": job.recipe.model,
-                "data": job.recipe.task.name,
-                "method": job.recipe.method.name,
-                "params": asdict(needs.params),
-                "memory_gb": _rounded(needs.memory_gb),
-                "fits": needs.memory_gb <= machine.memory_gb,
-                "hours": None if needs.hours is None else _rounded(needs.hours),
-                "hours_of": parts,
-                "machine": machine.name,
-                "machine_memory_gb": _rounded(machine.memory_gb),
-                "status": job.status(),
-                "folder": str(job.folder),
-            }
-        )
+        about = {
+            "recipe": name,
+            "seed": seed,
+            "model": job.recipe.model,
+            "data": job.recipe.task.name,
+            "method": job.recipe.method.name,
+        }
+        needs = record_of(estimate(job.recipe, machine), machine)
+        rows.append({**about, **needs, "status": job.status(), "folder": str(job.folder)})
     return rows
+
+
+def record_of(needs: Estimate, machine: Machine) -> dict[str, Any]:
+    """An estimate for a machine, in plain values."""
+    parts = {} if needs.parts is None else asdict(needs.parts)
+    return {
+        "params": asdict(needs.params),
+        "memory_gb": _rounded(needs.memory_gb),
+        "fits": needs.memory_gb <= machine.memory_gb,
+        "hours": None if needs.hours is None else _rounded(needs.hours),
+        "hours_of": {key: _rounded(value) for key, value in parts.items()},
+        "machine": machine.name,
+        "machine_memory_gb": _rounded(machine.memory_gb),
+    }
 
 
 def machine_for(todo: Reproduction, gpu: str | None) -> Machine:

@@ -19,6 +19,7 @@ from ...training.recipe import Recipe
 from . import shapes, text_lengths
 from .architectures import architecture, image_tokens
 from .machines import Machine
+from .text_lengths import Sizes
 
 TRAINED_LAYER_S, FORWARD_LAYER_S = 2e-3, 0.7e-3
 """Seconds that a layer takes at least on a GPU, in a training step and in a forward pass: some 200 launches of 10
@@ -57,31 +58,41 @@ def positions(config: Any) -> int | None:
     return most
 
 
-def hours(recipe: Recipe, machine: Machine) -> Hours | None:
+def steps_of_an_epoch(recipe: Recipe, examples: int) -> int:
+    """Steps over so many training examples; the last may have fewer than the others."""
+    return math.ceil(examples / (recipe.training.batch_size * recipe.training.gradient_accumulation_steps))
+
+
+def hours(recipe: Recipe, machine: Machine, sizes: Sizes | None = None) -> Hours | None:
     """How long a run takes; None where it is not known how much data there is.
+
+    Args:
+        recipe: of the run.
+        machine: that it is planned for.
+        sizes: of its data, where these are loaded.
 
     Raises:
         UserError: the model is not known, or the method does not fit it.
     """
-    counts = {name: examples(recipe, name) for name in ("train", "validation", *(recipe.task.test_sets or ()))}
+    splits = ("train", "validation", *(recipe.task.test_sets or ()))
+    counts = {name: text_lengths.examples(recipe, name, sizes) for name in splits}
     if None in counts.values():
         return None
     known = {name: count or 0 for name, count in counts.items()}
-    clock = _Clock(recipe, machine)
+    clock = _Clock(recipe, machine, sizes)
     method = recipe.method
     forms, wanted = method.forms, recipe.training
     rounds = wanted.epochs
     if isinstance(wanted.eval_every, int):
-        of_a_step = wanted.batch_size * wanted.gradient_accumulation_steps
-        steps = math.ceil(known["train"] / of_a_step) * wanted.epochs
+        steps = steps_of_an_epoch(recipe, known["train"]) * wanted.epochs
         rounds = math.ceil(steps / wanted.eval_every)  # the last step is always evaluated
-    evaluation = (rounds + len(forms)) * clock.scoring(known["validation"])
+    evaluation = (rounds + len(forms)) * clock.scoring("validation", known["validation"])
     writing = 0.0
     for name in recipe.task.test_sets or ():
         if name != "validation":
-            evaluation += len(forms) * clock.scoring(known[name])
+            evaluation += len(forms) * clock.scoring(name, known[name])
         if recipe.task.scorer == "generated":
-            writing += len(forms) * clock.writing(known[name])
+            writing += len(forms) * clock.writing(name, known[name])
     calibrations = (rounds if method.deployed_form == CALIBRATED else 0) + (CALIBRATED in forms)
     calibration = calibrations * clock.calibration()
     return Hours(
@@ -93,15 +104,6 @@ def hours(recipe: Recipe, machine: Machine) -> Hours | None:
     )
 
 
-def examples(recipe: Recipe, split: str) -> int | None:
-    """How many examples a split has; None where only the data itself can tell."""
-    task, section = recipe.task.definition, recipe.task
-    wanted = {"train": section.train_size, "validation": section.validation_size}.get(split, section.test_size)
-    if wanted is not None:
-        return wanted
-    return task.train_examples if split == "train" else task.held_out.get(split)
-
-
 def loading(size: float) -> float:
     """Hours until a model of so many bytes is there and trains."""
     return (START_S + size / READ) / 3600
@@ -110,18 +112,18 @@ def loading(size: float) -> float:
 class _Clock:
     """Seconds of the parts of a run."""
 
-    def __init__(self, recipe: Recipe, machine: Machine) -> None:
-        self.recipe, self.machine = recipe, machine
-        self.weights = shapes.weights(recipe)
+    def __init__(self, recipe: Recipe, machine: Machine, sizes: Sizes | None) -> None:
+        self.recipe, self.machine, self.sizes = recipe, machine, sizes
+        self.weights = shapes.weights(recipe, sizes)
         self.speed = machine.speed(recipe.training.precision, recipe.training.threads)
         config = architecture(recipe.model)
         text = config.get_text_config()
         self.layers, self.positions = int(text.num_hidden_layers), positions(text)
         self.image = image_tokens(config)
 
-    def length(self, batch: int) -> float:
+    def length(self, batch: int, split: str = "train") -> float:
         """Tokens of an example in a batch of so many."""
-        return self.image or text_lengths.padded(self.recipe, batch, self.positions)
+        return self.image or text_lengths.padded(self.recipe, batch, self.positions, self.sizes, split)
 
     def training(self, count: int) -> float:
         """One epoch."""
@@ -133,9 +135,9 @@ class _Clock:
         operations = passes * self.weights.multiplied * self.length(batch) * count
         return max(operations / self.speed, self._launching(TRAINED_LAYER_S, count, batch)) + self._reading(count)
 
-    def scoring(self, count: int) -> float:
+    def scoring(self, split: str, count: int) -> float:
         """A split in one form: sorted by length, with hardly any padding."""
-        tokens = self.length(1) + self.recipe.task.kind.scored_tokens
+        tokens = self.length(1, split) + self.recipe.task.kind.scored_tokens
         return self._forward(count, tokens, self.recipe.training.eval_batch_size)
 
     def calibration(self) -> float:
@@ -143,11 +145,11 @@ class _Clock:
         wanted = self.recipe.calibration
         return CALIBRATION * self._forward(wanted.examples, self.length(wanted.batch_size), wanted.batch_size)
 
-    def writing(self, count: int) -> float:
+    def writing(self, split: str, count: int) -> float:
         """The model's own answers to so many questions: each token waits for the one before it."""
         batch = self.recipe.training.eval_batch_size
         read = WIDTH[self.recipe.training.precision] * self.weights.multiplied / (1e9 * self.machine.bandwidth)
-        tokens = self.length(1) + NEW_TOKENS
+        tokens = self.length(1, split) + NEW_TOKENS
         compute = BEAMS * self._forward(count, tokens, batch)
         one_by_one = NEW_TOKENS * max(read * count / batch, self._launching(FORWARD_LAYER_S, count, batch))
         return max(compute, one_by_one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import psutil
 import torch
@@ -29,6 +30,7 @@ class Machine:
         half: the same in 16 bits.
         bandwidth: GB/s of the memory.
         cores: of a CPU; None for a GPU.
+        half_precision: of a recipe's, in 16 bits, that it computes in best.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Machine:
     half: float
     bandwidth: float
     cores: int | None = None
+    half_precision: Literal["bf16", "fp16"] = "bf16"
 
     @property
     def is_gpu(self) -> bool:
@@ -60,8 +63,8 @@ class Machine:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Machine("T4", 16, 8.1, 65, 320),
-        Machine("V100", 32, 15.7, 125, 900),
+        Machine("T4", 16, 8.1, 65, 320, half_precision="fp16"),
+        Machine("V100", 32, 15.7, 125, 900, half_precision="fp16"),
         Machine("RTX 3090", 24, 35.6, 71, 936),
         Machine("RTX 4090", 24, 82.6, 165.2, 1008),
         Machine("A10", 24, 31.2, 125, 600),

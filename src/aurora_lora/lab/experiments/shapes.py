@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +16,9 @@ from ...deploy.gradients import frozen_weights
 from ...deploy.ranks import budget_in
 from ...errors import UserError, one_line
 from ...methods import ParameterCounts, count_parameters, get_method
+from ...methods.linear import is_linear
 from ...methods.options import TARGETS
+from ...methods.parameters import head_modules, is_in
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
 from ...tasks.loading import NO_CODE, reason
@@ -25,7 +28,10 @@ from ...training.recipe import Recipe
 from ...tuner.naming import ALL_LINEAR
 from .architectures import architecture, image_tokens
 from .saved_tensors import SavedTensors, fused_attention, to_fake
+from .text_lengths import Sizes
 
+QUANTISED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
+"""Bytes of a quantised weight: 4 bits have a scale in float32 for each 64 of them."""
 TEXT = 64
 """Tokens of the texts that are counted with; what is kept grows in proportion."""
 FEW = 4
@@ -38,7 +44,7 @@ class Weights:
 
     Args:
         params: how many are trained, outside and inside the head, and all.
-        bytes: of all of them.
+        bytes: of all of them; where some are quantised, with the widest of these as it is computed with.
         multiplied: how many an example goes through; the look-up of an embedding is no work.
     """
 
@@ -62,54 +68,93 @@ class StepShapes:
     entering: float
 
 
-def weights(recipe: Recipe) -> Weights:
+def weights(recipe: Recipe, sizes: Sizes | None = None) -> Weights:
     """The parameters of a recipe's model; with a budget, at most: as if it was used up, and each layer had a share.
+
+    Args:
+        recipe: of the run.
+        sizes: of its data, where these are loaded.
 
     Raises:
         UserError: the model is not known, or the method does not fit it.
     """
-    return _weights(*_key(recipe))
+    return _weights(_key(recipe, sizes), recipe.base.quantization)
 
 
-def step_shapes(recipe: Recipe) -> StepShapes:
+def step_shapes(recipe: Recipe, sizes: Sizes | None = None) -> StepShapes:
     """What a step of a recipe's training keeps.
+
+    Args:
+        recipe, sizes: as for `weights`.
 
     Raises:
         UserError: as `weights`.
     """
-    return _step_shapes(*_key(recipe), recipe.training.precision)
+    return _step_shapes(_key(recipe, sizes), recipe.training.precision)
 
 
-Key = tuple[str, str, str, str, int, torch.dtype]
+def pretrained(recipe: Recipe) -> Any:
+    """A recipe's model before its method is applied, without weights.
+
+    Raises:
+        UserError: the model is not known.
+    """
+    return _pretrained(_key(recipe, None))
 
 
-def _key(recipe: Recipe) -> Key:
+@dataclass(frozen=True)
+class _Key:
+    """What decides on the shapes of a model."""
+
+    model: str
+    method: str
+    options: str
+    kind: str
+    labels: int
+    dtype: torch.dtype
+
+
+def _key(recipe: Recipe, sizes: Sizes | None) -> _Key:
     options = json.dumps(recipe.method.options, sort_keys=True)
     task = recipe.task.definition
-    return recipe.model, recipe.method.name, options, task.kind, task.num_labels, frozen_dtype(recipe)
+    labels = task.num_labels if sizes is None else sizes.labels
+    return _Key(recipe.model, recipe.method.name, options, task.kind, labels, frozen_dtype(recipe))
 
 
-def _build(key: Key, layers: int | None = None) -> nn.Module:
+def _pretrained(key: _Key, layers: int | None = None) -> Any:
     import transformers
 
-    model, method, options, kind_name, labels, dtype = key
-    kind = KINDS[kind_name]
-    config = architecture(model)
-    config.num_labels = labels
-    share = 1.0 if layers is None else layers / config.get_text_config().num_hidden_layers
+    config = architecture(key.model)
+    config.num_labels = key.labels
     if layers is not None:
         config.get_text_config().num_hidden_layers = layers
     with torch.device("meta"):
         try:
-            base = getattr(transformers, kind.auto).from_config(config, dtype=dtype, **NO_CODE)
+            return getattr(transformers, KINDS[key.kind].auto).from_config(config, dtype=key.dtype, **NO_CODE)
         except ValueError as error:
-            raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
+            raise UserError(f"model: '{key.model}' cannot be loaded: {reason(error)}") from error
+
+
+def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:
+    """A model, or so large a share of it, with the method applied to it."""
+    options = json.loads(key.options)
+    with torch.device("meta"):
         try:
-            check_modules(base, json.loads(options))
-            given = _at_its_budget(base, json.loads(options), share)
-            return get_method(method).bind(given).apply(base, kind.task_type)
+            check_modules(base, options)
+            method = get_method(key.method).bind(_at_its_budget(base, options, share))
+            return method.apply(base, KINDS[key.kind].task_type)
         except ValueError as error:
             raise UserError(f"method: {one_line(error)}") from error
+
+
+def _quantised(base: Any) -> list[nn.Parameter]:
+    """The weights that are quantised where a model is: of its linear layers, but for the head and the output layer."""
+    heads, output = head_modules(base), base.get_output_embeddings()
+    return [
+        module.weight
+        for path, module in base.named_modules()
+        if is_linear(module) and module is not output and not is_in(path, heads)
+    ]
 
 
 def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> dict[str, Any]:
@@ -141,28 +186,34 @@ def _counts(model: nn.Module, budget: int | None) -> ParameterCounts:
 
 
 @lru_cache(maxsize=256)
-def _weights(*key: Any) -> Weights:
-    model = _build(key)
+def _weights(key: _Key, quantization: str | None) -> Weights:
+    base = _pretrained(key)
+    narrow = {} if quantization is None else {id(weight): weight for weight in _quantised(base)}
+    model = _adapted(key, base)
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     used = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}  # a tied head is both
     parameters = list(model.parameters())
+    size = sum(parameter.nbytes for parameter in parameters if id(parameter) not in narrow)
+    if quantization is not None:
+        size += math.ceil(QUANTISED[quantization] * sum(weight.numel() for weight in narrow.values()))
+        size += max((weight.nbytes for weight in narrow.values()), default=0)
     return Weights(
-        _counts(model, budget_in(model, json.loads(key[2]).get("budget"))),
-        sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        _counts(model, budget_in(model, json.loads(key.options).get("budget"))),
+        size,
         sum(parameter.numel() for parameter in parameters if id(parameter) not in looked_up - used),
     )
 
 
 @lru_cache(maxsize=256)
-def _step_shapes(*key_and_precision: Any) -> StepShapes:
+def _step_shapes(key: _Key, precision: str) -> StepShapes:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    *key, precision = key_and_precision
-    layers = min(FEW, int(architecture(key[0]).get_text_config().num_hidden_layers))
+    all_layers = int(architecture(key.model).get_text_config().num_hidden_layers)
+    layers = min(FEW, all_layers)
     try:
-        model = _build(tuple(key), layers)
+        model = _adapted(key, _pretrained(key, layers), layers / all_layers)
     except UserError:  # the method names layers that are not there
-        model = _build(tuple(key))
+        model = _adapted(key, _pretrained(key))
     with FakeTensorMode(allow_non_fake_inputs=True), fused_attention():
         to_fake(model.train())
         counted = [_count(model, examples, precision) for examples in (1, 2)]

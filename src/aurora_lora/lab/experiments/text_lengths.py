@@ -1,13 +1,17 @@
-"""How long the texts of a task are, in tokens: what a plan needs to know of data that it does not load.
+"""How many examples a task has and how long its texts are, in tokens: what a plan needs to know of the data.
 
-A batch is as long as its longest text. From a few quantiles of the lengths follows what a batch of n texts drawn at
-random has on average, and the longest text of all, which decides the memory.
+A batch is as long as its longest text. From a few quantiles of the lengths, or from the lengths in loaded data, follows
+what a batch of n texts drawn at random has on average, and the longest text of all, which decides the memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
+from ...training.data import Data
 from ...training.recipe import Recipe
 
 QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1)
@@ -33,21 +37,61 @@ CoLA's are rough; of the longest of QNLI the limit is taken; HellaSwag's share o
 _POINTS = (np.arange(512) + 0.5) / 512
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan takes of data that are loaded, in place of what the recipe and the tables here say.
+
+    Args:
+        examples: of each split, as they are trained on: of packed conversations, rows.
+        lengths: of each split, tokens of its texts, see `Data.lengths`.
+        labels: outputs of the model's head.
+    """
+
+    examples: Mapping[str, int]
+    lengths: Mapping[str, Sequence[int]]
+    labels: int
+
+    @classmethod
+    def of(cls, data: Data) -> Sizes:
+        """Those of a recipe's data."""
+        examples = {name: len(split) for name, split in data.splits.items()}
+        return cls(examples, data.lengths, len(data.labels) or data.task.num_labels)
+
+
+def examples(recipe: Recipe, split: str, sizes: Sizes | None = None) -> int | None:
+    """How many examples a split has; None where only the data itself can tell."""
+    if sizes is not None:
+        return sizes.examples[split]
+    task, section = recipe.task.definition, recipe.task
+    wanted = {"train": section.train_size, "validation": section.validation_size}.get(split, section.test_size)
+    if wanted is not None:
+        return wanted
+    return task.train_examples if split == "train" else task.held_out.get(split)
+
+
 def limit(recipe: Recipe, positions: int | None = None) -> int:
     """The longest text that the recipe allows and a model of so many positions takes."""
     allowed = recipe.task.max_length or recipe.task.definition.max_length
     return min(allowed, positions) if positions else allowed
 
 
-def longest(recipe: Recipe, positions: int | None = None) -> int:
+def longest(recipe: Recipe, positions: int | None = None, sizes: Sizes | None = None) -> int:
     """The longest training text, after it is cut; of a task whose texts are not known, what the recipe allows."""
-    known = LENGTHS.get(recipe.task.name)
-    return min(known[-1], limit(recipe, positions)) if known else limit(recipe, positions)
+    known = _known(recipe, "train", sizes)
+    return min(max(known), limit(recipe, positions)) if known else limit(recipe, positions)
 
 
-def padded(recipe: Recipe, batch: int, positions: int | None = None) -> float:
+def padded(
+    recipe: Recipe, batch: int, positions: int | None = None, sizes: Sizes | None = None, split: str = "train"
+) -> float:
     """Tokens of a text with the padding of its batch, on average over batches drawn at random."""
-    known, most = LENGTHS.get(recipe.task.name), limit(recipe, positions)
-    if known is None:
+    known, most, points = _known(recipe, split, sizes), limit(recipe, positions), _POINTS ** (1 / batch)
+    if not known:
         return most
-    return float(np.minimum(np.interp(_POINTS ** (1 / batch), QUANTILES, known), most).mean())
+    of_batches = np.interp(points, QUANTILES, known) if sizes is None else np.quantile(known, points)
+    return float(np.minimum(of_batches, most).mean())
+
+
+def _known(recipe: Recipe, split: str, sizes: Sizes | None) -> Sequence[int] | None:
+    """The lengths in data that are loaded, in any order; else the task's at `QUANTILES`."""
+    return LENGTHS.get(recipe.task.name) if sizes is None else sizes.lengths.get(split)

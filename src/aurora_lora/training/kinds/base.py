@@ -61,6 +61,7 @@ class Kind:
         scores_batches: whether `compute_metrics` takes the outputs on batches as they are trained on.
         scored_at_least: examples that its metrics need.
         scored_tokens: tokens of an example that come on top of its text when it is scored, for plans.
+        learned_tokens: tokens of a text that have a loss where not all do, for plans; None where all may have one.
         no_answer: why `predict` has nothing to say.
     """
 
@@ -76,6 +77,7 @@ class Kind:
     scores_batches: ClassVar[bool] = True
     scored_at_least: ClassVar[int] = 1
     scored_tokens: ClassVar[int] = 0
+    learned_tokens: ClassVar[int | None] = None
     no_answer: ClassVar[str | None] = None
 
     # ---------------------------------------------------------------- metrics
@@ -260,13 +262,14 @@ class TextKind(Kind):
         max_length = min(recipe.task.max_length, tokenizer.model_max_length)
         labels = task.labels or class_names(splits["train"])
         target = functools.partial(self.target, count=len(labels))
-        encoded, cut = {}, {}
+        encoded, cut, lengths = {}, {}, {}
         for name, split in splits.items():
             texts = TextsOnDisk(tokenizer, split, task.text_columns, max_length, target)
             many = name == "train" and len(split) > IN_MEMORY
             looked_at = split.select(range(0, len(split), -(-len(split) // SAMPLE))) if many else split
             examples, longer = encode(tokenizer, [looked_at[column] for column in task.text_columns], max_length)
             cut[name] = [sum(longer), len(looked_at)]
+            lengths[name] = [len(example["input_ids"]) for example in examples]
             if many:
                 encoded[name] = Encoded(texts)
                 continue
@@ -276,9 +279,8 @@ class TextKind(Kind):
                 examples.sort(key=lambda example: len(example["input_ids"]))
             encoded[name] = Encoded(examples)
         pad = Pad(tokenizer, getattr(torch, self.label_dtype))
-        return Data(
-            task, tokenizer, encoded, pad, labels=labels, record={"cut": {"max_length": max_length, "texts": cut}}
-        )
+        record = {"cut": {"max_length": max_length, "texts": cut}}
+        return Data(task, tokenizer, encoded, pad, labels=labels, record=record, lengths=lengths)
 
     def target(self, label: Any, count: int) -> Any:
         """What is learned of a label, where there are so many classes."""

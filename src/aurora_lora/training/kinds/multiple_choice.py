@@ -49,6 +49,7 @@ class MultipleChoice(Kind):
     fields = ("max_length", "prompt", "scorer", "loss_on")
     scores_batches = False
     scored_tokens = 18
+    learned_tokens = 8
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return choice_metrics(predictions, labels)
@@ -82,7 +83,7 @@ class MultipleChoice(Kind):
         section, tokenizer = recipe.task, cast("PreTrainedTokenizerBase", processor)
         assert section.max_length is not None  # filled in by validation
         assert section.loss_on is not None
-        encoded, cut = {}, {}
+        encoded, cut, tokens = {}, {}, {}
         longest = tokenizer.model_max_length
         max_length = min(section.max_length, longest)
         for name, split in splits.items():
@@ -95,15 +96,16 @@ class MultipleChoice(Kind):
                     limit = f"task.max_length: {max_length}"
                     check_room(one["prompt"], lengths[one["label"]] + 1, max_length, limit, where)
                 check_room(one["prompt"], max(lengths), longest, f"the model's length of {longest} tokens", where)
-            trained = (len(one["prompt"]) + len(one["choices"][one["label"]]) + 1 for one in examples)
+            trained = [len(one["prompt"]) + len(one["choices"][one["label"]]) + 1 for one in examples]
             cut[name] = [sum(length > max_length for length in trained), len(examples)]
+            tokens[name] = [min(length, max_length if name == "train" else longest) for length in trained]
             if name != "train":
                 examples.sort(key=lambda example: len(example["prompt"]))
             encoded[name] = Encoded(examples)
         max_choices = max(len(one["choices"]) for split in encoded.values() for one in split.examples)
         collate, questions = TrainingText(tokenizer, max_length, section.loss_on), Questions(tokenizer, max_choices)
         record = {"cut": {"max_length": max_length, "texts": {"train": cut["train"]}}}  # others are scored whole
-        return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record)
+        return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record, lengths=tokens)
 
     def loss(self) -> Loss:
         from ..choices import next_token_loss
