@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from aurora_lora.errors import UserError
 from aurora_lora.main_process import is_main
 
 from .common import (
@@ -16,6 +17,7 @@ from .common import (
     RunFolder,
     Split,
     Stages,
+    UsageError,
     complain,
     importing,
     make_models,
@@ -26,6 +28,7 @@ from .common import (
     stderr,
     stdout,
 )
+from .dry_run import show
 
 if TYPE_CHECKING:
     from aurora_lora.training.merge_and_predict import Predictor
@@ -42,7 +45,15 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as training.epochs=1."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run.")] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; must be given to train.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the data, print size, memory and time of the run; train nothing.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the dry run; by default this machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune, choose the best epoch, calibrate, and score every form.
@@ -51,6 +62,10 @@ def train(
     DIR/recipe.yaml; a run of image generation also images. Interrupted at any moment, the same command resumes
     from the last checkpoint. A finished run is shown again.
     """
+    if output is None and not dry_run:
+        raise UsageError("Missing option '--output' / '-o'.")
+    if gpu is not None and not dry_run:
+        raise UserError("--gpu goes with --dry-run")
     with Stages() as stage:
         stage("loading PyTorch and Transformers")
         with importing():
@@ -58,6 +73,9 @@ def train(
             from aurora_lora.training.recipe import Recipe
 
         plan = load_any(recipe, overrides or ())
+        if output is None or dry_run:
+            show(plan, output, gpu, as_json, stage)
+            return
         run = _train(plan, output, stage) if isinstance(plan, Recipe) else None
     if run is None:
         _train_subject(plan, output, as_json)
@@ -251,7 +269,6 @@ def predict(
     conversations, in any format that `aurora train chat` reads.
     Interrupted, the same command goes on after the rows that were answered.
     """
-    from aurora_lora.errors import UserError
     from aurora_lora.training.merge_and_predict import load_predictor
     from aurora_lora.training.predict_file import check_output, predict_file
 

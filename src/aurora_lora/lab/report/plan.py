@@ -1,4 +1,4 @@
-"""The plan of a suite (`aurora reproduce --dry-run`): one line for each recipe, its seeds together."""
+"""The plan of a suite (`aurora reproduce --dry-run`), one line for each recipe, and of one run (`aurora train`)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from ..experiments.estimate import unfit
 from ..experiments.suite import Suite
 
 Rows = Sequence[Mapping[str, Any]]
+LESS = (
+    "Smaller training.batch_size with more gradient_accumulation_steps, training.gradient_checkpointing=true or "
+    "training.precision=bf16 need less."
+)
+NO_CHANGE = "No change of such settings makes it fit"
+ESTIMATES = "Memory and time are estimates from shapes"
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "K"))
 
 
@@ -35,10 +41,70 @@ def plan_lines(rows: Rows) -> Iterator[str]:
         some = abridged(names, 3)
         yield (
             f"{len(too_large)} of them do NOT fit in the {rows[0]['machine_memory_gb']:.0f} GB of one "
-            f"{rows[0]['machine']}: {some}. Smaller training.batch_size with more gradient_accumulation_steps, "
-            "training.gradient_checkpointing=true or training.precision=bf16 need less."
+            f"{rows[0]['machine']}: {some}. {LESS}"
         )
-    yield "Memory and time are estimates from shapes. Params are trained; the head is not among them."
+    yield f"{ESTIMATES}. Params are trained; the head is not among them."
+
+
+def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What one run trains, needs and takes: a name and a value for each row.
+
+    Args:
+        run: of `dry_run`.
+    """
+    params, machine = run["params"], run["machine"]
+    yield "model", f"{run['model']}, {params['total']:,} parameters in all"
+    about = "about " if run["budget"] is not None else ""
+    trained = f"{about}{params['adapter']:,} trained ({100 * params['adapter'] / params['total']:.3g} %)"
+    yield "method", f"{run['method']}, {trained}" + f", {params['head']:,} in the head" * (params["head"] > 0)
+    if run["reference"] is not None:
+        yield "reference", f"{run['reference']}, trained after it; in the memory and the time below"
+    sizes = ", ".join(f"{count:,} {name}" for name, count in run["examples"].items())
+    packed = f"; packed into {run['rows']:,} rows to train on" if "rows" in run else ""
+    yield "data", run["task"] + f": {sizes}{packed}" * bool(sizes)
+    if run["texts"] is not None:
+        yield "tokens", _tokens(run["texts"], "rows" in run)
+    if (steps := run["steps"]) is not None:
+        epochs = f", {steps['epoch']:,} an epoch" if "epoch" in steps else ""
+        yield "steps", f"{steps['all']:,} in all{epochs}, of {steps['examples']:,} examples each"
+    fits = "it fits" if run["fits"] else "it does NOT fit"
+    yield "memory", f"about {_memory(run)} at the peak, of {run['machine_memory_gb']:.0f} GB of one {machine}: {fits}"
+    if run["hours"] is None:
+        yield "time", "not known: the data were not loaded"
+    else:
+        yield "time", f"about {_time(max(run['hours'], 1 / 60))}: {_shares([run])}"
+
+
+def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    """What is below `run_rows`: what would make the run fit, and what the numbers are."""
+    found = run["fitting"]
+    if not run["fits"]:
+        yield LESS
+    if found is not None:
+        hours = "" if found["hours"] is None else f" and {_time(max(found['hours'], 1 / 60))}"
+        if found["fits"]:
+            yield f"It fits, with about {_memory(found)}{hours}, with these changes:"
+        else:
+            yield f"{NO_CHANGE}: it needs about {_memory(found)} at least, with these changes:"
+        yield "  " + " ".join(found["overrides"])
+    elif not run["fits"]:
+        yield f"{NO_CHANGE}."
+    yield f"{ESTIMATES}. Nothing was trained or written."
+
+
+def _tokens(texts: Mapping[str, Any], is_packed: bool) -> str:
+    """The lengths of what is trained on."""
+    found = f"{texts['longest']:,} in the longest {'row' if is_packed else 'text'}, {texts['mean']:,.0f} on average"
+    found += "" if is_packed else f", {texts['padded']:,.0f} with padding"
+    if not texts["cut"]:
+        return found
+    return (
+        f"{found}; {texts['cut']:,} of {texts['looked_at']:,} texts are longer than {texts['max_length']:,} and are cut"
+    )
+
+
+def _memory(run: Mapping[str, Any]) -> str:
+    return f"{max(run['memory_gb'], 0.1):.1f} GB"
 
 
 def _table(suite: Suite, model: str, rows: Rows) -> TextTable:

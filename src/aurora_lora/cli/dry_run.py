@@ -1,0 +1,52 @@
+"""`aurora train --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from .common import Stages, complain, importing, print_json, quiet, stdout
+
+if TYPE_CHECKING:
+    from aurora_lora.training.recipe import RunRecipe
+
+
+def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, stage: Stages) -> None:
+    """Print what the run of a recipe will be."""
+    quiet()
+    stage(f"loading the data of {plan.task_title}")
+    with importing():
+        from aurora_lora.diffusion.progress import quiet as quiet_diffusers
+        from aurora_lora.lab.experiments.dry_run import dry_run
+        from aurora_lora.lab.report.plan import run_lines, run_rows
+        from aurora_lora.main_process import is_main
+        from aurora_lora.tasks.access import why_no_access
+        from aurora_lora.training.recipe import Recipe
+
+    if not isinstance(plan, Recipe):
+        stage(f"estimating memory and time of {plan.model}")
+        quiet_diffusers()
+        if (why := why_no_access(plan.model)) is not None:
+            complain(f"note: {why}")  # of a recipe whose data are loaded, it is an error
+
+    def say(lines: Iterable[str]) -> None:
+        stage(f"estimating memory and time of {plan.model}")
+        for line in lines:
+            complain(f"{plan.method.name}: {line}")
+
+    record = dry_run(plan, gpu, output, say)
+    stage.done()
+    if not is_main():
+        return
+    if as_json:
+        print_json(record)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, value in run_rows(record):
+        table.add_row(name, value)
+    stdout().print(table)
+    for line in run_lines(record):
+        stdout().print(line, soft_wrap=line.startswith("  "))  # what is to be pasted is never broken

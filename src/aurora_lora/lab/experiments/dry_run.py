@@ -1,0 +1,137 @@
+"""What `aurora train` would do with a recipe: its data loaded and checked as it does, no weights, nothing trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...deploy.formats import check_quantization
+from ...diffusion.recipe import SubjectRecipe
+from ...tasks.access import check_access
+from ...tasks.models import MODELS, PretrainedHere
+from ...training.batches import divide
+from ...training.contamination_guard import check_contamination
+from ...training.data import Data, load_data, notes
+from ...training.distributed import check_precision, state
+from ...training.models import check_positions, load_processor
+from ...training.recipe import Recipe, RunRecipe
+from ...training.storage import check_recipe
+from . import flops, shapes, text_lengths
+from .architectures import architecture
+from .estimate import estimate, record_of
+from .fitting import fitting
+from .machines import here, named
+from .text_lengths import Sizes
+
+Say = Callable[[Iterable[str]], None]
+
+
+def dry_run(
+    recipe: RunRecipe, gpu: str | None = None, output: Path | None = None, say: Say = lambda lines: None
+) -> dict[str, Any]:
+    """What a run will train, whether it fits a machine, and how long it takes.
+
+    Args:
+        recipe: of the run.
+        gpu: the machine, see `machines.named`; this one if None.
+        output: folder of the run, which is looked at alone.
+        say: takes the lines about the data that a training begins with.
+
+    Returns:
+        `model`, `task`, `method`; what `record_of` says; `examples` of each split and packed `rows`; `texts` (tokens of
+        the training texts, and how many were `cut`); `steps`; `fitting`, what would make it fit if it does not.
+
+    Raises:
+        UserError: what the training would say of the data, the folder and the method; the GPU is not known.
+    """
+    machine = here() if gpu is None else named(gpu)
+    if isinstance(recipe, Recipe):
+        check_contamination(recipe)
+    divide(recipe.training, state().num_processes)
+    if output is not None:
+        check_recipe(output, recipe)
+    data = None
+    if isinstance(recipe, Recipe):
+        if _is_missing(recipe.model):
+            say([f"{recipe.model} is pretrained first, and what makes its images is not there yet: no data are loaded"])
+        else:
+            data = _load(recipe, machine == here())
+            say(notes(data.record or {}))
+    sizes = None if data is None else Sizes.of(data)
+    needs = record_of(estimate(recipe, machine, sizes), machine)
+    record = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "model": recipe.model,
+        "task": recipe.task_title,
+        "method": recipe.method.name,
+        "budget": recipe.method.options.get("budget"),
+        "reference": None,
+        **needs,
+        **(_of_subject(recipe) if isinstance(recipe, SubjectRecipe) else {}),
+        **(_of_data(recipe, data, sizes) if isinstance(recipe, Recipe) else {}),
+        "fitting": None,
+    }
+    if not needs["fits"] and (found := fitting(recipe, machine, sizes)) is not None:
+        record["fitting"] = {"overrides": list(found.overrides), **record_of(found.needs, machine)}
+    return record
+
+
+def _is_missing(model: str) -> bool:
+    """A model that a training would make first has no processor of images yet."""
+    made = MODELS.get(model)
+    return isinstance(made, PretrainedHere) and not made.is_there
+
+
+def _load(recipe: Recipe, is_here: bool) -> Data:
+    """The data of a recipe, after the checks of what it trains on them."""
+    check_access(recipe.model)
+    if is_here:
+        check_precision(recipe.training.precision)
+        if recipe.base.quantization is not None:
+            check_quantization(recipe.base.quantization)
+    processor = load_processor(recipe.model, recipe.task.definition)
+    data = load_data(recipe, processor)
+    if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
+        check_positions(shapes.pretrained(recipe), recipe.model, min(length, processor.model_max_length))
+    return data
+
+
+def _of_subject(recipe: SubjectRecipe) -> dict[str, Any]:
+    training = recipe.training
+    examples = training.batch_size * training.gradient_accumulation_steps
+    return {"examples": {}, "texts": None, "steps": {"all": training.steps, "examples": examples}}
+
+
+def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str, Any]:
+    training, record = recipe.training, {} if data is None else data.record or {}
+    splits = ("train", "validation", *(recipe.task.test_sets or ()))
+    counts = {name: text_lengths.examples(recipe, name, sizes) for name in splits}
+    found: dict[str, Any] = {
+        "reference": None if recipe.reference is None else recipe.reference.method.name,
+        "examples": record.get("examples") or {name: count for name, count in counts.items() if count is not None},
+        "texts": None,
+        "steps": None,
+    }
+    if "packed" in record:
+        found["rows"] = record["packed"]
+    if (rows := counts["train"]) is not None:
+        an_epoch = flops.steps_of_an_epoch(recipe, rows)
+        of_a_step = training.batch_size * training.gradient_accumulation_steps
+        found["steps"] = {"epoch": an_epoch, "all": an_epoch * training.epochs, "examples": of_a_step}
+    if data is not None and (lengths := data.lengths.get("train")):
+        positions = flops.positions(architecture(recipe.model).get_text_config())
+        cut, looked_at = record.get("cut", {"texts": {}})["texts"].get("train", (None, len(lengths)))
+        found["texts"] = {
+            "mean": math.fsum(lengths) / len(lengths),
+            "padded": text_lengths.padded(recipe, training.batch_size, positions, sizes),
+            "longest": text_lengths.longest(recipe, positions, sizes),
+            "cut": cut,
+            "looked_at": looked_at,
+            "max_length": text_lengths.limit(recipe, positions),
+        }
+    return found

@@ -1,0 +1,306 @@
+"""`aurora train --dry-run`: what is said of a run before it, from its own data, and nothing of it done."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import chats
+import datasets
+import numpy as np
+import own_files
+import pytest
+import tiny
+from torch import nn
+from transformers import PreTrainedModel
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments import dry_run as module
+from aurora_lora.lab.experiments import shapes, text_lengths
+from aurora_lora.lab.experiments.dry_run import dry_run
+from aurora_lora.lab.experiments.estimate import estimate
+from aurora_lora.lab.experiments.fitting import changes, fitting, smaller_batches
+from aurora_lora.lab.experiments.machines import GPUS, Machine
+from aurora_lora.lab.experiments.recipe_kinds import load_any
+from aurora_lora.lab.experiments.text_lengths import Sizes
+from aurora_lora.training.data import Data, load_data
+from aurora_lora.training.kinds import base
+from aurora_lora.training.models import load_processor
+from aurora_lora.training.recipe import Recipe
+
+LONG = ["model.quantization=nf4", "training.precision=bf16", "training.gradient_checkpointing=true"]
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data of every kind and a model for each."""
+    folder = own_files.write_images(own_files.write_texts(tmp_path_factory.mktemp("own")))
+    tiny.save_model(folder / "bert")
+    tiny.save_language_model(folder / "causal")
+    tiny.save_vit(folder / "vit")
+    chats.write(folder / "chats.jsonl")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(own / "cache"))
+    monkeypatch.chdir(own)
+
+
+def command(kind: str, *more: str) -> list[str]:
+    model = {"choices": "causal", "chat": "causal", "images": "vit"}.get(kind, "bert")
+    of_chat = ["task.data=chats.jsonl", "task.chat_template=chatml", "method.target_modules=all-linear"]
+    return [kind, f"model={model}", *(of_chat if kind == "chat" else own_files.OVERRIDES[kind]), *more]
+
+
+def recipe_of(kind: str, *more: str) -> Recipe:
+    name, *overrides = command(kind, *more)
+    recipe = load_any(name, overrides)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def data_of(recipe: Recipe) -> Data:
+    return load_data(recipe, load_processor(recipe.model, recipe.task.definition))
+
+
+def aurora(*args: str) -> Any:
+    return CliRunner().invoke(cli.app, ["train", *args])
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        *((kind, ()) for kind in own_files.OVERRIDES),
+        ("classification", ("task.max_length=8",)),
+        ("choices", ("task.max_length=12",)),
+        ("chat", ()),
+        ("chat", ("task.packing=true", "task.max_length=64")),
+    ],
+)
+def test_examples_and_lengths_are_those_of_the_data(kind: str, more: tuple[str, ...]) -> None:
+    """As the training's own batches have them."""
+    recipe = recipe_of(kind, *more)
+    found, data = dry_run(recipe, "T4"), data_of(recipe)
+    train = data.splits["train"]
+    rows = found.get("rows", found["examples"]["train"])
+    assert rows == len(train)
+    assert {**found["examples"], "train": rows} == {name: len(split) for name, split in data.splits.items()}
+    training = recipe.training
+    assert found["steps"]["epoch"] == -(-rows // (training.batch_size * training.gradient_accumulation_steps))
+    assert found["hours"] > 0
+    if kind == "images":
+        assert found["texts"] is None
+        return
+    lengths = [data.collate([train[row]])["input_ids"].shape[1] for row in range(len(train))]
+    assert found["texts"]["longest"] == max(lengths)
+    assert found["texts"]["mean"] == pytest.approx(sum(lengths) / len(lengths))
+    assert (found["texts"]["cut"] > 0) == ("task.max_length" in "".join(more[:1]))
+    if not more:
+        assert max(lengths) < (recipe.task.max_length or 0)  # what would be taken without the data
+
+
+def test_the_padding_of_random_batches() -> None:
+    recipe = recipe_of("classification")
+    found = Sizes({}, {"train": [int(8 + 1.5 * number**0.7) for number in range(400)]}, 2)
+    rng = np.random.default_rng(0)
+    lengths = np.array(found.lengths["train"])
+    for batch in (1, 4, 32):
+        drawn = np.mean([rng.choice(lengths, batch, replace=False).max() for _ in range(4000)])
+        assert text_lengths.padded(recipe, batch, None, found) == pytest.approx(float(drawn), rel=0.03)
+
+
+def test_of_many_texts_a_sample_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "IN_MEMORY", 10)
+    monkeypatch.setattr(base, "SAMPLE", 5)
+    found = dry_run(recipe_of("classification"), "T4")
+    assert (found["examples"]["train"], found["texts"]["looked_at"]) == (40, 5)
+
+
+def test_the_classes_of_the_data_are_in_the_head() -> None:
+    assert dry_run(recipe_of("images"), "T4")["params"]["head"] == 3 * (16 + 1)
+
+
+@pytest.mark.parametrize("kind", ["classification", "chat"])
+def test_longer_texts_need_more_memory(kind: str) -> None:
+    recipe = recipe_of(kind)
+    one, four, limit = (
+        estimate(recipe, GPUS["T4"], Sizes({"train": 40, "validation": 5, "test": 5}, lengths, 1))
+        for lengths in ({"train": [8, 12]}, {"train": [8, 24]}, {})
+    )
+    assert one.memory_gb < four.memory_gb < limit.memory_gb == estimate(recipe, GPUS["T4"]).memory_gb
+    assert one.hours is not None
+
+
+# ---------------------------------------------------------------- what would fit
+
+
+def small(memory_gb: float, **more: Any) -> Machine:
+    return Machine("small", memory_gb, 8, 65, 320, **more)
+
+
+def test_changes_that_fit_are_found_in_their_order() -> None:
+    """Each takes less than the one before: of a machine that the k-th fits, it is the k-th."""
+    recipe = recipe_of("chat", "training.batch_size=12", "task.max_length=128")
+    sizes = Sizes.of(data_of(recipe))
+    tried = list(changes(recipe, small(1)))
+    batches = [(12, 4), (6, 8), (3, 16), (1, 48)]
+    keys = [(f"training.batch_size={a}", f"training.gradient_accumulation_steps={b}") for a, b in batches[1:]]
+    first = ("training.precision=bf16",)
+    second = (*first, "training.gradient_checkpointing=true")
+    nf4 = (*second, "model.quantization=nf4")
+    assert tried == [first, second, *((*second, *one) for one in keys), nf4, *((*nf4, *one) for one in keys)]
+    for overrides in tried[:3]:
+        changed = recipe_of("chat", "training.batch_size=12", "task.max_length=128", *overrides)
+        needs = estimate(changed, small(1), sizes)
+        found = fitting(recipe, small(needs.memory_gb), sizes)
+        assert found is not None
+        assert (found.overrides, found.fits) == (overrides, True)
+        assert found.needs == needs
+
+
+def test_where_nothing_fits_the_least_is_told() -> None:
+    recipe = recipe_of("chat")
+    found = fitting(recipe, small(1e-9))
+    assert found is not None
+    assert not found.fits
+    assert {"training.batch_size=1", "training.gradient_accumulation_steps=16"} <= set(found.overrides)
+
+
+def test_only_what_the_recipe_allows_is_tried() -> None:
+    small_gpu = small(1e-9, half_precision="fp16")
+    full = recipe_of("classification", "method={name: full}")
+    found = fitting(full, small_gpu)
+    assert found is not None
+    assert "training.precision=fp16" in found.overrides
+    assert "model.quantization=nf4" not in found.overrides
+    assert list(changes(recipe_of("classification", *LONG, "training.batch_size=1"), small_gpu)) == []
+    assert fitting(recipe_of("classification", *LONG, "training.batch_size=1"), small_gpu) is None
+    assert list(smaller_batches(recipe_of("chat", "training.batch_size=1").training)) == []
+
+
+def test_quantised_weights_are_counted_as_they_are_kept() -> None:
+    """Half a byte each, and a scale for 64 of them, in the layers; one layer at a time is there in full."""
+    plain = shapes.weights(recipe_of("classification"))
+    body: Any = shapes.pretrained(recipe_of("classification"))
+    linear = [
+        module.weight
+        for name, module in body.bert.encoder.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("pooler.dense")
+    ]
+    linear += [body.bert.pooler.dense.weight] if body.bert.pooler is not None else []
+    many, widest = sum(one.numel() for one in linear), max(one.numel() for one in linear)
+    for name, each in (("nf4", 0.5 + 4 / 64), ("int8", 1)):
+        quantised = shapes.weights(recipe_of("classification", f"model.quantization={name}"))
+        assert quantised.params == plain.params
+        assert quantised.bytes == pytest.approx(plain.bytes - 4 * many + each * many + 4 * widest, abs=1)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("weights are loaded")
+
+
+@pytest.fixture
+def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
+
+
+@pytest.mark.usefixtures("weightless")
+def test_nothing_is_loaded_trained_or_written(own: Path) -> None:
+    before = sorted(path for path in own.iterdir() if path.name != "cache")
+    done = aurora(*command("classification"), "--dry-run", "--gpu", "rtx 4090", "-o", "run")
+    assert done.exit_code == 0, done.output
+    assert sorted(path for path in own.iterdir() if path.name != "cache") == before
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
+    assert shown["data"] == "classification of reviews.csv: 40 train, 5 validation, 5 test"
+    assert shown["steps"] == "6 in all, 2 an epoch, of 32 examples each"
+    assert shown["memory"] == "about 0.1 GB at the peak, of 24 GB of one RTX 4090: it fits"
+    assert shown["time"].startswith("about 1 min: ")
+    assert "aurora: examples: 40 train, 5 validation, 5 test" in done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_what_is_printed_to_be_pasted_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = command("chat", "training.batch_size=12", "task.max_length=128")
+    needs = json.loads(aurora(*given, "--dry-run", "--gpu", "T4", "--json").stdout)
+    assert (needs["fits"], needs["fitting"]) == (True, None)
+    tight = small(0.6 * estimate(recipe_of(*given), GPUS["T4"], Sizes.of(data_of(recipe_of(*given)))).memory_gb)
+    monkeypatch.setattr(module, "here", lambda: tight)
+    done = aurora(*given, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "it does NOT fit" in done.stdout
+    assert "Smaller training.batch_size with more gradient_accumulation_steps" in done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("  "))
+    again = aurora(*given, *shlex.split(line), "--dry-run", "--json")
+    assert json.loads(again.stdout)["fits"] is True
+    monkeypatch.setattr(module, "here", lambda: small(1e-9))
+    done = aurora(*given, "--dry-run")
+    assert "No change of such settings makes it fit: it needs about 0.1 GB at least" in " ".join(done.stdout.split())
+
+
+@pytest.mark.usefixtures("weightless")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (command("classification", "task.text=reviw", "--dry-run"), "task.text: reviews.csv has no column 'reviw'"),
+        (command("classification", "method.target_modules=[querry]", "--dry-run"), "method: target_modules: 'querry'"),
+        (command("classification", "model=nope", "--dry-run"), "model: 'nope', which is no folder here, cannot be"),
+        (command("classification", "--dry-run", "--gpu", "L21"), "--gpu: 'L21' is an unknown GPU; did you mean"),
+        (command("classification", "--gpu", "L20", "-o", "run"), "--gpu goes with --dry-run"),
+        (command("classification", "--dry-run", "-o", "pictures"), "run.yaml"),
+        (command("classification"), "Missing option '--output' / '-o'."),
+    ],
+)
+def test_mistakes(args: list[str], message: str) -> None:
+    if message == "run.yaml":  # a folder that holds something else
+        Path("pictures/result.json").write_text("{}")
+        message = "pictures holds result.json but no recipe.yaml"
+    done = aurora(*args)
+    Path("pictures/result.json").unlink(missing_ok=True)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    *notes, error = done.stderr.splitlines()
+    assert message in error
+    assert all(line.startswith("aurora: ") for line in notes)  # what is said of the data
+
+
+def test_a_model_has_too_few_positions(own: Path) -> None:
+    shutil.copytree(own / "bert", own / "unlimited")
+    path = own / "unlimited" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 10**6}))
+    with pytest.raises(UserError, match=r"task\.max_length: 100 tokens are more than the 32 positions of unlimited"):
+        dry_run(recipe_of("classification", "model=unlimited", "task.max_length=100"), "T4")
+
+
+def test_a_model_that_is_pretrained_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "none"))
+    said: list[str] = []
+    found = dry_run(load_any("images", ["model=vit-fashion-mnist", "task.data=pictures"]), "T4", say=said.extend)
+    assert said == [
+        "vit-fashion-mnist is pretrained first, and what makes its images is not there yet: no data are loaded"
+    ]
+    assert (found["examples"], found["hours"]) == ({}, None)
+
+
+def test_a_subject_is_planned_without_its_images() -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    done = aurora("figure4/smoke", "--dry-run", "--gpu", "T4", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["steps"] == {"all": 20, "examples": 4}
+    assert found["memory_gb"] > 1
+
+
+def test_a_reference_counts() -> None:
+    reference = "reference={method: {name: full}}"
+    alone, with_it = (dry_run(recipe_of("classification", *more), "T4") for more in ((), (reference,)))
+    assert (alone["reference"], with_it["reference"]) == (None, "full")
+    assert with_it["hours"] > alone["hours"]
