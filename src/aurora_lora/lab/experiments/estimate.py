@@ -158,7 +158,7 @@ def record_of(needs: Estimate, machine: Machine) -> dict[str, Any]:
     return {
         "params": asdict(needs.params),
         "memory_gb": _rounded(needs.memory_gb),
-        "fits": needs.memory_gb <= machine.memory_gb,
+        "fits": machine.fits(needs.memory_gb),
         "hours": None if needs.hours is None else _rounded(needs.hours),
         "hours_of": {key: _rounded(value) for key, value in parts.items()},
         "machine": machine.name,

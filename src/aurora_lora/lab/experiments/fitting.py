@@ -50,7 +50,7 @@ def fitting(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> 
         except UserError:  # not every method trains on 4 bits
             continue
         needs = estimate(changed, machine, sizes)
-        if needs.memory_gb <= machine.memory_gb:
+        if machine.fits(needs.memory_gb):
             return Fitting(overrides, needs, True)
         if least is None or needs.memory_gb < least.needs.memory_gb:
             least = Fitting(overrides, needs, False)

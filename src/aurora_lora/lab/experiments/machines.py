@@ -15,6 +15,8 @@ UTILISATION = 0.4
 """The share of its greatest speed that a GPU attains in a training."""
 CORE = {"fp32": 0.06, "half": 0.112}
 """TFLOP/s that a core attains in a training. From the runs in results/, each on one thread of a server's CPU."""
+ROOM = 0.9
+"""The share of a GPU's memory that is taken to be free for a training."""
 PROCESS_GB = 0.7
 """What Python, PyTorch and the data take, where all share the main memory."""
 
@@ -45,6 +47,10 @@ class Machine:
     def is_gpu(self) -> bool:
         """Whether it is a GPU."""
         return self.cores is None
+
+    def fits(self, memory_gb: float) -> bool:
+        """Whether a training that needs so much has room; CUDA and its caches take some of a GPU's memory, too."""
+        return memory_gb <= (self.memory_gb * ROOM if self.is_gpu else self.memory_gb)
 
     def speed(self, precision: str, threads: int | None = None) -> float:
         """Floating-point operations a second that a training attains.

@@ -78,7 +78,7 @@ def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     """What is below `run_rows`: what would make the run fit, and what the numbers are."""
     found = run["fitting"]
-    if not run["fits"]:
+    if not run["fits"] and (found is None or not found["fits"]):
         yield LESS
     if found is not None:
         hours = "" if found["hours"] is None else f" and {_time(max(found['hours'], 1 / 60))}"
