@@ -460,25 +460,45 @@ def adapted_net(net, **fields):
     return get_peft_model(net.eval(), AuroraConfig(init_weights=False, **fields)).eval()
 
 
-def test_the_classes_of_pixels_are_the_second_axis():
-    """Segmentation: (batch, classes, height, width), with labels of another resolution, which are left out."""
+@pytest.fixture
+def segformer():
+    """Its logits have a quarter of the image's height and width."""
     torch.manual_seed(0)
     sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "decoder_hidden_size": 8}
     net = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, num_attention_heads=[1] * 4, **sizes))
-    model = adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
+    return adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
+
+
+def test_the_classes_of_pixels_are_the_second_axis(segformer):
+    """Segmentation: (batch, classes, height, width), with labels of another resolution, which are left out."""
     batches = [{"pixel_values": torch.randn(2, 3, 64, 64), "labels": torch.randint(3, (2, 64, 64))} for _ in range(2)]
-    gap = merge_gap(model, batches)
+    gap = merge_gap(segformer, batches)
     assert gap.predictions == 2 * 2 * 16 * 16
     agree = []
     with torch.no_grad():
         for batch in batches:
-            with set_form(model, "dynamic"):
-                theirs = model(batch["pixel_values"]).logits.argmax(1)
-            with set_form(model, "static"):
-                agree.append(model(batch["pixel_values"]).logits.argmax(1) == theirs)
+            with set_form(segformer, "dynamic"):
+                theirs = segformer(batch["pixel_values"]).logits.argmax(1)
+            with set_form(segformer, "static"):
+                agree.append(segformer(batch["pixel_values"]).logits.argmax(1) == theirs)
     static = next(entry for entry in gap.end_to_end if entry.form == "static")
     assert static.agreement == pytest.approx(torch.cat(agree).double().mean().item())
     assert static.metric == {}
+
+
+@pytest.mark.parametrize("left_out", [255, -100])
+def test_pixels_of_the_labels_resolution_are_scored(segformer, left_out):
+    """But those that the model's own loss leaves out."""
+    segformer.config.semantic_loss_ignore_index = left_out
+    labels = torch.randint(3, (2, 16, 16))
+    labels[0, :5] = left_out
+    batch = {"pixel_values": torch.randn(2, 3, 64, 64), "labels": labels}
+    gap = merge_gap(segformer, [batch])
+    for entry in gap.end_to_end:
+        with torch.no_grad(), set_form(segformer, entry.form):
+            output = segformer(**batch)
+        right = (output.logits.argmax(1) == labels)[labels != left_out].double().mean()
+        assert entry.metric == pytest.approx({"nll": float(output.loss), "accuracy": float(right)}, abs=1e-6)
 
 
 def test_an_answers_two_ends_are_predictions():

@@ -14,6 +14,7 @@ from peft import GloraConfig, IA3Config, LoHaConfig, LoraConfig, OFTConfig, Road
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
 
 import aurora_lora
 from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
@@ -377,10 +378,14 @@ def test_mistakes(make_bert, batches, monkeypatch):
         merge_gap(broken, batches)
 
 
-def test_a_quantised_base_is_measured_in_its_own_format(tmp_path):
+@pytest.fixture
+def quantised():
     pytest.importorskip("bitsandbytes")
     sys.path.insert(0, str(Path(__file__).parent))
-    quantised = pytest.importorskip("quantised")
+    return pytest.importorskip("quantised")
+
+
+def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     folder, inputs = quantised.save_base(tmp_path), quantised.batches()
     model = quantised.adapted(quantised.load(folder, "nf4, double"), "lora")
     gap = by_name(merge_gap(model, inputs[:3], calibration=inputs[3:]))
@@ -394,6 +399,69 @@ def test_a_quantised_base_is_measured_in_its_own_format(tmp_path):
     reference = torch.cat([quantised.logits(model, batch) for batch in inputs[:3]])
     assert gap["nf4 by inputs"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
+
+
+def with_output_layer(base):
+    """With an adapter on q_proj and lm_head, whose update is a fraction of the weights."""
+    torch.manual_seed(1)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.3)
+    return model
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "int8", "torchao int8"])
+def test_what_a_quantised_base_has_in_float_stays_in_float(quantised, quantisation, tmp_path):
+    """As the merges of PEFT and `merge_quantized` leave it."""
+    inputs = quantised.batches()
+    model = with_output_layer(quantised.load(quantised.save_base(tmp_path), quantisation))
+    name = "torchao" if "torchao" in quantisation else quantisation
+    gap = by_name(merge_gap(model, inputs[:3], calibration=inputs[3:]))
+    assert list(gap) == ["bfloat16", f"{name} nearest", f"{name} by inputs"]
+    predicted = lambda: torch.cat([quantised.logits(model, batch) for batch in inputs[:3]]).double()  # noqa: E731
+    reference = predicted()
+    with pytest.warns(UserWarning, match="Merging into quantised weights"):
+        aurora_lora.merge_quantized(model, inputs[3:])
+    by_inputs = predicted()
+    model.unmerge_adapter()
+    model.merge_adapter()
+    for merged, loss in ((by_inputs, gap[f"{name} by inputs"]), (predicted(), gap[f"{name} nearest"])):
+        assert {layer.layer.endswith("lm_head"): layer.lost < 1e-6 for layer in loss.layers} == {
+            True: True,
+            False: False,
+        }
+        if name != "int8":  # which rounds the inputs of a quantised layer, too
+            assert loss.end_to_end.kl == pytest.approx(kl(reference, merged), rel=2e-2)
+
+
+def test_layers_in_several_formats_keep_each_its_own():
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    in_format = lambda kind: bnb.nn.Linear4bit(64, 64, bias=False, quant_type=kind, compute_dtype=torch.float32)  # noqa: E731
+    base = nn.Sequential(in_format("nf4"), nn.Tanh(), in_format("fp4"), nn.Linear(64, 3)).to("cpu")
+    model = get_peft_model(base, LoraConfig(target_modules=["0", "2", "3"], init_lora_weights=False)).eval()
+    inputs = [torch.randn(200, 64)]
+    gap = by_name(merge_gap(model, inputs))
+    assert list(gap) == ["bfloat16", "own formats nearest", "own formats by inputs"]
+    with pytest.warns(UserWarning, match="Merging into quantised weights"):
+        report = aurora_lora.merge_quantized(model, inputs)
+    for merge, field in (("own formats nearest", "nearest"), ("own formats by inputs", "by_inputs")):
+        lost = {layer.layer: layer.lost for layer in gap[merge].layers}
+        assert lost.pop("base_model.model.3") < 1e-6
+        assert lost == pytest.approx({layer.layer: getattr(layer, field) for layer in report.layers}, rel=1e-3)
+
+
+def test_the_output_layer_is_not_quantised(quantised, tmp_path):
+    """As bitsandbytes leaves it, where Transformers loads a model."""
+    base = AutoModelForCausalLM.from_pretrained(quantised.save_base(tmp_path))
+    gap = by_name(merge_gap(with_output_layer(base), quantised.batches(2), quantizations=["nf4"]))
+    for merge in ("nf4 nearest", "nf4 by inputs"):
+        lost = {layer.layer: layer.lost for layer in gap[merge].layers}
+        assert lost.pop("base_model.model.lm_head") < 1e-6
+        assert len(lost) == 2
+        assert min(lost.values()) > 1e-2
 
 
 def test_inputs_whose_squares_float32_cannot_hold_are_refused():

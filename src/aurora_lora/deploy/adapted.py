@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from .merged_weight import layers_with_adapters, merged_linear
 from .moments import Target, means_by_input
 from .passes import Passes
 from .plan import plan, rounding_bytes
+from .wrappers import plain_model
+
+OWN_FORMATS = "own formats"
+"""Stands for the format of each layer, where a base has several."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,14 @@ class AdaptedLayer:
         module: PEFT's layer.
         names: its active adapters.
         format: of its weight if that is quantised.
+        stays: it is not quantised, and no merge quantises it.
     """
 
     path: str
     module: Any
     names: list[str]
     format: Format | None
+    stays: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,9 +78,11 @@ class AdaptedLayer:
         merged, _ = merged_linear(self.path, self.module, held.to(dtype), self.names)
         return self._upright(merged).contiguous()
 
-    def format_named(self, name: str, exact: Tensor) -> Format:
-        """Its own format if that is the one, or else a new one for the merged weight."""
-        if self.format is not None and name_of(self.format) == name:
+    def format_named(self, name: str, exact: Tensor) -> Format | None:
+        """Its own format if that is the one, or a new one for the merged weight; None where that is not quantised."""
+        if self.stays:
+            return None
+        if self.format is not None and name in (name_of(self.format), OWN_FORMATS):
             return self.format
         return format_for(name, exact)
 
@@ -90,10 +98,17 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     found = list(layers_with_adapters(model, "merge_gap", CalibrationError))
     if found and all(isinstance(module, TrainableTokensLayer) for _, module, _ in found):
         raise MergeError(f"{found[0][0]}: only rows of embeddings are trained, of which a merge rounds nothing.")
-    return [
+    output: Any = getattr(plain_model(model), "get_output_embeddings", lambda: None)()
+    layers = [
         AdaptedLayer(path, module, names, _format(path, module, model))
         for path, module, names in found
         if not isinstance(module, TrainableTokensLayer)
+    ]
+    # where Transformers quantises a model it leaves the output layer as it is, and others that the user names
+    partly = any(layer.format is not None for layer in layers)
+    return [
+        replace(layer, stays=True) if layer.format is None and (partly or layer.module is output) else layer
+        for layer in layers
     ]
 
 

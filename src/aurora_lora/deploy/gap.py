@@ -109,7 +109,9 @@ def merge_gap(
             mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. A class
             of -100 is not scored, and its example counts as a prediction all the same. With merges, a causal language
             model without labels is scored on its inputs, and its perplexity is given.
-        quantizations: of "nf4", "fp4" and "int8", as bitsandbytes has them. None measures no merge of AuroRA adapters.
+        quantizations: of "nf4", "fp4" and "int8", as bitsandbytes has them; as there, the output layer of a language
+            model stays in its dtype, and so does what a quantised base has in float. None measures no merge of AuroRA
+            adapters.
         calibration: the inputs by which such merges round, as `batches`; `batches` themselves if None, and
             then what they lose is what they lose on inputs that they were made for.
         metric: computes other figures from the (predictions, labels) of all batches, which are then kept in memory.

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..finite import nan_as_infinite
 from ..ops.rounding import Grid, input_moment, lost_share, output_error
 from ..tuner.linear import linear_shape
-from .adapted import AdaptedLayer, input_moments
+from .adapted import OWN_FORMATS, AdaptedLayer, input_moments
 from .formats import name_of
 from .inputs import Runner
 from .memory_bound import memory_bound
@@ -52,7 +52,7 @@ class Merge:
     Args:
         name: of the merge.
         dtype: of the merged weight; None is the one that the layer has.
-        quantization: its format instead; see `formats`.
+        quantization: its format instead; see `formats`. A layer that stays as it is has the dtype.
         by_inputs: not the nearest values, but those that keep the layer's outputs on given inputs.
     """
 
@@ -98,8 +98,8 @@ class MergeSums:
             for merge in merges:
                 assert merge.quantization is not None
                 own = layer.format_named(merge.quantization, exact)
-                if own is layer.format and torch.equal(held, exact):
-                    continue  # nothing to merge: the weight stays what it is
+                if own is None or (own is layer.format and torch.equal(held, exact)):
+                    continue  # nothing to round, or nothing to merge: the weight stays what it is
                 codes, grid = own.chosen(exact, S, inputs)
                 self._chosen[merge.name, layer.path] = codes.to(torch.uint8), grid
 
@@ -113,9 +113,9 @@ class MergeSums:
 
     def _weight(self, merge: Merge, layer: AdaptedLayer, held: Tensor, exact: Tensor) -> Tensor:
         """W_q, (d_out, d_in) in float32."""
-        if merge.quantization is None:
+        own = None if merge.quantization is None else layer.format_named(merge.quantization, exact)
+        if own is None:
             return layer.in_dtype(merge.dtype, exact)
-        own = layer.format_named(merge.quantization, exact)
         if own is layer.format and torch.equal(held, exact):
             return held
         if merge.by_inputs:
@@ -188,14 +188,14 @@ def _shape(layer: AdaptedLayer) -> tuple[int, int]:
 
 def _merges(layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> list[Merge]:
     """The base's own format or dtype, then bfloat16, then the formats that were asked for."""
-    formats = [name_of(layer.format) for layer in layers if layer.format is not None]
+    formats = list(dict.fromkeys(name_of(layer.format) for layer in layers if layer.format is not None))
     own = {layer.dtype for layer in layers}
     merges = []
     if not formats:
         merges = [Merge(_dtype_name(*own) if len(own) == 1 else "own dtypes")]
     if own != {torch.bfloat16} or formats:
         merges.append(Merge("bfloat16", torch.bfloat16))
-    for name in dict.fromkeys([*formats, *quantizations]):
+    for name in dict.fromkeys([*(formats if len(formats) < 2 else [OWN_FORMATS]), *quantizations]):
         merges += [Merge(f"{name} nearest", None, name), Merge(f"{name} by inputs", None, name, by_inputs=True)]
     return merges
 
