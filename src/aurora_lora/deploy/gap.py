@@ -107,8 +107,9 @@ def merge_gap(
         batches: as in `calibrate`. Where a batch has `labels`, one for each prediction, the metric of each form is
             reported: mean negative log-likelihood and accuracy (of the next token, for a causal language model), the
             mean squared error of a regression, or the mean binary cross-entropy where several labels can hold. A class
-            of -100 is not scored, and its example counts as a prediction all the same. With merges, a causal language
-            model without labels is scored on its inputs, and its perplexity is given.
+            of -100, or of pixels the one that the model's config leaves out of the loss, is not scored, and its example
+            counts as a prediction all the same. With merges, a causal language model without labels is scored on its
+            inputs, and its perplexity is given.
         quantizations: of "nf4", "fp4" and "int8", as bitsandbytes has them; as there, the output layer of a language
             model stays in its dtype, and so does what a quantised base has in float. None measures no merge of AuroRA
             adapters.

@@ -77,7 +77,7 @@ def compare(
             if reference is None:
                 reference, kind = _predictions(output), _kind(runner.model, output)
                 keep = _positions(runner, reference)
-                labels = _labels(batch, reference.device)
+                labels = _labels(runner.model, batch, reference)
                 if labels is None and perplexity and causal:
                     labels = _next_tokens(batch, reference.device)
             found[name].add(_predictions(output), reference, keep, labels, shift=causal, kind=kind)
@@ -201,8 +201,8 @@ def _rows(logits: Tensor, keep: Tensor | None) -> Tensor:
 
 def _fit(labels: Tensor, logits: Tensor) -> bool:
     """Whether each prediction has its label: not so where a model hears a text, or labels have another resolution."""
-    if labels.dim() == 2 and logits.dim() == 3:
-        return labels.shape == logits.shape[:2]
+    if labels.dim() == logits.dim() - 1 >= 2:  # of tokens, or of pixels, whose one logit is no value
+        return labels.shape == logits.shape[:-1] and (labels.dim() == 2 or logits.shape[-1] > 1)
     return labels.shape == logits.shape or (logits.dim() <= 2 and labels.shape[:1] == logits.shape[:1])
 
 
@@ -253,9 +253,15 @@ def _predictions(output: Any) -> Tensor:
     return value
 
 
-def _labels(batch: Any, device: torch.device) -> Tensor | None:
+def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
+    """Those of a batch, where the predictions are; -100 for pixels that the model's own loss leaves out."""
     labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
-    return labels.to(device) if isinstance(labels, Tensor) else None
+    if not isinstance(labels, Tensor):
+        return None
+    labels = labels.to(predictions.device)
+    left_out = getattr(getattr(plain_model(model), "config", None), "semantic_loss_ignore_index", None)
+    pixels = predictions.dim() == 4 and not labels.is_floating_point()  # a classifier's config has such a field, too
+    return labels.long().masked_fill(labels == left_out, -100) if pixels and left_out is not None else labels
 
 
 def _next_tokens(batch: Any, device: torch.device) -> Tensor | None:
