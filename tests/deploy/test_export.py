@@ -72,6 +72,11 @@ def test_the_config_is_a_plain_lora_of_one_rank_and_scale_1(model, tmp_path):
     assert any(key.endswith("classifier.weight") for key in weights)
 
 
+def test_the_revision_of_the_base_travels(make_bert, config, tmp_path):
+    model = get_peft_model(make_bert(), config(revision="v2"))
+    assert LoraConfig.from_pretrained(export_lora(model, tmp_path / "lora", "static")).revision == "v2"
+
+
 def test_where_the_package_cannot_be_imported(model, make_bert, batches, logits, tmp_path):
     make_bert().save_pretrained(tmp_path / "base")
     export_lora(model, tmp_path / "lora")

@@ -148,16 +148,31 @@ def test_causal_language_model_is_scored_on_the_next_token(make_gpt2, kind):
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
 
 
-@pytest.mark.seq2seq
-def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position():
+@pytest.fixture
+def t5():
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    t5 = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0))
-    model = get_peft_model(t5, AuroraConfig(target_modules=["q"], init_weights=False, task_type="SEQ_2_SEQ_LM"))
+    net = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0))
+    return get_peft_model(net, AuroraConfig(target_modules=["q"], init_weights=False, task_type="SEQ_2_SEQ_LM"))
+
+
+@pytest.mark.seq2seq
+def test_the_decoders_padding_is_no_prediction(t5):
+    """Nor is the encoder's mask that of the decoder, where both have as many tokens."""
+    ids, labels = torch.randint(1, 50, (2, 4, 6))
+    mask = torch.ones_like(ids)
+    mask[:, 5:] = 0
+    labels[:2, 3:] = -100
+    gap = merge_gap(t5, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
+    assert gap.predictions == int((labels != -100).sum())
+
+
+@pytest.mark.seq2seq
+def test_an_encoder_decoder_model_is_scored_on_the_token_at_its_position(t5):
     batch = {"input_ids": torch.randint(1, 50, (4, 7)), "labels": torch.randint(1, 50, (4, 5))}
-    gap = merge_gap(model, [batch])
-    with torch.no_grad(), set_form(model, "dynamic"):
-        loss = model.eval()(**batch).loss
+    gap = merge_gap(t5, [batch])
+    with torch.no_grad(), set_form(t5, "dynamic"):
+        loss = t5.eval()(**batch).loss
     assert gap.end_to_end[0].metric["nll"] == pytest.approx(float(loss), abs=1e-5)
 
 

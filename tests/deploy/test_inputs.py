@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, calibrate
-from aurora_lora.deploy.inputs import Runner, as_batches
+from aurora_lora.deploy.inputs import Runner, as_batches, watched_inputs
 from aurora_lora.deploy.predictions import _positions
 from aurora_lora.tuner import aurora_layers
 
@@ -114,6 +114,30 @@ class Pair(NamedTuple):
 def test_a_named_tuple_is_a_batch() -> None:
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
     assert calibrate(model, [Pair(torch.randn(8, 4), torch.randn(8))]).layers[0].vectors == 8
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor, scale: Any = None) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_the_input_of_a_layer_that_is_called_by_keywords() -> None:
+    """It is `x`, wherever it stands."""
+    layer, seen, x = Scaled(2, 2), list[torch.Tensor](), torch.zeros(3, 2)
+    with watched_inputs([(layer, seen.append)]):
+        layer(scale=torch.ones(()), x=x)
+    assert seen[0] is x
+
+
+def test_the_texts_of_a_dataset_are_cut_where_the_model_ends() -> None:
+    asked: dict[str, Any] = {}
+
+    def tokenizer(texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        asked.update(options)
+        return {"input_ids": torch.zeros(len(texts), 3, dtype=torch.long)}
+
+    assert len(list(as_batches(datasets.Dataset.from_dict({"text": ["a"]}), tokenizer))) == 1
+    assert asked["truncation"] is True
 
 
 def test_a_row_without_a_text_is_named() -> None:

@@ -20,6 +20,7 @@ import aurora_lora
 from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
 from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
+from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 
@@ -143,6 +144,24 @@ def test_a_merge_into_a_bfloat16_base(make_bert, batches):
     gap = merge_gap(model, batches)
     assert list(by_name(gap)) == ["bfloat16"]
     assert all(0 < loss.lost < 1 for loss in gap.merges[0].layers)
+
+
+def test_a_merge_computes_in_the_dtype_of_its_layer(make_bert, batches):
+    """As the merged model does: in float32 it would seem to lose less."""
+    model = adapted(make_bert().bfloat16())
+    reference = all_logits(model, batches)
+    (merge,) = merge_gap(model, batches).merges
+    model.merge_adapter()
+    difference = (all_logits(model, batches) - reference).abs().max()
+    assert merge.end_to_end.largest_logit_difference == difference > 0
+
+
+def test_one_merge_at_a_time_gives_the_same(make_bert, batches, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    model = adapted(make_bert())
+    together = merge_gap(model, batches, quantizations=["nf4", "int8"])
+    monkeypatch.setattr(merge_losses, "memory_bound", lambda *_: MemoryBound(1))
+    assert merge_gap(model, batches, quantizations=["nf4", "int8"]) == together
 
 
 def test_conv1d_and_perplexity(make_gpt2, batches):
@@ -399,6 +418,14 @@ def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     reference = torch.cat([quantised.logits(model, batch) for batch in inputs[:3]])
     assert gap["nf4 by inputs"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
+
+
+def test_a_quantised_layer_says_what_it_computes_in(quantised, tmp_path):
+    base = quantised.load(quantised.save_base(tmp_path), "nf4")
+    for module in base.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.bfloat16
+    assert {layer.dtype for layer in adapted_layers(quantised.adapted(base, "lora"))} == {torch.bfloat16}
 
 
 def with_output_layer(base):

@@ -134,6 +134,23 @@ def test_reported_errors_are_those_of_the_outputs(folder):
     assert found.by_inputs == pytest.approx(float(off) ** 0.5, rel=1e-3)
 
 
+def test_the_inputs_are_counted_of_the_layer_that_saw_the_most():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            new = lambda: bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)  # noqa: E731
+            self.each, self.pooled = new(), new()
+
+        def forward(self, x):
+            return self.pooled(self.each(x).mean(1))
+
+    bnb = importlib.import_module("bitsandbytes")
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["each", "pooled"], init_lora_weights=False)
+    model = get_peft_model(Pooled().to("cpu"), config)
+    assert merge_quantized(model, [torch.randn(8, 5, 64)]).vectors == 40
+
+
 @pytest.mark.parametrize("method", ["aurora", "lora", "dora"])
 def test_the_sum_within_autocast_is_as_exact(method, folder):
     """Only the inputs that the layers see are then those of a model in bfloat16."""

@@ -267,6 +267,26 @@ def test_deviations_need_not_all_batches():
     torch.testing.assert_close(found.layers[0].deviations, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_deviations_of_a_layer_that_sees_few_vectors_are_over_all_batches():
+    """Though the first batch is enough for another layer."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.each, self.pooled = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.pooled(self.each(x).mean(1))
+
+    torch.manual_seed(0)
+    model = Pooled()
+    data = [scale * torch.randn(8, 64, 4) for scale in (1.0, 3.0, 9.0)]
+    found = {one.layer: one for one in probe(model, data, lambda model, x: model(x).square().sum(), rank=2).layers}
+    inputs = torch.cat([model.each(x).mean(1) for x in data]).detach()
+    expected = (inputs @ found["pooled"].directions.T).std(0, correction=0)
+    torch.testing.assert_close(found["pooled"].deviations, expected, atol=1e-5, rtol=1e-4)
+
+
 def assert_same(one, other, atol=1e-5):
     for a, b in zip(one.layers, other.layers, strict=True):
         assert a.layer == b.layer

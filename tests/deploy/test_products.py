@@ -138,6 +138,14 @@ def test_a_small_ridge_takes_float64_itself(slow, monkeypatch):
         calibrate(model, [x], ridge=RIDGE)
 
 
+def test_inputs_in_float64_take_float64_itself(slow, monkeypatch):
+    monkeypatch.setattr(products, "_add_sliced", None)
+    model, _ = one_layer(x := hostile("far from zero"))
+    calibrate(model.double(), [x.double()], ridge=RIDGE)
+    with pytest.raises(TypeError):
+        calibrate(model.float(), [x], ridge=RIDGE)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_inputs_that_are_not_finite_are_seen(slow, value):
     x = hostile("far from zero")
