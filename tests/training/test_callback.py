@@ -6,7 +6,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import Trainer, TrainerControl, TrainingArguments
 
-from aurora_lora import AuroraConfig
+from aurora_lora import AuroraConfig, calibrate
 from aurora_lora.training import CalibrationCallback
 from aurora_lora.tuner import aurora_layers
 
@@ -69,6 +69,19 @@ def test_inputs_are_those_of_calibrate():
         CalibrationCallback([], ridge=-1)
     with pytest.raises(TypeError, match="needs a tokenizer"):
         CalibrationCallback(rows)
+
+
+def test_its_ridge_is_that_of_calibrate(make_bert, batches, config):
+    found = []
+    for ridge in (1e-4, 1e3):
+        model = get_peft_model(make_bert(), config())
+        control = TrainerControl(should_evaluate=True)
+        CalibrationCallback(batches, ridge=ridge).on_step_end(None, None, control, model=model)
+        found.append({name: value.clone() for name, value in model.named_buffers() if "aurora_A_cal." in name})
+        calibrate(model, batches, ridge=ridge)
+        again = dict(model.named_buffers())
+        assert all(torch.equal(value, again[name]) for name, value in found[-1].items())
+    assert not any(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_an_adapter_of_transformers_own(make_bert, batches, tmp_path):

@@ -19,7 +19,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
 from aurora_lora.training.build import make_model, make_trainer
-from aurora_lora.training.memory import base_for
+from aurora_lora.training.memory import base_for, frozen_dtype
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.models import load_processor
 from aurora_lora.training.storage import write_manifest
@@ -93,6 +93,12 @@ def test_a_run_in_bf16_scores_again_as_it_did(write_recipe: WriteRecipe, tmp_pat
     assert evaluate(trained, trained.forms) == run.result["metric"]["by_form"]
     state = load_file(next((run.folder / "adapter").glob("*.safetensors")))
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_in_float32_a_base_of_another_dtype_is_too(write_recipe: WriteRecipe, model: Path) -> None:
+    recipe = load_recipe(write_recipe(), [f"model={{name: {model}, dtype: bf16}}", "training.precision=bf16"])
+    assert frozen_dtype(recipe) == torch.bfloat16
+    assert frozen_dtype(recipe.in_float32) == torch.float32
 
 
 @pytest.mark.parametrize("name", ["aurora", "lora", "pissa", "milora", "moslora"])

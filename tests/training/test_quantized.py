@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.methods import METHODS
-from aurora_lora.training import yaml_text
+from aurora_lora.training import gap_and_export, load_run, yaml_text
+from aurora_lora.training.build import make_trainer
 from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
 
@@ -355,6 +356,20 @@ def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, na
         for folder in (tmp_path / "merged", trained)
     )
     assert found == pytest.approx(expected, abs=1e-4 if name == "nf4" else 2e-2)  # int8 rounds the inputs, too
+
+
+def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write_recipe(), ["training.precision=bf16", "training.epochs=1"])
+    run = load_run(train(recipe, tmp_path / "run").folder)
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(gap_and_export, "merge_gap", lambda model, _, **more: seen.update(more, model=model))
+    gap_and_export.gap(run)
+    assert {weight.dtype for weight in seen["model"].parameters()} == {torch.float32}
+    _, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
+    expected = data.calibration_batches(recipe.calibration)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(seen["calibration"], expected, strict=True))
 
 
 def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) -> None:

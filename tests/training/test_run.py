@@ -28,6 +28,7 @@ from aurora_lora.training.build import make_trainer
 from aurora_lora.training.distributed import state
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
+from aurora_lora.training.results import epochs_from_log
 from aurora_lora.training.trainer import training_arguments
 
 WriteRecipe = Callable[..., Path]
@@ -70,20 +71,21 @@ def test_best_epoch_is_chosen_in_the_deployed_form(run: Run) -> None:
 def test_calibrated_once_for_each_evaluation(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
+    """With the ridge of the recipe."""
+    done: list[tuple[str, float]] = []
 
     def counted(where: str) -> None:
         def counting(*args: Any, **kwargs: Any) -> None:
-            done.append(where)
+            done.append((where, kwargs["ridge"]))
             calibrate(*args, **kwargs)
 
         monkeypatch.setattr(importlib.import_module(f"aurora_lora.training.{where}"), "calibrate", counting)
 
     counted("callback")
     counted("calibrating")
-    recipe = load_recipe(write_recipe())
+    recipe = load_recipe(write_recipe(), ["calibration.ridge=0.01"])
     run = train(recipe, tmp_path / "run")
-    assert done == ["callback"] * 3  # the best checkpoint has its matrices
+    assert done == [("callback", 0.01)] * 3  # the best checkpoint has its matrices
     trainer, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
     stored = {name: value.clone() for name, value in trainer.module.named_buffers() if "aurora_A_cal." in name}
     calibrate(trainer.module, data.calibration_batches(recipe.calibration), ridge=recipe.calibration.ridge)
@@ -92,8 +94,8 @@ def test_calibrated_once_for_each_evaluation(
     assert all(torch.equal(value, again[name]) for name, value in stored.items())
     done.clear()
     paper = write_recipe(method={"name": "aurora-paper", "target_modules": ["query", "value"]})
-    train(load_recipe(paper), tmp_path / "paper")
-    assert done == ["calibrating"]
+    train(load_recipe(paper, ["calibration.ridge=0.01"]), tmp_path / "paper")
+    assert done == [("calibrating", 0.01)]
 
 
 def test_parameter_counts(run: Run) -> None:
@@ -298,6 +300,18 @@ def test_peak_memory_is_that_of_the_run() -> None:
     before = peak_memory()
     reset_peak_memory()
     assert peak_memory() < before - 100
+
+
+def test_the_peak_before_an_interruption_counts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(load_recipe(write_recipe()), tmp_path)
+    trainer.peak_mb = 1e9  # as a checkpoint has it
+    assert trainer.measure_memory() == 1e9
+
+
+def test_the_training_loss_of_an_epoch_is_its_own() -> None:
+    log: list[dict[str, Any]] = [{"loss": 4.0}, {"loss": 2.0}, {"eval_nll": 1.0, "epoch": 1, "step": 2}]
+    log += [{"loss": 1.0}, {"eval_nll": 0.5, "epoch": 2, "step": 3}]
+    assert [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))] == [3.0, 1.0]
 
 
 @pytest.mark.parametrize("method", [LORA, "full", "linear-probe", {"name": "aurora", "train_form": "static"}])

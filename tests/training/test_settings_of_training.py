@@ -5,22 +5,22 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from aurora_lora.errors import UserError
-from aurora_lora.training import load_recipe, load_run
-from aurora_lora.training.build import load_trained_model
+from aurora_lora.training import load_recipe, load_run, step_callbacks
+from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.merge_and_predict import evaluate, merge, predict
 from aurora_lora.training.run import Run, train
-from aurora_lora.training.step_callbacks import EarlyStop
+from aurora_lora.training.step_callbacks import Clock, EarlyStop
 
 WriteRecipe = Callable[..., Path]
 
@@ -72,6 +72,28 @@ def test_a_single_step_is_no_warmup(write_recipe: WriteRecipe, tmp_path: Path) -
     assert rates.rates == pytest.approx([2e-2])
 
 
+def test_the_warmup_is_a_share_of_the_steps_that_are_taken(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    changes = ["training.gradient_accumulation_steps=2", "training.warmup_ratio=0.25"]
+    trainer, _ = make_trainer(load_recipe(write_recipe(), changes), tmp_path)
+    assert trainer.args.warmup_steps == 3  # of 64 / (2 * 8) * 3 = 12
+
+
+def test_gradients_are_clipped_as_the_recipe_says(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(load_recipe(write_recipe(), ["training.max_grad_norm=0.25"]), tmp_path)
+    assert trainer.args.max_grad_norm == 0.25
+
+
+def test_the_clock_stands_still_during_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 10.0, 100.0, 101.0])
+    monkeypatch.setattr(step_callbacks, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock, control = Clock(), TrainerControl(should_evaluate=True)
+    clock.on_epoch_begin(None, None, control)
+    clock.on_step_end(None, None, control)
+    clock.on_step_begin(None, None, control)
+    clock.on_epoch_end(None, None, control)
+    assert clock.seconds == 10 + 1
+
+
 PAPER_IN_HALF = ("method=aurora-paper", "method.target_modules=[query,value]", "training.precision=bf16")
 
 
@@ -110,14 +132,14 @@ def test_early_stopping(
         assert len(rates.rates) == 4 * 8
     assert [entry["epoch"] for entry in done.result["epochs"]] == [1, 2, 3, 4]
     assert done.result["metric"]["selected_by"]["epoch"] == 2
+    took = done.result["time"]
+    assert took["samples_per_s"] * took["train_s"] == pytest.approx(4 * 64, rel=0.02)
 
 
 def test_early_stopping_counts_what_is_not_a_number(tmp_path: Path) -> None:
-    from types import SimpleNamespace as Namespace
-
     def over(*scores: float, greater: bool = True) -> bool:
-        args: Any = Namespace(metric_for_best_model="nll", greater_is_better=greater)
-        return EarlyStop(2).is_over(args, Namespace(log_history=[{"eval_nll": score} for score in scores]))  # type: ignore[arg-type]
+        args: Any = SimpleNamespace(metric_for_best_model="nll", greater_is_better=greater)
+        return EarlyStop(2).is_over(args, SimpleNamespace(log_history=[{"eval_nll": score} for score in scores]))  # type: ignore[arg-type]
 
     assert not over(0.1)
     assert over(0.1, 0.1, 0.1)
