@@ -114,6 +114,7 @@ CASES = {
             *_START_OF_RANKS,
             f"{_START_OF_RANKS[0]} with as many weights as r=1 everywhere",
         ),
+        "ranks-converged": ("Does the aligned start help a quarter",),
         "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
         **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
     },
