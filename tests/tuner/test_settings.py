@@ -24,6 +24,7 @@ from peft import (
 )
 from peft.helpers import disable_input_dtype_casting
 from peft.utils import PeftType
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -429,6 +430,8 @@ def test_a_calibrated_adapter_over_a_model_on_meta(tmp_path, low_cpu_mem_usage):
     model.save_pretrained(tmp_path)
     with torch.device("meta"):
         empty = llama()
+        if not low_cpu_mem_usage and load_file(tmp_path / "adapter_model.safetensors").popitem()[1].is_meta:
+            pytest.skip("this safetensors loads nothing where meta is the default device")
     with warnings.catch_warnings(), nullcontext() if low_cpu_mem_usage else torch.device("meta"):
         warnings.simplefilter("ignore")  # of torch, which copies into no tensor on meta
         warnings.filterwarnings("error", message=".*aurora_lora.calibrate")

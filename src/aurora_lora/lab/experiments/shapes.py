@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...deploy.gradients import frozen_weights
 from ...deploy.ranks import budget_in
@@ -147,7 +147,7 @@ def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:
             raise UserError(f"method: {one_line(error)}") from error
 
 
-def _quantised(base: Any) -> list[nn.Parameter]:
+def _quantised(base: Any) -> list[Tensor]:
     """The weights that are quantised where a model is: of its linear layers, but for the head and the output layer."""
     heads, output = head_modules(base), base.get_output_embeddings()
     return [
