@@ -218,7 +218,8 @@ def installed(python: Path) -> dict[str, str]:
 def commit() -> str:
     """What was tested; `-dirty` where anything but the records differs from that commit."""
     git = ["git", "-C", str(ROOT)]
-    changed = command([*git, "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS.relative_to(ROOT)}"], 10).strip()
+    others = [".", f":!{RESULTS.relative_to(ROOT)}"]
+    changed = command([*git, "status", "--porcelain", "--untracked-files=no", "--", *others], 10).strip()
     return command([*git, "rev-parse", "--short=12", "HEAD"], 10).strip() + ("-dirty" if changed else "")
 
 
