@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chats
@@ -305,3 +306,37 @@ def test_a_reference_counts() -> None:
     alone, with_it = (dry_run(recipe_of("classification", *more), "T4") for more in ((), (reference,)))
     assert (alone["reference"], with_it["reference"]) == (None, "full")
     assert with_it["hours"] > alone["hours"]
+
+
+def test_a_batch_is_no_larger_than_the_data() -> None:
+    """Which are 40 examples to train on."""
+    large, enough = (dry_run(recipe_of("classification", f"training.batch_size={size}")) for size in (4096, 40))
+    assert (large["memory_gb"], large["steps"]) == (enough["memory_gb"], enough["steps"])
+
+
+def test_what_cannot_be_counted_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(shapes, "_count", breaks)
+    shapes._step_shapes.cache_clear()
+    given = command("classification")
+    record = json.loads(aurora(*given, "--dry-run", "--json").stdout)
+    assert [record[key] for key in ("memory_gb", "fits", "hours", "fitting")] == [None] * 4
+    assert record["why"].endswith("cannot be counted: no such operator")
+    shown = " ".join(aurora(*given, "--dry-run").stdout.split())
+    assert "memory not known: the shapes of" in shown
+    assert "time not known Nothing was trained." in shown
+
+
+def test_a_base_that_is_stored_quantised_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aurora_lora.lab.experiments import estimate as estimating
+
+    monkeypatch.setattr(estimating, "is_stored_quantised", lambda model: True)
+    assert dry_run(recipe_of("chat"))["why"].endswith("are stored quantised, which a plan does not count")
+
+
+def test_a_dry_run_is_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "state", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(UserError, match="one process"):
+        dry_run(recipe_of("chat"))

@@ -69,3 +69,12 @@ def image_tokens(config: PretrainedConfig) -> int | None:
     if not hasattr(config, "image_size"):
         return None
     return int(config.image_size // config.patch_size) ** 2 + 1
+
+
+def is_stored_quantised(model: str) -> bool:
+    """Whether a model's weights are stored in fewer bits.
+
+    Raises:
+        UserError: the model is not known.
+    """
+    return getattr(architecture(model), "quantization_config", None) is not None

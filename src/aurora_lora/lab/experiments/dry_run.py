@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
+from ...errors import UserError
+from ...methods import ParameterCounts
 from ...tasks.access import check_access
 from ...tasks.models import MODELS, PretrainedHere
-from ...training.batches import divide
 from ...training.contamination_guard import check_contamination
 from ...training.data import Data, load_data, notes
 from ...training.distributed import check_precision, state
@@ -22,9 +23,9 @@ from ...training.recipe import Recipe, RunRecipe
 from ...training.storage import check_recipe
 from . import flops, shapes, text_lengths
 from .architectures import architecture
-from .estimate import estimate, record_of
+from .estimate import Estimate, NotEstimatedError, estimate, record_of, trained_parameters
 from .fitting import fitting
-from .machines import here, named
+from .machines import Machine, here, named
 from .text_lengths import Sizes
 
 Say = Callable[[Iterable[str]], None]
@@ -51,7 +52,8 @@ def dry_run(
     machine = here() if gpu is None else named(gpu)
     if isinstance(recipe, Recipe):
         check_contamination(recipe)
-    divide(recipe.training, state().num_processes)
+    if state().num_processes > 1:
+        raise UserError("a dry run plans a run in one process: start it by itself")
     if output is not None:
         check_recipe(output, recipe)
     data = None
@@ -62,7 +64,7 @@ def dry_run(
             data = _load(recipe, machine == here())
             say(notes(data.record or {}))
     sizes = None if data is None else Sizes.of(data)
-    needs = record_of(estimate(recipe, machine, sizes), machine)
+    needs = _needs(recipe, machine, sizes)
     record = {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -76,9 +78,19 @@ def dry_run(
         **(_of_data(recipe, data, sizes) if isinstance(recipe, Recipe) else {}),
         "fitting": None,
     }
-    if not needs["fits"] and (found := fitting(recipe, machine, sizes)) is not None:
+    if needs["fits"] is False and (found := fitting(recipe, machine, sizes)) is not None:
         record["fitting"] = {"overrides": list(found.overrides), **record_of(found.needs, machine)}
     return record
+
+
+def _needs(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> dict[str, Any]:
+    """As `record_of`, with null for what is not known, and `why`."""
+    try:
+        return record_of(estimate(recipe, machine, sizes), machine)
+    except NotEstimatedError as error:
+        params = trained_parameters(recipe, sizes) if isinstance(recipe, Recipe) else ParameterCounts(0, 0, 0)
+        unknown: dict[str, Any] = record_of(Estimate(params, 0.0, None), machine)
+        return {**unknown, "memory_gb": None, "fits": None, "why": str(error)}
 
 
 def _is_missing(model: str) -> bool:
@@ -121,7 +133,7 @@ def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str
         found["rows"] = record["packed"]
     if (rows := counts["train"]) is not None:
         an_epoch = flops.steps_of_an_epoch(recipe, rows)
-        of_a_step = training.batch_size * training.gradient_accumulation_steps
+        of_a_step = min(training.batch_size * training.gradient_accumulation_steps, rows)
         found["steps"] = {"epoch": an_epoch, "all": an_epoch * training.epochs, "examples": of_a_step}
     if data is not None and (lengths := data.lengths.get("train")):
         positions = flops.positions(architecture(recipe.model).get_text_config())

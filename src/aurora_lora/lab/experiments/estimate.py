@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...diffusion.recipe import SubjectRecipe
+from ...errors import UserError
 from ...methods import ParameterCounts
+from ...tasks.loading import reason
 from ...training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
-from .architectures import architecture, image_tokens
+from .architectures import architecture, image_tokens, is_stored_quantised
 from .engines import DAY
 from .flops import Hours
 from .machines import GPUS, PROCESS_GB, Machine, here, named
@@ -58,6 +60,10 @@ class Estimate:
         return None if self.parts is None else self.parts.total
 
 
+class NotEstimatedError(UserError):
+    """A model of which memory and time cannot be told, as its shapes cannot be counted."""
+
+
 def estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) -> Estimate:
     """What a recipe needs on a machine.
 
@@ -68,7 +74,19 @@ def estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) ->
 
     Raises:
         UserError: its model is not known, or its method does not fit the model.
+        NotEstimatedError: its model cannot be counted.
     """
+    if isinstance(recipe, Recipe) and is_stored_quantised(recipe.model):
+        raise NotEstimatedError(f"the weights of {recipe.model} are stored quantised, which a plan does not count")
+    try:
+        return _estimate(recipe, machine, sizes)
+    except UserError:
+        raise
+    except Exception as error:  # of any model's own code, run without data
+        raise NotEstimatedError(f"the shapes of {recipe.model} cannot be counted: {reason(error)}") from error
+
+
+def _estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> Estimate:
     more = 0.0 if machine.is_gpu else PROCESS_GB
     if isinstance(recipe, SubjectRecipe):
         params, memory = estimate_diffusion.trained_parameters(recipe), estimate_diffusion.memory(recipe)
@@ -109,13 +127,14 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     training, config = recipe.training, architecture(recipe.model).get_text_config()
     own, kept = shapes.weights(recipe, sizes), shapes.step_shapes(recipe, sizes)
     longest = image_tokens(config) or text_lengths.longest(recipe, flops.positions(config), sizes)
-    tokens = recipe.training.batch_size * longest
+    batch = min(training.batch_size, text_lengths.examples(recipe, "train", sizes) or training.batch_size)
+    tokens = batch * longest
     layers, inner = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
     outside, layer = (constant + slope * tokens for constant, slope in (kept.outside, kept.layer))
     head = 0
     if recipe.task.kind.task_type == "CAUSAL_LM":
         few = None if recipe.task.loss_on == "all" else recipe.task.kind.learned_tokens
-        learned = tokens if few is None else min(tokens, recipe.training.batch_size * few)
+        learned = tokens if few is None else min(tokens, batch * few)
         head = LOGIT * learned * config.vocab_size
     trained = own.params.adapter + own.params.head
     gradients = 4 * trained

@@ -10,7 +10,7 @@ from ...training.batches import Step
 from ...training.reading import override
 from ...training.recipe import Recipe, RunRecipe
 from . import shapes
-from .architectures import architecture
+from .architectures import is_stored_quantised
 from .estimate import Estimate, estimate
 from .machines import Machine
 from .recipe_kinds import as_recipe
@@ -90,4 +90,4 @@ def _can_checkpoint(recipe: RunRecipe) -> bool:
 def _can_be_quantised(recipe: RunRecipe) -> bool:
     if not isinstance(recipe, Recipe) or recipe.base.quantization is not None:
         return False
-    return getattr(architecture(recipe.model), "quantization_config", None) is None
+    return not is_stored_quantised(recipe.model)

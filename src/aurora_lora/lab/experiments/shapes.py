@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ...deploy.gradients import frozen_weights
 from ...deploy.ranks import budget_in
 from ...errors import UserError, one_line
+from ...meanwhile import meanwhile
 from ...methods import ParameterCounts, count_parameters, get_method
 from ...methods.linear import is_linear
 from ...methods.options import TARGETS
@@ -214,7 +216,8 @@ def _step_shapes(key: _Key, precision: str) -> StepShapes:
         model = _adapted(key, _pretrained(key, layers), layers / all_layers)
     except UserError:  # the method names layers that are not there
         model = _adapted(key, _pretrained(key))
-    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention():
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback where a model cannot be counted
+    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), meanwhile([log], disabled=True):
         to_fake(model.train())
         counted = [_count(model, examples, precision) for examples in (1, 2)]
     unit = image_tokens(_config(model)) or _text(_config(model))
@@ -255,7 +258,8 @@ def _config(model: nn.Module) -> Any:
 
 def _text(config: Any) -> int:
     """Tokens of a text to count with; RoBERTa keeps the first positions for padding."""
-    return min(TEXT, getattr(config, "max_position_embeddings", TEXT) // 2)
+    positions = getattr(config, "max_position_embeddings", None) or TEXT
+    return min(TEXT, positions // 2) if positions > 0 else TEXT  # XLNet has -1
 
 
 def _line(found: list[int], unit: int) -> tuple[float, float]:

@@ -67,6 +67,10 @@ def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if (steps := run["steps"]) is not None:
         epochs = f", {steps['epoch']:,} an epoch" if "epoch" in steps else ""
         yield "steps", f"{steps['all']:,} in all{epochs}, of {steps['examples']:,} examples each"
+    if run["fits"] is None:
+        yield "memory", f"not known: {run['why']}"
+        yield "time", "not known"
+        return
     fits = "it fits" if run["fits"] else "it does NOT fit"
     yield "memory", f"about {_memory(run)} at the peak, of {run['machine_memory_gb']:.0f} GB of one {machine}: {fits}"
     if run["hours"] is None:
@@ -78,7 +82,7 @@ def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     """What is below `run_rows`: what would make the run fit, and what the numbers are."""
     found = run["fitting"]
-    if not run["fits"] and (found is None or not found["fits"]):
+    if run["fits"] is False and (found is None or not found["fits"]):
         yield LESS
     if found is not None:
         hours = "" if found["hours"] is None else f" and {_time(max(found['hours'], 1 / 60))}"
@@ -87,9 +91,9 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield f"{NO_CHANGE}: it needs about {_memory(found)} at least, with these changes:"
         yield "  " + " ".join(found["overrides"])
-    elif not run["fits"]:
+    elif run["fits"] is False:
         yield f"{NO_CHANGE}."
-    yield f"{ESTIMATES}. Nothing was trained or written."
+    yield f"{ESTIMATES}. Nothing was trained." if run["fits"] is not None else "Nothing was trained."
 
 
 def _tokens(texts: Mapping[str, Any], is_packed: bool) -> str:
