@@ -406,6 +406,34 @@ def test_a_base_weight_that_was_changed_while_merged(change):
     assert torch.equal(layer.base_layer.weight.to(before.dtype), before)
 
 
+def test_a_change_between_two_merges_is_told():
+    model, layer = adapt(train_form="static")
+    model.add_adapter(
+        "b", AuroraConfig(target_modules=model.peft_config["default"].target_modules, train_form="static")
+    )
+    model.merge_adapter(["default"])
+    with torch.no_grad():
+        layer.base_layer.weight.add_(1)
+    with pytest.warns(UserWarning, match="The base weight was changed while merged: that change is undone"):
+        model.merge_adapter(["b"])
+
+
+def test_a_merged_weight_can_be_exchanged_for_another():
+    """As torch does in `to` and `load_state_dict` where it is asked to, and no weak reference forbids it."""
+    model, layer = adapt(train_form="static")
+    before = layer.base_layer.weight.detach().clone()
+    model.merge_adapter()
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.base_layer.to(torch.float64)
+        layer.base_layer.load_state_dict(layer.base_layer.state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
+    model.unmerge_adapter()
+    torch.testing.assert_close(layer.base_layer.weight.to(before.dtype), before)
+
+
 @pytest.mark.parametrize("while_merged", ["nothing", "cast", "copied", "pickled", "second", "loaded the same"])
 def test_a_base_weight_that_was_not_changed_while_merged(while_merged):
     model, _ = adapt(train_form="static")

@@ -43,6 +43,16 @@ def test_they_go_with_the_adapter(make_bert, config, own, end):
     assert not hasattr(plain, "model_tags")
 
 
+def test_they_go_with_the_last_adapter_that_is_deleted(make_bert, config):
+    base = make_bert()
+    model = get_peft_model(base, config(task_type=None))
+    model.add_adapter("other", config(task_type=None))
+    model.delete_adapter("default")
+    assert base.model_tags == ["aurora", "aurora-lora"]
+    model.delete_adapter("other")
+    assert base.model_tags is None
+
+
 def test_the_card_of_a_lora_is_as_it_was(make_bert, tmp_path):
     model = get_peft_model(make_bert(), LoraConfig(target_modules=["query"]))
     assert not {"aurora", "aurora-lora"} & tags_of_card(model, tmp_path)

@@ -112,7 +112,7 @@ It was trained as AuroRA ("{PAPER}") and exported: it computes exactly {FORMS[fo
 
 
 def replaceable_card(folder: Path) -> tuple[str, ...]:
-    """The name of the card in a folder, if there is one and this package has written it, as its tag says."""
+    """The name of the card in a folder, if there is one with this package's tag."""
     path = folder / CARD
     try:
         found = metadata_load(path) if path.is_file() else None

@@ -264,6 +264,7 @@ class AuroraLayer(AdapterState):
                 self._merge(names, safe_merge)
 
     def _merge(self, names: list[str], safe_merge: bool) -> None:
+        self._warn_of_change()
         # from the original weight and all merged adapters at once, so that two merges do not round twice
         together = [*self.merged_adapters, *names]
         merged = self.merged_weight(together, safe_merge)
@@ -300,8 +301,7 @@ class AuroraLayer(AdapterState):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         with ordinary_tensors(), in_memory(self):
-            if self._original_weight.is_written_to:
-                self._warn_of_change()
+            self._warn_of_change()
             self._original_weight.restore(self)
         self._original_weight = None
         self.merge_rounding = None
@@ -309,8 +309,11 @@ class AuroraLayer(AdapterState):
         self.merged_adapters.clear()
 
     def _warn_of_change(self) -> None:
+        if self._original_weight is None or not self._original_weight.is_written_to:
+            return
         weight = self.get_base_weight()
-        if not torch.equal(weight, self.merged_weight(self.merged_adapters).to(weight.dtype)):
+        merged = self.merged_weight(self.merged_adapters).to(weight.dtype)
+        if not torch.allclose(weight, merged, rtol=0, atol=0, equal_nan=True):
             warnings.warn("The base weight was changed while merged: that change is undone.", stacklevel=4)
 
     def __repr__(self) -> str:

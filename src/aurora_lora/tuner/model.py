@@ -193,6 +193,12 @@ class AuroraModel(BaseTuner):
         with name_adapters(self, self.model, adapter_names, num_beams=kwargs.get("num_beams")):
             yield
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As in PEFT; with the last one, the tags of the base model go."""
+        super().delete_adapter(adapter_name)
+        if not self.peft_config:
+            take_tags(self.model)
+
     # ---------------------------------------------------------------- merging, all layers or none
 
     def _check_merge_allowed(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .peft_names import QuantizationBackend
-from .tensors import State, state_of
+from .tensors import changes
 
 
 def is_recomputed(layer: nn.Module) -> bool:
@@ -41,7 +41,7 @@ class OriginalWeight:
         self.base_layer = base_layer
         self.backend = backend
         weight: Any = getattr(base_layer, "weight", None)  # HQQ has none
-        self._merged: State | None = None
+        self._merged: tuple[int, int] | None = None
         self._stored: Any
         self.parameter = weight if shared and backend is None else None
         if backend is None:
@@ -66,7 +66,8 @@ class OriginalWeight:
     def note_merged(self) -> None:
         """Remember the merged weight, which the base layer has now, so that `is_written_to` tells."""
         base: Any = self.base_layer
-        self._merged = None if self.backend else state_of(base.weight)
+        # no weak reference, which would keep torch from exchanging the weight; of another tensor, its values tell
+        self._merged = None if self.backend else (id(base.weight), changes(base.weight))
 
     @property
     def is_written_to(self) -> bool:
@@ -77,8 +78,7 @@ class OriginalWeight:
         base: Any = self.base_layer
         if self._merged is None:
             return False
-        which, changes = state_of(base.weight)
-        return which == self._merged[0] and changes != self._merged[1]
+        return id(base.weight) == self._merged[0] and changes(base.weight) != self._merged[1]
 
     def weight(self) -> Tensor:
         """The weight, dequantised, where it was kept."""
