@@ -430,7 +430,7 @@ def test_tables_of_all_linear_layers_in_80_columns():
     paths = [f"base_model.model.bert.encoder.layer.{name}" for name in shown[:-1]] + [f"base_model.model.{shown[-1]}"]
     metric = {"accuracy": 0.9167, "nll": 0.6798, "macro_f1": 0.8737}
     forms = tuple(EndToEndGap(form, 0.0, 0.001, 1.0, metric) for form in ("dynamic", "static", "calibrated"))
-    names = ["float32", "bfloat16", *(f"{q} {how}" for q in ("nf4", "int8") for how in ("nearest", "calibrated"))]
+    names = ["float32", "bfloat16", *(f"{q} {how}" for q in ("nf4", "int8") for how in ("nearest", "by inputs"))]
     merges = tuple(
         MergeLoss(name, tuple(LayerLoss(path, 67.8650) for path in paths), EndToEndGap(name, 0.0, 0.001, 1.0, metric))
         for name in names
@@ -444,7 +444,7 @@ def test_tables_of_all_linear_layers_in_80_columns():
     for text in (by_layer, by_merge):
         rows = [line.split() for line in text.splitlines() if "%" in line]
         assert [next(word for word in row if word != "*") for row in rows] == shown
-    assert [line.count("calibrated") for line in by_merge.splitlines()][2] == 2
+    assert [line.count("inputs") for line in by_merge.splitlines()][2] == 2
 
 
 def test_a_name_without_room_is_broken_at_a_dot():

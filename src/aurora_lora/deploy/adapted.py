@@ -98,14 +98,15 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     found = list(layers_with_adapters(model, "merge_gap", CalibrationError))
     if found and all(isinstance(module, TrainableTokensLayer) for _, module, _ in found):
         raise MergeError(f"{found[0][0]}: only rows of embeddings are trained, of which a merge rounds nothing.")
-    output: Any = getattr(plain_model(model), "get_output_embeddings", lambda: None)()
+    plain: Any = plain_model(model)
+    output = getattr(plain, "get_output_embeddings", lambda: None)()
     layers = [
         AdaptedLayer(path, module, names, _format(path, module, model))
         for path, module, names in found
         if not isinstance(module, TrainableTokensLayer)
     ]
     # where Transformers quantises a model it leaves the output layer as it is, and others that the user names
-    partly = any(layer.format is not None for layer in layers)
+    partly = getattr(plain, "is_quantized", False) or any(layer.format is not None for layer in layers)
     return [
         replace(layer, stays=True) if layer.format is None and (partly or layer.module is output) else layer
         for layer in layers
