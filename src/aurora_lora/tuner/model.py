@@ -23,6 +23,7 @@ from .layer import AuroraLayer
 from .linear import AuroraLinear
 from .mixed_batch import name_adapters
 from .naming import exactly
+from .original_weight import warn_of_rounding
 from .peft_names import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
@@ -205,17 +206,6 @@ class AuroraModel(BaseTuner):
         """A weight that several modules share (tied embeddings) can be merged into: the layer gets its own then."""
         note_shared_weights(self.model)
 
-    @staticmethod
-    def _warn_of_rounding(layers: list[AuroraLayer]) -> None:
-        lost = [layer.merge_rounding for layer in layers if layer.merge_rounding is not None]
-        if lost:
-            warnings.warn(
-                f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
-                f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. Merge into the dequantised "
-                "base, model.dequantize(), to keep all of it.",
-                stacklevel=3,
-            )
-
     def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         """Raise what `merge` would raise in any layer, before the first layer is changed."""
         with warnings.catch_warnings():
@@ -241,7 +231,7 @@ class AuroraModel(BaseTuner):
         """
         self._check_before_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        self._warn_of_rounding([layer for _, layer in aurora_layers(self.model)])
+        warn_of_rounding(layer.merge_rounding for _, layer in aurora_layers(self.model))
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -259,7 +249,7 @@ class AuroraModel(BaseTuner):
             model: nn.Module = super()._unload_and_optionally_merge(  # type: ignore[assignment]
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
-            self._warn_of_rounding(layers)
+            warn_of_rounding(layer.merge_rounding for layer in layers)
             may_drop_padding(model)
             untie_all(model)
             take_tags(model)

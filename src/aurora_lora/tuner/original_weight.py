@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,3 +164,15 @@ def rounding(exact: Tensor, original: Tensor, stored: Tensor) -> float:
     update = torch.linalg.vector_norm(exact - original)
     lost = torch.linalg.vector_norm(stored.to(exact) - exact)
     return float(lost / update) if update > 0 else 0.0
+
+
+def warn_of_rounding(found: Iterable[float | None]) -> None:
+    """Say what `rounding` has found in the layers of a merge; None is of layers that are not quantised."""
+    lost = [one for one in found if one is not None]
+    if lost:
+        warnings.warn(
+            f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
+            f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. Merge into the dequantised "
+            "base, model.dequantize(), to keep all of it.",
+            stacklevel=3,
+        )

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
-from ...methods import ParameterCounts
 from ...tasks.access import check_access
 from ...tasks.models import MODELS, PretrainedHere
 from ...training.contamination_guard import check_contamination
@@ -88,8 +87,9 @@ def _needs(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> dict[str
     try:
         return record_of(estimate(recipe, machine, sizes), machine)
     except NotEstimatedError as error:
-        params = trained_parameters(recipe, sizes) if isinstance(recipe, Recipe) else ParameterCounts(0, 0, 0)
-        unknown: dict[str, Any] = record_of(Estimate(params, 0.0, None), machine)
+        if not isinstance(recipe, Recipe):
+            raise
+        unknown = record_of(Estimate(trained_parameters(recipe, sizes), 0.0, None), machine)
         return {**unknown, "memory_gb": None, "fits": None, "why": str(error)}
 
 
