@@ -4,7 +4,7 @@
 
 The layers of SmolLM2-135M in NF4 (blocks of 64) with the adapter lora-0 of `quantized_merge.py`, every fifth block.
 For each way the geometric mean over the layers of E|(W_q - W) x|^2 / E|dW x|^2: on 128 texts that were not
-calibrated on (test), and on them where other texts were calibrated on. End to end, the KL divergence where the inputs
+rounded by (test), and on them where it was rounded by other texts. End to end, the KL divergence where the inputs
 are those of the model before the merge (used), and where each block is merged before the inputs of the next are
 gathered. With llmcompressor installed, its GPTQ is compared on a grid that both know (int4 and int8, symmetric), layer
 by layer.

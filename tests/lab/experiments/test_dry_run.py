@@ -308,6 +308,10 @@ def test_a_reference_counts() -> None:
     assert with_it["hours"] > alone["hours"]
 
 
+def test_a_gpu_is_full_at_nine_tenths() -> None:
+    assert (small(10).fits(9), small(10).fits(9.01), small(10, cores=2).fits(10)) == (True, False, True)
+
+
 def test_a_batch_is_no_larger_than_the_data() -> None:
     """Which are 40 examples to train on."""
     large, enough = (dry_run(recipe_of("classification", f"training.batch_size={size}")) for size in (4096, 40))
