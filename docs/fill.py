@@ -143,7 +143,14 @@ def main() -> None:
             continue  # it only chooses the learning rates of other recipes
         planned = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
         left = settings_left(section.study, [setting.name for setting in planned.settings])
-        shown = [study_page(section.study), convergence_note(section.groups), left, *figures(section, written)]
+        drawn = figures(section, written)
+        shown = [
+            study_page(section.study),
+            convergence_note(section.groups),
+            left,
+            *(["## Figures"] if drawn else []),
+            *drawn,
+        ]
         insert(STUDIES / f"{section.title}.md", section.title, "\n\n".join(filter(None, shown)))
     for old in FIGURES.glob("study-*"):
         if old.stem not in written:

@@ -19,6 +19,9 @@ FIGURES = {
     "smollm2-135m": "Time of SmolLM2-135M by variant",
     "scaling": "Milliseconds against tokens, width, rank, layers and adapters",
 }
+SLOPES = (
+    "Slope: the exponent e of the best fit of milliseconds = c value^e; 1 where twice the value takes twice as long."
+)
 DYNAMIC = "aurora-dynamic"
 STEPS = ("minilm-l6", "MiniLM-L6", 1.02), ("smollm2-135m", "SmolLM2-135M", 1.01)
 """Workload, name, and target of the ratio of AuroRA's training step to LoRA's."""
@@ -61,6 +64,8 @@ def _section(record: Record, name: str, figures: Path) -> str:
         if path.suffix == ".svg":
             title = FIGURES.get(path.stem.removeprefix("bench-"), name)
             pictures.append(f"![{title}]({figures.name}/{path.name})")
+    if record["workload"] == "scaling":
+        pictures.append(SLOPES)
     paper = on_paper(record).title if record["workload"] == "scaling" else None
     shown = [f"**{rows.title}**\n\n{rows.markdown()}" for rows in tables(record) if rows.title != paper]
     return "\n\n".join([*pictures, *shown, environment(record)])

@@ -161,5 +161,6 @@ def settings_left(summary: Mapping[str, Any], settings: Iterable[str]) -> str:
 
 
 def study_page(summary: Mapping[str, Any]) -> str:
-    """The study as Markdown: the answers, then every setting in every form."""
-    return "\n\n".join(table.markdown() for table in study_tables(summary, full=True))
+    """The study as Markdown: the answers, if it asks anything, then every setting in every form."""
+    *answers, scores = (table.markdown() for table in study_tables(summary, full=True))
+    return "\n\n".join([*(["## Answers", *answers] if answers else []), "## Scores", scores])

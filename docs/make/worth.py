@@ -58,8 +58,8 @@ _MERGE = "Does the calibrated merge lose against the trained form"
 _MERGES_TOO = ("Does the calibrated merge lose without the skip", "Does the calibrated merge lose at r=2 everywhere")
 _HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in ("", "without the skip "))
 _OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
-_SAME = {r: f"Does AuroRA r={r} beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
-_SAME_WITH_SKIP = "Does the skip beat LoRA r=2"
+_SAME = {r: f"Does AuroRA r={r} without skip beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
+_SAME_WITH_SKIP = "Does AuroRA r=2 beat LoRA r=2"
 _SAME_LAYERS = "Is AuroRA above LoRA at r=8"
 _SAME_TOO = ("Is AuroRA above LoRA at r=2", f"{_SAME_LAYERS}, both with the aligned start")
 _METHODS = ("PiSSA", "EVA", "LoRA-GA", "MoSLoRA", "SineLoRA", "HiRA", "full fine-tuning")
@@ -147,10 +147,10 @@ _HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
 _ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
 PAIRS = {
     "captured-effect": tuple(
-        (f"LoRA r={r}", f"AuroRA r={r}", *(["AuroRA skip r=2"] if r == 2 else [])) for r in (2, 8, 16)
+        (f"LoRA r={r}", *(["AuroRA r=2"] if r == 2 else []), f"AuroRA r={r} without skip") for r in (2, 8, 16)
     ),
-    "movie-rating": (("LoRA r=8", "AuroRA r=8"),),
-    "movie-sentiment": (("LoRA r=8", "AuroRA r=8"),),
+    "movie-rating": (("LoRA r=8", "AuroRA r=8 without skip"),),
+    "movie-sentiment": (("LoRA r=8", "AuroRA r=8 without skip"),),
     "ranks-short": (
         ("LoRA r=2", "AuroRA r=2", "AuroRA r=2 without skip"),
         ("LoRA r=4", "AuroRA r=4", "AuroRA r=4 without skip"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def make(method: str, rate: float, seed: int, params: int, scores: dict[str, flo
         "git_commit": "abc",
         "device": "cpu",
     }
+
+
+@pytest.fixture
+def overlaps() -> Callable[[list[Any]], list[Any]]:
+    """Of boxes on a figure, the pairs that overlap."""
+    return lambda boxes: [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
 @pytest.fixture

@@ -59,5 +59,5 @@ def test_figures() -> None:
     assert [ax.get_title(loc="left") for ax in grid_figure(ALL["linear"]).axes] == ["d = 384", "d = 768", "d = 1,536"]
     axes = scaling_figure(ALL["scaling"]).axes
     assert [ax.get_xlabel() for ax in axes][:5] == ["tokens", "width", "rank", "layers", "adapters"]
-    assert axes[0].get_title(loc="left") == "d = 768\nexponents 1.00 / 1.00 / 1.00"
+    assert axes[0].get_title(loc="left") == "d = 768\nslope: base 1.00, LoRA 1.00, AuroRA 1.00"
     assert list(axes[0].get_lines()[0].get_ydata()) == pytest.approx([12.8, 25.6, 51.2])

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from aurora_lora.errors import UserError
+from aurora_lora.lab.report.figures import about
 from aurora_lora.lab.report.groups import Group
 from aurora_lora.lab.report.rates_figure import rates_figure
 
 RATE, HEAD = "training.learning_rate", "training.head_learning_rate"
+Overlaps = Callable[[list[Any]], list[Any]]
 Settings = Callable[..., tuple[dict[str, Any], list[Group]]]
 
 
@@ -62,11 +64,32 @@ def test_a_panel_for_each_method_with_its_ranks(settings: Settings) -> None:
         [pytest.approx((1e-3, 90)), pytest.approx((1e-2, 75))],
     ]
     assert rings(lora) == [pytest.approx([1e-2, 80]), pytest.approx([1e-3, 90])]
-    assert [text.get_text() for text in lora.get_legend().get_texts()] == ["r=2", "r=8"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["r=2", "r=8"]
     assert points(bitfit) == [[pytest.approx((1e-3, 60)), pytest.approx((1e-2, 65))]]
     assert lora.get_ylim() == bitfit.get_ylim()
     assert lora.get_xlim() == bitfit.get_xlim()
     assert figure.get_supylabel() == "validation accuracy, %"
+
+
+def test_a_rank_looks_alike_in_every_panel(settings: Settings) -> None:
+    trials = [({RATE: 1e-2}, 0.8), ({RATE: 1e-3}, 0.7)]
+    figure = rates_figure(*settings(lora_r2=trials, lora_r8=trials, other_r8=trials, bitfit=trials), "accuracy")
+    lora, other, bitfit = figure.axes
+    drawn = [[line.get_marker() for line in ax.lines if line.get_markersize() == 4.5] for ax in (lora, other, bitfit)]
+    assert [marks[:2] for marks in drawn] == [["o", "s"], ["s"], ["o"]]
+    figure = rates_figure(*settings(lora_r8=trials, other_r8=trials), "accuracy")
+    assert not figure.legends  # there is one rank
+
+
+def test_its_texts_are_on_the_canvas(settings: Settings, overlaps: Overlaps) -> None:
+    trials = [({RATE: 1e-2}, 1.3), ({RATE: 1e-3}, 1.2)]
+    figure = about(rates_figure(*settings(lora_r2=trials, lora_r8=trials), "nll_norm"), "a task, a model")
+    figure.draw_without_rendering()
+    texts = [*figure.texts, figure.legends[0]]
+    assert len(texts) == 4  # what it is about, both axes, ranks
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not overlaps(boxes)
 
 
 def test_another_kind_of_rate_has_no_place_on_the_axis(settings: Settings) -> None:

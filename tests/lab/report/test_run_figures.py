@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,11 @@ from aurora_lora.lab.report.run_figures import curves_figure, rank_figure, score
 from aurora_lora.methods import METHODS
 
 Result = dict[str, Any]
+Overlaps = Callable[[list[Any]], list[Any]]
 
 
 def series(ax: Any) -> dict[str, list[Any]]:
     return {bars.get_label(): [tuple(point) for point in bars.lines[0].get_xydata()] for bars in ax.containers}
-
-
-def pairs_that_overlap(boxes: list[Any]) -> list[Any]:
-    return [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
 def test_scores_by_name(results: list[Result], make_result: Callable[..., Result]) -> None:
@@ -77,7 +73,7 @@ def test_a_name_with_dollars_is_no_mathematics(make_result: Callable[..., Result
     assert "\\mathdefault" not in (tmp_path / "scores.svg").read_text()
 
 
-def test_one_run_has_room_for_its_labels(make_result: Callable[..., Result]) -> None:
+def test_one_run_has_room_for_its_labels(make_result: Callable[..., Result], overlaps: Overlaps) -> None:
     (found,) = groups([make_result("aurora", 1e-3, 0, 85_220, {"merged": 0.9})]).values()
     figure = about(score_figure(found, "accuracy"), "classification of good.csv, minilm-l6")
     with warnings.catch_warnings():
@@ -88,16 +84,16 @@ def test_one_run_has_room_for_its_labels(make_result: Callable[..., Result]) -> 
     assert ax.bbox.height > 0.3 * figure.dpi
     assert below.y0 >= 0
     assert all(box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1 for box in above)
-    assert not pairs_that_overlap([*above, below, *(label.get_window_extent() for label in ax.get_yticklabels())])
+    assert not overlaps([*above, below, *(label.get_window_extent() for label in ax.get_yticklabels())])
 
 
-def test_many_settings_are_a_row_each(make_result: Callable[..., Result]) -> None:
+def test_many_settings_are_a_row_each(make_result: Callable[..., Result], overlaps: Overlaps) -> None:
     made = [make_result(name, 1e-3, 0, 1000, {"merged": 0.5 + n / 50}) for n, name in enumerate([*METHODS][:18])]
     figure = score_figure(next(iter(groups(made).values())), "accuracy")
     (ax,) = figure.axes
     assert len({label.get_text() for label in ax.get_yticklabels()}) == 18
     figure.draw_without_rendering()
-    assert not pairs_that_overlap([label.get_window_extent() for label in ax.get_yticklabels()])
+    assert not overlaps([label.get_window_extent() for label in ax.get_yticklabels()])
 
 
 def test_score_against_rank(make_result: Callable[..., Result]) -> None:
@@ -114,6 +110,11 @@ def test_score_against_rank(make_result: Callable[..., Result]) -> None:
     assert rank_figure(found, "nll").axes[0].get_ylabel() == "neg. log-likelihood, less is better"
     with pytest.raises(UserError, match="one method at two ranks"):
         rank_figure(found[:1], "accuracy")
+    figure = about(rank_figure(found, "nll_norm"), "a task, a model")
+    figure.draw_without_rendering()
+    (title,), label = figure.texts, figure.axes[0].yaxis.label.get_window_extent()
+    assert label.y0 >= 0
+    assert label.y1 < title.get_window_extent().y0
 
 
 def test_a_panel_for_each_test_set(make_result: Callable[..., Result]) -> None:

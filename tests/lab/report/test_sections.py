@@ -1,6 +1,7 @@
 """What a report is about, from folders of runs and of studies."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,14 +79,23 @@ def test_of_a_study_the_chosen_runs(study: Path) -> None:
     assert (aurora.deployed, aurora.forms) == ("calibrated", ["static", "calibrated"])
 
 
-def test_the_page_and_the_tables_of_a_study(study: Path, tmp_path: Path) -> None:
+def test_the_page_and_the_tables_of_a_study(study: Path, runs: Path, tmp_path: Path) -> None:
     write_page(load_sections([study]), tmp_path / "page.html", "s")
     page = (tmp_path / "page.html").read_text()
-    assert "<h2>s, m</h2>" in page
+    assert '<h2 id="s">s, m</h2>' in page
+    assert "<nav>" not in page
     assert "Each setting had 2 runs to tune it" in page
     assert "AuroRA r=2, no F<small>lr 0.005, lowest</small>" in page
     assert "at the edge of the grid, so that another value may be better, for 3 of 3 settings" in page
     assert "Score against rank" in page
+    plan = json.loads((study / "study.json").read_text())
+    sides = ({"setting": "LoRA r=8", "form": None}, {"setting": "LoRA r=2", "form": None})
+    plan["study"]["questions"] = [{"ask": "Does rank matter", "first": sides[0], "second": sides[1]}]
+    (study / "study.json").write_text(json.dumps(plan))
+    write_page(load_sections([study, runs]), tmp_path / "page.html", "both")
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>Does rank matter<small>LoRA r=8, merged − LoRA r=2, merged</small></td>" in page
+    assert re.findall(r'<a href="#(.*?)">', page) == re.findall(r'<h2 id="(.*?)">', page)
     done = CliRunner().invoke(cli.app, ["report", str(study)])
     assert done.exit_code == 0, done.output
     assert "s: 2 runs to tune each, 2 seeds" in done.stdout

@@ -105,9 +105,11 @@ def _line(
 
 
 def scaling_figure(record: Record) -> Figure:
-    """Milliseconds against each quantity, both axes logarithmic, with the fitted exponents of the base and the two."""
-    figure, axes = new_figure(3, 7.6, 4.8, rows=2)
+    """Milliseconds against each quantity, both axes logarithmic, with the fitted exponents of the base and the two:
+    the slope of the line through the points."""
+    figure, axes = new_figure(3, 8.4, 5.0, rows=2)
     styles = {"frozen": FROZEN, "lora": LORA, "aurora": AURORA}
+    short = {"frozen": "base", "lora": "LoRA", "aurora": "AuroRA"}
     for ax, axis in zip(axes, record["axes"], strict=False):
         values = [point["value"] for point in axis["points"]]
         for name, style in styles.items():
@@ -115,26 +117,31 @@ def scaling_figure(record: Record) -> Figure:
             ax.plot(values, heights, label=axis["labels"][name], markersize=4, linewidth=1.2, **style)
         _log_ticks(ax, values)
         ax.set_xlabel(axis["name"])
-        fits = [axis["fits"]["seconds"][name] for name in styles]
-        exponents = " / ".join("-" if found is None else f"{found['exponent']:.2f}" for found in fits)
-        ax.set_title(f"{axis['fixed']}\nexponents {exponents}", fontsize=7.5, loc="left")
+        fits = {name: axis["fits"]["seconds"][key] for key, name in short.items()}
+        slopes = ", ".join(
+            f"{name} {'-' if fit is None else format(fit['exponent'], '.2f')}" for name, fit in fits.items()
+        )
+        ax.set_title(f"{axis['fixed']}\nslope: {slopes}", fontsize=7, loc="left")
     for ax in axes[len(record["axes"]) :]:
         ax.set_axis_off()
-        ax.legend(handles=axes[0].get_lines(), loc="center left", frameon=False, fontsize=8.5)
+        look: dict[str, Any] = {"loc": "center left", "frameon": False, "fontsize": 8.5, "title_fontsize": 8}
+        ax.legend(handles=axes[0].get_lines(), title="ranks, where they do not vary", alignment="left", **look)
     for ax in axes[::3]:
         ax.set_ylabel("milliseconds")
     return figure
 
 
 def _log_ticks(ax: Axes, values: Sequence[int]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     ax.set_xscale("log", base=2)
-    shown = [value for value in values if value & (value - 1) == 0] or list(values)
+    shown = [value for value in values if value & (value - 1) == 0 or value == values[-1]]
     ax.set_xticks(shown, [f"{value:,}" for value in shown], rotation=45, fontsize=7.5)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    few = high < 12 * low  # 1, 2 and 5 would be at most three
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if few else LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter("{x:g}")
     ax.tick_params(axis="y", labelsize=8)

@@ -145,8 +145,10 @@ KINDS = (
         "rates",
         "Score against learning rate",
         "Validation score of every run that a setting was tuned with, on one seed, a panel for each method; grey: the "
-        "other settings. Ring: the rate that was chosen; cross on the edge: a score beyond it, or a run that failed. "
-        "Where a second field was tuned, the best of the runs with this rate. What trains a head alone is left out.",
+        "other settings. Ring: the rate that was chosen; where the best few were run over all seeds, their mean "
+        "decides, which need not be the best on this one. Cross on the edge: a score beyond it, or a run that failed. "
+        "Where a second field was tuned, the best of the runs with this rate. What is tuned by the head's rate is left "
+        "out.",
         _rates,
     ),
     Kind(

@@ -32,7 +32,8 @@ COLOURS = {
     "frozen": "#999999",
     "full": "#000000",
 }
-"""By method, in Okabe and Ito's colours and Tol's muted ones, which stay apart under the common colour blindnesses."""
+"""By method, in Okabe and Ito's colours, Tol's muted ones and a few more. Not all of so many stay apart under a colour
+blindness: names, markers and lines tell methods from each other, too."""
 
 FORM_STYLES: dict[str, dict[str, Any]] = {
     DYNAMIC: {"color": "#002F5F", "marker": "o", "linestyle": "-"},

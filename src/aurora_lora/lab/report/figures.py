@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
@@ -58,12 +59,17 @@ def legend_columns(names: Sequence[str], width: float) -> int:
     return max(1, min(len(names), int(width / (LETTER * max(map(len, names), default=0) + 0.5))))
 
 
-def legend(figure: Figure, ax: Axes) -> None:
-    """One legend for all panels, below them."""
+def fitted(label: str, inches: float) -> str:
+    """A label of usual size in as many lines as it needs where so many inches are there for it."""
+    return "\n".join(wrap(label, max(12, int(inches / (1.2 * LETTER)))))
+
+
+def legend(figure: Figure, ax: Axes, place: str = "lower left") -> None:
+    """One legend for all panels, outside of them."""
     handles, names = ax.get_legend_handles_labels()
     columns = legend_columns(names, figure.get_figwidth())
     look: dict[str, Any] = {"frameon": False, "fontsize": 8, "handlelength": 2.4, "columnspacing": 1.0}
-    figure.legend(handles, names, loc="outside lower left", ncols=columns, **look)
+    figure.legend(handles, names, loc=f"outside {place}", ncols=columns, **look)
 
 
 def draw_range(ax: Axes, x: Sequence[float], values: Sequence[Sequence[float]], **look: Any) -> None:

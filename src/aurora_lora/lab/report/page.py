@@ -62,11 +62,12 @@ def _section(section: Section) -> dict[str, Any]:
     metrics = list(dict.fromkeys(m for g in found for f in g.forms for m in g.runs[0]["metric"]["by_form"][f]))
     drawn = [(kind, made) for kind, made in figures_of(section) if not isinstance(made, UserError)]
     return {
+        "id": section.slug,
         "title": section.title if section.study is None else f"{section.title}, {section.model}",
         "tuning": None if section.study is None else _tuning(section.study),
         "converged": None if section.study is None else convergence_note(found),
         "answers": [
-            (metric, [(one.ask, *one.cells()) for one in found])
+            (metric, [(one.ask, f"{one.first} − {one.second}", *one.cells()) for one in found])
             for metric, found in ([] if section.study is None else every_answer(section.study))
         ],
         "answers_note": "" if section.study is None else note(section.study),

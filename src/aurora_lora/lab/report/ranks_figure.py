@@ -80,19 +80,19 @@ def ranks_figure(record: Mapping[str, Any]) -> Figure:
     ax = axes[0]
     ax.grid(False)
     shown = ax.imshow(np.log10(np.maximum(worth, np.nanmax(worth) * 1e-6)), aspect="auto", cmap="Blues")
-    middle = float(np.nanmean(shown.get_clim()))
     for (block, kind), layer in at.items():
         row, column = blocks.index(block), kinds.index(kind)
-        dark = shown.get_array()[row, column] > middle  # type: ignore[index]
+        red, green, blue, _ = shown.to_rgba(shown.get_array()[row, column])  # type: ignore[index]
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
         text = str(layer["rank"]) if layer["rank"] else "·"
         ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
     ax.set_xticks(range(len(kinds)), kinds, rotation=35, ha="right", fontsize=7)
-    ax.set_yticks(range(len(blocks)), ["-" if block is None else str(block) for block in blocks], fontsize=7)
+    ax.set_yticks(range(len(blocks)), ["none" if block is None else str(block) for block in blocks], fontsize=7)
     ax.set_ylabel("block", fontsize=8.5)
-    figure.colorbar(
-        shown,
-        ax=ax,
-    ).set_label("log10 of the leading direction's worth", fontsize=7.5)
+    ax.set_title("rank of each layer (·: none)", fontsize=8, loc="left")
+    bar = figure.colorbar(shown, ax=ax, pad=0.03)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.set_title("log10 of the\nleading worth", fontsize=7, loc="left")
     _list(axes[1], record)
     return figure
 

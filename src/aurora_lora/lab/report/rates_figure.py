@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...tasks.metrics import Metric, metric_named
-from .colours import style
-from .figures import new_figure
+from .colours import GREY, style
+from .figures import fitted, legend, new_figure
 from .groups import Group
 
 if TYPE_CHECKING:
@@ -40,11 +40,6 @@ class Tried:
     group: Group
     scores: Mapping[float, float | None]
     chosen: float
-
-    @property
-    def label(self) -> str:
-        """What tells it from others of its panel."""
-        return "" if self.group.rank is None else f"r={self.group.rank}"
 
     @property
     def numbers(self) -> list[float]:
@@ -79,7 +74,8 @@ def _tried(summary: Mapping[str, Any], found: Sequence[Group], best: Any) -> Ite
 
 def rates_figure(summary: Mapping[str, Any], found: Sequence[Group], metric_name: str) -> Figure:
     """The validation score of every trial against its learning rate, a panel for each method with its ranks; grey are
-    the others. A ring marks the rate that was chosen. What is far behind, or failed, lies on the edge as a cross.
+    the others. A rank has the same marker and line in every panel. A ring marks the rate that was chosen. What is far
+    behind, or failed, lies on the edge as a cross.
 
     Raises:
         UserError: no setting was tried with two rates.
@@ -95,23 +91,27 @@ def rates_figure(summary: Mapping[str, Any], found: Sequence[Group], metric_name
     rows = -(-len(lines) // columns)
     figure, axes = new_figure(columns, WIDTH * max(columns, 2) / COLUMNS, 0.7 + ROW * rows, rows=rows)
     worst, best = _limits(tried, metric)
+    ranks = sorted({one.group.rank for one in tried if one.group.rank is not None})
     margin = 0.08 * (best - worst) or (-1e-3 if metric.lower_is_better else 1e-3)  # all the same
     worst, best = worst - margin, best + margin
     for ax, (line, several) in zip(axes, lines.items(), strict=False):
         for other in tried:
             if other not in several:
                 _draw(ax, other, metric, worst, {"color": "#D9D9D9", "linewidth": 0.7, "zorder": 1}, marks=False)
-        for place, one in enumerate(several):
+        for one in several:
+            place = 0 if one.group.rank is None else ranks.index(one.group.rank)
             look = {**style(place, one.group.method, one.group.deployed), "linewidth": 1.3, "zorder": 3}
             _draw(ax, one, metric, worst, look)
         ax.set_xscale("log")
         ax.set_ylim(*sorted((worst, best)))
         ax.set_title("\n".join(wrap(line, 30)), fontsize=7.5, loc="left")
         ax.tick_params(labelsize=7)
-        if len(several) > 1:
-            ax.legend(frameon=False, fontsize=6.5, handlelength=2.2, labelspacing=0.2)
+    if len(ranks) > 1:
+        for place, rank in enumerate(ranks):
+            axes[0].plot([], [], label=f"r={rank}", markersize=4.5, **{**style(place, ""), "color": GREY})
+        legend(figure, axes[0], "upper right")
     _share(axes, len(lines), columns, sorted({rate for one in tried for rate in one.scores}))
-    figure.supylabel(f"validation {metric.axis}", fontsize=8.5)
+    figure.supylabel(fitted(f"validation {metric.axis}", 0.4 + ROW * rows), fontsize=8.5)
     figure.supxlabel("learning rate", fontsize=8.5)
     return figure
 
@@ -143,7 +143,6 @@ def _draw(ax: Axes, one: Tried, metric: Metric, worst: float, look: Mapping[str,
     if inside:
         points = {**look, "linestyle": "none", "markersize": 4.5, "clip_on": False}
         ax.plot([*inside], [*inside.values()], **points)
-    ax.plot([], [], label=one.label, markersize=4.5, **{k: v for k, v in look.items() if k != "zorder"})
     edge = {"color": look["color"], "marker": "x", "markersize": 5, "linestyle": "none"}
     if beyond:  # a layout takes a line of no points for one at the corner of the figure
         ax.plot(beyond, [worst] * len(beyond), **edge, clip_on=False, zorder=4)

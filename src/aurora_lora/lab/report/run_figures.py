@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...tasks.metrics import metric_named
 from .colours import colour, style
-from .figures import LETTER, legend, legend_columns, new_figure
+from .figures import LETTER, fitted, legend, legend_columns, new_figure
 from .groups import Group, chosen, half_interval
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     for ax in axes[: len(shown)][-columns:]:
         ax.set_xlabel("rank r")
     for ax in axes[::columns]:
-        ax.set_ylabel(metric_named(metric).axis)
+        ax.set_ylabel(fitted(metric_named(metric).axis, 1.6 if sets else 2.6), fontsize=9)
     for ax in axes[len(sets) or 1 :]:
         ax.set_axis_off()
     legend(figure, axes[0])
@@ -138,7 +138,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
                 low, high = ([factor * f(points[epoch]) for epoch in epochs] for f in (min, max))
                 ax.fill_between(epochs, low, high, color=_style(place, group)["color"], alpha=0.12, linewidth=0)
     axes[0].set_ylabel("training loss")
-    axes[1].set_ylabel(f"validation {metric_named(metric).axis}")
+    axes[1].set_ylabel(fitted(f"validation {metric_named(metric).axis}", 2.0))
     axes[1].set_xlabel("epoch")
     for ax in axes:
         ax.locator_params(axis="x", integer=True)
