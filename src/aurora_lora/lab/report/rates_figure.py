@@ -109,7 +109,7 @@ def rates_figure(summary: Mapping[str, Any], found: Sequence[Group], metric_name
     if len(ranks) > 1:
         for place, rank in enumerate(ranks):
             axes[0].plot([], [], label=f"r={rank}", markersize=4.5, **{**style(place, ""), "color": GREY})
-        legend(figure, axes[0], "upper right")
+        legend(figure, axes[0], above=True)
     _share(axes, len(lines), columns, sorted({rate for one in tried for rate in one.scores}))
     figure.supylabel(fitted(f"validation {metric.axis}", 0.4 + ROW * rows), fontsize=8.5)
     figure.supxlabel("learning rate", fontsize=8.5)
