@@ -91,7 +91,7 @@ CASES = {
             *_TWO_METHODS,
             *_TWO_METHODS_TOO,
         ),
-        "ranks-converged": _TWO_METHODS,
+        "ranks-converged": (*_TWO_METHODS, f"{_TWO_METHODS[1]}, both with LoRA's start"),
         "ranks-movie-rating": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, *_TWO_METHODS_TOO[:2]),
         **dict.fromkeys(
             ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
@@ -114,7 +114,7 @@ CASES = {
             *_START_OF_RANKS,
             f"{_START_OF_RANKS[0]} with as many weights as r=1 everywhere",
         ),
-        "ranks-converged": ("Does the aligned start help a quarter",),
+        "ranks-converged": (_LORA_START, "Does the aligned start help a quarter"),
         "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
         **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
     },
