@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from scipy.stats import t
 
-from aurora_lora.lab.report.groups import chosen, groups, interval, labels
+from aurora_lora.lab.report.groups import Group, chosen, groups, interval, labels
 from aurora_lora.lab.report.tables import by_learning_rate
 from aurora_lora.training.reading import validate
 
@@ -105,6 +105,11 @@ def test_the_least_error_is_the_best(make_result: Callable[..., Any]) -> None:
     assert [group.selected_by for group in found] == ["mse", "mse"]
     (best,) = chosen(found)["lora"]
     assert best.runs[0]["recipe"]["training"]["learning_rate"] == 2e-3
+
+
+def test_ranks_of_a_budget_are_no_rank(make_result: Callable[..., Any]) -> None:
+    for options, rank in (({"r": 8}, 8), ({"r": 8, "budget": 4096}, None), ({}, None)):
+        assert Group("", [make_result("lora", 1e-3, 0, 100, {"merged": 0.5}, **options)], "").rank == rank
 
 
 def test_a_line_is_a_method_over_its_ranks_at_the_best_learning_rate(make_result: Callable[..., Any]) -> None:

@@ -37,7 +37,7 @@ def points(ax: Any) -> list[list[tuple[float, float]]]:
     return [
         [tuple(point) for point in line.get_xydata().tolist()]
         for line in ax.lines
-        if line.get_marker() in ("o", "s") and line.get_linestyle() == "None" and line.get_markersize() < 9
+        if line.get_marker() in ("o", "s", "^") and line.get_linestyle() == "None" and line.get_markersize() < 9
     ]
 
 
@@ -76,7 +76,7 @@ def test_a_rank_looks_alike_in_every_panel(settings: Settings) -> None:
     figure = rates_figure(*settings(lora_r2=trials, lora_r8=trials, other_r8=trials, bitfit=trials), "accuracy")
     lora, other, bitfit = figure.axes
     drawn = [[line.get_marker() for line in ax.lines if line.get_markersize() == 4.5] for ax in (lora, other, bitfit)]
-    assert [marks[:2] for marks in drawn] == [["o", "s"], ["s"], ["o"]]
+    assert [marks[:2] for marks in drawn] == [["o", "s"], ["s"], ["^"]]
     figure = rates_figure(*settings(lora_r8=trials, other_r8=trials), "accuracy")
     assert not figure.legends  # there is one rank
 

@@ -44,8 +44,9 @@ class Group:
 
     @property
     def rank(self) -> int | None:
-        """r; None for a method without."""
-        rank = self.runs[0]["recipe"]["method"].get("r")
+        """r of all layers; None for a method without, and where a budget gives each layer its own."""
+        method = self.runs[0]["recipe"]["method"]
+        rank = None if method.get("budget") else method.get("r")
         return rank if isinstance(rank, int) else None
 
     @property

@@ -99,7 +99,7 @@ def rates_figure(summary: Mapping[str, Any], found: Sequence[Group], metric_name
             if other not in several:
                 _draw(ax, other, metric, worst, {"color": "#D9D9D9", "linewidth": 0.7, "zorder": 1}, marks=False)
         for one in several:
-            place = 0 if one.group.rank is None else ranks.index(one.group.rank)
+            place = len(ranks) if one.group.rank is None else ranks.index(one.group.rank)
             look = {**style(place, one.group.method, one.group.deployed), "linewidth": 1.3, "zorder": 3}
             _draw(ax, one, metric, worst, look)
         ax.set_xscale("log")
