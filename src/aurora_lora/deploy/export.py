@@ -20,6 +20,7 @@ from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
+from ..tuner.stacked import name_alone
 from .export_file import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
 from .wrappers import plain_model, unwrapped
 
@@ -179,13 +180,18 @@ def lora_factors(
         if name in layer.aurora_A:
             if layer.merged:
                 raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
-            factors[_plain(path)] = layer.get_factors(name, form)
+            factors[_path(model, path)] = layer.get_factors(name, form)
     return factors
 
 
-def _plain(path: str) -> str:
-    """The path of a module, or of a weight, in the base model alone; torch.compile has a name of its own in between."""
-    return path.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
+def _path(model: nn.Module, path: str) -> str:
+    """The path of a module in the base model alone, also where other methods' adapters are over or under AuroRA's."""
+    return _plain(name_alone(model, path))
+
+
+def _plain(name: str) -> str:
+    """A name without the prefix of PEFT; torch.compile has a name of its own in between."""
+    return name.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
@@ -218,7 +224,7 @@ def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Te
 
 def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """PEFT's LoRA keys."""
-    layers = {_plain(path): layer for path, layer in aurora_layers(model)}
+    layers = {_path(model, path): layer for path, layer in aurora_layers(model)}
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
         try:
@@ -283,7 +289,7 @@ def _adapted_parts(model: nn.Module) -> dict[str, nn.Module]:
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
     """What names the adapted modules and no other: plain names if they suffice, else paths."""
     ends = {path.rsplit(".", 1)[-1] for path in adapted}
-    every = [_plain(name) for name, _ in model.named_modules()]
+    every = [_path(model, name) for name, _ in model.named_modules()]
     named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
     return sorted(ends) if named == set(adapted) else exactly(adapted, every)
 

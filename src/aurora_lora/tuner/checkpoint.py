@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection, Set
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from .config import AS_GIVEN, AuroraConfig
 from .layer import AuroraLayer
 from .peft_names import PEFT_PREFIX
 from .registration import PREFIX
+from .stacked import name_alone, names_within, without_inner
 
 
 def fit_checkpoint(
@@ -20,20 +21,20 @@ def fit_checkpoint(
 ) -> dict[str, Tensor]:
     """The state under the names that PEFT loads, with room in the layers for just the calibration that it has.
 
-    Keys may have the prefix of a `PeftModel` or not, whatever the model is. Weights of other shapes are PEFT's to
-    refuse, or with `ignore_mismatched_sizes` to leave out: no matrix is taken from such a checkpoint, and none away
-    before.
+    Keys may have the prefix of a `PeftModel` or not, whatever the model is; with another method's adapter over AuroRA's
+    layers, or under them, they are as without it (`stacked`). Weights of other shapes are PEFT's to refuse, or with
+    `ignore_mismatched_sizes` to leave out: no matrix is taken from such a checkpoint, and none away before.
 
     Raises:
         CheckpointError: the checkpoint lacks weights of the adapter, has some that the model has no place for, or has
             none of the calibrated matrices that the adapter's config speaks of; PEFT would silently drop them.
             The adapter is left as it was.
     """
+    layers, places = _layers(model, adapter_name), _places(model, adapter_name)
     present: dict[str, str] = {}
     for key in state_dict:
-        if _is_of_layer(key) and present.setdefault(key.removeprefix(PEFT_PREFIX), key) != key:
+        if _is_of_layer(key) and present.setdefault(_as_saved(key, layers), key) != key:
             raise CheckpointError(f"The checkpoint has {key} twice: with the prefix {PEFT_PREFIX!r} and without.")
-    layers = _layers(model, adapter_name)
     calibrations = {
         path: layer.calibration[adapter_name] for path, layer in layers.items() if adapter_name in layer.calibration
     }
@@ -53,7 +54,11 @@ def fit_checkpoint(
             "matrix (aurora_A_cal): save the calibrated adapter again, or set it to false and call calibrate."
         )
     # PEFT takes the prefix away again for a model that is no PeftModel
-    named = {key: f"{PEFT_PREFIX}{path}" for path, key in present.items()}
+    within = names_within(model)
+    named = {key: within[name] for key in state_dict if (name := key.removeprefix(PEFT_PREFIX)) in within}
+    for name, key in present.items():
+        path, _, leaf = name.rpartition(".")
+        named[key] = f"{PEFT_PREFIX}{places[path]}.{leaf}"
     if not all(_may_fit(weight, state_dict[present[path]]) for path, weight in weights.items()):
         left_out = {present[path] for path in buffers}
         return {named.get(key, key): value for key, value in state_dict.items() if key not in left_out}
@@ -87,12 +92,31 @@ def without_empty_matrices(
 
 
 def _layers(model: nn.Module, adapter_name: str) -> dict[str, AuroraLayer]:
-    """The layers that have the adapter, by their paths in the adapted model."""
+    """The layers that have the adapter, by the paths that they are saved under."""
     return {
-        path.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX): layer
+        _in_model(name_alone(model, path)): layer
         for path, layer in aurora_layers(model)
         if adapter_name in layer.aurora_A
     }
+
+
+def _places(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """The paths of these layers in the adapted model, by those that they are saved under."""
+    return {
+        _in_model(name_alone(model, path)): _in_model(path)
+        for path, layer in aurora_layers(model)
+        if adapter_name in layer.aurora_A
+    }
+
+
+def _in_model(path: str) -> str:
+    return path.removeprefix("_fsdp_wrapped_module.").removeprefix(PEFT_PREFIX)
+
+
+def _as_saved(key: str, layers: Collection[str]) -> str:
+    """A key without PEFT's prefix, and without what was saved of another method's layer around AuroRA's."""
+    path, _, leaf = key.removeprefix(PEFT_PREFIX).rpartition(".")
+    return f"{path if path in layers else without_inner(path)}.{leaf}"
 
 
 def _has_matrix(layer: AuroraLayer, adapter_name: str) -> bool:

@@ -34,6 +34,7 @@ from .peft_names import (
     resolve_quantization_backend,
 )
 from .registration import PREFIX
+from .stacked import alone
 from .tags import add_tags, take_tags
 from .tensors import is_tensor_parallel, ordinary_tensors
 from .ties import untie_all
@@ -333,9 +334,9 @@ class AuroraModel(BaseTuner):
         *rest: Any,
         **more: Any,
     ) -> dict[str, Tensor]:
-        """See `without_empty_matrices`."""
+        """See `without_empty_matrices`; under the names that they have alone."""
         state_dict = without_empty_matrices(model, config, adapter_name, state_dict)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *rest, **more)
+        return alone(model, super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *rest, **more))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(  # type: ignore[override]
