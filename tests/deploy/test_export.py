@@ -288,10 +288,16 @@ def test_diffusers_file(tmp_path):
     assert sorted(weights) == ["unet.mid_block.to_q.lora_A.weight", "unet.mid_block.to_q.lora_B.weight"]
     delta = weights["unet.mid_block.to_q.lora_B.weight"] @ weights["unet.mid_block.to_q.lora_A.weight"]
     torch.testing.assert_close(delta, model.base_model.model.mid_block["to_q"].get_delta_weight("default"))
-    for prefix, lead in (("transformer", "transformer."), ("", "")):
+    # another component is added, a model alone takes the place of all, and is in no file of components
+    for prefix, leads in (
+        ("transformer", ["transformer.", "unet."]),
+        ("unet", ["transformer.", "unet."]),
+        ("", [""]),
+        ("transformer", ["transformer."]),
+    ):
         export_lora(model, tmp_path, format="diffusers", prefix=prefix)
         weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-        assert sorted(weights) == [f"{lead}mid_block.to_q.lora_{side}.weight" for side in "AB"]
+        assert sorted(weights) == [f"{lead}mid_block.to_q.lora_{side}.weight" for lead in leads for side in "AB"]
 
 
 @pytest.mark.parametrize(

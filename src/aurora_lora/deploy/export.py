@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..errors import FormError
 from ..finite import check_finite
@@ -21,7 +20,8 @@ from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from ..tuner.stacked import name_alone
-from .export_file import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
+from .export_diffusers import component_of, write_component
+from .export_file import check_replaceable, in_dtype, write_export
 from .wrappers import plain_model, unwrapped
 
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
@@ -44,13 +44,14 @@ def export_lora(
     """Write an adapter as a plain LoRA that needs nothing of this package: for PEFT, vLLM, diffusers and others.
 
     `lora_A = sigma(A)` or `A_cal` and `lora_B = s B` (Eq. 9): the LoRA computes exactly what the form computes. Its
-    scale is 1 and its rank the same everywhere (layers of a lower rank are padded with zeros), so that engines that
-    read no rank or alpha patterns load it. `modules_to_save` and trained biases travel with it.
+    scale is 1 and its rank the same everywhere (layers of a lower rank are padded with zeros), for engines that read no
+    rank or alpha patterns. `modules_to_save`, trained tokens and biases travel with it; few but PEFT load them.
 
     Args:
         model: a model with the adapter, not merged.
         folder: where to write `adapter_config.json` and `adapter_model.safetensors`, or, for diffusers,
-            `pytorch_lora_weights.safetensors`. An earlier export there is replaced.
+            `pytorch_lora_weights.safetensors`. An earlier export there is replaced; what it holds of other components
+            of a pipeline stays.
         form: `"calibrated"` or `"static"`; the adapter's `eval_form` if None.
         adapter_name: which adapter; the active one if None.
         dtype: of the written factors: float32, bfloat16 or float16.
@@ -107,11 +108,8 @@ def _write_diffusers(
             f"A diffusers LoRA file holds adapter weights only, and this adapter trains {sorted(others)[0]} too "
             "(modules_to_save or bias): export it with format='peft'."
         )
-    component = prefix if prefix is not None else _component(model)
-    lead = f"{component}." if component else ""
-    weights = {lead + key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}
-    with new_folder(path) as partial:
-        write_export(partial / DIFFUSERS_WEIGHTS, weights)
+    component = component_of(model) if prefix is None else prefix
+    write_component(path, component, {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()})
 
 
 def _write_peft(path: Path, model: nn.Module, config: LoraConfig, weights: dict[str, Tensor], processor: Any) -> None:
@@ -305,17 +303,3 @@ def _check_read_as_written(config: LoraConfig, model: nn.Module) -> None:
             f"PEFT would load this export into the fused weights of the experts ({', '.join(experts)}), which have the "
             "names of the adapted modules: merge instead, or leave these modules out of target_modules."
         )
-
-
-def _component(model: nn.Module) -> str:
-    """How a pipeline of diffusers calls the model, by its class; raises a ValueError where that does not tell."""
-    plain = plain_model(model)
-    name = type(plain).__name__
-    if not isinstance(plain, PreTrainedModel):  # Transformers' are text encoders and the like
-        for words, component in (("UNet", "unet"), ("Transformer", "transformer")):
-            if words in name:
-                return component
-    raise ValueError(
-        f"{name} does not tell which component of a diffusers pipeline it is: name that with prefix=, such as "
-        "prefix='text_encoder'."
-    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import NotFiniteError
@@ -24,14 +24,27 @@ METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
 """Of the weights that are written: by it an export is known again, and only an export is replaced."""
 _BESIDE = "beside"
 """The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
+_COMPONENTS = "components"
+"""The field with the components of a diffusers pipeline whose LoRA the file holds."""
 
 
-def write_export(path: Path, weights: dict[str, Tensor], beside: Sequence[str] = ()) -> None:
+def write_export(
+    path: Path, weights: dict[str, Tensor], beside: Sequence[str] = (), components: Sequence[str] = ()
+) -> None:
     """Write the weights of an export, which name the other files of it: the same bytes for the same weights.
 
     safetensors writes the entries of a file's metadata in another order in each process.
+
+    Args:
+        path: of the file.
+        weights: what it holds.
+        beside: names of further files of the export.
+        components: of a diffusers pipeline, whose names the keys begin with.
     """
-    data = save(weights, {**METADATA, _BESIDE: json.dumps(beside)})
+    metadata = {**METADATA, _BESIDE: json.dumps(beside)}
+    if components:
+        metadata[_COMPONENTS] = json.dumps(components)
+    data = save(weights, metadata)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -79,11 +92,31 @@ def check_replaceable(folder: Path, beside: Collection[str] = ()) -> None:
         raise ValueError(f"{folder} holds {first}, which no LoRA export wrote: move it away, or choose another folder.")
 
 
+def read_components(path: Path) -> dict[str, dict[str, Tensor]]:
+    """What an earlier export for diffusers holds of each component of a pipeline, by the names in the component.
+
+    Args:
+        path: of the file, which may not be there.
+    """
+    names: list[str] = [name for name in json.loads(_metadata_of(path).get(_COMPONENTS, "[]")) if name]
+    weights = load_file(path) if names else {}
+    return {
+        name: {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+        for name in names
+    }
+
+
 def _files_of(folder: Path, files: tuple[str, ...]) -> set[str]:
     """What `export_lora` wrote into a folder: these files, weights first, and what is beside them; if it did."""
+    metadata = _metadata_of(folder / files[0])
+    return {*files, *json.loads(metadata.get(_BESIDE, "[]"))} if metadata else set()
+
+
+def _metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of weights that an export wrote; empty of other files, and where there is none."""
     try:
-        with safe_open(folder / files[0], "pt") as file:
-            metadata = file.metadata() or {}
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError):
-        return set()
-    return {*files, *json.loads(metadata.get(_BESIDE, "[]"))} if metadata.get("writer") == METADATA["writer"] else set()
+        return {}
+    return metadata if metadata.get("writer") == METADATA["writer"] else {}

@@ -9,10 +9,10 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import nn
 
-from .. import folders
 from ..deploy import export_lora
 from ..deploy.export import of_one_rank
-from ..deploy.export_file import DIFFUSERS_WEIGHTS, check_replaceable, in_dtype, write_export
+from ..deploy.export_diffusers import write_component
+from ..deploy.export_file import check_replaceable, in_dtype
 from ..forms import form_named
 from ..methods.aurora import AuroraMethod
 from ..tuner.peft_names import PEFT_PREFIX
@@ -44,7 +44,7 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
 
     Args:
         model: the U-Net with the adapter of the method, AuroRA or PEFT's LoRA.
-        folder: an earlier export there is replaced.
+        folder: an earlier export there is replaced; what it holds of other components of the pipeline stays.
         method: of the adapter.
         form: the form to write.
         dtype: of the factors.
@@ -59,13 +59,12 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
         return
     weights = in_dtype(_lora_state(model), dtype)
     check_replaceable(folder)
-    with folders.new_folder(folder) as partial:
-        write_export(partial / DIFFUSERS_WEIGHTS, weights)
+    write_component(folder, "unet", weights)
 
 
 @torch.no_grad()
 def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """PEFT's LoRA under the names of diffusers; the scaling goes into B, as such files have no alpha.
+    """PEFT's LoRA under the names in the U-Net; the scaling goes into B, as such files have no alpha.
 
     Raises:
         ValueError: as `write_lora`.
@@ -81,7 +80,7 @@ def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
         if adapted.lora_variant or getattr(adapted.lora_B[name], "bias", None) is not None:
             raise ValueError("a variant of LoRA, or trained biases, do not fit into a LoRA file of diffusers")
         A, B = adapted.lora_A[name].weight, adapted.lora_B[name].weight
-        factors["unet." + path.removeprefix(PEFT_PREFIX)] = A, B * adapted.scaling[name]
+        factors[path.removeprefix(PEFT_PREFIX)] = A, B * adapted.scaling[name]
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
     trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
     for other in (*held, *trained):
