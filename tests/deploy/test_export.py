@@ -305,6 +305,7 @@ def test_diffusers_file(tmp_path):
     [
         ("diffusers", {"processor": object()}, "peft"),
         ("diffusers", {"base_name": "owner/base"}, "peft"),
+        ("diffusers", {"all_layers": True}, "peft"),
         ("peft", {"prefix": ""}, "diffusers"),
     ],
 )

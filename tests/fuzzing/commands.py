@@ -16,7 +16,7 @@ COMMANDS = {
     "gap": ["RUN", "--split", "--examples", "3", "0", "-1", "--output", "OUT", "--json"],
     "sigma": ["RUN", "--examples", "3", "--output", "OUT", "--json"],
     "merge": ["RUN", "-o", "OUT", "--form", "static", "dynamic", "--overwrite", "--json", "RUN/adapter"],
-    "export": ["RUN", "-o", "OUT", "--form", "static", "--dtype", "float16", "bfloat16", "--overwrite", "--json"],
+    "export": ["RUN", "-o", "OUT", "--form", "static", "--dtype", "float16", "--all-layers", "--overwrite", "--json"],
     "predict": ["RUN", "a film", "--json", "OUT", "RUN/adapter", "RUN/lora", "MODEL"],
     "train": ["RECIPE", "-o", "RUN", "OUT", "training.epochs=1", "seed=1", "method.r=0", "--json", "="],
     "report": ["RUN", "--into", "OUT/page.md", "-o", "OUT", "--html", "OUT/p.html", "--only", "scores", "--title"],

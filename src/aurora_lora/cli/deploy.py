@@ -240,27 +240,44 @@ def export(
         str | None, typer.Option("--form", help="Form to export; by default the one that is deployed.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    all_layers: Annotated[
+        bool,
+        typer.Option("--all-layers", help="Add zeros for layers that are not adapted, for engines that need them all."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write the adapter as a plain LoRA, exactly, for PEFT, vLLM and others, to be used without this package.
 
-    Of a run of dreambooth, it is a LoRA file of diffusers.
+    Of a run of dreambooth, it is a LoRA file of diffusers. Beside LoRA's matrices an export has what else was trained,
+    such as a classifier, which PEFT loads and vLLM does not: a line says so.
     """
+    from aurora_lora.deploy.export_file import beyond_lora
+    from aurora_lora.errors import ArgumentError
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.gap_and_export import export as export_run
 
     quiet()
+    more: list[str] = []
     if (subject := _subject_run(folder)) is not None:
         from aurora_lora.diffusion.finished_run import export_subject
 
+        if all_layers:
+            raise ArgumentError("`all_layers`: a LoRA file of diffusers is read layer by layer, and needs no others")
         written, used = export_subject(subject, form, output, dtype=dtype, overwrite=overwrite)
     else:
-        written, used = export_run(load_run(folder), form, output, dtype=dtype, overwrite=overwrite)
+        written, used = export_run(
+            load_run(folder), form, output, dtype=dtype, overwrite=overwrite, all_layers=all_layers
+        )
+        more = beyond_lora(written)
     if as_json:
         print_json({"folder": str(written), "form": used, "dtype": dtype})
     else:
         print(f"wrote {written}: a plain LoRA adapter, {used} form, {dtype}")
+    if more:
+        note(
+            f"it holds {more[0]} too: PEFT loads that, vLLM, llama.cpp and most others do not: `aurora merge` for them"
+        )
 
 
 def push(

@@ -20,12 +20,13 @@ from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from ..tuner.stacked import name_alone
+from .all_layers import zero_factors
 from .export_diffusers import component_of, write_component
 from .export_file import check_replaceable, in_dtype, write_export
 from .wrappers import plain_model, unwrapped
 
 PEFT, DIFFUSERS = FORMATS = ("peft", "diffusers")
-OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT}
+OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT, "all_layers": PEFT}
 """The arguments of `export_lora` that go with one format only."""
 
 
@@ -40,6 +41,7 @@ def export_lora(
     prefix: str | None = None,
     processor: Any = None,
     base_name: str | None = None,
+    all_layers: bool = False,
 ) -> Path:
     """Write an adapter as a plain LoRA that needs nothing of this package: for PEFT, vLLM, diffusers and others.
 
@@ -61,6 +63,9 @@ def export_lora(
         processor: for PEFT, a tokenizer or image processor to write beside the adapter, with its chat template if it
             has one.
         base_name: for PEFT, what the export calls the base model; as the adapter does if None.
+        all_layers: for PEFT, write zeros for each linear layer that the adapter leaves out of a kind that it adapts
+            (`q_proj` of some layers), and of q, k and v, and of gate and up, for each one beside it: for engines that
+            need them all.
 
     Returns:
         The folder.
@@ -77,9 +82,11 @@ def export_lora(
     """
     model = unwrapped(model)
     one_of("format", format, FORMATS)
-    _check_goes_with(format, prefix=prefix, processor=processor, base_name=base_name)
+    _check_goes_with(format, prefix=prefix, processor=processor, base_name=base_name, all_layers=all_layers or None)
     name = _one_adapter(model, adapter_name)
     factors = of_one_rank(lora_factors(model, form, adapter_name=name))
+    if all_layers:
+        factors |= zero_factors(factors, {_path(model, path): module for path, module in model.named_modules()})
     weights = in_dtype(_state_dict(model, factors), dtype)
     others = _other_weights(model, name)
     check_finite(others.items(), "the adapter cannot be exported")
@@ -225,8 +232,9 @@ def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> 
     layers = {_path(model, path): layer for path, layer in aurora_layers(model)}
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
+        layer = layers.get(path)  # None of a linear layer that all_layers adds
         try:
-            held = layers[path].as_lora(lora_A, lora_B)
+            held = layer.as_lora(lora_A, lora_B) if layer else {"lora_A.weight": lora_A, "lora_B.weight": lora_B}
         except ValueError as error:
             raise ValueError(f"{path} cannot be exported: {error}") from error
         weights |= {f"{PEFT_PREFIX}{path}.{key}": value.contiguous().cpu() for key, value in held.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import NotFiniteError
 from ..finite import check_finite, is_finite
 from ..tuner.fields import require
-from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -104,6 +104,14 @@ def read_components(path: Path) -> dict[str, dict[str, Tensor]]:
         name: {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
         for name in names
     }
+
+
+def beyond_lora(folder: Path) -> list[str]:
+    """What an export for PEFT holds beside LoRA's factors and the embeddings under them: few engines load that."""
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
+        keys: list[str] = list(file.keys())
+    factors = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight")
+    return sorted(key.removeprefix(PEFT_PREFIX) for key in keys if not key.endswith(factors))
 
 
 def _files_of(folder: Path, files: tuple[str, ...]) -> set[str]:

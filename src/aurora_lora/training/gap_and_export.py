@@ -75,9 +75,15 @@ def gap(
 
 
 def export(
-    run: TrainedRun, form: str | None, output: Path, *, dtype: str = "float32", overwrite: bool = False
+    run: TrainedRun,
+    form: str | None,
+    output: Path,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    all_layers: bool = False,
 ) -> tuple[Path, str]:
-    """Write a run's adapter as a plain LoRA, with its card where it replaces one that has a card.
+    """Write a run's adapter as a plain LoRA, with its card where it replaces one that has a card; see `export_lora`.
 
     Returns:
         The folder and the form that was exported.
@@ -95,7 +101,7 @@ def export(
     base = hub_name(run.recipe.model)
     try:
         with new_folder(output, last=[CONFIG_NAME]) as partial:
-            export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base)
+            export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base, all_layers=all_layers)
             if carded:
                 padding = getattr(model.config, "pad_token_id", None)
                 write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding), form)

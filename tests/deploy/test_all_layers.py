@@ -1,0 +1,104 @@
+"""An export with zeros for the layers that the adapter leaves out: all kinds complete, and the same outputs."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from aurora_lora import AuroraConfig, export_lora
+
+LAYERS = 3
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+QKV, BOTH = {"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}
+X = torch.arange(24).reshape(2, 12)
+
+
+def llama():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=LAYERS, **sizes)).eval()
+
+
+def adapted(**fields):
+    config = AuroraConfig(eval_form="static", init_weights=False, **fields)
+    return get_peft_model(llama(), config).eval()
+
+
+def kinds(folder):
+    """The layers of each kind of projection that a LoRA has factors for, with their rank."""
+    found = {}
+    for key, value in load_file(folder / "adapter_model.safetensors").items():
+        parts = key.split(".")
+        if parts[-2] == "lora_A":
+            found.setdefault(parts[-3], {})[int(parts[4])] = len(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1, 2]}, QKV),
+        ({"target_modules": ["q_proj"]}, QKV),
+        ({"target_modules": ["up_proj", "down_proj"], "layers_to_transform": [0]}, BOTH | {"down_proj"}),
+        ({"target_modules": ["o_proj"], "layers_to_transform": [0]}, {"o_proj"}),
+        (
+            {
+                "target_modules": r".*(0.*q_proj|2.*(v_proj|gate_proj))",
+                "rank_pattern": {"layers.2.self_attn.v_proj": 5},
+            },
+            QKV | BOTH,
+        ),
+        ({"target_modules": "all-linear"}, {*ATTENTION, *MLP}),
+    ],
+)
+def test_every_layer_of_each_kind(fields, expected, tmp_path):
+    model = adapted(**fields)
+    export_lora(model, tmp_path / "some")
+    export_lora(model, tmp_path / "all", all_layers=True)
+    some, every = kinds(tmp_path / "some"), kinds(tmp_path / "all")
+    (rank,) = {rank for layers in some.values() for rank in layers.values()}
+    assert every == {kind: dict.fromkeys(range(LAYERS), rank) for kind in expected}
+    loaded = {name: PeftModel.from_pretrained(llama(), tmp_path / name).eval() for name in ("some", "all")}
+    with torch.no_grad():
+        outputs = {name: model(X).logits for name, model in loaded.items()}
+        torch.testing.assert_close(outputs["some"], model(X).logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(outputs["all"], outputs["some"])
+    written = load_file(tmp_path / "all" / "adapter_model.safetensors")
+    kept = load_file(tmp_path / "some" / "adapter_model.safetensors")
+    assert all(torch.equal(written[key], value) for key, value in kept.items())
+    assert not any(value.any() for key, value in written.items() if key not in kept)
+
+
+def test_embeddings_and_the_head_are_of_no_kind(tmp_path):
+    model = adapted(target_modules=["embed_tokens", "lm_head"])
+    export_lora(model, tmp_path / "some")
+    export_lora(model, tmp_path / "all", all_layers=True)
+    assert load_file(tmp_path / "some" / "adapter_model.safetensors").keys() == (
+        load_file(tmp_path / "all" / "adapter_model.safetensors").keys()
+    )
+
+
+def test_conv1d(make_gpt2, tmp_path):
+    fields = {"target_modules": ["c_attn"], "layers_to_transform": [1], "fan_in_fan_out": True}
+    config = AuroraConfig(init_weights=False, eval_form="static", task_type="CAUSAL_LM", **fields)
+    model = get_peft_model(make_gpt2(), config).eval()
+    export_lora(model, tmp_path, all_layers=True)
+    keys = load_file(tmp_path / "adapter_model.safetensors")
+    assert {key.split("h.")[1][0] for key in keys} == {str(layer) for layer in range(len(keys) // 2)}
+    loaded = PeftModel.from_pretrained(make_gpt2(), tmp_path)
+    torch.testing.assert_close(loaded(X).logits, model(X).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_have_another_adapter(tmp_path):
+    model = llama()
+    fields = {"target_modules": ["q_proj"], "layers_to_transform": [1], "eval_form": "static", "init_weights": False}
+    inject_adapter_in_model(AuroraConfig(**fields), model)
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj", "k_proj"]), model, "lcm")
+    export_lora(model.eval(), tmp_path, all_layers=True)
+    assert kinds(tmp_path) == {kind: dict.fromkeys(range(LAYERS), 2) for kind in QKV}
+    keys = load_file(tmp_path / "adapter_model.safetensors")
+    assert not any("base_layer" in key or "lcm" in key for key in keys)
+    loaded = PeftModel.from_pretrained(llama(), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(X).logits, model(X).logits, atol=1e-5, rtol=1e-5)
