@@ -190,6 +190,44 @@ def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, ans
     assert example["choices"][example["label"]].strip() == right
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "right"),
+    [
+        (["no", "yes"], ["yes", "no"], ["no", "yes"]),
+        (["x", "y"], ["yes", "no"], ["yes", "no"]),  # columns
+        (["B", "A"], ["yes", "no"], ["no", "yes"]),
+        (["0", "1"], ["yes", "no"], ["yes", "no"]),
+        (["1", "0"], ["yes", "no"], ["no", "yes"]),
+        (["8", "2"], ["2", "8"], ["8", "2"]),
+        (["0", "1"], ["1", "0"], ["1", "0"]),  # as any whole number, it counts options
+        (["1", "2"], ["yes", "no"], ["yes", "no"]),  # from 1
+        (["first", "second"], ["yes", "no"], ["yes", "no"]),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False], ids=["list", "columns"])
+def test_an_answer_that_the_data_declares_is_its_name(
+    listed: bool, names: list[str], options: list[str], right: list[str]
+) -> None:
+    if listed and names == ["x", "y"]:
+        names = ["A", "B"]
+    given = {"options": options} if listed else dict(zip("xy", options, strict=True))
+    rows = [{"question": f"question {n}?", **given, "answer": n % 2} for n in range(20)]
+    Dataset.from_list(rows).cast_column("answer", ClassLabel(names=names)).to_parquet("rows.parquet")
+    splits = _load("choices", "rows.parquet", {**QUESTION, "options": ("options",) if listed else ("x", "y")})
+    for row in (row for split in splits.values() for row in split):
+        assert row["choices"][row["label"]].strip() == right[int(row["prompt"].split()[2].rstrip("?")) % 2]
+
+
+def test_a_declared_answer_that_one_row_does_not_offer() -> None:
+    """The place of its class would be another option."""
+    rows = [{"question": f"question {n}?", "options": ["yes", "no"], "answer": 1 + n % 2} for n in range(20)]
+    rows[7]["answer"] = 0
+    data = Dataset.from_list(rows).cast_column("answer", ClassLabel(names=["maybe", "no", "yes"]))
+    data.to_parquet("rows.parquet")
+    with pytest.raises(UserError, match="row 8: the answer 'maybe' is none of the options"):
+        _load("choices", "rows.parquet", QUESTION)
+
+
 def test_options_that_are_dates() -> None:
     rows = [
         {"question": f"when {n}?", "options": ["1999-01-01", "2001-05-05"], "answer": "2001-05-05"} for n in range(9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from . import columns as cells
 from .chat_splits import load_chats
 from .image_column import image_file
 from .source import OwnData, Piece, Pieces, open_data
-from .split import Row, Splits, split_data
+from .split import BadRow, Row, Splits, split_data
 
 Columns = Mapping[str, tuple[str, ...]]
 """The user's columns, by the field of a recipe's `task` that names them."""
@@ -192,6 +192,7 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
         return "\n".join((normalise(asked), *sorted(map(normalise, found))))
 
     used = [question, answer, *named]
+    pieces = _answers_by_name(pieces, answer, used, read)
     row_of = max(used, key=len) + "_row"  # a name that none of them has
 
     def prepared(piece: Piece) -> Piece:
@@ -210,6 +211,34 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
             ]
         )
     return Splits(made, splits.record)
+
+
+def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces:
+    """Answers that the data declares as classes by their names, where these are what the options go by.
+
+    They are where most rows can be read so; of numbers, which may count from 1, where each can. Elsewhere, and where
+    each name is its own place, the place of a class counts options, as any whole number does.
+    """
+
+    def by_name(piece: Piece) -> Piece:
+        names = cells.declared(piece, answer)
+        if names is None or names == [str(place) for place in range(len(names))]:
+            return piece
+        answers = list(cells.values(piece, (answer,)))
+        return replace(piece, data=piece.data.remove_columns(answer).add_column(answer, answers))
+
+    def fits(row: Row) -> bool:
+        try:
+            read(row)
+        except BadRow:
+            return False
+        return True
+
+    named = {name: by_name(piece) for name, piece in pieces.items()}
+    rows = [row for name, piece in named.items() if piece is not pieces[name] for row in piece.rows(used)]
+    count = sum(map(fits, rows))
+    numbers = all(str(row[answer]).isdigit() for row in rows)
+    return Pieces(named, pieces.files) if count == len(rows) or (2 * count > len(rows) and not numbers) else pieces
 
 
 def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
