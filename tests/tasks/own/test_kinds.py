@@ -31,13 +31,18 @@ def _write(name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _load(
-    kind: str, rows: list[dict[str, Any]] | str, columns: Any = TEXT, sizes: SplitSizes = ALL, **more: Any
+    kind: str,
+    rows: list[dict[str, Any]] | str,
+    columns: Any = TEXT,
+    sizes: SplitSizes = ALL,
+    seed: int = 0,
+    **more: Any,
 ) -> Any:
     data = rows if isinstance(rows, str) else _write("rows.jsonl", rows)
     source = {
         name: _write(f"{name}.jsonl", more.pop(name)) for name in ("validation_data", "test_data") if name in more
     }
-    return OWN[kind].load(OwnData(data, **source), columns, sizes, 0, **more)
+    return OWN[kind].load(OwnData(data, **source), columns, sizes, seed, **more)
 
 
 def _rows(labels: list[Any]) -> list[dict[str, Any]]:
@@ -79,6 +84,9 @@ def test_classes_that_the_data_declares_keep_their_order() -> None:
     assert splits["train"].features["label"].names == ["zero", "one", "never"]
     assert splits.record["classes"] == {"zero": 10, "one": 10, "never": 0}
     assert all(row["label"] == int(row["text"].split()[1]) % 2 for row in splits["train"])
+    Dataset.from_list(_rows([0, 1] * 10 + [-1]), features=features).to_parquet("rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet, row 21: it has no label"):
+        _load("classification", "rows.parquet")
 
 
 @pytest.mark.parametrize("label", [List, LargeList, lambda one: one], ids=["list", "large list", "one"])
@@ -137,12 +145,24 @@ def test_several_labels(labels: list[Any], columns: tuple[str, ...] | None) -> N
         assert set(row["label"]) == ({0, 1}, set(), {2})[int(row["text"].split()[1]) % 3]
 
 
+def test_each_of_several_labels_stays_in_training() -> None:
+    rows = _rows([["rare", "a"]] * 2 + [["a"], ["b"]] * 19)
+    for seed in range(10):
+        splits = _load("multi-label", rows, sizes=SplitSizes(None, 12, 12), seed=seed)
+        assert splits.record["untrained"] == 0
+        assert 2 in {one for row in splits["train"]["label"] for one in row}
+
+
 CHOICES: dict[str, tuple[dict[str, Any], Any]] = {
     "text": ({"options": ["warm", "cold"], "answer": "cold"}, QUESTION),
     "letter": ({"options": ["warm", "cold"], "answer": "B"}, QUESTION),
     "number": ({"options": ["warm", "cold"], "answer": 1}, QUESTION),
     "as JSON": ({"options": '["warm", "cold"]', "answer": "1"}, QUESTION),
     "as on the hub": ({"options": {"text": ["warm", "cold"], "label": ["1", "2"]}, "answer": "2"}, QUESTION),
+    "what the data call it behind a blank one": (
+        {"options": {"text": ["warm", None, "cold"], "label": ["p", "q", "r"]}, "answer": "r"},
+        QUESTION,
+    ),
     "columns": ({"x": "warm", "y": "cold", "answer": "y"}, {**QUESTION, "options": ("x", "y")}),
     "a column that is empty": (
         {"x": "warm", "y": "cold", "z": None, "answer": "B"},
@@ -211,11 +231,11 @@ def test_an_answer_that_the_data_declares_is_its_name(
     if listed and names == ["x", "y"]:
         names = ["A", "B"]
     given = {"options": options} if listed else dict(zip("xy", options, strict=True))
-    rows = [{"question": f"question {n}?", **given, "answer": n % 2} for n in range(20)]
+    rows = [{"question": f"question {n}?", **given, "answer": n % 3 // 2} for n in range(20)]
     Dataset.from_list(rows).cast_column("answer", ClassLabel(names=names)).to_parquet("rows.parquet")
     splits = _load("choices", "rows.parquet", {**QUESTION, "options": ("options",) if listed else ("x", "y")})
     for row in (row for split in splits.values() for row in split):
-        assert row["choices"][row["label"]].strip() == right[int(row["prompt"].split()[2].rstrip("?")) % 2]
+        assert row["choices"][row["label"]].strip() == right[int(row["prompt"].split()[2].rstrip("?")) % 3 // 2]
 
 
 def test_a_declared_answer_that_one_row_does_not_offer() -> None:
@@ -270,6 +290,18 @@ def test_images_by_class() -> None:
     assert all({0: 2, 1: 1, 2: 0}[np.asarray(row["image"])[0, 0, 0] % 3] == row["label"] for row in splits["train"])
 
 
+def test_each_class_of_images_stays_in_training() -> None:
+    for n in range(40):
+        path = Path("pictures", "rare" if n < 2 else ("dog", "cat")[n % 2], f"{n}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Pillow.new("L", (4, 4), n).save(path)
+    columns = {"image": ("image",), "label": ("label",)}
+    for seed in range(10):
+        splits = _load("images", "pictures", columns, SplitSizes(2, 12, 12), seed)
+        assert splits.record["untrained"] == 1
+        assert 2 in _load("images", "pictures", columns, SplitSizes(None, 12, 12), seed)["train"]["label"]
+
+
 def test_images_in_folders_of_splits() -> None:
     _images(Path("pictures/train"))
     _images(Path("pictures/test"), 6)
@@ -322,6 +354,11 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "a database's": ("multi-label", _rows(["a", "{a,b}"] * 5), r"row 2: the labels '{a,b}' look like a list"),
     "nan": ("regression", _rows([1, 2, 3, "nan"]), r"row 4: the label 'nan' is not finite"),
     "one option": ("choices", [{"question": "q", "options": ["a"], "answer": 0}] * 9, r"row 1: there are 1 options"),
+    "a blank option": (
+        "choices",
+        [{"question": "q", "options": {"text": ["a", None, "b"], "label": ["p", "q", "r"]}, "answer": "q"}] * 9,
+        r"row 1: the answer 'q' is none of the options: it must be one of them, A to C",
+    ),
     "no list": ("choices", [{"question": "q", "options": "a", "answer": 0}] * 9, r"row 1: the options are no list"),
     "no answer": (
         "choices",
