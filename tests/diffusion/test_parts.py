@@ -155,14 +155,20 @@ def test_fixed_samples_spread_timesteps_and_take_turns_with_prompts(subject: Sub
 # ---------------------------------------------------------------- images of a subject
 
 
+def _turned(path: Path) -> Path:
+    """Write an image of 8 by 4 pixels that a camera says to turn."""
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    return path
+
+
 def test_subject_images(images: Path, tmp_path: Path) -> None:
     found = subject_images(str(images))
     assert [image.size for image in found] == [(28, 20)] * 3
     assert {image.mode for image in found} == {"RGB"}
-    turned = Image.new("RGB", (8, 4))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
+    _turned(tmp_path / "turned.jpg")
     (tmp_path / "notes.txt").write_text("no image")
     assert [image.size for image in subject_images(str(tmp_path))] == [(4, 8)]
 
@@ -191,7 +197,8 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
 
     copy = tmp_path / "someone" / "subjects"
     (copy / "dog").mkdir(parents=True)
-    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.iterdir())]
+    paths = [*sorted(images.iterdir()), _turned(tmp_path / "turned.jpg")]
+    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     rows = Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()}))
     rows.to_parquet(str(copy / "dog" / "train-00000.parquet"))
     (copy / "README.md").write_text(
@@ -199,7 +206,8 @@ def test_images_of_a_data_set(images: Path, tmp_path: Path, monkeypatch: pytest.
     )
     monkeypatch.setenv("AURORA_LORA_DATA", str(tmp_path))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    found = subject_images("someone/subjects", "dog")
+    *found, turned = subject_images("someone/subjects", "dog")
+    assert turned.size == (4, 8)
     assert [np.asarray(image).tobytes() for image in found] == [
         np.asarray(image).tobytes() for image in subject_images(str(images))
     ]

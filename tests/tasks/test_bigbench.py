@@ -129,6 +129,11 @@ def test_no_group_is_in_two_splits(seed: int, test: int, validation: int, train:
     assert splits["train"] == whole["train"][: len(splits["train"])]
 
 
+def test_training_questions_stay_whatever_is_held_out() -> None:
+    little, much = (split_questions(_questions(), SplitSizes(10, *sizes), 0) for sizes in ((10, 10), (30, 40)))
+    assert little["train"] == much["train"]
+
+
 def test_sizes_that_exceed_the_data() -> None:
     with pytest.raises(UserError, match="test=100 and validation=100 leave nothing to train on: there are 150 quest"):
         split_questions(_questions(), SplitSizes(None, 100, 100), 0)

@@ -54,6 +54,9 @@ def test_the_training_set(hub: Hub) -> None:
     again = COMMONSENSE.load(SplitSizes(3, 2, None), 0)
     assert again["validation"]["prompt"] == data["validation"]["prompt"]
     assert again["train"]["prompt"] == data["train"]["prompt"][:3]
+    fewer = COMMONSENSE.load(SplitSizes(3, 1, None), 0)
+    assert fewer["validation"]["prompt"] == data["validation"]["prompt"][:1]
+    assert fewer["train"]["prompt"] == again["train"]["prompt"]
     assert COMMONSENSE.load(SplitSizes(None, 2, None), 1)["train"]["prompt"] != data["train"]["prompt"]
     with pytest.raises(UserError, match=r"task\.train_size=6 is more than the 5 examples that are left"):
         COMMONSENSE.load(SplitSizes(6, 2, None), 0)

@@ -92,6 +92,8 @@ def test_sizes(hub: Hub) -> None:
         cola.load(SplitSizes(9, None, None), 0)
     mnli = get_task("mnli").load(SplitSizes(1, 4, None), 1)
     assert mnli.num_rows["validation"] == mnli.num_rows["matched"] + mnli.num_rows["mismatched"] == 4
+    other = get_task("mnli").load(SplitSizes(1, 4, None), 0)
+    assert set(other["matched"]["idx"]) != set(mnli["matched"]["idx"])
     with pytest.raises(UserError, match="leaves nothing of one of matched and mismatched"):
         get_task("mnli").load(SplitSizes(1, 1, None), 1)
     with pytest.raises(UserError, match="6 examples are more than 5"):

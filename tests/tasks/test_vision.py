@@ -108,7 +108,21 @@ def test_the_seed_decides_and_smaller_sizes_are_parts() -> None:
     few, more = rows(3, 10, 5, 10), rows(3, 20, 5, 10)
     assert more["train"][:10] == few["train"]
     assert more["validation"] == few["validation"]
+    assert rows(3, 10, 8, 15)["train"] == few["train"]  # whatever is held out
     assert [len(part) for part in rows(0, None, None, None).values()] == [36, 4, 10]
+
+
+def test_the_seed_decides_what_is_taken_of_a_split_of_its_own() -> None:
+    pieces = {
+        name: with_rows(datasets.Dataset.from_dict({"label": [0] * 50}, split=name)) for name in ("train", "test")
+    }
+
+    def rows(seed: int, size: int) -> list[int]:
+        return split_images(pieces, SplitSizes(None, None, size), seed, "x")["test"]["row"][:]
+
+    assert set(rows(0, 10)) != set(range(10))
+    assert set(rows(0, 10)) != set(rows(1, 10))
+    assert rows(0, 10)[:4] == rows(0, 4)
 
 
 @pytest.mark.parametrize(

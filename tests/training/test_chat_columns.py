@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.chat import Question, answer_of, conversation, question_of
+from aurora_lora.tasks.own.chat import Question, answer_of, conversation, opening, question_of
 from aurora_lora.tasks.own.chat_splits import format_of
 from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.source import Piece
@@ -269,6 +269,13 @@ def test_a_tool_call_has_the_fields_that_it_was_given(tmp_path: Path, suffix: st
                     assert [one.get("tool_calls") for one in row[name]] == [
                         one.get("tool_calls") for one in given[name]
                     ]
+
+
+def test_of_several_turns_the_last_answer_is_asked_for() -> None:
+    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    for row in ({"messages": turns}, {"messages": [*turns, {"role": "user", "content": "thanks"}]}):
+        assert opening(row) == Question(turns[:3])
+        assert answer_of(row) == "assistant 2"
 
 
 def test_an_answer_that_only_calls_a_tool() -> None:

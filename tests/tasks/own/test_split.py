@@ -94,6 +94,21 @@ def test_a_given_test_file_and_a_share_for_validation() -> None:
     assert "text 3" not in _texts(splits)["train"] | _texts(splits)["validation"]
 
 
+def test_the_seed_decides_what_is_taken_of_a_given_test_file() -> None:
+    texts = [f"text {n}" for n in range(60)]
+    pieces = _pieces(train=["a", "b", "c", "d"], test=texts)
+    first, second = (_split(pieces, SplitSizes(None, None, 10), seed)["test"]["text"][:] for seed in (0, 1))
+    assert len(set(first)) == 10
+    assert set(first) != set(second)
+    assert set(first) != set(texts[:10])
+    assert _split(pieces, SplitSizes(None, None, 5))["test"]["text"][:] == first[:5]
+
+
+def test_no_more_than_2000_rows_are_held_out_by_themselves() -> None:
+    splits = _split(_pieces(train=[f"text {n}" for n in range(30_000)]))
+    assert splits.record["examples"] == {"train": 26_000, "validation": 2_000, "test": 2_000}
+
+
 def test_every_class_stays_in_training() -> None:
     texts = [f"text {n}" for n in range(100)]
     classes = [["common"]] * 80 + [[f"rare {n // 2}"] for n in range(20)]
