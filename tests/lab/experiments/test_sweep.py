@@ -106,6 +106,7 @@ def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
             ]
             assert metrics["accuracy"]["scores"] == scores
             assert metrics["accuracy"]["mean"] == pytest.approx(sum(scores) / 2)
+            assert metrics["accuracy"]["std"] == pytest.approx(statistics.stdev(scores))
     assert {form for setting in summary["settings"] for form in setting["by_form"]} >= {"merged", "calibrated"}
     # 2 settings x 2 rates on seed 0, and one more seed of the chosen
     assert len(list((out / "runs").rglob("result.json"))) == 6
@@ -329,6 +330,13 @@ def test_a_grid_of_its_own_needs_a_reason(write: Callable[..., Path]) -> None:
         load_study(write(settings=[{"name": "full", "method": "full", "why": "all weights"}]))
 
 
+def test_what_is_tuned_comes_before_a_settings_own_fields(write: Callable[..., Path]) -> None:
+    fields = {"training.learning_rate": 1e-4, "training.epochs": 7}
+    study = load_study(write(settings=[{**ONE, "fields": fields}]))
+    training = study.recipe(study.settings[0], {"training.learning_rate": 3e-2}, 0).training
+    assert (training.learning_rate, training.epochs) == (3e-2, 7)
+
+
 def test_each_seed_may_have_its_own_split(write: Callable[..., Path]) -> None:
     for wanted, splits in ((False, [7, 7]), (True, [0, 1])):
         study = load_study(write(split_by_seed=wanted))
@@ -367,6 +375,17 @@ def test_another_metric_may_choose(write: Callable[..., Path], tmp_path: Path) -
         assert [score for _, score in sweep.trials(setting)] == [1e-3, 3e-2, 1e-1]
         assert sweep.choices.chosen(setting) == ({"training.learning_rate": 1e-3}, 1e-3)
         assert sweep.optuna_studies[setting.name].best_value == 1e-3  # a sampler looks where it is low, too
+
+    def first_epoch(job: Job) -> Outcome:
+        outcome = fake(job)
+        assert outcome.result is not None
+        outcome.result["metric"]["selected_by"]["epoch"] = 1.0
+        outcome.result["epochs"][0]["validation"]["nll"] = 1 - job.recipe.training.learning_rate
+        return outcome
+
+    sweep = Sweep(study, tmp_path / "first", InProcess(first_epoch))
+    sweep.tune()
+    assert sweep.choices.chosen(study.settings[0]) == ({"training.learning_rate": 1e-1}, 0.9)
     with pytest.raises(UserError, match=r"tuning\.metric: 'nl' is an unknown metric; did you mean 'nll'\?"):
         load_study(write(tuning={**tuning, "metric": "nl"}))
 
@@ -386,6 +405,17 @@ def test_ranges(write: Callable[..., Path], tmp_path: Path, sampler: str) -> Non
     again = Sweep(study, tmp_path / "out", InProcess(fake))
     again.tune()  # the budget is spent
     assert again.trials(study.settings[0]) == sweep.trials(study.settings[0])
+
+
+def test_a_range_by_its_logarithm(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Half of the draws are below its geometric mean."""
+    space = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+    study = load_study(write(settings=[ONE], tuning={"budget": 40, "sampler": "random", "space": space}))
+    sweep = Sweep(study, tmp_path / "out", InProcess(fake))
+    sweep.tune()
+    rates = [values["training.learning_rate"] for values, _ in sweep.trials(study.settings[0])]
+    assert statistics.median(rates) < 1e-2
+    assert 4 < sum(rate < 1e-3 for rate in rates) < 24
 
 
 def test_a_run_that_fails_counts_and_is_not_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
