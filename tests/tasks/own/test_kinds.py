@@ -214,8 +214,7 @@ def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, ans
     ("names", "options", "right"),
     [
         (["no", "yes"], ["yes", "no"], ["no", "yes"]),
-        (["x", "y"], ["yes", "no"], ["yes", "no"]),  # columns
-        (["B", "A"], ["yes", "no"], ["no", "yes"]),
+        (["y", "x"], ["yes", "no"], ["no", "yes"]),  # columns; of a list, letters
         (["0", "1"], ["yes", "no"], ["yes", "no"]),
         (["1", "0"], ["yes", "no"], ["no", "yes"]),
         (["8", "2"], ["2", "8"], ["8", "2"]),
@@ -228,8 +227,8 @@ def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, ans
 def test_an_answer_that_the_data_declares_is_its_name(
     listed: bool, names: list[str], options: list[str], right: list[str]
 ) -> None:
-    if listed and names == ["x", "y"]:
-        names = ["A", "B"]
+    if listed and names == ["y", "x"]:
+        names = ["B", "A"]
     given = {"options": options} if listed else dict(zip("xy", options, strict=True))
     rows = [{"question": f"question {n}?", **given, "answer": n % 3 // 2} for n in range(20)]
     Dataset.from_list(rows).cast_column("answer", ClassLabel(names=names)).to_parquet("rows.parquet")
