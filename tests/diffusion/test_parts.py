@@ -146,10 +146,31 @@ def test_fixed_samples_spread_timesteps_and_take_turns_with_prompts(subject: Sub
     assert timesteps == list(range(50, 1000, 100))
     hidden = torch.cat([batch.inputs["encoder_hidden_states"] for batch in first])
     known, none = diffusion.prompts["a photo of a sks dog"].hidden[0], diffusion.unprompted.hidden[0]
-    expected = [known if number // 3 % 2 == 0 else none for number in range(10)]  # each prompt with each of the images
+    turns = [0, 1, 0, 1, 0, 1, 1, 0, 1, 0]  # of three images and two prompts, six pairs
+    expected = [none if turn else known for turn in turns]
     assert all(one.equal(other) for one, other in zip(hidden, expected, strict=True))
     other = subject.fixed(10, [None], "noise error", batch_size=4)
     assert not other[0].wanted.equal(first[0].wanted)
+
+
+@pytest.mark.parametrize("count", [4, 5, 30, 100])
+def test_fixed_samples_have_every_prompt_at_all_timesteps_with_all_images(subject: Subject, count: int) -> None:
+    """As often as one another, however many images there are."""
+    prompts = ["a photo of a sks dog", None, "a sks dog on the beach", "a photo of a dog"]
+    many = Subject(subject.recipe, subject.diffusion, [gradient(17 + number, 16) for number in range(count)])
+    known = [subject.diffusion.unprompted if one is None else subject.diffusion.prompts[one] for one in prompts]
+    for wanted in (3, 4):
+        (batch,) = many.fixed(64, prompts[:wanted], "calibration", batch_size=64)
+        hidden, widths = batch.inputs["encoder_hidden_states"], batch.inputs["added_cond_kwargs"]["time_ids"][:, 1]
+        for prompt in known[:wanted]:
+            has = (hidden == prompt.hidden).flatten(1).all(1)
+            assert has.sum() in (64 // wanted, 64 // wanted + 1)
+            assert batch.timesteps[has].min() < 100
+            assert batch.timesteps[has].max() >= 900
+            assert len(widths[has].unique()) == min(count, int(has.sum()))  # as many images as there can be
+        _, times = widths.unique(return_counts=True)
+        assert len(times) == min(count, 64)
+        assert times.max() - times.min() <= 1
 
 
 # ---------------------------------------------------------------- images of a subject

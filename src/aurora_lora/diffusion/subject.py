@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,16 +134,17 @@ class Subject:
 
         Args:
             count: how many.
-            prompts: they take turns; None is the empty prompt of guidance.
+            prompts: they take turns, so that each comes with every image; None is the empty prompt of guidance.
             what: names them: others for another name.
             batch_size: how many at a time.
         """
         steps, task = len(self.diffusion.noise.alphas_cumprod), self.recipe.task
+        pairs = math.lcm(len(self.images), len(prompts))  # samples until the same pairs would come again
         made = []
         for number in range(count):
             draw = generator(what, self.recipe.seed, number)
             image = self.images[number % len(self.images)]
-            prompt = prompts[number // len(self.images) % len(prompts)]
+            prompt = prompts[(number + number // pairs) % len(prompts)]
             embedded = self.diffusion.unprompted if prompt is None else self.diffusion.prompts[prompt]
             timestep = (2 * number + 1) * steps // (2 * count)
             made.append((frame(image, task.resolution, "center", False, draw), embedded, timestep, draw))
