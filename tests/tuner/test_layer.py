@@ -91,6 +91,17 @@ def test_a_new_adapter_is_a_no_op(init, skip):
         assert W.std() > 0.03
 
 
+def test_random_starts_have_the_spread_of_lora_and_of_the_paper():
+    """z = A x has a third of the mean square of x, and H keeps that of what it mixes."""
+    torch.manual_seed(0)
+    config = AuroraConfig(target_modules=["0"], r=64, init_weights="paper")
+    layer = get_peft_model(nn.Sequential(nn.Linear(512, 4)), config).base_model.model[0]
+    A, H = layer.aurora_A["default"], layer.aurora_H["default"]
+    assert A.var().item() * 512 == pytest.approx(1 / 3, rel=0.05)
+    assert A.abs().max() <= 512**-0.5
+    assert H.std().item() == pytest.approx(1 / 8, rel=0.05)
+
+
 def test_spline_alone_starts_as_the_identity():
     """On its range, which is where sigma(A) is."""
     _, layer = adapt(fixed_activation=None, init_weights="identity")
@@ -358,6 +369,8 @@ def test_scaling_by_pattern():
     assert (second.r["default"], second.scaling["default"]) == (3, 3.0)
     assert second.aurora_A["default"].shape == (3, 4)
     assert second.aurora_H["default"].shape == (3, 3)
+    model.add_adapter("other", AuroraConfig(target_modules=["0", "1"], rank_pattern={"0": 3}, alpha_pattern={"[1]": 9}))
+    assert [(layer.r["other"], layer.scaling["other"]) for layer in (first, second)] == [(3, 4 / 3), (2, 4.5)]
 
 
 def test_autocast_keeps_the_adapter_in_float32():

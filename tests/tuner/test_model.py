@@ -250,6 +250,21 @@ def test_what_is_merged_stays_as_it_was_merged(make_bert, config, batches, logit
         model.merge_adapter(["default"])
 
 
+def test_plain_lora_stays_as_it_was_merged():
+    """Its A is the weight itself, with no sigma in between."""
+    plain = {"target_modules": ["0"], "init_weights": False, "fixed_activation": None, "spline": None}
+    torch.manual_seed(0)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), aurora_lora.AuroraConfig(**plain)).eval()
+    model.add_adapter("other", aurora_lora.AuroraConfig(**plain))
+    ((_, layer),) = aurora_layers(model)
+    expected = layer.get_base_layer().weight + layer.get_delta_weight("default") + layer.get_delta_weight("other")
+    model.merge_adapter(["default"])
+    with torch.no_grad():
+        layer.aurora_A["default"].mul_(2)
+    model.merge_adapter(["other"])
+    torch.testing.assert_close(layer.get_base_layer().weight, expected, atol=1e-6, rtol=0)
+
+
 def test_a_copied_config_says_that_its_adapter_is_calibrated(calibrated):
     """Transformers' `load_adapter(peft_config=..., adapter_state_dict=...)` makes room for the matrices by it."""
     config = copy.deepcopy(calibrated.peft_config["default"])

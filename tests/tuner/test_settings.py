@@ -584,11 +584,14 @@ def test_the_calibrated_form_refuses_to_merge_by_default():
         model.merge_and_unload()
 
 
-@pytest.mark.parametrize("state", ["trained", "calibrated", "stale"])
+@pytest.mark.parametrize("state", ["trained", "scaled", "calibrated", "stale"])
 def test_a_reference_adapter_begins_as_a_copy(state):
     """As TRL makes it of a trained adapter; it copies by names that LoRA's weights have."""
     model = adapt()
-    if state != "trained":
+    if state == "scaled":
+        for _, layer in aurora_layers(model):
+            layer.set_scale("default", 0.5)
+    if state in ("calibrated", "stale"):
         calibrate(model, [{"input_ids": IDS}])
     if state == "stale":
         with torch.no_grad():
