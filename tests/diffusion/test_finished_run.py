@@ -14,7 +14,10 @@ import pytest
 from looking import PRIOR, PROMPTS, contents, pixels, result_of
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from aurora_lora import cli
+from aurora_lora.diffusion.pipeline import Diffusion
 from aurora_lora.diffusion.random_numbers import seed_of
 
 Train = Callable[..., list[dict[str, Any]]]
@@ -89,6 +92,25 @@ def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path
     )
     assert all(own[key].equal(calibrated[key]) for key in own)
     assert not all(static[key].equal(calibrated[key]) for key in own)
+
+
+def test_generate_takes_its_options_before_the_recipes(
+    runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, own = [], Diffusion.generate
+
+    def generate(diffusion: Diffusion, prompt: str, wanted: Any, seed: int) -> Image.Image:
+        seen.append((prompt, wanted.inference_steps, wanted.guidance_scale, seed))
+        return own(diffusion, prompt, wanted, seed)
+
+    monkeypatch.setattr(Diffusion, "generate", generate)
+    options = ["--seed", "7", "--steps", "1", "--guidance", "1", "--images", "2"]
+    done = CliRunner().invoke(
+        cli.app, ["generate", str(runs["aurora"]), "a [V] dog", "--output", str(tmp_path), *options]
+    )
+    assert done.exit_code == 0, done.output
+    assert seen == [("a sks dog", 1, 1.0, seed_of("generated", 7, 0, number)) for number in range(2)]
+    assert not np.array_equal(pixels(tmp_path / "00-0.png"), pixels(tmp_path / "00-1.png"))
 
 
 def test_other_commands_name_those_that_take_it(aurora: Train, runs: dict[str, Any]) -> None:
@@ -172,6 +194,7 @@ def test_scores_are_those_of_the_images(
         Image.open(tmp_path / "run" / "images" / "scores-calibrated" / name)
         for name in ("00-0.png", "00-1.png", "01-0.png", "01-1.png")
     ]
+    assert len({image.tobytes() for image in generated}) == 4
     real = [Image.open(path).convert("RGB") for path in sorted(images.iterdir())]
     inputs = processor(
         text=["a dog", "a dog on the beach"], images=[*generated, *real], return_tensors="pt", padding=True

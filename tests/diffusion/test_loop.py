@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aurora_lora.diffusion.loop import Loop, make_accelerator
+from aurora_lora.diffusion.loss import snr_weights, squared_errors
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
@@ -102,6 +103,25 @@ def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop
     loop.run(dict, lambda note: None)
     losses, found = loop.progress.losses, [one["train_loss"] for one in loop.progress.validations]
     assert found == [None, pytest.approx(sum(losses[:2]) / 2), pytest.approx(sum(losses[2:]) / 2)]
+
+
+def test_an_epoch_is_as_many_samples_as_there_are_images(make_loop: MakeLoop) -> None:
+    loop = make_loop(steps=1, batch_size=2, gradient_accumulation_steps=3)
+    loop.run(dict, lambda note: None)
+    assert [one["epoch"] for one in loop.progress.validations] == [0, 2]  # 6 samples of 3 images
+
+
+def test_timesteps_are_weighed_if_asked(make_loop: MakeLoop) -> None:
+    def model(sample: torch.Tensor, **others: Any) -> torch.Tensor:
+        return sample
+
+    plain, weighed = make_loop(), make_loop(snr_gamma=0.5)
+    batch = weighed.subject.batch(range(8))
+    errors = squared_errors(batch.inputs["sample"], batch.wanted)
+    weights = snr_weights(weighed.subject.diffusion.noise, batch.timesteps, 0.5)
+    assert weights.min() < 0.5 < weights.max()
+    torch.testing.assert_close(plain.loss(model, batch), errors.mean())
+    torch.testing.assert_close(weighed.loss(model, batch), (errors * weights).mean())
 
 
 def test_gradients_are_clipped_and_weights_decay(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:

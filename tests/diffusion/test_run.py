@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from looking import PRIOR, WHOLE, contents, pixels, result_of
 from safetensors.torch import load_file
 
 from aurora_lora import files
+from aurora_lora.diffusion import run
+from aurora_lora.diffusion.pipeline import load_diffusion
+from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.training.reading import validate_as
 
 Train = Callable[..., list[dict[str, Any]]]
 
@@ -131,6 +136,7 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     """Its images are generated once, kept for other runs, and change what is learned."""
     kept = runs["aurora"] / "class-images"
     assert sorted(path.name for path in kept.glob("*.png")) == ["00000.png", "00001.png", "00002.png"]
+    assert len({path.read_bytes() for path in kept.glob("*.png")}) == 3
     before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
     shared = {**WHOLE, "prior": {**PRIOR, "folder": str(kept)}}
     other = {**WHOLE, "prior": {**PRIOR, "folder": str(kept), "prompt": "a photo of a cat"}}
@@ -145,6 +151,30 @@ def test_prior_preservation(train: Train, runs: dict[str, Any], tmp_path: Path) 
     weights = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert not all(weights[0][key].equal(weights[2][key]) for key in weights[0])
+
+
+def test_the_calibration_has_every_prompt_and_the_recipes_ridge(
+    tiny: Any, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "training": {"steps": 1, "gradient_accumulation_steps": 1, "threads": 1},
+        "validation": {"inference_steps": 1},
+        "calibration": {"ridge": 0.25},
+    }
+    recipe = validate_as(SubjectRecipe, tiny.recipe(model, images, **changes), "tiny")
+    seen: list[torch.Tensor] = []
+
+    def calibrate(model: Any, batches: Any, own: Callable[..., Any] = run.calibrate, **options: Any) -> Any:
+        assert options == {"ridge": 0.25}
+        seen.extend(row for batch in batches for row in batch["encoder_hidden_states"])
+        return own(model, batches, **options)
+
+    monkeypatch.setattr(run, "calibrate", calibrate)
+    run.train_subject(recipe, tmp_path / "run")
+    diffusion = load_diffusion(recipe, run.needed_prompts(recipe), torch.device("cpu"))
+    prompts = [diffusion.prompts[recipe.task.fill(prompt)] for prompt in recipe.validation_prompts]
+    counts = [sum(row.equal(one.hidden[0]) for row in seen) for one in (*prompts, diffusion.unprompted)]
+    assert counts == [4, 2, 2]  # the first one is the prompt of the task, too
 
 
 def test_scorers_are_loaded_before_anything_is_trained(

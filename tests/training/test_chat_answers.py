@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
-from aurora_lora.training import distributed
+from aurora_lora.training import chat_answers, distributed, merge_and_predict
 from aurora_lora.training.chat_answers import Talk, sample_answers, write_answers
 from aurora_lora.training.chat_data import ChatData
 from aurora_lora.training.chat_format import KEY
@@ -158,6 +158,16 @@ def test_the_models_own_settings_of_generation_change_nothing(model: Path) -> No
 def test_a_temperature_and_a_seed_that_cannot_be(few: Path, option: tuple[str, str], message: str) -> None:
     done = CliRunner().invoke(cli.app, ["chat", str(few), *option], input=SHORT)
     assert (done.exit_code, message in done.stderr) == (2, True), done.output
+
+
+def test_a_talk_has_the_options_of_the_command(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, talk = Mock(), Mock(return_value=SimpleNamespace(is_plain=False))
+    monkeypatch.setattr(merge_and_predict, "load_predictor", load)
+    monkeypatch.setattr(chat_answers, "Talk", talk)
+    options = ("--form", "static", "--max-new-tokens", 5, "--system", "the film", "--seed", 3, "--temperature", 1)
+    ask("chat", few, *options)
+    load.assert_called_once_with(few, "static")
+    talk.assert_called_once_with(load.return_value, 5, system="the film", temperature=1.0, seed=3)
 
 
 def lines(path: Path) -> list[Any]:
