@@ -1,5 +1,7 @@
 """Tables of text."""
 
+import re
+
 from rich.console import Console
 
 from aurora_lora.text_table import LONGEST_NAME, TextTable
@@ -19,13 +21,30 @@ def test_a_long_question_is_broken_into_lines_and_the_numbers_are_not() -> None:
     assert "95% interval" in text
 
 
-def test_a_name_is_broken_last() -> None:
+def test_a_name_is_broken_after_texts_and_headings_and_a_number_last() -> None:
     name = "AuroRA with a name of many words, no F"
     assert len(name) <= LONGEST_NAME
-    assert name in shown(name, 64)
-    text = shown(name, 50)
-    assert "difference" in text
-    assert "…" not in text
+    assert name in shown(name, 67)
+    for width in (64, 40):
+        text = shown(name, width)
+        assert {"+3.2 to +4.9", "difference"} <= set(re.split(r"\s{2,}", text))
+        assert name not in text
+    assert "…" not in shown(name, 34)
+    assert "+4.9" in shown(name, 34)
+
+
+def test_values_are_broken_after_texts_and_before_numbers() -> None:
+    table = TextTable(
+        "", ["a name", "chosen", "score"], [["two words", "lr 0.0001, highest", "80.1 ± 0.5"]], align="lvr"
+    )
+    assert table.least_width == len("words" + "lr 0.0001, highest" + "80.1 ± 0.5") + 7
+    for width, whole in ((table.least_width, True), (table.least_width - 1, False)):
+        console = Console(width=width)
+        with console.capture() as found:
+            console.print(table)
+        assert ("lr 0.0001, highest" in found.get()) == whole
+        assert "80.1 ± 0.5" in found.get()
+    assert table.markdown().splitlines()[1] == "|---|---|--:|"
 
 
 def test_no_cell_is_cut_while_another_can_be_broken() -> None:

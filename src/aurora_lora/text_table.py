@@ -19,8 +19,8 @@ LONGEST_NAME = 40
 def column_widths(columns: Sequence[Sequence[str]], room: int, align: str = "lr") -> list[int]:
     """Letters of each column: those of its longest cell, where that fits.
 
-    Where it does not, texts and the headings of numbers are broken at spaces; if that is not enough, numbers are too,
-    and at last the names in the first column.
+    Where it does not, texts and the headings of others are broken at spaces, then the names in the first column; only
+    where the room is less than `least_widths` also values, and at last numbers.
 
     Args:
         columns: the heading, and the cells.
@@ -28,15 +28,32 @@ def column_widths(columns: Sequence[Sequence[str]], room: int, align: str = "lr"
         align: as of a `TextTable`.
     """
     widths = [max(map(len, column)) for column in columns]
-    words = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
-    cells = [max(least, *map(len, column[1:]), 0) for least, column in zip(words, columns, strict=True)]
-    letters = _letters(align, len(columns))
-    unbroken = [least if letter == "l" else whole for letter, least, whole in zip(letters, words, cells, strict=True)]
+    words, cells = _longest(columns)
+    least = least_widths(columns, align)
     name = cells[0] if cells[0] <= LONGEST_NAME else words[0]
-    for least in ([name, *unbroken[1:]], [name, *words[1:]], words):
-        while sum(widths) > room and (wide := [n for n, width in enumerate(widths) if width > least[n]]):
+    letters = _letters(align, len(columns))
+    values = [word if letter == "v" else one for letter, word, one in zip(letters, words, least, strict=True)]
+    for bounds in ([max(name, least[0]), *least[1:]], least, values, words):
+        while sum(widths) > room and (wide := [n for n, width in enumerate(widths) if width > bounds[n]]):
             widths[max(wide, key=widths.__getitem__)] -= 1
     return widths
+
+
+def least_widths(columns: Sequence[Sequence[str]], align: str = "lr") -> list[int]:
+    """Letters of each column that break texts and headings at every space, and no number and no value.
+
+    Args:
+        columns: the heading, and the cells.
+        align: as of a `TextTable`.
+    """
+    letters = _letters(align, len(columns))
+    return [word if letter == "l" else cell for letter, word, cell in zip(letters, *_longest(columns), strict=True)]
+
+
+def _longest(columns: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:
+    """Letters of the longest word of each column, and of its longest cell, whose heading may be broken."""
+    words = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    return words, [max(word, *map(len, column[1:]), 0) for word, column in zip(words, columns, strict=True)]
 
 
 def _letters(align: str, count: int) -> str:
@@ -52,7 +69,8 @@ class TextTable:
         headers: of the columns.
         rows: cells, as many as there are headers.
         note: below it.
-        align: left or right, `"l"` or `"r"` for each column; the last letter is for all that follow too.
+        align: a letter for each column, the last one for all that follow too: `"l"`, texts, at the left; `"v"`,
+            values, at the left, broken only where numbers nearly are; `"r"`, numbers, at the right.
     """
 
     title: str
@@ -65,6 +83,20 @@ class TextTable:
     def _letters(self) -> str:
         return _letters(self.align, len(self.headers))
 
+    @property
+    def _columns(self) -> list[Sequence[str]]:
+        return [*zip(self.headers, *self.rows, strict=True)]
+
+    @property
+    def _between(self) -> int:
+        """Letters beside the cells in a terminal: a space at each edge, and two between columns."""
+        return 2 * len(self.headers) + 1
+
+    @property
+    def least_width(self) -> int:
+        """Letters of a line in a terminal that break no number and no value."""
+        return sum(least_widths(self._columns, self.align)) + self._between
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """For the terminal."""
         from rich import box
@@ -74,10 +106,9 @@ class TextTable:
         table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
         table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
         table.title_style, table.caption_style = "bold", ""
-        room = options.max_width - 2 * len(self.headers) - 1  # a space at each edge, and two between columns
-        widths = column_widths([*zip(self.headers, *self.rows, strict=True)], room, self.align)
+        widths = column_widths(self._columns, options.max_width - self._between, self.align)
         for header, letter, width in zip(self.headers, self._letters, widths, strict=True):
-            table.add_column(header, justify="left" if letter == "l" else "right", width=width)
+            table.add_column(header, justify="right" if letter == "r" else "left", width=width)
         for row in self.rows:
             table.add_row(*row)
         yield table
@@ -88,7 +119,7 @@ class TextTable:
         Args:
             rule: below the header of a column at the right.
         """
-        rules = "|".join("---" if letter == "l" else rule for letter in self._letters)
+        rules = "|".join(rule if letter == "r" else "---" for letter in self._letters)
         lines = [_markdown_row(self.headers), f"|{rules}|", *map(_markdown_row, self.rows)]
         return "\n".join([*lines, "", self.note] if self.note else lines)
 
