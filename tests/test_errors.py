@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import aurora_lora
-from aurora_lora.errors import ArgumentError
+from aurora_lora.errors import ArgumentError, counted
 
 PACKAGE = Path(aurora_lora.__file__).parent
 LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if "cli" not in path.relative_to(PACKAGE).parts]
@@ -33,3 +33,8 @@ def test_such_a_message_is_found() -> None:
 def test_an_error_reaches_another_process() -> None:
     error = pickle.loads(pickle.dumps(ArgumentError("`jobs`: 0 is not allowed")))
     assert (type(error), str(error)) == (ArgumentError, "`jobs`: 0 is not allowed")
+
+
+def test_one_is_no_plural() -> None:
+    shown = [counted(number, "test example") for number in (0, 1, 2, 1234)]
+    assert shown == ["0 test examples", "1 test example", "2 test examples", "1,234 test examples"]

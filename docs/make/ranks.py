@@ -28,7 +28,7 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> str:
         low, high = interval(paired)
         between = "" if low is None or high is None else f"{metric.shown(low, '+')} to {metric.shown(high, '+')}"
         table.rows.append(
-            [*cells, metric.shown(statistics.fmean(paired), "+"), between] if way != USED else [*cells, "", ""]
+            [*cells, metric.difference(statistics.fmean(paired)), between] if way != USED else [*cells, "", ""]
         )
     return table.markdown()
 

@@ -73,6 +73,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def counted(number: int, what: str) -> str:
+    """`1 run`, `3 runs`: so many of what has a regular plural."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def abridged(parts: Sequence[str], most: int = 8) -> str:
     """`a, b and 3 more`: the first of many, and how many more there are."""
     return ", ".join(parts[:most]) + (f" and {len(parts) - most:,} more" if len(parts) > most else "")

@@ -7,6 +7,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, mean_squared_error
 
 from aurora_lora.errors import UserError
+from aurora_lora.files import NOT_FINITE
 from aurora_lora.tasks import TASKS
 from aurora_lora.tasks.metrics import (
     METRICS,
@@ -233,3 +234,16 @@ def test_macro_f1_against_scikit_learn(classes: int) -> None:
     logits, labels = rng.normal(size=(60, classes)), rng.integers(classes, size=60)
     expected = np.mean([f1_score(labels == k, logits.argmax(1) == k, zero_division=0) for k in range(classes)])
     assert classification_metrics(logits, labels, also=("macro_f1",))["macro_f1"] == pytest.approx(expected)
+
+
+def test_what_rounds_to_zero_has_no_sign_but_at_the_end_of_an_interval() -> None:
+    metric = METRICS["accuracy"]
+    assert [metric.difference(value) for value in (-0.0004, 0.0004, 0.0, -0.0006, 0.1)] == [
+        "0.0",
+        "0.0",
+        "0.0",
+        "-0.1",
+        "+10.0",
+    ]
+    assert (metric.shown(-0.0004), metric.shown(-0.0004, "+"), metric.difference(None)) == ("0.0", "-0.0", NOT_FINITE)
+    assert METRICS["nll"].difference(-0.0004) == "0.000"

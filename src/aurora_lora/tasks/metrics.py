@@ -55,10 +55,20 @@ class Metric:
         return f"{self.title}, %" if self.percent else self.title
 
     def shown(self, value: float | None, sign: str = "") -> str:
-        """A value for people; `sign="+"` for a difference."""
+        """A value for people; `sign="+"` for an end of an interval of differences, on one side of zero or the other."""
         if value is None or not math.isfinite(value):
             return NOT_FINITE
-        return f"{self.scale * value:{sign}.{self.decimals}f}"
+        shown = f"{self.scale * value:{sign}.{self.decimals}f}"
+        return shown if sign else unsigned_zero(shown)
+
+    def difference(self, value: float | None) -> str:
+        """A difference for people: with its sign, unless it rounds to zero."""
+        return unsigned_zero(self.shown(value, "+"))
+
+
+def unsigned_zero(shown: str) -> str:
+    """A number for people, without a sign where its digits are zeros: what was rounded has none."""
+    return shown if shown.strip("+-0.") else shown.lstrip("+-")
 
 
 METRICS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..forms import MERGED, form_named
 from ..methods import ParameterCounts
 from ..tasks import TASKS
@@ -275,13 +275,13 @@ def examples_scored(result: Result) -> str:
     """How many examples the scores of a result are over, and of which split, for people."""
     metric = result["metric"]
     if "examples" not in metric:  # of an earlier version, with the size in the recipe only
-        return f"{result['recipe']['task']['test_size']:,} {metric['split']} examples"
+        return counted(result["recipe"]["task"]["test_size"], metric["split"] + " example")
     sets = test_sets(result)
     if len(sets) > 1:
         return f"mean of {len(sets)} test sets"
     if metric["split"] in metric["examples"] and "by_test_set" not in metric:
-        return f"{metric['examples'][metric['split']]:,} {metric['split']} examples"
-    return f"{metric['examples'][sets[0]]:,} examples of {sets[0]}"
+        return counted(metric["examples"][metric["split"]], metric["split"] + " example")
+    return f"{counted(metric['examples'][sets[0]], 'example')} of {sets[0]}"
 
 
 def chance_row(chance: Mapping[str, float], metrics: Iterable[Metric]) -> list[str]:

@@ -32,7 +32,7 @@ def test_runs_that_still_gain_are_counted(group: Curves) -> None:
     flat = group([0.700, 0.705], [0.80, 0.81])  # spread 0.07
     note = convergence_note([rising, flat])
     assert note.startswith("Not converged: 3 of 5 final runs still gain more in the last epoch than")
-    assert "The median gain is +2.0 of accuracy %, the spread 1.0" in note
+    assert "The median gain is 2.0 points of accuracy, the spread 1.0" in note
     assert convergence_note([flat]).startswith("Converged: none of 2 final runs still gains more")
 
 

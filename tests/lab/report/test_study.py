@@ -237,3 +237,8 @@ def test_questions_are_answered_per_character_where_that_is_there(summary: dict[
         for form in one["by_form"].values():
             form["nll_norm"] = form["nll"]
     assert [heading for heading, _ in every_answer(summary)][-1] == "neg. log-likelihood per character"
+
+
+def test_one_run_and_one_seed_are_no_plurals(summary: dict[str, Any]) -> None:
+    summary["study"] |= {"tuning": {**summary["study"]["tuning"], "budget": 1}, "seeds": [0]}
+    assert study_tables(summary)[-1].title == f"{summary['study']['name']}: 1 run to tune each, 1 seed"

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from ...cores import usable_cores
-from ...errors import ArgumentError, unknown
+from ...errors import ArgumentError, counted, unknown
 
 UTILISATION = 0.4
 """The share of its greatest speed that a GPU attains in a training."""
@@ -121,5 +121,5 @@ def of_gpu(name: str, memory_gb: float) -> Machine:
 
 def of_cpu(cores: int, memory_gb: float) -> Machine:
     """A CPU of so many cores."""
-    name = f"CPU of {cores} core{'s' if cores > 1 else ''}"
+    name = f"CPU of {counted(cores, 'core')}"
     return Machine(name, memory_gb, CORE["fp32"], CORE["half"], 20 * cores, cores)

@@ -63,7 +63,7 @@ class Answer:
         """Difference, interval and verdict for people."""
         metric = metric_named(self.metric)
         between = "" if self.low is None or self.high is None else [metric.shown(x, "+") for x in (self.low, self.high)]
-        return metric.shown(self.difference, "+"), " to ".join(between), self.verdict
+        return metric.difference(self.difference), " to ".join(between), self.verdict
 
 
 ALSO = (("accuracy_norm",), ("nll_norm", "nll"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...errors import counted
 from ...text_table import TextTable
 from ..bench.run import LAYER
 
@@ -33,7 +34,7 @@ def title(record: Record, case: Mapping[str, Any]) -> str:
         words = f"one linear layer {sizes['d']:,} -> {sizes['d']:,}, {sizes['tokens']:,} tokens"
     else:
         words = f"{record['workload']}, {sizes['batch']} x {sizes['length']} tokens, {sizes['adapted_layers']} layers"
-    threads = f", {settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    threads = f", {counted(settings['threads'], 'thread')}"
     mode = ", compiled" if record["compiled"] else ""
     return f"{words}, {settings['dtype']}, {settings['device']}{threads if settings['device'] == 'cpu' else ''}{mode}"
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...errors import counted
 from ...tasks.metrics import metric_named
 from .groups import Group
 from .tables import finite
@@ -33,9 +34,10 @@ def convergence_note(found: Sequence[Group]) -> str:
     for name, of_metric in by_metric.items():
         metric = metric_named(name)
         gain, spread = (statistics.median(values) for values in zip(*of_metric, strict=True))
-        medians.append(f"{metric.shown(gain, '+')} of {metric.heading}, the spread {metric.shown(spread)}")
+        points = " points" * metric.percent
+        medians.append(f"{metric.shown(gain)}{points} of {metric.title}, the spread {metric.shown(spread)}")
     return (
-        f"{f'Not converged: {rising}' if rising else 'Converged: none'} of {len(pairs)} final runs still "
+        f"{f'Not converged: {rising}' if rising else 'Converged: none'} of {counted(len(pairs), 'final run')} still "
         f"{'gain' if rising else 'gains'} more in the last epoch than the standard deviation between the seeds of the "
         f"setting, in the validation score of the deployed form. The median gain is {'; '.join(medians)}."
     )

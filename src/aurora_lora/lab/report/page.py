@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
+from ...errors import UserError, counted
 from ...extras import extra
 from ...files import NOT_FINITE, write_text
 from ...tasks.metrics import Metric, metric_named
@@ -102,10 +102,13 @@ def _samples(found: Sequence[Group]) -> list[tuple[str, str, str, list[tuple[str
 
 
 def _tuning(study: Mapping[str, Any]) -> str:
-    budget, seeds = study["study"]["tuning"]["budget"], len(study["study"]["seeds"])
+    runs, seeds = (
+        counted(study["study"]["tuning"]["budget"], "run"),
+        counted(len(study["study"]["seeds"]), "seed"),
+    )
     return (
-        f"Each setting had {budget} runs to tune it, on one seed and validation data; what was chosen was run over "
-        f"{seeds} seeds. {tuning_note(study)}"
+        f"Each setting had {runs} to tune it, on one seed and validation data; what was chosen was run over "
+        f"{seeds}. {tuning_note(study)}"
     ).strip()
 
 

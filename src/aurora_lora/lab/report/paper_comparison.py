@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ...tasks.metrics import unsigned_zero
 from ...text_table import TextTable
 from ..experiments.suite import Cell, Suite, score_of
 from .tables import count
@@ -177,7 +178,7 @@ def _cells(one: Compared) -> list[str]:
         one.column,
         "" if one.paper is None else f"{one.paper:.1f}{star}",
         "" if one.ours is None else f"{one.ours:.1f}",
-        "" if one.difference is None else f"{one.difference:+.1f}",
+        "" if one.difference is None else unsigned_zero(f"{one.difference:+.1f}"),
         "" if one.spread is None else f"{one.spread:.1f}",
         seeds,
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...errors import abridged
+from ...errors import abridged, counted
 from ...text_table import TextTable
 from ..experiments.estimate import unfit
 from ..experiments.suite import Suite
@@ -31,8 +31,9 @@ def plan_lines(rows: Rows) -> Iterator[str]:
     left = [row for row in rows if row["status"] != "finished"]
     known = [row["hours"] for row in left if row["hours"] is not None]
     length = [f"about {_time(max(sum(known), 1 / 60))} on one {rows[0]['machine']}, one after the other"]
-    length += [f"{len(left) - len(known)} runs of unknown length"] if len(left) > len(known) else []
-    yield f"{len(rows)} runs, {len(left)} of them to do{': ' * bool(known)}{', and '.join(length) if known else ''}."
+    length += [f"{counted(len(left) - len(known), 'run')} of unknown length"] if len(left) > len(known) else []
+    how_long = f": {', and '.join(length)}" if known else ""
+    yield f"{counted(len(rows), 'run')}, {len(left)} of them to do{how_long}."
     shares = _shares(left)
     if shares:
         yield f"Of that time {shares}."
@@ -55,7 +56,7 @@ def run_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     params, machine = run["params"], run["machine"]
     yield "model", f"{run['model']}, {params['total']:,} parameters in all"
     about = "about " if run["budget"] is not None else ""
-    trained = f"{about}{params['adapter']:,} trained ({100 * params['adapter'] / params['total']:.3g} %)"
+    trained = f"{about}{params['adapter']:,} trained ({100 * params['adapter'] / params['total']:.3g}%)"
     yield "method", f"{run['method']}, {trained}" + f", {params['head']:,} in the head" * (params["head"] > 0)
     if run["reference"] is not None:
         yield "reference", f"{run['reference']}, trained after it; in the memory and the time below"
@@ -135,7 +136,7 @@ def _shares(rows: Rows) -> str:
             sums[part] = sums.get(part, 0.0) + hours
     whole = sum(sums.values())
     parts = sorted(((100 * hours / whole, part) for part, hours in sums.items() if whole), reverse=True)
-    return ", ".join(f"{share:.0f} % {part}" for share, part in parts if share >= 0.5)
+    return ", ".join(f"{share:.0f}% {part}" for share, part in parts if share >= 0.5)
 
 
 def _count(number: int) -> str:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from ...errors import counted
 from ...files import NOT_FINITE
 from ...tasks.metrics import metric_named
 from ...text_table import TextTable
@@ -38,10 +39,11 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         found.append(table)
     if found:
         found[-1].note = note(summary)
-    title = f"{study['name']}: {study['tuning']['budget']} runs to tune each, {len(study['seeds'])} seeds"
+    runs, seeds = counted(study["tuning"]["budget"], "run"), counted(len(study["seeds"]), "seed")
+    title = f"{study['name']}: {runs} to tune each, {seeds}"
     more = ["seeds", "training s"] if full else []
     heads = [metric_named(metric).column for metric in metrics]
-    table = TextTable(title, ["setting", "params", "chosen", "form", *heads, *more], align="lrllr")
+    table = TextTable(title, ["setting", "params", "chosen", "form", *heads, *more], align="lrvlr")
     for setting in summary["settings"]:
         about = [setting["name"], trained_parameters(setting)]
         seconds = f"{statistics.fmean(setting['train_s']):.0f}" if setting["train_s"] else ""
@@ -113,7 +115,7 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
     if at_edge:
         notes.append(
             f"The choice is at the edge of the grid, so that another value may be better, for {len(at_edge)} of "
-            f"{len(settings)} settings."
+            f"{counted(len(settings), 'setting')}."
         )
     by_reason: dict[tuple[str, str], list[str]] = {}
     for one in summary["study"].get("settings", ()):
