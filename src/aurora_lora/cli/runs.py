@@ -67,12 +67,18 @@ def train(
     if gpu is not None and not dry_run:
         raise UserError("--gpu goes with --dry-run")
     with Stages() as stage:
+        stage(f"looking up {recipe}")
+        with importing():
+            from aurora_lora.lab.experiments.recipes import find
+
+            found = find(recipe, "recipe")
+        found.values()  # a file that is not there, or no YAML, is said before what takes long
         stage("loading PyTorch and Transformers")
         with importing():
-            from aurora_lora.lab.experiments.recipe_kinds import load_any
+            from aurora_lora.lab.experiments.recipe_kinds import load_found
             from aurora_lora.training.recipe import Recipe
 
-        plan = load_any(recipe, overrides or ())
+        plan = load_found(found, overrides or ())
         if output is None or dry_run:
             show(plan, output, gpu, as_json, stage)
             return

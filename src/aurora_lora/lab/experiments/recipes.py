@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from os.path import exists
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import UserError, unknown
 from ...training import yaml_text
-from .paper import SUITES
-from .suite import Suite
+
+if TYPE_CHECKING:  # the cells need PyTorch; a file does not
+    from .suite import Suite
 
 Kind = Literal["recipe", "study"]
 _LISTS = {"recipe": "recipes", "study": "studies"}
@@ -118,6 +119,8 @@ def start(kind: str) -> RecipeFile:
 
 def suites() -> dict[str, list[str]]:
     """The suites that there are, and the scales of each."""
+    from .paper import SUITES
+
     return {name: list(scales) for name, scales in SUITES.items()}
 
 
@@ -127,6 +130,8 @@ def load_suite(name: str, scale: str) -> Suite:
     Raises:
         UserError: there is no such suite, or not at this scale.
     """
+    from .paper import SUITES
+
     known = suites()
     if name not in known:
         raise UserError(f"'{name}' is an {unknown('suite', known, name)}")
@@ -137,13 +142,18 @@ def load_suite(name: str, scale: str) -> Suite:
 
 def named(kind: Kind) -> dict[str, Found]:
     """The recipes or studies that have a name: the files of the package, then the cells of its suites."""
-    folder = recipes_folder() / ("studies" if kind == "study" else ".")
-    found: dict[str, Found] = {path.stem: RecipeFile(path, path.stem) for path in sorted(folder.glob("*.yaml"))}
+    found: dict[str, Found] = {**_files(kind)}
     if kind == "recipe":
         for suite in (load_suite(name, scale) for name, scales in suites().items() for scale in scales):
             cells = (RecipeOfCell(suite, name) for name in suite.recipes)
             found.update((cell.source, cell) for cell in cells)
     return found
+
+
+def _files(kind: Kind) -> dict[str, RecipeFile]:
+    """Those that are files of the package."""
+    folder = recipes_folder() / ("studies" if kind == "study" else ".")
+    return {path.stem: RecipeFile(path, path.stem) for path in sorted(folder.glob("*.yaml"))}
 
 
 def find(given: Path | str, kind: Kind) -> Found:
@@ -161,10 +171,15 @@ def find(given: Path | str, kind: Kind) -> Found:
     """
     if isinstance(given, Path):
         return RecipeFile(given)
-    known = {**(starting() if kind == "recipe" else {}), **named(kind)}
+    start_from = starting() if kind == "recipe" else {}
+    if (file := {**start_from, **_files(kind)}.get(given)) is not None:
+        return file
+    if given.endswith((".yaml", ".yml")) or ("/" not in given and exists(given)):  # no cell is called so
+        return RecipeFile(Path(given))
+    known = {**start_from, **named(kind)}
     if given in known:
         return known[given]
-    if given.endswith((".yaml", ".yml")) or exists(given):
+    if exists(given):
         return RecipeFile(Path(given))
     for name, found in known.items():
         if _words(name) == _words(given):
@@ -180,7 +195,7 @@ def _words(name: str) -> tuple[str, list[str]]:
 def _what_it_is(given: str, kind: Kind, known: Collection[str]) -> str:
     """A thing of another kind, nearly a name, or nothing."""
     others: Mapping[str, tuple[Collection[str], str]] = {
-        "suite": (SUITES, "reproduce"),
+        "suite": (suites(), "reproduce"),
         "study": (named("study"), "sweep"),
         "recipe": (named("recipe"), "train"),
     }
