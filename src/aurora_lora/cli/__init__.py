@@ -6,6 +6,7 @@ from typing import Annotated
 
 from aurora_lora._version import __version__
 from aurora_lora.cli.common import PlainGroup, plain_errors
+from aurora_lora.cli.help import Command
 from aurora_lora.import_noise import drop_import_noise
 
 # isort: split
@@ -24,9 +25,9 @@ app = typer.Typer(
 )
 OF_RUNS = (*runs.COMMANDS, chat.chat, ranks.rank, *deploy.COMMANDS, report.report)
 for command in (*OF_RUNS, *experiments.COMMANDS, bench.bench, theory.theory):
-    app.command()(plain_errors(command))
-app.command()(plain_errors(lists.init))
-app.command(name="list")(plain_errors(lists.list_command))
+    app.command(cls=Command)(plain_errors(command))
+app.command(cls=Command)(plain_errors(lists.init))
+app.command(name="list", cls=Command)(plain_errors(lists.list_command))
 
 
 @app.callback(invoke_without_command=True)

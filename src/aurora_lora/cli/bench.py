@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, importing, note, print_json, quiet, say_written, stderr, stdout
+from .common import Json, importing, note, print_json, print_tables, quiet, say_written, stderr
 
 
 def bench(
@@ -74,8 +74,7 @@ def bench(
             if was_there:
                 note(f"{unit.name} was measured before: shown again")
             if not as_json:
-                for rows in tables(record):
-                    stdout().print(rows)
+                print_tables(tables(record))
     if as_json:
         print_json({"results": records, "written": [str(path) for path in written]})
     elif written:

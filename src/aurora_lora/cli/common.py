@@ -14,7 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from shutil import get_terminal_size
+from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, cast
 
 from aurora_lora.errors import ArgumentError, AuroraError, FormError, one_line
 from aurora_lora.extras import missing
@@ -28,11 +29,11 @@ except ModuleNotFoundError as error:
     print(missing(error, "train"), file=sys.stderr)
     raise SystemExit(2) from None
 
-if TYPE_CHECKING:
-    from aurora_lora.training.progress import ProgressBar
+from .help import Help, UsageError, usage_mistake
 
-UsageError: Any = typer.BadParameter.__mro__[1]
-"""Of Click, which newer versions of Typer have in themselves."""
+if TYPE_CHECKING:
+    from aurora_lora.text_table import TextTable
+    from aurora_lora.training.progress import ProgressBar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,7 +104,7 @@ def _leave_processes() -> None:
         leave_processes()
 
 
-class PlainGroup(TyperGroup):
+class PlainGroup(Help, TyperGroup):
     """The command: a mistake in its arguments is one plain line, as any other, and so is an output that is full."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +119,7 @@ class PlainGroup(TyperGroup):
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
             else:
-                complain(" ".join(error.format_message().split()))
+                complain(usage_mistake(error))
             sys.exit(2)
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -136,9 +137,37 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _WithoutBlanks:
+    """A file or a pipe that gets no blanks at the end of a line, with which a console fills its width."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> Any:
+        return self._stream.write(re.sub(" +(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def stdout() -> Console:
-    """What is printed there has texts, names and paths of the user's: brackets in them are no markup."""
-    return Console(width=WIDTH, markup=False, emoji=False, highlight=False)
+    """What is printed there has texts, names and paths of the user's: brackets in them are no markup.
+
+    As wide as the terminal, but no narrower than `WIDTH`, which it is in a file or a pipe.
+    """
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    if sys.stdout.isatty():
+        return Console(width=max(WIDTH, get_terminal_size((WIDTH, 0)).columns), **plain)
+    return Console(file=cast(IO[str], _WithoutBlanks(sys.stdout)), width=WIDTH, **plain)
+
+
+def print_tables(tables: Iterable[TextTable]) -> None:
+    """Tables on stdout. No number in them is broken where nothing sets the width: in a file or a pipe."""
+    for table in tables:
+        console = stdout()
+        if not sys.stdout.isatty():
+            console.width = max(console.width, table.least_width)
+        console.print(table)
 
 
 def stderr() -> Console:

@@ -74,13 +74,14 @@ def gap(
     ],
     split: Split = None,
     examples: Annotated[
-        int | None, typer.Option("--examples", help="Use an even sample of N examples; by default all.")
+        int | None, typer.Option("--examples", metavar="N", help="Use an even sample of N examples; by default all.")
     ] = None,
     merges: Annotated[
         bool, typer.Option("--merges", help="AuroRA: also merges in the base's own dtype and in bfloat16.")
     ] = False,
     quantization: Annotated[
-        list[str] | None, typer.Option("--quantization", help="Also merges in nf4, fp4 or int8; may be repeated.")
+        list[str] | None,
+        typer.Option("--quantization", metavar="FORMAT", help="Also merges in nf4, fp4 or int8; may be repeated."),
     ] = None,
     model: Annotated[
         str | None,
@@ -189,7 +190,8 @@ def _gap_figures(record: dict[str, Any]) -> Figures:
 def sigma(
     folder: RunFolder,
     examples: Annotated[
-        int | None, typer.Option("--examples", help="At most N inputs; by default those of the calibration.")
+        int | None,
+        typer.Option("--examples", metavar="N", help="At most N inputs; by default those of the calibration."),
     ] = None,
     output: MeasuredInto = None,
     as_json: Json = False,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurora_lora.errors import DIVERGED, UserError
+from aurora_lora.errors import DIVERGED, UserError, counted
 
-from .common import Json, complain, importing, make_models, note, print_json, stderr, stdout
+from .common import Json, complain, importing, make_models, note, print_json, print_tables, stderr, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.lab.experiments.reproduce import Reproduction
@@ -109,8 +109,7 @@ def _print_runs(todo: Reproduction, gpu: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    for table in plan_tables(todo.suite, rows):
-        stdout().print(table)
+    print_tables(plan_tables(todo.suite, rows))
     for line in plan_lines(rows):
         stdout().print(line)
 
@@ -131,8 +130,7 @@ def _compare_with_paper(
         print_json({"cells": records, "failed": failed})
     else:
         stdout().print(todo.suite.title)
-        for table in tables(todo.suite, compared):
-            stdout().print(table)
+        print_tables(tables(todo.suite, compared))
         for line in notes(todo.suite, compared):
             print(line)
         print(f"wrote {todo.folder / 'table.md'}, {todo.folder / 'table.json'}")
@@ -210,8 +208,7 @@ def sweep(
     if as_json:
         print_json({**summary, "failed": failed})
     else:
-        for table in study_tables(summary):
-            stdout().print(table)
+        print_tables(study_tables(summary))
         print(f"wrote {output / 'study.json'}; the runs are in {runs.runs.path}")
     _stop_if_failed(failed)
 
@@ -227,9 +224,10 @@ def _print_plan(plan: Any, as_json: bool) -> None:
     if tuning.each_form:
         what = f"{what} for each form"
     for row in rows:
-        print(f"{row['setting']}: {row['tuning_runs']} runs to tune, {row['final_runs']} runs of {what}")
+        to_tune, chosen = counted(row["tuning_runs"], "run"), counted(row["final_runs"], "run")
+        print(f"{row['setting']}: {to_tune} to tune, {chosen} of {what}")
     bound = "; more where forms choose differently" if tuning.each_form else ", at most"
-    print(f"{sum(row['tuning_runs'] + row['final_runs'] for row in rows)} runs in all{bound}")
+    print(f"{counted(sum(row['tuning_runs'] + row['final_runs'] for row in rows), 'run')} in all{bound}")
 
 
 def _stop_if_failed(failed: list[dict[str, Any]]) -> None:

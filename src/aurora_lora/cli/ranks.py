@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from aurora_lora.errors import abridged
+from aurora_lora.errors import abridged, counted
 
-from .common import Json, make_models, note, print_json, quiet, stderr, stdout
+from .common import Json, make_models, note, print_json, print_tables, quiet, stderr
 from .deploy import write_measured
 
 NAMED = 3
@@ -68,8 +68,7 @@ def rank(
             f"method.{', method.'.join(record['left_out'])}: left out, the budget decides on modules and ranks"
         )
     if without := record["without_gradient"]:
-        layers = f"{len(without)} layers" if len(without) > 1 else "1 layer"
-        text = f"{layers} got no gradient, and so no rank: {abridged(without, NAMED)}"
+        text = f"{counted(len(without), 'layer')} got no gradient, and so no rank: {abridged(without, NAMED)}"
         note(text)
     if output is not None:
         write_measured(output / RANKS, record, {"ranks": ranks_figure}, f"{plan.task.name}, {plan.model}", as_json)
@@ -77,6 +76,5 @@ def rank(
         print_json(record)
     if as_json:
         return
-    for table in ranks_tables(record):
-        stdout().print(table)
+    print_tables(ranks_tables(record))
     print(yaml_text.dump({"method": record["method"]}), end="")

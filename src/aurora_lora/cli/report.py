@@ -9,7 +9,7 @@ import typer
 
 from aurora_lora.errors import UserError
 
-from .common import stdout
+from .common import print_tables, stdout
 
 
 def report(
@@ -63,8 +63,7 @@ def report(
     sections = load_sections(runs)
     for section in (section for section in sections if section.study is not None):
         assert section.study is not None
-        for shown in study_tables(section.study):
-            stdout().print(shown)
+        print_tables(study_tables(section.study))
         stdout().print(convergence_note(section.groups))
     results = [result for section in sections if section.study is None for result in section.results]
     if not results and into is None and output is None:

@@ -17,7 +17,6 @@ from .common import (
     RunFolder,
     Split,
     Stages,
-    UsageError,
     complain,
     importing,
     make_models,
@@ -29,6 +28,7 @@ from .common import (
     stdout,
 )
 from .dry_run import show
+from .help import UsageError
 
 if TYPE_CHECKING:
     from aurora_lora.training.merge_and_predict import Predictor
@@ -259,6 +259,7 @@ def predict(
         list[str] | None,
         typer.Option(
             "--column",
+            metavar="NAME",
             help="Column of FILE with the texts, or with the question, then its options; by default as in training.",
         ),
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json, quiet, say_written, stderr, stdout
+from .common import Json, print_json, print_tables, quiet, say_written, stderr
 
 
 def theory(
@@ -43,7 +43,6 @@ def theory(
     if as_json:
         print_json({**record, "written": [str(path) for path in written]})
         return
-    for rows in theory_tables(record).values():
-        stdout().print(rows)
+    print_tables(theory_tables(record).values())
     if written:
         say_written(written)
