@@ -19,21 +19,22 @@ LONGEST_NAME = 40
 def column_widths(columns: Sequence[Sequence[str]], room: int, align: str = "lr") -> list[int]:
     """Letters of each column: those of its longest cell, where that fits.
 
-    Where it does not, texts and the headings of others are broken at spaces, then the names in the first column; only
-    where the room is less than `least_widths` also values, and at last numbers.
+    Where it does not, the headings of numbers and values are broken at spaces, then texts, then the names in the first
+    column; only where the room is less than `least_widths` also values, and at last numbers.
 
     Args:
         columns: the heading, and the cells.
         room: letters of all columns together.
         align: as of a `TextTable`.
     """
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(_length, column)) for column in columns]
     words, cells = _longest(columns)
     least = least_widths(columns, align)
     name = cells[0] if cells[0] <= LONGEST_NAME else words[0]
     letters = _letters(align, len(columns))
     values = [word if letter == "v" else one for letter, word, one in zip(letters, words, least, strict=True)]
-    for bounds in ([max(name, least[0]), *least[1:]], least, values, words):
+    headings = [whole if letter == "l" else one for letter, whole, one in zip(letters, widths, least, strict=True)]
+    for bounds in (headings, [max(name, least[0]), *least[1:]], least, values, words):
         while sum(widths) > room and (wide := [n for n, width in enumerate(widths) if width > bounds[n]]):
             widths[max(wide, key=widths.__getitem__)] -= 1
     return widths
@@ -53,7 +54,11 @@ def least_widths(columns: Sequence[Sequence[str]], align: str = "lr") -> list[in
 def _longest(columns: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:
     """Letters of the longest word of each column, and of its longest cell, whose heading may be broken."""
     words = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
-    return words, [max(word, *map(len, column[1:]), 0) for word, column in zip(words, columns, strict=True)]
+    return words, [max(word, *map(_length, column[1:]), 0) for word, column in zip(words, columns, strict=True)]
+
+
+def _length(cell: str) -> int:
+    return max(map(len, cell.split("\n")))
 
 
 def _letters(align: str, count: int) -> str:

@@ -98,7 +98,8 @@ def test_the_page_and_the_tables_of_a_study(study: Path, runs: Path, tmp_path: P
     assert re.findall(r'<a href="#(.*?)">', page) == re.findall(r'<h2 id="(.*?)">', page)
     done = CliRunner().invoke(cli.app, ["report", str(study)])
     assert done.exit_code == 0, done.output
-    assert "s: 2 runs to tune each, 2 seeds" in done.stdout
+    assert "s: 2 runs to tune each, 2 seeds; mean ± standard deviation" in done.stdout
+    assert "(LoRA r=8, merged - LoRA r=2, merged)" in " ".join(done.stdout.split())
     text = (study / "study.json").read_text()
     (study / "study.json").write_text(
         text.replace("AuroRA r=2, no F", "A [/b]").replace('"name": "s"', '"name": "[/i]"')

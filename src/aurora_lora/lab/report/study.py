@@ -35,12 +35,14 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         headers = ["question", *compared, f"{metric}, difference", "95% interval", "first vs second"]
         table = TextTable(f"{metric}, first less second", headers, align="l" * (1 + len(compared)) + "rrl")
         for one in answered:
-            table.rows.append([one.ask, *([one.first, one.second] if full else []), *one.cells()])
+            asked = [one.ask, one.first, one.second] if full else [f"{one.ask}\n({one.first} - {one.second})"]
+            table.rows.append([*asked, *one.cells()])
         found.append(table)
     if found:
         found[-1].note = note(summary)
     runs, seeds = counted(study["tuning"]["budget"], "run"), counted(len(study["seeds"]), "seed")
-    title = f"{study['name']}: {runs} to tune each, {seeds}"
+    spread = "; mean ± standard deviation" if len(study["seeds"]) > 1 else ""
+    title = f"{study['name']}: {runs} to tune each, {seeds}{spread}"
     more = ["seeds", "training s"] if full else []
     heads = [metric_named(metric).column for metric in metrics]
     table = TextTable(title, ["setting", "params", "chosen", "form", *heads, *more], align="lrvlr")
