@@ -190,3 +190,22 @@ def test_a_trained_head_is_exported(tmp_path: Path) -> None:
     assert any(".2." in key for key in whole)
     assert whole.keys() == exported.keys()
     assert all(torch.equal(whole[key], exported[key]) for key in whole)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("form", ["static", "dynamic", "calibrated"])
+@torch.no_grad()
+def test_leaves_that_diffusers_offloads(form: str, on_disk: bool, tmp_path: Path) -> None:
+    hooks = pytest.importorskip("diffusers.hooks")
+    model = adapted(form).base_model.model
+    wanted = model(X)
+    cpu = torch.device("cpu")
+    folder = {"offload_to_disk_path": str(tmp_path)} if on_disk else {}
+    hooks.apply_group_offloading(model, onload_device=cpu, offload_device=cpu, offload_type="leaf_level", **folder)
+    if on_disk:
+        for parameter in model.parameters():  # diffusers leaves there what there was in memory
+            parameter.data.fill_(float("nan"))
+    for _ in range(2):
+        assert torch.equal(model.eval()(X), wanted)
+    layer = model[0]
+    assert layer.aurora_A["default"] is layer.aurora_A._parameters["default"]

@@ -1,7 +1,8 @@
-"""The weights of adapters on models that Accelerate offloads to main memory or disk (`device_map`).
+"""The weights of adapters on models that Accelerate (`device_map`) or diffusers (group offloading) put into main memory
+or on disk.
 
-There a module's weights are on meta until Accelerate's hook loads them for the module's own forward pass. A dictionary
-of parameters is never called: these load what is asked of them themselves.
+There a module's weights are elsewhere, on meta with Accelerate, until a hook loads them for the module's own forward
+pass. A dictionary of parameters is never called: these load what is asked of them themselves.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from .peft_names import BufferDict, onload_layer
 
 
 class AdapterParameters(nn.ParameterDict):
-    """`nn.ParameterDict`, whose entries are never on meta while Accelerate has them elsewhere."""
+    """`nn.ParameterDict`, whose entries are there also while Accelerate or diffusers has them elsewhere."""
 
     def __getitem__(self, key: str) -> Any:
+        if "_diffusers_hook" in self.__dict__:
+            _load_group(self)
         return present(self, key, super().__getitem__(key))
 
 
@@ -30,6 +33,8 @@ class AdapterBuffers(BufferDict):
     """
 
     def __getitem__(self, key: str) -> Any:
+        if "_diffusers_hook" in self.__dict__:
+            _load_group(self)
         return present(self, key, super().__getitem__(key))
 
     def __setitem__(self, key: str, value: Tensor) -> None:
@@ -61,6 +66,18 @@ def present(holder: nn.Module, key: str, value: Tensor) -> Tensor:
             return nn.Parameter(loaded, requires_grad=value.requires_grad)
         return loaded
     return value
+
+
+def _load_group(holder: nn.Module) -> None:
+    """Load what diffusers offloads at the level of leaves, once: an adapter's weights are few, and stay loaded."""
+    registry: Any = holder.__dict__["_diffusers_hook"]
+    hook = registry.get_hook("group_offloading")
+    if hook is None or hook.group.onload_leader is not holder or holder.__dict__.get("_loaded_group") is hook.group:
+        return
+    hook.group.onload_()
+    if hook.group.stream is not None:  # on which they are copied
+        hook.group.stream.synchronize()
+    holder.__dict__["_loaded_group"] = hook.group
 
 
 def in_memory(layer: Any) -> AbstractContextManager[None]:
