@@ -19,7 +19,7 @@ from .offloaded import in_memory, present
 from .original_weight import OriginalWeight, dequantized, is_recomputed, parameter_like, rounding
 from .peft_names import AuxiliaryTrainingWrapper, check_adapters_to_merge
 from .state import AdapterState
-from .tensors import ordinary_tensors
+from .tensors import is_float8, ordinary_tensors
 
 BASE = "__base__"
 """PEFT's name in a mixed batch for the model without adapter."""
@@ -176,7 +176,7 @@ class AuroraLayer(AdapterState):
 
         Raises:
             MergeError: the base layer computes its weight from others, as weight normalisation does, and as PEFT does
-                for an output layer that is tied to embeddings of which single tokens are trained.
+                for an output layer that is tied to embeddings of which single tokens are trained; or it is in float8.
             NotImplementedError: the base layer's quantisation cannot be undone and done again.
         """
         base = self.get_base_layer()
@@ -199,7 +199,13 @@ class AuroraLayer(AdapterState):
                 f"A base layer quantised by {backend.backend_name} cannot be merged into: load the base model "
                 "unquantised to merge, or serve the adapter beside it with aurora_lora.export_lora(model, folder)."
             )
-        if hasattr(getattr(self.get_base_layer(), "weight", None), "full_tensor"):
+        weight = getattr(base, "weight", None)
+        if backend is None and weight is not None and is_float8(weight.dtype):
+            raise MergeError(
+                "The base weight is stored in float8, which is too coarse for a merge: merge before diffusers' "
+                "enable_layerwise_casting, or serve the adapter beside the base with aurora_lora.export_lora."
+            )
+        if hasattr(weight, "full_tensor"):
             raise NotImplementedError(
                 "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
                 "merge there (docs/trainers.md)."

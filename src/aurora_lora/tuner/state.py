@@ -22,7 +22,7 @@ from .peft_names import (
     quantization_extra_repr,
     resolve_quantization_backend,
 )
-from .tensors import gathered
+from .tensors import gathered, is_float8
 
 Update = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, ANL]
 """Matrix (r, d_in), B (d_out, r), H, W_s, s and sigma, as `ops.add_update` takes them."""
@@ -106,6 +106,11 @@ class AdapterState(nn.Module, BaseTunerLayer):
             self._make_calibration(adapter_name, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+        """As in PEFT; an adapter over float8 stays in float32."""
+        device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
+        return device, None if dtype is not None and is_float8(dtype) else dtype
 
     def reset_aurora_parameters(self, adapter_name: str, init_weights: str | bool) -> None:
         """Initialise, see docs/deviations.md: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""

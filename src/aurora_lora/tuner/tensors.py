@@ -38,6 +38,11 @@ def is_tensor_parallel(module: nn.Module) -> bool:
     return not set(names) <= {"fsdp"} or getattr(module, "_hf_tp_plan", None) is not None
 
 
+def is_float8(dtype: torch.dtype) -> bool:
+    """Whether it is a precision to store weights in, as diffusers' layerwise casting does, and not to compute in."""
+    return dtype.is_floating_point and dtype.itemsize == 1
+
+
 def changes(x: Tensor) -> int:
     """How often a tensor was changed in place; -1 for one that was made in inference mode, which keeps no count."""
     return -1 if x.is_inference() else x._version
