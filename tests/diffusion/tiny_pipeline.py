@@ -62,11 +62,9 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def save_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
-    """The whole pipeline, in diffusers' layout."""
-    torch.manual_seed(0)
-    tokenizer = save_tokenizer(folder / "tokenizer")
-    unet = UNet2DConditionModel(
+def make_unet() -> UNet2DConditionModel:
+    """A U-Net of SDXL's kind, of random weights."""
+    return UNet2DConditionModel(
         sample_size=SIDE // 2,
         block_out_channels=(16, 32),
         layers_per_block=1,
@@ -81,6 +79,13 @@ def save_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
         cross_attention_dim=2 * WIDTH,
     )
+
+
+def save_pipeline(folder: Path, prediction: str = "epsilon") -> Path:
+    """The whole pipeline, in diffusers' layout."""
+    torch.manual_seed(0)
+    tokenizer = save_tokenizer(folder / "tokenizer")
+    unet = make_unet()
     vae = AutoencoderKL(
         block_out_channels=(16, 16),
         norm_num_groups=8,

@@ -14,10 +14,12 @@ from torch.nn import functional
 
 from ..errors import MergeError
 from ..ops import sigma, without_autocast
+from .changed_weight import changed_by_others, keep_change, take_out
 from .config import AuroraConfig
 from .offloaded import in_memory, present
 from .original_weight import OriginalWeight, dequantized, is_recomputed, parameter_like, rounding
 from .peft_names import AuxiliaryTrainingWrapper, check_adapters_to_merge
+from .refused_merge import tells_what_is_left
 from .state import AdapterState
 from .tensors import is_float8, ordinary_tensors
 
@@ -200,7 +202,7 @@ class AuroraLayer(AdapterState):
                 "unquantised to merge, or serve the adapter beside it with aurora_lora.export_lora(model, folder)."
             )
         weight = getattr(base, "weight", None)
-        if backend is None and weight is not None and is_float8(weight.dtype):
+        if backend is None and isinstance(weight, Tensor) and is_float8(weight.dtype):
             raise MergeError(
                 "The base weight is stored in float8, which is too coarse for a merge: merge before diffusers' "
                 "enable_layerwise_casting, or serve the adapter beside the base with aurora_lora.export_lora."
@@ -260,17 +262,18 @@ class AuroraLayer(AdapterState):
         then the share of the update that this rounding has cost.
 
         Raises:
-            FormError, NotCalibratedError, StaleCalibrationError: as `get_factors`; nothing is changed then.
-            MergeError, NotImplementedError: as `check_mergeable`; nothing is changed then.
-            ValueError: `safe_merge` is set and the result is not finite; nothing is changed then.
+            FormError, NotCalibratedError, StaleCalibrationError: as `get_factors`; this layer is left as it was.
+            MergeError, NotImplementedError: as `check_mergeable`; this layer is left as it was.
+            ValueError: `safe_merge` is set and the result is not finite; this layer is left as it was.
         """
         names = self.adapters_to_merge(adapter_names)
         if names:
-            with ordinary_tensors(), in_memory(self):
+            with ordinary_tensors(), in_memory(self), tells_what_is_left(self, names):
                 self._merge(names, safe_merge)
 
     def _merge(self, names: list[str], safe_merge: bool) -> None:
-        self._warn_of_change()
+        if changed_by_others(self):
+            keep_change(self)
         # from the original weight and all merged adapters at once, so that two merges do not round twice
         together = [*self.merged_adapters, *names]
         merged = self.merged_weight(together, safe_merge)
@@ -302,25 +305,20 @@ class AuroraLayer(AdapterState):
         self._original_weight, self.merge_rounding = original, lost
 
     def unmerge(self) -> None:
-        """Give the base layer its original weight back, bit for bit."""
+        """Give the base layer its original weight back, bit for bit.
+
+        Where another method's adapter was merged into the weight since, or taken out of it, the update is subtracted,
+        as PEFT does.
+        """
         if not self.merged or self._original_weight is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         with ordinary_tensors(), in_memory(self):
-            self._warn_of_change()
-            self._original_weight.restore(self)
+            take_out(self, changed_by_others(self))
         self._original_weight = None
         self.merge_rounding = None
         self._merged_factors.clear()
         self.merged_adapters.clear()
-
-    def _warn_of_change(self) -> None:
-        if self._original_weight is None or not self._original_weight.is_written_to:
-            return
-        weight = self.get_base_weight()
-        merged = self.merged_weight(self.merged_adapters).to(weight.dtype)
-        if not torch.allclose(weight, merged, rtol=0, atol=0, equal_nan=True):
-            warnings.warn("The base weight was changed while merged: that change is undone.", stacklevel=4)
 
     def __repr__(self) -> str:
         return "aurora." + super().__repr__()

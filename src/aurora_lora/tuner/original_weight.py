@@ -16,6 +16,11 @@ from torch.nn.utils import parametrize
 from .peft_names import QuantizationBackend
 from .tensors import changes
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Checksum = tuple[torch.dtype, list[int]]
+"""Of a weight's bits, in order, however it is laid out."""
+
 
 def is_recomputed(layer: nn.Module) -> bool:
     """Whether a layer computes its weight from other parameters, as weight normalisation does: what is written to the
@@ -44,6 +49,7 @@ class OriginalWeight:
         self.backend = backend
         weight: Any = getattr(base_layer, "weight", None)  # HQQ has none
         self._merged: tuple[int, int] | None = None
+        self._checksum: Checksum | None = None
         self._stored: Any
         self.parameter = weight if shared and backend is None else None
         if backend is None:
@@ -66,21 +72,39 @@ class OriginalWeight:
         return {**self.__dict__, "_merged": None}
 
     def note_merged(self) -> None:
-        """Remember the merged weight, which the base layer has now, so that `is_written_to` tells."""
+        """Remember the merged weight, which the base layer has now, so that `is_as_merged` tells."""
         base: Any = self.base_layer
         # no weak reference, which would keep torch from exchanging the weight; of another tensor, its values tell
         self._merged = None if self.backend else (id(base.weight), changes(base.weight))
+        self._checksum = self._checksum_now()
+
+    @property
+    def is_as_merged(self) -> bool:
+        """Whether the base layer has the merged weight still, bit for bit; also where nothing tells."""
+        return self._checksum is None or self._checksum == self._checksum_now()
 
     @property
     def is_written_to(self) -> bool:
         """Whether the merged weight has been written to since, as an optimizer and `load_state_dict` do.
 
-        Not noticed: writing through `.data`, and another tensor in its place, as where a model is moved.
+        Not so: writing through `.data`, and another tensor in its place, as where a model is moved.
         """
         base: Any = self.base_layer
         if self._merged is None:
             return False
         return id(base.weight) == self._merged[0] and changes(base.weight) != self._merged[1]
+
+    def _checksum_now(self) -> Checksum | None:
+        base: Any = self.base_layer
+        if self.backend is None:
+            return checksum(base.weight)
+        if self.backend.backend_name == "hqq":
+            return None  # merging makes another layer of it
+        if self.backend.backend_name == "bnb 4bit":  # whose scales change a little at the first call on some CPUs
+            return checksum(unpacked(base.weight)[0])
+        if self.backend.backend_name == "bnb 8bit":
+            return checksum(base.weight.data)
+        return checksum(dequantized(base, self.backend))
 
     def weight(self) -> Tensor:
         """The weight, dequantised, where it was kept."""
@@ -146,6 +170,14 @@ def unpacked(weight: Any) -> tuple[Tensor, Any]:
 def _as_loaded(state: Any) -> bool:
     """Whether bitsandbytes has neither packed the weight of this quantisation state for a CPU nor unpacked it."""
     return not getattr(state, "packing_format_for_cpu", False) and getattr(state.absmax, "ndim", 1) == 1
+
+
+def checksum(weight: Tensor) -> Checksum | None:
+    """See `Checksum`; None of a weight on the meta device, which has no values."""
+    if weight.is_meta:
+        return None
+    bits = weight.detach().view(_BITS[weight.element_size()]).flatten()
+    return weight.dtype, torch.stack([part.sum(dtype=torch.int64) for part in bits.chunk(64)]).tolist()
 
 
 def _to_cpu(value: Any, copied: bool = False) -> Any:
