@@ -6,18 +6,15 @@ PEFT's layers add their update to whatever the weight is, and subtract it again,
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .original_weight import OriginalWeight, checksum
 
-if TYPE_CHECKING:
-    from .layer import AuroraLayer
 
-
-def changed_by_others(layer: AuroraLayer) -> bool:
+def changed_by_others(layer: Any) -> bool:
     """Whether the weight that a layer has merged was written through `.data` since, as PEFT's layers do.
 
     What was written to the parameter itself, as an optimizer and `load_state_dict` do, is undone, and a warning says
@@ -32,16 +29,16 @@ def changed_by_others(layer: AuroraLayer) -> bool:
     return False
 
 
-def without_merged(layer: AuroraLayer) -> Tensor:
+def without_merged(layer: Any) -> Tensor:
     """The base weight less the update that the layer has merged, in the precision of the weight."""
     weight = layer.get_base_weight()
-    rest = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    rest: Tensor = weight.to(torch.promote_types(weight.dtype, torch.float32))
     for adapter_name in layer.merged_adapters:
         rest = rest - layer._product(*layer._factors_to_merge(adapter_name)).to(rest)
     return rest.to(weight.dtype)
 
 
-def take_out(layer: AuroraLayer, by_others: bool) -> None:
+def take_out(layer: Any, by_others: bool) -> None:
     """Give the base layer its original weight back; where others have changed it, subtract the update instead."""
     assert layer._original_weight is not None
     rest = without_merged(layer) if by_others else None
@@ -50,7 +47,7 @@ def take_out(layer: AuroraLayer, by_others: bool) -> None:
         layer.set_base_weight(rest)
 
 
-def keep_change(layer: AuroraLayer) -> None:
+def keep_change(layer: Any) -> None:
     """Let the original of a merged layer have what others have changed; the weight stays as it is."""
     merged = _as_it_is(layer)
     take_out(layer, by_others=True)
@@ -59,11 +56,11 @@ def keep_change(layer: AuroraLayer) -> None:
     layer._original_weight.note_merged()
 
 
-def _as_it_is(layer: AuroraLayer) -> OriginalWeight:
+def _as_it_is(layer: Any) -> OriginalWeight:
     return OriginalWeight(layer.get_base_layer(), layer.quantization_backend, layer.weight_is_shared)
 
 
-def _is_cast(layer: AuroraLayer, original: OriginalWeight) -> bool:
+def _is_cast(layer: Any, original: OriginalWeight) -> bool:
     """Whether the weight is what was merged, after a cast to its precision, or to a lower one and back."""
     if layer.quantization_backend is not None:
         return False
