@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from aurora_lora import AuroraConfig, AuroraLayer
+from aurora_lora.errors import MergeError
 
 X = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
 AURORA = AuroraConfig(target_modules=["0"], eval_form="static", init_weights=False)
@@ -128,6 +130,74 @@ def test_a_cast_is_no_change(cast: torch.dtype, back: bool) -> None:
         model.to(torch.float32)
     unmerge(model, "parents first")
     assert torch.equal(base_of(model).weight, weight if back else weight.to(cast))
+
+
+@pytest.mark.parametrize(
+    "casts",
+    [(torch.float16, torch.bfloat16, torch.float32), (torch.float8_e4m3fn, torch.float32), (torch.float8_e4m3fn,)],
+)
+def test_several_casts_are_no_change(casts: tuple[torch.dtype, ...]) -> None:
+    model = adapted(["mine"])
+    weight = base_of(model).weight.detach().clone()
+    merge(model, ["mine"])
+    for dtype in casts:
+        model.to(dtype)
+    unmerge(model, "parents first")
+    assert torch.equal(base_of(model).weight.float(), weight.to(casts[-1]).float())
+
+
+@pytest.mark.parametrize("copied", ["not", "in memory", "in a file"])
+@pytest.mark.parametrize("written", ["by loading", "by another parameter", "by an optimizer"])
+@pytest.mark.filterwarnings("ignore:The base weight was changed while merged")
+def test_what_is_written_to_the_parameter_is_undone(copied: str, written: str, tmp_path: Path) -> None:
+    model = adapted(["mine"])
+    before = copy.deepcopy(base_of(model).state_dict())
+    merge(model, ["mine"])
+    if copied == "in memory":
+        model = copy.deepcopy(model)
+    elif copied == "in a file":
+        torch.save(model, tmp_path / "model.pt")
+        model = torch.load(tmp_path / "model.pt", weights_only=False)
+    base = base_of(model)
+    if written == "by an optimizer":
+        base.weight.grad = torch.ones_like(base.weight)
+        torch.optim.SGD([base.weight], lr=0.1).step()
+    else:
+        base.load_state_dict(before, assign=written == "by another parameter")
+    unmerge(model, "parents first")
+    assert torch.equal(base_of(model).weight, before["weight"])
+
+
+def test_a_file_of_an_earlier_version() -> None:
+    """It tells nothing of the merged weight."""
+    model = adapted(["mine"])
+    weight = base_of(model).weight.detach().clone()
+    merge(model, ["mine"])
+    original = model[0]._original_weight
+    state = original.__getstate__()
+    del state["_checksum"], state["_noted"]
+    original.__dict__.clear()
+    original.__setstate__(state)
+    unmerge(model, "parents first")
+    assert torch.equal(base_of(model).weight, weight)
+
+
+@pytest.mark.parametrize("stack", [UNDER, OVER], ids=["under", "over"])
+def test_a_tied_weight_stays_as_it_is(stack: list[str]) -> None:
+    """A third merge would write another method's update into the parameter that both modules have."""
+    model = adapted(stack)
+    outer = next(layer for layer in layers(model) if isinstance(layer, AuroraLayer))
+    outer.weight_is_shared = True  # as AuroraModel finds of tied embeddings
+    shared = base_of(model).weight
+    weight = shared.detach().clone()
+    merge(model, ["mine", "lcm"])
+    assert torch.equal(shared, weight)
+    with pytest.raises(MergeError, match="tied to that of another module: unmerge that first"):
+        outer.merge(adapter_names=["more"])
+    assert torch.equal(shared, weight)
+    unmerge(model, "parents first")
+    torch.testing.assert_close(base_of(model).weight, weight)
+    assert base_of(model).weight is shared
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -53,7 +53,7 @@ def export_lora(
         model: a model with the adapter, not merged.
         folder: where to write `adapter_config.json` and `adapter_model.safetensors`, or, for diffusers,
             `pytorch_lora_weights.safetensors`. An earlier export there is replaced; what it holds of other components
-            of a pipeline stays.
+            of a pipeline stays: delete the folder first where it should not.
         form: `"calibrated"` or `"static"`; the adapter's `eval_form` if None.
         adapter_name: which adapter; the active one if None.
         dtype: of the written factors: float32, bfloat16 or float16.

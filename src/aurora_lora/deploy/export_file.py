@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
 """Of the weights that are written: by it an export is known again, and only an export is replaced."""
 _BESIDE = "beside"
 """The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
+_COMPONENT = re.compile(r"(unet|prior|transformer|text_encoder)(_\d)?")
+"""Names of components that have LoRA, in diffusers' pipelines."""
 _COMPONENTS = "components"
 """The field with the components of a diffusers pipeline whose LoRA the file holds."""
 
@@ -98,8 +101,15 @@ def read_components(path: Path) -> dict[str, dict[str, Tensor]]:
     Args:
         path: of the file, which may not be there.
     """
-    names: list[str] = [name for name in json.loads(_metadata_of(path).get(_COMPONENTS, "[]")) if name]
-    weights = load_file(path) if names else {}
+    metadata = _metadata_of(path)
+    if not metadata:
+        return {}
+    weights = load_file(path)
+    leads = sorted({key.partition(".")[0] for key in weights})
+    if _COMPONENTS in metadata:
+        names: list[str] = [name for name in json.loads(metadata[_COMPONENTS]) if name]
+    else:  # of an earlier version, which wrote one
+        names = leads if all(_COMPONENT.fullmatch(lead) for lead in leads) else []
     return {
         name: {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
         for name in names

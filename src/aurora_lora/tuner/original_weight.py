@@ -68,14 +68,19 @@ class OriginalWeight:
             self._stored = SimpleNamespace(weight=_to_cpu(weight))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, or in a file: its merged weight is another tensor."""
-        return {**self.__dict__, "_merged": None}
+        """Of a copy, or in a file: its merged weight is another tensor, which is noted where this one is the merged."""
+        return {**self.__dict__, "_merged": None, "_noted": self.is_same_tensor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        noted = state.pop("_noted", False)  # files of earlier versions have none, and no checksum
+        self.__dict__.update({"_checksum": None, **state})
+        if noted and self.backend is None:
+            self._merged = self._tensor_now()
 
     def note_merged(self) -> None:
         """Remember the merged weight, which the base layer has now, so that `is_as_merged` tells."""
-        base: Any = self.base_layer
         # no weak reference, which would keep torch from exchanging the weight; of another tensor, its values tell
-        self._merged = None if self.backend else (id(base.weight), changes(base.weight))
+        self._merged = None if self.backend else self._tensor_now()
         self._checksum = self._checksum_now()
 
     @property
@@ -89,10 +94,25 @@ class OriginalWeight:
 
         Not so: writing through `.data`, and another tensor in its place, as where a model is moved.
         """
-        base: Any = self.base_layer
         if self._merged is None:
             return False
-        return id(base.weight) == self._merged[0] and changes(base.weight) != self._merged[1]
+        parameter, written = self._tensor_now()
+        return parameter == self._merged[0] and written != self._merged[1]
+
+    @property
+    def is_same_tensor(self) -> bool:
+        """Whether the base layer has the parameter that was merged, and nobody wrote to it but through `.data`; of a
+        quantised one nothing tells."""
+        return self.backend is not None or (self._merged is not None and self._merged == self._tensor_now())
+
+    @property
+    def merged_dtype(self) -> torch.dtype | None:
+        """Of the merged weight; None where nothing tells."""
+        return self._checksum[0] if self._checksum else None
+
+    def _tensor_now(self) -> tuple[int, int]:
+        weight: Any = self.base_layer.weight
+        return id(weight), changes(weight)
 
     def _checksum_now(self) -> Checksum | None:
         base: Any = self.base_layer

@@ -26,11 +26,11 @@ def tells_what_is_left(layer: AdapterState, adapter_names: list[str]) -> Iterato
 def _left(layer: AdapterState, adapter_names: list[str]) -> str:
     text = "If diffusers' fuse_lora asked for it, layers before this one may be merged by now: call unfuse_lora()."
     configured = {name: layer.aurora_config[name].scaling(layer.r[name], layer.alpha[name]) for name in adapter_names}
-    scaled = [name for name in adapter_names if layer.scaling[name] != configured[name]]
+    scaled = [name for name in adapter_names if configured[name] and layer.scaling[name] != configured[name]]
     if scaled:
         now = " and ".join(f"{layer.scaling[name] / configured[name]:.3g} for {name!r}" for name in scaled)
         text += (
-            f" With a lora_scale, it has also scaled this layer and those before it (here to {now}), and would scale "
-            "them once more: call set_adapters(names, weights) before you fuse again."
+            f" If it had a lora_scale, it has also scaled this layer and those before it (here to {now}), and would "
+            "scale them once more: call set_adapters(names, weights) before you fuse again."
         )
     return text
