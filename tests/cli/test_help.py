@@ -88,3 +88,10 @@ def test_a_mistake_in_the_arguments_names_the_help_to_see() -> None:
     code, text = said("gap", "run", "--examples", "many")
     assert (code, text.endswith(". See `aurora gap --help`.\n"), text.count("\n")) == (2, True, 1)
     assert said("trian")[1].endswith(" See `aurora --help`.\n")
+
+
+@pytest.mark.parametrize("columns", [40, 50, 60, 62, 70])
+def test_nothing_is_cut_at_any_width(shown: Shown, columns: int) -> None:
+    text = shown("chat", columns=columns)  # which has the longest option
+    assert "--max-new-tokens" in text
+    assert "…" not in text

@@ -15,9 +15,9 @@ from .common import complain, note, quiet, stderr
 def chat(
     folder: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or a merged model.")],
     form: Annotated[
-        str | None, typer.Option("--form", help="Form of a run; by default the one that is deployed.")
+        str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of each answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of each answer.")] = 256,
     system: Annotated[str | None, typer.Option("--system", help="What comes before the conversation.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token each time.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of answers at a temperature.")] = 0,

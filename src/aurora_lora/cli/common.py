@@ -43,7 +43,10 @@ RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
 Split = Annotated[
-    str | None, typer.Option("--split", help="train, validation or a test set; what the result reports by default.")
+    str | None,
+    typer.Option(
+        "--split", metavar="NAME", help="train, validation or a test set; what the result reports by default."
+    ),
 ]
 
 

@@ -22,7 +22,7 @@ def merge(
     folder: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the model.")] = ...,  # type: ignore[assignment]
     form: Annotated[
-        str | None, typer.Option("--form", help="Form to merge; by default the one that is deployed.")
+        str | None, typer.Option("--form", metavar="FORM", help="Form to merge; by default the one that is deployed.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
     quantization: Annotated[
@@ -92,9 +92,9 @@ def gap(
         typer.Option("--data", metavar="FILE", help="For an adapter: texts to measure on, as in training, or .txt."),
     ] = None,
     column: Annotated[
-        str | None, typer.Option("--column", help="Column of FILE with the texts, by default text.")
+        str | None, typer.Option("--column", metavar="NAME", help="Column of FILE with the texts, by default text.")
     ] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of FILE, as `cp1252`.")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`.")] = None,
     output: MeasuredInto = None,
     as_json: Json = False,
 ) -> None:
@@ -239,7 +239,7 @@ def export(
     folder: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new folder for the LoRA.")] = ...,  # type: ignore[assignment]
     form: Annotated[
-        str | None, typer.Option("--form", help="Form to export; by default the one that is deployed.")
+        str | None, typer.Option("--form", metavar="FORM", help="Form to export; by default the one that is deployed.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
     all_layers: Annotated[
@@ -287,7 +287,11 @@ def push(
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the repository; it is made if need be.")],
     form: Annotated[
         str | None,
-        typer.Option("--form", help="export: the plain LoRA, the default where there is one; adapter: as trained."),
+        typer.Option(
+            "--form",
+            metavar="FORM",
+            help="export: the plain LoRA, the default where there is one; adapter: as trained.",
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")] = False,
     as_json: Json = False,

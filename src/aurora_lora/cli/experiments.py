@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time; one, or one a GPU, by default.")
 ]
-LauncherOption = Annotated[str, typer.Option("--launcher", help="local, accelerate or slurm.")]
+LauncherOption = Annotated[str, typer.Option("--launcher", metavar="NAME", help="local, accelerate or slurm.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Cluster option of submitit: slurm_partition=gpu; repeatable."),

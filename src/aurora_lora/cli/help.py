@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of Click, which newer versions of Typer have in themselves."""
-NARROW = 60
+NARROW = 62
 """Columns of a terminal below which boxes would cut what is in them."""
 COLUMN = 16
 """Of the names in a narrow terminal; what is longer has a line to itself."""

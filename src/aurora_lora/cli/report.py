@@ -27,7 +27,7 @@ def report(
         Path | None, typer.Option("--html", metavar="FILE.html", help="Write one page: scores, figures, times.")
     ] = None,
     title: Annotated[
-        str | None, typer.Option("--title", help="Heading of the page, by default `Fine-tuning runs`.")
+        str | None, typer.Option("--title", metavar="TEXT", help="Heading of the page, by default `Fine-tuning runs`.")
     ] = None,
     figures: Annotated[
         Path | None,

@@ -181,7 +181,8 @@ def pretrain(
 def evaluate(
     folder: RunFolder,
     form: Annotated[
-        str | None, typer.Option("--form", help="One form only: of AuroRA dynamic, static or calibrated.")
+        str | None,
+        typer.Option("--form", metavar="FORM", help="One form only: of AuroRA dynamic, static or calibrated."),
     ] = None,
     split: Split = None,
     as_json: Json = False,
@@ -208,7 +209,8 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="[V] in them stands for the subject.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the images.")] = ...,  # type: ignore[assignment]
     form: Annotated[
-        str | None, typer.Option("--form", help="Form of the adapter; by default the one that is deployed.")
+        str | None,
+        typer.Option("--form", metavar="FORM", help="Form of the adapter; by default the one that is deployed."),
     ] = None,
     images: Annotated[int, typer.Option("--images", "-n", help="Images for each prompt.")] = 1,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed; by default the recipe's.")] = None,
@@ -253,7 +255,7 @@ def predict(
         typer.Option("--output", "-o", metavar="OUT.jsonl", help="Answer each row of FILE, into a line of OUT."),
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--form", help="Form of a run; by default the one that is deployed.")
+        str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
     ] = None,
     columns: Annotated[
         list[str] | None,
@@ -264,9 +266,9 @@ def predict(
         ),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option("--encoding", help="Of FILE, as `cp1252`; by default as in training.")
+        str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows or texts at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows or texts at a time.")] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file OUT that is there.")] = False,
     as_json: Json = False,
 ) -> None:

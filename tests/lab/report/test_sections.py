@@ -94,12 +94,12 @@ def test_the_page_and_the_tables_of_a_study(study: Path, runs: Path, tmp_path: P
     (study / "study.json").write_text(json.dumps(plan))
     write_page(load_sections([study, runs]), tmp_path / "page.html", "both")
     page = (tmp_path / "page.html").read_text()
-    assert "<td>Does rank matter<small>LoRA r=8, merged − LoRA r=2, merged</small></td>" in page
+    assert "<td>Does rank matter<small>LoRA r=8, merged, less LoRA r=2, merged</small></td>" in page
     assert re.findall(r'<a href="#(.*?)">', page) == re.findall(r'<h2 id="(.*?)">', page)
     done = CliRunner().invoke(cli.app, ["report", str(study)])
     assert done.exit_code == 0, done.output
     assert "s: 2 runs to tune each, 2 seeds; mean ± standard deviation" in done.stdout
-    assert "(LoRA r=8, merged - LoRA r=2, merged)" in " ".join(done.stdout.split())
+    assert "(LoRA r=8, merged, less LoRA r=2, merged)" in " ".join(done.stdout.split())
     text = (study / "study.json").read_text()
     (study / "study.json").write_text(
         text.replace("AuroRA r=2, no F", "A [/b]").replace('"name": "s"', '"name": "[/i]"')

@@ -221,6 +221,7 @@ def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, ans
         (["0", "1"], ["1", "0"], ["1", "0"]),  # as any whole number, it counts options
         (["1", "2"], ["yes", "no"], ["yes", "no"]),  # from 1
         (["first", "second"], ["yes", "no"], ["yes", "no"]),
+        (["1", "2", "3"], ["yes", "no", "maybe"], ["yes", "no"]),  # from 1, and 3 is never right
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["list", "columns"])
@@ -229,10 +230,12 @@ def test_an_answer_that_the_data_declares_is_its_name(
 ) -> None:
     if listed and names == ["y", "x"]:
         names = ["B", "A"]
-    given = {"options": options} if listed else dict(zip("xy", options, strict=True))
+    given = {"options": options} if listed else dict(zip("xyz", options, strict=False))
     rows = [{"question": f"question {n}?", **given, "answer": n % 3 // 2} for n in range(20)]
     Dataset.from_list(rows).cast_column("answer", ClassLabel(names=names)).to_parquet("rows.parquet")
-    splits = _load("choices", "rows.parquet", {**QUESTION, "options": ("options",) if listed else ("x", "y")})
+    splits = _load(
+        "choices", "rows.parquet", {**QUESTION, "options": ("options",) if listed else tuple("xyz"[: len(options)])}
+    )
     for row in (row for split in splits.values() for row in split):
         assert row["choices"][row["label"]].strip() == right[int(row["prompt"].split()[2].rstrip("?")) % 3 // 2]
 
@@ -244,6 +247,16 @@ def test_a_declared_answer_that_one_row_does_not_offer() -> None:
     data = Dataset.from_list(rows).cast_column("answer", ClassLabel(names=["maybe", "no", "yes"]))
     data.to_parquet("rows.parquet")
     with pytest.raises(UserError, match="row 8: the answer 'maybe' is none of the options"):
+        _load("choices", "rows.parquet", QUESTION)
+
+
+def test_a_declared_number_beside_letters_counts_nothing() -> None:
+    """Some questions of a data set have options A to D, others 1 to 4: from 0 or from 1, nobody tells."""
+    rows = [{"question": f"question {n}?", "options": list("wxyz"), "answer": n % 4} for n in range(20)]
+    rows[7]["answer"] = 4
+    data = Dataset.from_list(rows).cast_column("answer", ClassLabel(names=[*"ABCD", *"1234"]))
+    data.to_parquet("rows.parquet")
+    with pytest.raises(UserError, match=r"row 8: the answer '1' is none of the options: .* A to D$"):
         _load("choices", "rows.parquet", QUESTION)
 
 

@@ -67,7 +67,7 @@ def _section(section: Section) -> dict[str, Any]:
         "tuning": None if section.study is None else _tuning(section.study),
         "converged": None if section.study is None else convergence_note(found),
         "answers": [
-            (metric, [(one.ask, f"{one.first} − {one.second}", *one.cells()) for one in found])
+            (metric, [(one.ask, f"{one.first}, less {one.second}", *one.cells()) for one in found])
             for metric, found in ([] if section.study is None else every_answer(section.study))
         ],
         "answers_note": "" if section.study is None else note(section.study),

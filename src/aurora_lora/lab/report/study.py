@@ -35,7 +35,7 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         headers = ["question", *compared, f"{metric}, difference", "95% interval", "first vs second"]
         table = TextTable(f"{metric}, first less second", headers, align="l" * (1 + len(compared)) + "rrl")
         for one in answered:
-            asked = [one.ask, one.first, one.second] if full else [f"{one.ask}\n({one.first} - {one.second})"]
+            asked = [one.ask, one.first, one.second] if full else [f"{one.ask}\n({one.first}, less {one.second})"]
             table.rows.append([*asked, *one.cells()])
         found.append(table)
     if found:

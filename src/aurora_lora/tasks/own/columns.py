@@ -267,6 +267,7 @@ def answer(
     columns: Sequence[str],
     places: Sequence[int],
     of_numbers: bool = False,
+    counts: bool = True,
 ) -> int:
     """Which option is right: its text, its letter, the name of its column, or its number from 0.
 
@@ -279,6 +280,7 @@ def answer(
         columns: the columns that they come from, blank ones too.
         places: of the options, blank ones counted.
         of_numbers: whether the options are numbers, not texts.
+        counts: whether a number may count the options; not where it is the name of a class.
 
     Raises:
         BadRow: none of them.
@@ -286,7 +288,7 @@ def answer(
     word = "" if value is None else str(_written(value)).strip()
     letters, numbers = [chr(ord("A") + place) for place in places], [str(place) for place in places]
     named = [columns[place] for place in places] if len(columns) > max(places) else []
-    ways = [found, labels, named, letters, numbers]
+    ways = [found, labels, named, letters, *([numbers] if counts else [])]
     if isinstance(value, int | float):
         ways = [found, labels, named, letters] if of_numbers else [labels, numbers, found, named, letters]
     for names in ways:
@@ -294,7 +296,7 @@ def answer(
             return names.index(word)
     raise BadRow(
         f"the answer {word!r:.40} is none of the options: it must be one of them, {letters[0]} to {letters[-1]}"
-        + ("" if of_numbers else f", or 0 to {numbers[-1]}")
+        + (f", or 0 to {numbers[-1]}" if counts and not of_numbers else "")
     )
 
 

@@ -181,18 +181,22 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
     pieces = _open(data, columns)
     (question,), (answer,), named = columns["question"], columns["answer"], columns["options"]
 
-    def read(row: Row) -> tuple[str, list[str], int]:
+    def read(row: Row, counts: bool = True) -> tuple[str, list[str], int]:
         given = row[named[0]] if len(named) == 1 else [row[name] for name in named]
         found, labels, places, of_numbers = cells.options(given)
-        right = cells.answer(row[answer], found, labels, named, places, of_numbers)
+        right = cells.answer(row[answer], found, labels, named, places, of_numbers, counts)
         return cells.text(row[question], question), found, right
+
+    used = [question, answer, *named]
+    names = {name for piece in pieces.values() for name in cells.declared(piece, answer) or ()}
+    by_name = functools.partial(read, counts="0" in names)  # where 0 is none, nobody tells whether they begin at 1
+    if (declared := _answers_by_name(pieces, answer, used, by_name)) is not None:
+        pieces, read = declared, by_name
 
     def key(row: Row) -> str:
         asked, found, _ = read(row)
         return "\n".join((normalise(asked), *sorted(map(normalise, found))))
 
-    used = [question, answer, *named]
-    pieces = _answers_by_name(pieces, answer, used, read)
     row_of = max(used, key=len) + "_row"  # a name that none of them has
 
     def prepared(piece: Piece) -> Piece:
@@ -213,11 +217,10 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
     return Splits(made, splits.record)
 
 
-def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces:
-    """Answers that the data declares as classes by their names, where these are what the options go by.
-
-    They are where most rows can be read so; of numbers, which may count from 1, where each can. Elsewhere, and where
-    each name is its own place, the place of a class counts options, as any whole number does.
+def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces | None:
+    """Answers that the data declares as classes by their names, where these are what the options go by: where most
+    rows can be read so. None elsewhere: there, and where each name is its own place, the place of a class counts
+    options, as any whole number does.
     """
 
     def by_name(piece: Piece) -> Piece:
@@ -236,9 +239,7 @@ def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Cal
 
     named = {name: by_name(piece) for name, piece in pieces.items()}
     rows = [row for name, piece in named.items() if piece is not pieces[name] for row in piece.rows(used)]
-    count = sum(map(fits, rows))
-    numbers = all(str(row[answer]).isdigit() for row in rows)
-    return Pieces(named, pieces.files) if count == len(rows) or (2 * count > len(rows) and not numbers) else pieces
+    return Pieces(named, pieces.files) if 2 * sum(map(fits, rows)) > len(rows) else None
 
 
 def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
