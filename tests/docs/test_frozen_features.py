@@ -96,7 +96,7 @@ def test_what_the_skip_costs(runs: list[dict[str, Any]]) -> None:
             one["test"]["accuracy"] -= 0.03 + 0.001 * (one["seed"] == 1)
     rows = [row.strip("| ").split(" | ") for row in skip_table(runs).splitlines()]
     assert rows[0] == ["features", "r=2", "r=8"]
-    assert rows[2] == ["digits, pixels (accuracy)", "+0.0 (+0.0 to +0.0)", "-3.0 (-3.1 to -3.0), worse"]
+    assert rows[2] == ["digits, pixels (accuracy)", "0.0 (+0.0 to +0.0)", "-3.0 (-3.1 to -3.0), worse"]
     assert [row[0] for row in rows[3:]] == ["movie-rating, words (pearson)", "movie-rating, words (spearman)"]
 
 
