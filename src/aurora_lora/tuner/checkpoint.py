@@ -30,7 +30,8 @@ def fit_checkpoint(
             none of the calibrated matrices that the adapter's config speaks of; PEFT would silently drop them.
             The adapter is left as it was.
     """
-    layers, places = _layers(model, adapter_name), _places(model, adapter_name)
+    placed = _layers(model, adapter_name)
+    layers = {path: layer for path, (_, layer) in placed.items()}
     present: dict[str, str] = {}
     for key in state_dict:
         if _is_of_layer(key) and present.setdefault(_as_saved(key, layers), key) != key:
@@ -58,7 +59,7 @@ def fit_checkpoint(
     named = {key: within[name] for key in state_dict if (name := key.removeprefix(PEFT_PREFIX)) in within}
     for name, key in present.items():
         path, _, leaf = name.rpartition(".")
-        named[key] = f"{PEFT_PREFIX}{places[path]}.{leaf}"
+        named[key] = f"{PEFT_PREFIX}{placed[path][0]}.{leaf}"
     if not all(_may_fit(weight, state_dict[present[path]]) for path, weight in weights.items()):
         left_out = {present[path] for path in buffers}
         return {named.get(key, key): value for key, value in state_dict.items() if key not in left_out}
@@ -78,7 +79,7 @@ def without_empty_matrices(
 
     A config that was read from a calibrated adapter's folder makes room for matrices, which nobody may ever load.
     """
-    layers = [layer for layer in _layers(model, adapter_name).values() if adapter_name in layer.calibration]
+    layers = [layer for _, layer in _layers(model, adapter_name).values() if adapter_name in layer.calibration]
     if not layers or not all(_has_matrix(layer, adapter_name) for layer in layers):
         config.calibrated = vars(config)[AS_GIVEN] = False  # also where it makes another model
         for layer in layers:
@@ -91,19 +92,10 @@ def without_empty_matrices(
     return {key: value for key, value in state_dict.items() if not key.endswith(empty)}
 
 
-def _layers(model: nn.Module, adapter_name: str) -> dict[str, AuroraLayer]:
-    """The layers that have the adapter, by the paths that they are saved under."""
+def _layers(model: nn.Module, adapter_name: str) -> dict[str, tuple[str, AuroraLayer]]:
+    """The layers that have the adapter, each with its path in the adapted model, by the paths they are saved under."""
     return {
-        _in_model(name_alone(model, path)): layer
-        for path, layer in aurora_layers(model)
-        if adapter_name in layer.aurora_A
-    }
-
-
-def _places(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """The paths of these layers in the adapted model, by those that they are saved under."""
-    return {
-        _in_model(name_alone(model, path)): _in_model(path)
+        _in_model(name_alone(model, path)): (_in_model(path), layer)
         for path, layer in aurora_layers(model)
         if adapter_name in layer.aurora_A
     }
