@@ -22,6 +22,7 @@ from aurora_lora.lab.report.trajectory import trajectories_figure
 from aurora_lora.tasks import TASKS
 from aurora_lora.training.reading import name_of, task_name
 from make.calibration import calibration_curve, calibration_table, cost_table
+from make.cases import CASES
 from make.chat import chat_parts
 from make.conformance import conformance_tables
 from make.frozen_features import by_rank, counts, differences_table, headline, scores_table, skip_table
@@ -42,7 +43,7 @@ from make.tables import (
     tasks_table,
     versions_table,
 )
-from make.worth import CASES, answered, beyond_the_best, main_answers, without_seed
+from make.worth import answered, beyond_the_best, main_answers, without_seed
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"

@@ -15,133 +15,7 @@ from aurora_lora.lab.report.figures import new_figure
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
-_RANKS = (
-    "Half of the weights, ranks by the gradients: above LoRA r=8",
-    "A quarter of the weights, ranks by the gradients: above LoRA r=8",
-    "Are ranks by the gradients better than r=4 on query and value",
-)
-_SAME_RANKS = "With the same ranks by the gradients, is AuroRA above LoRA"
-_TWO_METHODS = tuple(f"{_SAME_RANKS} at {share}" for share in ("half of the weights", "a quarter"))
-_TWO_METHODS_TOO = (
-    f"{_SAME_RANKS} at half of the weights, both with LoRA's start",
-    *(f"Is AuroRA above LoRA at r={r} everywhere" for r in (2, 1)),
-    f"{_SAME_RANKS} with as many weights as r=1 everywhere",
-)
-_FEWER_WEIGHTS = tuple(
-    f"Are ranks by the gradients better than r=1 everywhere{start}, with fewer weights"
-    for start in ("", " with LoRA's start")
-)
-_EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
-_TWO_EVERYWHERE = (
-    "Is AuroRA r=2 everywhere above AuroRA r=2 on query and value",
-    "Is AuroRA r=2 everywhere above LoRA r=8",
-)
-_OTHER_WAYS = (
-    *_TWO_EVERYWHERE,
-    "Are AuroRA's ranks by the gradients better than r=1 everywhere, with as many weights",
-    _EVERYWHERE,
-    "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
-    _FEWER_WEIGHTS[1],
-    "How far is half of the weights from full fine-tuning",
-    *(
-        f"Half of the weights, ranks by the gradients: above {other}"
-        for other in (
-            "EVA r=8",
-            "LoRA-GA r=8",
-            "LoRA r=8 with the same start",
-            *(f"{method} r=8" for method in ("PiSSA", "MoSLoRA", "SineLoRA", "HiRA")),
-        )
-    ),
-)
-_MERGES = ("Does the static merge lose against the trained form", "Is the calibrated merge as good as the trained form")
-_MERGE = "Does the calibrated merge lose against the trained form"
-_MERGES_TOO = ("Does the calibrated merge lose without the skip", "Does the calibrated merge lose at r=2 everywhere")
-_HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in ("", "without the skip "))
-_OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
-_SAME = {r: f"Does AuroRA r={r} without skip beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
-_SAME_WITH_SKIP = "Does AuroRA r=2 beat LoRA r=2"
-_SAME_LAYERS = "Is AuroRA above LoRA at r=8"
-_SAME_TOO = ("Is AuroRA above LoRA at r=2", f"{_SAME_LAYERS}, both with the aligned start")
-_METHODS = ("PiSSA", "EVA", "LoRA-GA", "MoSLoRA", "SineLoRA", "HiRA", "full fine-tuning")
-_SKIP = ("Does the skip help",)
-_START = ("Does the aligned start help AuroRA r=8",)
-_LORA_START = "Does the aligned start help LoRA r=8"
-_START_OF_RANKS = ("Does the aligned start help ranks by the gradients",)
-_OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
-
-CASES = {
-    "ranks": {
-        "ranks-short": (*_RANKS, *_OTHER_WAYS),
-        "ranks-converged": (*_RANKS, _EVERYWHERE, *_FEWER_WEIGHTS),
-        **dict.fromkeys(
-            ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_RANKS[:2], _EVERYWHERE, *_TWO_EVERYWHERE)
-        ),
-        "layers": ("Are all linear layers better than query and value",),
-        "ranks-movie-rating": (*_RANKS[:2], _OWN_START, _EVERYWHERE, *_TWO_EVERYWHERE),
-    },
-    "same rank": {
-        "captured-effect": (*_SAME.values(), _SAME_WITH_SKIP),
-        "movie-sentiment": (*(_SAME[r] for r in (2, 4, 8)), _SAME_WITH_SKIP),
-        "movie-rating": (*(_SAME[r] for r in (2, 8)), _SAME_WITH_SKIP),
-        "ranks-short": (
-            _SAME_LAYERS,
-            f"{_SAME_LAYERS}, both with the aligned start",
-            *(f"Is AuroRA above LoRA at r={r}" for r in (2, 4)),
-            *(f"Is AuroRA above LoRA at r={r}, both with the aligned start" for r in (2, 4)),
-            *_TWO_METHODS,
-            *_TWO_METHODS_TOO,
-        ),
-        "ranks-converged": (*_TWO_METHODS, f"{_TWO_METHODS[1]}, both with LoRA's start"),
-        "ranks-movie-rating": (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, *_TWO_METHODS_TOO[:2]),
-        **dict.fromkeys(
-            ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
-            (_SAME_LAYERS, *_SAME_TOO, *_TWO_METHODS, _TWO_METHODS_TOO[1]),
-        ),
-    },
-    "skip": {
-        **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
-        "ranks-short": (
-            *(f"Does the skip help at r={r}" for r in (2, 8, 4)),
-            *(f"Does the skip help at r={r} with the aligned start" for r in (2, 8)),
-        ),
-        **dict.fromkeys(_OTHERS, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
-    },
-    "start": {
-        "ranks-short": (
-            *_START,
-            _LORA_START,
-            "Does the aligned start help r=1 everywhere",
-            *_START_OF_RANKS,
-            f"{_START_OF_RANKS[0]} with as many weights as r=1 everywhere",
-        ),
-        "ranks-converged": (_LORA_START, "Does the aligned start help a quarter"),
-        "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
-    },
-    "methods": {
-        "ranks-short": (
-            *(f"Is {method}'s start better than LoRA's" for method in ("PiSSA", "EVA", "LoRA-GA")),
-            *(f"Is {method} above LoRA" for method in ("MoSLoRA", "SineLoRA", "HiRA")),
-        ),
-        **dict.fromkeys(
-            ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
-            tuple(f"Is {method} above LoRA" for method in _METHODS),
-        ),
-    },
-    "high rates": {"high-rates": _HIGH},
-    "merge": {
-        **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _MERGES),
-        "ranks-short": (_MERGE, *_MERGES_TOO),
-        **dict.fromkeys(("ranks-movie-rating", "ranks-digits", "ranks-cifar10"), (_MERGE, *_MERGES_TOO)),
-        "ranks-wikihow-goal": (
-            _MERGE,
-            *_MERGES_TOO,
-            "In the paper's setting, does the static merge lose against the trained form",
-            "In the paper's setting, is training the static form better",
-        ),
-    },
-}
-"""By case and study, the questions that decide it, by each study's own metric."""
+from .cases import CASES, EVERYWHERE, RANKS, SAME_LAYERS, TWO_METHODS
 
 _HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
 _ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
@@ -175,10 +49,10 @@ ROWS = {
 }
 """Of the figure, the studies and what they measure."""
 PANELS = {
-    "LoRA r=1 on all linear\nlayers, minus LoRA r=8": _EVERYWHERE,
-    "AuroRA with half of the\nweights, minus LoRA r=8": _RANKS[0],
-    "AuroRA minus LoRA, both\nwith half of the weights": _TWO_METHODS[0],
-    "AuroRA r=8 minus LoRA r=8,\non query and value": _SAME_LAYERS,
+    "LoRA r=1 on all linear\nlayers, minus LoRA r=8": EVERYWHERE,
+    "AuroRA with half of the\nweights, minus LoRA r=8": RANKS[0],
+    "AuroRA minus LoRA, both\nwith half of the weights": TWO_METHODS[0],
+    "AuroRA r=8 minus LoRA r=8,\non query and value": SAME_LAYERS,
 }
 """Of the figure, the question of each panel, of the studies of ranks."""
 EDGE = 10.0
@@ -236,18 +110,25 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
     """
     table = TextTable("", ["study", "first", "second", "difference", "95% interval", "first vs second"], align="lllrrl")
     for study, asked in CASES[case].items():
-        heading, answers = every_answer(summaries[study])[0] if study in summaries else ("", [])
-        by_question: dict[str, Answer] = {one.ask: one for one in answers}
-        for name in asked:
-            if name in by_question:
-                one = by_question[name]
-                table.rows.append([f"{study}, {heading}", one.first, one.second, *one.cells()])
+        by_question: dict[str, list[list[str]]] = {}
+        for heading, found in _by_its_metrics(summaries[study]) if study in summaries else ():
+            for one in found:
+                by_question.setdefault(one.ask, []).append([f"{study}, {heading}", one.first, one.second, *one.cells()])
+        table.rows += [row for name in asked for row in by_question.get(name, ())]
     verdicts = [row[-1] for row in table.rows]
     better, worse = (sum(verdict.startswith(word) for verdict in verdicts) for word in ("better", "worse"))
     return (
         f"{table.markdown()}\n\nIntervals: {len(verdicts)}, not corrected for their number; the first is better in "
         f"{better}, worse in {worse}."
     )
+
+
+def _by_its_metrics(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:
+    """The answers in the study's metric and, if it is another, in the one that its values are chosen by, below their
+    headings."""
+    chosen_by = summary["study"].get("tuning", {}).get("metric")
+    first, *others = every_answer(summary)
+    return [first, *(one for one in others if any(answer.metric == chosen_by for answer in one[1]))]
 
 
 def without_seed(summaries: Mapping[str, Mapping[str, Any]], studies: Sequence[str], seed: int) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from aurora_lora.lab.experiments.study import load_study
-from make.worth import CASES, EDGE, PAIRS, PANELS, ROWS, answered, beyond_the_best, main_answers, without_seed
+from make.cases import CASES
+from make.worth import EDGE, PAIRS, PANELS, ROWS, answered, beyond_the_best, main_answers, without_seed
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(PAIRS) | set(ROWS))
@@ -103,22 +104,21 @@ def test_the_prose_says_how_often_the_same_rank_differs(page: str) -> None:
     evidence = (ROOT / "docs" / "evidence.md").read_text()
     table = evidence[evidence.index("<!-- answers same rank") : evidence.index("<!-- end answers same rank")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.count("|") == 7]
-    assert all(
-        difference == "-0.1" or "without skip" in first
-        for _, first, _, difference, _, verdict in rows
-        if verdict.startswith("worse")
-    )  # without the skip, or by 0.1 points
-    verdicts = re.findall(r"\| ([+-][0-9.]+) \| [^|]* \| (better|worse)", table)
-    better = [difference.lstrip("+") for difference, verdict in verdicts if verdict == "better"]
-    slightly = [difference for difference, verdict in verdicts if verdict == "worse" and difference == "-0.1"]
+    better = sorted(difference.lstrip("+") for *_, difference, _, verdict in rows if verdict.startswith("better"))
+    worse = [row for row in rows if row[-1].startswith("worse")]
+    without_skip = [row for row in worse if "without skip" in row[1]]
+    with_skip = [row for row in worse if row not in without_skip]
+    by_likelihood = [row for row in with_skip if "neg. log-likelihood" in row[0]]
+    slightly = [row for row in with_skip if row[3] == "-0.1"]
+    assert len(with_skip) == len(by_likelihood) + len(slightly)
     (count,) = re.findall(r"Intervals: (\d+)", table)
     text = " ".join((ROOT / page).read_text().split())
     assert f"[{count} comparisons]" in text
-    numbers = {2: "two", 5: "five", 7: "seven"}
-    worse = len(verdicts) - len(better)
+    in_words = {1: "one", 2: "two", 10: "ten"}
     assert (
-        f"better in {numbers[len(better)]}, by {' and '.join(sorted(better))} points, and worse in {numbers[worse]}: "
-        f"{numbers[worse - len(slightly)]} without the skip, and {numbers[len(slightly)]} by 0.1 points" in text
+        f"better in {in_words[len(better)]}, by {' and '.join(better)} points, and worse in {len(worse)}: "
+        f"{in_words[len(without_skip)]} without the skip, {in_words[len(slightly)]} by 0.1 points, and "
+        f"{in_words[len(by_likelihood)]} in the likelihood alone" in text
     )
 
 

@@ -86,16 +86,17 @@ class Choices:
         return scored[: tuning.finalists]
 
     def _best(self, setting: Setting, form: str | None) -> Chosen | None:
-        """Of several finalists, those of other forms among them, the one with the best mean over the seeds.
+        """Of several finalists of a form, the one with the best mean over the seeds.
 
-        Of equal ones, that with the lower mean loss, where the validation scores have one. None where no trial gave a
-        score.
+        Those of other forms are run over the seeds as well, but are none of its own: a method with several forms would
+        choose from more values than one with a single form. Of equal ones, that with the lower mean loss, where the
+        validation scores have one. None where no trial gave a score.
         """
         found = self._ranked(setting, form)
         if len(found) < 2:
             return next(iter(found), None)
-        finalists, metric = self.finalists(setting), self.study.tuning.metric
-        means = [(one, mean) for one in finalists if (mean := self._mean(setting, one, form, metric)) is not None]
+        metric = self.study.tuning.metric
+        means = [(one, mean) for one, _ in found if (mean := self._mean(setting, one, form, metric)) is not None]
         if not means:
             return found[0]
         sign = 1 if self.study.lower_is_better else -1

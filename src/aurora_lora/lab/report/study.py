@@ -112,7 +112,7 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
     if (finalists := summary["study"]["tuning"].get("finalists", 1)) > 1:
         notes.append(
             f"The best {finalists} values on the tuned seed, of each form with a choice of its own, were run over all "
-            "seeds; of all of a setting's, the best mean validation score decides."
+            "seeds; of a form's, the best mean validation score decides."
         )
     if at_edge:
         notes.append(
