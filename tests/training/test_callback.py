@@ -1,5 +1,7 @@
 """`CalibrationCallback` in Transformers' own Trainer."""
 
+import warnings
+
 import pytest
 import torch
 from datasets import Dataset
@@ -119,3 +121,27 @@ def test_of_two_active_adapters_the_static_one_needs_nothing(make_bert, batches)
     CalibrationCallback(batches).on_step_end(None, None, control, model=model)
     forms = {name: layer.form(name) for _, layer in aurora_layers(model.eval()) for name in ("default", "static")}
     assert forms == {"default": "calibrated", "static": "static"}
+
+
+def test_without_evaluations_it_calibrates_at_the_end_and_says_which_come_too_early(make_bert, batches, tmp_path):
+    rows = Dataset.from_dict({"input_ids": batches[0]["input_ids"].tolist(), "labels": [0, 1] * 4})
+    config = AuroraConfig(target_modules=["query", "value"], task_type="SEQ_CLS", init_weights=False)
+    model = get_peft_model(make_bert(), config)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[CalibrationCallback(batches)])
+    for _ in range(2):  # a warning for each evaluation
+        with pytest.warns(UserWarning, match="scores the dynamic form"):
+            trainer.evaluate()
+    trainer.train()
+    matrices = {name: value.clone() for name, value in model.named_buffers() if "aurora_A_cal." in name}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*dynamic form")
+        trainer.evaluate()
+        trainer.predict(rows)
+    assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {"calibrated"}
+    CalibrationCallback(batches, ridge=1e3).on_train_end(
+        None, None, None, model=model
+    )  # it is calibrated, and stays so
+    assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in matrices.items())

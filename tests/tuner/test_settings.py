@@ -622,6 +622,22 @@ def test_a_reference_adapter_begins_as_a_copy(state):
     assert not torch.equal(logits(model), expected)  # any other name begins anew
 
 
+def test_a_reference_policy_of_the_papers_settings():
+    """Whose `eval()` computes the static form: the reference computes the trained one all the same."""
+    config = AuroraConfig.paper(target_modules=ATTENTION, init_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(llama(), config).eval()
+    with set_form(model, "dynamic"):
+        trained = logits(model)
+    model.add_adapter("ref", model.peft_config["default"])
+    policy = logits(model)
+    model.set_adapter("ref")
+    assert torch.equal(logits(model), trained)
+    assert torch.equal(logits(model.train()), trained)
+    model.eval().set_adapter("default")
+    assert torch.equal(logits(model), policy)  # which is as it was
+    assert not torch.equal(policy, trained)
+
+
 def moe(targets):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8, "head_dim": 8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -16,13 +17,14 @@ from aurora_lora.tuner import active_layers
 
 
 class CalibrationCallback(TrainerCallback):
-    """Calibrates just before each evaluation, where `eval()` computes the calibrated form.
+    """Calibrates just before each evaluation in training, where `eval()` computes the calibrated form, and at the end.
 
         Trainer(model=model, ..., callbacks=[CalibrationCallback(batches)])
 
     Without it, an evaluation in the middle of training scores the dynamic form: the calibrated matrix is missing or
-    stale. Does nothing where no active adapter deploys the calibrated form; otherwise calibrates all active ones.
-    `eval_on_start` comes too early for it.
+    stale. At the end an adapter that is calibrated stays as it is, that of a best checkpoint say. Does nothing where no
+    active adapter deploys the calibrated form; otherwise calibrates all active ones. `eval_on_start` comes too early
+    for it, and so does an evaluation that a callback behind it asks for: it warns that these score the dynamic form.
 
     Args:
         batches: training inputs as `aurora_lora.calibrate` takes them, a few hundred: they are kept in memory, and gone
@@ -54,6 +56,7 @@ class CalibrationCallback(TrainerCallback):
         if not self.batches and not several_processes():
             raise no_batches("CalibrationCallback")
         self.ridge = ridge
+        self._checked = False
 
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.
 
@@ -64,6 +67,33 @@ class CalibrationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._calibrate(control, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        if deploys_calibrated(model) and not is_calibrated(model):
+            calibrate(model, self.batches, ridge=self.ridge)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        if not self._checked and deploys_calibrated(model) and not is_calibrated(model):
+            warnings.warn(
+                "This evaluation scores the dynamic form: the adapter is not calibrated yet (CalibrationCallback comes "
+                "before the evaluations of training that are asked for before it, and calibrates at the end).",
+                stacklevel=2,
+            )
+        self._checked = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._checked = False
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        self._checked = False
 
     def _calibrate(self, control: TrainerControl, model: nn.Module) -> None:
         if control.should_evaluate and deploys_calibrated(model):

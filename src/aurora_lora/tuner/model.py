@@ -83,14 +83,15 @@ class AuroraModel(BaseTuner):
 
         TRL makes its reference policy by `add_adapter("ref", model.peft_config["default"])` and then copies what is
         named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here. The
-        reference is not calibrated: what a policy is compared with does not change with the mode, nor when the policy's
-        own calibration goes stale.
+        reference computes the trained form in any mode: what a policy is compared with does not change with the mode,
+        nor when the policy's own calibration goes stale.
         """
         config: Any = self.peft_config[adapter_name]
         source = next((name for name, one in self.peft_config.items() if name != adapter_name and one is config), None)
         if source is not None:
             config = self.peft_config[adapter_name] = copy.deepcopy(config)
-            config.calibrated = config.calibrated and adapter_name != REFERENCE
+            if adapter_name == REFERENCE:
+                config.calibrated, config.eval_form = False, config.train_form
         else:  # calibrating another model's adapter may have changed it
             config.calibrated = vars(config).setdefault(AS_GIVEN, config.calibrated)
         warn_of_fused_experts(config.target_modules, model)
