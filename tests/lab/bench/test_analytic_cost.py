@@ -23,6 +23,27 @@ def test_parameters() -> None:
     assert len(found) == 6
 
 
+def test_a_step_on_paper() -> None:
+    found = {(entry["model"]["name"], entry["method"]): entry for entry in costs({"lora": 14, "aurora": 33})}
+    lora, aurora = (found["LLaMA3-8B", name] for name in ("LoRA r=8", "AuroRA r=2"))
+    # weights, gradients and the two moments, 4 bytes a number
+    assert aurora["state_bytes"] == 4 * 4 * 3_542_144
+    # x in bfloat16, in 32 blocks: that of q, k and v, that of up, and that of down
+    for entry in (lora, aurora):
+        assert entry["saved_bytes_1k_with_x"] - entry["saved_bytes_1k"] == 1000 * 32 * 2 * (4096 + 4096 + 14336)
+    # an entry of A or B takes part in three products of a step, one of the frozen base in two; no embedding, no norms
+    base = 8_030_261_248 - 128_256 * 4096 - 65 * 4096
+    assert lora["flops_of_base"] == pytest.approx(3 * lora["parameters"] / (2 * base))
+
+
+def test_flops_of_sigma() -> None:
+    """By hand, for rank 2, 8 basis functions and cubic pieces: what AuroRA adds to a LoRA of its rank."""
+    one_channel_forward = 2 + 4 + 48 + 16 + 2  # tanh twice, H, Horner's scheme, W_s, sum and place
+    one_channel_backward = 2 * 3 + 8 + 2 * 48 + 32 + 3  # tanh', H twice, both schemes, W_s and the slope, the rest
+    added = AURORA.flops(64, 64) - Method("LoRA r=2", 2, False).flops(64, 64)
+    assert added == 2 * (one_channel_forward + one_channel_backward)
+
+
 @pytest.mark.parametrize(("variant", "method"), [("lora-r8", LORA8), ("aurora-dynamic", AURORA)])
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
 @pytest.mark.parametrize("operator", [False, True])
