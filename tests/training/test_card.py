@@ -76,6 +76,9 @@ def test_what_the_adapters_card_says(run: Run, model: Path) -> None:
     assert "tiny-sentiment, 32 test examples" in written.text
     assert f"- PEFT {run.result['versions']['peft']}" in written.text
     assert "learning_rate: 0.02" in written.text
+    # A, B, H and the splines of four layers, 16 by 16; the classifier's weights and biases
+    counts = 4 * (2 * 32 + 2 * 2 + 2 * 8), 16 * 2 + 2
+    assert "{} in the adapter and {} in the head".format(*counts) in written.text
 
 
 def test_cards_of_the_lora_and_of_the_reference(run: Run) -> None:

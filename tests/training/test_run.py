@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,8 @@ from aurora_lora.training.distributed import state
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
 from aurora_lora.training.results import epochs_from_log
-from aurora_lora.training.trainer import training_arguments
+from aurora_lora.training.storage import checkpoints, write_manifest
+from aurora_lora.training.trainer import RUN_STATE, training_arguments
 
 WriteRecipe = Callable[..., Path]
 LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
@@ -303,8 +305,15 @@ def test_peak_memory_is_that_of_the_run() -> None:
 
 
 def test_the_peak_before_an_interruption_counts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    trainer, _ = make_trainer(load_recipe(write_recipe()), tmp_path)
-    trainer.peak_mb = 1e9  # as a checkpoint has it
+    recipe = load_recipe(write_recipe(), ["training.eval_every=1"])
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", lambda: [tiny.Stop(2)])
+    (checkpoint,) = checkpoints(tmp_path / "run" / "checkpoints").values()
+    saved = json.loads((checkpoint / RUN_STATE).read_text())
+    (checkpoint / RUN_STATE).write_text(json.dumps({**saved, "peak_mb": 1e9}))
+    write_manifest(checkpoint)
+    trainer, _ = make_trainer(recipe, tmp_path / "run" / "checkpoints")
+    assert trainer.resume() == checkpoint
     assert trainer.measure_memory() == 1e9
 
 

@@ -73,9 +73,9 @@ def test_a_single_step_is_no_warmup(write_recipe: WriteRecipe, tmp_path: Path) -
 
 
 def test_the_warmup_is_a_share_of_the_steps_that_are_taken(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    changes = ["training.gradient_accumulation_steps=2", "training.warmup_ratio=0.25"]
+    changes = ["training.gradient_accumulation_steps=2", "training.warmup_ratio=0.3"]
     trainer, _ = make_trainer(load_recipe(write_recipe(), changes), tmp_path)
-    assert trainer.args.warmup_steps == 3  # of 64 / (2 * 8) * 3 = 12
+    assert trainer.args.warmup_steps == 4  # 3.6, rounded up, of 64 / (2 * 8) * 3 = 12
 
 
 def test_gradients_are_clipped_as_the_recipe_says(write_recipe: WriteRecipe, tmp_path: Path) -> None:
