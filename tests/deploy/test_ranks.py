@@ -74,7 +74,8 @@ def test_ranks_go_to_the_most_worth_until_the_budget_is_used(budget, ranks, weig
     ],
 )
 def test_a_budget_in_words(budget, weights):
-    assert weights_of(budget, {"x.a": 10, "x.b": 20, "c": 10}) == weights
+    others = {"x.aa": 1, "b.x": 2, "cc": 4}  # their names do not end at a dot, or are elsewhere in the path
+    assert weights_of(budget, {"x.a": 10, "x.b": 20, "c": 10, **others}) == weights
 
 
 @pytest.mark.parametrize("budget", [0, -1, True, 10.0, "", "30", "r=0 on a", "r=2 on ", "r=2 a", None])
@@ -396,6 +397,20 @@ def test_the_start_of_a_convolution(config, layout):
     torch.testing.assert_close(z.std(0, correction=0), torch.full((2,), 2.0), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_more_rows_than_a_layer_has_directions_keep_their_start(config):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 2))
+    measured = probe(base, [torch.randn(8, 6)], lambda model, batch: model(batch).square().mean())
+    model = get_peft_model(base, config(r=3, target_modules=["0"]))
+    module = model.get_base_model()[0]
+    A = module.aurora_A["default"] if config is AuroraConfig else module.lora_A["default"].weight
+    before = A.detach().clone()
+    assert align(model, measured) == ("0",)
+    torch.testing.assert_close(nn.functional.normalize(A[:2]), measured.layers[0].directions)
+    assert torch.equal(A[2:], before[2:])
+
+
 def test_what_cannot_be_aligned(make_bert, labelled):
     measured = probe(make_bert(), labelled, rank=2)
     model = get_peft_model(make_bert(), AuroraConfig(r=3, target_modules=["query"]))
@@ -416,6 +431,7 @@ def test_what_cannot_be_aligned(make_bert, labelled):
 
 def test_a_layer_of_full_rank_is_not_exhausted():
     """A larger `rank` of the probe would find nothing more there."""
-    shared = share_out([layer("small", 3, 3, [3.0, 2.0, 1.0]), layer("large", 9, 9, [3.0, 2.0, 1.0])], 10**6)
-    assert shared.by_layer == {"small": 3, "large": 3}
+    sizes = {"small": (3, 3), "wide": (3, 9), "tall": (9, 3), "large": (9, 9)}
+    shared = share_out([layer(name, *size, [3.0, 2.0, 1.0]) for name, size in sizes.items()], 10**6)
+    assert shared.by_layer == dict.fromkeys(sizes, 3)
     assert shared.exhausted == ("large",)

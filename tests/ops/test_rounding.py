@@ -97,8 +97,9 @@ def test_never_worse_than_the_nearest_values(
     found, nearest = round_to_moment(weight, inputs, grid, sweeps), grid.round(weight)
     assert found.shape == weight.shape
     damped = moment + 1e-3 * moment.diagonal().mean() * torch.eye(len(moment))
-    errors = [output_error(grid.dequantised(codes) - weight, damped) for codes in (found, nearest)]
-    assert errors[0] <= errors[1] * (1 + 1e-5)  # though feedback, which is greedy, can lose in a row
+    for row in range(d_out):  # though feedback, which is greedy, can lose in some
+        errors = [output_error((grid.dequantised(codes) - weight)[row : row + 1], damped) for codes in (found, nearest)]
+        assert errors[0] <= errors[1] * (1 + 1e-5)
 
 
 def test_each_sweep_gains_and_feedback_gains_much() -> None:
@@ -225,3 +226,10 @@ def test_the_better_grid_is_the_one_for_the_inputs_that_there_are(
     weight, levels = torch.tensor([[1.0, 0.4]]), torch.tensor([-1.0, 0.0, 1.0])
     one, other = (Grid(levels, torch.tensor([size]), 2) for size in (1.0, 0.4))
     assert float(better_grid(weight, one, other, torch.tensor(importance)).scale[0]) == pytest.approx(scale)
+
+
+def test_the_better_grid_is_the_one_of_smaller_squares() -> None:
+    """A scale of 1 errs by 0, 0.4 and 0.05, one of 0.75 by 0.25, 0.15 and 0.2: more in sum, less in squares."""
+    weight, levels = torch.tensor([[1.0, 0.6, 0.95]]), torch.tensor([-1.0, 0.0, 1.0])
+    one, other = (Grid(levels, torch.tensor([size]), 3) for size in (1.0, 0.75))
+    assert float(better_grid(weight, one, other, torch.ones(3)).scale[0]) == 0.75

@@ -29,7 +29,7 @@ from aurora_lora.training.build import make_trainer
 from aurora_lora.training.distributed import state
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
-from aurora_lora.training.results import epochs_from_log
+from aurora_lora.training.results import chance_of, epochs_from_log
 from aurora_lora.training.storage import checkpoints, write_manifest
 from aurora_lora.training.trainer import RUN_STATE, training_arguments
 
@@ -321,6 +321,13 @@ def test_the_training_loss_of_an_epoch_is_its_own() -> None:
     log: list[dict[str, Any]] = [{"loss": 4.0}, {"loss": 2.0}, {"eval_nll": 1.0, "epoch": 1, "step": 2}]
     log += [{"loss": 1.0}, {"eval_nll": 0.5, "epoch": 2, "step": 3}]
     assert [entry["train_loss"] for entry in epochs_from_log(log, ("nll",))] == [3.0, 1.0]
+
+
+def test_the_chance_of_several_test_sets_is_their_mean() -> None:
+    """Of the metrics that were scored; each set counts the same."""
+    levels = {"one": {"accuracy": 0.5, "nll": 0.75}, "other": {"accuracy": 0.25, "nll": 1.5}}
+    metric = {"by_form": {"static": {"accuracy": 0.9}}, "chance": levels}
+    assert chance_of({"task": "own", "metric": metric}) == {"accuracy": 0.375}
 
 
 @pytest.mark.parametrize("method", [LORA, "full", "linear-probe", {"name": "aurora", "train_form": "static"}])
