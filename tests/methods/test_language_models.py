@@ -131,6 +131,22 @@ def test_the_tied_bias_of_an_output_layer_is_saved(
     torch.testing.assert_close(outputs(loaded, batches), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_modules_trained_whole_are_loaded_in_float32(make_model: MakeModel, tmp_path: Path) -> None:
+    """`norm` is to PEFT also the end of `input_layernorm` and `post_attention_layernorm`."""
+    method = METHODS["lora"].bind({"r": 2, "modules_to_save": ["norm"]})
+    model = method.apply(make_model("llama-lm").to(torch.bfloat16), "CAUSAL_LM")
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert sum(".modules_to_save." in name for name in trained) == 3 * 2 + 1
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(torch.randn_like(parameter))
+    method.save(model, tmp_path)
+    loaded = dict(method.load(make_model("llama-lm").to(torch.bfloat16), tmp_path).named_parameters())
+    for name, parameter in trained.items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], parameter)
+
+
 def test_what_is_not_adapted_stays_tied(make_model: MakeModel) -> None:
     model, _ = apply(make_model, "moslora", "llama-lm")
     untie_adapted(model)

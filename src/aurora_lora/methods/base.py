@@ -230,7 +230,7 @@ class PeftMethod(Method):
         given = self.options.get("modules_to_save") or ()
         names = sorted({*given, *(head for head in head_modules(model) if not trained_whole(head, given))})
         for path, module in model.named_modules():
-            if any(f".{path}".endswith(f".{name}") for name in names):
+            if trained_whole(path, names):
                 keep_in_float32(module.parameters())
         return names
 
