@@ -13,8 +13,8 @@ from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject
+from aurora_lora.methods.apply import apply_method
 from aurora_lora.tasks.dreambooth import subject_images
-from aurora_lora.training.build import apply_method
 from aurora_lora.training.reading import validate_as
 
 MakeLoop = Callable[..., Loop]
@@ -30,7 +30,7 @@ def make_loop(tiny: Any, model: Path, images: Path, tmp_path: Path) -> MakeLoop:
         accelerator = make_accelerator(recipe)
         diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
         torch.manual_seed(0)
-        adapted = apply_method(recipe, diffusion.unet, "TEXT_TO_IMAGE")
+        adapted = apply_method(recipe.method, diffusion.unet, "TEXT_TO_IMAGE")
         subject = Subject(recipe, diffusion, subject_images(str(images)))
         return Loop(recipe, adapted, subject, accelerator, tmp_path / "checkpoints")
 
@@ -45,7 +45,7 @@ def test_what_is_trained_is_in_fp32_and_blocks_are_recomputed_if_asked(
     recipe = validate_as(SubjectRecipe, tiny.recipe(model, images, training=training), "tiny")
     accelerator = make_accelerator(recipe)
     diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
-    adapted = apply_method(recipe, diffusion.unet, "TEXT_TO_IMAGE")
+    adapted = apply_method(recipe.method, diffusion.unet, "TEXT_TO_IMAGE")
     adapted.to(torch.bfloat16)
     loop = Loop(recipe, adapted, Subject(recipe, diffusion, subject_images(str(images))), accelerator, tmp_path)
     dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in adapted.parameters()}

@@ -48,6 +48,12 @@ def test_targets_are_filled_in_for_methods_that_have_them() -> None:
         ({"training": {"epochs": 3}}, "training.epochs: unknown field"),
         ({"training": {"schedule": "step"}}, "training.schedule: 'step' is not allowed: it must be 'constant', "),
         ({"method": "adalora"}, "method.name: 'adalora' is not allowed"),
+        ({"method": "lora-ga"}, "method.name: 'lora-ga' is not allowed: before the training it needs a loss on labels"),
+        (
+            {"method": {"name": "lora", "start": "aligned"}},
+            "method.start: 'aligned' is not allowed: before the",
+        ),
+        ({"method": {"name": "aurora", "budget": 100}}, "method.budget: 100 is not allowed: before the training it"),
         ({"method": {"name": "aurora", "rank": 2}}, "method.rank: unknown option"),
         ({"scores": {"prompts": []}}, "scores.prompts: [] is not allowed"),
         ({"prior": {"images": 3}}, "prior.prompt: this field must be given"),

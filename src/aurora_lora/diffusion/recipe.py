@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from ..methods import Method, get_method
+from ..methods.start import wants_probe
 from ..tasks.dreambooth import PLACEHOLDER
 from ..training.recipe import RunRecipe
 from ..training.sections import BoundMethod, Number, Precision, Rate, Section, Seed, Size, Steps, Threads
@@ -161,11 +162,19 @@ class SubjectRecipe(RunRecipe):
 
     @field_validator("method")
     @classmethod
-    def _without_callbacks(cls, method: Method) -> Method:
+    def _can_be_trained(cls, method: Method) -> Method:
+        name = f"name: {method.name!r}"
+        unlabelled = "before the training it needs a loss on labels, and there are none"
         if method.callbacks():
-            why = f"name: {method.name!r} is not allowed: it works at the steps of Transformers' Trainer"
-            raise PydanticCustomError("below", "{why}", {"why": why})
-        return method
+            why = f"{name} is not allowed: it works at the steps of Transformers' Trainer"
+        elif method.looks:
+            why = f"{name} is not allowed: {unlabelled}"
+        elif wants_probe(method.options):
+            option = "start" if method.options["budget"] is None else "budget"
+            why = f"{option}: {method.options[option]!r} is not allowed: {unlabelled}"
+        else:
+            return method
+        raise PydanticCustomError("below", "{why}", {"why": why})
 
     @property
     def weights_precision(self) -> Precision:

@@ -16,11 +16,11 @@ from .. import files, folders
 from ..errors import one_line
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
+from ..methods.apply import apply_method
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import storage, yaml_text
 from ..training.batches import divide
-from ..training.build import apply_method
 from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result, read_result, write_result
@@ -112,7 +112,7 @@ class _Training:
             recipe.validation.noise_samples, [self.subject.prompt], "noise error", recipe.training.batch_size
         )
         set_seed(recipe.seed)  # the adapter starts at random
-        self.model = apply_method(recipe, self.diffusion.unet, "TEXT_TO_IMAGE")
+        self.model = apply_method(recipe.method, self.diffusion.unet, "TEXT_TO_IMAGE")
         self.loop = Loop(recipe, self.model, self.subject, accelerator, self.folder / CHECKPOINTS)
         checkpoint = self.loop.last_checkpoint()
         self._prepare(checkpoint)

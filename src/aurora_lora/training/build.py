@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from ..deploy.probe import Loss
-from ..errors import CheckpointError, UserError, one_line
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
-from ..methods.base import TaskType, load_finite
-from ..methods.start import wants_probe
+from ..methods.apply import apply_method, plain_method_errors
+from ..methods.base import load_finite
 from ..methods.targets import check_modules
 from .batches import Share, divide
 from .calibrating import own_share
@@ -31,7 +29,7 @@ from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_
 from .models import Processor, check_positions, load_processor
 from .probing import start_for
 from .quantized_base import probed
-from .recipe import Recipe, RunRecipe
+from .recipe import Recipe
 from .storage import ADAPTER, LOGS, UPDATES
 from .trainer import RecipeTrainer, training_arguments
 from .updates import UpdateRecorder
@@ -120,7 +118,7 @@ def _looked(recipe: Recipe, base: Any, data: Data, loss: Callable[[], Loss], kep
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
     sample = _sample(recipe, data, lambda model, batch: loss()(model, batch))
-    with _plain_method_errors():
+    with plain_method_errors():
         check_modules(base, recipe.method.options)
         return recipe.model_copy(update={"method": recipe.method.looked(base, sample, kept)})
 
@@ -154,47 +152,12 @@ def make_model(
     """
     pretrained = list(base.parameters())
     if adapter is None:
-        model = apply_method(recipe, base, recipe.task.kind.task_type, kept)
+        model = apply_method(recipe.method, base, recipe.task.kind.task_type, kept)
     else:
         model = load_finite(recipe.method, base, adapter)
     if recipe.method.base_use == "start":
         keep_frozen_in(frozen_dtype(recipe), pretrained)
     return model
-
-
-def apply_method(recipe: RunRecipe, base: Any, task_type: TaskType, kept: Path | None = None) -> nn.Module:
-    """The recipe's method on a pretrained model.
-
-    Args:
-        recipe: what to train.
-        base: the pretrained model.
-        task_type: of PEFT.
-        kept: see `make_model`.
-
-    Raises:
-        UserError: the method does not fit the model, or the memory.
-    """
-    if wants_probe(recipe.method.options) or (recipe.method.looks and kept is None):
-        what = "budget and start" if wants_probe(recipe.method.options) else recipe.method.name
-        raise UserError(f"method: {what} cannot be used here: this kind of run has no loss on labels")
-    with _plain_method_errors():
-        check_modules(base, recipe.method.options)
-        return recipe.method.apply(base, task_type, kept)
-
-
-@contextlib.contextmanager
-def _plain_method_errors() -> Iterator[None]:
-    """What a method says of the model, the memory or a file of the run, as a UserError."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise UserError(f"{one_line(error)} Remove it to begin the run again") from error
-    except ValueError as error:
-        raise UserError(f"method: {one_line(error)}") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise UserError(f"method: it does not fit the memory: {str(error).splitlines()[0]}") from error
 
 
 def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:

@@ -301,6 +301,20 @@ def test_a_subject_is_planned_without_its_images() -> None:
     assert found["memory_gb"] > 1
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method.target_modules=[to_q, to_kk]", "method: target_modules: 'to_kk' is an unknown module"),
+        ("method.budget=1000", "method.budget: 1000 is not allowed"),
+    ],
+)
+def test_what_a_subjects_training_refuses_is_not_planned(override: str, words: str) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    done = aurora("figure4/smoke", override, "--dry-run")
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
+
+
 def test_a_reference_counts() -> None:
     reference = "reference={method: {name: full}}"
     alone, with_it = (dry_run(recipe_of("classification", *more), "T4") for more in ((), (reference,)))

@@ -22,6 +22,7 @@ from ...errors import UserError, one_line
 from ...extras import extra
 from ...forms import CALIBRATED
 from ...methods import ParameterCounts, count_parameters, get_method
+from ...methods.apply import apply_method
 from .flops import CALIBRATION, WIDTH, Hours, loading
 from .machines import Machine
 from .saved_tensors import SavedTensors, fused_attention
@@ -133,10 +134,7 @@ def _unet(model: str) -> Any:
 def _count(model: str, method: str, options: str) -> ParameterCounts:
     unet = _unet(model)
     with torch.device("meta"):
-        try:
-            return count_parameters(get_method(method).bind(json.loads(options)).apply(unet, "TEXT_TO_IMAGE"))
-        except ValueError as error:
-            raise UserError(f"method: {one_line(error)}") from error
+        return count_parameters(apply_method(get_method(method).bind(json.loads(options)), unet, "TEXT_TO_IMAGE"))
 
 
 @lru_cache(maxsize=8)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ...deploy.gradients import frozen_weights
 from ...deploy.ranks import budget_in
-from ...errors import UserError, one_line
+from ...errors import UserError
 from ...meanwhile import meanwhile
 from ...methods import ParameterCounts, count_parameters, get_method
+from ...methods.apply import apply_method, plain_method_errors
 from ...methods.linear import is_linear
 from ...methods.options import TARGETS
 from ...methods.parameters import head_modules, is_in
@@ -140,13 +141,9 @@ def _pretrained(key: _Key, layers: int | None = None) -> Any:
 def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:
     """A model, or so large a share of it, with the method applied to it."""
     options = json.loads(key.options)
-    with torch.device("meta"):
-        try:
-            check_modules(base, options)
-            method = get_method(key.method).bind(_at_its_budget(base, options, share))
-            return method.apply(base, KINDS[key.kind].task_type)
-        except ValueError as error:
-            raise UserError(f"method: {one_line(error)}") from error
+    with torch.device("meta"), plain_method_errors():
+        method = get_method(key.method).bind(_at_its_budget(base, options, share))
+        return apply_method(method, base, KINDS[key.kind].task_type)
 
 
 def _quantised(base: Any) -> list[Tensor]:
@@ -171,6 +168,7 @@ def _at_its_budget(base: nn.Module, options: dict[str, Any], share: float) -> di
     if budget is None:
         return options
     of_base = share * budget if isinstance(options["budget"], int) else budget
+    check_modules(base, options)  # modules that are not there would be left out here
     paths = target_paths(base, options, ALL_LINEAR)
     widths = sum(weight.d_in + weight.d_out for path, weight in frozen_weights(base).items() if path in paths)
     others = {name: value for name, value in ordinary(options).items() if name not in TARGETS}
