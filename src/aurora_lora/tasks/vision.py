@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import UserError
 from ..extras import extra
 from .hub import HubData
+from .list_types import item_type
 from .order import seeded_order
 from .task import SplitSizes, Task
 
@@ -120,8 +121,8 @@ def with_rows(data: datasets.Dataset) -> datasets.Dataset:
 def class_names(data: datasets.Dataset, column: str = "label") -> tuple[str, ...]:
     """The class names that come with the data, in label order; none where labels are plain numbers."""
     feature: Any = data.features[column]
-    feature = getattr(feature, "feature", feature)  # of a list of labels
-    return tuple(getattr(feature, "names", None) or ())
+    each = item_type(feature)  # of a list of labels
+    return tuple(getattr(feature if each is None else each, "names", None) or ())
 
 
 def split_images(

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from .. import files
 from ..errors import ArgumentError, UserError
+from ..tasks.list_types import item_type
 from ..tasks.own.files import FORMATS
 from ..tasks.own.source import as_files, open_file
 from ..tasks.own.split import BadRow
@@ -192,8 +193,7 @@ def _shown(value: Any, feature: Any, number: int) -> Any:
     if isinstance(value, Mapping) and isinstance(feature, Mapping):
         return {name: _shown(one, feature[name], number) for name, one in value.items()}
     if isinstance(value, list):
-        inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-        return [_shown(one, inner, number) for one in value]
+        return [_shown(one, item_type(feature), number) for one in value]
     if isinstance(value, int) and hasattr(feature, "int2str"):
         return feature.int2str(value) if value >= 0 else None
     return number if isinstance(value, bytes) else value

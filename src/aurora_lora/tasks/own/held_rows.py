@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import file_digest
+from ..list_types import item_type
 
 if TYPE_CHECKING:
     import datasets
@@ -32,7 +33,7 @@ def as_given(split: datasets.Dataset) -> datasets.Dataset:
     features = split.features
     several = {name: features[name] for name, least in _OBJECTS.items() if _depth(features.get(name)) >= least}
     held = {name: Json() if isinstance(feature, Mapping) else List(Json()) for name, feature in several.items()}
-    names = [name for name in _OBJECTS if name in held or isinstance(_inner(features.get(name)), Json)]
+    names = [name for name in _OBJECTS if name in held or _is_of(Json, features.get(name))]
     if not names:
         return split
     return split.map(
@@ -40,17 +41,17 @@ def as_given(split: datasets.Dataset) -> datasets.Dataset:
     )
 
 
-def _inner(feature: Any) -> Any:
-    """What a list is of; what is no list, itself."""
-    return getattr(feature, "feature", feature)
+def _is_of(kind: type, feature: Any) -> bool:
+    """Whether a column, or what its lists are of, is of such a type."""
+    return isinstance(feature, kind) or isinstance(item_type(feature), kind)
 
 
 def _depth(feature: Any) -> int:
     """How many objects are within each other."""
     if isinstance(feature, Mapping):
         return 1 + max(map(_depth, feature.values()), default=0)
-    inner = _inner(feature)
-    return 0 if inner is feature else _depth(inner)
+    inner = item_type(feature)
+    return 0 if inner is None else _depth(inner)
 
 
 def made_by_this_version(data: datasets.Dataset) -> None:

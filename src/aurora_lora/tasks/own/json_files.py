@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...extras import extra
 from ...files import file_digest
+from ..list_types import item_type
 from ..loading import reason
 from .broken import json_rows
 
@@ -108,7 +109,7 @@ def _dates_as_text(feature: Any) -> Any:
     """A type, or the types of fields, with texts for times."""
     if isinstance(feature, Mapping):
         return {name: _dates_as_text(one) for name, one in feature.items()}
-    if (inner := _inner(feature)) is not None:
+    if (inner := item_type(feature)) is not None:
         return _list_of(feature, _dates_as_text(inner))
     return type(feature)("string") if str(getattr(feature, "dtype", "")).startswith(_TIMES) else feature
 
@@ -129,7 +130,7 @@ def _union(first: Any, second: Any, where: Names = ()) -> Any:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         both = {name: _union(first[name], second[name], (*where, name)) for name in first if name in second}
         return {**first, **second, **both}
-    if None not in (inner := (_inner(first), _inner(second))):
+    if None not in (inner := (item_type(first), item_type(second))):
         return _list_of(first if isinstance(first, list) else second, _union(*inner, where))
     for one in (first, second):
         if type(one).__name__ == "Json":
@@ -141,11 +142,6 @@ def _union(first: Any, second: Any, where: Names = ()) -> Any:
 
 def _is(feature: Any, *kinds: str) -> bool:
     return getattr(feature, "dtype", None) in kinds
-
-
-def _inner(feature: Any) -> Any:
-    """What a list is of; None for what is no list."""
-    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
 def _list_of(feature: Any, inner: Any) -> Any:
@@ -172,4 +168,4 @@ def _difference(written: Mapping[Path, Any], second: Path, folder: Path) -> str:
 def _word(feature: Any) -> str:
     if isinstance(feature, Mapping):
         return "an object"
-    return "a list" if _inner(feature) is not None else _WORDS.get(getattr(feature, "dtype", ""), str(feature))
+    return "a list" if item_type(feature) is not None else _WORDS.get(getattr(feature, "dtype", ""), str(feature))
