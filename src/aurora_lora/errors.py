@@ -36,8 +36,8 @@ class NotFiniteError(AuroraError, ArithmeticError):
 
 
 class MergeError(AuroraError, RuntimeError):
-    """A merge that would be lost, as into a weight that is computed from others; or `merge_quantized` cannot work with
-    a model: none of it is quantised, or its format or method is unknown."""
+    """A merge that would be lost, as into a weight that is computed from others; or `merge_quantized` or `merge_gap`
+    cannot work with a model: none of it is quantised, say, or the format of a weight or the method is unknown."""
 
 
 class CheckpointError(AuroraError, RuntimeError):

@@ -566,6 +566,15 @@ def test_what_is_no_change_of_the_weight_is_refused_by_name(folder):
     refused(quantised.adapted(quantised.load(folder, "nf4"), "ia3"), INPUTS, MergeError, "ia3 has no update")
 
 
+def test_a_format_that_is_not_known_is_refused_by_name(folder, monkeypatch):
+    model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
+    monkeypatch.setattr("aurora_lora.deploy.adapted.format_of", lambda base, backend: None)
+    match = r"q_proj: {} does not know how bnb 4bit quantised its weight \(Params4bit\)"
+    refused(model, INPUTS, MergeError, match.format("merge_quantized"))
+    with pytest.raises(MergeError, match=match.format("merge_gap")):
+        merge_gap(model, INPUTS)
+
+
 def test_an_update_that_the_layer_does_not_compute_is_refused(folder):
     model = quantised.adapted(quantised.load(folder, "nf4"), "lora")
     layer = next(iter(layers(model).values()))

@@ -133,13 +133,36 @@ def input_moments(
         )
 
 
-def _format(path: str, module: Any, model: nn.Module) -> Format | None:
+def held_format(path: str, module: Any, model: nn.Module, action: str) -> Format | None:
+    """How the weight of a layer of PEFT is quantised; None where it is not.
+
+    Args:
+        path: names the layer in the error.
+        module: PEFT's layer.
+        model: that it is in.
+        action: the function that asks, for the error.
+
+    Raises:
+        MergeError: in a format whose codes cannot be read and written.
+    """
     base: Any = module.get_base_layer()
     backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
-    if backend is not None:
-        if (known := format_of(base, backend)) is None:
-            raise MergeError(f"{path}: merge_gap cannot read a weight quantised by {backend.backend_name}.")
-        return known
+    if backend is None:
+        return None
+    if (found := format_of(base, backend)) is None:
+        kind = type(getattr(base, "weight", base)).__name__
+        raise MergeError(
+            f"{path}: {action} does not know how {backend.backend_name} quantised its weight ({kind}). Serve the "
+            "adapter beside it, or merge into the unquantised base model."
+        )
+    return found
+
+
+def _format(path: str, module: Any, model: nn.Module) -> Format | None:
+    """As `held_format`, of a layer whose merge can be measured."""
+    if (held := held_format(path, module, model, "merge_gap")) is not None:
+        return held
+    base: Any = module.get_base_layer()
     if not isinstance(base, nn.Linear) and not hasattr(base, "nf"):
         raise MergeError(f"{path}: merge_gap measures merges of linear layers, not of {type(base).__name__}.")
     if is_recomputed(base):

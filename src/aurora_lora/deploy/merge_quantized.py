@@ -21,9 +21,7 @@ from ..tuner import AuroraLayer
 from ..tuner.adapters import note_shared_weights
 from ..tuner.fields import is_number, require
 from ..tuner.original_weight import OriginalWeight, parameter_like
-from ..tuner.peft_names import get_quantization_kwargs, resolve_quantization_backend
-from .adapted import AdaptedLayer, input_moments
-from .formats import format_of
+from .adapted import AdaptedLayer, held_format, input_moments
 from .inputs import Runner, as_batches
 from .merged_weight import bias_change, check_change, layers_with_adapters
 from .passes import Passes, evaluated
@@ -220,18 +218,10 @@ def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], list[Any]]:
     quantised: dict[str, AdaptedLayer] = {}
     others = []
     for path, module, names in layers_with_adapters(model, "merge_quantized", MergeError):
-        base: Any = module.get_base_layer()
-        backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
-        if backend is None:
+        if (held := held_format(path, module, model, "merge_quantized")) is None:
             others.append(module)
-            continue
-        if (found := format_of(base, backend)) is None:
-            kind = type(getattr(base, "weight", base)).__name__
-            raise MergeError(
-                f"{path}: a weight quantised by {backend.backend_name} ({kind}) cannot be written. Serve the adapter "
-                "beside it, or merge into the unquantised base model."
-            )
-        quantised[path] = AdaptedLayer(path, module, names, found)
+        else:
+            quantised[path] = AdaptedLayer(path, module, names, held)
     if not quantised:
         raise MergeError(
             "No layer with an active adapter is quantised, so nothing needs merge_quantized: use merge_adapter() or "
