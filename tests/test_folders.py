@@ -33,6 +33,14 @@ def test_a_new_folder_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert names(folder.parent) == {"folder"}
 
 
+def test_what_holds_something_is_occupied(tmp_path: Path) -> None:
+    assert not folders.is_occupied(tmp_path / "there")
+    assert not folders.is_occupied(tmp_path)
+    (tmp_path / "file").touch()
+    assert folders.is_occupied(tmp_path)
+    assert folders.is_occupied(tmp_path / "file")
+
+
 def test_an_interrupted_write_leaves_the_earlier_folder(tmp_path: Path) -> None:
     write(tmp_path / "folder", "first")
     with pytest.raises(UnicodeEncodeError):

@@ -88,6 +88,11 @@ def _move_up(path: Path, last: Sequence[str]) -> None:
         settle(path)
 
 
+def is_occupied(path: Path) -> bool:
+    """Whether a folder that holds something, or what is no folder, is there."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def settle(folder: Path) -> None:
     """Finish what an interrupted write has left beside a folder, or within one that stays, or else undo it."""
     with plain_write_errors(folder):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
 from aurora_lora.training.reading import load_recipe, validate_as
 from aurora_lora.training.storage import check_recipe
@@ -71,6 +72,20 @@ def test_other_commands_say_that_it_is_not_for_them(tmp_path: Path) -> None:
     path.write_text(dump(PLAIN))
     with pytest.raises(UserError, match=r"task\.name: 'dreambooth' is only for"):
         load_recipe(path)
+
+
+def test_images_of_the_class_of_other_settings_are_refused(tmp_path: Path) -> None:
+    def prepare(**changes: Any) -> None:
+        recipe = {**PLAIN, "prior": {"prompt": "a dog"}, **changes}
+        prepare_class_images(validate_as(SubjectRecipe, recipe, "x"), tmp_path)
+
+    prepare()
+    prepare(seed=1)
+    with pytest.raises(UserError, match=r"of other settings: vae \(there None, here 'other'\): choose another folder"):
+        prepare(vae="other")
+    (tmp_path / SETTINGS).write_text('{"further": 1}')
+    with pytest.raises(UserError, match=r"further \(there 1, here 'not given'\), guidance_scale \(there 'not given'"):
+        prepare()
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:

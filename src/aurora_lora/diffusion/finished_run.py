@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import files, folders
-from ..errors import ArgumentError, FormError, UserError
+from ..errors import FormError, UserError, check_count
 from ..extras import extra
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
@@ -119,8 +119,7 @@ def generate(
     recipe, form = run.recipe, form or run.deployed_form
     run.check_form(form)
     for name, value in (("images", images), ("inference_steps", inference_steps)):
-        if value is not None and value < 1:
-            raise ArgumentError(f"`{name}`: {value} is not allowed: it must be at least 1")
+        check_count(name, value)
     changes: dict[str, Any] = {"inference_steps": inference_steps, "guidance_scale": guidance_scale}
     wanted = recipe.validation.model_copy(update={k: v for k, v in changes.items() if v is not None})
     seed = recipe.seed if seed is None else seed

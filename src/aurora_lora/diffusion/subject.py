@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import files
 from ..errors import UserError
 from ..training.batches import in_batches
+from ..training.storage import differences
 from .pipeline import Diffusion
 from .random_numbers import generator, mine, row_of, seed_of
 
@@ -189,9 +190,10 @@ def prepare_class_images(recipe: SubjectRecipe, folder: Path) -> None:
         if any(folder.glob("*.png")):
             raise UserError(f"prior.folder: {folder} holds images, but no {SETTINGS}: choose another folder")
         files.write_json(path, settings)
-    elif (there := _settings_in(path)) != settings:
-        odd = ", ".join(f"{k} (there {there.get(k)!r}, here {v!r})" for k, v in settings.items() if there.get(k) != v)
-        raise UserError(f"prior.folder: {folder} holds images of other settings: {odd}: choose another folder")
+    elif odd := differences(_settings_in(path), settings):
+        raise UserError(
+            f"prior.folder: {folder} holds images of other settings: {', '.join(odd)}: choose another folder"
+        )
 
 
 def _settings_in(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..deploy.export_file import DTYPES, check_replaceable
 from ..errors import ArgumentError, FormError, UserError, check_count
-from ..folders import new_folder, settle
+from ..folders import is_occupied, new_folder, settle
 from ..forms import CALIBRATED
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
@@ -131,7 +131,7 @@ def check_output(output: Path, overwrite: bool) -> bool:
         UserError: an export would replace something that it may not.
     """
     settle(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
+    if is_occupied(output) and not overwrite:
         raise ArgumentError(f"{output} is not empty: choose another folder, or `overwrite` replaces an earlier export")
     card = replaceable_card(output)
     try:

@@ -121,7 +121,7 @@ def merge(
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
         return Merged(output, form, True)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (overwrite and note):
+    if folders.is_occupied(output) and not (overwrite and note):
         hint = "`overwrite` replaces it" if note else "choose another folder"
         what = "another merged model" if note else "something that `aurora merge` did not write"
         raise ArgumentError(f"{output} already holds {what}: {hint}")

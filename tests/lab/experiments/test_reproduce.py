@@ -284,7 +284,7 @@ def test_cluster(todo: Reproduction, tmp_path: Path) -> None:
     ("launcher", "jobs", "options", "message"),
     [
         ("lokal", None, {}, "`launcher`: 'lokal' is an unknown launcher; did you mean 'local'?"),
-        ("local", 0, {}, "`jobs`: 0 is not allowed: it must be at least 1"),
+        ("local", 0, {}, "`jobs` must be at least 1, got 0"),
         ("local", 1, {"a": "b"}, "`options` is for `launcher` slurm, not for local"),
         ("accelerate", 2, {}, "`jobs`: with `launcher` accelerate, one run at a time has all the devices (allowed: 1)"),
     ],

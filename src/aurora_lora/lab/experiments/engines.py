@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from ...cores import usable_cores
-from ...errors import ArgumentError, UserError, unknown
+from ...errors import ArgumentError, UserError, check_count, unknown
 from ...training.storage import is_locked
 from .cluster import Cluster
 from .jobs import Job, Outcome, launch_job, run_job
@@ -55,8 +55,7 @@ def make_engine(
     """
     if launcher not in LAUNCHERS:
         raise ArgumentError(f"`launcher`: '{launcher}' is an {unknown('launcher', LAUNCHERS, launcher)}")
-    if jobs is not None and jobs < 1:
-        raise ArgumentError(f"`jobs`: {jobs} is not allowed: it must be at least 1")
+    check_count("jobs", jobs)
     if options and launcher != "slurm":
         raise ArgumentError(f"`options` is for `launcher` slurm, not for {launcher}")
     if launcher == "slurm":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .columns import json_list
+from .columns import json_list, text
 from .held_rows import without_none
 from .split import BadRow, Row
 
@@ -57,15 +57,15 @@ def conversation(row: Row, form: str) -> dict[str, Any]:
         BadRow: it is no conversation, or has no answer.
     """
     if form == "text":
-        return {"text": _text(row["text"], "text")}
+        return {"text": text(row["text"], "text")}
     if form == "messages":
         return {"messages": _with_answer(_with_system(row, _messages(row["messages"], "messages")))}
     if form == "conversations":
         return {"messages": _with_answer(_sharegpt(row))}
     if form == "prompt":
         return _prompt(row)
-    asked = "\n\n".join(part for part in (_text(row["instruction"], "instruction"), _input(row)) if part)
-    answer = {"role": "assistant", "content": _text(row["output"], "output")}
+    asked = "\n\n".join(part for part in (text(row["instruction"], "instruction"), _input(row)) if part)
+    answer = {"role": "assistant", "content": text(row["output"], "output")}
     return {"prompt": [*_system(row), *_history(row), {"role": "user", "content": asked}], "completion": [answer]}
 
 
@@ -103,7 +103,7 @@ def _system(row: Row) -> list[dict[str, Any]]:
     """The message of a column `system`, where it says something."""
     said = row.get("system")
     is_blank = not said or (isinstance(said, str) and not said.strip())
-    return [] if is_blank else [{"role": "system", "content": _text(said, "system")}]
+    return [] if is_blank else [{"role": "system", "content": text(said, "system")}]
 
 
 def _with_system(row: Row, said: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,15 +122,15 @@ def _history(row: Row) -> list[dict[str, Any]]:
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRow(f"turn {number} of 'history' is {turn!r:.40}, which is no pair of texts, [user, assistant]")
-        said += [{"role": "user", "content": _text(turn[0], "history")}]
-        said += [{"role": "assistant", "content": _text(turn[1], "history")}]
+        said += [{"role": "user", "content": text(turn[0], "history")}]
+        said += [{"role": "assistant", "content": text(turn[1], "history")}]
     return said
 
 
 def _prompt(row: Row) -> dict[str, Any]:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        return {"prompt": _plain_prompt(row), "completion": _text(completion, "completion")}
+        return {"prompt": _plain_prompt(row), "completion": text(completion, "completion")}
     if isinstance(prompt, str) or isinstance(completion, str):
         raise BadRow("'prompt' and 'completion' must both be texts, or both lists of messages")
     asked = _with_system(row, _messages(prompt, "prompt"))
@@ -140,7 +140,7 @@ def _prompt(row: Row) -> dict[str, Any]:
 def _plain_prompt(row: Row) -> str:
     if _system(row):
         raise BadRow("'system' goes with messages, and 'prompt' is a text: make it a list of messages")
-    return _text(row["prompt"], "prompt")
+    return text(row["prompt"], "prompt")
 
 
 def _sharegpt(row: Row) -> list[dict[str, Any]]:
@@ -183,14 +183,6 @@ def _with_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def _text(value: Any, column: str) -> str:
-    if _is_blank(value):
-        raise BadRow(f"'{column}' is empty")
-    if not isinstance(value, str):
-        raise BadRow(f"'{column}' is {value!r:.40}, which is no text")
-    return value
-
-
 def _is_blank(value: Any) -> bool:
     return (
         value is None or (isinstance(value, str | list) and not value) or (isinstance(value, str) and value.isspace())
@@ -225,7 +217,7 @@ def question_of(row: Row, trained: str | None = None) -> Question | str:
     if form == "instruction":
         return Question(conversation({**row, "output": "?"}, "instruction")["prompt"], options)
     if not isinstance(row[form], list):
-        return _plain_prompt(row) if form == "prompt" else _text(row["text"], "text")
+        return _plain_prompt(row) if form == "prompt" else text(row["text"], "text")
     said = _messages(row[form], form)
     return Question(_with_system(row, said) if form == "prompt" else said, options)
 
