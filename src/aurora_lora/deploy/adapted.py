@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError, NotFiniteError
+from ..finite import is_finite
 from ..tuner import AuroraLayer
 from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
@@ -65,7 +66,7 @@ class AdaptedLayer:
         held = self.module.get_base_layer().weight.data.float() if self.format is None else self.format.dense()
         merged, bias = merged_linear(self.path, self.module, held, self.names)
         for what, value in (("weight", merged), ("bias", bias)):
-            if value is not None and not torch.isfinite(value).all():
+            if value is not None and not is_finite(value):
                 raise NotFiniteError(f"{self.path}: the merged {what} is not finite; the adapter seems to be broken.")
         return self._upright(held).contiguous(), self._upright(merged).contiguous(), bias
 

@@ -84,8 +84,14 @@ def as_batches(
     if read in CONVERSATIONS and not is_text and getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
     if examples is not None and examples < len(batches):
-        batches = batches.select([i * len(batches) // examples for i in range(examples)])
+        batches = batches.select(even_sample(len(batches), examples))
     return _Tokenized(batches, tokenizer, read, batch_size)
+
+
+def even_sample(total: int, count: int | None) -> list[int]:
+    """Which `count` of so many examples an even sample has, in their order; all of them where there are no more."""
+    count = total if count is None else min(count, total)
+    return [index * total // count for index in range(count)]
 
 
 def _first_rows(stream: Any, examples: int | None) -> Any:

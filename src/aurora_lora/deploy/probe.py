@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..finite import is_finite
 from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.fields import MODULE_FIELDS, is_int, require
@@ -221,7 +222,7 @@ class _Work:
         for group in groups:
             for scale in LOSS_SCALES:
                 count = self._pass(group, begin, scale)
-                if all(torch.isfinite(one.total).all() for one in group):
+                if all(is_finite(one.total) for one in group):
                     break
             earlier, self.batches = self.batches, int(count)
             if not self.batches:

@@ -6,12 +6,12 @@ states are, the calibrated matrix is then further than 1e-5 from the float64 one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
+from ..meanwhile import meanwhile
 from ..ops import without_autocast
 
 SLICE_BITS, SLICES, SLICED_ROWS = 7, 4, 1024
@@ -77,17 +77,11 @@ def mirror(total: Tensor) -> None:
         total[start : start + width, start + width :] = total[start + width :, start : start + width].T
 
 
-@contextmanager
-def _full_float32() -> Iterator[None]:
+def _full_float32() -> AbstractContextManager[None]:
     """float32 products of a GPU in float32 (no TF32), whatever the process has chosen; that comes back.
 
     torch refuses to read one of its two switches after the other was set: from version 2.9 on, this one can always be.
     """
     matmul = torch.backends.cuda.matmul
     name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    earlier = getattr(matmul, name)
-    setattr(matmul, name, full)
-    try:
-        yield
-    finally:
-        setattr(matmul, name, earlier)
+    return meanwhile([matmul], **{name: full})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..finite import is_finite
 from .float64 import ROUNDING, float64_device
 from .gradients import See, Weight
 from .inputs import Runner
@@ -111,7 +112,7 @@ class Sketch:
     def _mean(self, batches: int) -> Tensor:
         mean = (self.total / batches).cpu()
         self.total = torch.empty(0)
-        if not torch.isfinite(mean).all():
+        if not is_finite(mean):
             raise CalibrationError(f"The gradient of {self.name} is not finite: is the model or a batch broken?")
         return mean
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import FormError
+from ..finite import is_finite
 from ..tuner.linear import linear_shape
 from .base import Options
 from .linear import Linear, is_plain_linear, matrix
@@ -73,7 +74,7 @@ class AdaptedLinear(AdaptedModule):
         with torch.no_grad():
             delta = self.in_use.delta_weight()
             total = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
-            if not torch.isfinite(total).all():
+            if not is_finite(total):
                 raise FormError("The merged weight is not finite: the adapter is broken.")
             weight.copy_(total)
         return self.base_layer

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ..deploy.at_rest import at_rest
 from ..deploy.gradients import LOSS_SCALES
 from ..errors import CheckpointError
+from ..finite import is_finite
 from ..tuner.peft_names import PEFT_PREFIX
 from .base import Options, Sample
 from .lora import LORA_DEFAULTS, lora_config, lora_names
@@ -49,7 +50,7 @@ def gradients(
                         if one is not None:
                             mean = one.float() / (scale * len(batches))
                             sums[i] = mean if sums[i] is None else sums[i] + mean
-                if all(total is None or torch.isfinite(total).all() for total in sums):
+                if all(total is None or is_finite(total) for total in sums):
                     break
         finally:
             for weight in weights:
@@ -91,8 +92,8 @@ class GradientMethod(SingularMethod):
         r = max(self.options["r"], *(self.options.get("rank_pattern") or {"": 0}).values())
         found = {}
         for path, gradient in gradients(model, layers, sample, batches).items():
-            if not (torch.isfinite(gradient).all() and gradient.any()):
-                what = "0" if torch.isfinite(gradient).all() else "not finite"
+            if not (is_finite(gradient) and gradient.any()):
+                what = "0" if is_finite(gradient) else "not finite"
                 raise ValueError(f"the gradient of {path} is {what}: is the model or a batch broken?")
             U, _, Vh = singular_vectors(gradient)
             found[path] = U[:, : 2 * r].cpu(), Vh[: 2 * r].cpu()

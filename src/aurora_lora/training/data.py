@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..deploy.inputs import even_sample
 from ..errors import UserError, abridged
 from ..tasks import SplitSizes, Task
 from ..tasks.own.split import Splits
@@ -175,12 +176,6 @@ class Data:
     def _chosen(self, rows: Sequence[int]) -> list[Example]:
         train = self.fixed("train")
         return [train[row] for row in rows]
-
-
-def even_sample(total: int, count: int | None) -> list[int]:
-    """Which `count` of so many examples an even sample has, in their order; all of them where there are no more."""
-    count = total if count is None else min(count, total)
-    return [index * total // count for index in range(count)]
 
 
 def encode(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..deploy.export_file import DTYPES, check_replaceable
+from ..deploy.inputs import even_sample
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..folders import is_occupied, new_folder, settle
 from ..forms import CALIBRATED
@@ -21,7 +22,6 @@ from ..tuner.peft_names import CONFIG_NAME
 from .batches import in_batches
 from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
-from .data import even_sample
 from .finished_run import TrainedRun
 from .kinds import kind_of
 from .storage import ADAPTER

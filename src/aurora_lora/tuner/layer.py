@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import MergeError
+from ..finite import is_finite
 from ..ops import sigma, without_autocast
 from .changed_weight import changed_by_others, keep_change, take_out
 from .config import AuroraConfig
@@ -224,7 +225,7 @@ class AuroraLayer(AdapterState):
         self.check_mergeable(adapter_names)
         original = self._original()
         total = self._sum(original, adapter_names).to(original.dtype)
-        if safe_merge and not torch.isfinite(total).all():
+        if safe_merge and not is_finite(total):
             new = [name for name in adapter_names if name not in self.merged_adapters] or adapter_names
             raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken")
         return total
