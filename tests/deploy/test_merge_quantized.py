@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import sys
 import weakref
 from pathlib import Path
@@ -564,6 +565,11 @@ def test_mistakes(folder):
 
 def test_what_is_no_change_of_the_weight_is_refused_by_name(folder):
     refused(quantised.adapted(quantised.load(folder, "nf4"), "ia3"), INPUTS, MergeError, "ia3 has no update")
+
+
+def test_what_merge_gap_measures_has_the_damping_of_merge_quantized():
+    first, second = (inspect.signature(call).parameters["damping"].default for call in (merge_quantized, input_moment))
+    assert first == second
 
 
 def test_a_format_that_is_not_known_is_refused_by_name(folder, monkeypatch):

@@ -1,14 +1,19 @@
 """Recipes of subject-driven generation: defaults, and mistakes in plain words."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora import calibrate
+from aurora_lora.deploy.products import LEAST_RIDGE_OF_SLICES
+from aurora_lora.diffusion.recipe import DiffusionCalibrationSection, SubjectRecipe
 from aurora_lora.diffusion.subject import SETTINGS, prepare_class_images
 from aurora_lora.errors import UserError
+from aurora_lora.training.callback import CalibrationCallback
 from aurora_lora.training.reading import load_recipe, validate_as
+from aurora_lora.training.sections import CalibrationSection
 from aurora_lora.training.storage import check_recipe
 from aurora_lora.training.yaml_text import dump
 
@@ -30,6 +35,14 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (recipe.method.options["r"], recipe.method.options["alpha"]) == (2, 4)
     assert recipe.validation_prompts == ("A photo of a sks dog",)
     assert validate_as(SubjectRecipe, recipe.resolved(), "x") == recipe
+
+
+def test_the_ridge_of_a_recipe_is_that_of_calibrate() -> None:
+    """From LEAST_RIDGE_OF_SLICES on, GPUs where float64 is slow need none of it."""
+    of_calls = [inspect.signature(call).parameters["ridge"].default for call in (calibrate, CalibrationCallback)]
+    of_recipes = [section().ridge for section in (CalibrationSection, DiffusionCalibrationSection)]
+    (ridge,) = {*of_calls, *of_recipes}
+    assert ridge >= LEAST_RIDGE_OF_SLICES
 
 
 def test_targets_are_filled_in_for_methods_that_have_them() -> None:
