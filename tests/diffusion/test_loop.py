@@ -46,7 +46,6 @@ def test_what_is_trained_is_in_fp32_and_blocks_are_recomputed_if_asked(
     accelerator = make_accelerator(recipe)
     diffusion = load_diffusion(recipe, needed_prompts(recipe), accelerator.device)
     adapted = apply_method(recipe.method, diffusion.unet, "TEXT_TO_IMAGE")
-    adapted.to(torch.bfloat16)
     loop = Loop(recipe, adapted, Subject(recipe, diffusion, subject_images(str(images))), accelerator, tmp_path)
     dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in adapted.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}

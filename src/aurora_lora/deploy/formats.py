@@ -7,7 +7,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +206,8 @@ def format_of(base_layer: Any, backend: QuantizationBackend) -> Format | None:
     return None
 
 
-QUANTIZATIONS = ("nf4", "fp4", "int8")
+Quantization = Literal["nf4", "fp4", "int8"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 """The formats of bitsandbytes that a weight can be put into."""
 
 BLOCK = 64

@@ -22,7 +22,7 @@ from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
 from .card import write_lora_card
 from .export import no_lora, write_lora
-from .grid import write_grid
+from .grid import write_grid, write_png
 from .pipeline import load_diffusion
 from .random_numbers import seed_of
 from .recipe import SubjectRecipe
@@ -135,8 +135,7 @@ def generate(
             for number, column in enumerate(made.values()):
                 path = output / f"{row:02d}-{number}.png"
                 image = diffusion.generate(prompt, wanted, seed_of("generated", seed, row, number))
-                with files.new_file(path) as partial:
-                    image.save(partial, format="PNG")
+                write_png(path, image)
                 column.append(path)
     write_grid(output / GRID, filled, made)
     return [output / GRID, *(path for row in zip(*made.values(), strict=True) for path in row)]

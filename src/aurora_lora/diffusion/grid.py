@@ -1,4 +1,4 @@
-"""Images side by side in one PNG: a row for each prompt, a column for each step or form."""
+"""Images as PNG: one, or several side by side, a row for each prompt and a column for each step or form."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ SIDE = 256
 GAP, HEAD, LABEL = 8, 28, 168
 """Pixels between the images, above them for the columns' titles, and to their left for the prompts."""
 TEXT = 13
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write an image, whole or not at all."""
+    with files.new_file(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def write_grid(path: Path, rows: Sequence[str], columns: Mapping[str, Sequence[Path]]) -> None:
@@ -43,8 +49,7 @@ def write_grid(path: Path, rows: Sequence[str], columns: Mapping[str, Sequence[P
         middle = HEAD + row * (side + GAP) + side / 2
         lines = textwrap.wrap(prompt, int((LABEL - GAP) / (0.55 * TEXT)), max_lines=12, placeholder=" ...")
         draw.multiline_text((GAP, middle), "\n".join(lines), fill="black", font=font, anchor="lm")
-    with files.new_file(path) as partial:
-        sheet.save(partial, format="PNG")
+    write_png(path, sheet)
 
 
 def size(rows: int, columns: int, side: int = SIDE) -> tuple[int, int]:

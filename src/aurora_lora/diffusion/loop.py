@@ -99,8 +99,6 @@ class Loop:
         self.progress = Progress(processes=accelerator.num_processes)
         wanted = recipe.training
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.data = parameter.data.float()
         if wanted.gradient_checkpointing:
             subject.diffusion.pipe.unet.enable_gradient_checkpointing()
         optimizer = torch.optim.AdamW(trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
@@ -233,7 +231,7 @@ class Loop:
         on_main(self._write)
 
     def _write(self) -> None:
-        path = self.checkpoints / f"checkpoint-{self.progress.step}"
+        path = self.checkpoints / storage.checkpoint_name(self.progress.step)
         with folders.new_folder(path) as partial:
             save_trained(self.module, partial)
             optimizer = self.optimizer.state_dict()["state"]

@@ -29,7 +29,7 @@ from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
-from .grid import write_grid
+from .grid import write_grid, write_png
 from .loop import Loop, make_accelerator, prediction_scores
 from .pipeline import load_diffusion
 from .progress import SilentWatcher, Watcher
@@ -195,8 +195,7 @@ class _Training:
                 row, number = divmod(index, count)
                 seed = seed_of("generated", self.recipe.seed, row, number)
                 image = self.diffusion.generate(prompts[row], self.recipe.validation, seed)
-                with files.new_file(path) as partial:
-                    image.save(partial, format="PNG")
+                write_png(path, image)
             each("")
         self.watcher.end()
         state().wait_for_everyone()

@@ -15,6 +15,7 @@ from .. import files
 from ..errors import UserError
 from ..training.batches import in_batches
 from ..training.storage import differences
+from .grid import write_png
 from .pipeline import Diffusion
 from .random_numbers import generator, mine, row_of, seed_of
 
@@ -225,7 +226,6 @@ def class_images(
     for number, image in mine(paths):
         if not image.exists():
             made = diffusion.generate(prompt, recipe.validation, seed_of("class image", number))
-            with files.new_file(image) as partial:
-                made.save(partial, format="PNG")
+            write_png(image, made)
         each()
     return paths

@@ -25,8 +25,8 @@ from .anl_operator import operator_backward, operator_forward, operator_sigma
 ENVIRONMENT = "AURORA_LORA_EAGER"
 """The environment variable that, set to 1, has the formula computed everywhere."""
 
-MAX_RANK = 64
-MAX_WEIGHTS = 4096
+MAX_RANK_OF_KERNEL = 64
+MAX_WEIGHTS_OF_KERNEL = 4096
 """More rows of the rank space, or more entries of W_s, do not fit into a kernel's registers."""
 
 
@@ -98,7 +98,7 @@ def _is_exporting() -> bool:
 
 def _has_kernel(z: Tensor | None, r: int, anl: ANL) -> bool:
     assert z is not None
-    fits = r <= MAX_RANK and r * anl.n_basis <= MAX_WEIGHTS
+    fits = r <= MAX_RANK_OF_KERNEL and r * anl.n_basis <= MAX_WEIGHTS_OF_KERNEL
     return fits and not anl.is_identity and _triton_serves(z.device.type, z.device.index)
 
 

@@ -39,6 +39,8 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 
 LONGEST = 512
 """Tokens of a text; what is longer is cut."""
+BATCH = 16
+"""Texts of one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ def adapter_gap(
     encoding: str | None = None,
     quantizations: Sequence[str] = (),
     examples: int | None = None,
-    batch_size: int = 16,
 ) -> AdapterGap:
     """What merges of an adapter lose on the texts of a file; see `merge_gap`. The model is in float32.
 
@@ -86,7 +87,6 @@ def adapter_gap(
         quantizations: see `merge_gap`. With any, or on a quantised base, every other text is for rounding, and none of
             those is measured on.
         examples: the first so many texts; all if None.
-        batch_size: texts of one forward pass.
 
     Raises:
         UserError: what is named cannot be loaded or does not fit, or there are too few texts.
@@ -119,7 +119,7 @@ def adapter_gap(
     longest = min(limit for limit in limits if limit is not None)
 
     def batches(chosen: list[Example], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
-        return [_batch(tokenizer, part, longest, labels) for part in in_batches(chosen, batch_size)]
+        return [_batch(tokenizer, part, longest, labels) for part in in_batches(chosen, BATCH)]
 
     calibration = batches(rounding) or None
     found = merge_gap(adapted, batches(measured, labels), quantizations=quantizations, calibration=calibration)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from ..extras import extra
-
-Logger = Literal["tensorboard", "wandb", "trackio"]
+from .sections import Logger
 
 
 def logger_callbacks(names: Sequence[Logger], folder: Path) -> list[TrainerCallback]:

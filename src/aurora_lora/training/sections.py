@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..deploy.formats import Quantization
 from ..errors import one_line
 from ..methods import Method, get_method
 
@@ -29,6 +30,7 @@ Number = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Threads = Annotated[int, Field(gt=0, le=256)]
 Precision = Literal["fp32", "bf16", "fp16"]
+Logger = Literal["tensorboard", "wandb", "trackio"]
 _LEAST = 1e-7
 """Where Transformers lets a polynomial schedule end."""
 
@@ -49,7 +51,7 @@ class ModelSection(Section):
 
     name: Annotated[str, Field(min_length=1)]
     """A packaged model, a hub id or a local folder."""
-    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     dtype: Precision | None = None
     """Of the frozen weights; `null`: `training.precision`. `fp32` keeps them exact while a lower one is computed in."""
@@ -134,7 +136,7 @@ class TrainingSection(Section):
     """Stop after so many evaluations in a row without a better validation score (an equal one is none);
     `null` never stops early."""
     report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        tuple[Logger, ...],
         BeforeValidator(_one_or_several),
         Field(strict=False),
     ] = ()

@@ -42,6 +42,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of a checkpoint, as Transformers' Trainer calls it."""
+    return f"checkpoint-{step}"
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder; see `hold`."""

@@ -223,7 +223,7 @@ class RecipeTrainer(Trainer):
     def _best_at(self, checkpoint: Path) -> list[Path]:
         """The best checkpoint when this one was written, if there was one yet."""
         step = files.read_json(checkpoint / TRAINER_STATE)["best_global_step"]
-        return [] if step is None else [self.checkpoints / f"checkpoint-{step}"]
+        return [] if step is None else [self.checkpoints / storage.checkpoint_name(step)]
 
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best validation score.
@@ -234,7 +234,7 @@ class RecipeTrainer(Trainer):
         step = self.state.best_global_step
         if step is None:
             raise UserError(f"{DIVERGED}: the validation {self.args.metric_for_best_model} was never a number")
-        best = self.checkpoints / f"checkpoint-{step}"
+        best = self.checkpoints / storage.checkpoint_name(step)
         if not on_main(lambda: storage.is_intact(best)):
             raise UserError(f"{best} is damaged: the same command goes on from what is whole")
         return best
@@ -249,7 +249,7 @@ class RecipeTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let Transformers write the checkpoint under another name; publish it; then delete the ones not needed."""
-        name = f"checkpoint-{self.state.global_step}"
+        name = storage.checkpoint_name(self.state.global_step)
         self._writing = self.checkpoints / f".writing{files.PARTIAL}"
         try:
             with files.plain_write_errors(self.checkpoints / name):

@@ -53,7 +53,7 @@ class Hours:
 
 
 def positions(config: Any) -> int | None:
-    """The longest text that a model takes, where it has learned positions."""
+    """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
     most: int | None = getattr(config, "max_position_embeddings", None)
     return most
 

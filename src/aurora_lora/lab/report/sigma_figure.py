@@ -64,7 +64,7 @@ def sigma_figure(record: Mapping[str, Any]) -> Figure:
             if not any(row[:column]):
                 ax.set_ylabel("sigma(z)", fontsize=8.5)
     r = len(layers[0]["channels"])
-    handles = [*_entries(axes[0], min(r, MOST_CHANNELS))]
+    handles = [*_entries(min(r, MOST_CHANNELS))]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=2, handlelength=2.4)
     what = "the columns of A" if record["train_form"] == STATIC else f"{record['examples']:,} inputs"
     along = {1: "sigma", 2: "sigma along each channel, the other at 0"}
@@ -108,7 +108,7 @@ def _panel(ax: Axes, channels: Sequence[Mapping[str, Any]]) -> None:
     ax.locator_params(nbins=4)
 
 
-def _entries(ax: Axes, channels: int) -> list[Any]:
+def _entries(channels: int) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
