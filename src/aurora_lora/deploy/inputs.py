@@ -17,6 +17,7 @@ from ..tuner import AuroraLayer
 from ..tuner.fields import is_int, require
 from .batch import copied
 from .float64 import rows_of_piece
+from .loaders import iterations_of_now
 from .wrappers import unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
@@ -121,12 +122,12 @@ class _First:
         self.batches, self.examples = batches, examples
 
     def __iter__(self) -> Iterator[Batch]:
-        left = self.examples
+        left, put_back = self.examples, iterations_of_now()
         for batch in self.batches:
             yield batch
             left -= _length(batch)
             if left <= 0:
-                return
+                return put_back()
 
 
 def _length(batch: Any) -> int:

@@ -16,12 +16,13 @@ from torch import nn
 from ..meanwhile import meanwhile
 from .batch import bytes_of, copied
 from .inputs import Batch
+from .loaders import iterations_of_now
 from .processes import several_processes
 
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; modes and random states as before at the end, also after an error.
+    """Eval mode and no gradients; modes, random states and Accelerate's as before at the end, also after an error.
 
     A weight of bitsandbytes stays as it is stored: see `_unpacked_weights`.
     """
@@ -29,6 +30,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_gpus_of(model)))
         stack.callback(_random_state_of_now())
+        stack.callback(iterations_of_now())
         stack.enter_context(torch.no_grad())
         stack.enter_context(_unpacked_weights(model))
         if any(map(_is_compiled, modes)):
