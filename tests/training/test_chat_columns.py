@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from aurora_lora import cli
+from aurora_lora.chat_template import without_none
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.tasks.own.chat import Question, answer_of, conversation, opening, question_of
 from aurora_lora.tasks.own.chat_splits import format_of
-from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.source import Piece
 from aurora_lora.tasks.own.split import BadRow
 from aurora_lora.training.data import load_data

@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset
 from transformers import ByT5Tokenizer
 
+from aurora_lora.chat_template import without_none
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.tasks.own.chat import opening, question_of
-from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.source import open_file
 from aurora_lora.training.chat_answers import prompt_ids
 from aurora_lora.training.chat_data import _Preparation

@@ -99,7 +99,7 @@ def calibrate(
             time and memory, and is needed only by models that do so in some passes and not in others.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
         text_columns: the columns of the dataset with the texts. A dataset of conversations (`messages`, or `prompt` and
-            `completion`) needs none: the tokenizer's chat template reads them.
+            `completion`) needs none: the tokenizer's chat template reads them, with `tools` and `chat_template_kwargs`.
         batch_size: examples of the dataset in a batch.
         examples: at most that many: an even sample of a dataset, or the first of the batches.
         progress: show a progress bar.

@@ -18,6 +18,7 @@ from ..tuner.fields import is_int, require
 from .batch import copied
 from .float64 import rows_of_piece
 from .loaders import iterations_of_now
+from .texts import CONVERSATIONS, Tokenized, conversations
 from .wrappers import unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
@@ -48,7 +49,8 @@ def as_batches(
         tokenizer: a Transformers tokenizer for the columns of the dataset.
         text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
             as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template;
-            prompts and completions that are texts are joined, as TRL does.
+            prompts and completions that are texts are joined, as TRL does. The template gets `tools` and
+            `chat_template_kwargs` of each row, too.
         batch_size: examples in a batch of the dataset.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
 
@@ -78,7 +80,7 @@ def as_batches(
             "already goes into a DataLoader."
         )
     text_columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
-    read = _conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
+    read = conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
     if missing := [column for column in read if column not in columns]:
         raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
     is_text = len(batches) and all(isinstance(batches[0][column], str) for column in read)  # prompts may be, as in TRL
@@ -86,7 +88,7 @@ def as_batches(
         raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
     if examples is not None and examples < len(batches):
         batches = batches.select(even_sample(len(batches), examples))
-    return _Tokenized(batches, tokenizer, read, batch_size)
+    return Tokenized(batches, tokenizer, read, batch_size)
 
 
 def even_sample(total: int, count: int | None) -> list[int]:
@@ -105,14 +107,6 @@ def _first_rows(stream: Any, examples: int | None) -> Any:
     from datasets import Dataset
 
     return Dataset.from_list(list(stream.take(examples)))
-
-
-CONVERSATIONS = (("messages",), ("prompt", "completion"))
-"""The columns of conversations, as TRL names them."""
-
-
-def _conversations(columns: list[str]) -> tuple[str, ...]:
-    return next((names for names in CONVERSATIONS if set(names) <= set(columns)), ("text",))
 
 
 class _First:
@@ -134,41 +128,6 @@ def _length(batch: Any) -> int:
     """Examples in a batch; 1 where that cannot be told."""
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
-
-
-class _Tokenized:
-    """A dataset as padded batches; can be iterated again."""
-
-    def __init__(self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int) -> None:
-        self.dataset, self.tokenizer = dataset, tokenizer
-        self.columns, self.batch_size = columns, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
-        for start in range(0, len(self.dataset), self.batch_size):
-            rows = self.dataset[start : start + self.batch_size]
-            parts = [list(rows[column]) for column in self.columns]
-            for column, values in zip(self.columns, parts, strict=True):
-                if None in values:
-                    row = start + values.index(None)
-                    raise ValueError(
-                        f"The dataset has a row without {column!r} (row {row} of those read): leave it out."
-                    )
-            if self.columns in CONVERSATIONS and all(isinstance(one, str) for part in parts for one in part):
-                yield dict(self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **options))
-            elif self.columns in CONVERSATIONS:
-                chats = [_messages(row) for row in zip(*parts, strict=True)]
-                yield dict(self.tokenizer.apply_chat_template(chats, return_dict=True, **options))
-            else:
-                yield dict(self.tokenizer(*parts, **options))
-
-
-def _messages(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """A conversation, from its messages, or from those of prompt and completion."""
-    return [message for part in parts for message in part]
 
 
 class Runner:

@@ -14,13 +14,13 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import without_none
 from ..cores import usable_cores
 from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks.loading import reason
 from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
-from ..tasks.own.held_rows import without_none
 from .batches import IGNORED
 from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
 from .chat_labels import KEPT, label_answers

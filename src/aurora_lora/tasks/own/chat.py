@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ... import chat_template
+from ...chat_template import without_none
 from .columns import json_list, text
-from .held_rows import without_none
 from .split import BadRow, Row
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -86,17 +87,10 @@ def template_options(row: Row) -> dict[str, Any]:
     Raises:
         BadRow: they are not that.
     """
-    tools, more = row.get("tools"), row.get("chat_template_kwargs") or {}
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise BadRow(f"'tools' is no JSON: {error}") from error
-    if not isinstance(tools, list | None):
-        raise BadRow(f"'tools' is {tools!r:.40}, which is no list")
-    if not isinstance(more, Mapping):
-        raise BadRow(f"'chat_template_kwargs' is {more!r:.40}, which is no mapping")
-    return {**({} if tools is None else {"tools": tools}), **more}
+    try:
+        return chat_template.template_options(row)
+    except ValueError as error:
+        raise BadRow(str(error)) from error
 
 
 def _system(row: Row) -> list[dict[str, Any]]:

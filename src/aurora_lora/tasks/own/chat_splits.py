@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from ...chat_template import without_none
 from ...errors import UserError
 from ..packaged import normalise
 from ..task import SplitSizes
 from ..vision import with_rows
 from .chat import FORMATS, FURTHER, conversation, template_options
-from .held_rows import as_given, kept_types, made_by_this_version, without_none
+from .held_rows import as_given, kept_types, made_by_this_version
 from .source import OwnData, Piece, Pieces, open_data
 from .split import Row, Splits, split_data
 

@@ -6,10 +6,11 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...chat_template import without_none
 from ...files import file_digest
 from ..list_types import item_type
 
@@ -77,15 +78,3 @@ def _makers() -> str:
 def kept_types(features: Any, gone: Sequence[str], made: Sequence[str]) -> Any:
     """The types of the columns that stay, and of those that are made anew."""
     return type(features)({name: kind for name, kind in features.items() if name in made or name not in gone})
-
-
-def without_none(value: Any, order: Callable[[Any], Iterable[str]] = list) -> Any:
-    """The same without the fields that are None, which Arrow adds to objects where one row has them.
-
-    Args:
-        value: of a row.
-        order: of the fields of each object: as they are, or `sorted`.
-    """
-    if isinstance(value, dict):
-        return {name: without_none(value[name], order) for name in order(value) if value[name] is not None}
-    return [without_none(one, order) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,81 @@
+"""The texts and conversations of a `datasets.Dataset` as batches of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..chat_template import OPTIONS, template_options, without_none
+
+CONVERSATIONS = (("messages",), ("prompt", "completion"))
+"""The columns of conversations, as TRL names them."""
+
+
+def conversations(columns: list[str]) -> tuple[str, ...]:
+    """Which of them a dataset has; the column "text" where it has none."""
+    return next((names for names in CONVERSATIONS if set(names) <= set(columns)), ("text",))
+
+
+class Tokenized:
+    """A dataset as padded batches; can be iterated again.
+
+    Args:
+        dataset: the rows.
+        tokenizer: of Transformers.
+        columns: of texts, or one of `CONVERSATIONS`.
+        batch_size: examples in a batch.
+    """
+
+    def __init__(self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int) -> None:
+        self.dataset, self.tokenizer = dataset, tokenizer
+        self.columns, self.batch_size = columns, batch_size
+        self._options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.dataset), self.batch_size):
+            rows = self.dataset[start : start + self.batch_size]
+            parts = [list(rows[column]) for column in self.columns]
+            for column, values in zip(self.columns, parts, strict=True):
+                if None in values:
+                    row = start + values.index(None)
+                    raise ValueError(
+                        f"The dataset has a row without {column!r} (row {row} of those read): leave it out."
+                    )
+            if self.columns in CONVERSATIONS and all(isinstance(one, str) for part in parts for one in part):
+                yield dict(self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **self._options))
+            elif self.columns in CONVERSATIONS:
+                chats = [without_none(_messages(row)) for row in zip(*parts, strict=True)]
+                yield dict(self._by_template(chats, self._options_of_rows(rows, start, len(chats))))
+            else:
+                yield dict(self.tokenizer(*parts, **self._options))
+
+    def _options_of_rows(self, rows: Mapping[str, Any], start: int, count: int) -> list[dict[str, Any]]:
+        """What the template gets of each row, beside the messages."""
+        given = {name: list(rows[name]) for name in OPTIONS if name in rows}
+        found = []
+        for number in range(count):
+            try:
+                found.append(without_none(template_options({name: given[name][number] for name in given})))
+            except ValueError as error:
+                raise ValueError(f"In row {start + number} of those read, {error}.") from error
+        return found
+
+    def _by_template(self, chats: list[Any], more: list[dict[str, Any]]) -> Mapping[str, Any]:
+        """All at once where the template is given nothing else."""
+        if not any(more):
+            at_once: Mapping[str, Any] = self.tokenizer.apply_chat_template(chats, return_dict=True, **self._options)
+            return at_once
+        texts = [
+            self.tokenizer.apply_chat_template(chat, **{**one, "tokenize": False})
+            for chat, one in zip(chats, more, strict=True)
+        ]
+        tokens: Mapping[str, Any] = self.tokenizer(texts, add_special_tokens=False, **self._options)
+        return tokens
+
+
+def _messages(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """A conversation, from its messages, or from those of prompt and completion."""
+    return [message for part in parts for message in part]
