@@ -145,3 +145,31 @@ def test_without_evaluations_it_calibrates_at_the_end_and_says_which_come_too_ea
         None, None, None, model=model
     )  # it is calibrated, and stays so
     assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in matrices.items())
+
+
+@pytest.mark.parametrize("form", ["dynamic", "static"])
+def test_an_active_adapter_of_another_form_awaits_no_calibration(make_bert, batches, form):
+    config = AuroraConfig(target_modules=["query"], init_weights=False)
+    model = get_peft_model(make_bert(), config).eval()
+    calibrate(model, batches)
+    other = AuroraConfig(target_modules=["query"], init_weights=False, eval_form=form)
+    model.add_adapter("other", other)
+    model.base_model.set_adapter(["default", "other"])
+    matrices = {name: value.clone() for name, value in model.named_buffers() if "aurora_A_cal." in name}
+    callback = CalibrationCallback(batches, ridge=1e3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.on_prediction_step(None, None, None, model=model)
+    callback.on_train_end(None, None, None, model=model)
+    assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in matrices.items())
+
+
+def test_it_warns_of_no_adapter_that_is_switched_off_and_calibrates_at_the_end_only_if_asked(make_bert, batches):
+    config = AuroraConfig(target_modules=["query"], task_type="SEQ_CLS", init_weights=False)
+    model = get_peft_model(make_bert(), config).eval()
+    callback = CalibrationCallback(batches, at_end=False)
+    with warnings.catch_warnings(), model.disable_adapter():
+        warnings.simplefilter("error")
+        callback.on_prediction_step(None, None, None, model=model)
+    callback.on_train_end(None, None, None, model=model)
+    assert {layer.form("default") for _, layer in aurora_layers(model)} == {"dynamic"}

@@ -170,7 +170,7 @@ class SubjectRecipe(RunRecipe):
         elif method.looks:
             why = f"{name} is not allowed: {unlabelled}"
         elif wants_probe(method.options):
-            option = "start" if method.options["budget"] is None else "budget"
+            option = "start" if method.options.get("budget") is None else "budget"
             why = f"{option}: {method.options[option]!r} is not allowed: {unlabelled}"
         else:
             return method

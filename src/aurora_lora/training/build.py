@@ -107,7 +107,7 @@ def make_trainer(
 def _of_training(recipe: Recipe, data: Data, folder: Path) -> Iterator[TrainerCallback]:
     """What a run records of its training, and how it evaluates on the way."""
     if recipe.method.deployed_form == CALIBRATED:
-        yield CalibrationCallback(own_share(data, recipe), ridge=recipe.calibration.ridge)
+        yield CalibrationCallback(own_share(data, recipe), ridge=recipe.calibration.ridge, at_end=False)
     if recipe.training.save_updates:
         yield UpdateRecorder(recipe, folder / UPDATES, own_share(data, recipe))
     yield from logger_callbacks(recipe.training.report_to, folder / LOGS)

@@ -34,6 +34,7 @@ class CalibrationCallback(TrainerCallback):
         text_columns: as of `calibrate`.
         batch_size: as of `calibrate`.
         examples: as of `calibrate`: a part of a dataset, or of a loader of the whole training set.
+        at_end: whether to calibrate at the end of training, too.
 
     Raises:
         CalibrationError: no batches.
@@ -49,13 +50,14 @@ class CalibrationCallback(TrainerCallback):
         text_columns: tuple[str, ...] = ("text",),
         batch_size: int = 32,
         examples: int | None = None,
+        at_end: bool = True,
     ) -> None:
         check_ridge(ridge)
         read = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
         self.batches = list(read)
         if not self.batches and not several_processes():
             raise no_batches("CalibrationCallback")
-        self.ridge = ridge
+        self.ridge, self.at_end = ridge, at_end
         self._checked = False
 
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.
@@ -68,18 +70,23 @@ class CalibrationCallback(TrainerCallback):
     ) -> None:
         self._calibrate(control, kwargs["model"])
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._checked = False
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = kwargs["model"]
-        if deploys_calibrated(model) and not is_calibrated(model):
+        if self.at_end and _awaits_calibration(model):
             calibrate(model, self.batches, ridge=self.ridge)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = kwargs["model"]
-        if not self._checked and deploys_calibrated(model) and not is_calibrated(model):
+        if not self._checked and _awaits_calibration(model):
             warnings.warn(
                 "This evaluation scores the dynamic form: the adapter is not calibrated yet (CalibrationCallback comes "
                 "before the evaluations of training that are asked for before it, and calibrates at the end).",
@@ -98,6 +105,17 @@ class CalibrationCallback(TrainerCallback):
     def _calibrate(self, control: TrainerControl, model: nn.Module) -> None:
         if control.should_evaluate and deploys_calibrated(model):
             calibrate(model, self.batches, ridge=self.ridge)
+
+
+def _awaits_calibration(model: nn.Module) -> bool:
+    """Whether an adapter that is to compute the calibrated form, and is not switched off, has no fresh matrix."""
+    return any(
+        layer.aurora_config[name].resolved_eval_form == CALIBRATED
+        and not layer.disable_adapters
+        and not layer.forms_coincide(name)
+        and not layer.calibration[name].check()
+        for _, layer, name in active_layers(model)
+    )
 
 
 def is_calibrated(model: nn.Module) -> bool:
