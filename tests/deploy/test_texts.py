@@ -1,13 +1,23 @@
 """Texts and conversations as the model is given them."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
+from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from aurora_lora import AuroraConfig, calibrate, merge_gap, merge_quantized
 from aurora_lora.deploy.inputs import as_batches
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import quantised
 
 TEMPLATE = (
     "{% if tools %}{% for one in tools %}{{ one | tojson }}{% endfor %}{% endif %}{% if mild %}mild{% endif %}"
@@ -60,3 +70,48 @@ def test_tools_as_json_and_what_is_none() -> None:
     assert texts_of(rows.select([0, 1]), characters())[0].startswith('{"name": "time"}<user>')
     with pytest.raises(ValueError, match=r"In row 2 of those read, 'tools' is no JSON: .*\.$"):
         texts_of(rows, characters(), batch_size=2)
+
+
+@pytest.mark.parametrize("columns", ["text", "pair", "texts", "messages", "template"])
+def test_longer_texts_are_cut_at_max_length(columns: str) -> None:
+    """Of texts, pairs, prompts that are texts and conversations alike; without it, at the tokenizer's own length."""
+    rows: dict[str, list[Any]] = {
+        "text": {"text": ["a" * 9, "ab"]},
+        "pair": {"one": ["a" * 9, "a"], "two": ["b" * 9, "b"]},
+        "texts": {"prompt": ["a" * 9, "a"], "completion": ["b" * 9, "b"]},
+        "messages": {"messages": [MESSAGES, MESSAGES]},
+        "template": {"messages": [MESSAGES, MESSAGES], "tools": TOOLS[:2]},
+    }[columns]
+    options: dict[str, Any] = {"text_columns": ("one", "two")} if columns == "pair" else {}
+    dataset, tokenizer = datasets.Dataset.from_dict(rows), characters()
+    whole, cut = texts_of(dataset, tokenizer, **options), texts_of(dataset, tokenizer, max_length=6, **options)
+    assert max(map(len, whole)) > 6
+    assert max(map(len, cut)) == 6
+    if columns != "pair":  # of two texts the longer one is cut
+        assert cut == [one[:6] for one in whole]
+    tokenizer.model_max_length = 4
+    assert max(map(len, texts_of(dataset, tokenizer, **options))) == 4
+    assert max(map(len, texts_of(dataset, tokenizer, max_length=6, **options))) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
+def test_each_function_that_reads_a_dataset_cuts_its_texts(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = quantised.load(quantised.save_base(tmp_path), "nf4")
+    model = get_peft_model(base, AuroraConfig(target_modules=quantised.TARGETS, init_weights=False))
+    widths: list[int] = []
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    embedding.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    dataset = datasets.Dataset.from_dict({"text": ["!" * 40, "!!"]})
+    for function in (calibrate, merge_gap, merge_quantized):
+        widths.clear()
+        function(model, dataset, tokenizer=characters(), max_length=6)
+        assert set(widths) == {6}, function.__name__
+
+
+def test_what_cannot_be_cut() -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a"]})
+    with pytest.raises(ValueError, match="max_length=0 is not allowed: it must be a whole number of at least 1"):
+        as_batches(rows, characters(), max_length=0)
+    with pytest.raises(TypeError, match=r"max_length goes with a datasets\.Dataset and its tokenizer"):
+        as_batches([{"input_ids": torch.ones(2, 5)}], max_length=4)

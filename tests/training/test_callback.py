@@ -56,12 +56,17 @@ def test_load_best_model_at_end(make_bert, batches, tmp_path, calibrating):
 def test_inputs_are_those_of_calibrate():
     """Of a dataset, an even sample through the tokenizer; of a loader, the first batches, and nothing more is read."""
 
-    def tokenizer(texts, **_):
+    asked = []
+
+    def tokenizer(texts, **options):
+        asked.append(options.get("max_length"))
         return {"input_ids": torch.tensor([[int(text)] for text in texts])}
 
     rows = Dataset.from_dict({"text": [str(i) for i in range(100)]})
     kept = CalibrationCallback(rows, tokenizer=tokenizer, examples=10, batch_size=4).batches
     assert [batch["input_ids"].flatten().tolist() for batch in kept] == [[0, 10, 20, 30], [40, 50, 60, 70], [80, 90]]
+    CalibrationCallback(rows, tokenizer=tokenizer, examples=10, batch_size=10, max_length=7)
+    assert asked == [None, None, None, 7]
     loader = iter([{"input_ids": torch.zeros(8, 3)}] * 20)
     assert len(CalibrationCallback(loader, examples=20).batches) == 3
     assert len(list(loader)) == 17

@@ -68,6 +68,7 @@ def calibrate(
     text_columns: tuple[str, ...] = ("text",),
     batch_size: int = 32,
     examples: int | None = None,
+    max_length: int | None = None,
     progress: bool = False,
 ) -> CalibrationReport:
     """Find and store, for each AuroRA layer, the linear map that stands in for the trained adapter best:
@@ -102,6 +103,7 @@ def calibrate(
             `completion`) needs none: the tokenizer's chat template reads them, with `tools` and `chat_template_kwargs`.
         batch_size: examples of the dataset in a batch.
         examples: at most that many: an even sample of a dataset, or the first of the batches.
+        max_length: tokens; longer texts of the dataset are cut, as in the training. None: what the tokenizer allows.
         progress: show a progress bar.
 
     Returns:
@@ -117,7 +119,9 @@ def calibrate(
     """
     check_ridge(ridge)
     start = time.perf_counter()
-    source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
+    source = as_batches(
+        batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
+    )
     data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model, "calibrate") as runner:

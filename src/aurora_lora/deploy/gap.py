@@ -90,6 +90,7 @@ def merge_gap(
     text_columns: tuple[str, ...] = ("text",),
     batch_size: int = 32,
     examples: int | None = None,
+    max_length: int | None = None,
 ) -> MergeGap:
     """Measure what a merge would lose, by layer and end to end, beside the model as it was trained.
 
@@ -120,6 +121,7 @@ def merge_gap(
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
         examples: as in `calibrate`; of `calibration` as many.
+        max_length: as in `calibrate`.
 
     Raises:
         CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, a
@@ -135,7 +137,10 @@ def merge_gap(
     """
 
     def as_passes(given: Any) -> Passes:
-        return Passes(as_batches(given, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples))
+        source = as_batches(
+            given, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
+        )
+        return Passes(source)
 
     quantizations = (quantizations,) if isinstance(quantizations, str) else quantizations
     for name in quantizations or ():

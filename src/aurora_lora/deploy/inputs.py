@@ -41,6 +41,7 @@ def as_batches(
     text_columns: str | tuple[str, ...] = ("text",),
     batch_size: int = 32,
     examples: int | None = None,
+    max_length: int | None = None,
 ) -> Iterable[Batch]:
     """The batches to run: what was given, or a split of `datasets` put through a tokenizer.
 
@@ -53,14 +54,17 @@ def as_batches(
             `chat_template_kwargs` of each row, too.
         batch_size: examples in a batch of the dataset.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
+        max_length: tokens; longer texts of the dataset are cut. None is what the tokenizer allows.
 
     Raises:
-        TypeError: a dataset without a tokenizer, a tokenizer without a dataset, or a streamed one without `examples`.
-        ValueError: the dataset has no such column; the tokenizer has no chat template; `examples` or `batch_size` is
-            below 1.
+        TypeError: a dataset without a tokenizer, a tokenizer or a `max_length` without a dataset, or a streamed one
+            without `examples`.
+        ValueError: the dataset has no such column; the tokenizer has no chat template; `examples`, `batch_size` or
+            `max_length` is below 1.
     """
     require(examples is None or is_int(examples, 1), "examples", examples, "a whole number of at least 1")
     require(is_int(batch_size, 1), "batch_size", batch_size, "a whole number of at least 1")
+    require(max_length is None or is_int(max_length, 1), "max_length", max_length, "a whole number of at least 1")
     examples, batch_size = None if examples is None else int(examples), int(batch_size)
     if tokenizer is not None and hasattr(batches, "column_names") and not hasattr(batches, "__len__"):
         batches = _first_rows(batches, examples)
@@ -68,6 +72,8 @@ def as_batches(
     if not isinstance(columns, list):
         if tokenizer is not None:
             raise TypeError(f"tokenizer goes with a datasets.Dataset, not with {type(batches).__name__}.")
+        if max_length is not None:
+            raise TypeError("max_length goes with a datasets.Dataset and its tokenizer: what is tokenised is not cut.")
         if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
             raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
         if examples is None:
@@ -88,7 +94,7 @@ def as_batches(
         raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
     if examples is not None and examples < len(batches):
         batches = batches.select(even_sample(len(batches), examples))
-    return Tokenized(batches, tokenizer, read, batch_size)
+    return Tokenized(batches, tokenizer, read, batch_size, None if max_length is None else int(max_length))
 
 
 def even_sample(total: int, count: int | None) -> list[int]:

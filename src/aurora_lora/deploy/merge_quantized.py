@@ -87,6 +87,7 @@ def merge_quantized(
     text_columns: tuple[str, ...] = ("text",),
     batch_size: int = 32,
     examples: int | None = None,
+    max_length: int | None = None,
 ) -> QuantizedMerge:
     """Merge the active adapters into a quantised base model, rounding by the inputs that its layers see.
 
@@ -107,6 +108,7 @@ def merge_quantized(
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
         examples: as in `calibrate`.
+        max_length: as in `calibrate`.
 
     Raises:
         MergeError: nothing is quantised; a layer's format or method does not allow it; an adapter is merged already.
@@ -118,7 +120,9 @@ def merge_quantized(
     """
     require(is_number(damping) and damping > 0, "damping", damping, "a finite number above 0")
     start = time.perf_counter()
-    source = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
+    source = as_batches(
+        batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
+    )
     data = Passes(source)
     layers, others = _layers(model)
     with evaluated(model), Runner(model, "merge_quantized") as runner:

@@ -24,12 +24,17 @@ class Tokenized:
         tokenizer: of Transformers.
         columns: of texts, or one of `CONVERSATIONS`.
         batch_size: examples in a batch.
+        max_length: tokens; longer texts are cut. The tokenizer's own length if None.
     """
 
-    def __init__(self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int) -> None:
+    def __init__(
+        self, dataset: Any, tokenizer: Any, columns: tuple[str, ...], batch_size: int, max_length: int | None = None
+    ) -> None:
         self.dataset, self.tokenizer = dataset, tokenizer
         self.columns, self.batch_size = columns, batch_size
         self._options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        if max_length is not None:
+            self._options["max_length"] = max_length
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)

@@ -34,6 +34,7 @@ class CalibrationCallback(TrainerCallback):
         text_columns: as of `calibrate`.
         batch_size: as of `calibrate`.
         examples: as of `calibrate`: a part of a dataset, or of a loader of the whole training set.
+        max_length: as of `calibrate`.
         at_end: whether to calibrate at the end of training, too.
 
     Raises:
@@ -50,10 +51,18 @@ class CalibrationCallback(TrainerCallback):
         text_columns: tuple[str, ...] = ("text",),
         batch_size: int = 32,
         examples: int | None = None,
+        max_length: int | None = None,
         at_end: bool = True,
     ) -> None:
         check_ridge(ridge)
-        read = as_batches(batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples)
+        read = as_batches(
+            batches,
+            tokenizer,
+            text_columns=text_columns,
+            batch_size=batch_size,
+            examples=examples,
+            max_length=max_length,
+        )
         self.batches = list(read)
         if not self.batches and not several_processes():
             raise no_batches("CalibrationCallback")
