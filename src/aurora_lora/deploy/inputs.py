@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from .batch import copied
 from .float64 import rows_of_piece
 from .loaders import iterations_of_now
 from .texts import CONVERSATIONS, Tokenized, conversations
-from .wrappers import unwrapped
+from .wrappers import plain_model, unwrapped
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
@@ -191,7 +192,8 @@ class Runner:
         if isinstance(inputs, (tuple, list)):
             inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
         model = _without_regulariser(self.model)
-        return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        by_name = isinstance(inputs, dict) and not _is_one_argument(inputs, plain_model(self.model))
+        return model(**inputs) if by_name else model(inputs)
 
     def read(self, batch: Batch) -> Any:
         """A copy of the batch on the model's device, whose masks are noted: what comes next is the pass they are of.
@@ -255,6 +257,16 @@ class Runner:
             return "attention_mask"
         fed_by_encoder = self._encoder_output is not None and self._encoder_output() is x
         return "attention_mask" if fed_by_encoder else "decoder_attention_mask"
+
+
+def _is_one_argument(batch: Mapping[str, Any], model: nn.Module) -> bool:
+    """Whether the model takes the whole batch as its one argument, as those of sentence-transformers do."""
+    parameters = inspect.signature(model.forward).parameters
+    needed = [one for one in parameters.values() if one.default is one.empty and one.kind in _POSITIONAL]
+    return len(needed) == 1 and not batch.keys() & parameters.keys()
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _without_regulariser(model: nn.Module) -> nn.Module:

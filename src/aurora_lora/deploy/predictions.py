@@ -225,7 +225,7 @@ def _predicts_next_token(model: nn.Module) -> bool:
 def _kind(model: nn.Module, output: Any) -> Kind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
-    has_logits = any(isinstance(getattr(output, name, None), Tensor) for name in ("logits", "end_logits"))
+    has_logits = any(_of(output, name) is not None for name in ("logits", "end_logits"))
     if not has_logits or problem == "regression":
         return "values"
     if problem == "multi_label_classification":
@@ -233,19 +233,27 @@ def _kind(model: nn.Module, output: Any) -> Kind:
     return "classes" if _predictions(output).shape[-1] > 1 else "values"
 
 
+def _of(output: Any, name: str) -> Tensor | None:
+    """The tensor of that name in an output, which may be a plain dict."""
+    value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    return value if isinstance(value, Tensor) else None
+
+
 def _predictions(output: Any) -> Tensor:
-    """What a model predicts: its `logits`, its `sample` (diffusers), its last hidden states, or the output itself.
+    """What a model predicts: its `logits`, its `sample` (diffusers), its `sentence_embedding` (sentence-transformers),
+    its last hidden states, or the output itself.
 
     The classes of each position or pixel are the last axis; of a question's answer, where it begins and where it ends.
     """
-    if isinstance(ends := getattr(output, "end_logits", None), Tensor):
-        return torch.stack([output.start_logits, ends], 1)
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor) and logits.dim() == 4:  # of an image, (batch, classes, height, width)
+    starts, ends = _of(output, "start_logits"), _of(output, "end_logits")
+    if starts is not None and ends is not None:
+        return torch.stack([starts, ends], 1)
+    logits = _of(output, "logits")
+    if logits is not None and logits.dim() == 4:  # of an image, (batch, classes, height, width)
         return logits.movedim(1, -1)
-    for name in ("logits", "sample", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if isinstance(value, Tensor):
+    for name in ("logits", "sample", "sentence_embedding", "last_hidden_state"):
+        value = _of(output, name)
+        if value is not None:
             return value
     value = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(value, Tensor):
