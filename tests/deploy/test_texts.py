@@ -48,13 +48,17 @@ MESSAGES = [{"role": "user", "content": "how warm is it?"}, {"role": "assistant"
 TOOLS = [[{"name": "weather", "place": "Rome"}], None, [{"name": "time"}]]
 
 
-@pytest.mark.parametrize("column", ["messages", "prompt"])
+@pytest.mark.parametrize("column", ["messages", "prompt", "chosen"])
 def test_the_template_of_each_row_gets_its_tools(column: str) -> None:
     """Each with the fields that it was given alone, as in training."""
     tokenizer = characters()
     rows: list[dict[str, Any]] = [{"tools": tools, "chat_template_kwargs": {"mild": tools is None}} for tools in TOOLS]
     for row in rows:
-        row |= {"messages": MESSAGES} if column == "messages" else {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}
+        row |= {
+            "messages": {"messages": MESSAGES},
+            "prompt": {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
+            "chosen": {"prompt": MESSAGES[:1], "chosen": MESSAGES[1:], "rejected": MESSAGES[:1]},
+        }[column]
     found = texts_of(datasets.Dataset.from_list(rows), tokenizer, batch_size=2)
     expected = [
         tokenizer.apply_chat_template(MESSAGES, tools=tools, mild=tools is None, tokenize=False) for tools in TOOLS
@@ -70,6 +74,15 @@ def test_tools_as_json_and_what_is_none() -> None:
     assert texts_of(rows.select([0, 1]), characters())[0].startswith('{"name": "time"}<user>')
     with pytest.raises(ValueError, match=r"In row 2 of those read, 'tools' is no JSON: .*\.$"):
         texts_of(rows, characters(), batch_size=2)
+
+
+def test_the_chosen_answers_of_preferences() -> None:
+    """As texts, and as whole conversations, which have their prompt in them."""
+    rows = datasets.Dataset.from_dict({"chosen": ["mild", "warm"], "rejected": ["no", "no"]})
+    assert texts_of(rows, characters()) == ["mild", "warm"]
+    assert texts_of(rows.add_column("prompt", ["a ", "b "]), characters()) == ["a mild", "b warm"]
+    rows = datasets.Dataset.from_dict({"chosen": [MESSAGES], "rejected": [MESSAGES[:1]]})
+    assert texts_of(rows, characters()) == ["<user>how warm is it?<assistant>mild"]
 
 
 @pytest.mark.parametrize("columns", ["text", "pair", "texts", "messages", "template"])

@@ -101,7 +101,8 @@ def calibrate(
             time and memory, and is needed only by models that do so in some passes and not in others.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
         text_columns: the columns of the dataset with the texts. A dataset of conversations (`messages`, or `prompt` and
-            `completion`) needs none: the tokenizer's chat template reads them, with `tools` and `chat_template_kwargs`.
+            `completion`) or of preferences (`chosen`, with `prompt` or without) needs none: the tokenizer's chat
+            template reads them, with `tools` and `chat_template_kwargs`.
         batch_size: examples of the dataset in a batch.
         examples: at most that many: an even sample of a dataset, or the first of the batches.
         max_length: tokens; longer texts of the dataset are cut, as in the training. None: what the tokenizer allows.

@@ -50,9 +50,9 @@ def as_batches(
         batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
         tokenizer: a Transformers tokenizer for the columns of the dataset.
         text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
-            as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template;
-            prompts and completions that are texts are joined, as TRL does. The template gets `tools` and
-            `chat_template_kwargs` of each row, too.
+            as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template; one
+            of preferences, `chosen` with or without `prompt`, likewise. Prompts and completions that are texts are
+            joined, as TRL does. The template gets `tools` and `chat_template_kwargs` of each row, too.
         batch_size: examples in a batch of the dataset.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
         max_length: tokens; longer texts of the dataset are cut. None is what the tokenizer allows.

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..chat_template import OPTIONS, template_options, without_none
 
-CONVERSATIONS = (("messages",), ("prompt", "completion"))
-"""The columns of conversations, as TRL names them."""
+CONVERSATIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), ("chosen",))
+"""The columns of conversations, as TRL names them; of preferences, the answer that was chosen."""
 
 
 def conversations(columns: list[str]) -> tuple[str, ...]:
