@@ -22,7 +22,7 @@ from .merged_weight import layers_with_adapters, merged_linear
 from .moments import Target, means_by_input
 from .passes import Passes
 from .plan import plan, rounding_bytes
-from .wrappers import plain_model
+from .wrappers import output_embeddings, plain_model
 
 OWN_FORMATS = "own formats"
 """Stands for the format of each layer, where a base has several."""
@@ -99,8 +99,8 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     found = list(layers_with_adapters(model, "merge_gap", CalibrationError))
     if found and all(isinstance(module, TrainableTokensLayer) for _, module, _ in found):
         raise MergeError(f"{found[0][0]}: only rows of embeddings are trained, of which a merge rounds nothing.")
-    plain: Any = plain_model(model)
-    output = getattr(plain, "get_output_embeddings", lambda: None)()
+    plain = plain_model(model)
+    output = output_embeddings(plain)
     layers = [
         AdaptedLayer(path, module, names, _format(path, module, model))
         for path, module, names in found

@@ -22,7 +22,7 @@ from ..tuner.linear import has_linear_shape, linear_shape
 from ..tuner.model import is_bypassed
 from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
-from .wrappers import plain_model
+from .wrappers import output_embeddings, plain_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHT_GRADIENTS = (weight_gradients.conv1d_weight, weight_gradients.conv2d_weight, weight_gradients.conv3d_weight)
@@ -114,7 +114,7 @@ def frozen_weights(model: Any) -> dict[str, Weight]:
     adapter could follow.
     """
     inner: Any = plain_model(model)
-    output: Any = getattr(inner, "get_output_embeddings", lambda: None)()
+    output = output_embeddings(inner)
     found: dict[str, Weight] = {}
     seen: set[nn.Module] = set()
 

@@ -1,4 +1,4 @@
-"""Models below what torch.compile, distributed training and PEFT put around them."""
+"""The model below what torch.compile, distributed training and PEFT put around it, and its output layer."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def plain_model(model: Any) -> nn.Module:
     """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
     inner: Any = unwrapped(model)
     return unwrapped(inner.get_base_model()) if hasattr(inner, "get_base_model") else inner
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The output layer of a plain language model, as pretrained as the rest; None of any other model."""
+    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    found: nn.Module | None = get_output_embeddings()
+    return found

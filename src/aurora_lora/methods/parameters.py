@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 
@@ -40,13 +40,16 @@ def mark_random(model: nn.Module, paths: Iterable[str]) -> None:
 
 def marked_random(model: nn.Module) -> tuple[str, ...]:
     """What `mark_random` was given for a plain or a PEFT model."""
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return getattr(plain, _RANDOM, ())
+    from ..deploy.wrappers import plain_model
+
+    return getattr(plain_model(model), _RANDOM, ())
 
 
 def left_random(model: nn.Module) -> list[str]:
     """Those of a PEFT model's `marked_random` that its adapter does not train whole."""
-    plain: Any = model.get_base_model()  # type: ignore[operator]
+    from ..deploy.wrappers import plain_model
+
+    plain = plain_model(model)
 
     def is_saved(path: str) -> bool:  # or what it is in
         parts = path.split(".")
@@ -63,11 +66,12 @@ def head_modules(model: nn.Module) -> list[str]:
     The output layer of a language model is none: it is as pretrained as the body. A model without a head is all body,
     and so is a model of diffusers, which has no name for its body.
     """
+    from ..deploy.wrappers import output_embeddings
+
     body = getattr(model, "base_model_prefix", None)
     if body is None or (body and not hasattr(model, body)):
         return list(marked_random(model))
-    get_output_embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
-    pretrained = get_output_embeddings()
+    pretrained = output_embeddings(model)
     top = [
         name
         for name, child in model.named_children()

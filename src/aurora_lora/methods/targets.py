@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..deploy.wrappers import output_embeddings
 from ..errors import unknown
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -45,7 +46,7 @@ def target_paths(model: nn.Module, options: Mapping[str, Any], default: list[str
         )
     among = None
     if chosen == ALL_LINEAR:
-        output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+        output = output_embeddings(model)
         linear = [path for path, module in model.named_modules() if is_linear(module) and module is not output]
         among = {path for path in linear if not is_in(path, heads)}
         chosen = sorted(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..deploy.wrappers import plain_model
 from ..methods.parameters import head_modules
 from .batches import IGNORED
 
@@ -63,7 +64,7 @@ def mean_and_deviation(labels: Sequence[float]) -> tuple[float, float]:
 
 def output_layer(model: nn.Module) -> nn.Linear | None:
     """The linear layer of one output that the head of a plain or a PEFT model ends in; None where none can be told."""
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain = plain_model(model)
     found = []
     for name in head_modules(plain):
         for path, module in plain.get_submodule(name).named_modules():

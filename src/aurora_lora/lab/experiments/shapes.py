@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...deploy.gradients import frozen_weights
 from ...deploy.ranks import budget_in
+from ...deploy.wrappers import output_embeddings
 from ...errors import UserError
 from ...meanwhile import meanwhile
 from ...methods import ParameterCounts, count_parameters, get_method
@@ -148,7 +149,7 @@ def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:
 
 def _quantised(base: Any) -> list[Tensor]:
     """The weights that are quantised where a model is: of its linear layers, but for the head and the output layer."""
-    heads, output = head_modules(base), base.get_output_embeddings()
+    heads, output = head_modules(base), output_embeddings(base)
     return [
         module.weight
         for path, module in base.named_modules()
