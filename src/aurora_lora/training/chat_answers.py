@@ -17,7 +17,7 @@ from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
 from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
-from .tokens import open_ended, padded
+from .tokens import PLAIN, open_ended, padded, written_after
 
 if TYPE_CHECKING:
     from .data import Data
@@ -49,15 +49,8 @@ def write_answers(
     most, max_new_tokens = room(model, max_new_tokens)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     ids, mask = padded([row[-most:] for row in rows], tokenizer.pad_token_id, left=True)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        written = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=generation(model, tokenizer, max_new_tokens),
-        )
-    texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-    return [str(text).strip() for text in texts], [most if len(row) > most else None for row in rows]
+    texts = written_after(model, tokenizer, ids, mask, generation(model, tokenizer, max_new_tokens))
+    return texts, [most if len(row) > most else None for row in rows]
 
 
 def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
@@ -77,8 +70,7 @@ def generation(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends(model, tokenizer)),
         num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
+        **PLAIN,
         **(sampled if temperature else {"do_sample": False}),
     )
 

@@ -16,14 +16,12 @@ from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
 from .batches import IGNORED
-from .tokens import open_ended, pad, padded
+from .tokens import PLAIN, open_ended, pad, padded, written_after
 
 Example = dict[str, Any]
 
 BEAMS, NEW_TOKENS = 4, 32
 """LLM-Adapters' generation."""
-PLAIN: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
-"""What is not left to the model's own settings of generation."""
 
 
 def encode_questions(
@@ -230,7 +228,7 @@ def generated_choices(
     Returns:
         (batch, max_choices, 1): 1 for the choice whose key is the answer found in the text, else 0.
     """
-    texts = _write(model, tokenizer, batch["prompt_ids"], batch["prompt_mask"])
+    texts = written_after(model, tokenizer, batch["prompt_ids"], batch["prompt_mask"], _generation(tokenizer))
     chosen = torch.zeros(len(texts), max_choices, 1, device=batch["prompt_ids"].device)
     for row, (text, keys) in enumerate(zip(texts, batch["keys"], strict=True)):
         answer = parse_answer(RESPONSE + text, *keys)
@@ -241,14 +239,13 @@ def generated_choices(
 
 def write_answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """What a causal language model writes after each prompt, as in `generated_choices`."""
-    device = next(model.parameters()).device
     ids, mask = padded(open_ended(tokenizer, prompts), tokenizer.pad_token_id, left=True)
-    return _write(model, tokenizer, ids.to(device), mask.to(device))
+    return written_after(model, tokenizer, ids, mask, _generation(tokenizer))
 
 
-def _write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor) -> list[str]:
-    """LLM-Adapters' generation: 4 beams, at most 32 new tokens. The prompts are padded left."""
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """LLM-Adapters': 4 beams, at most 32 new tokens."""
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=BEAMS,
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
@@ -256,8 +253,3 @@ def _write(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Tensor, ma
         eos_token_id=tokenizer.eos_token_id,
         **PLAIN,
     )
-    generate: Any = model.generate
-    with torch.no_grad():
-        written = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-    return [str(text).strip() for text in texts]

@@ -1,12 +1,16 @@
-"""Token ids of texts that a language model goes on with, and of many texts as one tensor."""
+"""Token ids of texts that a language model goes on with, of many texts as one tensor, and what it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+PLAIN: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
+"""What is not left to the model's own settings of generation."""
 
 
 def open_ended(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -25,3 +29,14 @@ def pad(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False)
 def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = False) -> tuple[Tensor, Tensor]:
     """As `pad`; and the mask (rows, longest): 1 for an id, 0 for what was filled in."""
     return pad(rows, value, left=left), pad([[1] * len(row) for row in rows], 0, left=left)
+
+
+def written_after(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, settings: GenerationConfig
+) -> list[str]:
+    """What a model writes after prompts (batch, tokens) that are padded left, without special tokens."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+    return [str(text).strip() for text in texts]
