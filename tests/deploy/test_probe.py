@@ -400,6 +400,25 @@ def test_the_seed_decides(make_bert, labelled):
     assert not all(torch.equal(a.directions, b.directions) for a, b in zip(one, other, strict=True))
 
 
+def test_as_many_examples_as_are_asked_for(make_bert, labelled):
+    """The first of the batches, to whole batches, in each pass."""
+    model, read = make_bert(), []
+    size = len(labelled[0]["input_ids"])
+
+    def loader():
+        for batch in labelled:
+            read.append(batch)
+            yield batch
+
+    found = probe(model, loader(), examples=size + 1)
+    assert found.batches == len(read) == 2 < len(labelled)
+    expected = probe(model, labelled[:2])
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert torch.equal(one.singular_values, other.singular_values)
+    with pytest.raises(ValueError, match="examples=0 is not allowed: it must be a whole number of at least 1"):
+        probe(model, labelled, examples=0)
+
+
 def test_each_pass_draws_the_same(make_bert, labelled):
     drawn = []
 

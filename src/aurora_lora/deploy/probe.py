@@ -64,6 +64,7 @@ def probe(
     target_modules: Sequence[str] | str | None = None,
     exclude_modules: Sequence[str] | str | None = None,
     power_iterations: int = 1,
+    examples: int | None = None,
     seed: int = 0,
     max_memory: int | str | None = None,
 ) -> Probe:
@@ -91,6 +92,7 @@ def probe(
         exclude_modules: layers to leave out, in the same way.
         power_iterations: further ones sharpen the directions where singular values lie close together, at two backward
             passes each.
+        examples: as in `calibrate`: the first of the batches, until there are so many.
         seed: of the random columns.
         max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None.
             Layers are worked through in groups that fit, with passes of their own for each.
@@ -116,7 +118,7 @@ def probe(
             "probe takes batches with labels, no datasets.Dataset: give a DataLoader of the tokenised dataset."
         )
     start = time.perf_counter()
-    data = Passes(as_batches(batches))
+    data = Passes(as_batches(batches, examples=examples))
     data.hold()
     _check_not_merged(model)
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
