@@ -1,5 +1,6 @@
 """Whole runs on a tiny pipeline: what they write, that they learn and survive a kill, what can be set."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,11 @@ from safetensors.torch import load_file
 
 from aurora_lora import files
 from aurora_lora.diffusion import run
+from aurora_lora.diffusion.finished_run import load_subject_run
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.errors import UserError
+from aurora_lora.training import yaml_text
 from aurora_lora.training.reading import validate_as
 
 Train = Callable[..., list[dict[str, Any]]]
@@ -175,6 +179,23 @@ def test_the_calibration_has_every_prompt_and_the_recipes_ridge(
     prompts = [diffusion.prompts[recipe.task.fill(prompt)] for prompt in recipe.validation_prompts]
     counts = [sum(row.equal(one.hidden[0]) for row in seen) for one in (*prompts, diffusion.unprompted)]
     assert counts == [4, 2, 2]  # the first one is the prompt of the task, too
+
+
+def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(train: Train, tmp_path: Path) -> None:
+    """And what is written down is the recipe of the next."""
+    folder, once = tmp_path / "run", {"training": {"steps": 1, "threads": 1}, "validation": {"inference_steps": 1}}
+    (answer,) = train((folder, {**once, "model": str(tmp_path)}, {}))  # no model is there
+    assert answer["status"] == 2
+    assert (folder / "recipe.yaml").exists()
+    (folder / "log.txt").write_text("what a run of many printed")
+    (answer,) = train((folder, once, {}))
+    assert answer["status"] == 0, answer["stderr"]
+    assert yaml_text.read(folder / "recipe.yaml") == json.loads((folder / "result.json").read_text())["recipe"]
+    assert load_subject_run(folder).recipe.model != str(tmp_path)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("steps: 1\n", "steps: 2\n", 1))
+    with pytest.raises(UserError, match=r"is not the recipe of .*result.json: they differ in .*steps"):
+        load_subject_run(folder)
 
 
 def test_scorers_are_loaded_before_anything_is_trained(

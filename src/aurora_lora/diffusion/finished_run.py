@@ -16,7 +16,7 @@ from ..extras import extra
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import reason
-from ..training.finished_run import FinishedRun, read_finished
+from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
 from ..training.gap_and_export import check_dtype, check_output
 from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
@@ -45,7 +45,9 @@ def load_subject_run(folder: Path | str) -> SubjectRun:
     folder, values, result = read_finished(folder)
     if task_name(values) != DREAMBOOTH.name:
         raise UserError(f"{folder} is no run of {DREAMBOOTH.name}")
-    return SubjectRun(folder, validate_as(SubjectRecipe, values, str(folder / RECIPE)), result)
+    recipe = validate_as(SubjectRecipe, values, str(folder / RECIPE))
+    check_own_recipe(folder, recipe, result)
+    return SubjectRun(folder, recipe, result)
 
 
 def export_subject(

@@ -19,13 +19,13 @@ from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
-from ..training import storage, yaml_text
+from ..training import storage
 from ..training.batches import divide
 from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result, read_result, write_result
 from ..training.run import Run
-from ..training.storage import ADAPTER, CHECKPOINTS, LORA, RECIPE
+from ..training.storage import ADAPTER, CHECKPOINTS, LORA
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
@@ -78,8 +78,7 @@ def _open(folder: Path, recipe: SubjectRecipe, stack: contextlib.ExitStack) -> N
     stack.enter_context(storage.lock(folder))
     for each in (folder, folder / CHECKPOINTS, folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")):
         folders.clear_leftovers(each)
-    if not (folder / RECIPE).exists():
-        files.write_text(folder / RECIPE, yaml_text.dump(recipe.resolved()))
+    storage.write_recipe(folder, recipe)
 
 
 def needed_prompts(recipe: SubjectRecipe) -> list[str]:

@@ -124,15 +124,18 @@ def load_run(folder: Path | str) -> TrainedRun:
             "`aurora generate` take it"
         )
     recipe = validate(values, str(folder / RECIPE))
-    _check_recipe(folder, recipe, result)
+    check_own_recipe(folder, recipe, result)
     return TrainedRun(folder, recipe, result)
 
 
-PLACES = ("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision")
+PLACES = (
+    *("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision"),
+    *("prior.folder", "scores.clip", "scores.dino"),
+)
 """Fields that say where something is: what it is, is checked."""
 
 
-def _check_recipe(folder: Path, recipe: Recipe, result: Result) -> None:
+def check_own_recipe(folder: Path, recipe: RunRecipe, result: Result) -> None:
     """Raise a UserError if the recipe is not that of the result; what it names may have moved, test sets been added."""
     there, here = (flatten(one) for one in (result.get("recipe"), recipe.resolved()))
     known = {field for field in here if field in there} - {"name", *PLACES, *CHANGE_NOTHING}

@@ -27,7 +27,7 @@ from .memory import reset_peak_memory
 from .outcome import chance, score, scored_result, write_run
 from .recipe import Recipe
 from .results import Result, lacking, read_result, with_test_sets, write_result
-from .storage import ADAPTER, CHECKPOINTS, RECIPE, REFERENCE, RESULT, UPDATES
+from .storage import ADAPTER, CHECKPOINTS, RECIPE, REFERENCE, UPDATES
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,7 @@ def _prepare(folder: Path, recipe: Recipe) -> None:
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS, folder / UPDATES):
         folders.clear_leftovers(each)
-    text = yaml_text.dump(recipe.resolved())
-    path = folder / RECIPE
-    # an interrupted run may have had other test sets
-    if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
-        files.write_text(path, text)
+    storage.write_recipe(folder, recipe)
 
 
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:

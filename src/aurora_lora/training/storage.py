@@ -35,6 +35,8 @@ DATA = "data.json"
 """What data of the user's own was: the sha256 of its files among other things."""
 UPDATES = "updates"
 """The update of the weights at each epoch, where `training.save_updates` asks for it."""
+LOG = "log.txt"
+"""What a run of many prints."""
 MANIFEST = "manifest.json"
 _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -211,10 +213,19 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
                 f"{folder / RECIPE} was not written by a run, which would replace it: choose another output folder, or "
                 "give the recipe another name"
             )
-        written = {RECIPE, DATA, SPLITS, CHECKPOINTS}
+        written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG}
         if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
             return
     check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds")
+
+
+def write_recipe(folder: Path, recipe: RunRecipe) -> None:
+    """Write the recipe down in a folder that `check_recipe` leaves to it, unless the run there is finished."""
+    text = yaml_text.dump(recipe.resolved())
+    path = folder / RECIPE
+    # an interrupted run may have had other test sets, and one that made nothing another recipe
+    if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
+        files.write_text(path, text)
 
 
 def _is_written(path: Path, kind: type[RunRecipe]) -> bool:

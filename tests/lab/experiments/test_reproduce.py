@@ -141,6 +141,27 @@ def test_a_failure_does_not_stop_the_others(todo: Reproduction) -> None:
     assert tally.failed[0].error.startswith(f"model: '{bad.folder}' cannot be loaded")
     assert "Traceback" in (bad.folder / "log.txt").read_text()
     assert len(tally.finished) == 3
+    outcome = run_job(bad)  # what it printed does not keep the folder from the corrected recipe
+    assert outcome.result is not None, outcome.error
+
+
+def test_accelerate_is_given_the_recipe_that_is_asked_for(todo: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of a run which made nothing; and nothing of a run that made something is overwritten."""
+    job = todo.jobs["lora-sentiment", 0]
+    other = Job(job.name, job.recipe.model_copy(update={"seed": 7}), job.folder)
+    launched: list[dict[str, Any]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        launched.append(yaml_text.read(Path(command[command.index("train") + 1])))
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr("aurora_lora.lab.experiments.jobs.subprocess.run", run)
+    assert "exit code 2" in str(launch_job(other).error)
+    assert "exit code 2" in str(launch_job(job).error)
+    assert [values["seed"] for values in launched] == [7, job.recipe.seed]
+    (job.folder / "adapter").mkdir()
+    assert "another recipe" in str(launch_job(other).error)
+    assert yaml_text.read(job.folder / "recipe.yaml")["seed"] == job.recipe.seed
 
 
 def test_another_recipes_run_is_an_error_not_a_result(todo: Reproduction) -> None:

@@ -12,13 +12,10 @@ from pathlib import Path
 
 from ... import files
 from ...errors import AuroraError, RunLockedError, UserError, one_line
-from ...training import yaml_text
 from ...training.recipe import RunRecipe
 from ...training.results import Result, lacking, read_result
-from ...training.storage import RECIPE, check_recipe, check_same_recipe, is_locked
+from ...training.storage import LOG, RECIPE, check_recipe, check_same_recipe, is_locked, write_recipe
 from .runs_file import RunsFile
-
-LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -128,8 +125,8 @@ def launch_job(job: Job) -> Outcome:
         files.check_writable(job.folder)
         if is_locked(job.folder):
             return Outcome(job)
-        if not (job.folder / RECIPE).exists():
-            files.write_text(job.folder / RECIPE, yaml_text.dump(job.recipe.resolved()))
+        check_recipe(job.folder, job.recipe)
+        write_recipe(job.folder, job.recipe)
         recipe, folder = str(job.folder / RECIPE), str(job.folder)
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "aurora_lora.cli", "train", recipe]
         if sets := getattr(job.recipe.task, "test_sets", None):  # may be others than those of an earlier run there
