@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from aurora_lora.files import write_json
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.data import without_targets
 from aurora_lora.training.finished_run import load_run
+from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.storage import ADAPTER
 
@@ -137,13 +137,14 @@ def print_peak(folder: Path, examples: int, calibrating: bool) -> None:
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe, Path(nowhere), (), folder / ADAPTER)
     inputs = list(map(without_targets, batches(data, "train", list(range(examples)))))
+    reset_peak_memory()  # that of loading may be higher
     if calibrating:
         calibrate(trainer.module, inputs)
     else:
         with torch.no_grad():
             for batch in inputs:
                 trainer.module.eval()(**batch)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_memory())
 
 
 def main() -> None:

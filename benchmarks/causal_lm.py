@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import resource
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.files import write_json
 from aurora_lora.tasks import SplitSizes, get_task
 from aurora_lora.training.data import without_targets
+from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.models import load_base_model, load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
 
@@ -63,14 +63,15 @@ def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[s
     tokenizer, model = load()
     texts = list(get_task("movie-rating").load(SplitSizes(epoch, 500, 500), 0)["train"]["text"])
     inputs = list(map(without_targets, batches(tokenizer, texts[:examples], 32)))
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # noqa: E731
     model.eval()
+    reset_peak_memory()
     with torch.no_grad():
         for batch in inputs:
             model(**batch)
-    peak_mb = {"none": peak()}
+    peak_mb = {"none": peak_memory()}
+    reset_peak_memory()
     report = calibrate(model, inputs)
-    peak_mb["calibrate"] = peak()
+    peak_mb["calibrate"] = peak_memory()
     seconds: dict[str, list[float]] = {"calibrate": [report.seconds], "train": []}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
     steps = list(batches(tokenizer, texts[: 4 * batch_size], batch_size))

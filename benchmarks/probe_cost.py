@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ import aurora_lora
 from aurora_lora.files import write_json
 from aurora_lora.methods.start import PROBED
 from aurora_lora.training.data import load_data
+from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.models import load_causal_model, load_tokenizer
 from aurora_lora.training.probing import MOST
 from aurora_lora.training.progress import quiet_libraries
@@ -107,13 +107,12 @@ def _peak(what: str, examples: int) -> float:
     torch.set_num_threads(1)
     data = batches(examples)
     steps, model = (Steps(None), None) if what == "steps" else (None, load_causal_model(MODEL))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
+    reset_peak_memory()  # that of loading may be higher
     if steps is not None:
         steps(data[:4])
     else:
         aurora_lora.probe(model, data, rank=MOST)
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    return peak_memory()
 
 
 def llama(examples: int, tokens: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ COMMON = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pa
 AURORA = {
     "r": "",
     "alpha": "the update is multiplied by alpha / r",
-    "dropout": "on x, before A",
+    "dropout": "on x, before A; not on embeddings",
     "train_form": "`dynamic`: `B sigma(A x)`; `static`: `B sigma(A) x`",
     "eval_form": "`calibrated`, `static` or `dynamic`; null: `calibrated` for dynamic training, `static` for static",
     "skip": "sigma has z as a term of its own",

@@ -8,15 +8,15 @@ import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
+from aurora_lora.lab.experiments.study import Study
 from aurora_lora.methods import Method
 from aurora_lora.text_table import TextTable
 from aurora_lora.training.recipe import Recipe
 
 WORDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Method: "name or section"}
-RECIPES = {"recipe": Recipe, "recipe of a subject": SubjectRecipe}
+RECIPES = {"recipe": Recipe, "recipe of a subject": SubjectRecipe, "study": Study}
 
 
 def recipe_fields() -> dict[str, str]:
@@ -64,7 +64,8 @@ def _parts(annotation: Any) -> list[Any]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    return next((one for one in _parts(annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    parts = [get_args(one)[0] if get_origin(one) is tuple else one for one in _parts(annotation)]
+    return next((one for one in parts if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _is(annotation: Any) -> str:
@@ -74,7 +75,10 @@ def _is(annotation: Any) -> str:
         if get_origin(one) is Literal:
             shown += [f"`{value}`" for value in get_args(one)]
         elif get_origin(one) is tuple:
-            shown.append(f"list of {_is(get_args(one)[0])}")
+            item = get_args(one)[0]
+            shown.append("list of sections" if _section(item) is not None else f"list of {_is(item)}")
+        elif dict in (one, get_origin(one)):
+            shown.append("section")
         elif isinstance(one, type) and issubclass(one, BaseModel):
             shown.append("name or section" if "name" in one.model_fields else "section")
         else:
@@ -83,11 +87,13 @@ def _is(annotation: Any) -> str:
 
 
 def _default(field: Any) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "must be given"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "as below"
-    if value is None or value == ():
+    if value is None:
         return "`null`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"

@@ -297,7 +297,8 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
 
 
 LLAMA_SHAPES = """
-    import importlib, resource, torch
+    import importlib, torch
+    from aurora_lora.training.memory import peak_memory, reset_peak_memory
     from peft import get_peft_model
     from torch import nn
     import aurora_lora
@@ -334,9 +335,10 @@ LLAMA_SHAPES = """
     if bypass:
         room = importlib.import_module("aurora_lora.deploy.calibrate")
         room.plan = lambda runner, targets, *rest, **more: [targets]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak_memory()
+    before = peak_memory()
     report = aurora_lora.calibrate(model, batches, max_memory=bound)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    peak = int((peak_memory() - before) * 2**20)
     print(len(report.layers), report.groups, peak)
 """
 

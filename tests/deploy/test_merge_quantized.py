@@ -492,7 +492,8 @@ def test_llama3_8b_is_planned_within_16_gib():
 
 
 PEAK = """
-import resource, sys, torch, warnings
+import sys, torch, warnings
+from aurora_lora.training.memory import peak_memory, reset_peak_memory
 warnings.simplefilter("ignore")
 import bitsandbytes as bnb
 from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model
@@ -519,11 +520,12 @@ batches = [0.1 * torch.randn(64, d)] * 2
 with torch.no_grad():
     model(batches[0])
     torch.linalg.cholesky_ex(torch.eye(64, dtype=torch.float64))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+reset_peak_memory()
+before = peak_memory()
 report = merge_quantized(model, batches, max_memory=bound)
 # beside the bound: the originals that unmerge gives back, and the new weights, 4 bits each, with their scales
 held = 2 * sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8) * 1.15
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+peak = (peak_memory() - before) * 2**20
 print(len(report.layers), report.passes, int(peak - held), f"{report.seconds:.1f}")
 """
 

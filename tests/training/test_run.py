@@ -304,6 +304,16 @@ def test_peak_memory_is_that_of_the_run() -> None:
     assert peak_memory() < before - 100
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    code = "from aurora_lora.training.memory import peak_memory; print(peak_memory())"
+    with mmap.mmap(-1, 1536 * 2**20) as large:
+        large.write(bytes([1]) * len(large))
+        started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(started.stdout) < 1536
+
+
 def test_the_peak_before_an_interruption_counts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(), ["training.eval_every=1"])
     with pytest.raises(KeyboardInterrupt):

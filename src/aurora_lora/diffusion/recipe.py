@@ -32,9 +32,9 @@ Prompt = Annotated[str, Field(min_length=1)]
 class SubjectSection(Section):
     """The subject, and how its images are cut."""
 
-    name: Literal["dreambooth"] = "dreambooth"
+    name: Literal["dreambooth"]
     images: Annotated[str, Field(min_length=1)]
-    """A folder of images, or a data set of the hub."""
+    """A folder of images (.bmp, .jpeg, .jpg, .png, .webp, not in folders below), or a data set of the hub."""
     subject: str | None = None
     """The data set's configuration."""
     prompt: Prompt
@@ -42,7 +42,7 @@ class SubjectSection(Section):
     identifier: Prompt = "sks"
     """A word that hardly means anything yet. It takes the place of `[V]` in every prompt."""
     resolution: Annotated[int, Field(gt=0, le=2**16, multiple_of=8)] = 1024
-    """Side of the square images, in pixels."""
+    """Side of the square images, in pixels: a multiple of 8."""
     crop: Literal["random", "center"] = "random"
     """Where a square is cut from an image whose shorter side was resized to the resolution."""
     flip: bool = False
@@ -70,7 +70,7 @@ class DiffusionTrainingSection(Section):
 
     steps: Size = 500
     batch_size: Size = 1
-    """Images of the subject in a forward pass of one process; several share out a step, see `training.batches`."""
+    """Images of the subject in a forward pass of one process; several share out a step (docs/trainers.md)."""
     gradient_accumulation_steps: Size = 4
     learning_rate: Rate = 1e-4
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -93,15 +93,16 @@ class DiffusionTrainingSection(Section):
 
 
 class ValidationSection(Section):
-    """Images generated while it trains."""
+    """Images generated while it trains, and how all images are generated."""
 
     prompts: Annotated[tuple[Prompt, ...], Field(strict=False)] = ()
     """The prompt of the task if empty."""
     every: Size = 100
     """Steps."""
     inference_steps: Size = 25
+    """Also of the images of the class, of the forms and of the scores, and the default of `aurora generate`."""
     guidance_scale: Number = 5.0
-    """Of classifier-free guidance; up to 1 is none."""
+    """Of classifier-free guidance, of the same images; up to 1 is none."""
     noise_samples: Size = 32
     """Noised images for the error of the noise prediction, the same ones each time."""
 
@@ -124,7 +125,7 @@ class DiffusionCalibrationSection(Section):
     examples: Size = 64
     batch_size: Size = 4
     ridge: Number = 1e-4
-    """The least lambda of `calibrate`."""
+    """The least strength of the ridge of `calibrate`: each layer chooses its own from there up."""
 
 
 class SubjectRecipe(RunRecipe):

@@ -40,7 +40,7 @@ class OwnFields(BaseModel):
     test_data: str | None = None
     """The same for the test."""
     config: str | None = None
-    """Of a data set of the hub: its configuration."""
+    """Of a data set of the hub, or of a folder whose README.md has `configs`: its configuration."""
     revision: str | None = None
     """Of a data set of the hub: a branch, a tag or a commit."""
     encoding: str | None = None

@@ -40,26 +40,31 @@ class TaskSection(OwnFields, Section):
     train_size: Size | None = None
     """`null`: all that is left after validation and test."""
     validation_size: Size | None = None
-    """`null`: the task's own choice, as for the fields below; where the data comes with splits, the whole split."""
+    """`null`: the task's own choice; where the data comes with splits, the whole split."""
     test_size: Size | None = None
-    """Of each test set."""
+    """Of each test set; `null` as for validation."""
     split_seed: Seed = 0
     max_length: Size | None = None
-    """Tokens; longer texts are cut. Not for images."""
+    """Tokens; longer texts are cut. Not for images. `null`: 128; for questions with choices
+    256, for conversations 1,024."""
     test_sets: Names | None = None
-    """Which of the task's test sets to score."""
+    """Which of the task's test sets to score; `null`: all."""
     prompt: str | None = None
-    """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text."""
+    """Multiple choice: `instruction`, LLM-Adapters' form, or `cloze`, where the choice goes on with the text.
+    `null`: `cloze`; of `commonsense` `instruction`."""
     scorer: Literal["choices", "generated"] | None = None
-    """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only)."""
+    """Multiple choice: by the likelihood of the choices, or by what the model writes as well (test sets only), which
+    needs `prompt: instruction`. `null`: `choices`."""
     loss_on: Literal["all", "answer"] | None = None
-    """Multiple choice and conversations: train on the whole text or on the answers alone."""
+    """Multiple choice and conversations: train on the whole text or on the answers alone. `null`: the whole text of a
+    question, the answers of a conversation."""
     chat_template: str | None = None
     """Conversations: a file (Jinja), or `chatml`; `null`: the tokenizer's own."""
     packing: bool | None = None
     """Conversations: several in a row of `max_length` tokens, each by itself."""
     augment: Augment | None = None
-    """Images: what is done to those that are trained on. `null`: the task's own; `none`: nothing."""
+    """Images: what is done to those that are trained on. `null`: the task's own, of your own images
+    `crop-flip`; `none`: nothing."""
     teacher: str | None = None
     """Folder of a finished run of the same model: learn its last hidden states in place of the labels. The score is the
     share of its effect that is captured, on held-out texts. Classification and regression only."""
@@ -145,7 +150,8 @@ def _task_of(name: str, values: Mapping[str, Any]) -> Task:
 
 
 class ReferenceSection(Section):
-    """Another method, trained beside this one on the same data; what is not given is as in the recipe."""
+    """Another method, trained beside this one on the same data; what is not given is as in the recipe, but the
+    head's rate, which is then a `learning_rate` that is given here."""
 
     method: BoundMethod
     epochs: Size | None = None

@@ -54,7 +54,8 @@ class ModelSection(Section):
     quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     dtype: Precision | None = None
-    """Of the frozen weights; `null`: `training.precision`. `fp32` keeps them exact while a lower one is computed in."""
+    """Of the frozen weights; `null`: `training.precision`. `fp32`, the only other value, keeps them exact while a lower
+    precision is computed in. Not with `quantization`."""
     attention: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = None
     """Transformers' implementation of attention; `null`: its own choice."""
 
@@ -98,7 +99,8 @@ class TrainingSection(Section):
     epochs: Size = 3
     batch_size: Size = 32
     """Examples of a forward pass in one process. A step takes `gradient_accumulation_steps` of them, and as many
-    examples on any number of processes: each does its share; see `training.batches`."""
+    examples on any number of processes: each does its share
+    (docs/trainers.md)."""
     eval_batch_size: Size = 64
     """Of each process."""
     learning_rate: Rate = 5e-3
@@ -145,7 +147,7 @@ class TrainingSection(Section):
     threads: Threads | None = None
     """CPU threads; `null` leaves the choice to PyTorch."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that read and transform images beside the training; 0 is none."""
+    """Processes that load examples beside the training; 0 is none."""
     save_updates: bool = False
     """Keep each epoch's update of the weights, as its factors, in `updates/`; not the reference's."""
 
@@ -163,4 +165,4 @@ class CalibrationSection(Section):
     examples: Size = 256
     batch_size: Size = 32
     ridge: Number = 1e-4
-    """The least lambda of `calibrate`."""
+    """The least strength of the ridge of `calibrate`: each layer chooses its own from there up."""

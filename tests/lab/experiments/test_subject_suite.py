@@ -8,7 +8,7 @@ import pytest
 
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.lab.experiments.estimate import describe, estimate
-from aurora_lora.lab.experiments.estimate_diffusion import images
+from aurora_lora.lab.experiments.estimate_diffusion import images, memory, trained_parameters
 from aurora_lora.lab.experiments.jobs import run_job
 from aurora_lora.lab.experiments.machines import GPUS
 from aurora_lora.lab.experiments.paper import SUITES
@@ -16,6 +16,7 @@ from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare
+from aurora_lora.methods import METHODS
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -53,6 +54,16 @@ def test_figure_4_has_the_papers_settings(tmp_path: Path) -> None:
     }
     smoke = load_any("figure4/smoke")
     assert smoke.task.images == "diffusers/dog-example"
+
+
+def test_weights_that_are_loaded_in_float32_are_planned_so(tmp_path: Path) -> None:
+    """Where biases of the model are trained, whatever the precision of the training."""
+    lora = next(job.recipe for job in prepare("figure4", "hub", tmp_path).jobs.values())
+    assert isinstance(lora, SubjectRecipe)
+    bias = lora.model_copy(update={"method": METHODS["lora"].bind({**lora.method.options, "bias": "lora_only"})})
+    assert (lora.weights_precision, bias.weights_precision) == ("fp16", "fp32")
+    frozen = trained_parameters(lora).total
+    assert memory(bias) - memory(lora) > 1.99 * frozen
 
 
 def test_the_plan_counts_without_weights(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ...training.models import check_positions, load_processor
 from ...training.recipe import Recipe, RunRecipe
 from ...training.storage import check_recipe
 from . import flops, shapes, text_lengths
-from .architectures import architecture
+from .architectures import architecture, positions
 from .estimate import Estimate, NotEstimatedError, estimate, record_of, trained_parameters
 from .fitting import fitting
 from .machines import Machine, here, named
@@ -136,14 +136,14 @@ def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str
         of_a_step = min(training.batch_size * training.gradient_accumulation_steps, rows)
         found["steps"] = {"epoch": an_epoch, "all": an_epoch * training.epochs, "examples": of_a_step}
     if data is not None and (lengths := data.lengths.get("train")):
-        positions = flops.positions(architecture(recipe.model).get_text_config())
+        most = positions(architecture(recipe.model).get_text_config())
         cut, looked_at = record.get("cut", {"texts": {}})["texts"].get("train", (None, len(lengths)))
         found["texts"] = {
             "mean": math.fsum(lengths) / len(lengths),
-            "padded": text_lengths.padded(recipe, training.batch_size, positions, sizes),
-            "longest": text_lengths.longest(recipe, positions, sizes),
+            "padded": text_lengths.padded(recipe, training.batch_size, most, sizes),
+            "longest": text_lengths.longest(recipe, most, sizes),
             "cut": cut,
             "looked_at": looked_at,
-            "max_length": text_lengths.limit(recipe, positions),
+            "max_length": text_lengths.limit(recipe, most),
         }
     return found

@@ -24,7 +24,7 @@ from ...methods import ParameterCounts
 from ...tasks.loading import reason
 from ...training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
-from .architectures import architecture, image_tokens, is_stored_quantised
+from .architectures import architecture, image_tokens, is_stored_quantised, positions
 from .engines import DAY
 from .flops import Hours
 from .machines import GPUS, PROCESS_GB, Machine, here, named
@@ -126,7 +126,7 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     """
     training, config = recipe.training, architecture(recipe.model).get_text_config()
     own, kept = shapes.weights(recipe, sizes), shapes.step_shapes(recipe, sizes)
-    longest = image_tokens(config) or text_lengths.longest(recipe, flops.positions(config), sizes)
+    longest = image_tokens(config) or text_lengths.longest(recipe, positions(config), sizes)
     batch = min(training.batch_size, text_lengths.examples(recipe, "train", sizes) or training.batch_size)
     tokens = batch * longest
     layers, inner = config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)

@@ -66,7 +66,8 @@ def memory(recipe: SubjectRecipe) -> float:
     params, training = trained_parameters(recipe), recipe.training
     _, kept = _measure(recipe.model, recipe.task.resolution // SHRINKS, training.gradient_checkpointing)
     frozen = params.total - params.adapter + AUTOENCODER
-    return WIDTH[training.precision] * (frozen + kept * _images_of_a_pass(recipe)) + 16 * params.adapter
+    held = WIDTH[training.precision] * kept * _images_of_a_pass(recipe)
+    return WIDTH[recipe.weights_precision] * frozen + held + 16 * params.adapter
 
 
 def hours(recipe: SubjectRecipe, machine: Machine) -> Hours:
@@ -84,7 +85,7 @@ def hours(recipe: SubjectRecipe, machine: Machine) -> Hours:
         evaluation=held * one,
         calibration=CALIBRATION * calibrations * one,
         generation=images(recipe) * drawing * one,
-        loading=loading(WIDTH[training.precision] * trained_parameters(recipe).total),
+        loading=loading(WIDTH[recipe.weights_precision] * trained_parameters(recipe).total),
     )
 
 

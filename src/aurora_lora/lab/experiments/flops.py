@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
 from ...forms import CALIBRATED
 from ...training.choices import BEAMS, NEW_TOKENS
 from ...training.recipe import Recipe
 from . import shapes, text_lengths
-from .architectures import architecture, image_tokens
+from .architectures import architecture, image_tokens, positions
 from .machines import Machine
 from .text_lengths import Sizes
 
@@ -50,12 +49,6 @@ class Hours:
 
     def __add__(self, other: Hours) -> Hours:
         return Hours(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
-
-def positions(config: Any) -> int | None:
-    """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
-    most: int | None = getattr(config, "max_position_embeddings", None)
-    return most
 
 
 def steps_of_an_epoch(recipe: Recipe, examples: int) -> int:

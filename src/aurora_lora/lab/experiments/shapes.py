@@ -30,7 +30,7 @@ from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.recipe import Recipe
 from ...tuner.naming import ALL_LINEAR
-from .architectures import architecture, image_tokens
+from .architectures import architecture, image_tokens, positions
 from .saved_tensors import SavedTensors, fused_attention, to_fake
 from .text_lengths import Sizes
 
@@ -257,8 +257,8 @@ def _config(model: nn.Module) -> Any:
 
 def _text(config: Any) -> int:
     """Tokens of a text to count with; RoBERTa keeps the first positions for padding."""
-    positions = getattr(config, "max_position_embeddings", None) or TEXT
-    return min(TEXT, positions // 2) if positions > 0 else TEXT  # XLNet has -1
+    most = positions(config)
+    return TEXT if most is None else min(TEXT, most // 2)
 
 
 def _line(found: list[int], unit: int) -> tuple[float, float]:

@@ -92,12 +92,13 @@ class Tuning(Section):
     budget: Size
     """Runs for each setting."""
     space: Space
-    """Dotted fields of the recipe, each with its values or a range."""
+    """Dotted fields of the recipe, each with a list of values, or a range: `{low: 1e-4, high: 1e-2, log: true}`."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
+    """Of Optuna. A grid takes lists alone, and the budget is the number of its points."""
     seed: Seed = 0
     """Of the runs, and of the sampler."""
     metric: str | None = None
-    """Of the validation scores: what the values are chosen by; the task's own if None."""
+    """Of the validation scores: what the values are chosen by; `null`: the task's own."""
     each_form: bool = False
     """Whether each form of AuroRA has the values that its own validation scores choose, and not those of the deployed
     form; every distinct choice is run over the seeds."""
@@ -132,6 +133,7 @@ class Setting(Section):
 
     name: Annotated[str, Field(min_length=1)]
     method: str | dict[str, Any]
+    """As in a recipe."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """Other fields of the recipe that differ from the base, by dotted name."""
     space: Space | None = None
@@ -167,11 +169,13 @@ class Question(Section):
     """A question that the study answers by a difference: the first less the second, paired by seed."""
 
     ask: Annotated[str, Field(min_length=1)]
+    """As a page prints it."""
     first: Side
+    """A setting by its name, or `{setting: NAME, form: FORM}`; so is the second."""
     second: Side
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Within which the two count as equivalent, as the study's metric is shown: 0.5 is half a point of accuracy. If
-    None, 1 point of a metric in percent, and no such answer by others."""
+    """Within which the two count as equivalent, as the study's metric is shown: 0.5 is half a point of accuracy.
+    `null`: 1 point of a metric in percent, and no such answer by others."""
     same_runs: bool = False
     """Whether both sides, forms of one setting, are scored in the runs that the first side's form chose: what a merge
     of these runs costs. Otherwise each form has the runs of its own choice."""
@@ -195,6 +199,7 @@ class Study(Section):
 
     name: Annotated[str, Field(min_length=1)]
     base: dict[str, Any]
+    """What all recipes have: any field of a recipe but `method`."""
     tuning: Tuning
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0, 1, 2, 3, 4)
     split_by_seed: bool = False
