@@ -247,3 +247,13 @@ def test_what_rounds_to_zero_has_no_sign_but_at_the_end_of_an_interval() -> None
     ]
     assert (metric.shown(-0.0004), metric.shown(-0.0004, "+"), metric.difference(None)) == ("0.0", "-0.0", NOT_FINITE)
     assert METRICS["nll"].difference(-0.0004) == "0.000"
+
+
+def test_the_axis_of_a_figure_names_the_unit_and_the_better_side() -> None:
+    found = {name: METRICS[name].axis for name in ("accuracy", "unanswered", "nll")}
+    assert found == {
+        "accuracy": "accuracy, %",
+        "unanswered": "unanswered, %, less is better",
+        "nll": "neg. log-likelihood, less is better",
+    }
+    assert (METRICS["accuracy"].sign, METRICS["nll"].sign) == (1, -1)

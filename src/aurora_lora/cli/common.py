@@ -273,9 +273,9 @@ def importing() -> Iterator[None]:
 
 def make_models(names: Sequence[str]) -> None:
     """Pretrain those of the models that are pretrained here and have not been yet."""
-    from aurora_lora.tasks.models import MODELS, PretrainedHere
+    from aurora_lora.tasks.models import is_missing
 
-    missing = [name for name in names if isinstance(made := MODELS.get(name), PretrainedHere) and not made.is_there]
+    missing = list(filter(is_missing, names))
     if not missing or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return  # under `accelerate launch`, the error of the model that is not there names the command
     from aurora_lora.training.pretrain import ensure

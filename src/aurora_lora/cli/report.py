@@ -9,7 +9,7 @@ import typer
 
 from aurora_lora.errors import UserError
 
-from .common import print_tables, stdout
+from .common import print_tables, say_written, stdout
 
 
 def report(
@@ -76,7 +76,7 @@ def report(
         insert(into, "forms", table)
         print(f"wrote the table into {into}")
     if saved:
-        print("wrote " + ", ".join(map(str, saved)))
+        say_written(saved)
 
 
 def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: Path | None, only: list[str]) -> None:
@@ -90,6 +90,6 @@ def _page_and_figures(runs: list[Path], html: Path | None, title: str, figures: 
         print(f"wrote {html}")
     if figures is not None:
         written, left_out = write_figures(sections, figures, only)
-        print("wrote " + ", ".join(map(str, written)))
+        say_written(written)
         for line in left_out:
             print(line)

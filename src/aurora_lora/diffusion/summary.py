@@ -10,7 +10,7 @@ from ..tasks.metrics import METRICS
 from ..training.results import examples_scored, score_table
 from ..training.run import Run
 from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
-from ..training.summary import parameters, print_table
+from ..training.summary import parameters, print_table, rate
 from .run import FORMS, GRID, IMAGES
 
 
@@ -22,7 +22,7 @@ def print_subject_run(console: Console, run: Run) -> None:
     console.print(parameters(result), highlight=False)
     took, epochs = result["time"], result["epochs"]
     console.print(
-        f"{epochs[-1]['step']} steps; {took['train_s']:.0f} s of training, {took['samples_per_s']:.2g} images/s; "
+        f"{epochs[-1]['step']} steps; {took['train_s']:.0f} s of training, {rate(took['samples_per_s'])} images/s; "
         f"noise error {METRICS['noise_error'].shown(epochs[0]['validation']['noise_error'])} before it",
         highlight=False,
     )

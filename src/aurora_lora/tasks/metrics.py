@@ -33,6 +33,11 @@ class Metric:
     short: str = ""
 
     @property
+    def sign(self) -> int:
+        """What makes more of a value the better."""
+        return -1 if self.lower_is_better else 1
+
+    @property
     def scale(self) -> int:
         """What a value is multiplied by to be shown."""
         return 100 if self.percent else 1
@@ -50,9 +55,8 @@ class Metric:
     @property
     def axis(self) -> str:
         """The label of a figure's axis."""
-        if self.lower_is_better:
-            return f"{self.title}, less is better"
-        return f"{self.title}, %" if self.percent else self.title
+        parts = [self.title, *(["%"] if self.percent else []), *(["less is better"] if self.lower_is_better else [])]
+        return ", ".join(parts)
 
     def shown(self, value: float | None, sign: str = "") -> str:
         """A value for people; `sign="+"` for an end of an interval of differences, on one side of zero or the other."""

@@ -168,6 +168,12 @@ MODELS: dict[str, ModelSource | PretrainedHere] = {
 }
 
 
+def is_missing(name: str) -> bool:
+    """Whether it is a model that is pretrained here and has not been yet."""
+    made = MODELS.get(name)
+    return isinstance(made, PretrainedHere) and not made.is_there
+
+
 def resolve_model(name: str) -> str:
     """What to hand to `from_pretrained` for a model name: a folder or a hub id.
 

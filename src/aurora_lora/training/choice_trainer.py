@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..meanwhile import meanwhile
 from .choices import Questions, choice_scores, generated_choices, learned_positions, takes
 from .recipe import Recipe
 from .trainer import RecipeTrainer
@@ -59,11 +60,8 @@ class ChoiceTrainer(LanguageTrainer):
         self.generate = task.scorer == "generated" and split in (task.test_sets or ())
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
-        for_training, self.data_collator = self.data_collator, self.questions
-        try:
+        with meanwhile([self], data_collator=self.questions):
             loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = for_training
         return loader
 
     def prediction_step(

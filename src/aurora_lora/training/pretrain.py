@@ -14,7 +14,7 @@ from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 from .. import files, folders
 from ..errors import UserError, unknown
 from ..extras import extra
-from ..tasks.models import MODELS, PretrainedHere
+from ..tasks.models import MODELS, PretrainedHere, is_missing
 from .build import load_trained_model
 from .finished_run import load_run
 from .reading import validate
@@ -59,8 +59,7 @@ def pretrain(name: str, callbacks: Callbacks = tuple) -> Path:
 def ensure(models: Sequence[str], callbacks: Callable[[str], Callbacks] = lambda name: tuple) -> None:
     """`pretrain` those of the models that are pretrained here and have not been yet."""
     for name in dict.fromkeys(models):
-        made = MODELS.get(name)
-        if isinstance(made, PretrainedHere) and not made.is_there:
+        if is_missing(name):
             pretrain(name, callbacks(name))
 
 

@@ -61,6 +61,11 @@ def name_of(section: str, data: Any) -> Any:
     return found.get("name") if isinstance(found, Mapping) else found
 
 
+def is_result(value: Any) -> bool:
+    """Whether a value that was read from a file is the result of a run."""
+    return isinstance(value, Mapping) and {"schema", "recipe", "metric"} <= value.keys()
+
+
 def task_name(data: Any) -> Any:
     """The name of the task in a recipe's plain values, or None."""
     return name_of("task", data)

@@ -43,15 +43,15 @@ def print_run(console: Console, run: Run) -> None:
     chosen, took = result["metric"]["selected_by"], result["time"]
     console.print(
         f"best epoch {chosen['epoch']:g} of {result['recipe']['training']['epochs']}, by validation {chosen['name']}; "
-        f"{took['train_s']:.0f} s of training, {_rate(took['samples_per_s'])} examples/s",
+        f"{took['train_s']:.0f} s of training, {rate(took['samples_per_s'])} examples/s",
         highlight=False,
     )
     for path in written(run):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def _rate(value: float) -> str:
-    """Of a large model on a CPU it is below 1."""
+def rate(value: float) -> str:
+    """So many a second, for people: of a large model on a CPU it is below 1."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 

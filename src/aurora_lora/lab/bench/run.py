@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from ...cores import usable_cores
 from ...deploy.export_file import DTYPES
 from ...errors import ArgumentError, UserError, unknown
 from ...files import check_writable, read_json, write_json
 from ...folders import clear_leftovers
+from ...meanwhile import meanwhile
 from ...ops import dispatch
 from ...training.environment import device as device_name
 from ...training.environment import git_commit, versions
@@ -135,7 +137,7 @@ def run_unit(unit: Unit, settings: Settings, progress: Progress) -> Record:
             "settings": as_json(settings),
             **found,
             "environment": {
-                "device": device_name() if settings.device != "cpu" else f"{_processor()}, {os.cpu_count()} cores",
+                "device": device_name() if settings.device != "cpu" else f"{_processor()}, {usable_cores()} cores",
                 "load_before": load,
                 "platform": platform.platform(),
                 "versions": versions(),
@@ -203,23 +205,12 @@ def _scaling(settings: Settings, progress: Progress) -> Record:
 def _with_operator(case: Case) -> dict[str, Any]:
     """The counts of a training step with sigma as a fused kernel, as on CUDA. No times: they are CUDA's."""
     found = {}
-    with _operators_everywhere():
+    with meanwhile([dispatch], triton_serves=lambda *_: True):  # also where the package would not: they run on a CPU
         for name in ("lora-r8", "aurora-dynamic", "aurora-static"):
             step = TrainingStep(build(VARIANTS[name], case, training=True), case)
             step()  # what is made once
             found[name] = count_step(step)
     return found
-
-
-@contextmanager
-def _operators_everywhere() -> Iterator[None]:
-    """Chooses the operators also where the package would not: they have a side for the CPU."""
-    triton_serves = dispatch.triton_serves
-    dispatch.triton_serves = lambda *_: True  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        dispatch.triton_serves = triton_serves
 
 
 def _processor() -> str:

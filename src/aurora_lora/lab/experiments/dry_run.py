@@ -13,7 +13,7 @@ from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...tasks.access import check_access
-from ...tasks.models import MODELS, PretrainedHere
+from ...tasks.models import is_missing
 from ...training.contamination_guard import check_contamination
 from ...training.data import Data, load_data, notes
 from ...training.distributed import check_precision, state
@@ -57,7 +57,7 @@ def dry_run(
         check_recipe(output, recipe)
     data = None
     if isinstance(recipe, Recipe):
-        if _is_missing(recipe.model):
+        if is_missing(recipe.model):  # has no processor of images yet
             say([f"{recipe.model} is pretrained first, and what makes its images is not there yet: no data are loaded"])
         else:
             data = _load(recipe, machine == here())
@@ -91,12 +91,6 @@ def _needs(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> dict[str
             raise
         unknown = record_of(Estimate(trained_parameters(recipe, sizes), 0.0, None), machine)
         return {**unknown, "memory_gb": None, "fits": None, "why": str(error)}
-
-
-def _is_missing(model: str) -> bool:
-    """A model that a training would make first has no processor of images yet."""
-    made = MODELS.get(model)
-    return isinstance(made, PretrainedHere) and not made.is_there
 
 
 def _load(recipe: Recipe, is_here: bool) -> Data:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...tasks.dreambooth import DREAMBOOTH
-from ...training.reading import override, task_name, validate, validate_as
+from ...training.reading import is_result, override, task_name, validate, validate_as
 from ...training.recipe import Recipe, RunRecipe
 from .recipes import Found, find
 
@@ -41,7 +41,7 @@ def as_recipe(values: Any, source: str) -> RunRecipe:
     Raises:
         UserError: a value is wrong; one line for each mistake.
     """
-    if isinstance(values, Mapping) and {"schema", "recipe", "metric"} <= values.keys():
+    if is_result(values):
         raise UserError(f"{source}: this is the result of a run, not a recipe: recipe.yaml beside it is one")
     if task_name(values) == DREAMBOOTH.name:
         return validate_as(SubjectRecipe, values, source)

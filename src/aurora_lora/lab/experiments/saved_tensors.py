@@ -8,11 +8,13 @@ softmax's sums, not the attention matrix.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ...meanwhile import meanwhile
 
 
 class SavedTensors:
@@ -114,12 +116,6 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
     return out
 
 
-@contextmanager
-def fused_attention() -> Iterator[None]:
+def fused_attention() -> AbstractContextManager[None]:
     """Within this context, PyTorch's attention computes no numbers and keeps what a fused kernel would keep."""
-    own = nn.functional.scaled_dot_product_attention
-    nn.functional.scaled_dot_product_attention = _attention
-    try:
-        yield
-    finally:
-        nn.functional.scaled_dot_product_attention = own
+    return meanwhile([nn.functional], scaled_dot_product_attention=_attention)

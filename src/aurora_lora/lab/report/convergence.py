@@ -45,7 +45,7 @@ def convergence_note(found: Sequence[Group]) -> str:
 
 def _gains(group: Group) -> list[tuple[float, float]]:
     """Of each run of a setting with several seeds, what its last epoch gained, and the spread."""
-    sign = -1 if metric_named(group.selected_by).lower_is_better else 1
+    sign = metric_named(group.selected_by).sign
     last = [entries[-2:] for run in group.runs if len(entries := _scored(run, group.selected_by)) > 1]
     if len(last) < 2:
         return []

@@ -88,7 +88,7 @@ class Group:
         """How good the mean of the scores is that the runs were selected by; minus infinity where none is a number."""
         found = [run["metric"]["selected_by"].get("value") for run in self.runs]
         numbers = finite(found)
-        sign = -1 if metric_named(self.selected_by).lower_is_better else 1
+        sign = metric_named(self.selected_by).sign
         return sign * statistics.fmean(numbers) if numbers else -math.inf
 
     @property

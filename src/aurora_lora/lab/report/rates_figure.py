@@ -120,7 +120,7 @@ def _limits(tried: Sequence[Tried], metric: Metric) -> tuple[float, float]:
     """Where the score's axis ends, at its bad end and its good one. A rate that is too high may score any number, and
     would leave no room for the rest: what is much farther behind than the settings' best, and most scores, is beyond.
     """
-    sign = -1 if metric.lower_is_better else 1
+    sign = metric.sign
     scores = [[sign * metric.scale * score for score in one.numbers] for one in tried if one.numbers]
     if not scores:
         raise UserError("score against learning rate needs a trial with a score")
@@ -132,7 +132,7 @@ def _limits(tried: Sequence[Tried], metric: Metric) -> tuple[float, float]:
 
 def _draw(ax: Axes, one: Tried, metric: Metric, worst: float, look: Mapping[str, Any], *, marks: bool = True) -> None:
     """A setting's line; a cross on the edge is a trial beyond it, or one without a score."""
-    sign = -1 if metric.lower_is_better else 1
+    sign = metric.sign
     shown = {rate: math.nan if score is None else metric.scale * score for rate, score in one.scores.items()}
     beyond = [rate for rate, score in shown.items() if not sign * score >= sign * worst]
     line = {key: value for key, value in look.items() if key not in ("marker", "markerfacecolor")}

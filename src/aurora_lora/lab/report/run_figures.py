@@ -31,7 +31,6 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     Bars are 95% intervals over the seeds.
     """
     known = metric_named(metric)
-    sign = 1 if known.lower_is_better else -1
     rows = [
         (group, scores)
         for several in chosen(found).values()
@@ -40,7 +39,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     ]
     if not rows:
         raise UserError(f"no run has a finite {known.axis}")
-    rows.sort(key=lambda row: sign * statistics.fmean(row[1]))
+    rows.sort(key=lambda row: -known.sign * statistics.fmean(row[1]))
     names = [group.with_form(group.label) for group, _ in rows]
     beside = max(map(len, names)) + max(len(group.counted) for group, _ in rows)
     figure, (ax,) = new_figure(1, max(WIDTH, LEAST_PLOT + LETTER * beside), 1.5 + 0.2 * len(rows))

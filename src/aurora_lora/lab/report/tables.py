@@ -14,6 +14,7 @@ from ...files import NOT_FINITE, write_text
 from ...forms import REFERENCE_FORM, form_named
 from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
+from ...training.reading import is_result
 from ...training.results import check_result, parse_json
 from ...training.storage import RESULT, differences, flatten
 from ..experiments.recipe_kinds import as_recipe
@@ -73,10 +74,9 @@ def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
         if must_be:
             raise UserError(f"{path} cannot be read: {error}") from error
         return []
-    is_result = isinstance(value, dict) and {"schema", "recipe", "metric"} <= value.keys()
-    if must_be and not is_result:
+    if must_be and not is_result(value):
         raise UserError(f"{path} is not a result of aurora train")
-    return [(path, check_result(value, str(path)))] if is_result else []
+    return [(path, check_result(value, str(path)))] if is_result(value) else []
 
 
 def by_learning_rate(results: Sequence[Result]) -> dict[float, list[Result]]:
