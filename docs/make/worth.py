@@ -88,10 +88,9 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 def _draw(ax: Axes, place: int, one: Answer) -> None:
     scale = metric_named(one.metric).scale
     look: dict[str, Any] = {"color": GREY, "marker": "o", "markerfacecolor": "white"}
-    if one.verdict.startswith(("better", "worse")):
-        better = one.verdict.startswith("better")
-        shape = "^" if better else "v"
-        look = {"color": colour("aurora" if better else "lora"), "marker": shape}
+    if one.side:
+        better = one.side == "better"
+        look = {"color": colour("aurora" if better else "lora"), "marker": "^" if better else "v"}
     ends = [] if one.low is None or one.high is None else [scale * one.low, scale * one.high]
     ax.plot(ends, [place] * len(ends), "-", color=look["color"], linewidth=1.6)
     for end in ends:
@@ -109,16 +108,18 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
         case: of `CASES`.
     """
     table = TextTable("", ["study", "first", "second", "difference", "95% interval", "first vs second"], align="lllrrl")
+    sides: list[str] = []
     for study, asked in CASES[case].items():
-        by_question: dict[str, list[list[str]]] = {}
+        by_question: dict[str, list[tuple[str, Answer]]] = {}
         for heading, found in _by_its_metrics(summaries[study]) if study in summaries else ():
             for one in found:
-                by_question.setdefault(one.ask, []).append([f"{study}, {heading}", one.first, one.second, *one.cells()])
-        table.rows += [row for name in asked for row in by_question.get(name, ())]
-    verdicts = [row[-1] for row in table.rows]
-    better, worse = (sum(verdict.startswith(word) for verdict in verdicts) for word in ("better", "worse"))
+                by_question.setdefault(one.ask, []).append((f"{study}, {heading}", one))
+        shown = [row for name in asked for row in by_question.get(name, ())]
+        table.rows += [[heading, one.first, one.second, *one.cells()] for heading, one in shown]
+        sides += [one.side for _, one in shown]
+    better, worse = (sides.count(side) for side in ("better", "worse"))
     return (
-        f"{table.markdown()}\n\nIntervals: {len(verdicts)}, not corrected for their number; the first is better in "
+        f"{table.markdown()}\n\nIntervals: {len(sides)}, not corrected for their number; the first is better in "
         f"{better}, worse in {worse}."
     )
 
@@ -150,14 +151,9 @@ def without_seed(summaries: Mapping[str, Mapping[str, Any]], studies: Sequence[s
         for one in answers(summary):
             asked += 1
             other = less[one.ask]
-            if _side(one) != _side(other):
+            if one.side != other.side:
                 table.rows.append([study, one.first, one.second, *one.cells()[:2], *other.cells()[:2]])
     return f"{table.markdown()}\n\n{len(table.rows)} of {asked} answers."
-
-
-def _side(one: Answer) -> str:
-    """Better, worse or nothing."""
-    return next((side for side in ("better", "worse") if one.verdict.startswith(side)), "")
 
 
 def _without(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -40,16 +40,22 @@ class Answer:
     margin: float | None = None
 
     @property
+    def side(self) -> str:
+        """`better` or `worse`, of the first, where the interval is on one side of 0; else nothing."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return ""
+        return "worse" if (self.high < 0) != metric_named(self.metric).lower_is_better else "better"
+
+    @property
     def verdict(self) -> str:
         """What the interval says of the first: better or worse where it is on one side of 0, and that it is so within
         the margin only; equivalent where it is on both sides, all within the margin; else no significant difference."""
         if self.low is None or self.high is None:
             return "not known: one seed"
         within = self._within(self.low, self.high)
-        if self.low <= 0 <= self.high:
+        if not self.side:
             return f"equivalent {within}" if within else "no significant difference"
-        side = "worse" if (self.high < 0) != metric_named(self.metric).lower_is_better else "better"
-        return f"{side}, {within}" if within else side
+        return f"{self.side}, {within}" if within else self.side
 
     def _within(self, low: float, high: float) -> str:
         """`within 1 point`, where all of the interval is; else nothing."""
