@@ -24,6 +24,7 @@ from torch import Tensor
 
 import aurora_lora
 from aurora_lora.files import write_json
+from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B
 from aurora_lora.methods.start import PROBED
 from aurora_lora.training.data import load_data
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
@@ -44,19 +45,6 @@ TASK = {
     "max_length": 96,
     "loss_on": "answer",
 }
-LLAMA = (
-    32,
-    {
-        "q_proj": (4096, 4096),
-        "k_proj": (4096, 1024),
-        "v_proj": (4096, 1024),
-        "o_proj": (4096, 4096),
-        "gate_proj": (4096, 14336),
-        "up_proj": (4096, 14336),
-        "down_proj": (14336, 4096),
-    },
-)
-"""Blocks of LLaMA3-8B, and (d_in, d_out) of a block's projections."""
 Batch = dict[str, Tensor]
 
 
@@ -118,7 +106,7 @@ def _peak(what: str, examples: int) -> float:
 def llama(examples: int, tokens: int) -> dict[str, Any]:
     """By the shapes: a weight costs 2 operations for each token forward and 2 backward, and twice that for the sketch's
     columns."""
-    blocks, shapes = LLAMA
+    blocks, shapes = LLAMA3_8B.blocks, LLAMA3_8B.layers()
     columns = MOST + 8
     widths = blocks * sum(d_in + d_out for d_in, d_out in shapes.values())
     weights = blocks * sum(d_in * d_out for d_in, d_out in shapes.values())

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from aurora_lora.forms import DYNAMIC, STATIC
-from aurora_lora.lab.report.answers import Answer
+from aurora_lora.lab.report.answers import MARGIN, Answer
 from aurora_lora.lab.report.colours import GREY, colour
 from aurora_lora.lab.report.figures import legend, new_figure
 from aurora_lora.lab.report.groups import half_interval, interval
@@ -34,8 +34,6 @@ LOOKS = {
     "aurora-relu": {"color": colour("aurora", STATIC), "marker": "^", "linestyle": "-."},
     "mlp": {"color": colour("adapter"), "marker": "D", "linestyle": ":"},
 }
-MARGIN = 1.0
-"""In points: differences within it count as equivalent; chosen before the runs."""
 RIVALS = {"minus the head alone": HEAD, "minus LoRA": "lora", "minus the bottleneck": "mlp"}
 MERGED = "merged, minus the head alone"
 
@@ -145,8 +143,8 @@ def skip_table(runs: Sequence[Run]) -> str:
         cells = []
         for rank in ranks:
             answer = compared(found[features, "aurora-skip", rank], found[features, "aurora", rank], metric)
-            difference, between, said = answer.cells()
-            significant = f", {said.split(',')[0]}" if said.startswith(("better", "worse")) else ""
+            difference, between, _ = answer.cells()
+            significant = f", {answer.side}" if answer.side else ""
             cells.append(f"{difference} ({between}){significant}")
         table.rows.append([f"{features} ({metric})", *cells])
     return table.markdown()

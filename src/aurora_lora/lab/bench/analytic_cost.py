@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...ops import ANL
+
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-N_BASIS = 8
-ORDER = 3
+SIGMA = ANL()
+"""AuroRA's default."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Method:
 
     def parameters(self, d_in: int, d_out: int) -> int:
         """Of the adapter of one layer."""
-        anl = self.r * self.r + self.r * N_BASIS if self.nonlinear else 0
+        anl = sum(SIGMA.weight_sizes(self.r)) if self.nonlinear else 0
         return self.r * (d_in + d_out) + anl
 
     def flops(self, d_in: int, d_out: int) -> int:
@@ -77,7 +79,7 @@ class Method:
         Backward: the two derivatives of tanh (3 each), dH and H^T dp (4r), both Horner schemes (4 K p), dW_s and the
         slope (4 K), and what joins them (3).
         """
-        K, p, r = N_BASIS, ORDER, self.r
+        K, p, r = SIGMA.n_basis, SIGMA.order, self.r
         forward = 2 + 2 * r + 2 * K * p + 2 * K + 2
         backward = 6 + 4 * r + 4 * K * p + 4 * K + 3
         return r * (forward + backward)
