@@ -20,7 +20,7 @@ from .. import files, folders
 from ..errors import DIVERGED, UserError
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
-from ..training.batches import divide
+from ..training.batches import divide, examples_of_a_step
 from ..training.distributed import check_as_many, check_precision, on_main, state
 from ..training.memory import peak_memory
 from .loss import snr_weights, squared_errors, total_loss
@@ -155,8 +155,7 @@ class Loop:
     @property
     def samples_per_step(self) -> int:
         """Images of the subject in one step of all processes."""
-        wanted = self.recipe.training
-        return wanted.batch_size * wanted.gradient_accumulation_steps
+        return examples_of_a_step(self.recipe.training)
 
     def _step(self, step: int) -> float:
         """One step of the optimizer; the mean loss of its samples."""

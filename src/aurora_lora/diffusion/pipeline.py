@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..finite import check_finite
 from ..tasks.loading import NO_CODE, reason
+from ..training.memory import PRECISIONS
 from .random_numbers import generator
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from .recipe import SubjectRecipe, ValidationSection
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -156,7 +156,7 @@ def load_diffusion(
     with extra("diffusion"):
         import torchvision  # noqa: F401  (for the images, later)
         from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-    dtype = DTYPES[precision or recipe.weights_precision]
+    dtype = PRECISIONS[precision or recipe.weights_precision]
     kept: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
     more = {}
     if recipe.vae is not None:

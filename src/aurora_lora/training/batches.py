@@ -54,6 +54,16 @@ class Step(Protocol):
     def gradient_accumulation_steps(self) -> int: ...
 
 
+def examples_of_a_step(training: Step) -> int:
+    """On any number of processes."""
+    return training.batch_size * training.gradient_accumulation_steps
+
+
+def steps_of_an_epoch(training: Step, examples: int) -> int:
+    """Steps over so many training examples; the last may have fewer than the others."""
+    return math.ceil(examples / examples_of_a_step(training))
+
+
 def divide(training: Step, processes: int) -> Share:
     """Each process's share of a step.
 

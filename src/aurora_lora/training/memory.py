@@ -21,7 +21,7 @@ from ..tasks import Task
 from .models import Processor, load_base_model
 from .recipe import Recipe
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def frozen_dtype(recipe: Recipe) -> torch.dtype:
@@ -29,10 +29,8 @@ def frozen_dtype(recipe: Recipe) -> torch.dtype:
 
     The few weights that such a method freezes are in the same modules as those that it trains.
     """
-    use = recipe.method.base_use
-    return (
-        torch.float32 if use == "trained" else HALF.get(recipe.base.dtype or recipe.training.precision, torch.float32)
-    )
+    own = recipe.base.dtype or recipe.training.precision
+    return torch.float32 if recipe.method.base_use == "trained" else PRECISIONS[own]
 
 
 def base_for(recipe: Recipe, task: Task, processor: Processor, labels: Sequence[str]) -> PreTrainedModel:

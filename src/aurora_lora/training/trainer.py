@@ -18,7 +18,7 @@ from ..errors import DIVERGED, UserError
 from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
 from ..tasks.metrics import metric_named
 from . import storage
-from .batches import Filled, IgnoreFilling, Share, WholeSteps
+from .batches import Filled, IgnoreFilling, Share, WholeSteps, steps_of_an_epoch
 from .distributed import check_as_many, check_precision, on_main
 from .memory import frozen_dtype, peak_memory
 from .recipe import Recipe
@@ -48,7 +48,7 @@ def training_arguments(
     wanted = recipe.training
     has_accelerator = torch.accelerator.is_available()
     check_precision(wanted.precision)
-    steps = math.ceil(examples / (wanted.batch_size * wanted.gradient_accumulation_steps)) * wanted.epochs
+    steps = steps_of_an_epoch(wanted, examples) * wanted.epochs
     every = wanted.eval_every if isinstance(wanted.eval_every, int) else None
     # `accelerate launch` gives every process the precision of its own configuration, which counts where this is fp32
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if wanted.precision == "fp32" else wanted.precision

@@ -14,13 +14,14 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...tasks.access import check_access
 from ...tasks.models import is_missing
+from ...training.batches import examples_of_a_step, steps_of_an_epoch
 from ...training.contamination_guard import check_contamination
 from ...training.data import Data, load_data, notes
 from ...training.distributed import check_precision, state
 from ...training.models import check_positions, load_processor
 from ...training.recipe import Recipe, RunRecipe
 from ...training.storage import check_recipe
-from . import flops, shapes, text_lengths
+from . import shapes, text_lengths
 from .architectures import architecture, positions
 from .estimate import Estimate, NotEstimatedError, estimate, record_of, trained_parameters
 from .fitting import fitting
@@ -109,7 +110,7 @@ def _load(recipe: Recipe, is_here: bool) -> Data:
 
 def _of_subject(recipe: SubjectRecipe) -> dict[str, Any]:
     training = recipe.training
-    examples = training.batch_size * training.gradient_accumulation_steps
+    examples = examples_of_a_step(training)
     return {"examples": {}, "texts": None, "steps": {"all": training.steps, "examples": examples}}
 
 
@@ -126,8 +127,8 @@ def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str
     if "packed" in record:
         found["rows"] = record["packed"]
     if (rows := counts["train"]) is not None:
-        an_epoch = flops.steps_of_an_epoch(recipe, rows)
-        of_a_step = min(training.batch_size * training.gradient_accumulation_steps, rows)
+        an_epoch = steps_of_an_epoch(training, rows)
+        of_a_step = min(examples_of_a_step(training), rows)
         found["steps"] = {"epoch": an_epoch, "all": an_epoch * training.epochs, "examples": of_a_step}
     if data is not None and (lengths := data.lengths.get("train")):
         most = positions(architecture(recipe.model).get_text_config())

@@ -13,7 +13,9 @@ import math
 from dataclasses import dataclass, fields
 
 from ...forms import CALIBRATED
+from ...training.batches import steps_of_an_epoch
 from ...training.choices import BEAMS, NEW_TOKENS
+from ...training.memory import PRECISIONS
 from ...training.recipe import Recipe
 from . import shapes, text_lengths
 from .architectures import architecture, image_tokens, positions
@@ -29,7 +31,7 @@ CALIBRATION = 2
 """Forward passes that calibrating on a batch is worth: one, and the second moments of each layer's inputs."""
 START_S, READ = 10, 0.5e9
 """Seconds until a process has begun, and bytes of weights that it reads in one."""
-WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+WIDTH = {name: dtype.itemsize for name, dtype in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,6 @@ class Hours:
 
     def __add__(self, other: Hours) -> Hours:
         return Hours(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
-
-def steps_of_an_epoch(recipe: Recipe, examples: int) -> int:
-    """Steps over so many training examples; the last may have fewer than the others."""
-    return math.ceil(examples / (recipe.training.batch_size * recipe.training.gradient_accumulation_steps))
 
 
 def hours(recipe: Recipe, machine: Machine, sizes: Sizes | None = None) -> Hours | None:
@@ -77,7 +74,7 @@ def hours(recipe: Recipe, machine: Machine, sizes: Sizes | None = None) -> Hours
     forms, wanted = method.forms, recipe.training
     rounds = wanted.epochs
     if isinstance(wanted.eval_every, int):
-        steps = steps_of_an_epoch(recipe, known["train"]) * wanted.epochs
+        steps = steps_of_an_epoch(wanted, known["train"]) * wanted.epochs
         rounds = math.ceil(steps / wanted.eval_every)  # the last step is always evaluated
     evaluation = (rounds + len(forms)) * clock.scoring("validation", known["validation"])
     writing = 0.0
