@@ -28,7 +28,7 @@ from aurora_lora.files import write_json
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.data import without_targets
 from aurora_lora.training.finished_run import load_run
-from aurora_lora.training.memory import peak_memory, reset_peak_memory
+from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.storage import ADAPTER
 
@@ -126,7 +126,7 @@ def cost(folder: Path, examples: int) -> dict[str, Any]:
 
 
 def peak(folder: Path, examples: int, calibrating: bool) -> float:
-    """Peak memory in MB of a fresh process that loads the run and calibrates, or only runs the inputs."""
+    """Peak memory in MB of a fresh process while it calibrates, or only runs the inputs; not while it loads the run."""
     command = [sys.executable, __file__, "peak", str(folder), "--examples", str(examples)]
     command += [] if calibrating else ["--only-run"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -144,7 +144,7 @@ def print_peak(folder: Path, examples: int, calibrating: bool) -> None:
         with torch.no_grad():
             for batch in inputs:
                 trainer.module.eval()(**batch)
-    print(peak_memory())
+    print(process_peak_memory())
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.files import write_json
 from aurora_lora.tasks import SplitSizes, get_task
 from aurora_lora.training.data import without_targets
-from aurora_lora.training.memory import peak_memory, reset_peak_memory
+from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
 from aurora_lora.training.models import load_base_model, load_tokenizer
 from aurora_lora.training.progress import quiet_libraries
 
@@ -68,10 +68,10 @@ def cost(examples: int = 256, epoch: int = 3000, batch_size: int = 16) -> dict[s
     with torch.no_grad():
         for batch in inputs:
             model(**batch)
-    peak_mb = {"none": peak_memory()}
+    peak_mb = {"none": process_peak_memory()}
     reset_peak_memory()
     report = calibrate(model, inputs)
-    peak_mb["calibrate"] = peak_memory()
+    peak_mb["calibrate"] = process_peak_memory()
     seconds: dict[str, list[float]] = {"calibrate": [report.seconds], "train": []}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
     steps = list(batches(tokenizer, texts[: 4 * batch_size], batch_size))

@@ -27,7 +27,7 @@ from aurora_lora.files import write_json
 from aurora_lora.lab.bench.analytic_cost import LLAMA3_8B
 from aurora_lora.methods.start import PROBED
 from aurora_lora.training.data import load_data
-from aurora_lora.training.memory import peak_memory, reset_peak_memory
+from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
 from aurora_lora.training.models import load_causal_model, load_tokenizer
 from aurora_lora.training.probing import MOST
 from aurora_lora.training.progress import quiet_libraries
@@ -100,7 +100,7 @@ def _peak(what: str, examples: int) -> float:
         steps(data[:4])
     else:
         aurora_lora.probe(model, data, rank=MOST)
-    return peak_memory()
+    return process_peak_memory()
 
 
 def llama(examples: int, tokens: int) -> dict[str, Any]:

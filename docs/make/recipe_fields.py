@@ -80,7 +80,8 @@ def _is(annotation: Any) -> str:
         elif dict in (one, get_origin(one)):
             shown.append("section")
         elif isinstance(one, type) and issubclass(one, BaseModel):
-            shown.append("name or section" if "name" in one.model_fields else "section")
+            named = {"name", "setting"} & one.model_fields.keys()
+            shown.append("name or section" if named else "section")
         else:
             shown.append(WORDS.get(one, getattr(one, "__name__", str(one))))
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -298,7 +298,7 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
 
 LLAMA_SHAPES = """
     import importlib, torch
-    from aurora_lora.training.memory import peak_memory, reset_peak_memory
+    from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
     from peft import get_peft_model
     from torch import nn
     import aurora_lora
@@ -336,9 +336,9 @@ LLAMA_SHAPES = """
         room = importlib.import_module("aurora_lora.deploy.calibrate")
         room.plan = lambda runner, targets, *rest, **more: [targets]
     reset_peak_memory()
-    before = peak_memory()
+    before = process_peak_memory()
     report = aurora_lora.calibrate(model, batches, max_memory=bound)
-    peak = int((peak_memory() - before) * 2**20)
+    peak = int((process_peak_memory() - before) * 2**20)
     print(len(report.layers), report.groups, peak)
 """
 

@@ -493,7 +493,7 @@ def test_llama3_8b_is_planned_within_16_gib():
 
 PEAK = """
 import sys, torch, warnings
-from aurora_lora.training.memory import peak_memory, reset_peak_memory
+from aurora_lora.training.memory import process_peak_memory, reset_peak_memory
 warnings.simplefilter("ignore")
 import bitsandbytes as bnb
 from peft import IA3Config, LoraConfig, RoadConfig, get_peft_model
@@ -521,11 +521,11 @@ with torch.no_grad():
     model(batches[0])
     torch.linalg.cholesky_ex(torch.eye(64, dtype=torch.float64))
 reset_peak_memory()
-before = peak_memory()
+before = process_peak_memory()
 report = merge_quantized(model, batches, max_memory=bound)
 # beside the bound: the originals that unmerge gives back, and the new weights, 4 bits each, with their scales
 held = 2 * sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8) * 1.15
-peak = (peak_memory() - before) * 2**20
+peak = (process_peak_memory() - before) * 2**20
 print(len(report.layers), report.passes, int(peak - held), f"{report.seconds:.1f}")
 """
 

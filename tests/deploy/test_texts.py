@@ -81,6 +81,9 @@ def test_the_chosen_answers_of_preferences() -> None:
     rows = datasets.Dataset.from_dict({"chosen": ["mild", "warm"], "rejected": ["no", "no"]})
     assert texts_of(rows, characters()) == ["mild", "warm"]
     assert texts_of(rows.add_column("prompt", ["a ", "b "]), characters()) == ["a mild", "b warm"]
+    mixed = datasets.Dataset.from_dict({"prompt": ["a"], "chosen": [MESSAGES]})
+    with pytest.raises(ValueError, match="Row 0 of those read has a text beside a list of messages"):
+        texts_of(mixed, characters())
     rows = datasets.Dataset.from_dict({"chosen": [MESSAGES], "rejected": [MESSAGES[:1]]})
     assert texts_of(rows, characters()) == ["<user>how warm is it?<assistant>mild"]
 

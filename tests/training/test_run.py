@@ -307,7 +307,7 @@ def test_peak_memory_is_that_of_the_run() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
-    code = "from aurora_lora.training.memory import peak_memory; print(peak_memory())"
+    code = "from aurora_lora.training.memory import process_peak_memory; print(process_peak_memory())"
     with mmap.mmap(-1, 1536 * 2**20) as large:
         large.write(bytes([1]) * len(large))
         started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

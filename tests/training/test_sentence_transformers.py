@@ -18,6 +18,7 @@ from aurora_lora.tuner import aurora_layers
 pytest.importorskip("sentence_transformers")
 
 from sentence_transformers import (
+    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -131,3 +132,14 @@ def test_ranks_and_start_by_the_loss_of_the_trainer(base: str, tmp_path: Path) -
         assert path in aligned
         A = torch.nn.functional.normalize(layer.aurora_A["default"].detach())
         torch.testing.assert_close((A * directions[path][: len(A)]).sum(1).abs(), torch.ones(len(A)))
+
+
+def test_a_cross_encoder(base: str) -> None:
+    """The scores of pairs are what it predicts."""
+    model = CrossEncoder(base, num_labels=1, device="cpu")
+    model.add_adapter(AuroraConfig(target_modules=["query", "value"], task_type="SEQ_CLS", init_weights=False))
+    inputs = {"tokenizer": model.tokenizer, "text_columns": ("anchor", "positive")}
+    calibrate(model, PAIRS, **inputs)
+    gap = merge_gap(model, PAIRS, **inputs)
+    assert gap.predictions == len(PAIRS)
+    assert {each.form for each in gap.end_to_end} == {"dynamic", "static", "calibrated"}

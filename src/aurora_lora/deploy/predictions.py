@@ -240,8 +240,8 @@ def _of(output: Any, name: str) -> Tensor | None:
 
 
 def _predictions(output: Any) -> Tensor:
-    """What a model predicts: its `logits`, its `sample` (diffusers), its `sentence_embedding` (sentence-transformers),
-    its last hidden states, or the output itself.
+    """What a model predicts: its `logits`, its `sample` (diffusers), its `sentence_embedding` or `scores`
+    (sentence-transformers), its last hidden states, or the output itself.
 
     The classes of each position or pixel are the last axis; of a question's answer, where it begins and where it ends.
     """
@@ -251,7 +251,7 @@ def _predictions(output: Any) -> Tensor:
     logits = _of(output, "logits")
     if logits is not None and logits.dim() == 4:  # of an image, (batch, classes, height, width)
         return logits.movedim(1, -1)
-    for name in ("logits", "sample", "sentence_embedding", "last_hidden_state"):
+    for name in ("logits", "sample", "sentence_embedding", "scores", "last_hidden_state"):
         value = _of(output, name)
         if value is not None:
             return value

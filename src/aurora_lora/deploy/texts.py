@@ -49,6 +49,8 @@ class Tokenized:
                     raise ValueError(
                         f"The dataset has a row without {column!r} (row {row} of those read): leave it out."
                     )
+            if self.columns in CONVERSATIONS:
+                _check_alike(start, parts)
             if self.columns in CONVERSATIONS and all(isinstance(one, str) for part in parts for one in part):
                 yield dict(self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **self._options))
             elif self.columns in CONVERSATIONS:
@@ -79,6 +81,15 @@ class Tokenized:
         ]
         tokens: Mapping[str, Any] = self.tokenizer(texts, add_special_tokens=False, **self._options)
         return tokens
+
+
+def _check_alike(start: int, parts: list[list[Any]]) -> None:
+    """Raise a ValueError where a row has a text beside messages."""
+    for number, row in enumerate(zip(*parts, strict=True)):
+        if len({isinstance(part, str) for part in row}) > 1:
+            raise ValueError(
+                f"Row {start + number} of those read has a text beside a list of messages: both must be of one kind."
+            )
 
 
 def _messages(parts: tuple[Any, ...]) -> list[dict[str, Any]]:

@@ -130,9 +130,9 @@ def load_run(folder: Path | str) -> TrainedRun:
 
 PLACES = (
     *("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision"),
-    *("prior.folder", "scores.clip", "scores.dino"),
+    *("vae", "task.images", "prior.folder", "scores.clip", "scores.dino"),
 )
-"""Fields that say where something is: what it is, is checked."""
+"""Fields that say where something is, which may have moved; what is read of it, other checks look at."""
 
 
 def check_own_recipe(folder: Path, recipe: RunRecipe, result: Result) -> None:

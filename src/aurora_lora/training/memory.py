@@ -75,8 +75,11 @@ def reset_peak_memory() -> None:
 
 def peak_memory() -> float:
     """The largest memory in use since `reset_peak_memory`, in MB: of the GPU, or of this process without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_memory()
+
+
+def process_peak_memory() -> float:
+    """As `peak_memory`, of this process, whether there is a GPU or not."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
     with contextlib.suppress(OSError, StopIteration):  # Linux hands what getrusage says on from the process before

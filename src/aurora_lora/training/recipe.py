@@ -150,8 +150,8 @@ def _task_of(name: str, values: Mapping[str, Any]) -> Task:
 
 
 class ReferenceSection(Section):
-    """Another method, trained beside this one on the same data; what is not given is as in the recipe, but the
-    head's rate, which is then a `learning_rate` that is given here."""
+    """Another method, trained beside this one on the same data; what is not given is as in the recipe. Where
+    only `learning_rate` is given here, the head has that rate, too."""
 
     method: BoundMethod
     epochs: Size | None = None

@@ -14,7 +14,7 @@ from ...ops import ANL
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 SIGMA = ANL()
-"""AuroRA's default."""
+"""The default spline and activation."""
 
 
 @dataclass(frozen=True)
