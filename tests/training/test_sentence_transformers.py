@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainerCallback
 
 from aurora_lora import AuroraConfig, align, calibrate, export_lora, merge_gap, probe, ranked_config
 from aurora_lora.training import CalibrationCallback
@@ -49,8 +49,8 @@ def base(tmp_path: Path) -> str:
     return str(tmp_path / "base")
 
 
-def arguments(folder: Path) -> SentenceTransformerTrainingArguments:
-    return SentenceTransformerTrainingArguments(
+def trainer_of(model: Any, folder: Path, *callbacks: TrainerCallback) -> SentenceTransformerTrainer:
+    arguments = SentenceTransformerTrainingArguments(
         str(folder),
         max_steps=8,
         per_device_train_batch_size=8,
@@ -60,6 +60,14 @@ def arguments(folder: Path) -> SentenceTransformerTrainingArguments:
         save_strategy="no",
         report_to="none",
         use_cpu=True,
+    )
+    return SentenceTransformerTrainer(
+        model,
+        arguments,
+        train_dataset=PAIRS,
+        eval_dataset=PAIRS,
+        loss=MultipleNegativesRankingLoss(model),
+        callbacks=list(callbacks),
     )
 
 
@@ -71,14 +79,7 @@ def test_train_calibrate_save_export_and_merge(base: str, tmp_path: Path) -> Non
     model = opened(base)
     model.add_adapter(AuroraConfig(target_modules=["query", "value"], task_type="FEATURE_EXTRACTION"))
     inputs = {"tokenizer": model.tokenizer, "text_columns": "anchor"}
-    trainer = SentenceTransformerTrainer(
-        model,
-        arguments(tmp_path / "out"),
-        train_dataset=PAIRS,
-        eval_dataset=PAIRS,
-        loss=MultipleNegativesRankingLoss(model),
-        callbacks=[CalibrationCallback(PAIRS, **inputs)],
-    )
+    trainer = trainer_of(model, tmp_path / "out", CalibrationCallback(PAIRS, **inputs))
     before = model.encode(TEXTS)
     trainer.train()
     model.eval()
@@ -114,13 +115,7 @@ def test_train_calibrate_save_export_and_merge(base: str, tmp_path: Path) -> Non
 
 def test_ranks_and_start_by_the_loss_of_the_trainer(base: str, tmp_path: Path) -> None:
     model = opened(base)
-    trainer = SentenceTransformerTrainer(
-        model,
-        arguments(tmp_path / "out"),
-        train_dataset=PAIRS,
-        eval_dataset=PAIRS,
-        loss=MultipleNegativesRankingLoss(model),
-    )
+    trainer = trainer_of(model, tmp_path / "out")
     before = model.encode(TEXTS)
     inner = model.transformers_model
     found = probe(inner, trainer.get_train_dataloader(), lambda _, batch: trainer.compute_loss(model, batch))
