@@ -34,7 +34,7 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """What makes more of a value the better."""
+        """1 where more is better, -1 where less is: times it, the largest value is the best."""
         return -1 if self.lower_is_better else 1
 
     @property

@@ -55,7 +55,7 @@ class Step(Protocol):
 
 
 def examples_of_a_step(training: Step) -> int:
-    """On any number of processes."""
+    """Training examples of one step, however many processes share them."""
     return training.batch_size * training.gradient_accumulation_steps
 
 

@@ -205,7 +205,7 @@ def _scaling(settings: Settings, progress: Progress) -> Record:
 def _with_operator(case: Case) -> dict[str, Any]:
     """The counts of a training step with sigma as a fused kernel, as on CUDA. No times: they are CUDA's."""
     found = {}
-    with meanwhile([dispatch], triton_serves=lambda *_: True):  # also where the package would not: they run on a CPU
+    with meanwhile([dispatch], triton_serves=lambda *_: True):  # the operators run on a CPU, too
         for name in ("lora-r8", "aurora-dynamic", "aurora-static"):
             step = TrainingStep(build(VARIANTS[name], case, training=True), case)
             step()  # what is made once
