@@ -1,8 +1,5 @@
 """Fixtures of the diffusion tests: a tiny pipeline, a subject, and a process that forks runs to be killed."""
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from forks import Order, forked
+
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-Order = dict[str, Any]
 ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
 IMPORTS = (*(f"aurora_lora.diffusion.{name}" for name in ("run", "summary", "finished_run")), "diffusers")
 
@@ -28,19 +26,13 @@ def tiny() -> Any:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(ZYGOTE), *IMPORTS]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
+def forks_of_aurora() -> Iterator[Callable[..., list[Order]]]:
+    with forked(ZYGOTE, *IMPORTS) as ask:
+        yield ask
 
 
 @pytest.fixture(scope="session")
-def model(zygote: subprocess.Popen[str], tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(forks_of_aurora: object, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pipeline; made while the other process imports what it needs."""
     folder: Path = tiny.save_pipeline(tmp_path_factory.mktemp("model"))
     return folder
@@ -53,20 +45,9 @@ def images(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def aurora(zygote: subprocess.Popen[str], model: Path) -> Callable[..., list[Order]]:
+def aurora(forks_of_aurora: Callable[..., list[Order]], model: Path) -> Callable[..., list[Order]]:
     """`aurora(order, ...)` runs the command once for each order, all at the same time, in forked processes."""
-    assert zygote.stdout is not None
-    assert zygote.stdout.readline().strip() == "ready"
-
-    def run(*orders: Order) -> list[Order]:
-        assert zygote.stdin is not None
-        assert zygote.stdout is not None
-        zygote.stdin.write(json.dumps(orders) + "\n")
-        zygote.stdin.flush()
-        answers: list[Order] = json.loads(zygote.stdout.readline())
-        return answers
-
-    return run
+    return forks_of_aurora
 
 
 @pytest.fixture(scope="session")

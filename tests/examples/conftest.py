@@ -1,19 +1,17 @@
 """Fixtures of the examples' tests: a process that forks runs, and the examples' own helpers."""
 
 import importlib.util
-import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+
+from forks import Order, forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT, LIMIT_TOGETHER = 130, 60
@@ -33,39 +31,23 @@ def common() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def _ask() -> Iterator[Callable[[list[dict[str, Any]]], list[dict[str, Any]]]]:
+def _ask() -> Iterator[Callable[..., list[Order]]]:
     pytest.importorskip("trl")
     pytest.importorskip("bitsandbytes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    script = str(Path(__file__).with_name("zygote.py"))
-    with subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        while line and line.strip() != "ready":  # libraries greet on stdout too
-            line = process.stdout.readline()
-
-        def ask(orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            process.stdin.write(json.dumps(orders) + "\n")
-            process.stdin.flush()
-            answers: list[dict[str, Any]] = json.loads(process.stdout.readline())
-            return answers
-
+    with forked(Path(__file__).with_name("zygote.py"), env=environment) as ask:
         yield ask
-        process.kill()  # it has nothing to save, and would take seconds to tidy up
 
 
 @pytest.fixture(scope="session")
-def run_example(_ask: Callable[..., list[dict[str, Any]]]) -> Callable[..., str]:
+def run_example(_ask: Callable[..., list[Order]]) -> Callable[..., str]:
     """`run_example("ddp.py", output, *options, processes=1, model="tiny")`; gives what the first process printed.
 
     With several processes, each gets the environment that torchrun and `accelerate launch` give it. Where they hang,
     they are stopped and started once more: on a busy machine gloo was seen to, at the end.
     """
 
-    def orders(args: list[str], processes: int, limit: float) -> list[dict[str, Any]]:
+    def orders(args: list[str], processes: int, limit: float) -> list[Order]:
         common, order = {"ACCELERATE_USE_CPU": "true"}, {"args": args, "limit": limit}
         if processes == 1:
             return [{**order, "env": common}]
@@ -79,17 +61,21 @@ def run_example(_ask: Callable[..., list[dict[str, Any]]]) -> Callable[..., str]
     def run(script: str, output: Path, *options: str, processes: int = 1, model: str = "tiny", limit: float = 0) -> str:
         limit = limit or (LIMIT if processes == 1 else LIMIT_TOGETHER)
         args = [script, "--model", model, "--output", str(output), *options]
-        answers = _ask(orders(args, processes, limit))
-        hung = [answer["output"] for answer in answers if HUNG.search(answer["output"])]
+        answers = _ask(*orders(args, processes, limit))
+        hung = [_printed(answer) for answer in answers if HUNG.search(_printed(answer))]
         if hung and processes > 1:
             warnings.warn("\n".join(["the processes hung, and are started once more:", *hung]), stacklevel=2)
-            answers = _ask(orders(args, processes, limit))
+            answers = _ask(*orders(args, processes, limit))
         for answer in answers:
-            assert answer["status"] == 0, answer["output"]
-        first: str = answers[0]["output"]
-        return first
+            assert answer["status"] == 0, _printed(answer)
+        return _printed(answers[0])
 
     return run
+
+
+def _printed(answer: Order) -> str:
+    printed: str = answer["stdout"] + answer["stderr"]
+    return printed
 
 
 @pytest.fixture(scope="session")

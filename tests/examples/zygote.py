@@ -1,20 +1,17 @@
-"""A process that has imported what the examples import, and forks a child for each run of one.
+"""Forks a run of an example for each order, which has its arguments `args`, script first.
 
-Each line of stdin is a list of orders, JSON objects with the arguments `args` (script first) and the environment `env`.
-They run at the same time; the answers give `status` and `output` (stdout and stderr). One that takes longer than
-`limit` seconds ends with status 1, and its output says where each of its threads was.
+One that takes longer than `limit` seconds ends with status 1, and stderr says where each of its threads was.
 """
 
 import faulthandler
 import importlib
-import json
-import os
 import runpy
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+import forks
 from aurora_lora.import_noise import drop_import_noise
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -22,50 +19,18 @@ IMPORTED = ("common", "accelerate", "bitsandbytes", "torch.distributed.checkpoin
 FROM_TRL = ("SFTConfig", "SFTTrainer")  # which trl imports when they are asked for
 
 
-def child(order: dict[str, object], output: str) -> None:
-    """Run the example; never returns."""
-    for stream in (1, 2):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    os.environ.update(order["env"])
+def example(order: forks.Order, answer: forks.Order) -> None:
+    """Run it."""
     faulthandler.dump_traceback_later(order["limit"], exit=True)  # also where a thread holds the interpreter's lock
-    code = 0
-    try:
-        sys.argv = [str(arg) for arg in order["args"]]
-        runpy.run_path(str(EXAMPLES / sys.argv[0]), run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.argv = [str(arg) for arg in order["args"]]
+    runpy.run_path(str(EXAMPLES / sys.argv[0]), run_name="__main__")
 
 
-def serve() -> None:
-    """Answer orders until stdin ends."""
+if __name__ == "__main__":
     drop_import_noise()
     sys.path.insert(0, str(EXAMPLES))
     for name in IMPORTED:
         importlib.import_module(name)
     for name in FROM_TRL:
         getattr(importlib.import_module("trl"), name)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        running = []
-        for order in json.loads(line):
-            output = os.path.join(tempfile.mkdtemp(), "output")
-            pid = os.fork()
-            if pid == 0:
-                child(order, output)
-            running.append((pid, output))
-        answers = []
-        for pid, output in running:
-            _, status = os.waitpid(pid, 0)
-            text = Path(output).read_text(errors="replace") if os.path.exists(output) else ""
-            answers.append({"status": os.waitstatus_to_exitcode(status), "output": text})
-        print(json.dumps(answers), flush=True)
-
-
-if __name__ == "__main__":
-    serve()
+    forks.serve(example)

@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .world import World  # isort: skip (finds the helpers of the training tests)
-from killing import aurora_processes
+from forks import forked
+
+from .world import World
+
+ZYGOTE = Path(__file__).parents[1] / "training" / "zygote.py"
 
 
 def kill_runs(world: World, kills: int, seed: int) -> dict[str, int]:
@@ -19,7 +22,7 @@ def kill_runs(world: World, kills: int, seed: int) -> dict[str, int]:
         How many `kills` there were in how many `runs`, and how many of these were `identical` in weights and scores.
     """
     rng, done, runs, identical = random.Random(seed), 0, 0, 0
-    with aurora_processes() as aurora:
+    with forked(ZYGOTE) as aurora:
         (answer,) = aurora(_order(world, world.folder / "whole"))
         expected, events = _trained(world.folder / "whole"), answer["events"]
         while done < kills:

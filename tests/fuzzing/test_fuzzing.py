@@ -1,16 +1,11 @@
 """Hostile input at a small size: `make fuzz` draws more."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from hypothesis import strategies as st
 
 from fuzzing import runner

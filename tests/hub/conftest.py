@@ -1,14 +1,14 @@
 """Fixtures: the stand-in hub, and the command as a user runs it who has set up nothing but a token."""
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forks import forked
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -57,25 +57,13 @@ def environment(hub: hub_server.Hub, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def aurora(environment: dict[str, str]) -> Iterator[Callable[..., dict[str, Any]]]:
     """`aurora(argument, ...)` runs the command in a process of its own, which has imported everything already."""
-    command = [sys.executable, str(ZYGOTE), *IMPORTS]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
+    with forked(ZYGOTE, *IMPORTS, env=environment) as ask:
 
         def run(*args: object, **env: str) -> dict[str, Any]:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            order = {"args": [str(arg) for arg in args], "folder": "/nowhere", "env": env}
-            process.stdin.write(json.dumps([order]) + "\n")
-            process.stdin.flush()
-            (answer,) = json.loads(process.stdout.readline())
+            (answer,) = ask({"args": [str(arg) for arg in args], "folder": "/nowhere", "env": env})
             return answer
 
         yield run
-        process.stdin.close()
 
 
 @pytest.fixture(scope="session")

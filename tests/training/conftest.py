@@ -10,9 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
-from killing import Order, aurora_processes
 
 from aurora_lora.training import yaml_text
+from forks import Order, forked
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,5 +47,5 @@ def write_recipe(tmp_path: Path, model: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def aurora() -> Iterator[Callable[..., list[Order]]]:
     """`aurora(order, ...)` runs the command once for each order, all at the same time, in forked processes."""
-    with aurora_processes() as run:
+    with forked(Path(__file__).with_name("zygote.py")) as run:
         yield run
