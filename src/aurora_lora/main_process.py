@@ -3,7 +3,7 @@
 import os
 
 
-def is_main() -> bool:
+def launched_as_main() -> bool:
     """Whether this is that process, by the rank that a launcher gave it; one that was started alone is.
 
     `training.distributed.is_main` says it of processes that have joined.

@@ -339,17 +339,6 @@ def test_the_component_of_a_pipeline(make_bert, config, tmp_path):
     assert all(key.startswith("text_encoder.bert.encoder.") for key in keys)
 
 
-def test_an_earlier_version_named_no_components(make_bert, config, tmp_path):
-    """Its file held one, whose keys tell which."""
-    encoder = get_peft_model(make_bert(), config(task_type=None, eval_form="static"))
-    path = tmp_path / "pytorch_lora_weights.safetensors"
-    for written, kept in (("unet.to_q.lora_A.weight", True), ("to_q.lora_A.weight", False)):
-        save_file({written: torch.ones(2, 2)}, path, {"format": "pt", "writer": "aurora_lora.export_lora"})
-        export_lora(encoder, tmp_path, format="diffusers", prefix="text_encoder")
-        assert (written in load_file(path)) is kept
-        assert any(key.startswith("text_encoder.") for key in load_file(path))
-
-
 def test_stock_diffusers_loads_it(tmp_path):
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     make = lambda: diffusers.UNet2DConditionModel(  # noqa: E731

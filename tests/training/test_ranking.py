@@ -22,7 +22,7 @@ from aurora_lora.lab.report.ranks_figure import ranks_tables
 from aurora_lora.training import load_recipe, probing, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.probing import kept_start
-from aurora_lora.training.ranking import ranking
+from aurora_lora.training.ranking import exhausted, ranking
 from aurora_lora.training.reading import validate
 
 WriteRecipe = Callable[..., Path]
@@ -121,6 +121,22 @@ def test_a_layer_that_got_all_that_was_looked_for_is_named(monkeypatch: pytest.M
     assert record["exhausted"] == layers
     note = ranks_tables(record)[0].note
     assert f"{layers[0]} and {len(layers) - 1} more layers got all 2 directions that are looked for in a layer" in note
+
+
+def test_a_layer_of_full_rank_is_not_exhausted() -> None:
+    """A larger `rank` of the probe would find nothing more there."""
+    sizes = {"small": (3, 3), "wide": (3, 9), "tall": (9, 3), "large": (9, 9)}
+    layers = [
+        {
+            "layer": name,
+            "d_out": d_out,
+            "d_in": d_in,
+            "singular_values": [3.0, 2.0, 1.0],
+            "rank": 3 - (name == "spared"),
+        }
+        for name, (d_out, d_in) in sizes.items()
+    ]
+    assert exhausted(layers) == ["large"]
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

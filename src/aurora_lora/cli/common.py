@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, cast
 
 from aurora_lora.errors import ArgumentError, AuroraError, FormError, one_line
 from aurora_lora.extras import missing
-from aurora_lora.main_process import is_main
+from aurora_lora.main_process import launched_as_main
 
 try:
     import typer
@@ -175,7 +175,7 @@ def print_tables(tables: Iterable[TextTable]) -> None:
 
 def stderr() -> Console:
     """As `stdout`; silent in other processes than the one that prints."""
-    return Console(stderr=True, quiet=not is_main(), markup=False, emoji=False, highlight=False)
+    return Console(stderr=True, quiet=not launched_as_main(), markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -185,7 +185,7 @@ def print_json(value: Any) -> None:
 
 
 def complain(text: str) -> None:
-    if is_main():
+    if launched_as_main():
         print(text, file=sys.stderr)
 
 

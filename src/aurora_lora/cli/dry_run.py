@@ -22,7 +22,7 @@ def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, s
         from aurora_lora.diffusion.progress import quiet as quiet_diffusers
         from aurora_lora.lab.experiments.dry_run import dry_run
         from aurora_lora.lab.report.plan import run_lines, run_rows
-        from aurora_lora.main_process import is_main
+        from aurora_lora.main_process import launched_as_main
         from aurora_lora.tasks.access import why_no_access
         from aurora_lora.training.recipe import Recipe
 
@@ -39,7 +39,7 @@ def show(plan: RunRecipe, output: Path | None, gpu: str | None, as_json: bool, s
 
     record = dry_run(plan, gpu, output, say)
     stage.done()
-    if not is_main():
+    if not launched_as_main():
         return
     if as_json:
         print_json(record)

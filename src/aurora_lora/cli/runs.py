@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from aurora_lora.errors import UserError
-from aurora_lora.main_process import is_main
+from aurora_lora.main_process import launched_as_main
 
 from .common import (
     Json,
@@ -86,7 +86,7 @@ def train(
     if run is None:
         _train_subject(plan, output, as_json)
         return
-    if not is_main():
+    if not launched_as_main():
         return
     from aurora_lora.training.summary import print_run, written
 
@@ -133,7 +133,7 @@ def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
         run = train_subject(plan, output, bars)
     finally:
         bars.stop()
-    if not is_main():
+    if not launched_as_main():
         return
     if as_json:
         print_json({"result": run.result, "reference": None, "written": [str(path) for path in written(run)]})
@@ -195,9 +195,9 @@ def evaluate(
     quiet()
     with progress_bars() as bar:
         scores = score(run, run.forms if form is None else (form,), split, [bar("scoring")])
-    if as_json and is_main():
+    if as_json and launched_as_main():
         print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
-    elif is_main():
+    elif launched_as_main():
         from aurora_lora.training.summary import print_scores
 
         title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
+from ..tuner.adapters import no_adapter
 from ..tuner.fields import is_number, require
 from .probe import Probe
 from .ranks import fits
@@ -77,7 +78,7 @@ def align(
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     layers = layers_of_adapter(model, adapter_name)
     if not layers:
-        raise ValueError(f"The model has no AuroRA or LoRA adapter named {adapter_name!r}.")
+        raise no_adapter(adapter_name, getattr(model, "peft_config", ()), "AuroRA or LoRA")
     known = {
         layer.layer: layer
         for layer in found.layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,7 +65,7 @@ def calibrate(
     max_memory: int | str | None = None,
     share_inputs: bool = True,
     tokenizer: Any = None,
-    text_columns: tuple[str, ...] = ("text",),
+    text_columns: str | Sequence[str] = "text",
     batch_size: int = 32,
     examples: int | None = None,
     max_length: int | None = None,
@@ -100,9 +100,9 @@ def calibrate(
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
             time and memory, and is needed only by models that do so in some passes and not in others.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
-        text_columns: the columns of the dataset with the texts. A dataset of conversations (`messages`, or `prompt` and
-            `completion`) or of preferences (`chosen`, with `prompt` or without) needs none: the tokenizer's chat
-            template reads them, with `tools` and `chat_template_kwargs`.
+        text_columns: the column of the dataset with the texts, or the two of pairs of texts. A dataset of conversations
+            (`messages`, or `prompt` and `completion`) or of preferences (`chosen`, with `prompt` or without) needs
+            none: the tokenizer's chat template reads them, with `tools` and `chat_template_kwargs`.
         batch_size: examples of the dataset in a batch.
         examples: at most that many: an even sample of a dataset, or the first of the batches.
         max_length: tokens; longer texts of the dataset are cut, as in the training. None: what the tokenizer allows.

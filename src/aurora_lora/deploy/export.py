@@ -13,6 +13,7 @@ from ..errors import FormError
 from ..finite import check_finite
 from ..folders import new_folder, settle
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
+from ..tuner.adapters import adapter_names, no_adapter
 from ..tuner.calibration import BUFFERS
 from ..tuner.fields import one_of
 from ..tuner.fused_experts import fused_experts
@@ -208,8 +209,8 @@ def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
                 "with add_weighted_adapter."
             )
         return names[0]
-    if not any(adapter_name in layer.aurora_A for _, layer in aurora_layers(model)):
-        raise ValueError(f"The model has no AuroRA adapter named {adapter_name!r}.")
+    if adapter_name not in (known := adapter_names(model)):
+        raise no_adapter(adapter_name, known)
     return adapter_name
 
 

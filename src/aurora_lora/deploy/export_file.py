@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -25,8 +24,6 @@ METADATA = {"format": "pt", "writer": "aurora_lora.export_lora"}
 """Of the weights that are written: by it an export is known again, and only an export is replaced."""
 _BESIDE = "beside"
 """The field of the metadata with what a tokenizer or an image processor has written beside the weights."""
-_COMPONENT = re.compile(r"(unet|prior|transformer|text_encoder)(_\d)?")
-"""Names of components that have LoRA, in diffusers' pipelines."""
 _COMPONENTS = "components"
 """The field with the components of a diffusers pipeline whose LoRA the file holds."""
 
@@ -105,11 +102,7 @@ def read_components(path: Path) -> dict[str, dict[str, Tensor]]:
     if not metadata:
         return {}
     weights = load_file(path)
-    leads = sorted({key.partition(".")[0] for key in weights})
-    if _COMPONENTS in metadata:
-        names: list[str] = [name for name in json.loads(metadata[_COMPONENTS]) if name]
-    else:  # of an earlier version, which wrote one
-        names = leads if all(_COMPONENT.fullmatch(lead) for lead in leads) else []
+    names: list[str] = [name for name in json.loads(metadata.get(_COMPONENTS, "[]")) if name]
     return {
         name: {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
         for name in names

@@ -14,9 +14,10 @@ from ..errors import NotCalibratedError
 from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
+from ..tuner.fields import one_of
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
-from .formats import check_quantization
+from .formats import QUANTIZATIONS, check_quantization
 from .inputs import Runner, as_batches
 from .layer_gaps import FormSums, LayerGap
 from .merge_losses import MergeLoss, MergeSums
@@ -87,7 +88,7 @@ def merge_gap(
     calibration: Any = None,
     metric: Metric | None = None,
     tokenizer: Any = None,
-    text_columns: tuple[str, ...] = ("text",),
+    text_columns: str | Sequence[str] = "text",
     batch_size: int = 32,
     examples: int | None = None,
     max_length: int | None = None,
@@ -128,9 +129,9 @@ def merge_gap(
             merged one, or adapters that are switched off.
         MergeError: an adapter of a layer that is not linear, or one that is no change of the weight.
         NotFiniteError: a merged weight that is not finite.
-        UserError: an unknown quantisation, or bitsandbytes is missing.
+        UserError: bitsandbytes is missing.
         TypeError: a model whose output has neither logits nor hidden states.
-        ValueError: no adapter.
+        ValueError: no adapter, or an argument that is not allowed, such as an unknown quantisation.
         FormError: AuroRA was trained in the static form, which merges exactly, and `quantizations` is None; or merges
             are asked for and it evaluates in the dynamic form.
         NotCalibratedError, StaleCalibrationError: merges are asked for, and there is no calibrated matrix to merge.
@@ -144,6 +145,7 @@ def merge_gap(
 
     quantizations = (quantizations,) if isinstance(quantizations, str) else quantizations
     for name in quantizations or ():
+        one_of("quantizations", name, QUANTIZATIONS)
         check_quantization(name)
     data = as_passes(batches)
     layers = [] if quantizations is None and any(aurora_layers(model)) else adapted_layers(model)

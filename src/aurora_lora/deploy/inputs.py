@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -39,7 +39,7 @@ def as_batches(
     batches: Any,
     tokenizer: Any = None,
     *,
-    text_columns: str | tuple[str, ...] = ("text",),
+    text_columns: str | Sequence[str] = "text",
     batch_size: int = 32,
     examples: int | None = None,
     max_length: int | None = None,
@@ -61,7 +61,7 @@ def as_batches(
         TypeError: a dataset without a tokenizer, a tokenizer or a `max_length` without a dataset, or a streamed one
             without `examples`.
         ValueError: the dataset has no such column; the tokenizer has no chat template; `examples`, `batch_size` or
-            `max_length` is below 1.
+            `max_length` is below 1; `text_columns` are not one or two names.
     """
     require(examples is None or is_int(examples, 1), "examples", examples, "a whole number of at least 1")
     require(is_int(batch_size, 1), "batch_size", batch_size, "a whole number of at least 1")
@@ -87,6 +87,8 @@ def as_batches(
             "already goes into a DataLoader."
         )
     text_columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
+    are_names = 1 <= len(text_columns) <= 2 and all(isinstance(name, str) for name in text_columns)
+    require(are_names, "text_columns", text_columns, "the name of a column, or of two whose texts are a pair")
     read = conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
     if missing := [column for column in read if column not in columns]:
         raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")

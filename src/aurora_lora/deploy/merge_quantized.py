@@ -84,7 +84,7 @@ def merge_quantized(
     damping: float = 1e-3,
     max_memory: int | str | None = None,
     tokenizer: Any = None,
-    text_columns: tuple[str, ...] = ("text",),
+    text_columns: str | Sequence[str] = "text",
     batch_size: int = 32,
     examples: int | None = None,
     max_length: int | None = None,
@@ -109,6 +109,9 @@ def merge_quantized(
         batch_size: as in `calibrate`.
         examples: as in `calibrate`.
         max_length: as in `calibrate`.
+
+    Returns:
+        What rounding has cost in each layer, which a warning says in a line too.
 
     Raises:
         MergeError: nothing is quantised; a layer's format or method does not allow it; an adapter is merged already.
@@ -140,17 +143,17 @@ def merge_quantized(
         for path, layer in layers.items():
             merged.append(layer.module)
             _put(layer, rounded[path])
+        report = QuantizedMerge(
+            tuple(rounded[path].report for path in layers),
+            max(each.vectors for each in rounded.values()),
+            data.passes,
+            time.perf_counter() - start,
+        )
+        _warn(report)  # where warnings are errors, the model is as before
     except BaseException:
         for module in filter(lambda one: one.merged, merged):
             module.unmerge()
         raise
-    report = QuantizedMerge(
-        tuple(rounded[path].report for path in layers),
-        max(each.vectors for each in rounded.values()),
-        data.passes,
-        time.perf_counter() - start,
-    )
-    _warn(report)
     return report
 
 

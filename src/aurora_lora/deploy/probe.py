@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Probe:
     groups: int
     """Of layers that were worked on one after another to stay within `max_memory`."""
     seconds: float
-    modules: tuple[str, ...] = ()
+    modules: tuple[str, ...] = field(default=(), repr=False)
     """The paths of all modules of the model, by which names of some can be told from those of others."""
     taken_for_experts: tuple[str, ...] = ()
     """Layers that PEFT's LoRA cannot be put on: it takes their names for those of the model's fused experts."""
@@ -158,7 +158,10 @@ def _chosen(
     excluded = excluded if excluded is None or isinstance(excluded, str) else list(excluded)
     chosen = {path: weights[path] for path in named(weights, names, exclude_modules=excluded)}
     if not chosen:
-        raise ValueError(f"target_modules={targets!r} names no linear layer of the model, or all are excluded.")
+        raise ValueError(
+            f"target_modules={targets!r} names no linear layer of the model, or all are excluded. Its linear layers "
+            f"are named {', '.join(sorted({path.rpartition('.')[2] for path in weights}))}."
+        )
     return chosen
 
 

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
@@ -97,27 +96,7 @@ def _is_head(path: str) -> bool:
     return trained_whole(path.partition(".")[0], _HEADS)
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Ranks by layer, and what they take.
-
-    Args:
-        by_layer: the layers that have a rank, in the order of the model.
-        weights: of A and B in all of them.
-        exhausted: layers that got every direction that the probe found: probe with a larger `rank` to offer more.
-    """
-
-    by_layer: dict[str, int]
-    weights: int
-    exhausted: tuple[str, ...]
-
-
-def is_exhausted(rank: int, directions: int, shape: tuple[int, int]) -> bool:
-    """Whether a layer of shape (d_out, d_in) got every direction that was looked for, and has more."""
-    return rank == directions < min(shape)
-
-
-def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squared_by_weight) -> Ranks:
+def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squared_by_weight) -> dict[str, int]:
     """Give a budget of weights to the directions of all layers, in one list from the most worth to the least.
 
     Args:
@@ -125,6 +104,9 @@ def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squar
         budget: weights of A and B, `r (d_in + d_out)` for a rank r, or what they are as many as (`Budget`). What sigma
             adds to AuroRA's is not counted: a few dozen a layer.
         worth: of each direction of a layer; within one it must not rise.
+
+    Returns:
+        The ranks of the layers that have one, in the order of the model.
 
     Raises:
         ValueError: the budget is too small for any direction.
@@ -140,11 +122,7 @@ def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squar
     if not any(ranks):
         least = min(map(cost, known), default=0)
         raise ValueError(f"budget={budget!r} is not allowed: one direction takes {least} weights at least.")
-    chosen = {layer.layer: rank for layer, rank in zip(known, ranks, strict=True) if rank}
-    most = {layer.layer: len(layer.singular_values) for layer in known}
-    shapes = {layer.layer: (layer.d_out, layer.d_in) for layer in known}
-    exhausted = tuple(name for name, rank in chosen.items() if is_exhausted(rank, most[name], shapes[name]))
-    return Ranks(chosen, budget - left, exhausted)
+    return {layer.layer: rank for layer, rank in zip(known, ranks, strict=True) if rank}
 
 
 def rank_fields(
@@ -238,6 +216,8 @@ def ranked_config(
     Raises:
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
+    is_class = isinstance(config, type) and issubclass(config, AuroraConfig | LoraConfig)
+    require(is_class, "config", config, "the class AuroraConfig or LoraConfig, whose other fields follow by name")
     require(is_number(scaling) and scaling > 0, "scaling", scaling, "a finite number above 0")
     of_lora = issubclass(config, LoraConfig)
     if decided := [name for name in _DECIDED if name in fields]:
@@ -251,7 +231,8 @@ def ranked_config(
     left = [path for path in named(paths, **choice, modules_to_save=whole) if not trained_whole(path, whole)]
     if not left:
         raise ValueError(
-            "None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform."
+            "None of the probed layers is left: see target_modules, exclude_modules, layers_to_transform. They are "
+            f"named {', '.join(sorted({path.rpartition('.')[2] for path in paths}))}."
             + (_of_experts(found.taken_for_experts) if of_lora else "")
         )
     if of_lora and (refused := named(found.taken_for_experts, **choice)):
@@ -260,6 +241,6 @@ def ranked_config(
     every = {layer.layer: cost(layer) for layer in found.layers}
     counted = [path for path in named(every, ".*", modules_to_save=whole) if not trained_whole(path, whole)]
     budget = weights_of(budget, {path: every[path] for path in counted})
-    ranks = share_out(layers, budget, worth).by_layer
+    ranks = share_out(layers, budget, worth)
     alpha, rslora = "lora_alpha" if of_lora else "alpha", bool(fields.get("use_rslora"))
     return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)

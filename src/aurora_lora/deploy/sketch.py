@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ class LayerProbe:
     d_out: int
     d_in: int
     groups: int
-    singular_values: Tensor
-    directions: Tensor
-    deviations: Tensor
+    singular_values: Tensor = field(repr=False)
+    directions: Tensor = field(repr=False)
+    deviations: Tensor = field(repr=False)
 
 
 class Sketch:

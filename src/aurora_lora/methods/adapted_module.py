@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..errors import FormError
+from ..errors import FormError, NotFiniteError
 from ..finite import is_finite
 from ..tuner.linear import linear_shape
 from .base import Options
@@ -65,6 +65,7 @@ class AdaptedLinear(AdaptedModule):
 
         Raises:
             FormError: the update is not linear in x, or the base weight is quantised.
+            NotFiniteError: the merged weight is not finite.
         """
         if not is_plain_linear(self.base_layer):
             raise FormError(
@@ -75,7 +76,7 @@ class AdaptedLinear(AdaptedModule):
             delta = self.in_use.delta_weight()
             total = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
             if not is_finite(total):
-                raise FormError("The merged weight is not finite: the adapter is broken.")
+                raise NotFiniteError("The merged weight is not finite: the adapter is broken.")
             weight.copy_(total)
         return self.base_layer
 

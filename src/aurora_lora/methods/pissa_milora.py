@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from .. import kept_tensors
 from ..errors import CheckpointError
-from ..main_process import is_main
+from ..main_process import launched_as_main
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix, untie_adapted
 from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
@@ -124,7 +124,7 @@ class SingularMethod(PeftMethod):
                     continue  # only counted
                 A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else self.factors(path, layer)
                 start_from(layer, A, B)
-        if start is not None and not known and is_main():
+        if start is not None and not known and launched_as_main():
             _write(peft_model, start)
         peft_model.peft_config[ADAPTER].init_lora_weights = self.saved_as  # type: ignore[index, union-attr]
         return peft_model

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..deploy.wrappers import output_embeddings
-from ..errors import unknown
+from ..errors import FormError, NotFiniteError, unknown
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from .adapted_module import AdaptedModule
@@ -164,8 +164,12 @@ def merge_adapted(model: nn.Module) -> None:
     """Replace every adapted module by a plain one that computes the same.
 
     Raises:
-        FormError: an adapted module cannot be merged; the model is then left partly merged, and of no further use.
+        FormError, NotFiniteError: an adapted module cannot be merged; the model is then left partly merged, and of no
+            further use.
     """
     for path, module in list(adapted_modules(model)):
-        plain = module.merged()
+        try:
+            plain = module.merged()
+        except (FormError, NotFiniteError) as error:
+            raise type(error)(f"{path}: {error}") from error
         replace(model, path, lambda _, plain=plain: plain)

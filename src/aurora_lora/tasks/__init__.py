@@ -1,8 +1,6 @@
 """Tasks and models: what to train on and from. A new task is one dataclass and one `TASKS` line."""
 
-import difflib
-
-from ..errors import UserError
+from ..errors import UserError, unknown
 from .bigbench import BIG_BENCH
 from .commonsense import COMMONSENSE
 from .glue import GLUE
@@ -35,6 +33,4 @@ def get_task(name: str) -> Task:
     """
     if task := TASKS.get(name):
         return task
-    near = difflib.get_close_matches(name.casefold(), TASKS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(TASKS)}"
-    raise UserError(f"unknown task {name!r}: {hint}")
+    raise UserError(f"{name!r}: {unknown('task', TASKS, name)}")

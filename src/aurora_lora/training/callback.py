@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -48,7 +49,7 @@ class CalibrationCallback(TrainerCallback):
         *,
         ridge: float = 1e-4,
         tokenizer: Any = None,
-        text_columns: tuple[str, ...] = ("text",),
+        text_columns: str | Sequence[str] = "text",
         batch_size: int = 32,
         examples: int | None = None,
         max_length: int | None = None,

@@ -57,7 +57,7 @@ def check_data(folder: Path, data: Data) -> None:
     record = data.record or {}
     _check_files(folder, record.get("files", {}))
     if images := record.get("images"):  # of a table of paths, whose own sha256 says nothing of them
-        begun = (_stored(folder / DATA) or {}).get("images", images)  # earlier versions wrote none
+        begun = (_stored(folder / DATA) or {}).get("images", images)
         if not isinstance(begun, Mapping):
             raise _not_ours(folder / DATA)
         for name, digest in images.items():

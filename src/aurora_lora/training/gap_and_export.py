@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
 from ..deploy.export_file import DTYPES, check_replaceable
+from ..deploy.formats import check_quantization
 from ..deploy.inputs import even_sample
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..folders import is_occupied, new_folder, settle
@@ -55,6 +56,8 @@ def gap(
     split = split or run.test_sets[0]
     run.check_split(split)
     check_count("examples", examples)
+    for name in quantizations or ():
+        check_quantization(name)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
     if CALIBRATED in run.forms:

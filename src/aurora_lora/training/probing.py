@@ -143,7 +143,7 @@ def _decided(method: Method, found: Probe, budget: int | None) -> Start:
     options, ranks, of_lora = method.options, None, method.name == LORA.name
     layers = offered(found, of_lora)
     if budget is not None:
-        ranks = share_out(layers, budget).by_layer
+        ranks = share_out(layers, budget)
     rows = {}
     if options["start"] == ALIGNED:
         for layer in layers:
@@ -260,6 +260,5 @@ def kept_start(folder: Path) -> Start | None:
         layer, _, end = name.rpartition("/")
         by_end[end][layer] = value
     facts = json.loads(texts["probe"])
-    spectra, deviations = by_end["singular_values"], by_end["deviations"]  # of older files, no deviations
-    modules, without = (tuple(facts.get(name, ())) for name in ("mistakable", "without_gradient"))
-    return Start(facts["ranks"], by_end["start"], spectra, deviations, modules, without)
+    modules, without = (tuple(facts[name]) for name in ("mistakable", "without_gradient"))
+    return Start(facts["ranks"], by_end["start"], by_end["singular_values"], by_end["deviations"], modules, without)

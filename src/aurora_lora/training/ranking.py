@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..deploy.gradients import frozen_weights
-from ..deploy.ranks import Budget, budget_in, is_exhausted
+from ..deploy.ranks import Budget, budget_in
 from ..errors import ArgumentError, UserError
 from ..methods.start import ALIGNED, EVA, PATTERNS, ProbedMethod
 from ..methods.targets import blocks_and_kinds
@@ -84,12 +85,17 @@ def ranking(recipe: Recipe, budget: Budget | None = None) -> dict[str, Any]:
         "examples": method.options["probe_examples"],
         "energy": bought / every,
         "left_out": left_out,
-        "exhausted": [
-            layer["layer"]
-            for layer in layers
-            if is_exhausted(layer["rank"], len(layer["singular_values"]), (layer["d_out"], layer["d_in"]))
-        ],
+        "exhausted": exhausted(layers),
         "without_gradient": list(start.without_gradient),
         "method": {"name": resolved.name, **unusual, **aligned},
         "layers": layers,
     }
+
+
+def exhausted(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The layers that got every direction that was looked for, and have more; each as `ranking` gives it."""
+    return [
+        layer["layer"]
+        for layer in layers
+        if layer["rank"] == len(layer["singular_values"]) < min(layer["d_out"], layer["d_in"])
+    ]

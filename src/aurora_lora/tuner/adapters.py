@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -47,6 +47,23 @@ def check_adapted(model: nn.Module) -> None:
     """Raise a ValueError for a model without AuroRA layers."""
     if not any(aurora_layers(model)):
         raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
+
+
+def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueError:
+    """What to raise where a model has no adapter of that name, but others.
+
+    Args:
+        name: the one that was asked for.
+        there: those that the model has.
+        of: the methods that are looked for.
+    """
+    known = ", ".join(map(repr, dict.fromkeys(there))) or "none"
+    return ValueError(f"The model has no {of} adapter named {name!r} (there are: {known}).")
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The names of the AuroRA adapters that a model has, active or not."""
+    return list(dict.fromkeys(name for _, layer in aurora_layers(model) for name in layer.aurora_A))
 
 
 def note_shared_weights(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, FORMS, STATIC
-from .adapters import active_adapters, active_layers, aurora_layers, check_adapted
+from .adapters import active_adapters, active_layers, adapter_names, aurora_layers, check_adapted, no_adapter
 from .config import AuroraConfig
 from .fields import one_of
 
@@ -67,7 +67,7 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
                             f"form={form!r} is not allowed."
                         )
         if adapter_name is not None and not configs:
-            raise ValueError(f"The model has no AuroRA adapter named {adapter_name!r}.")
+            raise no_adapter(adapter_name, adapter_names(model))
         self._earlier = [(config, config.eval_form) for config in configs.values()]
         for config in configs.values():
             config.eval_form = form

@@ -72,8 +72,8 @@ class OriginalWeight:
         return {**self.__dict__, "_merged": None, "_noted": self.is_same_tensor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        noted = state.pop("_noted", False)  # files of earlier versions have none, and no checksum
-        self.__dict__.update({"_checksum": None, **state})
+        noted = state.pop("_noted")
+        self.__dict__.update(state)
         if noted and self.backend is None:
             self._merged = self._tensor_now()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormError
-from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
+from ..forms import CALIBRATED, DYNAMIC, STATIC
 from ..ops import ANL, IDENTITY, identity_weights, sigma
 from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
 from .config import AuroraConfig
@@ -246,7 +246,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
         """
         config = self.aurora_config[adapter_name]
         form = config.resolved_eval_form if form is None else form
-        one_of("form", form, tuple(FORMS))
+        if form != DYNAMIC:
+            one_of("form", form, (STATIC, CALIBRATED))
         A, B = (gathered(weight[adapter_name].detach()) for weight in (self.aurora_A, self.aurora_B))
         dtype = torch.promote_types(A.dtype, torch.float32)
         if form == STATIC or self.forms_coincide(adapter_name):
