@@ -174,3 +174,32 @@ def test_a_row_without_a_text_is_named() -> None:
     batches = as_batches(rows, lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)}, batch_size=2)
     with pytest.raises(ValueError, match=r"a row without 'text' \(row 3 of those read\)"):
         list(batches)
+
+
+@pytest.mark.parametrize("with_output_layer", [False, True])
+def test_a_language_model_computes_no_logits_that_nobody_reads(make_gpt2, batches, with_output_layer) -> None:
+    """Nor a loss; but where its output layer is adapted, that sees every position."""
+
+    def calibrated(given: list[Any]) -> tuple[dict[str, torch.Tensor], list[Any]]:
+        targets = ["c_attn", *(["lm_head"] if with_output_layer else [])]
+        torch.manual_seed(0)
+        model = get_peft_model(make_gpt2(), AuroraConfig(target_modules=targets, init_weights=False))
+        shapes: list[Any] = []
+
+        def see(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+            shapes.append(output.shape[:-1])
+
+        model.get_base_model().lm_head.register_forward_hook(see)
+        model.get_base_model().register_forward_hook(lambda _, args, output: shapes.append(output.loss))
+        calibrate(model, given)
+        found = {path: layer.calibration["default"].fresh_matrix() for path, layer in aurora_layers(model)}
+        return found, shapes
+
+    labelled = [{**batch, "labels": batch["input_ids"]} for batch in batches]
+    found, shapes = calibrated(labelled)
+    positions = [tuple(batch["input_ids"].shape) if with_output_layer else (8, 1) for batch in batches]
+    assert {shape for shape in shapes if isinstance(shape, torch.Size)} == set(positions)
+    assert any(isinstance(shape, torch.Tensor) for shape in shapes) == with_output_layer
+    given, _ = calibrated([{**batch, "logits_to_keep": 0} for batch in batches])
+    for path, matrix in given.items():
+        torch.testing.assert_close(found[path], matrix)

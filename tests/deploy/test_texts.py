@@ -88,6 +88,14 @@ def test_the_chosen_answers_of_preferences() -> None:
     assert texts_of(rows, characters()) == ["<user>how warm is it?<assistant>mild"]
 
 
+def test_prompts_alone() -> None:
+    """As GRPO's data sets have them, texts or messages."""
+    rows = datasets.Dataset.from_dict({"prompt": ["how warm?"], "solution": ["mild"]})
+    assert texts_of(rows, characters()) == ["how warm?"]
+    rows = datasets.Dataset.from_dict({"prompt": [MESSAGES[:1]], "solution": ["mild"]})
+    assert texts_of(rows, characters()) == ["<user>how warm is it?"]
+
+
 @pytest.mark.parametrize("columns", ["text", "pair", "texts", "messages", "template"])
 def test_longer_texts_are_cut_at_max_length(columns: str) -> None:
     """Of texts, pairs, prompts that are texts and conversations alike; without it, at the tokenizer's own length."""

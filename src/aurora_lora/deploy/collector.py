@@ -85,11 +85,11 @@ class Collector:
 
         A CalibrationError is kept for `leaders`, which every process must come to.
         """
-        n = 0
+        n, watched = 0, [target.module for target in self.targets]
         try:
             with watched_inputs((target.module, partial(self._see, target)) for target in self.targets):
                 for batch in batches:
-                    self.runner.run(batch)
+                    self.runner.run(batch, watched)
                     n += 1
                     if self.watch_only and len(self.layers) == len(self.targets):
                         break

@@ -52,7 +52,7 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         n = 0
         with watched_inputs(watchers):
             for batch in as_batches(batches) if watchers else ():
-                runner.run(batch)
+                runner.run(batch, [layer for layer, _ in watchers])
                 n += 1
     if watchers and n == 0:
         raise no_batches("hidden_values")

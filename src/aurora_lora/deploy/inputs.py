@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -51,8 +51,8 @@ def as_batches(
         tokenizer: a Transformers tokenizer for the columns of the dataset.
         text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
             as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template; one
-            of preferences, `chosen` with or without `prompt`, likewise. Prompts and completions that are texts are
-            joined, as TRL does. The template gets `tools` and `chat_template_kwargs` of each row, too.
+            of preferences, `chosen` with or without `prompt`, or of prompts alone, likewise. Prompts and completions
+            that are texts are joined, as TRL does. The template gets each row's `tools` and `chat_template_kwargs`.
         batch_size: examples in a batch of the dataset.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
         max_length: tokens; longer texts of the dataset are cut. None is what the tokenizer allows.
@@ -184,8 +184,13 @@ class Runner:
         hidden = output[0] if not isinstance(output, Tensor) else output
         self._encoder_output = weakref.ref(hidden)
 
-    def run(self, batch: Batch) -> Any:
+    def run(self, batch: Batch, watched: Collection[nn.Module] = ()) -> Any:
         """One forward pass.
+
+        Args:
+            batch: the inputs.
+            watched: modules whose inputs are all that is read of it, if any. A language model then computes no loss,
+                and the logits of one position: all of them take more memory than the rest of the pass.
 
         Raises:
             TypeError: the batch is no dict, tensor, tuple or list.
@@ -195,7 +200,19 @@ class Runner:
             inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
         model = _without_regulariser(self.model)
         by_name = isinstance(inputs, dict) and not _is_one_argument(inputs, plain_model(self.model))
+        if by_name and watched and self._can_spare_logits(watched):
+            inputs = {"logits_to_keep": 1, "use_cache": False, **inputs}
+            inputs.pop("labels", None)
         return model(**inputs) if by_name else model(inputs)
+
+    def _can_spare_logits(self, watched: Collection[nn.Module]) -> bool:
+        """Whether these modules get the same inputs where only the logits of the last position are computed."""
+        model: Any = plain_model(self.model)
+        backbone = getattr(model, "base_model", model)
+        takes = {"logits_to_keep", "use_cache"} <= inspect.signature(model.forward).parameters.keys()
+        if self.encoder is not None or backbone is model or not takes:
+            return False
+        return set(watched) <= set(backbone.modules())
 
     def read(self, batch: Batch) -> Any:
         """A copy of the batch on the model's device, whose masks are noted: what comes next is the pass they are of.

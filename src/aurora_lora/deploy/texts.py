@@ -7,7 +7,7 @@ from typing import Any
 
 from ..chat_template import OPTIONS, template_options, without_none
 
-CONVERSATIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), ("chosen",))
+CONVERSATIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), ("chosen",), ("prompt",))
 """The columns of conversations, as TRL names them; of preferences, the answer that was chosen."""
 
 
