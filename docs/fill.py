@@ -43,7 +43,16 @@ from make.tables import (
     tasks_table,
     versions_table,
 )
-from make.worth import answered, beyond_the_best, main_answers, without_seed
+from make.worth import (
+    SETTLED,
+    answered,
+    beyond_the_best,
+    by_epoch,
+    default_at_the_same_rank,
+    fewer_weights,
+    main_answers,
+    without_seed,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
@@ -153,12 +162,16 @@ def main() -> None:
             *drawn,
         ]
         insert(STUDIES / f"{section.title}.md", section.title, "\n\n".join(filter(None, shown)))
+        if section.title == "ranks-converged":
+            insert(STUDIES / "ranks-converged.md", "by epoch", by_epoch(section.groups, SETTLED))
     for old in FIGURES.glob("study-*"):
         if old.stem not in written:
             old.unlink()  # a figure that no longer applies
     summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
     for case in CASES:
         insert(ROOT / "docs" / "evidence.md", f"answers {case}", answered(summaries, case))
+    insert(ROOT / "docs" / "worth.md", "fewer weights", fewer_weights(summaries))
+    insert(ROOT / "docs" / "evidence.md", "default", default_at_the_same_rank(summaries))
     save(main_answers(summaries), FIGURES / "worth")
     insert(ROOT / "docs" / "evidence.md", "rates", beyond_the_best(summaries))
     insert(ROOT / "docs" / "evidence.md", "seed 0", without_seed(summaries, ("ranks-short", "ranks-converged"), 0))

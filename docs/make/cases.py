@@ -11,7 +11,8 @@ _LORA_RANKS = tuple(
     f"LoRA with {share}, ranks by the gradients: above LoRA r=8"
     for share in ("half of the weights", "a quarter of the weights")
 )
-_QUARTER = tuple(f"Are {whose}ranks by the gradients better than r=2 on query and value" for whose in ("", "LoRA's "))
+SAME_START = tuple(f"{ask} with the same start" for ask in (*RANKS[:2], *_LORA_RANKS))
+QUARTER = tuple(f"Are {whose}ranks by the gradients better than r=2 on query and value" for whose in ("", "LoRA's "))
 _LORA_HALF = "Are LoRA's ranks by the gradients better than r=4 on query and value"
 _SAME_RANKS = "With the same ranks by the gradients, is AuroRA above LoRA"
 TWO_METHODS = tuple(f"{_SAME_RANKS} at {share}" for share in ("half of the weights", "a quarter"))
@@ -20,11 +21,12 @@ _TWO_METHODS_TOO = (
     *(f"Is AuroRA above LoRA at r={r} everywhere" for r in (2, 1)),
     f"{_SAME_RANKS} with as many weights as r=1 everywhere",
 )
-_FEWER_WEIGHTS = tuple(
+AS_MANY = tuple(
     f"Are ranks by the gradients better than r=1 everywhere{start}, with fewer weights"
     for start in ("", " with LoRA's start")
 )
 EVERYWHERE = "Is r=1 everywhere above LoRA r=8, both with LoRA's start"
+_EVERYWHERE_ALIGNED = "Is r=1 everywhere above LoRA r=8, both with the aligned start"
 _TWO_EVERYWHERE = (
     "Is AuroRA r=2 everywhere above AuroRA r=2 on query and value",
     "Is AuroRA r=2 everywhere above LoRA r=8",
@@ -33,15 +35,15 @@ _OTHER_WAYS = (
     *_TWO_EVERYWHERE,
     "Are AuroRA's ranks by the gradients better than r=1 everywhere, with as many weights",
     EVERYWHERE,
+    _EVERYWHERE_ALIGNED,
     "Half of the weights with LoRA's start, ranks by the gradients: above LoRA r=8",
-    _FEWER_WEIGHTS[1],
+    AS_MANY[1],
     "How far is half of the weights from full fine-tuning",
     *(
         f"Half of the weights, ranks by the gradients: above {other}"
         for other in (
             "EVA r=8",
             "LoRA-GA r=8",
-            "LoRA r=8 with the same start",
             *(f"{method} r=8" for method in ("PiSSA", "MoSLoRA", "SineLoRA", "HiRA")),
         )
     ),
@@ -66,14 +68,31 @@ _OWN_START = "LoRA with half of the weights and its own start: above LoRA r=8"
 
 CASES = {
     "ranks": {
-        "ranks-short": (*RANKS, *_LORA_RANKS, *_QUARTER, _LORA_HALF, *_OTHER_WAYS),
-        "ranks-converged": (*RANKS, *_LORA_RANKS, *_QUARTER, _LORA_HALF, EVERYWHERE, *_FEWER_WEIGHTS),
+        "ranks-short": (*RANKS, *_LORA_RANKS, *SAME_START, *QUARTER, _LORA_HALF, *_OTHER_WAYS),
+        "ranks-converged": (
+            *RANKS,
+            *_LORA_RANKS,
+            *SAME_START,
+            *QUARTER,
+            _LORA_HALF,
+            EVERYWHERE,
+            _EVERYWHERE_ALIGNED,
+            *AS_MANY,
+        ),
         **dict.fromkeys(
             ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
-            (*RANKS[:2], *_LORA_RANKS, *_QUARTER, EVERYWHERE, *_TWO_EVERYWHERE),
+            (*RANKS[:2], *_LORA_RANKS, *SAME_START, *QUARTER, EVERYWHERE, *_TWO_EVERYWHERE),
         ),
         "layers": ("Are all linear layers better than query and value",),
-        "ranks-movie-rating": (*RANKS[:2], *_LORA_RANKS, *_QUARTER, _OWN_START, EVERYWHERE, *_TWO_EVERYWHERE),
+        "ranks-movie-rating": (
+            *RANKS[:2],
+            *_LORA_RANKS,
+            *SAME_START,
+            *QUARTER,
+            _OWN_START,
+            EVERYWHERE,
+            *_TWO_EVERYWHERE,
+        ),
     },
     "same rank": {
         "captured-effect": (*_SAME.values(), _SAME_WITH_SKIP),
@@ -122,13 +141,16 @@ CASES = {
     },
     "start": {
         "ranks-short": (
-            *_START,
-            _LORA_START,
+            *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
             "Does the aligned start help r=1 everywhere",
             *_START_OF_RANKS,
             f"{_START_OF_RANKS[0]} with as many weights as r=1 everywhere",
         ),
-        "ranks-converged": (_LORA_START, "Does the aligned start help a quarter"),
+        "ranks-converged": (
+            *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
+            "Does the aligned start help r=1 everywhere",
+            "Does the aligned start help a quarter",
+        ),
         "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
         **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
     },

@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from aurora_lora.forms import DYNAMIC, STATIC
-from aurora_lora.lab.report.answers import MARGIN, Answer
+from aurora_lora.lab.report.answers import MARGIN, Answer, answer
 from aurora_lora.lab.report.colours import GREY, colour
 from aurora_lora.lab.report.figures import legend, new_figure
-from aurora_lora.lab.report.groups import half_interval, interval
+from aurora_lora.lab.report.groups import half_interval
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
@@ -64,9 +64,8 @@ def paired(first: Sequence[Run], second: Sequence[Run], metric: str, part: str =
 
 
 def compared(first: Sequence[Run], second: Sequence[Run], metric: str, part: str = "test") -> Answer:
-    found = paired(first, second, metric, part)
-    names = (first[0]["method"], second[0]["method"])
-    return Answer("", *names, metric, statistics.mean(found), *interval(found), len(found), MARGIN)
+    by_seed = dict(zip((run["seed"] for run in first), paired(first, second, metric, part), strict=True))
+    return answer("", first[0]["method"], second[0]["method"], metric, by_seed, MARGIN)
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -127,8 +126,8 @@ def differences_table(runs: Sequence[Run]) -> str:
     table = TextTable("", ["features", "sigma", "r", *RIVALS, MERGED], align="llr")
     for ((features, metric), method, rank), found in differences(runs).items():
         cells = []
-        for answer in found.values():
-            difference, between, said = answer.cells()
+        for one in found.values():
+            difference, between, said = one.cells()
             cells.append((f"**{difference}**" if said == "better" else difference) + f" ({between})")
         table.rows.append([f"{features} ({metric})", AURORA[method], str(rank), *cells])
     return table.markdown()

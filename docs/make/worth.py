@@ -4,18 +4,21 @@ the best learning rates."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import false_discovery_control
 
-from aurora_lora.lab.report.answers import Answer, answers, every_answer
+from aurora_lora.lab.report.answers import MARGIN, Answer, answer, answers, every_answer
 from aurora_lora.lab.report.colours import GREY, colour
 from aurora_lora.lab.report.figures import new_figure
+from aurora_lora.lab.report.groups import Group
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
-from .cases import CASES, EVERYWHERE, RANKS, SAME_LAYERS, TWO_METHODS
+from .cases import AS_MANY, CASES, EVERYWHERE, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
 
 _HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
 _ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
@@ -50,11 +53,28 @@ ROWS = {
 """Of the figure, the studies and what they measure."""
 PANELS = {
     "LoRA r=1 on all linear\nlayers, minus LoRA r=8": EVERYWHERE,
-    "AuroRA with half of the\nweights, minus LoRA r=8": RANKS[0],
+    "AuroRA with half of the\nweights, minus LoRA r=8,\nboth starts aligned": SAME_START[0],
     "AuroRA minus LoRA, both\nwith half of the weights": TWO_METHODS[0],
     "AuroRA r=8 minus LoRA r=8,\non query and value": SAME_LAYERS,
 }
 """Of the figure, the question of each panel, of the studies of ranks."""
+FEWER_WEIGHTS = {
+    "half, minus LoRA r = 8 with its default start": RANKS[0],
+    "half, minus LoRA r = 8 with the aligned start, too": SAME_START[0],
+    "half, minus r = 4 on query and value, which has as many weights": RANKS[2],
+    "half, minus r = 1 on every linear layer, which has 14% more (LoRA in both)": AS_MANY[0],
+    "a quarter, minus LoRA r = 8 with its default start": RANKS[1],
+    "a quarter, minus LoRA r = 8 with the aligned start, too": SAME_START[1],
+    "a quarter, minus r = 2 on query and value, which has as many weights": QUARTER[0],
+    "AuroRA minus LoRA, both with half": TWO_METHODS[0],
+}
+"""What is asked of budgets by the gradients, in words, and the question."""
+SETTLED = {
+    "AuroRA 37k by gradients": ("LoRA r=8", "LoRA r=8 aligned", "AuroRA r=4 aligned"),
+    "AuroRA 18k by gradients": ("LoRA r=8", "LoRA r=8 aligned"),
+    "LoRA r=1 everywhere": ("LoRA r=8",),
+}
+"""Of `ranks-converged`, the comparisons that are followed over the epochs."""
 EDGE = 10.0
 """Points that are drawn on both sides of 0."""
 
@@ -69,7 +89,7 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     for study, row in ROWS.items():
         if study in summaries:
             rows[row] = {one.ask: one for one in every_answer(summaries[study])[0][1]}
-    figure, axes = new_figure(len(PANELS), 9.0, 1.3 + 0.3 * len(rows))
+    figure, axes = new_figure(len(PANELS), 9.0, 1.4 + 0.3 * len(rows))
     for number, (ax, (title, ask)) in enumerate(zip(axes, PANELS.items(), strict=True)):
         for place, by_question in enumerate(rows.values()):
             if ask in by_question:
@@ -108,20 +128,116 @@ def answered(summaries: Mapping[str, Mapping[str, Any]], case: str) -> str:
         case: of `CASES`.
     """
     table = TextTable("", ["study", "first", "second", "difference", "95% interval", "first vs second"], align="lllrrl")
-    sides: list[str] = []
+    shown: list[Answer] = []
     for study, asked in CASES[case].items():
         by_question: dict[str, list[tuple[str, Answer]]] = {}
         for heading, found in _by_its_metrics(summaries[study]) if study in summaries else ():
             for one in found:
                 by_question.setdefault(one.ask, []).append((f"{study}, {heading}", one))
-        shown = [row for name in asked for row in by_question.get(name, ())]
-        table.rows += [[heading, one.first, one.second, *one.cells()] for heading, one in shown]
-        sides += [one.side for _, one in shown]
-    better, worse = (sides.count(side) for side in ("better", "worse"))
+        rows = [row for name in asked for row in by_question.get(name, ())]
+        table.rows += [[heading, one.first, one.second, *one.cells()] for heading, one in rows]
+        shown += [one for _, one in rows]
+    sides = [one.side for one in shown]
+    kept = [one.side for one in _discoveries(shown)]
     return (
         f"{table.markdown()}\n\nIntervals: {len(sides)}, not corrected for their number; the first is better in "
-        f"{better}, worse in {worse}."
+        f"{sides.count('better')}, worse in {sides.count('worse')}. Corrected, with a false discovery rate of 5%: "
+        f"better in {kept.count('better')}, worse in {kept.count('worse')}."
     )
+
+
+def _discoveries(found: Sequence[Answer]) -> list[Answer]:
+    """Those that differ from 0 with a false discovery rate of 5%, by Benjamini and Hochberg."""
+    known = [(one, one.p_value) for one in found if one.p_value is not None]
+    adjusted = false_discovery_control([p for _, p in known]) if known else []
+    return [one for (one, _), p in zip(known, adjusted, strict=True) if p <= 0.05]
+
+
+def fewer_weights(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The answers of `FEWER_WEIGHTS` in the main score, a column for each study, as Markdown; bold where the interval
+    is on one side of 0.
+
+    Args:
+        summaries: `study.json` by the study's name.
+    """
+    there = {study: title for study, title in ROWS.items() if study in summaries}
+    table = TextTable("", ["points", *there.values()], align="l" + "r" * len(there))
+    by_study = {study: {one.ask: one for one in answers(summaries[study])} for study in there}
+    for words, ask in FEWER_WEIGHTS.items():
+        cells = []
+        for study in there:
+            one = by_study[study].get(ask)
+            difference = "" if one is None else one.cells()[0]
+            cells.append(f"**{difference}**" if one is not None and one.side else difference)
+        table.rows.append([words, *cells])
+    return table.markdown()
+
+
+def default_at_the_same_rank(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The default, with the skip, beside LoRA of its ranks, all pairs of a study at once in its main score: the mean
+    over the pairs by seed, as Markdown, and how many of the pairs there are of each verdict.
+
+    Args:
+        summaries: `study.json` by the study's name.
+    """
+    heads = ["study", "pairs", "difference, mean over the pairs", "95% interval", "AuroRA vs LoRA"]
+    table = TextTable("", heads, align="lrrrl")
+    verdicts: list[str] = []
+    for study, asked in CASES["same rank"].items():
+        found = [one for one in answers(summaries[study]) if one.ask in asked] if study in summaries else []
+        pairs = [one for one in found if "without skip" not in one.first]
+        if pairs:
+            seeds = set.intersection(*(set(one.by_seed) for one in pairs))
+            mean = {seed: fmean(one.by_seed[seed] for one in pairs) for seed in sorted(seeds)}
+            over = answer("", "", "", pairs[0].metric, mean, MARGIN)
+            heading = f"{study}, {metric_named(over.metric).heading}"
+            table.rows.append([heading, str(len(pairs)), *over.cells()])
+            verdicts += [one.verdict for one in pairs]
+    numbers = {word: sum(one.startswith(word) for one in verdicts) for word in ("better", "worse", "equivalent", "no ")}
+    return (
+        f"{table.markdown()}\n\nPairs: {len(verdicts)}; better in {numbers['better']}, worse in {numbers['worse']}, "
+        f"equivalent within 1 point in {numbers['equivalent']}, no significant difference in {numbers['no ']}."
+    )
+
+
+def by_epoch(found: Sequence[Group], pairs: Mapping[str, Sequence[str]]) -> str:
+    """Differences between settings in the validation score after each evaluation, paired by seed, as Markdown.
+
+    Args:
+        found: the settings of a study, with their epochs.
+        pairs: by the setting that comes first, those that it is compared with.
+    """
+    named = {group.label: group for group in found}
+    metric = metric_named(found[0].selected_by)
+    rows: list[tuple[str, str, dict[float, Answer]]] = []
+    for first, others in pairs.items():
+        for second in others:
+            scores = [_scores(named[name]) for name in (first, second)]
+            shared = [epoch for epoch in scores[0] if epoch in scores[1]]
+            made = {}
+            for epoch in shared:
+                ours, theirs = (one[epoch] for one in scores)
+                by_seed = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+                made[epoch] = answer("", first, second, metric.name, by_seed)
+            rows.append((first, second, made))
+    epochs = sorted({epoch for *_, made in rows for epoch in made})
+    heads = ["first", "second", *(f"epoch {epoch:g}" for epoch in epochs), "change in the last"]
+    table = TextTable("", heads, align="ll" + "r" * (len(epochs) + 1))
+    for first, second, made in rows:
+        last, before = (made[epoch].by_seed for epoch in (epochs[-1], epochs[-2]))
+        change = answer("", "", "", metric.name, {seed: last[seed] - before[seed] for seed in last})
+        cells = [f"{one.cells()[0]} ({one.cells()[1]})" for one in (*(made[epoch] for epoch in epochs), change)]
+        table.rows.append([first, second, *cells])
+    return table.markdown()
+
+
+def _scores(group: Group) -> dict[float, dict[int, float]]:
+    """By epoch, the validation scores of the seeds."""
+    scores: dict[float, dict[int, float]] = {}
+    for run in group.runs:
+        for entry in run["epochs"]:
+            scores.setdefault(entry["epoch"], {})[run["seed"]] = entry["validation"][group.selected_by]
+    return scores
 
 
 def _by_its_metrics(summary: Mapping[str, Any]) -> list[tuple[str, list[Answer]]]:

@@ -3,13 +3,32 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+from scipy.stats import ttest_rel
 
 from aurora_lora.lab.experiments.study import load_study
+from aurora_lora.lab.report.answers import answer, answers
+from aurora_lora.lab.report.groups import Group
+from aurora_lora.lab.report.sections import load_sections
 from make.cases import CASES
-from make.worth import EDGE, PAIRS, PANELS, ROWS, answered, beyond_the_best, main_answers, without_seed
+from make.worth import (
+    EDGE,
+    FEWER_WEIGHTS,
+    PAIRS,
+    PANELS,
+    ROWS,
+    SETTLED,
+    answered,
+    beyond_the_best,
+    by_epoch,
+    default_at_the_same_rank,
+    fewer_weights,
+    main_answers,
+    without_seed,
+)
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted({study for asked in CASES.values() for study in asked} | set(PAIRS) | set(ROWS))
@@ -41,7 +60,84 @@ def test_a_study_that_is_not_there_is_left_out() -> None:
     assert len(found) == 5
     assert found[2].startswith("| captured-effect, captured % | ours, merged | theirs, merged | +10.0 | ")
     assert found[2].endswith(" | better |")
-    assert found[-1] == "Intervals: 1, not corrected for their number; the first is better in 1, worse in 0."
+    assert found[-1] == (
+        "Intervals: 1, not corrected for their number; the first is better in 1, worse in 0. Corrected, with a false "
+        "discovery rate of 5%: better in 1, worse in 0."
+    )
+
+
+def test_what_is_significant_by_chance_is_none_after_correction() -> None:
+    asked = CASES["same rank"]["captured-effect"]
+    barely = summary([0.53, 0.50, 0.52], [0.49, 0.48, 0.49], *asked)  # p = 0.037 each, of six: still all of them
+    assert answered({"captured-effect": barely}, "same rank").endswith("better in 6, worse in 0.")
+    one = {"setting": "ours", "form": None}
+    barely["study"]["questions"][1:] = [{"ask": ask, "first": one, "second": one} for ask in asked[1:]]
+    assert answered({"captured-effect": barely}, "same rank").endswith(
+        "the first is better in 1, worse in 0. Corrected, with a false discovery rate of 5%: better in 0, worse in 0."
+    )
+
+
+def test_p_values_are_those_of_a_paired_t_test() -> None:
+    first, second = [0.53, 0.50, 0.52], [0.49, 0.48, 0.50]
+    (one,) = answers(summary(first, second, "?"))
+    assert one.p_value == pytest.approx(ttest_rel(first, second).pvalue)
+    (same,) = answers(summary(first, first, "?"))
+    assert same.p_value == 1
+    (apart,) = answers(summary([0.75, 0.75, 0.75], [0.5, 0.5, 0.5], "?"))
+    assert apart.p_value == 0
+    assert answer("?", "a", "b", "accuracy", {0: 0.1}).p_value is None
+
+
+def test_the_default_beside_lora_over_all_pairs_of_a_study() -> None:
+    """The mean over the pairs comes first, by seed; AuroRA without the skip is left out, and so are other questions."""
+    asked = CASES["same rank"]["ranks-short"][:2]
+    study = summary([0.5, 0.51, 0.52], [0.4, 0.42, 0.41], *asked, "another")
+    without = {**study["settings"][0], "name": "ours without skip"}
+    study["settings"].append(without)
+    study["study"]["questions"].append(
+        {"ask": CASES["same rank"]["ranks-short"][2], "first": {"setting": without["name"], "form": None}}
+        | {"second": {"setting": "theirs", "form": None}}
+    )
+    other = {**study["settings"][1], "name": "more", "by_form": {"merged": {"captured": {"scores": [0.5, 0.53, 0.51]}}}}
+    study["settings"].append(other)
+    study["study"]["questions"][1]["second"] = {"setting": "more", "form": None}
+    found = default_at_the_same_rank({"ranks-short": study}).splitlines()
+    mean = [(0.1 + 0.0) / 2, (0.09 - 0.02) / 2, (0.11 + 0.01) / 2]
+    half = 4.302652729 * stdev(mean) / 3**0.5
+    low, high = (f"{100 * (fmean(mean) + sign * half):+.1f}" for sign in (-1, 1))
+    assert found[2] == f"| ranks-short, captured % | 2 | {100 * fmean(mean):+.1f} | {low} to {high} | better |"
+    assert found[-1] == (
+        "Pairs: 2; better in 1, worse in 0, equivalent within 1 point in 0, no significant difference in 1."
+    )
+
+
+def test_what_a_budget_buys_in_every_study() -> None:
+    first, *_, last = FEWER_WEIGHTS.values()
+    better = summary([0.5, 0.51, 0.52], [0.45, 0.47, 0.46], first)
+    rows = fewer_weights(
+        {"ranks-short": better, "ranks-digits": summary([0.5, 0.4, 0.6], [0.5] * 3, last)}
+    ).splitlines()
+    assert rows[0] == "| points | captured effect, 2 epochs | digits, accuracy |"
+    assert rows[2].endswith(" | **+5.0** |  |")
+    assert rows[-1].endswith(" |  | 0.0 |")
+
+
+def test_differences_over_the_epochs() -> None:
+    def group(name: str, *scores: tuple[float, float]) -> Group:
+        def run(seed: int, before: float, after: float) -> dict[str, Any]:
+            entries = [{"epoch": at, "validation": {"captured": one}} for at, one in ((2.0, before), (4.0, after))]
+            return {
+                "seed": seed,
+                "epochs": entries,
+                "metric": {"name": "captured", "selected_by": {"name": "captured"}},
+            }
+
+        return Group(name, [run(seed, *one) for seed, one in enumerate(scores)])
+
+    found = [group("a", (0.5, 0.6), (0.52, 0.6)), group("b", (0.4, 0.55), (0.44, 0.55))]
+    rows = by_epoch(found, {"a": ["b"]}).splitlines()
+    assert rows[0] == "| first | second | epoch 2 | epoch 4 | change in the last |"
+    assert rows[2] == "| a | b | +9.0 (-3.7 to +21.7) | +5.0 (+5.0 to +5.0) | -4.0 (-16.7 to +8.7) |"
 
 
 def test_the_figure_has_a_row_for_each_study_that_is_there() -> None:
@@ -145,6 +241,10 @@ def test_what_is_committed_is_in_the_page() -> None:
         name: json.loads((studies / name / "study.json").read_text()) for name in STUDIES if (studies / name).exists()
     }
     page = (ROOT / "docs" / "evidence.md").read_text()
+    assert default_at_the_same_rank(summaries) in page
+    assert fewer_weights(summaries) in (ROOT / "docs" / "worth.md").read_text()
+    (converged,) = load_sections([studies / "ranks-converged" / "study.json"])
+    assert by_epoch(converged.groups, SETTLED) in (ROOT / "docs" / "studies" / "ranks-converged.md").read_text()
     for case in CASES:
         assert answered(summaries, case) in page
     assert beyond_the_best(summaries) in page

@@ -9,6 +9,8 @@ from aurora_lora.lab.report.answers import Answer, answers, every_answer, note
 from aurora_lora.lab.report.study import chosen_values, study_tables, tuning_note
 from make.tables import study_page
 
+SEEDS = {0: 0.0, 1: 0.0, 2: 0.0}
+
 FIRST, SECOND = [0.82, 0.84, 0.81], [0.80, 0.81, 0.80]
 
 
@@ -52,7 +54,7 @@ def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
     assert (better.first, better.second) == ("AuroRA, calibrated", "LoRA, merged")
     assert better.difference == pytest.approx(0.02)
     assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
-    assert better.seeds == 3
+    assert len(better.by_seed) == 3
     assert (static.difference, static.low, static.seeds) == (pytest.approx(0.7 - 0.84), None, 1)
     assert static.cells() == ("-14.0", "", "not known: one seed")
 
@@ -69,7 +71,7 @@ def test_what_a_merge_costs_is_asked_of_the_same_runs(summary: dict[str, Any]) -
     assert answers(summary)[1] == by_own_choice
     question["same_runs"] = True
     cost = answers(summary)[1]
-    assert (cost.difference, cost.seeds) == (pytest.approx(0.1), 3)
+    assert (cost.difference, len(cost.by_seed)) == (pytest.approx(0.1), 3)
     assert (cost.first, cost.second) == ("AuroRA, calibrated", "AuroRA, static in the same runs")
     del summary["settings"][1]["by_choice"]  # all forms have the deployed one's choice
     assert answers(summary)[1].difference == by_own_choice.difference
@@ -86,7 +88,7 @@ def test_what_a_merge_costs_is_asked_of_the_same_runs(summary: dict[str, Any]) -
     ],
 )
 def test_a_verdict_in_words(metric: str, gain: float, verdict: str) -> None:
-    assert Answer("?", "a", "b", metric, gain, gain - 0.01, gain + 0.01, 3).verdict == verdict
+    assert Answer("?", "a", "b", metric, gain, gain - 0.01, gain + 0.01, SEEDS).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_verdict_in_words(metric: str, gain: float, verdict: str) -> None:
 def test_equivalent_needs_the_whole_interval_within_a_margin(
     low: float, high: float, margin: float | None, verdict: str
 ) -> None:
-    assert Answer("?", "a", "b", "accuracy", (low + high) / 2, low, high, 3, margin).verdict == verdict
+    assert Answer("?", "a", "b", "accuracy", (low + high) / 2, low, high, SEEDS, margin).verdict == verdict
 
 
 def test_the_margin_of_a_question(summary: dict[str, Any]) -> None:

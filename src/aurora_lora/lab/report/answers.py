@@ -24,7 +24,7 @@ class Answer:
         metric: of the scores.
         difference: mean over the seeds.
         low, high: its 95% interval, of Student's t over the paired differences; None below two seeds.
-        seeds: how many both have.
+        by_seed: the differences, of the seeds that both have.
         margin: within which the two count as equivalent, as the metric is shown (in points where it is in percent);
             None for no such verdict.
     """
@@ -36,8 +36,19 @@ class Answer:
     difference: float
     low: float | None
     high: float | None
-    seeds: int
+    by_seed: Mapping[int, float]
     margin: float | None = None
+
+    @property
+    def p_value(self) -> float | None:
+        """Of Student's t for a mean of 0, two-sided; None below two seeds."""
+        if self.low is None or self.high is None:
+            return None
+        from scipy.stats import t
+
+        degrees = len(self.by_seed) - 1
+        error = (self.high - self.low) / 2 / float(t.ppf(0.975, degrees))
+        return 2 * float(t.sf(abs(self.difference) / error, degrees)) if error else float(self.difference == 0)
 
     @property
     def side(self) -> str:
@@ -107,15 +118,22 @@ def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answe
         by = metric or first[0]["metric"]
         chosen_by = first[1] if question.get("same_runs") else None
         ours, theirs = _by_seed(*first, by, chosen_by), _by_seed(*second, by, chosen_by)
-        paired = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        paired = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
         if paired:
             names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
             if chosen_by is not None:
                 names[1] += " in the same runs"
-            mean, (low, high) = statistics.fmean(paired), interval(paired)
             margin = _margin(question.get("margin"), by, first[0]["metric"])
-            found.append(Answer(question["ask"], names[0], names[1], by, mean, low, high, len(paired), margin))
+            found.append(answer(question["ask"], names[0], names[1], by, paired, margin))
     return found
+
+
+def answer(
+    ask: str, first: str, second: str, metric: str, by_seed: Mapping[int, float], margin: float | None = None
+) -> Answer:
+    """What the differences of the seeds say; see `Answer`."""
+    differences = list(by_seed.values())
+    return Answer(ask, first, second, metric, statistics.fmean(differences), *interval(differences), by_seed, margin)
 
 
 def _margin(given: float | None, metric: str, own: str | None) -> float | None:
