@@ -15,7 +15,7 @@ from ..errors import FormError, NotCalibratedError, StaleCalibrationError
 from ..forms import STATIC
 from .config import AuroraConfig
 from .offloaded import AdapterBuffers, AdapterParameters, is_offloaded
-from .tensors import State, gathered, ordinary_tensors, state_of
+from .tensors import State, computing_device, gathered, ordinary_tensors, state_of
 
 BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
 """The names by which a layer holds the two tensors of its calibrations, and files have them."""
@@ -178,7 +178,8 @@ class Calibration:
         if self.has_room:
             return
         A = self._weights[0][self.adapter_name]
-        device = "cpu" if A.is_meta else A.device  # PEFT moves buffers also while the parameters are still on meta
+        # PEFT moves buffers also while the parameters are still on meta
+        device = "cpu" if A.is_meta else computing_device(A)
         self._matrices[self.adapter_name] = torch.zeros(A.shape, dtype=A.dtype, device=device)
         self._fingerprints[self.adapter_name] = torch.zeros(3, dtype=torch.int64, device=device)
 
@@ -186,8 +187,9 @@ class Calibration:
     def store(self, matrix: Tensor) -> None:
         """Store A_cal (r, d_in) as belonging to the adapter's present weights."""
         A = self._weights[0][self.adapter_name]
-        self._matrices[self.adapter_name] = matrix.detach().to(device=A.device, dtype=A.dtype, copy=True)
-        self._fingerprints[self.adapter_name] = _fingerprint(self._sigma_weights()).to(A.device)
+        device = computing_device(A)
+        self._matrices[self.adapter_name] = matrix.detach().to(device=device, dtype=A.dtype, copy=True)
+        self._fingerprints[self.adapter_name] = _fingerprint(self._sigma_weights()).to(device)
         self.is_fresh, self.is_awaited = True, False
         self._seen = self._states()
         self.config.calibrated = True

@@ -22,9 +22,16 @@ def ordinary_tensors() -> Iterator[None]:
 
 def gathered(weight: Tensor) -> Tensor:
     """The weight, gathered from all processes if it is sharded (a DTensor, as FSDP2 makes): call it on each of them."""
-    gather = getattr(weight, "full_tensor", None)
-    full: Tensor = weight if gather is None else gather()
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    full: Tensor = weight.to(computing_device(weight)).full_tensor()
     return full
+
+
+def computing_device(weight: Tensor) -> torch.device:
+    """Where a weight is computed with: a shard, which FSDP2 may keep in main memory, on the device of its mesh."""
+    mesh = getattr(weight, "device_mesh", None)
+    return weight.device if mesh is None else torch.empty(0, device=mesh.device_type).device
 
 
 def is_tensor_parallel(module: nn.Module) -> bool:
