@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import chats
 import own_files
@@ -15,9 +15,10 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from aurora_lora.errors import UserError
-from aurora_lora.training import yaml_text
+from aurora_lora.training import distributed, yaml_text
 from aurora_lora.training.batches import Share, divide
 from aurora_lora.training.sections import TrainingSection
 
@@ -46,6 +47,13 @@ def launch(aurora: Aurora, recipe: Path, output: Path, processes: int = 2, **mor
 def train_alone(aurora: Aurora, recipe: Path, output: Path) -> None:
     (answer,) = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
     assert answer["status"] == 0, answer["stderr"]
+
+
+def seed_in(states: Path) -> int:
+    """What PyTorch's random numbers on the CPU began with."""
+    generator = torch.Generator()
+    generator.set_state(torch.load(states, weights_only=False)["cpu"])
+    return generator.initial_seed()
 
 
 def recipe_with(write_recipe: Callable[..., Path], model: Path, **more: Any) -> Path:
@@ -307,7 +315,8 @@ def test_resumes_with_as_many_processes_only(
     assert whole[0]["status"] == 0, whole
     answers = launch(aurora, recipe, output, kill_at=whole[0]["events"] // 3)
     assert answers[0]["status"] == -9  # the main process writes; the other loses its peer
-    assert list((output / "checkpoints").glob("checkpoint-*"))
+    last = max((output / "checkpoints").glob("checkpoint-*"))
+    assert len({seed_in(last / f"rng_state_{rank}.pth") for rank in (0, 1)}) == 2  # each draws its own dropout
     (answer,) = aurora({"args": ["train", str(recipe), "-o", str(output)], "folder": str(output)})
     assert answer["status"] == 2
     assert answer["stderr"].strip().endswith("choose another output folder")
@@ -316,6 +325,21 @@ def test_resumes_with_as_many_processes_only(
     assert [answer["status"] for answer in answers] == [0, 0], answers
     name = "adapter/adapter_model.safetensors"
     assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_processes_wait_as_long_as_the_trainer_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they join before there is a Trainer; NCCL's own limit is 10 minutes."""
+    joined: list[dict[str, Any]] = []
+
+    class Joining:
+        _shared_state: ClassVar[dict[str, Any]] = {}
+
+        def __init__(self, **options: Any) -> None:
+            joined.append(options)
+
+    monkeypatch.setattr(distributed, "PartialState", Joining)
+    distributed.state()
+    assert joined[0]["timeout"].total_seconds() == TrainingArguments.ddp_timeout
 
 
 def test_error_in_all_processes(aurora: Aurora, write_recipe: Callable[..., Path], model: Path, tmp_path: Path) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
-from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, set_seed  # type: ignore[import-untyped]
 
 from ..errors import UserError
 
 T = TypeVar("T")
 
+WAIT = timedelta(seconds=1800)
+"""How long processes wait for each other: Transformers' `ddp_timeout`, which counts where its Trainer joins them."""
+
 
 def state() -> PartialState:
     """This process among its peers; joins them (gloo where there is no accelerator) on the first call."""
-    return PartialState(cpu=not torch.accelerator.is_available()) if not PartialState._shared_state else PartialState()
+    if PartialState._shared_state:
+        return PartialState()
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
 
 
 def is_main() -> bool:
@@ -29,6 +35,13 @@ def own_part(work: list[T]) -> list[T]:
     """What this process does of some work: process i of n does i, i + n, i + 2 n, ...."""
     peers = state()
     return work[peers.process_index :: peers.num_processes]
+
+
+def draw_apart(seed: int) -> None:
+    """Each of several processes draws other random numbers from here on; one that is alone goes on with its own."""
+    peers = state()
+    if peers.num_processes > 1:
+        set_seed(seed + peers.process_index)
 
 
 def check_precision(precision: str) -> None:

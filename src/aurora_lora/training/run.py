@@ -22,7 +22,7 @@ from .calibrating import calibrate_for
 from .contamination_guard import check_contamination
 from .data import notes
 from .data_record import check_files, keep_data
-from .distributed import on_main, state
+from .distributed import draw_apart, on_main, state
 from .memory import reset_peak_memory
 from .outcome import chance, score, scored_result, write_run
 from .recipe import Recipe
@@ -106,6 +106,8 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
             bar.say(told)
     checkpoint = trainer.resume()
     prepare_for(recipe, trainer, data, checkpoint)
+    if checkpoint is None:  # each checkpoint has the random state of every process
+        draw_apart(recipe.seed)
     if not trainer.has_ended(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.load_best()
