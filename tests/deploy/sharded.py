@@ -20,7 +20,9 @@ def main(rank: int, address: str) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))
-    plain = get_peft_model(base, AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False)).eval()
+    plain = get_peft_model(
+        copy.deepcopy(base), AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False)
+    ).eval()
     sharded = copy.deepcopy(plain)
     for layer in sharded.base_model.model.model.layers:
         fully_shard(layer)
@@ -53,7 +55,14 @@ def main(rank: int, address: str) -> None:
         with set_form(sharded, "static"):
             sharded.merge_adapter()
     except NotImplementedError as error:
-        print("merge", error)
+        print("merge of sharded layers", error)
+    whole = get_peft_model(base, AuroraConfig(target_modules=["q_proj"], train_form="static"))
+    fully_shard(whole)
+    whole(**mine[0])  # its weights stay gathered
+    try:
+        whole.merge_adapter()
+    except NotImplementedError as error:
+        print("merge of a sharded whole", error)
     sharded.train()
     sharded(**mine[0], labels=mine[0]["input_ids"]).loss.backward()
     print("done")

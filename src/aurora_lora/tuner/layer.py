@@ -208,7 +208,9 @@ class AuroraLayer(AdapterState):
                 "The base weight is stored in float8, which is too coarse for a merge: merge before diffusers' "
                 "enable_layerwise_casting, or serve the adapter beside the base with aurora_lora.export_lora."
             )
-        if hasattr(weight, "full_tensor"):
+        if backend is None:
+            base.state_dict()  # FSDP2's hook there puts a weight that is gathered for a forward pass back into shards
+        if hasattr(getattr(base, "weight", None), "full_tensor"):
             raise NotImplementedError(
                 "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
                 "merge there (docs/trainers.md)."
