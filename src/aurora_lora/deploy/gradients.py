@@ -157,7 +157,8 @@ class _Seen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.see(*ctx.saved_tensors, g)
+        with without_autocast(g):
+            ctx.see(*ctx.saved_tensors, g)
         return g, None, None, None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..finite import is_finite
+from ..ops import without_autocast
+from ..tuner.tensors import computing_device
 from .float64 import ROUNDING, float64_device
 from .gradients import See, Weight
 from .inputs import Runner
@@ -48,8 +51,8 @@ class Sketch:
         self.name, self.weight, self.runner = name, weight, runner
         least = min(weight.d_out, weight.d_in)
         self.rank, self.columns = min(rank, least), min(rank + OVERSAMPLING, least)
-        held = next(weight.layer.parameters(), None)
-        self.device = runner.device if held is None or held.is_meta else held.device
+        held = next(chain(weight.layer.parameters(), weight.layer.buffers()), None)
+        self.device = runner.device if held is None or held.is_meta else computing_device(held)
         self.dtype = torch.float64 if held is not None and held.dtype == torch.float64 else torch.float32
         draw = torch.Generator().manual_seed(seed)
         self.rows = torch.randn(self.columns, weight.d_in, generator=draw, dtype=self.dtype)  # Omega^T; then V^T
@@ -72,10 +75,10 @@ class Sketch:
 
         def keep(x: Tensor) -> tuple[Tensor, See]:
             self._of_a_batch += x.numel() * x.element_size()
-            return weight.project(x.to(self.dtype), rows), see
+            return weight.project(x.to(self.device, self.dtype), rows), see
 
         def see(seen: Tensor, g: Tensor) -> None:
-            by_group = weight.outputs(g).to(self.dtype).transpose(1, 2) @ seen
+            by_group = weight.outputs(g).to(self.device, self.dtype).transpose(1, 2) @ seen
             self.total += by_group.reshape(self.total.shape)
 
         return keep
@@ -90,7 +93,8 @@ class Sketch:
             return x, see
 
         def see(x: Tensor, g: Tensor) -> None:
-            self.total += weight.gather(x.to(self.dtype), weight.outputs(g).to(self.dtype) @ by_group)
+            outputs = weight.outputs(g).to(self.device, self.dtype)
+            self.total += weight.gather(x.to(self.device, self.dtype), outputs @ by_group)
 
         return keep
 
@@ -125,7 +129,8 @@ class Sketch:
         def add(x: Tensor) -> None:
             if type(weight) is Weight:
                 x = self.runner.vectors(weight.layer, x)
-            z = weight.project(x.to(self.dtype), rows).flatten(0, 1).to(self.total)
+            with without_autocast(rows):
+                z = weight.project(x.to(self.device, self.dtype), rows).flatten(0, 1).to(self.total)
             self.total += torch.stack((z.sum(0), z.square().sum(0)))
             self.count += len(z)
 
