@@ -296,6 +296,14 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
     assert memory_bound._half_of_free(device) == 700
 
 
+def test_the_gpu_with_the_least_room_counts(monkeypatch):
+    free = {torch.device("cuda", index): bytes_free for index, bytes_free in enumerate((4000, 1000, 3000))}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 9000))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert memory_bound.memory_bound(None, *free).size == 500
+
+
 LLAMA_SHAPES = """
     import importlib, torch
     from aurora_lora.training.memory import process_peak_memory, reset_peak_memory

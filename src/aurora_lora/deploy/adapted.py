@@ -126,7 +126,7 @@ def input_moments(
         max_memory: see `memory_bound`.
     """
     targets = [Target(path, layer.module) for path, layer in layers.items()]
-    bound = memory_bound(max_memory, runner.device)
+    bound = memory_bound(max_memory, *runner.devices)
     for group in plan(runner, targets, data, bound, True, rounding_bytes):
         yield from (  # nothing of one group is held while the next is collected
             (S, [(layers[each.target.name], each.vectors) for each in together])

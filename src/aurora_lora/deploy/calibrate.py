@@ -127,7 +127,7 @@ def calibrate(
     data = Passes(source, "calibrating" if progress else "")
     targets = _targets(model, adapter_name)
     with trained_state(model), Runner(model, "calibrate") as runner:
-        groups = plan(runner, targets, data, memory_bound(max_memory, runner.device), share_inputs)
+        groups = plan(runner, targets, data, memory_bound(max_memory, *runner.devices), share_inputs)
         with _restored_on_error(targets):
             solutions: list[Solution] = []
             for group in groups:

@@ -8,9 +8,10 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..tuner.tensors import computing_device
 from .inputs import Batch, Runner, input_geometry, no_batches, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
-from .processes import calls_of_processes
+from .processes import calls_of_processes, several_processes
 
 _NOT_SHARED = "{} saw the same input as {} in the first batch, but not in a later one"
 _SHARED_ELSEWHERE = "{} saw the same input as another layer on one process, but not on all"
@@ -81,7 +82,7 @@ class Collector:
         return CalibrationError(f"{what}: {way_out}.")
 
     def run_all(self, batches: Iterable[Batch]) -> None:
-        """Run the batches and watch; if only watching, until every target was reached.
+        """Run the batches and watch; one process that only watches, until every target was reached.
 
         A CalibrationError is kept for `leaders`, which every process must come to.
         """
@@ -91,8 +92,8 @@ class Collector:
                 for batch in batches:
                     self.runner.run(batch, watched)
                     n += 1
-                    if self.watch_only and len(self.layers) == len(self.targets):
-                        break
+                    if self.watch_only and len(self.layers) == len(self.targets) and not several_processes():
+                        break  # see `probe`: several end at the same batch
             if n == 0:
                 raise no_batches(self.runner.action)
             for layer in self._reached() if not self.watch_only else ():
@@ -141,7 +142,7 @@ class Collector:
         for target in self.targets:  # other processes may have reached what this one did not
             shared = inputs.setdefault(leaders[target.name], SharedInput(leaders[target.name]))
             layers.append(reached.get(target.name) or LayerMoments(target, shared))
-            layers[-1].make_room(next(target.module.parameters()).device)
+            layers[-1].make_room(computing_device(next(target.module.parameters())))
         for shared in {layer.shared.leader: layer.shared for layer in layers}.values():
             shared.finish()
         for layer in layers:

@@ -23,6 +23,7 @@ from .layer_gaps import FormSums, LayerGap
 from .merge_losses import MergeLoss, MergeSums
 from .passes import Passes, evaluated
 from .predictions import EndToEndGap, Metric, compare
+from .processes import alone
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,6 +81,7 @@ class MergeGap:
         return as_html(self.tables())
 
 
+@alone()
 def merge_gap(
     model: nn.Module,
     batches: Any,

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer
 from ..tuner.fields import is_int, require
+from ..tuner.tensors import computing_device
 from .batch import copied
 from .float64 import rows_of_piece
 from .loaders import iterations_of_now
 from .texts import CONVERSATIONS, Tokenized, conversations
-from .wrappers import plain_model, unwrapped
+from .wrappers import plain_model, unwrapped, without_ddp
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
@@ -152,8 +153,10 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, action: str) -> None:
-        self.model, self.action = model, action
-        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.model, self.action = without_ddp(model), action
+        found = (computing_device(p) for p in model.parameters() if not p.is_meta)
+        self.devices = list(dict.fromkeys(found)) or [torch.device("cpu")]
+        self.device = self.devices[0]
         self.masks: dict[str, Tensor] = {}
         self._encoder_output: weakref.ref[Tensor] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-import torch.distributed as dist
 
 from ..tuner.fields import is_int, require
-from .processes import least_of_processes, several_processes
+from .processes import least_of_processes, processes
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -29,17 +28,18 @@ class MemoryBound:
     name: str = "max_memory allows"
 
 
-def memory_bound(max_memory: int | str | None, device: torch.device) -> MemoryBound:
-    """The bound that the user has set, or half of what is free on the device.
+def memory_bound(max_memory: int | str | None, *devices: torch.device) -> MemoryBound:
+    """The bound that the user has set, or half of what is free.
 
     Args:
-        max_memory: in bytes or as in "4GiB"; half of what is free on the device if None.
+        max_memory: in bytes or as in "4GiB"; half of what is free if None.
+        devices: of the model; the one with the least that is free counts.
 
     Raises:
         ValueError: no such size.
     """
     if max_memory is None:
-        return MemoryBound(_half_of_free(device), "half of the memory that is free")
+        return MemoryBound(_half_of_free(*devices), "half of the memory that is free")
     if isinstance(max_memory, str):
         parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
         if parts and parts[2] in _UNITS:
@@ -48,12 +48,18 @@ def memory_bound(max_memory: int | str | None, device: torch.device) -> MemoryBo
     return MemoryBound(int(max_memory))
 
 
-def _half_of_free(device: torch.device) -> int:
+def _half_of_free(*devices: torch.device) -> int:
     """Half of the free memory, the same number on every process: they must form the same groups."""
-    free = _free_on_cuda(device) if device.type == "cuda" else psutil.virtual_memory().available
-    if device.type != "cuda" and several_processes():
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))  # they share the machine's memory
-    return least_of_processes([int(free // 2)], device)[0]
+    return least_of_processes([min(map(_free, devices)) // 2], devices[0])[0]
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return _free_on_cuda(device)
+    free = int(psutil.virtual_memory().available)
+    if processes() > 1:  # they share the machine's memory
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    return free
 
 
 def _free_on_cuda(device: torch.device) -> int:

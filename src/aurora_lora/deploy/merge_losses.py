@@ -136,7 +136,7 @@ class MergeSums:
         As many merges at once as half of the free memory holds, with a pass over the inputs for each such group.
         """
         entry = sum(FLOAT32_BYTES * d_out * d_in for d_out, d_in in map(_shape, self.layers.values()))
-        at_once = max(1, memory_bound(None, runner.device).size // entry)
+        at_once = max(1, memory_bound(None, *runner.devices).size // entry)
         found: dict[str, EndToEndGap] = {}
         n = 0
         for start in range(0, len(self.merges), at_once):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..meanwhile import meanwhile
+from ..tuner.tensors import computing_device
 from .batch import bytes_of, copied
 from .inputs import Batch
 from .loaders import iterations_of_now
@@ -54,7 +55,8 @@ def _unpacked_weights(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _gpus_of(model: nn.Module) -> list[int]:
-    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    devices = {computing_device(p) for p in model.parameters()}
+    return sorted(device.index for device in devices if device.type == "cuda")
 
 
 def seed_torch(model: nn.Module, seed: int) -> None:

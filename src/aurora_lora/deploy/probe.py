@@ -24,12 +24,13 @@ from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
 from .memory_bound import MemoryBound, memory_bound
 from .merged_weight import check_not_merged
 from .passes import Passes, seed_torch
-from .processes import least_of_processes, sum_over_processes
+from .processes import least_of_processes, several_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
 from .wrappers import plain_model
 
 ENOUGH = 512
-"""Vectors of each layer that its deviations are taken over at least, where the batches have as many."""
+"""Vectors of each layer that its deviations are taken over at least, where the batches have as many. Several processes
+take all batches."""
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -127,7 +128,7 @@ def probe(
         sketches = [
             Sketch(name, weight, int(rank), seed + i, runner) for i, (name, weight) in enumerate(chosen.items())
         ]
-        work = _Work(runner, data, loss or _own_loss, seed, memory_bound(max_memory, runner.device))
+        work = _Work(runner, data, loss or _own_loss, seed, memory_bound(max_memory, *runner.devices))
         for _ in range(power_iterations):
             work.backward(sketches, Sketch.sees_inputs, Sketch.end_of_range, lambda one: one.bytes)
             work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
@@ -256,8 +257,8 @@ class _Work:
         with watched_inputs([(one.weight.layer, one.sees_vectors()) for one in sketches]):
             for inputs in self._inputs():
                 self.loss(self.runner.model, inputs)
-                if all(one.count >= ENOUGH for one in sketches):
-                    break
+                if not several_processes() and all(one.count >= ENOUGH for one in sketches):
+                    break  # several end at the same batch, as a forward pass may wait for theirs
         sum_over_processes(*(total for one in sketches for total in (one.total, one.count)))
 
     def _inputs(self) -> Any:

@@ -1,10 +1,12 @@
-"""What the processes of a distributed run tell each other. Each is to call these in the same order; one alone may."""
+"""What the processes of a distributed run tell each other. Each is to call these in the same order; one `alone` may."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -16,9 +18,27 @@ from ..errors import CalibrationError
 Calls = list[tuple[int, int]]
 
 
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process works for itself: nothing is summed, and the others need not come."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def several_processes() -> bool:
-    """Whether this is one of several processes of a distributed run."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether this is one of several processes of a distributed run, which work together."""
+    return not _alone.get() and processes() > 1
+
+
+def processes() -> int:
+    """How many there are in the distributed run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_processes(*totals: Tensor) -> None:

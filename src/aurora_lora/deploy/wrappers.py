@@ -16,6 +16,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The model without DDP's wrapper, which sends buffers to all processes in each forward pass."""
+    while isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model
+
+
 def plain_model(model: Any) -> nn.Module:
     """The model below an adapter of PEFT and the wrappers of torch.compile and of distributed training."""
     inner: Any = unwrapped(model)

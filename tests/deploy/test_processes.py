@@ -1,0 +1,111 @@
+"""Functions that one process calls, or several whose inputs differ: none waits for what the others do not do."""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
+from aurora_lora.deploy.processes import leave_processes
+from aurora_lora.tuner import aurora_layers
+
+VECTORS = torch.randn(1200, 6, generator=torch.Generator().manual_seed(1))
+UNEVEN = [[*VECTORS[:40].split(20)], [*VECTORS[40:100].split(20)]]
+REACHES = VECTORS.abs()
+"""Of these inputs, the second layer of `Sharded` is called."""
+
+
+class Sharded(nn.Module):
+    """Each forward pass waits for those of the other processes, as FSDP2's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        dist.all_reduce(torch.zeros(1))
+        y = self.one(x)
+        return y + self.other(x + 1) if x[0, 0] > 0 else y
+
+
+def sharded():
+    torch.manual_seed(0)
+    return Sharded()
+
+
+def normalised():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6))
+    return get_peft_model(base, LoraConfig(target_modules=["0", "2"], init_lora_weights=False)).eval()
+
+
+def gap_of_one(rank):
+    """The other does something else meanwhile."""
+    return merge_gap(normalised(), UNEVEN[0]).to_dict() if rank == 0 else None
+
+
+def probed_inside_ddp(rank):
+    """DDP sends the buffers of the batch normalisation in each forward pass, and the second process makes one more."""
+    found = probe(DistributedDataParallel(normalised()), UNEVEN[rank], squared, rank=2)
+    return [layer.singular_values for layer in found.layers]
+
+
+def probed(rank):
+    """The first process has seen enough vectors for the deviations in its first batch."""
+    found = probe(sharded(), [[REACHES[:600], REACHES[600:]], [REACHES[:4], REACHES[4:8]]][rank], squared, rank=2)
+    return [layer.deviations for layer in found.layers]
+
+
+def squared(model, batch):
+    return model(batch).square().mean()
+
+
+def calibrated_in_groups(rank):
+    """The first process has reached all layers in its first batch."""
+    model = get_peft_model(sharded(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
+    batches = [[REACHES[:9], -REACHES[:9]], [-REACHES[9:18], REACHES[9:18]]][rank]
+    report = calibrate(model, batches, max_memory=2 * 2**25 + 1200)
+    return report.groups, [layer.aurora_A_cal["default"] for _, layer in aurora_layers(model)]
+
+
+CASES = {one.__name__: one for one in (gap_of_one, probed_inside_ddp, probed, calibrated_in_groups)}
+
+
+def work(rank, world, folder):
+    """Every case. A process that waits for the other in vain fails after a while."""
+    wait = datetime.timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=wait)
+    torch.save({name: case(rank) for name, case in CASES.items()}, f"{folder}/{rank}.pt")
+    leave_processes()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(work, args=(2, str(folder)), nprocs=2)
+    both = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return {name: [one[name] for one in both] for name in CASES}
+
+
+def test_one_process_measures_merges_by_itself(found):
+    one, other = found["gap_of_one"]
+    assert other is None
+    assert one == gap_of_one(0)
+
+
+def test_uneven_batches_inside_ddp(found):
+    expected = probe(normalised(), [*UNEVEN[0], *UNEVEN[1]], squared, rank=2)
+    for one in found["probed_inside_ddp"]:
+        torch.testing.assert_close(one, [layer.singular_values for layer in expected.layers], atol=1e-6, rtol=1e-4)
+
+
+def test_passes_end_at_the_same_batch_on_all_processes(found):
+    for name in ("probed", "calibrated_in_groups"):
+        one, other = found[name]
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    assert found["calibrated_in_groups"][0][0] == 2
