@@ -1,14 +1,17 @@
 """Fixtures of the training tests: a tiny model, its recipe, and a process that forks runs to be killed."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import own_files
 import tiny
 
 from aurora_lora.training import yaml_text
@@ -49,3 +52,22 @@ def aurora() -> Iterator[Callable[..., list[Order]]]:
     """`aurora(order, ...)` runs the command once for each order, all at the same time, in forked processes."""
     with forked(Path(__file__).with_name("zygote.py")) as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files and a model for each of them."""
+    folder = own_files.write_texts(tmp_path_factory.mktemp("own"))
+    tiny.save_model(folder / "bert", dropout=0.0)
+    tiny.save_language_model(folder / "causal")
+    tiny.save_vit(folder / "vit")
+    return own_files.write_images(folder)
+
+
+@pytest.fixture
+def here(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the current folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(own / "cache"))
+    shutil.copytree(own, tmp_path / "here", ignore=shutil.ignore_patterns("cache", "runs"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,58 +11,21 @@ import own_files
 import pytest
 import tiny
 import torch
+from own_runs import METRICS, SETTINGS, aurora, train
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from typer.testing import CliRunner
 
-from aurora_lora import cli
 from aurora_lora.training import load_run
 from aurora_lora.training.data import notes
 from aurora_lora.training.kinds import base
 from aurora_lora.training.merge_and_predict import predict
 
-METRICS = {
-    "classification": ["accuracy", "macro_f1", "nll"],
-    "regression": ["pearson", "spearman", "mse"],
-    "multi-label": ["micro_f1", "macro_f1", "nll"],
-    "choices": ["accuracy", "accuracy_norm", "nll", "nll_norm"],
-    "images": ["accuracy", "macro_f1", "nll"],
-}
 LABELS = {
     "classification": ["negative", "positive"],
     "multi-label": ["good", "bad"],
     "images": ["blue", "green", "red"],
 }
-SETTINGS = ["training.epochs=2", "training.batch_size=8", "training.threads=1", "calibration.examples=16"]
-
-
-def aurora(*args: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
-
-
-def train(kind: str, output: object, *more: object) -> Any:
-    model = {"choices": "causal", "images": "vit"}.get(kind, "bert")
-    return aurora("train", kind, f"model={model}", *own_files.OVERRIDES[kind], *SETTINGS, *more, "-o", output)
-
-
-@pytest.fixture(scope="session")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files and a model for each of them."""
-    folder = own_files.write_texts(tmp_path_factory.mktemp("own"))
-    tiny.save_model(folder / "bert", dropout=0.0)
-    tiny.save_language_model(folder / "causal")
-    tiny.save_vit(folder / "vit")
-    return own_files.write_images(folder)
-
-
-@pytest.fixture
-def here(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the current folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(own / "cache"))
-    shutil.copytree(own, tmp_path / "here", ignore=shutil.ignore_patterns("cache", "runs"))
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 @pytest.mark.parametrize("kind", METRICS)

@@ -31,6 +31,7 @@ from .dry_run import show
 from .help import UsageError
 
 if TYPE_CHECKING:
+    from aurora_lora.training.finished_run import TrainedRun
     from aurora_lora.training.merge_and_predict import Predictor
     from aurora_lora.training.progress import ProgressBar
     from aurora_lora.training.recipe import Recipe
@@ -185,14 +186,33 @@ def evaluate(
         typer.Option("--form", metavar="FORM", help="One form only: of AuroRA dynamic, static or calibrated."),
     ] = None,
     split: Split = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FILE", help="New examples with labels, for a run of your own data."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run again."""
+    """Score a finished run again, or on new examples.
+
+    FILE is what `task.test_data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, or a data set of the
+    hub. It is read with the columns and the classes of the run, and how many of its examples the run was trained on
+    is said. Nothing is written.
+    """
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.merge_and_predict import evaluate as score
 
+    if data is not None and split is not None:
+        raise UserError("--split goes without --data: all examples of FILE are scored")
+    if data is None and encoding is not None:
+        raise UserError("--encoding goes with --data FILE")
     run = load_run(folder)
     quiet()
+    if data is not None:
+        _evaluate_file(run, data, form, encoding, as_json)
+        return
     with progress_bars() as bar:
         scores = score(run, run.forms if form is None else (form,), split, [bar("scoring")])
     if as_json and launched_as_main():
@@ -202,6 +222,27 @@ def evaluate(
 
         title = f"{run.task.name}: {split or ', '.join(run.test_sets)}"
         print_scores(stdout(), title, run.recipe.method.name, scores, run.deployed_form)
+
+
+def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str | None, as_json: bool) -> None:
+    """`aurora evaluate --data`."""
+    from aurora_lora.training.evaluate_file import evaluate_file
+
+    with progress_bars() as bar:
+        forms = None if form is None else (form,)
+        scored = evaluate_file(run, data, forms, encoding=encoding, callbacks=[bar("scoring")])
+    if not launched_as_main():
+        return
+    for line in scored.notes:
+        note(f"aurora: {line}")
+    if as_json:
+        counts = {"rows": scored.rows, "in_training": scored.in_training, "examples": scored.examples}
+        print_json({"folder": str(run.folder), "data": scored.name, **counts, "by_form": scored.by_form})
+        return
+    from aurora_lora.training.summary import print_scores
+
+    title = f"{run.task.name}: {scored.name}, {scored.examples:,} examples"
+    print_scores(stdout(), title, run.recipe.method.name, scored.by_form, run.deployed_form)
 
 
 def generate(

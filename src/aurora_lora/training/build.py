@@ -17,6 +17,7 @@ from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method, plain_method_errors
 from ..methods.base import load_finite
 from ..methods.targets import check_modules
+from ..tasks.own.split import Splits
 from .batches import Share, divide
 from .calibrating import own_share
 from .callback import CalibrationCallback
@@ -36,7 +37,11 @@ from .updates import UpdateRecorder
 
 
 def make_trainer(
-    recipe: Recipe, checkpoints: Path, callbacks: Sequence[TrainerCallback] = (), adapter: Path | None = None
+    recipe: Recipe,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    adapter: Path | None = None,
+    scored: Splits | None = None,
 ) -> tuple[RecipeTrainer, Data]:
     """The data, the model with the recipe's method applied to it, and a trainer for both.
 
@@ -45,6 +50,7 @@ def make_trainer(
         checkpoints: folder of the checkpoints.
         callbacks: further Trainer callbacks.
         adapter: where to load a trained adapter from, instead of starting a new one.
+        scored: what such an adapter is to be scored on, in place of the recipe's own splits.
 
     Raises:
         UserError: what the recipe names cannot be had, or the method does not fit the model.
@@ -53,14 +59,16 @@ def make_trainer(
         torch.set_num_threads(recipe.training.threads)
     processor = load_processor(recipe.model if adapter is None else str(adapter), recipe.task.definition)
     kind = recipe.task.kind
-    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor)
-    if adapter is not None:
+    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, scored)
+    if adapter is not None and scored is None:
         check_data(adapter.parent, data)
     data = kind.with_targets(data, recipe)
     settings = recipe.training
-    # a loaded model takes no steps
+    # a loaded model takes no steps: where one split alone is scored, Trainer gets that for the others
+    (some, *_) = data.splits.values()
+    train, validation = (data.splits.get(name, some) for name in ("train", "validation"))
     share = Share(settings.batch_size, 1) if adapter else divide(settings, state().num_processes)
-    args = training_arguments(recipe, share, checkpoints, len(data.splits["train"]), data.task.metric)
+    args = training_arguments(recipe, share, checkpoints, len(train), data.task.metric)
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, data.task, processor, data.labels)
     if adapter is None:  # a trained one gives label units
@@ -74,8 +82,8 @@ def make_trainer(
             checkpoints,
             model=model,
             args=args,
-            train_dataset=data.splits["train"],
-            eval_dataset=data.splits["validation"],
+            train_dataset=train,
+            eval_dataset=validation,
             data_collator=data.collate,
             compute_metrics=lambda scored: kind.compute_metrics(data.task, scored.predictions, scored.label_ids),
             callbacks=list(callbacks),

@@ -69,7 +69,7 @@ def encode_chats(
     """
     with extra("chat"):
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-    section, first = recipe.task, splits["train"][0]
+    section, first = recipe.task, next(iter(splits.values()))[0]
     assert section.max_length is not None  # filled in by validation
     form = format_of_row(first)
     if form == TEXT and section.loss_on == "answer":
@@ -97,8 +97,8 @@ def encode_chats(
             raise UserError(f"task.max_length: no answer of the {name} split begins within {max_length} tokens")
         if name != "train":
             made[name] = made[name].select(np.argsort(_lengths(made[name]), kind="stable"))
-    unpacked = made["train"]
-    if section.packing:
+    unpacked, packed = made.get("train"), section.packing and "train" in made
+    if packed:
         made["train"] = prepare.pack(unpacked, max_length)
     pad_id = tokenizer.pad_token_id
     collate = Conversations(
@@ -106,13 +106,13 @@ def encode_chats(
     )
     record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
     record |= {"without_answer": {name: count for name, count in lost.items() if count}} if any(lost.values()) else {}
-    record |= {"packed": len(made["train"])} if section.packing else {}
+    record |= {"packed": len(made["train"])} if packed else {}
     return ChatData(
         task,
         tokenizer,
         made,
         collate,
-        unchanged=unpacked if section.packing else None,
+        unchanged=unpacked if packed else None,
         record=record,
         lengths={name: _lengths(split).tolist() for name, split in made.items()},
         asked=_asked(splits),

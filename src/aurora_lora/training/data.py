@@ -201,8 +201,13 @@ def encode(
     return examples, cut
 
 
-def load_data(recipe: Recipe, processor: Processor) -> Data:
+def load_data(recipe: Recipe, processor: Processor, scored: Splits | None = None) -> Data:
     """Load and encode all splits of the recipe's task.
+
+    Args:
+        recipe: what to train.
+        processor: of the model.
+        scored: splits to take in place of those of the recipe.
 
     Raises:
         UserError: a model that cannot do the task, sizes that the data cannot give, or data that cannot be fetched.
@@ -214,7 +219,9 @@ def load_data(recipe: Recipe, processor: Processor) -> Data:
             "that ends a text"
         )
     sizes = SplitSizes(section.train_size, section.validation_size, section.test_size)
-    loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
+    loaded: Mapping[str, Any] | None = scored
+    if loaded is None:
+        loaded = task.load_splits(sizes, section.split_seed, section.test_sets, section.prompt)
     data = section.kind.encode(recipe, task, processor, loaded)
     least = section.kind.scored_at_least
     for name, split in data.splits.items():
@@ -258,7 +265,18 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if record["unused"]:
         sizes = "task.train_size, validation_size and test_size take no more"
         lines.append(f"{record['unused']:,} of {record['rows']:,} rows are not used: {sizes}")
-    cut = record.get("cut", {})
+    lines += cut_notes(record)
+    if labels := record.get("labels"):
+        ending = "; the model's head ends in no layer that could hold them"
+        ending = ending if labels["trained"] == AS_THEY_ARE else ", saved in their own units"
+        found = f"labels: mean {labels['mean']:,.6g}, standard deviation {labels['deviation']:,.6g}"
+        lines.append(f"{found}; trained {labels['trained']}{ending}")
+    return lines
+
+
+def cut_notes(record: Mapping[str, Any]) -> list[str]:
+    """Of those lines, what is said of texts that are too long."""
+    lines, cut = [], record.get("cut", {})
     for name, (count, of) in cut.get("texts", {}).items():
         if count:
             looked_at = "" if of == record["examples"][name] else " looked at"
@@ -267,9 +285,4 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     for name, count in record.get("without_answer", {}).items():
         behind = f"their answers begin behind {cut['max_length']} tokens (task.max_length)"
         lines.append(f"{count:,} of {cut['texts'][name][1]:,} {name} conversations are left out: {behind}")
-    if labels := record.get("labels"):
-        ending = "; the model's head ends in no layer that could hold them"
-        ending = ending if labels["trained"] == AS_THEY_ARE else ", saved in their own units"
-        found = f"labels: mean {labels['mean']:,.6g}, standard deviation {labels['deviation']:,.6g}"
-        lines.append(f"{found}; trained {labels['trained']}{ending}")
     return lines

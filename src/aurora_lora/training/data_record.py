@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, abridged
 from ..tasks.own.files import sha256_of
 from . import storage
 from .data import Data
 from .own_section import OwnFields
-from .storage import DATA, SPLITS
+from .storage import DATA, RESULT, SPLITS
 
 
 def keep_data(folder: Path, data: Data) -> None:
@@ -54,7 +54,15 @@ def data_format(folder: Path) -> str | None:
 
 def check_data(folder: Path, data: Data) -> None:
     """Raise a UserError where the data is not what is written down in the folder of its run."""
-    record = data.record or {}
+    check_record(folder, data.record or {})
+    for name, rows in (data.rows or {}).items():
+        stored = _stored(folder / SPLITS)
+        if stored is not None and stored.get(name) != rows:
+            raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
+
+
+def check_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise a UserError where the files or images of data, by its record, are not what the folder of its run has."""
     _check_files(folder, record.get("files", {}))
     if images := record.get("images"):  # of a table of paths, whose own sha256 says nothing of them
         begun = (_stored(folder / DATA) or {}).get("images", images)
@@ -66,10 +74,6 @@ def check_data(folder: Path, data: Data) -> None:
                     f"the images of the {name} data have changed since this run began: {folder / DATA} has another "
                     "digest of them"
                 )
-    for name, rows in (data.rows or {}).items():
-        stored = _stored(folder / SPLITS)
-        if stored is not None and stored.get(name) != rows:
-            raise UserError(f"{folder / SPLITS}: the {name} split is no longer the one that this run began with")
 
 
 def check_files(folder: Path, section: OwnFields) -> None:
@@ -80,11 +84,19 @@ def check_files(folder: Path, section: OwnFields) -> None:
 
 def _check_files(folder: Path, files: Mapping[str, str]) -> None:
     stored = _stored(folder / DATA) if files else None
+    begun = {} if stored is None else stored.get("files", {})
     for name, sha256 in files.items():
-        if stored is not None and sha256 not in stored.get("files", {}).values():
+        if stored is None or sha256 in begun.values():
+            continue
+        if name in begun:
             raise UserError(
                 f"{name} has changed since this run began: {folder / DATA} has another sha256 or commit of it"
             )
+        hint = f"; `aurora evaluate {folder} --data {name}` scores the run on it" if (folder / RESULT).exists() else ""
+        raise UserError(
+            f"{name} is none of the data that this run began with, or has changed: {folder / DATA} has "
+            f"{abridged(list(begun))}, and no such sha256 or commit{hint}"
+        )
 
 
 def _stored(path: Path) -> dict[str, Any] | None:

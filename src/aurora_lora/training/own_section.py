@@ -71,9 +71,14 @@ _COLUMNS = ("text", "label", "question", "options", "answer", "image")
 
 def own_task(kind: OwnKind, values: Mapping[str, Any]) -> Task:
     """The task that these fields make; those that name no column have their defaults."""
+    return kind.task(*own_source(kind, values))
+
+
+def own_source(kind: OwnKind, values: Mapping[str, Any]) -> tuple[OwnData, dict[str, tuple[str, ...]]]:
+    """Where the data of such a task is, and its columns by the fields that name them."""
     source: dict[str, Any] = {name: values.get(name) for name in OwnData.__dataclass_fields__}
     source["data"] = source["data"] or "data"
-    return kind.task(OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()})
+    return OwnData(**source), {name: values.get(name) or default for name, default in kind.columns.items()}
 
 
 def own_columns(name: str) -> dict[str, Any]:

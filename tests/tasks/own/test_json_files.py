@@ -9,8 +9,8 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.chat_splits import load_chats
 from aurora_lora.tasks.own.held_rows import without_none
+from aurora_lora.tasks.own.kinds import OWN
 from aurora_lora.tasks.own.source import OwnData, open_data
 
 Rows = list[dict[str, Any]]
@@ -96,7 +96,7 @@ def test_conversations_of_which_one_file_has_a_system(with_it: str, tmp_path: Pa
         name: [{"messages": one, **({"system": "be kind"} if name == with_it else {})} for one in some]
         for name, some in turns.items()
     }
-    splits = load_chats(OwnData(write(tmp_path / "rows", ".jsonl", **files)), {}, SplitSizes(None, None, None), 0)
+    splits = OWN["chat"].load(OwnData(write(tmp_path / "rows", ".jsonl", **files)), {}, SplitSizes(None, None, None), 0)
     found = [row["messages"] for split in splits.values() for row in split]
     system = {"role": "system", "content": "be kind"}
     expected = [[*([system] if name == with_it else []), *one] for name, some in turns.items() for one in some]

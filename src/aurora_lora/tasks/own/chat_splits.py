@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ...chat_template import without_none
 from ...errors import UserError
 from ..packaged import normalise
-from ..task import SplitSizes
 from ..vision import with_rows
 from .chat import FORMATS, FURTHER, conversation, template_options
 from .held_rows import as_given, kept_types, made_by_this_version
-from .source import OwnData, Piece, Pieces, open_data
-from .split import Row, Splits, split_data
+from .prepared import Prepared
+from .source import Piece, Pieces
+from .split import Row
 
 
-def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) -> Splits:
-    """Splits with TRL's columns `messages`, `prompt` and `completion`, or `text`, and `row`, the number in the source.
+def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: Any = None) -> Prepared:
+    """Conversations that become TRL's columns `messages`, `prompt` and `completion`, or `text`, and `row`, the number
+    in the source.
+
+    Args:
+        pieces: the data.
+        columns: empty, or the `format` of those that a finished run has learned.
+        labels: none has any.
 
     Raises:
-        UserError: the data cannot be read, or a row is no conversation with an answer.
+        UserError: the data have no conversations, or of another format.
     """
-    pieces = open_data(data)
     for piece in pieces.values():
         made_by_this_version(piece.data)
-    found = {name: format_of(piece) for name, piece in pieces.items()}
-    for name, form in found.items():
-        if form != found["train"]:
-            raise UserError(
-                f"{pieces[name].name} has conversations as '{form}', {pieces['train'].name} as '{found['train']}'"
-            )
-    form = found["train"]
+    trained, first = next(iter(columns.get("format", ())), None), next(iter(pieces.values()))
+    found = {name: format_of(piece, trained) for name, piece in pieces.items()}
+    form, where = (found["train"], first.name) if trained is None else (trained, "the run's data")
+    for name, other in found.items():
+        if other != form:
+            raise UserError(f"{pieces[name].name} has conversations as '{other}', {where} as '{form}'")
 
     def key(row: Row) -> str:
         shown = conversation(row, form)
@@ -45,22 +50,22 @@ def load_chats(data: OwnData, columns: Any, sizes: SplitSizes, split_seed: int) 
         return replace(piece, data=with_rows(piece.data.select_columns(kept)))
 
     ready = _with_all_columns(Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files))
-    common = [name for name in (*FORMATS[form], *FURTHER) if name in ready["train"].data.column_names]
-    splits = split_data(ready, columns=common, key=key, sizes=sizes, split_seed=split_seed)
-    if form == "text" or (form in ("messages", "prompt") and "system" not in common):
-        made = dict(splits)
-    else:
-        gone = [name for name in common if name in (*FORMATS[form], "history", "system")]
-        made = {
-            name: split.map(
-                lambda row: conversation(row, form),
-                remove_columns=gone,
-                # what is written keeps its type where its columns do
-                features=kept_types(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
-            )
-            for name, split in splits.items()
-        }
-    return Splits({name: as_given(split) for name, split in made.items()}, {**splits.record, "format": form})
+    there = next(iter(ready.values())).data.column_names
+    common = [name for name in (*FORMATS[form], *FURTHER) if name in there]
+    gone = [name for name in common if name in (*FORMATS[form], "history", "system")]
+
+    def finish(split: Any) -> Any:
+        if form == "text" or (form in ("messages", "prompt") and "system" not in common):
+            return as_given(split)
+        made = split.map(
+            lambda row: conversation(row, form),
+            remove_columns=gone,
+            # what is written keeps its type where its columns do
+            features=kept_types(split.features, gone, FORMATS[form]) if form in ("messages", "prompt") else None,
+        )
+        return as_given(made)
+
+    return Prepared(ready, common, key, finish=finish, record={"format": form})
 
 
 def _with_all_columns(pieces: Pieces) -> Pieces:
@@ -90,14 +95,15 @@ def _said(value: Any) -> Any:
     return said
 
 
-def format_of(piece: Piece) -> str:
-    """The format that a piece's columns are of.
+def format_of(piece: Piece, trained: str | None = None) -> str:
+    """The format that a piece's columns are of; the one that a run was `trained` on, where they have it.
 
     Raises:
         UserError: none.
     """
     there = piece.data.column_names
-    for name, needed in FORMATS.items():
+    formats = FORMATS if trained not in FORMATS else {trained: FORMATS[trained], **FORMATS}
+    for name, needed in formats.items():
         if all(column in there for column in needed):
             return name
     raise UserError(

@@ -9,7 +9,7 @@ import math
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from ...errors import UserError, abridged
@@ -207,13 +207,7 @@ def classes(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: lis
     train = pieces["train"].name
     counts = Counter(one for some in labels["train"] for one in some)
     names = known or in_order(set(counts))
-    for name, piece in pieces.items():
-        for row, some in enumerate(labels[name], start=1):
-            if unseen := [one for one in some if one not in counts]:
-                raise UserError(
-                    f"{piece.name}, row {row}: the label '{unseen[0]}' is in no row of {train} (its labels: "
-                    f"{abridged(list(map(repr, names)))})"
-                )
+    _check_known(pieces, labels, counts, f"is in no row of {train} (its labels: {abridged(list(map(repr, names)))})")
     if len(counts) < 2:
         only = "".join(map(repr, counts)) or "none"
         raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
@@ -227,6 +221,32 @@ def classes(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: lis
             f"{train}, row {row}: the label '{single[0]}' has one example{more}, and training and testing need one "
             f"each{hint or ': add examples, or leave it out'}"
         )
+    return _counted(labels, names)
+
+
+def classes_of_run(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: Sequence[str]) -> dict[str, int]:
+    """As `classes`, of a finished run, which has learned those that are `known`.
+
+    Raises:
+        UserError: another one; names its row.
+    """
+    allowed = abridged(list(map(repr, known)))
+    _check_known(pieces, labels, known, f"is none of those that the run has learned (allowed: {allowed})")
+    return _counted(labels, known)
+
+
+def _check_known(
+    pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: Collection[str], otherwise: str
+) -> None:
+    """Raise a UserError for the first label that is not known; `otherwise` says what it is then."""
+    there = set(known)
+    for name, piece in pieces.items():
+        for row, some in enumerate(labels[name], start=1):
+            if unseen := [one for one in some if one not in there]:
+                raise UserError(f"{piece.name}, row {row}: the label '{unseen[0]}' {otherwise}")
+
+
+def _counted(labels: dict[str, list[tuple[str, ...]]], names: Sequence[str]) -> dict[str, int]:
     every = Counter(one for found in labels.values() for some in found for one in some)
     return {name: every[name] for name in names}
 

@@ -18,13 +18,15 @@ from ..prompts import QUESTION_FORMS
 from ..task import SplitSizes, Task
 from ..vision import with_rows
 from . import columns as cells
-from .chat_splits import load_chats
+from .chat_splits import prepare_chats
 from .image_column import image_file
+from .prepared import Prepared
 from .source import OwnData, Piece, Pieces, open_data
-from .split import BadRow, Row, Splits, split_data
+from .split import BadRow, Row, Splits
 
 Columns = Mapping[str, tuple[str, ...]]
 """The user's columns, by the field of a recipe's `task` that names them."""
+Labels = Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class OwnKind:
         kind: of the task.
         description: in one line.
         columns: the fields that name columns, and the column that each is by default.
-        load: `load(data, columns, sizes, split_seed)` gives the splits.
+        prepare: `prepare(pieces, columns, labels)` gives the data ready to be split; `labels` are the classes of a
+            finished run, in their order, None where the training rows are to say them.
         metric: that is reported and selected by.
         also: further metrics.
         several: how many columns a field may name, where that is not one.
@@ -47,12 +50,20 @@ class OwnKind:
     kind: Any  # `Task.kind`
     description: str
     columns: Mapping[str, tuple[str, ...]]
-    load: Callable[..., Splits]
+    prepare: Callable[..., Prepared]
     metric: str
     also: tuple[str, ...] = ()
     several: Mapping[str, int] = field(default_factory=dict)
     text_columns: tuple[str, ...] = ("text",)
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, **form: str) -> Splits:
+        """The splits.
+
+        Raises:
+            UserError: the data cannot be read, or a row cannot be used.
+        """
+        return self.prepare(open_data(data), columns, None, **form).split(sizes, split_seed)
 
     def task(self, data: OwnData, columns: Columns) -> Task:
         """The task that a recipe's data and columns make."""
@@ -74,10 +85,6 @@ class OwnKind:
         )
 
 
-def _open(data: OwnData, columns: Columns) -> Pieces:
-    return _with_columns(open_data(data), columns)
-
-
 def _with_columns(pieces: Pieces, columns: Columns) -> Pieces:
     for piece in pieces.values():
         for where, names in columns.items():
@@ -86,17 +93,8 @@ def _with_columns(pieces: Pieces, columns: Columns) -> Pieces:
     return pieces
 
 
-def _split_texts(
-    pieces: Pieces,
-    columns: Columns,
-    labels: cells.Values,
-    feature: Any,
-    sizes: SplitSizes,
-    seed: int,
-    strata: Any = None,
-    least: int = 1,
-) -> Splits:
-    """Splits with `text`, `text_b` for a second column, and `label`; the texts stay where they are."""
+def _texts(pieces: Pieces, columns: Columns, labels: cells.Values, feature: Any, **more: Any) -> Prepared:
+    """Pieces with `text`, `text_b` for a second column, and `label`; the texts stay where they are."""
     own = dict(zip(("text", "text_b"), columns["text"], strict=False))
 
     def prepared(name: str, piece: Piece) -> Piece:
@@ -108,7 +106,7 @@ def _split_texts(
         return "\n".join(normalise(cells.text(row[new], old)) for new, old in own.items())
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    return split_data(ready, columns=list(own), key=key, sizes=sizes, split_seed=seed, strata=strata, least=least)
+    return Prepared(ready, list(own), key, **more)
 
 
 def _array(labels: list[Any]) -> Any:
@@ -116,69 +114,70 @@ def _array(labels: list[Any]) -> Any:
     return labels if labels and isinstance(labels[0], list) else np.asarray(labels)
 
 
-def _classes(pieces: Pieces, label: str) -> tuple[dict[str, int], cells.Values]:
-    """The classes, as `cells.classes`, and the place in them of each row's."""
+def _classes(pieces: Pieces, label: str, labels: Labels) -> tuple[dict[str, int], cells.Values]:
+    """The classes, in label order, with the rows of each, and the place in them of each row's."""
     found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
-    classes = cells.classes(pieces, found, cells.declared(pieces["train"], label))
+    if labels is None:
+        classes = cells.classes(pieces, found, cells.declared(pieces["train"], label))
+    else:
+        classes = cells.classes_of_run(pieces, found, labels)
     places = {name: place for place, name in enumerate(classes)}
     return classes, {name: [places[one] for (one,) in some] for name, some in found.items()}
 
 
-def _of_classes(classes: dict[str, int], splits: Splits) -> Splits:
-    splits.record["classes"] = classes
-    return splits
+def _one_each(labels: cells.Values) -> list[tuple[Any]] | None:
+    """The classes of each row of training, where each has one; None where there is no training."""
+    return [(one,) for one in labels["train"]] if "train" in labels else None
 
 
-def _one_each(labels: cells.Values) -> list[tuple[Any]]:
-    """The classes of each row of training, where each has one."""
-    return [(one,) for one in labels["train"]]
-
-
-def _classification(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+def _classification(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("train"):
         from datasets import ClassLabel
-    pieces = _open(data, columns)
+    _with_columns(pieces, columns)
     (label,) = columns["label"]
-    classes, labels = _classes(pieces, label)
+    classes, found = _classes(pieces, label, labels)
     feature = ClassLabel(names=list(classes))
-    return _of_classes(classes, _split_texts(pieces, columns, labels, feature, sizes, split_seed, _one_each(labels)))
+    return _texts(pieces, columns, found, feature, strata=_one_each(found), record={"classes": classes})
 
 
-def _regression(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+def _regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("train"):
         from datasets import Value
-    pieces = _open(data, columns)
-    labels = cells.read(pieces, columns["label"], cells.number)
-    for name, found in labels.items():
+    _with_columns(pieces, columns)
+    numbers = cells.read(pieces, columns["label"], cells.number)
+    for name, found in numbers.items():
         if len(found) > 1 and len(set(found)) == 1:
             raise UserError(f"{pieces[name].name} has one label only, {found[0]:g}: there is nothing to tell apart")
-    return _split_texts(pieces, columns, labels, Value("float64"), sizes, split_seed, least=2)
+    return _texts(pieces, columns, numbers, Value("float64"), least=2)
 
 
-def _multi_label(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+def _multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("train"):
         from datasets import ClassLabel, List
-    pieces = _open(data, columns)
+    _with_columns(pieces, columns)
     given = columns["label"]
-    if len(given) == 1 and all(map(cells.is_switch, cells.values(pieces["train"], given))):
+    if labels is None and len(given) == 1 and all(map(cells.is_switch, cells.values(pieces["train"], given))):
         raise UserError(
             f"task.label: '{given[0]}' has 0 or 1 in each row: one label is a matter of classification; multi-label "
             "takes several such columns, or one with lists of labels"
         )
     convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
     found = cells.read(pieces, given, convert)
-    known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
-    classes = cells.classes(pieces, found, known)
+    if labels is None:
+        known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
+        classes = cells.classes(pieces, found, known)
+    else:
+        classes = cells.classes_of_run(pieces, found, labels)
     places = {name: place for place, name in enumerate(classes)}
-    labels = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
+    chosen = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
     feature = List(ClassLabel(names=list(classes)))
-    return _of_classes(classes, _split_texts(pieces, columns, labels, feature, sizes, split_seed, labels["train"]))
+    return _texts(pieces, columns, chosen, feature, strata=chosen.get("train"), record={"classes": classes})
 
 
-def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> Splits:
+def _choices(pieces: Pieces, columns: Columns, labels: Labels, form: str = "cloze") -> Prepared:
     with extra("train"):
         from datasets import Dataset
-    pieces = _open(data, columns)
+    _with_columns(pieces, columns)
     (question,), (answer,), named = columns["question"], columns["answer"], columns["options"]
 
     def read(row: Row, counts: bool = True) -> tuple[str, list[str], int]:
@@ -203,18 +202,17 @@ def _choices(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int
         places = [f"{piece.name}, row {number}" for number in range(1, len(piece.data) + 1)]
         return replace(piece, data=piece.data.select_columns(list(dict.fromkeys(used))).add_column(row_of, places))
 
-    ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
-    splits = split_data(ready, columns=used, key=key, sizes=sizes, split_seed=split_seed)
-    made = {}
-    for name, split in splits.items():
-        asked = [(*read(row), row[row_of]) for row in split]
-        made[name] = Dataset.from_list(
+    def asked(split: Any) -> Any:
+        found = [(*read(row), row[row_of]) for row in split]
+        return Dataset.from_list(
             [
-                dict(zip(("prompt", "choices"), QUESTION_FORMS[form](text, found), strict=True), label=right, row=row)
-                for text, found, right, row in asked
+                dict(zip(("prompt", "choices"), QUESTION_FORMS[form](text, some), strict=True), label=right, row=row)
+                for text, some, right, row in found
             ]
         )
-    return Splits(made, splits.record)
+
+    ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
+    return Prepared(ready, used, key, finish=asked)
 
 
 def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces | None:
@@ -242,41 +240,32 @@ def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Cal
     return Pieces(named, pieces.files) if 2 * sum(map(fits, rows)) > len(rows) else None
 
 
-def _images(data: OwnData, columns: Columns, sizes: SplitSizes, split_seed: int) -> Splits:
+def _images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("vision"):
         from datasets import ClassLabel, Image
-    pieces = open_data(data)
     (image,), (label,) = columns["image"], columns["label"]
-    if pieces["train"].data.column_names == [image]:  # `datasets` tells no classes by one folder
-        found = [row[image] for row in pieces["train"].rows([image])]
+    first = next(iter(pieces.values()))
+    if first.data.column_names == [image]:  # `datasets` tells no classes by one folder
+        found = [row[image] for row in first.rows([image])]
         folders = {Path(one["path"] or "").parent.name for one in found if isinstance(one, dict)}
         if len(folders) == 1 and all(folders):
             raise UserError(
-                f"{pieces['train'].name} has images in one folder only, '{folders.pop()}', and each class needs its "
+                f"{first.name} has images in one folder only, '{folders.pop()}', and each class needs its "
                 "own: there is nothing to tell apart"
             )
     _with_columns(pieces, columns)
-    classes, labels = _classes(pieces, label)
+    classes, places = _classes(pieces, label, labels)
     feature = ClassLabel(names=list(classes))
 
     def prepared(name: str, piece: Piece) -> Piece:
         pixels = piece.data.select_columns([image]).rename_columns({image: "image"}).cast_column("image", Image())
-        return replace(piece, data=with_rows(pixels.add_column("label", _array(labels[name]), feature=feature)))
+        return replace(piece, data=with_rows(pixels.add_column("label", _array(places[name]), feature=feature)))
 
     def key(row: Row) -> str:
         return hashlib.sha256(image_file(row["image"], image)).hexdigest()
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    splits = split_data(
-        ready,
-        columns=["image"],
-        key=key,
-        sizes=sizes,
-        split_seed=split_seed,
-        strata=_one_each(labels),
-        digests="images",
-    )
-    return _of_classes(classes, splits)
+    return Prepared(ready, ["image"], key, strata=_one_each(places), digests="images", record={"classes": classes})
 
 
 _TEXT = {"text": ("text",), "label": ("label",)}
@@ -339,7 +328,7 @@ OWN: dict[str, OwnKind] = {
             "chat",
             "What is the assistant's answer in a conversation?",
             {},
-            load_chats,
+            prepare_chats,
             "nll",
             also=("perplexity", "token_accuracy"),
             text_columns=(),

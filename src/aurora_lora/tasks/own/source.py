@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,10 @@ def as_files(data: datasets.Dataset) -> datasets.Dataset:
 
 
 class Pieces(dict[str, Piece]):
-    """The splits that there are, `train` always; `files` has the sha256 of each file or folder, or the commit."""
+    """The splits that there are, `train` first, or `test` alone.
+
+    `files` has the sha256 of each file or folder, or the commit.
+    """
 
     def __init__(self, pieces: Mapping[str, Piece], files: Mapping[str, str]) -> None:
         super().__init__(pieces)
@@ -148,6 +151,34 @@ def open_file(file: str, encoding: str | None) -> Piece:
         return open_data(OwnData(file, encoding=encoding))["train"]
     except UserError as error:
         raise ArgumentError(str(error).removeprefix("task.data: ").replace("task.encoding", "`encoding`")) from error
+
+
+def open_test(own: OwnData, data: str) -> Pieces:
+    """`test` alone: what `task.test_data` would be of data that the recipe does not name.
+
+    Args:
+        own: of the recipe. A configuration of the hub and a revision are taken for what it names itself alone, a
+            configuration for other data sets of the hub too.
+        data: a file, a folder, or a data set of the hub; of several splits, `test`, or the one of the recipe.
+
+    Raises:
+        ArgumentError: as the UserError of `open_data`, of the arguments `data` and `encoding`.
+    """
+    is_named = data in (own.data, own.validation_data, own.test_data)
+    is_here = Path(data).expanduser().exists()
+    plain = replace(
+        own, config=None if is_here and not is_named else own.config, revision=own.revision if is_named else None
+    )
+    files: dict[str, str] = {}
+    try:
+        source = _open(plain, data, "test_data", files)
+        piece = _split_of(source, data, "test", own.test_split if own.test_split in source else None)
+        if not len(piece.data):
+            raise UserError(f"{piece.name} has no rows")
+    except UserError as error:
+        said = re.sub(r"^task\.test_(data|split): ", "`data`: ", str(error)).replace("task.encoding", "`encoding`")
+        raise ArgumentError(said) from error
+    return Pieces({"test": piece}, files)
 
 
 def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str | None) -> Piece:

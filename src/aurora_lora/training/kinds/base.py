@@ -149,7 +149,7 @@ class Kind:
             recipe: of the run.
             task: of the recipe.
             processor: of the model.
-            splits: of the task, by name: `datasets.Dataset`.
+            splits: of the task, by name: `datasets.Dataset`; all of them, or a test set alone, to be scored.
 
         Raises:
             UserError: the data do not fit the recipe.
@@ -260,7 +260,7 @@ class TextKind(Kind):
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         assert recipe.task.max_length is not None  # filled in by validation
         max_length = min(recipe.task.max_length, tokenizer.model_max_length)
-        labels = task.labels or class_names(splits["train"])
+        labels = task.labels or class_names(next(iter(splits.values())))
         target = functools.partial(self.target, count=len(labels))
         encoded, cut, lengths = {}, {}, {}
         for name, split in splits.items():

@@ -47,18 +47,18 @@ class ImageClassification(Classification):
         assert recipe.task.augment is not None  # filled in by validation
         plain = plain_transform(processor)
         images = {name: Images(split, plain) for name, split in splits.items()}
-        unchanged = images["train"]
-        images["train"] = Images(splits["train"], training_transform(processor, recipe.task.augment), recipe.seed)
-        labels = class_names(splits["train"]) or task.labels or tuple(map(str, range(task.num_labels)))
+        unchanged = images.get("train")
+        if unchanged is not None:
+            images["train"] = Images(splits["train"], training_transform(processor, recipe.task.augment), recipe.seed)
+        labels = class_names(next(iter(splits.values()))) or task.labels or tuple(map(str, range(task.num_labels)))
         rows = {name: {"of": str(split.split), "rows": list(split["row"])} for name, split in splits.items()}
         return Data(task, processor, images, Stack(), labels=labels, unchanged=unchanged, rows=rows)
 
     def callbacks(self, data: Data) -> list[TrainerCallback]:
         from ..images import EpochOfImages, Images
 
-        train = data.splits["train"]
-        assert isinstance(train, Images)
-        return [EpochOfImages(train)]
+        train = data.splits.get("train")
+        return [EpochOfImages(train)] if isinstance(train, Images) else []
 
     def batch(
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith

@@ -104,7 +104,8 @@ class MultipleChoice(Kind):
             encoded[name] = Encoded(examples)
         max_choices = max(len(one["choices"]) for split in encoded.values() for one in split.examples)
         collate, questions = TrainingText(tokenizer, max_length, section.loss_on), Questions(tokenizer, max_choices)
-        record = {"cut": {"max_length": max_length, "texts": {"train": cut["train"]}}}  # others are scored whole
+        # others are scored whole
+        record = {"cut": {"max_length": max_length, "texts": {name: cut[name] for name in cut if name == "train"}}}
         return Data(task, tokenizer, encoded, collate, questions, task.labels, record=record, lengths=tokens)
 
     def loss(self) -> Loss:
