@@ -86,6 +86,27 @@ def test_conversations(tmp_path: Path) -> None:
         evaluate_file(run, str(other))
 
 
+def test_a_table_of_images_in_another_folder(here: Path) -> None:
+    """Its paths are found from anywhere, in training, scoring and prediction."""
+    paths = [path.relative_to("pictures") for path in sorted(Path("pictures").rglob("*.png"))]
+    rows = [{"image": str(path), "label": path.parent.name} for path in paths]
+    own_files._csv(Path("pictures/labels.csv"), rows)
+    own_files._csv(Path("pictures/new.csv"), rows[:9])
+    assert train("images", "run", "task.data=pictures/labels.csv").exit_code == 0
+    done = aurora("evaluate", "run", "--data", "pictures/new.csv", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["examples"]) == (0, 9)
+    assert json.loads(done.stdout)["in_training"] > 0
+    assert aurora("evaluate", "run").exit_code == 0
+    done = aurora("predict", "run", "pictures/new.csv", "-o", "answers.jsonl")
+    assert done.exit_code == 0, done.output
+    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in answers] == [str(path) for path in paths[:9]]
+    (here / "pictures" / paths[2]).unlink()
+    done = aurora("predict", "run", "pictures/new.csv", "-o", "more.jsonl")
+    said = f"pictures/new.csv, row 3: {paths[2]} is no file: neither pictures/{paths[2]} nor, in the working directory"
+    assert (done.exit_code, said in done.stderr) == (2, True)
+
+
 @pytest.fixture
 def run(here: Path) -> None:
     assert train("classification", "run", "task.max_length=16").exit_code == 0
@@ -151,5 +172,5 @@ def test_other_test_data_in_the_recipe_of_a_finished_run(run: None) -> None:
 
 def test_a_run_of_a_task_of_the_package(tmp_path: Path, write_recipe: Any) -> None:
     run = load_run(train_recipe(load_recipe(write_recipe()), tmp_path / "run").folder)
-    with pytest.raises(ArgumentError, match=r"`data`: the run in .* is of tiny-sentiment, .*only runs of your own data"):
+    with pytest.raises(ArgumentError, match=r"`data`: the run in .* is of tiny-sentiment, .*only runs of your"):
         evaluate_file(run, "new.csv")

@@ -90,7 +90,7 @@ def predict_file(
 
     def asked(number: int, row: Mapping[str, Any], is_first: bool = False) -> Any:
         try:
-            found = kind.asked(row, named)
+            found = kind.asked(kind.located(row, named, piece.folder), named)
             if is_first:
                 kind.check_asked(found, predictor.processor)
             return found

@@ -332,6 +332,65 @@ def test_images_in_one_folder(folder: str) -> None:
         _load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
+COLUMNS_OF_IMAGES = {"image": ("image",), "label": ("label",)}
+
+
+def _table(path: str, folder: str = "img") -> list[str]:
+    """A table of images in a folder beside it, by their paths from there; gives the paths."""
+    _images(Path(path).parent / folder)
+    found = sorted((Path(path).parent / folder).rglob("*.png"))
+    paths = [one.relative_to(Path(path).parent).as_posix() for one in found]
+    Path(path).write_text("\n".join(["image,label", *(f"{one},{Path(one).parent.name}" for one in paths)]) + "\n")
+    return paths
+
+
+def _shades(splits: Any) -> dict[int, str]:
+    names = splits["train"].features["label"].names
+    return {int(np.asarray(row["image"])[0, 0, 0]): names[row["label"]] for split in splits.values() for row in split}
+
+
+def test_paths_in_a_table_are_looked_for_beside_it_first() -> None:
+    paths = _table("data/labels.csv")
+    expected = {int(Path(path).stem): Path(path).parent.name for path in paths}
+    splits = _load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
+    assert _shades(splits) == expected
+    for path in paths:  # others of the same names, in the working directory
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Pillow.new("RGB", (8, 8), (100 + int(Path(path).stem),) * 3).save(path)
+    again = _load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
+    assert _shades(again) == expected
+    assert again.record == splits.record
+    Path("data/img").rename("data/gone")
+    there = _shades(_load("images", "data/labels.csv", COLUMNS_OF_IMAGES))
+    assert there == {100 + shade: name for shade, name in expected.items()}
+    Path(paths[3]).unlink()
+    here = Path.cwd() / paths[3]
+    with pytest.raises(UserError) as error:
+        _load("images", "data/labels.csv", COLUMNS_OF_IMAGES)
+    assert str(error.value) == (
+        f"data/labels.csv, row 4: {paths[3]} is no file: neither data/{paths[3]} nor, in the working directory, {here}"
+    )
+
+
+def test_images_whose_labels_are_in_a_table_beside_them() -> None:
+    paths = _table("data/labels.csv", folder="images")
+    for path in paths:
+        Path("data", path).rename(Path("data/images", Path(path).name))
+    table = Path("data/labels.csv")
+    for colour in ("red", "green", "blue"):
+        table.write_text(table.read_text().replace(f"images/{colour}/", "images/"))
+        Path("data/images", colour).rmdir()
+    with pytest.raises(
+        UserError, match=r"nothing to tell apart; .* task\.data=data/labels\.csv, .* data/metadata\.csv"
+    ):
+        _load("images", "data", COLUMNS_OF_IMAGES)
+    expected = _shades(_load("images", "data/labels.csv", COLUMNS_OF_IMAGES))
+    assert len(expected) == 30
+    table.write_text(table.read_text().replace("image,", "file_name,"))
+    table.rename("data/metadata.csv")
+    assert _shades(_load("images", "data", COLUMNS_OF_IMAGES)) == expected
+
+
 MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "no text": ("classification", [*_rows(["a", "b"] * 5), {"text": " ", "label": "a"}], r"row 11: 'text' is empty"),
     "no text either": ("classification", [*_rows(["a", "b"] * 5), {"label": "a"}], r"row 11: 'text' is empty"),

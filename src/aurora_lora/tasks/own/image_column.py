@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...extras import extra
 from .. import vision
+from .source import Piece
 from .split import BadRow
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def images_of(piece: Piece, column: str) -> datasets.Dataset:
+    """A column of images alone; of a table of paths, with each as `path_found` gives it.
+
+    Raises:
+        UserError: one of no file; names its row.
+    """
+    with extra("vision"):
+        from datasets import Dataset
+    data = piece.data.select_columns([column])
+    if piece.folder is None or getattr(data.features[column], "dtype", None) not in ("string", "large_string"):
+        return data
+    given, found = list(data[column]), []
+    for number, path in enumerate(given, start=1):
+        try:
+            found.append(path_found(path, piece.folder))
+        except BadRow as error:
+            raise UserError(f"{piece.name}, row {number}: {error}") from error
+    # columns that `datasets` puts in place of all others take no further ones
+    return data if found == given else Dataset.from_dict({column: found}, split=data.split)
+
+
+def path_found(path: Any, folder: Path | None) -> Any:
+    """A relative path of a table in a folder as it is from here: beside the table, or else in the working directory.
+
+    Raises:
+        BadRow: it is in neither.
+    """
+    if folder is None or not isinstance(path, str) or not path.strip() or Path(path).is_absolute() or "://" in path:
+        return path
+    beside = folder / path
+    if os.path.exists(beside):
+        return str(beside) if folder != Path() else path
+    if not os.path.exists(path) and folder.absolute() != Path.cwd():
+        raise BadRow(f"{path} is no file: neither {beside} nor, in the working directory, {Path.cwd() / path}")
+    return path
 
 
 def image_file(value: Any, column: str) -> bytes:

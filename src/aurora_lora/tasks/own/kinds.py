@@ -19,7 +19,8 @@ from ..task import SplitSizes, Task
 from ..vision import with_rows
 from . import columns as cells
 from .chat_splits import prepare_chats
-from .image_column import image_file
+from .files import FORMATS
+from .image_column import image_file, images_of
 from .prepared import Prepared
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits
@@ -251,14 +252,14 @@ def _images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
         if len(folders) == 1 and all(folders):
             raise UserError(
                 f"{first.name} has images in one folder only, '{folders.pop()}', and each class needs its "
-                "own: there is nothing to tell apart"
+                f"own: there is nothing to tell apart; {_of_a_table(first)}"
             )
     _with_columns(pieces, columns)
     classes, places = _classes(pieces, label, labels)
     feature = ClassLabel(names=list(classes))
 
     def prepared(name: str, piece: Piece) -> Piece:
-        pixels = piece.data.select_columns([image]).rename_columns({image: "image"}).cast_column("image", Image())
+        pixels = images_of(piece, image).rename_columns({image: "image"}).cast_column("image", Image())
         return replace(piece, data=with_rows(pixels.add_column("label", _array(places[name]), feature=feature)))
 
     def key(row: Row) -> str:
@@ -266,6 +267,17 @@ def _images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
     return Prepared(ready, ["image"], key, strata=_one_each(places), digests="images", record={"classes": classes})
+
+
+def _of_a_table(piece: Piece) -> str:
+    """How labels that are in a table, and not in the names of folders, are read."""
+    folder = piece.folder or Path("FOLDER")
+    there = sorted(path for path in folder.glob("*") if path.suffix.lower() in FORMATS)
+    table = there[0] if there else folder / "labels.csv"
+    return (
+        f"a table of paths and labels is named itself, task.data={table}, or is called "
+        f"{folder / 'metadata.csv'} and has a column file_name"
+    )
 
 
 _TEXT = {"text": ("text",), "label": ("label",)}

@@ -55,10 +55,12 @@ class Piece:
     Args:
         data: its rows.
         name: for people.
+        folder: that a table is in, or that was given: where paths in it are looked for first; None of the hub.
     """
 
     data: datasets.Dataset
     name: str
+    folder: Path | None = None
 
     def need(self, column: str, field: str) -> None:
         """Raise a UserError where there is no such column; `field` is where the recipe names it."""
@@ -189,7 +191,9 @@ def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str |
         chosen = next(iter(source))
     if chosen is None:
         raise UserError(f"task.{name}_split: {given} has no split '{names[0]}' (it has {', '.join(source)})")
-    return Piece(source[chosen], given if len(source) == 1 else f"{given}, {chosen}")
+    path = Path(given).expanduser()
+    folder = path.parent if path.is_file() else path if path.is_dir() else None
+    return Piece(source[chosen], given if len(source) == 1 else f"{given}, {chosen}", folder)
 
 
 def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datasets.DatasetDict:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -237,6 +239,16 @@ class Kind:
 
         texts = tuple(text(row[name], name) for name in columns.get(self.inputs, (self.inputs,)))
         return texts[0] if len(texts) == 1 else texts
+
+    def located(
+        self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None
+    ) -> Mapping[str, Any]:
+        """A row of a table in a folder, for `asked`: with the paths of what that reads as they are from here.
+
+        Raises:
+            BadRow: there is no such file.
+        """
+        return row
 
     def check_asked(self, asked: Any, processor: Processor) -> None:
         """Raise a BadRow for what `asked` gives of a row and the model's processor refuses."""

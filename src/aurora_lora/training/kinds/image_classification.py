@@ -73,6 +73,13 @@ class ImageClassification(Classification):
     def check_text(self, given: str, name: str, columns: Mapping[str, Sequence[str]]) -> None:
         """A path may be of any bytes."""
 
+    def located(
+        self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None
+    ) -> Mapping[str, Any]:
+        from ...tasks.own.image_column import path_found
+
+        return {**row, **{name: path_found(row[name], folder) for name in columns.get("image", ("image",))}}
+
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> bytes:
         """The image's file."""
         from ...tasks.own.image_column import image_file
