@@ -297,7 +297,7 @@ def test_a_revision_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("not here")
 
     monkeypatch.setattr(CLIPModel, "from_pretrained", refuse)
-    monkeypatch.setattr(fidelity, "list_repo_files", lambda repo, revision: ["config.json"])
+    monkeypatch.setattr(fidelity, "only_pickles", lambda repo, revision: None)
     for name in ("owner/name@refs/pr/15", "owner/name"):
         with pytest.raises(UserError, match=f"scores.clip: '{name}' cannot be loaded: not here"):
             Clip(name)

@@ -20,6 +20,7 @@ def lines(folder: Path, file: str) -> list[dict[str, Any]]:
         processor=None,
         folder=folder / "run",
         form_name=None,
+        dtype=None,
         answers=lambda texts, batch_size: [{"text": text} for text in texts],
     )
     predict_file(predictor, str(folder / file), folder / "answers.jsonl")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .common import complain, note, quiet, stderr
+from .common import LoadedIn, complain, note, quiet, stderr
 
 
 def chat(
@@ -17,6 +17,7 @@ def chat(
     form: Annotated[
         str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
     ] = None,
+    dtype: LoadedIn = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of each answer.")] = 256,
     system: Annotated[str | None, typer.Option("--system", help="What comes before the conversation.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token each time.")] = 0,
@@ -34,7 +35,8 @@ def chat(
     from aurora_lora.training.merge_and_predict import load_predictor
 
     with stderr().status("loading the model"):
-        talk = Talk(load_predictor(folder, form), max_new_tokens, system=system, temperature=temperature, seed=seed)
+        predictor = load_predictor(folder, form, dtype=dtype)
+        talk = Talk(predictor, max_new_tokens, system=system, temperature=temperature, seed=seed)
     if talk.is_plain:
         plain = "the model was trained on plain text: what is typed is continued as it stands"
         note(plain, style="dim")

@@ -40,8 +40,18 @@ R = TypeVar("R")
 
 WIDTH = 80
 RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
+TRAINING = ("train", "reproduce", "sweep", "rank")
+"""Commands that a recipe's fields tell how much memory to take."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
+LoadedIn = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Load in float32, bfloat16 or float16; by default a run in float32, a model as it was saved.",
+    ),
+]
 Split = Annotated[
     str | None,
     typer.Option(
@@ -73,7 +83,10 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             _leave_processes()
             return done
         except AuroraError as error:
-            complain(_with_options(error))
+            if (cause := _out_of_memory(error)) is None:
+                complain(_with_options(error))
+            else:
+                _say_out_of_memory(cause, command.__name__)
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("aurora_lora"):
@@ -91,12 +104,43 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             complain("interrupted" + ": the same command resumes where it was" * bool(resumes))
             raise typer.Exit(130) from error
         except BaseException as error:
+            if (cause := _out_of_memory(error)) is not None:
+                _say_out_of_memory(cause, command.__name__)
+                raise typer.Exit(2) from error
             if type(error).__name__ != "PanicException":  # of tokenizers, in Rust: no Exception, and of no public class
                 raise
             complain(f"a tokenizer failed, it may be damaged: {one_line(error)}")
             raise typer.Exit(2) from error
 
     return guarded
+
+
+def _out_of_memory(error: BaseException | None) -> BaseException | None:
+    """What a GPU that has too little memory has raised, if that is what an error comes from; torch is not imported."""
+    torch = sys.modules.get("torch")
+    while torch is not None and error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return error
+        error = error.__cause__
+    return None
+
+
+_LESS_MEMORY = {
+    "predict": "take less with a smaller --batch-size or --dtype bfloat16",
+    "chat": "take less with --dtype bfloat16 or a smaller --max-new-tokens",
+    "train": "halve training.batch_size and double training.gradient_accumulation_steps; set "
+    "training.gradient_checkpointing=true, training.precision=bf16 or model.quantization=nf4; or lower "
+    "task.max_length: `aurora train ... --dry-run` says what fits",
+}
+"""Advice by command."""
+
+
+def _say_out_of_memory(error: BaseException, command: str) -> None:
+    """On whatever process has too little: the others may have enough."""
+    said = ". ".join(one_line(error).split(". ")[:3]).rstrip(".")  # the rest is of PyTorch's own settings
+    other = "end other programs that use the GPU, or compute without it: CUDA_VISIBLE_DEVICES= aurora ..."
+    advice = _LESS_MEMORY.get("train" if command in TRAINING else command, other)
+    print(f"out of GPU memory: {said}: {advice}", file=sys.stderr)
 
 
 def _leave_processes() -> None:

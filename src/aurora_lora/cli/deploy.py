@@ -24,6 +24,9 @@ def merge(
     form: Annotated[
         str | None, typer.Option("--form", metavar="FORM", help="Form to merge; by default the one that is deployed.")
     ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="Write it in float32, bfloat16 or float16.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another merged model in OUT.")] = False,
     quantization: Annotated[
         str | None, typer.Option("--quantization", help="nf4, fp4 or int8: merge into the base in this format.")
@@ -46,12 +49,21 @@ def merge(
     quiet()
     with stderr().status("merging"):
         merged = merge_run(
-            run, form, output, overwrite=overwrite, quantization=quantization, round_by_inputs=round_by_inputs
+            run,
+            form,
+            output,
+            overwrite=overwrite,
+            dtype=dtype,
+            quantization=quantization,
+            round_by_inputs=round_by_inputs,
         )
-    kind = "a plain Transformers model" if quantization is None else f"a plain Transformers model in {quantization}"
+    written_in = quantization or (None if dtype == "float32" else dtype)
+    kind = "a plain Transformers model" + ("" if written_in is None else f" in {written_in}")
     if as_json:
         record = {"folder": str(merged.folder), "form": merged.form, "was_there": merged.was_there}
-        if quantization is not None:
+        if quantization is None:
+            record["dtype"] = dtype
+        else:
             lost = None if merged.rounding is None else merged.rounding.to_dict()
             record |= {"quantization": quantization, "round_by_inputs": round_by_inputs, "rounding": lost}
         print_json(record)

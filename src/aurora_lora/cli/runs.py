@@ -14,6 +14,7 @@ from aurora_lora.main_process import launched_as_main
 
 from .common import (
     Json,
+    LoadedIn,
     RunFolder,
     Split,
     Stages,
@@ -298,6 +299,7 @@ def predict(
     form: Annotated[
         str | None, typer.Option("--form", metavar="FORM", help="Form of a run; by default the one that is deployed.")
     ] = None,
+    dtype: LoadedIn = None,
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -330,7 +332,7 @@ def predict(
         check_output(texts[0], output, overwrite)
     quiet()
     with stderr().status("loading the model"):
-        predictor = load_predictor(folder, form)
+        predictor = load_predictor(folder, form, dtype=dtype)
     if output is None:
         _label(predictor, texts, batch_size, as_json)
         return

@@ -64,14 +64,23 @@ def in_dtype(weights: dict[str, Tensor], dtype: torch.dtype | str) -> dict[str, 
     require(kind in DTYPES.values(), "dtype", dtype, f"one of {', '.join(DTYPES)}")
     assert kind is not None
     check_finite(weights.items(), "the adapter cannot be exported")
-    cast = {key: value.to(kind).contiguous().cpu() for key, value in weights.items()}
-    for key, value in cast.items():
-        if not is_finite(value):
-            largest, limit = float(weights[key].abs().max()), torch.finfo(kind).max
-            raise NotFiniteError(
-                f"dtype={dtype!r} cannot hold {key}, whose largest number is {largest:.3g} (the limit is {limit:.3g}): "
-                "choose 'float32'."
-            )
+    return {key: rounded(key, value, kind).contiguous().cpu() for key, value in weights.items()}
+
+
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of finite numbers in one of `DTYPES`.
+
+    Raises:
+        NotFiniteError: a number is too large for the dtype; the error has the tensor's name.
+    """
+    cast = tensor.to(dtype)
+    if not is_finite(cast):
+        largest, limit = float(tensor.abs().max()), torch.finfo(dtype).max
+        called = next(one for one, kind in DTYPES.items() if kind == dtype)
+        raise NotFiniteError(
+            f"dtype={called!r} cannot hold {name}, whose largest number is {largest:.3g} (the limit is {limit:.3g}): "
+            "choose 'float32'."
+        )
     return cast
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from huggingface_hub import list_repo_files
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..tasks.dreambooth import PLACEHOLDER
-from ..tasks.loading import NO_CODE, reason
+from ..tasks.loading import NO_CODE, only_pickles, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,18 +130,9 @@ def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
 
 def _only_pickles(repo: str, revision: str) -> str | None:
     """What to do about weights that are there as pickles alone; None if they are not."""
-    folder = Path(repo).expanduser()
-    try:
-        names = (
-            [path.name for path in folder.iterdir()] if folder.is_dir() else list_repo_files(repo, revision=revision)
-        )
-    except Exception:  # the hub's client raises many kinds; the first error says more
-        return None
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if not pickles or any(name.endswith(".safetensors") for name in names):
-        return None
-    return (
-        f"{pickles[0]} is a pickle, which is never loaded, and there is no model.safetensors; name a revision that has "
+    file = only_pickles(repo, revision)
+    return file and (
+        f"{file} is a pickle, which is never loaded, and there is no model.safetensors; name a revision that has "
         "one (owner/name@refs/pr/N), or a folder with the weights converted"
     )
 

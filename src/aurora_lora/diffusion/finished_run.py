@@ -17,7 +17,8 @@ from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import reason
 from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
-from ..training.gap_and_export import check_dtype, check_output
+from ..training.gap_and_export import check_output
+from ..training.precision import check_dtype
 from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
 from .card import write_lora_card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -17,9 +18,55 @@ def wants_code(error: Exception) -> bool:
     return _WANTS_CODE.search(str(error)) is not None
 
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_OF_TRAINERS = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state\w*)\.\w+")
+"""Pickles that hold no model."""
+
+
+def only_pickles(model: str, revision: str | None = None) -> str | None:
+    """The first file of a model's weights where they are there as pickles alone; None where they are not.
+
+    Args:
+        model: a folder or a hub model.
+        revision: of a hub model.
+    """
+    folder = Path(model).expanduser()
+    try:
+        if folder.is_dir():
+            names = sorted(path.name for path in folder.iterdir())
+        else:
+            from huggingface_hub import list_repo_files
+
+            names = sorted(list_repo_files(model, revision=revision))
+    except Exception:  # the hub's client raises many kinds; what loads the model says more
+        return None
+    pickles = [name for name in names if name.endswith(_PICKLES) and not _OF_TRAINERS.fullmatch(name)]
+    return pickles[0] if pickles and not any(name.endswith(".safetensors") for name in names) else None
+
+
+class OnlyPicklesError(ValueError):
+    """A model's weights are there as pickles alone.
+
+    Args:
+        file: the first of them.
+        model: its folder or id.
+        kind: the class of Transformers that can convert them.
+    """
+
+    def __init__(self, file: str, model: str, kind: str) -> None:
+        convert = f'{kind}.from_pretrained("{model}").save_pretrained("FOLDER")'
+        super().__init__(
+            f"{file} is a pickle, which can run code: only safetensors are loaded. If you trust it, convert it in "
+            f"Python, by Transformers' {convert}; save the tokenizer or image processor there in the same way, and "
+            "name FOLDER instead"
+        )
+
+
 def reason(error: Exception) -> str:
     """Why something could not be loaded, in one line."""
     text = str(error)
+    if isinstance(error, OnlyPicklesError):
+        return text
     if wants_code(error):
         return "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]

@@ -16,6 +16,7 @@ from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method, plain_method_errors
 from ..methods.base import load_finite
+from ..methods.parameters import is_head
 from ..methods.targets import check_modules
 from ..tasks.own.split import Splits
 from .batches import Share, divide
@@ -26,7 +27,7 @@ from .data_record import check_data
 from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .loggers import logger_callbacks
-from .memory import base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
+from .memory import PRECISIONS, base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
 from .models import Processor, check_positions, load_processor
 from .probing import start_for
 from .quantized_base import probed
@@ -168,14 +169,23 @@ def make_model(
     return model
 
 
-def load_trained_model(run: TrainedRun) -> tuple[nn.Module, Processor]:
+def load_trained_model(run: TrainedRun, *, rounded: bool = False) -> tuple[nn.Module, Processor]:
     """The model of a finished run as its recipe keeps it, and its tokenizer or image processor.
+
+    Args:
+        run: which.
+        rounded: keep the body's own weights in the recipe's precision where they were trained, too; for answers alone.
 
     Raises:
         UserError: one of them cannot be loaded.
     """
     base, processor = base_of(run, run.recipe)
-    return make_model(run.recipe, base, run.folder / ADAPTER), processor
+    body = [parameter for name, parameter in base.named_parameters() if not is_head(base, name)]
+    model = make_model(run.recipe, base, run.folder / ADAPTER)
+    if rounded:
+        model.requires_grad_(False)
+        keep_frozen_in(PRECISIONS[run.recipe.training.precision], body)
+    return model, processor
 
 
 def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor]:

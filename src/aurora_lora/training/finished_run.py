@@ -15,6 +15,7 @@ from .kinds.base import TrainedWith
 from .reading import task_name, validate
 from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 from .results import Result, read_result
+from .sections import Precision
 from .storage import ADAPTER, RECIPE, RESULT, check_adapter, flatten
 
 
@@ -70,7 +71,11 @@ class TrainedRun(FinishedRun):
     @property
     def in_float32(self) -> TrainedRun:
         """The same, to be loaded in float32 whatever precision it was trained in."""
-        return replace(self, recipe=self.recipe.in_float32)
+        return self.in_precision("fp32")
+
+    def in_precision(self, precision: Precision) -> TrainedRun:
+        """The same, to be loaded in another precision than it was trained in."""
+        return replace(self, recipe=self.recipe.in_precision(precision))
 
     @property
     def task(self) -> Task:

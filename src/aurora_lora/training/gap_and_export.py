@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
-from ..deploy.export_file import DTYPES, check_replaceable
+from ..deploy.export_file import check_replaceable
 from ..deploy.formats import check_quantization
 from ..deploy.inputs import even_sample
 from ..errors import ArgumentError, FormError, UserError, check_count
@@ -25,6 +25,7 @@ from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun
 from .kinds import kind_of
+from .precision import check_dtype
 from .storage import ADAPTER
 
 
@@ -119,12 +120,6 @@ def need_aurora(run: TrainedRun) -> None:
     """Raise a UserError for the run of another method."""
     if not isinstance(run.recipe.method, AuroraMethod):
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
-
-
-def check_dtype(dtype: str) -> None:
-    """Raise an ArgumentError for one that no export is written in."""
-    if dtype not in DTYPES:
-        raise ArgumentError(f"`dtype`: {dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}")
 
 
 def check_output(output: Path, overwrite: bool) -> bool:

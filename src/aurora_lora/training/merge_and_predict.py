@@ -15,8 +15,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, T
 from .. import files, folders
 from .._version import __version__
 from ..deploy import QuantizedMerge
+from ..deploy.export_file import DTYPES
 from ..deploy.formats import check_quantization
-from ..errors import ArgumentError, AuroraError, FormError, UserError
+from ..errors import ArgumentError, AuroraError, FormError, NotFiniteError, UserError
 from ..finite import check_finite
 from ..tasks.loading import NO_CODE, reason
 from ..tasks.own.split import BadRow
@@ -31,8 +32,9 @@ from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
-from .models import Processor, stored_quantization
+from .models import Processor, from_safetensors, stored_quantization
 from .outcome import score
+from .precision import FLOAT32, check_dtype, compute_in, precision_of, round_weights
 from .quantized import merge_dequantized, merge_into
 from .results import Scores, mean_scores
 from .storage import ADAPTER, RECIPE, adapter_digests
@@ -84,39 +86,49 @@ def merge(
     output: Path | str,
     *,
     overwrite: bool = False,
+    dtype: str = FLOAT32,
     quantization: str | None = None,
     round_by_inputs: bool = False,
 ) -> Merged:
     """Write a model without adapters, with its tokenizer: it loads with plain Transformers.
 
-    It is in float32 whatever precision the run was trained in, and no weight is rounded, unless it is quantised. The
-    base is the one that the run was trained on: of a run on a quantised base, its quantised weights, dequantised.
+    It is summed in float32 whatever precision the run was trained in, and no weight is rounded, unless another dtype or
+    a format is asked for. The base is the one that the run was trained on: of a run on a quantised base, its quantised
+    weights, dequantised.
 
     Args:
         run: which.
         form: which form of it; the deployed one if None.
         output: a new or empty folder. One that already holds this very merge is left as it is.
         overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
+        dtype: that the weights are written in, "float32", "bfloat16" or "float16": each is rounded once.
         quantization: "nf4", "fp4" or "int8": the base is loaded in this format, and the adapter merged into it.
         round_by_inputs: round by the run's calibration inputs (`merge_quantized`), not to the nearest quantised values.
 
     Raises:
         FormError: the run has no such form, or it cannot be merged.
-        NotFiniteError: NaN or infinity among the weights.
-        UserError: the folder holds something else or cannot be written; quantisation: no such format, bitsandbytes is
-            missing, or a method that has none.
+        NotFiniteError: NaN or infinity among the weights, or a number that is too large for the dtype.
+        UserError: the folder holds something else or cannot be written; no such dtype, or one and `quantization`;
+            quantisation: no such format, bitsandbytes is missing, or a method that has none.
         MergeError: see `merge_quantized`.
     """
     form, output = form or run.deployed_form, Path(output)
     run.check_mergeable(form)
     source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}
+    check_dtype(dtype)
     if quantization is not None:
         check_quantization(quantization)
+        if dtype != FLOAT32:
+            raise ArgumentError(
+                f"`dtype` {dtype!r} does not go with `quantization`: what is not quantised stays in {FLOAT32}"
+            )
         source |= {"quantization": quantization, "round_by_inputs": round_by_inputs}
     elif round_by_inputs:
         raise ArgumentError("`round_by_inputs` goes with `quantization`: without it, no weight is rounded")
     elif run.recipe.base.quantization is not None:
         source |= {"dequantized": run.recipe.base.quantization}
+    if dtype != FLOAT32:
+        source["dtype"] = dtype
     folders.settle(output)
     note = merge_note(output)
     if note is not None and note["source"] == source and _complete(output, note["files"]):
@@ -129,6 +141,8 @@ def merge(
     folders.check_new_folder(output)
     plain, processor, rounding = _merged(run, form, quantization, round_by_inputs)
     check_finite(plain.named_parameters(), "the merged model cannot be written")
+    if dtype != FLOAT32:
+        round_weights(plain, dtype)
     kind_of(run.task).finish_merged(plain, processor)
     with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
         plain.save_pretrained(folder)
@@ -199,6 +213,8 @@ class Predictor:
     """The context in which the model computes its form."""
     form_name: str | None = None
     """Of a run."""
+    dtype: str | None = None
+    """That it was asked to be loaded in."""
 
     def answers(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
         """As `predict`."""
@@ -219,7 +235,9 @@ class Predictor:
         return found
 
 
-def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> list[dict[str, Any]]:
+def predict(
+    folder: Path | str, texts: Sequence[str], batch_size: int = 32, *, dtype: str | None = None
+) -> list[dict[str, Any]]:
     """What a model says about texts, or about images.
 
     Args:
@@ -227,6 +245,7 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
             that plain Transformers can load, such as the output of `merge`.
         texts: the texts; the paths of the files for an image classifier.
         batch_size: texts of one forward pass.
+        dtype: see `load_predictor`.
 
     Returns:
         For each text: `text`, `label` and `probability`; `text` and `value` for a regression; `text`, `labels` (those
@@ -236,25 +255,38 @@ def predict(folder: Path | str, texts: Sequence[str], batch_size: int = 32) -> l
         model reads the end alone, as it has no positions for more.
 
     Raises:
-        UserError: the folder holds neither; an image cannot be read; a text is empty or no UTF-8, or one where the run
+        UserError: the folder holds neither; no such dtype; an image cannot be read; a text is empty or no UTF-8, or one where the run
             was trained on pairs.
-        NotFiniteError: NaN or infinity among the weights, or in the logits of a classifier.
+        NotFiniteError: NaN or infinity among the weights, also as rounded, or in the logits of a classifier.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
-    return load_predictor(folder).answers(texts, batch_size)
+    return load_predictor(folder, dtype=dtype).answers(texts, batch_size)
 
 
-def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
+def load_predictor(folder: Path | str, form: str | None = None, *, dtype: str | None = None) -> Predictor:
     """What answers with the model in a folder; the errors are those of `predict`.
 
     Args:
         folder: a finished run, or a plain model.
         form: of the run; the one that it deploys if None.
+        dtype: "float32", "bfloat16" or "float16": of the weights, which are read in it one by one, and of the
+            computation. Of a run, adapter and head stay in float32, as in a training of that precision. None is float32
+            for a run, and for a plain model what its configuration says.
 
     Raises:
         FormError: the run has no such form, or the folder is no run.
     """
-    folder = Path(folder)
+    if dtype is not None:
+        check_dtype(dtype)
+    try:
+        return _load_predictor(Path(folder), form, dtype)
+    except NotFiniteError as error:
+        if dtype == "float16":
+            raise NotFiniteError(f"{error}; as float16, which ends at 65,504: bfloat16 does not") from error
+        raise
+
+
+def _load_predictor(folder: Path, form: str | None, dtype: str | None) -> Predictor:
     if (folder / RECIPE).is_file():
         run = load_run(folder)
         kind = kind_of(run.task)
@@ -262,12 +294,20 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
             raise UserError(f"the run in {folder} {kind.no_answer}")
         form = form or run.deployed_form
         run.check_form(form)
-        model, processor = load_trained_model(run.in_float32)
-        model = _ready(model)
+        if dtype in (None, FLOAT32):
+            model, processor = load_trained_model(run.in_float32)
+            model = _ready(model)
+        else:
+            assert dtype is not None
+            model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=True)
+            check_finite(model.state_dict().items(), f"{folder} cannot be used")  # what was trained is rounded only now
+            model = _ready(model)
+            compute_in(model, dtype)
+            kind.keep_exact(model)
         computes = run.recipe.method.using(model, form)
         computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
         encoding = run.recipe.task.encoding
-        return Predictor(folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form)
+        return Predictor(folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form, dtype)
     if form is not None:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():
@@ -278,7 +318,7 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         kind = noted or kind_of_model(AutoConfig.from_pretrained(folder, **NO_CODE))
         if kind.no_answer:
             raise UserError(f"the model in {folder} {kind.no_answer}")
-        model = _ready(_pretrained(getattr(transformers, kind.auto), folder))
+        model = _ready(_pretrained(getattr(transformers, kind.auto), folder, dtype))
         processor = kind.processor(str(folder.resolve()))
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)
         if note is None and kind is MULTIPLE_CHOICE and talks:
@@ -286,15 +326,17 @@ def load_predictor(folder: Path | str, form: str | None = None) -> Predictor:
         config: Any = model.config
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id  # by which a decoder finds a text's last token
-        return Predictor(folder, kind, model, processor, noted_columns(folder), trained=noted_training(folder))
+        columns, trained = noted_columns(folder), noted_training(folder)
+        return Predictor(folder, kind, model, processor, columns, trained=trained, dtype=dtype)
     except AuroraError:
         raise
     except Exception as error:  # Transformers and tokenizers raise of every kind on damaged files
         raise UserError(f"{folder} cannot be loaded: {reason(error)}") from error
 
 
-def _pretrained(kind: Any, folder: Path) -> nn.Module:
-    model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **NO_CODE)
+def _pretrained(kind: Any, folder: Path, dtype: str | None) -> nn.Module:
+    given = {} if dtype is None else {"dtype": DTYPES[dtype]}
+    model, info = from_safetensors(kind, str(folder), **given)
     if missing := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
         raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
     plain: nn.Module = model

@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
-from ..tasks.loading import NO_CODE, reason, wants_code
+from ..tasks.loading import NO_CODE, OnlyPicklesError, only_pickles, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
 from .kinds import kind_of
 from .quantized_base import quantized_while_loading, trainable
@@ -200,14 +200,7 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
         ValueError: a weight of its body has another shape than its config says, or is missing.
     """
     loaded: PreTrainedModel
-    loaded, info = kind.from_pretrained(
-        source,
-        config=config,
-        use_safetensors=True,  # a pickle can run code
-        output_loading_info=True,
-        **NO_CODE,
-        **more,
-    )
+    loaded, info = from_safetensors(kind, source, config=config, **more)
     for key, *shapes in sorted(info["mismatched_keys"], key=str):
         if not is_head(loaded, key):  # a head of other classes is replaced
             stored, wanted = (tuple(shape) for shape in shapes)
@@ -223,6 +216,41 @@ def _pretrained(kind: Any, source: str, config: Any, **more: Any) -> PreTrainedM
         )
     mark_random(loaded, random)
     return loaded
+
+
+def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """A model of Transformers and the report of its loading.
+
+    Args:
+        kind: the auto class.
+        source: a folder or a hub model.
+        more: arguments of `from_pretrained`.
+
+    Raises:
+        OnlyPicklesError: its weights are there as pickles alone.
+    """
+    try:
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            source,
+            use_safetensors=True,  # a pickle can run code
+            output_loading_info=True,
+            **NO_CODE,
+            **more,
+        )
+        return loaded
+    except Exception as error:  # Transformers, safetensors and the hub's client raise of many kinds
+        if (file := only_pickles(source)) is not None:
+            raise OnlyPicklesError(file, source, _converting(kind, more.get("config"))) from error
+        raise
+
+
+def _converting(kind: Any, config: Any) -> str:
+    """The class that writes all of a checkpoint's weights again, and no new head."""
+    name = str(kind.__name__)
+    head = name.removeprefix("AutoModel")
+    written = getattr(config, "architectures", None) or ()
+    keeps = config is None or head == "ForCausalLM" or any(one.endswith(head) for one in written)
+    return name if keeps else "AutoModel"
 
 
 def _belongs_to_head(model: PreTrainedModel, path: str) -> bool:

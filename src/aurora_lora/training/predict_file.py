@@ -128,10 +128,10 @@ def _column(name: str, there: Collection[str]) -> str:
 
 
 def _model(predictor: Predictor) -> tuple[Any, ...]:
-    """What tells whether the same model answers: its form, and its files by size and time of writing."""
+    """What tells whether the same model answers: its form and dtype, and its files by size and time of writing."""
     there = sorted(path for path in predictor.folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     states = [(str(path), path.stat()) for path in there]
-    return predictor.form_name, [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    return predictor.form_name, predictor.dtype, [(path, state.st_size, state.st_mtime_ns) for path, state in states]
 
 
 @contextmanager

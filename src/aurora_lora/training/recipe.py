@@ -24,7 +24,18 @@ from ..tasks.task import Augment
 from .kinds import KINDS, Kind, kind_of
 from .kinds.distillation import DISTILLATION
 from .own_section import OwnFields, check_own, either, own_columns, own_task
-from .sections import BoundMethod, CalibrationSection, ModelSection, Names, Rate, Section, Seed, Size, TrainingSection
+from .sections import (
+    BoundMethod,
+    CalibrationSection,
+    ModelSection,
+    Names,
+    Precision,
+    Rate,
+    Section,
+    Seed,
+    Size,
+    TrainingSection,
+)
 
 if TYPE_CHECKING:
     from ..tasks import Task
@@ -207,7 +218,11 @@ class Recipe(RunRecipe):
     @property
     def in_float32(self) -> Recipe:
         """The same in float32; a quantised base stays as it is."""
-        training = self.training.model_copy(update={"precision": "fp32"})
+        return self.in_precision("fp32")
+
+    def in_precision(self, precision: Precision) -> Recipe:
+        """The same in a precision, its frozen weights too; a quantised base stays as it is."""
+        training = self.training.model_copy(update={"precision": precision})
         return self.model_copy(update={"training": training, "base": self.base.model_copy(update={"dtype": None})})
 
     @property

@@ -197,6 +197,9 @@ class Kind:
 
     # ---------------------------------------------------------------- prediction
 
+    def keep_exact(self, model: Any) -> None:
+        """Let a model that computes in a lower precision give in float32 what needs more digits than it has."""
+
     def finish_merged(self, model: Any, processor: Processor) -> None:
         """Tell a model that will stand alone what the command knows of it beside its weights."""
 
@@ -344,10 +347,14 @@ class HeadKind(TextKind):
 
         from ...finite import check_finite
 
-        device = next(model.parameters()).device
+        device, dtype = next(model.parameters()).device, model.dtype
         inputs, cut = self.batch(processor, texts, trained)
+        taken = {
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)  # of images, the pixels
+            for name, value in inputs.items()
+        }
         with torch.no_grad():
-            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
+            logits = model(**taken).logits.float()
         names = ("an image" if isinstance(text, bytes) else text for text in texts)
         check_finite(zip(names, logits, strict=True), f"{source} has no answer")
         return [

@@ -65,6 +65,12 @@ class Regression(HeadKind):
 
         return functools.partial(RegressionTrainer, scale=data.scale)
 
+    def keep_exact(self, model: Any) -> None:
+        from ..label_scale import compute_in_float32, output_layer
+
+        if (layer := output_layer(model)) is not None:
+            compute_in_float32(layer)
+
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return regression_metrics(predictions, labels, also=task.also)
 

@@ -1,0 +1,61 @@
+"""The dtype that a model answers in, or that a merge is written in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..deploy.export_file import DTYPES, rounded
+from ..deploy.wrappers import plain_model
+from ..errors import ArgumentError
+from .memory import PRECISIONS
+from .sections import Precision
+
+FLOAT32 = "float32"
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise an ArgumentError for one that nothing is loaded, merged or exported in."""
+    if dtype not in DTYPES:
+        raise ArgumentError(f"`dtype`: {dtype!r} is not allowed: it must be one of {', '.join(DTYPES)}")
+
+
+def precision_of(dtype: str) -> Precision:
+    """What recipes call a dtype."""
+    found: Any = next(name for name, one in PRECISIONS.items() if one == DTYPES[dtype])
+    return found  # type: ignore[no-any-return]
+
+
+def compute_in(model: nn.Module, dtype: str) -> None:
+    """Let a model, plain or of PEFT, compute in a dtype as a training of that precision does, whatever calls it.
+
+    Args:
+        model: on the device that it stays on.
+        dtype: see `DTYPES`.
+    """
+    plain: Any = plain_model(model)
+    device = next(plain.parameters()).device.type
+    plain.forward = torch.autocast(device, DTYPES[dtype])(plain.forward)
+
+
+def round_weights(model: PreTrainedModel, dtype: str) -> None:
+    """Round a model's weights and buffers where they are, and say so in its configuration.
+
+    Args:
+        model: unquantised.
+        dtype: see `DTYPES`.
+
+    Raises:
+        NotFiniteError: a number is too large for the dtype.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = rounded(name, tensor.detach(), DTYPES[dtype])
+    config: Any = model.config
+    parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", ()))
+    for one in (config, *parts):
+        if one is not None:
+            one.dtype = DTYPES[dtype]
