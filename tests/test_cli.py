@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from transformers import BertForSequenceClassification
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
@@ -377,6 +378,10 @@ def test_version_and_help(aurora: Invoke) -> None:
             ["export", "RUN", "-o", "lora", "--dtype", "bf16"],
             "--dtype: 'bf16' is not allowed: it must be one of float32, bfloat16, float16\n",
         ),
+        (
+            ["merge", "RUN", "-o", "merged", "--dtype", "bfloat16", "--quantization", "nf4"],
+            "--dtype 'bfloat16' does not go with --quantization: what is not quantised stays in float32\n",
+        ),
         (["export", "RUN", "-o", "lora", "--form", "dynamic"], "(allowed: 'static', 'calibrated')"),
         (["export", "RUN", "-o", "RUN/adapter", "--overwrite", "--form", "merged"], "--form merged is not one of"),
         (["report", "none"], "none holds no result.json"),
@@ -517,6 +522,26 @@ def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytes
     done = aurora("train", recipe, "-o", tmp_path / "run")
     assert done.exit_code == 130
     assert done.stderr == "interrupted: the same command resumes where it was\n"
+
+
+def test_too_little_gpu_memory(
+    aurora: Invoke, recipe: Path, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the training, and where `predict` makes an error of its own of whatever a model raises."""
+
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    said = "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB: "
+    monkeypatch.setattr(run_module, "train", fill)
+    monkeypatch.setattr(BertForSequenceClassification, "forward", fill)
+    for args, advice in (
+        (("train", recipe, "-o", tmp_path / "run"), "halve training.batch_size"),
+        (("predict", finished[0], "a film"), "take less with a smaller --batch-size"),
+    ):
+        done = aurora(*args)
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"{said}{advice}")
 
 
 def test_arguments_are_called_as_the_options_are(

@@ -164,21 +164,8 @@ def test_a_talk_has_the_options_of_the_command(few: Path, monkeypatch: pytest.Mo
     load, talk = Mock(), Mock(return_value=SimpleNamespace(is_plain=False))
     monkeypatch.setattr(merge_and_predict, "load_predictor", load)
     monkeypatch.setattr(chat_answers, "Talk", talk)
-    options = (
-        "--form",
-        "static",
-        "--dtype",
-        "bfloat16",
-        "--max-new-tokens",
-        5,
-        "--system",
-        "the film",
-        "--seed",
-        3,
-        "--temperature",
-        1,
-    )
-    ask("chat", few, *options)
+    options = ("--form", "static", "--dtype", "bfloat16", "--max-new-tokens", 5, "--system", "the film")
+    ask("chat", few, *options, "--seed", 3, "--temperature", 1)
     load.assert_called_once_with(few, "static", dtype="bfloat16")
     talk.assert_called_once_with(load.return_value, 5, system="the film", temperature=1.0, seed=3)
 

@@ -28,7 +28,7 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods.parameters import head_modules, left_random
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import load_trained_model
-from aurora_lora.training.merge_and_predict import merge
+from aurora_lora.training.merge_and_predict import merge, predict
 from aurora_lora.training.models import _pretrained, check_positions, load_classifier, load_tokenizer
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -100,6 +100,61 @@ def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], t
         value for name, value in load_file(merged.folder / "model.safetensors").items() if name == "classifier.weight"
     )
     assert len(head) == (1 if task == "tiny-rating" else 2)
+
+
+def as_pickle(folder: Path) -> Path:
+    """The folder, with its weights as older checkpoints have them."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "optimizer.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("saved", "convert"),
+    [("body", "AutoModel"), ("classifier", "AutoModelForSequenceClassification"), ("language", "AutoModelForCausalLM")],
+)
+def test_weights_that_are_a_pickle_are_refused_with_the_way_to_convert_them(
+    write_recipe: Callable[..., Path], tmp_path: Path, saved: str, convert: str
+) -> None:
+    """By a class that neither loses weights nor adds a head at random; what it writes can be trained on."""
+    folder = tmp_path / "old"
+    if saved == "language":
+        tiny.save_language_model(folder)
+        task = {"name": "tiny-questions", "train_size": 32, "validation_size": 16, "test_size": 16}
+        changes = {"task": task, "method": {"name": "aurora", "target_modules": "all-linear"}}
+    else:
+        tiny.save_model(folder)
+        changes = {}
+    if saved == "classifier":
+        BertForSequenceClassification(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    exact = load_file(folder / "model.safetensors")
+    recipe = load_recipe(write_recipe(model=str(as_pickle(folder)), **changes), ["training.epochs=1"])
+    with pytest.raises(UserError) as refused:
+        train(recipe, tmp_path / "run")
+    said = str(refused.value)
+    assert said.startswith(f"model: '{folder}' cannot be loaded: pytorch_model.bin is a pickle, which can run code: ")
+    assert f'{convert}.from_pretrained("{folder}").save_pretrained("FOLDER")' in said
+    assert "use_safetensors" not in said
+    getattr(transformers, convert).from_pretrained(folder).save_pretrained(tmp_path / "new")
+    converted = load_file(tmp_path / "new" / "model.safetensors")
+    assert exact.keys() == converted.keys()
+    assert all(torch.equal(value, converted[name]) for name, value in exact.items())
+
+
+def test_a_pickle_is_not_asked_for_answers(tmp_path: Path) -> None:
+    folder = tiny.save_model(tmp_path / "old")
+    BertForSequenceClassification(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    convert = r"AutoModelForSequenceClassification\.from_pretrained"
+    with pytest.raises(UserError, match=rf"old cannot be loaded: pytorch_model\.bin is a pickle, .*{convert}"):
+        predict(as_pickle(folder), ["a film"])
+
+
+def test_without_weights_of_any_kind_it_is_said_as_ever(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    folder = as_pickle(tiny.save_model(tmp_path / "model"))
+    (folder / "pytorch_model.bin").unlink()  # what is left is a trainer's own
+    with pytest.raises(UserError, match=r"cannot be loaded: Error no file named model\.safetensors"):
+        train(load_recipe(write_recipe(model=str(folder))), tmp_path / "run")
 
 
 def test_a_body_that_does_not_fit_its_config_is_refused(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ def predict(
         model reads the end alone, as it has no positions for more.
 
     Raises:
-        UserError: the folder holds neither; no such dtype; an image cannot be read; a text is empty or no UTF-8, or one where the run
-            was trained on pairs.
+        UserError: the folder holds neither; no such dtype; an image cannot be read; a text is empty or no UTF-8, or
+            one where the run was trained on pairs.
         NotFiniteError: NaN or infinity among the weights, also as rounded, or in the logits of a classifier.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
     """
