@@ -23,6 +23,7 @@ from aurora_lora import cli
 from aurora_lora.methods import METHODS
 from aurora_lora.training import gap_and_export, load_run, yaml_text
 from aurora_lora.training.build import make_trainer
+from aurora_lora.training.merge_and_predict import load_predictor
 from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
 
@@ -356,6 +357,20 @@ def test_a_run_on_a_model_that_is_stored_quantised(run: Path, tmp_path: Path, na
         for folder in (tmp_path / "merged", trained)
     )
     assert found == pytest.approx(expected, abs=1e-4 if name == "nf4" else 2e-2)  # int8 rounds the inputs, too
+
+
+def test_a_run_on_a_quantised_base_answers_in_a_dtype(tmp_path: Path) -> None:
+    """What is not quantised is in it, and what is computes in it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml_text.dump(tiny.recipe(tiny.save_model(tmp_path / "model", width=64))), encoding="utf-8")
+    changes = ["model={name: " + str(tmp_path / "model") + ", quantization: nf4}", "training.epochs=1"]
+    folder = train(load_recipe(recipe, changes), tmp_path / "run").folder
+    exact, low = (load_predictor(folder, dtype=dtype) for dtype in (None, "bfloat16"))
+    (layer,) = {type(one): one for one in low.model.modules() if hasattr(one, "compute_dtype")}.values()
+    assert layer.compute_dtype == torch.bfloat16
+    assert low.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    for one, other in zip(exact.answers(["a warm film"]), low.answers(["a warm film"]), strict=True):
+        assert other["probability"] == pytest.approx(one["probability"], abs=3e-2)
 
 
 def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(

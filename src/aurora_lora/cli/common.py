@@ -117,12 +117,13 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def _out_of_memory(error: BaseException | None) -> BaseException | None:
     """What a GPU that has too little memory has raised, if that is what an error comes from; torch is not imported."""
-    torch = sys.modules.get("torch")
-    while torch is not None and error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return error
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return None
+    full: type[BaseException] = torch.OutOfMemoryError
+    while error is not None and not isinstance(error, full):
         error = error.__cause__
-    return None
+    return error
 
 
 _LESS_MEMORY = {
