@@ -3,11 +3,14 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, f1_score
 from transformers import PretrainedConfig
 
 import aurora_lora
@@ -33,6 +36,41 @@ def test_defaults_are_fields_of_the_kind(task) -> None:
     kind = kind_of(task)
     assert kind.defaults(task).keys() <= set(kind.fields)
     assert TaskSection(name=task.name).kind is kind
+
+
+class Labels:
+    """A split of which only the labels are asked for."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = labels
+
+    def targets(self) -> list[int]:
+        return self.labels
+
+
+@pytest.mark.parametrize("name", ["classification", "image-classification"])
+def test_the_most_frequent_class(name: str) -> None:
+    """Of the training split, scored as scikit-learn does; nothing where the classes are of about the same size."""
+    task = replace(TASKS["mrpc"], kind=name, also=("f1", "macro_f1", "matthews"))
+
+    def found(train: list[int], test: list[int]) -> dict[str, float]:
+        splits: Any = {"train": Labels(train), "test": Labels(test)}
+        data: Any = SimpleNamespace(task=task, labels=("a", "b", "c"), fixed=splits.__getitem__)
+        return KINDS[name].most_frequent(data, "test")
+
+    test = [0, 0, 1, 2, 1, 1, 1]
+    always = [1] * len(test)
+    assert found([1, 1, 1, 0, 2], test) == pytest.approx(
+        {
+            "accuracy": accuracy_score(test, always),
+            "f1": f1_score([label == 1 for label in test], [True] * len(test)),
+            "macro_f1": f1_score(test, always, average="macro"),
+            "matthews": 0.0,
+        }
+    )
+    assert found([0, 0, 0, 1, 1, 1, 2, 2, 2], test) == {}
+    assert found([0, 0, 0, 1, 1, 1, 2, 2], test) == {}
+    assert KINDS["regression"].most_frequent(SimpleNamespace(), "test") == {}  # type: ignore[arg-type]
 
 
 def test_only_the_kinds_compare_their_names() -> None:

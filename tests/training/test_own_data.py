@@ -28,6 +28,38 @@ LABELS = {
 }
 
 
+def test_classes_of_unequal_size(here: Path) -> None:
+    """An epoch is chosen by the rare class, too, and the most frequent one is the least that a model should beat."""
+    (path,) = here.glob("reviews.csv")
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    texts = [line.rpartition(",")[0] for line in lines]
+    for name, rows in (("train", texts[:40]), ("test", texts[40:])):
+        labels = ["rare" if place % 5 == 0 else "usual" for place in range(len(rows))]
+        made = [header, *(f"{text},{label}" for text, label in zip(rows, labels, strict=True))]
+        Path(f"{name}.csv").write_text("\n".join(made) + "\n", encoding="utf-8")
+    more = ("task.data=train.csv", "task.test_data=test.csv", "training.select_by=macro_f1")
+    done = train("classification", "run", *more)
+    assert done.exit_code == 0, done.output
+    epochs = re.findall(r"epoch (\d) of 2, validation macro_f1 (0\.\d{4}),", done.stderr)
+    assert [epoch for epoch, _ in epochs] == ["1", "2"]
+    assert "of 2, by validation macro_f1;" in done.stdout
+    assert re.search(r"│ uniform guessing +│ +50.0 │ +│? *", done.stdout)
+    assert re.search(r"│ the most frequent class +│ +80.0 │ +│ +44.4 │", done.stdout)
+    result = json.loads(Path("run/result.json").read_text())
+    best = max(result["epochs"], key=lambda entry: entry["validation"]["macro_f1"])
+    assert result["metric"]["selected_by"]["value"] == best["validation"]["macro_f1"]
+    # 8 of 10 are right; the F1 of `usual` is 16/18, that of the other 0
+    assert result["metric"]["most_frequent"] == {"test": pytest.approx({"accuracy": 0.8, "macro_f1": 8 / 18})}
+    assert result["metric"]["chance"]["test"]["accuracy"] == 0.5
+    assert aurora("report", "run", "--html", "page.html").exit_code == 0
+    assert "the most frequent class" in Path("page.html").read_text(encoding="utf-8")
+
+    wrong = train("classification", "other", *more[:2], "training.select_by=f1", "--dry-run")
+    assert wrong.exit_code == 2
+    assert "training.select_by: 'f1' is no metric of the validation scores of classification" in wrong.stderr
+    assert "(allowed: 'accuracy', 'macro_f1', 'nll')" in " ".join(wrong.stderr.split())
+
+
 @pytest.mark.parametrize("kind", METRICS)
 def test_every_kind_through_every_command(kind: str, here: Path) -> None:
     done = train(kind, "run")

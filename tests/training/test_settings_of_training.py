@@ -136,6 +136,92 @@ def test_early_stopping(
     assert took["samples_per_s"] * took["train_s"] == pytest.approx(4 * 64, rel=0.02)
 
 
+class Weights(TrainerCallback):
+    """What is trained, at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.by_epoch: list[dict[str, torch.Tensor]] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.by_epoch.append({name: value.detach().clone() for name, value in named if value.requires_grad})
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_select_by(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Where the accuracy never moves, as with a rare class: the likelihood goes on, and says which epoch is deployed."""
+    kind = type(KINDS["classification"])
+    own, left = kind.compute_metrics, [0.5, 0.4, 0.45, 0.3, 0.35, 0.3, 0.1]
+
+    def next_score(*args: Any) -> dict[str, float]:
+        return {**own(*args), "accuracy": 0.97, "nll": left.pop(0) if left else 9.0}
+
+    monkeypatch.setattr(kind, "compute_metrics", next_score)
+    seen, changes = Weights(), ["training.epochs=9", "training.patience=2", "training.select_by=nll"]
+    recipe = load_recipe(write_recipe(), changes)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run", lambda: [seen, tiny.Stop(4 * 8 + 3)])
+    result = train(recipe, tmp_path / "run", lambda: [seen]).result
+    assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3, 4, 5, 6]
+    chosen = {"split": "validation", "form": "calibrated", "name": "nll", "value": 0.3, "epoch": 4.0}
+    assert result["metric"]["selected_by"] == chosen
+    assert result["metric"]["name"] == "accuracy"
+    deployed = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    trained = {name.replace(".default", ""): value for name, value in seen.by_epoch[3].items()}
+    shared = [name for name in deployed if name in trained]
+    assert len(shared) >= 8
+    assert all(torch.equal(deployed[name], trained[name]) for name in shared)
+
+    left.extend([0.5, 0.4, 0.45])
+    changed = train(load_recipe(write_recipe(), changes[:2]), tmp_path / "as-ever").result
+    assert [entry["epoch"] for entry in changed["epochs"]] == [1, 2, 3]
+    assert (changed["metric"]["selected_by"]["name"], changed["metric"]["selected_by"]["epoch"]) == ("accuracy", 1)
+
+
+def test_a_run_of_a_version_without_select_by_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    done, _ = run_with(write_recipe(), tmp_path / "run", "training.epochs=1")
+    result, recipe = done.folder / "result.json", done.folder / "recipe.yaml"
+    values = json.loads(result.read_text())
+    assert values["recipe"]["training"].pop("select_by", "") is None
+    result.write_text(json.dumps(values))
+    recipe.write_text(recipe.read_text().replace("  select_by: null\n", ""))
+    assert "select_by" not in recipe.read_text()
+    assert load_run(done.folder).recipe.training.select_by is None
+    assert run_with(write_recipe(), done.folder, "training.epochs=1")[0].was_finished
+    with pytest.raises(UserError, match=r"differ in training\.select_by \(there None, here 'nll'\)"):
+        run_with(write_recipe(), done.folder, "training.epochs=1", "training.select_by=nll")
+
+
+@pytest.mark.parametrize(
+    ("task", "known"),
+    [
+        ({"name": "tiny-sentiment"}, "'accuracy', 'nll'"),
+        ({"name": "tiny-rating"}, "'pearson', 'mse'"),
+        # what the model writes is scored on test data alone
+        ({"name": "tiny-questions"}, "'accuracy', 'accuracy_norm', 'nll', 'nll_norm'"),
+        ({"name": "classification", "data": "rows.csv"}, "'accuracy', 'macro_f1', 'nll'"),
+        ({"name": "multi-label", "data": "rows.csv"}, "'micro_f1', 'macro_f1', 'nll'"),
+        ({"name": "chat", "data": "rows.jsonl"}, "'nll', 'perplexity', 'token_accuracy'"),
+        ({"name": "tiny-sentiment", "teacher": "run"}, "'captured'"),
+    ],
+)
+def test_select_by_is_a_metric_of_the_validation_scores(
+    write_recipe: WriteRecipe, task: dict[str, Any], known: str
+) -> None:
+    given = f"task={json.dumps(task)}"
+    for name in known.replace("'", "").split(", "):
+        assert load_recipe(write_recipe(), [given, f"training.select_by={name}"]).selected_by == name
+    with pytest.raises(UserError) as refused:
+        load_recipe(write_recipe(), [given, "training.select_by=accuracy_generated"])
+    assert str(refused.value).endswith(
+        "training.select_by: 'accuracy_generated' is no metric of the validation scores of "
+        f"{task['name']} (allowed: {known})"
+    )
+
+
 def test_early_stopping_counts_what_is_not_a_number(tmp_path: Path) -> None:
     def over(*scores: float, greater: bool = True) -> bool:
         args: Any = SimpleNamespace(metric_for_best_model="nll", greater_is_better=greater)

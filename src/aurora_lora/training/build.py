@@ -19,6 +19,7 @@ from ..methods.base import load_finite
 from ..methods.parameters import is_head
 from ..methods.targets import check_modules
 from ..tasks.own.split import Splits
+from .base_commit import warn_of_another_commit
 from .batches import Share, divide
 from .calibrating import own_share
 from .callback import CalibrationCallback
@@ -32,6 +33,7 @@ from .models import Processor, check_positions, load_processor
 from .probing import start_for
 from .quantized_base import probed
 from .recipe import Recipe
+from .results import read_result
 from .storage import ADAPTER, LOGS, UPDATES
 from .trainer import RecipeTrainer, training_arguments
 from .updates import UpdateRecorder
@@ -58,7 +60,7 @@ def make_trainer(
     """
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
-    processor = load_processor(recipe.model if adapter is None else str(adapter), recipe.task.definition)
+    processor = load_processor(recipe.base if adapter is None else str(adapter), recipe.task.definition)
     kind = recipe.task.kind
     data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, scored)
     if adapter is not None and scored is None:
@@ -69,11 +71,13 @@ def make_trainer(
     (some, *_) = data.splits.values()
     train, validation = (data.splits.get(name, some) for name in ("train", "validation"))
     share = Share(settings.batch_size, 1) if adapter else divide(settings, state().num_processes)
-    args = training_arguments(recipe, share, checkpoints, len(train), data.task.metric)
+    args = training_arguments(recipe, share, checkpoints, len(train), recipe.selected_by)
     set_seed(recipe.seed)  # the head and the adapter start at random
     base = base_for(recipe, data.task, processor, data.labels)
     if adapter is None:  # a trained one gives label units
         data = kind.standardised(data, base)
+    elif (finished := read_result(adapter.parent)) is not None:
+        warn_of_another_commit(adapter.parent, finished, base)
     if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
         check_positions(base, recipe.model, min(length, processor.model_max_length))
 
@@ -195,7 +199,9 @@ def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor
         UserError: one of them cannot be loaded.
     """
     processor = load_processor(str(run.folder / ADAPTER), run.task)
-    return base_for(recipe, run.task, processor, run.labels), processor
+    base = base_for(recipe, run.task, processor, run.labels)
+    warn_of_another_commit(run.folder, run.result, base)
+    return base, processor
 
 
 def prepare_for(recipe: Recipe, trainer: RecipeTrainer, data: Data, checkpoint: Path | None) -> None:

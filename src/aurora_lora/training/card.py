@@ -205,6 +205,8 @@ def _load(facts: Facts, *, packaged: bool) -> str:
     auto = kind.auto
     outputs = len(facts.labels) or facts.task.num_labels
     arguments: dict[str, object] = {"num_labels": outputs} if isinstance(kind, HeadKind) else {}
+    if facts.recipe.base.revision is not None:
+        arguments["revision"] = facts.recipe.base.revision
     arguments |= kind.load_options
     if kind.inputs == "text":
         arguments["pad_token_id"] = facts.pad_token_id

@@ -134,7 +134,8 @@ def load_run(folder: Path | str) -> TrainedRun:
 
 
 PLACES = (
-    *("model", "model.name", "task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision"),
+    *("model", "model.name", "model.revision"),
+    *("task.teacher", "task.data", "task.validation_data", "task.test_data", "task.revision"),
     *("vae", "task.images", "prior.folder", "scores.clip", "scores.dino"),
 )
 """Fields that say where something is, which may have moved; what is read of it, other checks look at."""

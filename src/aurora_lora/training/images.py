@@ -48,6 +48,10 @@ class Images(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.data)
 
+    def targets(self) -> list[int]:
+        """The class of each example, without its image."""
+        return list(self.data["label"])
+
     def __getitem__(self, index: int) -> Example:
         row = self.data[index]
         with _drawing(self.seed, self.epoch, index):

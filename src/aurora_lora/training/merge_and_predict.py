@@ -166,7 +166,7 @@ def _merged(
     run: TrainedRun, form: str, quantization: str | None, round_by_inputs: bool
 ) -> tuple[PreTrainedModel, Processor, QuantizedMerge | None]:
     """The merged model, its tokenizer or image processor, and what rounding by the inputs has lost."""
-    stored = stored_quantization(run.recipe.model)
+    stored = stored_quantization(run.recipe.base)
     if quantization is not None:
         if stored is not None:
             raise ArgumentError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
 from ..tasks.loading import NO_CODE, OnlyPicklesError, only_pickles, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
+from .base_commit import with_commit
 from .kinds import kind_of
 from .quantized_base import quantized_while_loading, trainable
 from .sections import ModelSection
@@ -39,8 +40,12 @@ _POOLER = "pooler"
 """As they call what a body has behind its last block, for a head: pretraining may have had none."""
 
 
-def load_processor(model: str, task: Task) -> Processor:
+def load_processor(model: ModelSection | str, task: Task) -> Processor:
     """The tokenizer or image processor of a model, as the task needs it.
+
+    Args:
+        model: as for `load_base_model`.
+        task: what for.
 
     Raises:
         UserError: it cannot be loaded.
@@ -48,7 +53,7 @@ def load_processor(model: str, task: Task) -> Processor:
     return kind_of(task).processor(model)
 
 
-def load_image_processor(model: str) -> BaseImageProcessor:
+def load_image_processor(model: ModelSection | str) -> BaseImageProcessor:
     """The image processor of a local folder or a hub model, as one that sees images as they are scored here.
 
     Raises:
@@ -58,27 +63,29 @@ def load_image_processor(model: str) -> BaseImageProcessor:
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
     from .image_settings import as_scored
 
-    with _loading(model, "images") as source:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **NO_CODE)  # type: ignore[no-untyped-call]
+    base = _section(model)
+    with _loading(base, "images") as (source, where):
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(source, **where, **NO_CODE)  # type: ignore[no-untyped-call]
     try:
         return as_scored(processor)
     except UserError as error:
-        raise UserError(f"model: '{model}': {error}") from error
+        raise UserError(f"model: '{base.name}': {error}") from error
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
     """The tokenizer of a packaged model, a local folder or a hub model; it can pad.
 
     Raises:
         UserError: it cannot be loaded, or has no token to pad with.
     """
-    with _loading(model, "texts") as source:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **NO_CODE)
+    base = _section(model)
+    with _loading(base, "texts") as (source, where):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where, **NO_CODE)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise UserError(
-            f"the tokenizer of {model} has neither a pad_token nor an eos_token: shorter texts cannot be padded"
+            f"the tokenizer of {base.name} has neither a pad_token nor an eos_token: shorter texts cannot be padded"
         )
     return tokenizer
 
@@ -105,16 +112,22 @@ def load_base_model(
     Raises:
         UserError: it cannot be loaded.
     """
-    base = ModelSection(name=base) if isinstance(base, str) else base
+    base = _section(base)
     kind = kind_of(task)
-    with _loading(base.name) as source:
-        config = AutoConfig.from_pretrained(source, **NO_CODE)
+    with _loading(base) as (source, where):
+        config = AutoConfig.from_pretrained(source, **where, **NO_CODE)
         if exact and config.dtype != dtype:
             dtype = torch.float32
         if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
         kind.set_head(config, names or task.labels or (task.name,))
-        return _as_asked(getattr(transformers, kind.auto), source, config, base, dtype, **kind.load_options)
+        auto = getattr(transformers, kind.auto)
+        loaded = _as_asked(auto, source, config, base, dtype, **where, **kind.load_options)
+        return with_commit(loaded, source, base.revision)
+
+
+def _section(base: ModelSection | str) -> ModelSection:
+    return ModelSection(name=base) if isinstance(base, str) else base
 
 
 def check_positions(model: nn.Module, name: str, max_length: int) -> None:
@@ -138,14 +151,14 @@ def most_tokens(model: nn.Module) -> int | None:
     return min(limits, default=None)
 
 
-def stored_quantization(model: str) -> str | None:
+def stored_quantization(model: ModelSection | str) -> str | None:
     """How the weights of a model are quantised as they are stored, by Transformers' name for it; None if they are not.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    with _loading(model) as source:
-        config = AutoConfig.from_pretrained(source, **NO_CODE)
+    with _loading(_section(model)) as (source, where):
+        config = AutoConfig.from_pretrained(source, **where, **NO_CODE)
     stored: Any = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     return None if method is None else str(getattr(method, "value", method))
@@ -175,7 +188,7 @@ def load_classifier(model: str, labels: int | None) -> PreTrainedModel:
 
 
 def _in_float32(kind: Any, model: str, labels: int | None = None, **more: Any) -> PreTrainedModel:
-    with _loading(model) as source:
+    with _loading(_section(model)) as (source, _):
         config = AutoConfig.from_pretrained(source, **NO_CODE)
         if labels is not None:
             config.num_labels = labels
@@ -274,28 +287,30 @@ def _without_weights(model: PreTrainedModel, missing: Collection[str]) -> list[s
 
 
 @contextmanager
-def _loading(model: str, wanted: str | None = None) -> Iterator[str]:
-    """Where a model is; whatever is raised within the block is a UserError that says that it cannot be loaded.
+def _loading(base: ModelSection, wanted: str | None = None) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Where a model is, and its revision as an argument of `from_pretrained`, if it has one; whatever is raised within
+    the block is a UserError that says that it cannot be loaded.
 
     Args:
-        model: a packaged model, a local folder or a hub model.
+        base: a packaged model, a local folder or a hub model.
         wanted: "images" or "texts", where it has to take these.
     """
-    source = resolve_model(model)
+    source = resolve_model(base.name)
+    where = {} if base.revision is None else {"revision": base.revision}
     try:
-        yield source
+        yield source, where
     except Exception as error:
         if wanted is not None:
-            _check_inputs(model, source, wanted, error)
-        raise _unusable(model, error) from error
+            _check_inputs(base.name, source, where, wanted, error)
+        raise _unusable(base, error) from error
 
 
-def _check_inputs(model: str, source: str, wanted: str, error: Exception) -> None:
+def _check_inputs(model: str, source: str, where: Mapping[str, str], wanted: str, error: Exception) -> None:
     """Raise a UserError where a model that is here takes texts and the task has images, or the other way round."""
     if wants_code(error):
         return
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True, **NO_CODE)
+        config = AutoConfig.from_pretrained(source, local_files_only=True, **where, **NO_CODE)
     except Exception:  # its own error is told
         return
     takes = {name for name, field in (("images", "num_channels"), ("texts", "vocab_size")) if hasattr(config, field)}
@@ -303,13 +318,14 @@ def _check_inputs(model: str, source: str, wanted: str, error: Exception) -> Non
         raise UserError(f"model: '{model}' is a model of {', '.join(takes)}, and the task has {wanted}")
 
 
-def _unusable(model: str, error: Exception) -> Exception:
+def _unusable(base: ModelSection, error: Exception) -> Exception:
     """What a user reads: Transformers and tokenizers raise of every kind on files that are damaged."""
     if isinstance(error, UserError):
         return error
+    model, revision = base.name, "" if base.revision is None else f" at revision '{base.revision}'"
     is_here = model in MODELS or Path(model).expanduser().exists()
     where = "" if is_here else ", which is no folder here,"
     # not the same weights, as a GGUF file rounds them: `packaged_name` does not take it for this one
     packaged = next((name for name, one in MODELS.items() if not is_here and one.hub_id == model), None)
     hint = f"; what was trained on the packaged model of this id needs that: '{packaged}'" if packaged else ""
-    return UserError(f"model: '{model}'{where} cannot be loaded: {reason(error)}{hint}")
+    return UserError(f"model: '{model}'{where}{revision} cannot be loaded: {reason(error)}{hint}")

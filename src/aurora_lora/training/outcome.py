@@ -14,6 +14,7 @@ from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import edit_config
 from . import card, storage
+from .base_commit import commit_of
 from .data import Data
 from .kinds import kind_of
 from .recipe import Recipe
@@ -43,6 +44,11 @@ def chance(data: Data, split: str) -> dict[str, float]:
     return kind_of(data.task).guessed(data, split)
 
 
+def most_frequent(data: Data, split: str) -> dict[str, float]:
+    """The metrics of the most frequent class on a split; see `Kind.most_frequent`."""
+    return kind_of(data.task).most_frequent(data, split)
+
+
 def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     """The result of a trained run: every form scored on the validation split and the test sets, and what it took."""
     forms, steps = recipe.method.forms, trainer.state.max_steps
@@ -55,17 +61,19 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
             scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
         recipe,
+        model_commit=commit_of(trainer.module),
         metric=kind.reported(recipe.task, task),
         split=task.reported_split,
         examples={name: len(data.fixed(name)) for name in data.splits},
         validation=scored["validation"],
         test={name: scored[name] for name in recipe.task.test_sets or ()},
         chance={name: chance(data, name) for name in recipe.task.test_sets or ()},
+        most_frequent={name: most_frequent(data, name) for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": recipe.method.deployed_form,
-            "name": task.metric,
-            "value": best["validation"][task.metric],
+            "name": recipe.selected_by,
+            "value": best["validation"][recipe.selected_by],
             "epoch": best["epoch"],
         },
         params=count_parameters(trainer.module),
@@ -89,6 +97,7 @@ def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, 
         recipe.method.save(trainer.module, adapter)
         data.processor.save_pretrained(str(adapter))
         tidy_config(adapter, facts.base)
+        name_revision(adapter, recipe)
         card.write_adapter_card(adapter, facts, no_lora)
     result["adapter_sha256"] = storage.adapter_digests(folder)
     write_result(folder, result)
@@ -105,6 +114,12 @@ def tidy_config(adapter: Path, base: str) -> None:
     edit_config(adapter, change)
 
 
+def name_revision(adapter: Path, recipe: Recipe) -> None:
+    """Name the revision of the base model, where a recipe has one, in an adapter's settings: for `AutoPeftModel`."""
+    if (revision := recipe.base.revision) is not None:
+        edit_config(adapter, lambda settings: settings.update(revision=revision))
+
+
 def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Facts) -> str | None:
     """The plain LoRA beside an AuroRA adapter: what people without this package can load.
 
@@ -117,6 +132,7 @@ def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Fa
     try:
         with folders.new_folder(folder) as partial:
             export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
+            name_revision(partial, facts.recipe)
             card.write_lora_card(partial, facts, form)
     except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
         return one_line(error).rstrip(".")

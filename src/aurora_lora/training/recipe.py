@@ -216,6 +216,11 @@ class Recipe(RunRecipe):
         return self.task.definition.name
 
     @property
+    def selected_by(self) -> str:
+        """The metric of the validation scores that the best epoch is chosen by."""
+        return self.training.select_by or self.task.definition.metric
+
+    @property
     def in_float32(self) -> Recipe:
         """The same in float32; a quantised base stays as it is."""
         return self.in_precision("fp32")
@@ -235,6 +240,15 @@ class Recipe(RunRecipe):
     def unquantized(self) -> Recipe:
         """The same on the base's own weights."""
         return self.model_copy(update={"base": self.base.model_copy(update={"quantization": None})})
+
+    @model_validator(mode="after")
+    def _selected_by_a_score(self) -> Recipe:
+        wanted, known = self.training.select_by, self.task.kind.validation_metrics(self.task.definition)
+        if wanted is not None and wanted not in known:
+            given = f"{wanted!r} is no metric of the validation scores of {self.task.name}"
+            why = f"{given} (allowed: {', '.join(map(repr, known))})"
+            raise PydanticCustomError("below", "training.select_by: {why}", {"why": why})
+        return self
 
     @model_validator(mode="after")
     def _base_fits(self) -> Recipe:

@@ -32,6 +32,7 @@ Scores = dict[str, dict[str, float]]
 def build_result(
     recipe: RunRecipe,
     *,
+    model_commit: str | None = None,
     metric: str,
     split: str,
     examples: Mapping[str, int],
@@ -47,6 +48,7 @@ def build_result(
     labels: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
     chance: Mapping[str, Mapping[str, float]] | None = None,
+    most_frequent: Mapping[str, Mapping[str, float]] | None = None,
     before: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
 ) -> Result:
@@ -54,6 +56,7 @@ def build_result(
 
     Args:
         recipe: what was run.
+        model_commit: of the base model on the hub; None where it is a folder.
         metric: name of the task's main metric.
         split: whether the scores are those of test or of validation data.
         examples: how many there are in each split.
@@ -69,6 +72,8 @@ def build_result(
         labels: the class names, in label order, where they come with the data.
         data: what the user's own data was.
         chance: metrics of uniform guessing on each test set, where one can guess; of numbers, of their training mean.
+        most_frequent: metrics of always answering with the most frequent class of the training data, on each test set;
+            empty where classes are of about the same size.
         before: metrics of the base model, before the training, on the test set.
         samples: answers in held-out conversations, before the training and after.
     """
@@ -86,6 +91,7 @@ def build_result(
             "by_form": files.finite_or_none(mean_scores(test)),
             **({} if set(test) == {split} else {"by_test_set": files.finite_or_none(test)}),
             **({"chance": dict(chance)} if chance and all(chance.values()) else {}),
+            **({"most_frequent": dict(most_frequent)} if most_frequent and all(most_frequent.values()) else {}),
             **({"before": files.finite_or_none(before)} if before else {}),
             "validation_by_form": files.finite_or_none(validation),
             "selected_by": dict(selected_by),
@@ -99,6 +105,7 @@ def build_result(
         "epochs": epochs,
         "versions": versions(),
         "git_commit": git_commit(),
+        "model_commit": model_commit,
         "device": device(),
         "processes": processes,
         "status": "finished",
@@ -123,6 +130,7 @@ def with_test_sets(
     scored: Mapping[str, Scores],
     examples: Mapping[str, int],
     chance: Mapping[str, Mapping[str, float]],
+    most_frequent: Mapping[str, Mapping[str, float]],
 ) -> Result:
     """A result with the scores of further test sets.
 
@@ -131,6 +139,7 @@ def with_test_sets(
         scored: metrics of each form on each further set.
         examples: how many each of these has.
         chance: metrics of uniform guessing on each of them.
+        most_frequent: metrics of the most frequent class on each of them.
     """
     metric, task = result["metric"], result["recipe"]["task"]
     before = metric.get("by_test_set") or dict.fromkeys(test_sets(result), metric["by_form"])
@@ -140,7 +149,11 @@ def with_test_sets(
         "examples": {**metric["examples"], **examples},
         "by_form": files.finite_or_none(mean_scores(sets)),
         "by_test_set": sets,
-        **({"chance": {**metric["chance"], **chance}} if "chance" in metric else {}),
+        **{
+            name: {**metric[name], **more}
+            for name, more in (("chance", chance), ("most_frequent", most_frequent))
+            if name in metric
+        },
     }
     return {**result, "metric": metric, "recipe": {**result["recipe"], "task": {**task, "test_sets": list(sets)}}}
 
@@ -165,6 +178,13 @@ def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
     scored = {name for scores in metric["by_form"].values() for name in scores}
     levels = list(metric.get("chance", {}).values()) or [task_chance(result["task"]) if "accuracy" in scored else {}]
     return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0] if name in scored}
+
+
+def most_frequent_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of always answering with the most frequent class, the mean over the test sets; empty where the result
+    has none."""
+    levels = list(result["metric"].get("most_frequent", {}).values())
+    return {name: sum(one[name] for one in levels) / len(levels) for name in levels[0]} if levels else {}
 
 
 def task_chance(name: str) -> dict[str, float]:
@@ -286,8 +306,19 @@ def examples_scored(result: Result) -> str:
 
 def chance_row(chance: Mapping[str, float], metrics: Iterable[Metric]) -> list[str]:
     """The row of uniform guessing, or of a constant for numbers, in a table of these metrics."""
-    name = "the training mean" if "mse" in chance else "uniform guessing"
-    return [name, *(one.shown(chance[one.name]) if one.name in chance else "" for one in metrics)]
+    return _row("the training mean" if "mse" in chance else "uniform guessing", chance, metrics)
+
+
+def rows_without_model(result: Mapping[str, Any], metrics: Sequence[Metric]) -> list[list[str]]:
+    """The rows of what takes no model in a table of these metrics: that of `chance_row`, and of the most frequent class
+    where there is a score of it."""
+    chance, always = chance_of(result), most_frequent_of(result)
+    rows = [chance_row(chance, metrics)] if chance else []
+    return [*rows, *([_row("the most frequent class", always, metrics)] if always else [])]
+
+
+def _row(name: str, scores: Mapping[str, float], metrics: Iterable[Metric]) -> list[str]:
+    return [name, *(one.shown(scores[one.name]) if one.name in scores else "" for one in metrics)]
 
 
 def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:

@@ -24,7 +24,7 @@ from .data import notes
 from .data_record import check_files, keep_data
 from .distributed import draw_apart, on_main, state
 from .memory import reset_peak_memory
-from .outcome import chance, score, scored_result, write_run
+from .outcome import chance, most_frequent, score, scored_result, write_run
 from .recipe import Recipe
 from .results import Result, lacking, read_result, with_test_sets, write_result
 from .storage import ADAPTER, CHECKPOINTS, RECIPE, REFERENCE, UPDATES
@@ -138,7 +138,8 @@ def _score_more(
     forms = recipe.method.forms
     scored = {name: score(wanted, trainer, data, name, forms) for name in names}
     guessed = {name: chance(data, name) for name in names}
-    result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names}, guessed)
+    always = {name: most_frequent(data, name) for name in names}
+    result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names}, guessed, always)
     on_main(lambda: files.write_text(folder / RECIPE, yaml_text.dump(result["recipe"])))
     on_main(lambda: write_result(folder, result))
     return result

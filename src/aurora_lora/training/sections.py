@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from ..deploy.formats import Quantization
 from ..errors import one_line
 from ..methods import Method, get_method
+from ..tasks.models import MODELS
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -51,6 +53,9 @@ class ModelSection(Section):
 
     name: Annotated[str, Field(min_length=1)]
     """A packaged model, a hub id or a local folder."""
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    """Of a model of the hub: a branch, a tag or a commit; `null`: the default branch. The commit that was loaded is
+    `model_commit` of `result.json`, and a finished run warns where it is loaded with another."""
     quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     dtype: Precision | None = None
@@ -63,6 +68,16 @@ class ModelSection(Section):
     @classmethod
     def _from_name(cls, data: Any) -> Any:
         return data if isinstance(data, Mapping | ModelSection) else {"name": data}
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> ModelSection:
+        what = (
+            "a packaged model" if self.name in MODELS else "a folder" if Path(self.name).expanduser().exists() else ""
+        )
+        if self.revision is not None and what:
+            why = f"{self.revision!r} is not allowed with '{self.name}', {what}: only models of the hub have revisions"
+            raise PydanticCustomError("below", "revision: {why}", {"why": why})
+        return self
 
     @model_serializer(mode="wrap")
     def _plain(self, dump: SerializerFunctionWrapHandler) -> Any:
@@ -132,6 +147,10 @@ class TrainingSection(Section):
     eval_every: Literal["epoch"] | Size = "epoch"
     """Score the validation split, and write a checkpoint, after each epoch or each N steps.
     The best score's checkpoint is deployed; of equal scores, the first's."""
+    select_by: str | None = None
+    """The metric of the validation scores that says which is the best, here and for `patience`: any that the task's
+    evaluation gives, such as `nll`, of which less is better, or `macro_f1` where classes are of unequal size. `null`:
+    the task's own. A study with it names its `tuning.metric`."""
     checkpoint_every: Size | None = None
     """Steps between further checkpoints, for long epochs."""
     patience: Size | None = None

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..forms import MERGED
 from ..tasks.metrics import in_order, metric_named
 from ..text_table import TextTable, column_widths
-from .results import Result, Scores, chance_of, chance_row, examples_scored, score_table
+from .results import Result, Scores, examples_scored, rows_without_model, score_table
 from .run import Run
 from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
@@ -30,8 +30,7 @@ def print_run(console: Console, run: Run) -> None:
     table = scores_of(result)
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
-    if guessing := chance_of(result):
-        table.rows.append(chance_row(guessing, in_order(next(iter(result["metric"]["by_form"].values())))))
+    table.rows.extend(rows_without_model(result, in_order(next(iter(result["metric"]["by_form"].values())))))
     print_table(console, f"{result['task']}: {examples_scored(result)}", table)
     if len(by_test_set := result["metric"].get("by_test_set", {})) > 1:
         _print_test_sets(console, result, by_test_set)

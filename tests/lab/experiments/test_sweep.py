@@ -78,6 +78,22 @@ def test_on_the_command_line_texts_are_texts_as_in_recipes(write: Callable[..., 
         load_study(write(base=base), ["base.seed=3 #4"])
 
 
+def test_a_study_whose_runs_are_selected_by_a_metric_names_its_own(write: Callable[..., Path], base: Any) -> None:
+    """The one says which epoch of a run is scored, the other which values are best."""
+    own = {key: value for key, value in base.items() if key not in ("name", "method")}
+    by_nll = {**own, "training": {**own["training"], "select_by": "nll"}}
+    space = {"training.learning_rate": RATES}
+    tuned = {"budget": 2, "space": {"training.select_by": ["accuracy", "nll"]}}
+    of_one = [{**ONE, "fields": {"training.select_by": "nll"}}]
+    for changes in ({"base": by_nll}, {"tuning": tuned}, {"settings": of_one}):
+        with pytest.raises(UserError, match=r"tuning\.metric: this field must be given where training\.select_by is"):
+            load_study(write(**changes))
+    study = load_study(write(base=by_nll, tuning={"budget": 2, "space": space, "metric": "accuracy"}))
+    assert not study.lower_is_better
+    assert study.recipe(study.settings[0], {}, 0).selected_by == "nll"
+    assert load_study(write(tuning={**tuned, "metric": "nll"})).lower_is_better
+
+
 def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write()
     monkeypatch.chdir(tmp_path)

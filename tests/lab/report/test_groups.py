@@ -1,5 +1,6 @@
 """Which runs belong together."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,31 @@ def test_what_has_no_say_makes_no_other_setting(make_result: Callable[..., Any],
     (found,) = groups([one, other]).values()
     assert [group.label for group in found] == ["aurora"]
     assert list(by_learning_rate([one, other])) == [1e-3]
+
+
+def test_runs_that_another_metric_selects_are_another_line(make_result: Callable[..., Any]) -> None:
+    """Neither is better: an accuracy is not compared with a likelihood."""
+    made = []
+    for select_by in (None, "nll"):
+        for rate in (1e-3, 2e-3):
+            one = make_result("lora", rate, 0, 100, {"merged": 0.9}, r=2)
+            one["recipe"]["training"]["select_by"] = select_by
+            for entry in one["epochs"]:
+                entry["validation"]["nll"] = 2.0 + rate
+            if select_by:
+                one["metric"]["selected_by"] |= {"name": "nll", "value": 2.0 + rate}
+            made.append(one)
+    (found,) = groups(made).values()
+    best = chosen(found)
+    assert list(best) == ["lora: select_by None", "lora: select_by nll"]
+    assert [group.runs[0]["recipe"]["training"]["learning_rate"] for (group,) in best.values()] == [1e-3, 1e-3]
+    by_accuracy, by_nll = found[0], found[2]
+    assert (by_accuracy.selected_by, by_nll.selected_by) == ("accuracy", "nll")
+    assert by_nll.validation == pytest.approx(-2.001)
+    # the second epoch was chosen: 0.6 + 0.05 * 2
+    assert by_nll.validation_by("accuracy") == pytest.approx(0.7)
+    assert by_accuracy.validation_by("nll") == pytest.approx(-2.001)
+    assert by_accuracy.validation_by("macro_f1") == -math.inf
 
 
 @pytest.mark.parametrize("field", ["train_size", "validation_size", "split_seed"])

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 from ...errors import UserError
 from ...tasks.loading import NO_CODE, reason
 from ...tasks.models import MODELS, PretrainedHere, resolve_model
+from ...training.sections import ModelSection
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 _VIT = {"image_size": 224, "patch_size": 16}
@@ -40,25 +41,30 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 """Model type and the fields that differ from its defaults, by hub id."""
 
 
-def architecture(model: str) -> PretrainedConfig:
+def architecture(model: ModelSection | str) -> PretrainedConfig:
     """The configuration of a model, the caller's own.
+
+    Args:
+        model: as for `load_base_model`.
 
     Raises:
         UserError: it is not known here and cannot be loaded.
     """
-    return copy.deepcopy(_architecture(model))
+    base = ModelSection(name=model) if isinstance(model, str) else model
+    return copy.deepcopy(_architecture(base.name, base.revision))
 
 
 @lru_cache(maxsize=16)
-def _architecture(model: str) -> PretrainedConfig:
+def _architecture(model: str, revision: str | None) -> PretrainedConfig:
     """Read once: a plan asks for each of its runs."""
-    if model in ARCHITECTURES:
+    if model in ARCHITECTURES and revision is None:
         kind, fields = ARCHITECTURES[model]
         return AutoConfig.for_model(kind, **fields)
     if isinstance(here := MODELS.get(model), PretrainedHere):
         return AutoConfig.for_model("vit", **here.vit)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(resolve_model(model), **NO_CODE)
+        where = {} if revision is None else {"revision": revision}
+        config: PretrainedConfig = AutoConfig.from_pretrained(resolve_model(model), **where, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model: '{model}' cannot be loaded: {reason(error)}") from error
     return config
@@ -77,7 +83,7 @@ def positions(config: PretrainedConfig) -> int | None:
     return int(most) if most is not None and most > 0 else None  # XLNet has -1
 
 
-def is_stored_quantised(model: str) -> bool:
+def is_stored_quantised(model: ModelSection | str) -> bool:
     """Whether a model's weights are stored in fewer bits.
 
     Raises:

@@ -101,7 +101,7 @@ def _load(recipe: Recipe, is_here: bool) -> Data:
         check_precision(recipe.training.precision)
         if recipe.base.quantization is not None:
             check_quantization(recipe.base.quantization)
-    processor = load_processor(recipe.model, recipe.task.definition)
+    processor = load_processor(recipe.base, recipe.task.definition)
     data = load_data(recipe, processor)
     if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
         check_positions(shapes.pretrained(recipe), recipe.model, min(length, processor.model_max_length))
@@ -131,7 +131,7 @@ def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str
         of_a_step = min(examples_of_a_step(training), rows)
         found["steps"] = {"epoch": an_epoch, "all": an_epoch * training.epochs, "examples": of_a_step}
     if data is not None and (lengths := data.lengths.get("train")):
-        most = positions(architecture(recipe.model).get_text_config())
+        most = positions(architecture(recipe.base).get_text_config())
         cut, looked_at = record.get("cut", {"texts": {}})["texts"].get("train", (None, len(lengths)))
         found["texts"] = {
             "mean": math.fsum(lengths) / len(lengths),

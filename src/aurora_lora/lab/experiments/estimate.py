@@ -76,7 +76,7 @@ def estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None = None) ->
         UserError: its model is not known, or its method does not fit the model.
         NotEstimatedError: its model cannot be counted.
     """
-    if isinstance(recipe, Recipe) and is_stored_quantised(recipe.model):
+    if isinstance(recipe, Recipe) and is_stored_quantised(recipe.base):
         raise NotEstimatedError(f"the weights of {recipe.model} are stored quantised, which a plan does not count")
     try:
         return _estimate(recipe, machine, sizes)
@@ -124,7 +124,7 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
     Raises:
         UserError: as `trained_parameters`.
     """
-    training, config = recipe.training, architecture(recipe.model).get_text_config()
+    training, config = recipe.training, architecture(recipe.base).get_text_config()
     own, kept = shapes.weights(recipe, sizes), shapes.step_shapes(recipe, sizes)
     longest = image_tokens(config) or text_lengths.longest(recipe, positions(config), sizes)
     batch = min(training.batch_size, text_lengths.examples(recipe, "train", sizes) or training.batch_size)

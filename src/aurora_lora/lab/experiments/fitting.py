@@ -90,4 +90,4 @@ def _can_checkpoint(recipe: RunRecipe) -> bool:
 def _can_be_quantised(recipe: RunRecipe) -> bool:
     if not isinstance(recipe, Recipe) or recipe.base.quantization is not None:
         return False
-    return not is_stored_quantised(recipe.model)
+    return not is_stored_quantised(recipe.base)

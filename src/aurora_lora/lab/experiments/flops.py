@@ -106,7 +106,7 @@ class _Clock:
         self.recipe, self.machine, self.sizes = recipe, machine, sizes
         self.weights = shapes.weights(recipe, sizes)
         self.speed = machine.speed(recipe.training.precision, recipe.training.threads)
-        config = architecture(recipe.model)
+        config = architecture(recipe.base)
         text = config.get_text_config()
         self.layers, self.positions = int(text.num_hidden_layers), positions(text)
         self.image = image_tokens(config)

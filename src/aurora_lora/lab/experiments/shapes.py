@@ -29,6 +29,7 @@ from ...tasks.loading import NO_CODE, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.recipe import Recipe
+from ...training.sections import ModelSection
 from ...tuner.naming import ALL_LINEAR
 from .architectures import architecture, image_tokens, positions
 from .saved_tensors import SavedTensors, fused_attention, to_fake
@@ -110,7 +111,7 @@ def pretrained(recipe: Recipe) -> Any:
 class _Key:
     """What decides on the shapes of a model."""
 
-    model: str
+    model: ModelSection
     method: str
     options: str
     kind: str
@@ -122,7 +123,8 @@ def _key(recipe: Recipe, sizes: Sizes | None) -> _Key:
     options = json.dumps(recipe.method.options, sort_keys=True)
     task = recipe.task.definition
     labels = task.num_labels if sizes is None else sizes.labels
-    return _Key(recipe.model, recipe.method.name, options, task.kind, labels, frozen_dtype(recipe))
+    model = ModelSection(name=recipe.model, revision=recipe.base.revision)
+    return _Key(model, recipe.method.name, options, task.kind, labels, frozen_dtype(recipe))
 
 
 def _pretrained(key: _Key, layers: int | None = None) -> Any:
@@ -136,7 +138,7 @@ def _pretrained(key: _Key, layers: int | None = None) -> Any:
         try:
             return getattr(transformers, KINDS[key.kind].auto).from_config(config, dtype=key.dtype, **NO_CODE)
         except ValueError as error:
-            raise UserError(f"model: '{key.model}' cannot be loaded: {reason(error)}") from error
+            raise UserError(f"model: '{key.model.name}' cannot be loaded: {reason(error)}") from error
 
 
 def _adapted(key: _Key, base: Any, share: float = 1.0) -> nn.Module:

@@ -98,7 +98,8 @@ class Tuning(Section):
     seed: Seed = 0
     """Of the runs, and of the sampler."""
     metric: str | None = None
-    """Of the validation scores: what the values are chosen by; `null`: the task's own."""
+    """Of the validation scores: what the values are chosen by; `null`: the task's own. The epoch of each run is chosen
+    by its `training.select_by`, with which this must be given."""
     each_form: bool = False
     """Whether each form of AuroRA has the values that its own validation scores choose, and not those of the deployed
     form; every distinct choice is run over the seeds."""
@@ -315,7 +316,13 @@ def load_study(given: Path | str, overrides: Sequence[str] = ()) -> Study:
                 study.recipe(setting, {**first, field: value}, study.tuning.seed)
         recipes[setting.name] = study.recipe(setting, first, study.tuning.seed)
     metric = study.tuning.metric
-    for recipe in recipes.values():
+    for setting, recipe in zip(study.settings, recipes.values(), strict=True):
+        chosen_by = "training.select_by"
+        if metric is None and (recipe.training.select_by is not None or chosen_by in study.space(setting)):
+            raise UserError(
+                f"{path}: tuning.metric: this field must be given where {chosen_by} is: that chooses the epoch of each "
+                "run, this one the values, by a score that all runs have"
+            )
         if metric is not None and metric not in (known := recipe.task.kind.validation_metrics(recipe.task.definition)):
             raise UserError(f"{path}: tuning.metric: '{metric}' is an {unknown('metric', known, metric)}")
     for side in (side for question in study.questions for side in (question.first, question.second)):

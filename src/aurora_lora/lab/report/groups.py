@@ -86,10 +86,12 @@ class Group:
     @property
     def validation(self) -> float:
         """How good the mean of the scores is that the runs were selected by; minus infinity where none is a number."""
-        found = [run["metric"]["selected_by"].get("value") for run in self.runs]
-        numbers = finite(found)
-        sign = metric_named(self.selected_by).sign
-        return sign * statistics.fmean(numbers) if numbers else -math.inf
+        return self.validation_by(self.selected_by)
+
+    def validation_by(self, metric: str) -> float:
+        """The same of another validation score, in the epochs that the runs were selected for."""
+        numbers = finite([_score_of_best(run, metric) for run in self.runs])
+        return metric_named(metric).sign * statistics.fmean(numbers) if numbers else -math.inf
 
     @property
     def test_sets(self) -> list[str]:
@@ -114,6 +116,15 @@ class Group:
     def with_form(self, label: str) -> str:
         """A label with the form that is deployed, where there are several."""
         return f"{label} ({self.deployed})" if len(self.forms) > 1 else label
+
+
+def _score_of_best(run: Result, metric: str) -> Any:
+    """A validation score of the best epoch; None where it is not known."""
+    best = run["metric"]["selected_by"]
+    if metric == best.get("name", run["metric"]["name"]):
+        return best.get("value")
+    of_epoch = [entry["validation"] for entry in run["epochs"] if entry["epoch"] == best.get("epoch")]
+    return of_epoch[0].get(metric) if of_epoch else None
 
 
 def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> dict[tuple[str, str], list[Group]]:
@@ -169,10 +180,15 @@ def labels(results: Sequence[Result]) -> list[str]:
 
 def lines(results: Sequence[Result]) -> list[str]:
     """The method of each, and what runs of that method differ in of its options, those of the rank left out, and of the
-    task, the model and the calibration: on other data, or another base, the best setting is another question."""
+    task, the model and the calibration: on other data, or another base, the best setting is another question. So it is
+    where another metric selects."""
     recipes = [result["recipe"] for result in results]
     options = [{key: value for key, value in one["method"].items() if key not in OF_RANK} for one in recipes]
     others = [flatten({section: one.get(section, {}) for section in ("task", *_SETTLED)}) for one in recipes]
+    others = [
+        {**other, "select_by": one.get("training", {}).get("select_by")}
+        for one, other in zip(recipes, others, strict=True)
+    ]
     return _named(results, [{**own, **other} for own, other in zip(options, others, strict=True)])
 
 

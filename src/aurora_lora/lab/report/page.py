@@ -13,7 +13,7 @@ from ...errors import UserError, counted
 from ...extras import extra
 from ...files import NOT_FINITE, write_text
 from ...tasks.metrics import Metric, metric_named
-from ...training.results import chance_of, chance_row
+from ...training.results import chance_row, rows_without_model
 from .answers import every_answer, note
 from .catalogue import figures_of
 from .convergence import convergence_note
@@ -74,7 +74,7 @@ def _section(section: Section) -> dict[str, Any]:
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [metric_named(name).column for name in metrics],
         "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
-        "chance": chance_row(guessing, map(metric_named, metrics)) if (guessing := _chance(section)) else [],
+        "without_model": _without_model(section, list(map(metric_named, metrics))),
         "samples": _samples(found),
         "time_columns": COLUMNS,
         "time": time_rows(found),
@@ -86,9 +86,12 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _chance(section: Section) -> Mapping[str, float]:
-    """The metrics of uniform guessing."""
-    return chance_of(section.results[0]) if section.study is None else chance(section.study)
+def _without_model(section: Section, metrics: Sequence[Metric]) -> list[list[str]]:
+    """The rows of uniform guessing, and of the most frequent class; a study's summary has the first alone."""
+    if section.study is None:
+        return rows_without_model(section.results[0], metrics)
+    guessing = chance(section.study)
+    return [chance_row(guessing, metrics)] if guessing else []
 
 
 def _samples(found: Sequence[Group]) -> list[tuple[str, str, str, list[tuple[str, str]]]]:

@@ -120,7 +120,7 @@ def curves_figure(found: Sequence[Group], metric: str) -> Figure:
         raise UserError("learning curves need results with epochs; a study.json without its runs has none")
     if not curves:
         raise UserError(f"learning curves need runs that were evaluated at least {LEAST_EPOCHS} times")
-    curves.sort(key=lambda group: -group.validation)
+    curves.sort(key=lambda group: -group.validation_by(metric))
     scale = metric_named(metric).scale
     names = [group.with_form(group.label) for group in curves[:MOST_CURVES]]
     figure, axes = panels(names, 4.8, rows=2)

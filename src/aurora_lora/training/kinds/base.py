@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..data import Data
     from ..models import Processor
     from ..recipe import Recipe, TaskSection
+    from ..sections import ModelSection
     from ..trainer import RecipeTrainer
 
 IN_MEMORY, SAMPLE = 20_000, 5_000
@@ -110,6 +111,11 @@ class Kind:
 
         return chance_levels(self.answers_of(data, split))
 
+    def most_frequent(self, data: Data, split: str) -> dict[str, float]:
+        """The metrics on a split of always answering with the class that most training examples have; nothing where
+        there are no classes, or none is much more frequent than others."""
+        return {}
+
     def reported(self, section: TaskSection, task: Task) -> str:
         """The metric that a result is known by."""
         return task.metric
@@ -125,7 +131,7 @@ class Kind:
 
     # ---------------------------------------------------------------- model
 
-    def processor(self, model: str) -> Processor:
+    def processor(self, model: ModelSection | str) -> Processor:
         """What makes the inputs of a model: its tokenizer, where nothing else is said.
 
         Raises:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..data import Data
     from ..models import Processor
     from ..recipe import Recipe
+    from ..sections import ModelSection
 
 
 class ImageClassification(Classification):
@@ -34,7 +35,7 @@ class ImageClassification(Classification):
     def defaults(self, task: Task) -> dict[str, Any]:
         return {"augment": task.augment}
 
-    def processor(self, model: str) -> Processor:
+    def processor(self, model: ModelSection | str) -> Processor:
         from ..models import load_image_processor
 
         return load_image_processor(model)

@@ -1,0 +1,156 @@
+"""The revision of a base model of the hub: where it is loaded from, and the commit that a run writes down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from huggingface_hub import constants
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from aurora_lora import cli
+from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.architectures import architecture
+from aurora_lora.lab.experiments.dry_run import dry_run
+from aurora_lora.training import card, load_recipe, load_run, train, yaml_text
+from aurora_lora.training.base_commit import commit_of
+from aurora_lora.training.build import load_trained_model
+from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.models import load_base_model, load_tokenizer, stored_quantization
+from aurora_lora.training.ranking import ranking
+from aurora_lora.training.reading import validate
+from aurora_lora.training.sections import ModelSection
+
+WriteRecipe = Callable[..., Path]
+NAME = "some/model"
+FIRST, SECOND = "a" * 40, "b" * 40
+WIDTHS = {FIRST: 16, SECOND: 24}
+FIXED: dict[str, Any] = {"name": NAME, "revision": "v2"}
+AT_V2 = f"model={{name: {NAME}, revision: v2}}"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The hub's cache with two commits of a model, of other widths: `main` is the first, `v2` the second."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "models--some--model"
+    for commit, width in WIDTHS.items():
+        tiny.save_model(folder / "snapshots" / commit, width=width)
+    (folder / "refs").mkdir()
+    for name, commit in (("main", FIRST), ("v2", SECOND)):
+        (folder / "refs" / name).write_text(commit)
+    yield folder
+    architecture.__globals__["_architecture"].cache_clear()
+
+
+def test_everything_is_loaded_from_the_revision(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    settings = json.loads((cache / "snapshots" / SECOND / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 20
+    (cache / "snapshots" / SECOND / "tokenizer_config.json").write_text(json.dumps(settings))
+    first, second = ModelSection(name=NAME), ModelSection(**FIXED)
+    assert (load_tokenizer(first).model_max_length, load_tokenizer(second).model_max_length) == (32, 20)
+    assert (architecture(first).hidden_size, architecture(second).hidden_size) == (16, 24)
+    config = json.loads((cache / "snapshots" / SECOND / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (cache / "snapshots" / SECOND / "config.json").write_text(json.dumps(quantised))
+    assert stored_quantization(first) is None
+    assert stored_quantization(second) == "bitsandbytes"
+    (cache / "snapshots" / SECOND / "config.json").write_text(json.dumps(config))
+
+    recipe = load_recipe(write_recipe(), [AT_V2, "training.epochs=1"])
+    trained = 4 * (2 * 2 * 24 + 4 + 16)  # A and B of query and value in two layers, H, spline
+    assert dry_run(recipe)["params"]["adapter"] == trained
+    assert ranking(recipe, 400)["layers"][0]["d_in"] == 24
+    run = train(recipe, tmp_path / "run")
+    assert run.result["params"]["adapter"] == trained
+    assert run.result["model_commit"] == SECOND
+    assert run.result["recipe"]["model"] == FIXED
+
+    found, _ = load_trained_model(load_run(run.folder))
+    stored = load_file(cache / "snapshots" / SECOND / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert torch.equal(found.get_submodule("base_model.model.bert.embeddings.word_embeddings").weight, stored)
+    scored = evaluate(load_run(run.folder), ["calibrated"])["calibrated"]
+    assert scored == pytest.approx(run.result["metric"]["by_form"]["calibrated"], abs=1e-6)
+    merged = merge(load_run(run.folder), "calibrated", tmp_path / "merged").folder
+    texts = ["the film was good", "a dull plot"]
+    for one, other in zip(predict(run.folder, texts), predict(merged, texts), strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_an_adapter_of_a_revision_says_which(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """PEFT loads the base by the adapter's settings, and so does the code of its card."""
+    run = train(load_recipe(write_recipe(), [AT_V2, "training.epochs=1"]), tmp_path / "run")
+    for name in ("adapter", "lora"):
+        folder = run.folder / name
+        assert json.loads((folder / "adapter_config.json").read_text())["revision"] == "v2", name
+        (load,) = [line for line in (folder / card.CARD).read_text().splitlines() if ".from_pretrained(base" in line]
+        assert "revision='v2'" in load, name
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(run.folder / "lora", num_labels=2)
+    assert loaded.config.hidden_size == 24
+
+
+def test_another_commit_of_the_hub_is_told(
+    cache: Path, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, with what to do; nothing else changes."""
+    run = train(load_recipe(write_recipe(model=NAME), ["training.epochs=1"]), tmp_path / "run")
+    assert run.result["model_commit"] == FIRST
+    monkeypatch.setenv("COLUMNS", "500")
+    told = CliRunner().invoke(cli.app, ["predict", str(run.folder), "the film was good"])
+    assert (told.exit_code, "was trained on" in told.stderr) == (0, False)
+
+    third = "c" * 40
+    shutil.copytree(cache / "snapshots" / FIRST, cache / "snapshots" / third)
+    (cache / "refs" / "main").write_text(third)
+    expected = (
+        f"{run.folder} was trained on commit {FIRST} of {NAME}, and commit {third} was loaded: "
+        f"`model: {{name: {NAME}, revision: {FIRST}}}` in its recipe.yaml loads that one"
+    )
+    for load in (
+        lambda: load_trained_model(load_run(run.folder)),
+        lambda: evaluate(load_run(run.folder), ["calibrated"]),
+    ):
+        with pytest.warns(UserWarning, match="was trained on commit") as warned:
+            load()
+        assert [str(one.message) for one in warned if "commit" in str(one.message)] == [expected]
+
+    path = run.folder / "recipe.yaml"
+    path.write_text(yaml_text.dump({**yaml_text.read(path), "model": {"name": NAME, "revision": FIRST}}))
+    model, _ = load_trained_model(load_run(run.folder))  # any warning is an error here
+    assert commit_of(model) == FIRST
+
+
+def test_a_folder_has_no_commit(cache: Path, model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Nor has one of the cache itself, which is given by its path."""
+    from aurora_lora.tasks import get_task
+
+    task = get_task("tiny-sentiment")
+    assert commit_of(load_base_model(NAME, task, load_tokenizer(NAME))) == FIRST
+    for folder in (model, cache / "snapshots" / FIRST):
+        assert commit_of(load_base_model(str(folder), task, load_tokenizer(str(folder)))) is None
+    assert train(load_recipe(write_recipe()), tmp_path / "run").result["model_commit"] is None
+
+
+def test_a_revision_that_is_not_there_is_named(cache: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^model: '{NAME}', which is no folder here, at revision 'v9' cannot be loaded"
+    ):
+        load_tokenizer(ModelSection(name=NAME, revision="v9"))
+
+
+@pytest.mark.parametrize("what", ["a packaged model", "a folder"])
+def test_only_models_of_the_hub_have_revisions(what: str, model: Path) -> None:
+    name = "minilm-l6" if what == "a packaged model" else str(model)
+    with pytest.raises(UserError) as refused:
+        validate({**tiny.recipe(model), "model": {"name": name, "revision": "v2"}}, "mine.yaml")
+    assert str(refused.value) == (
+        f"mine.yaml: model.revision: 'v2' is not allowed with '{name}', {what}: only models of the hub have revisions"
+    )
