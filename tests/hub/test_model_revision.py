@@ -12,8 +12,7 @@ from pathlib import Path
 
 import hub_server
 
-TRAINING = Path(__file__).parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import own_files
 import tiny
@@ -24,7 +23,7 @@ SETTINGS = ["training.epochs=1", "training.batch_size=8", "training.threads=1", 
 
 
 def test_a_revision_of_a_model(tmp_path: Path) -> None:
-    """Nothing of another branch is downloaded; afterwards the run is there without a network."""
+    """No weights or tokens of another branch are downloaded; afterwards the run is there without a network."""
     root, here = tmp_path / "hub", own_files.write_texts(tmp_path / "here")
     tiny.save_model(root / "models" / "some" / "model@v2", width=24)
     (root / "models" / "some" / "model").mkdir()
@@ -43,7 +42,8 @@ def test_a_revision_of_a_model(tmp_path: Path) -> None:
         assert trained.returncode == 0, trained.stderr
         files = [one.rpartition("/resolve/")[2].split("/") for one in hub.asked if f"/{NAME}/resolve/" in one]
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path[-1] for path in files}
-        assert {path[0] for path in files} <= {"v2", commit}
+        # PEFT looks the size of the vocabulary up, always on main, when it saves an adapter
+        assert {path[-1] for path in files if path[0] not in ("v2", commit)} <= {"config.json"}
     result = json.loads((here / "run" / "result.json").read_text())
     assert result["model_commit"] == commit
     assert result["recipe"]["model"] == {"name": NAME, "revision": "v2"}

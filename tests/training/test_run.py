@@ -45,8 +45,9 @@ def run(write_recipe: WriteRecipe, tmp_path: Path) -> Run:
 def test_result(run: Run) -> None:
     result = json.loads((run.folder / "result.json").read_text())
     assert result == run.result
-    names = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit, model_commit, device"
-    assert list(result) == [*names.split(", "), "processes", "status", "adapter_sha256"]
+    names = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit"
+    more = ["model_commit", "device", "processes", "status", "adapter_sha256"]
+    assert list(result) == [*names.split(", "), *more]
     assert result["schema"] == 1
     assert result["method"] == "aurora"
     assert result["recipe"]["training"]["warmup_ratio"] == 0.06

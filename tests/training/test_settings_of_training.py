@@ -151,7 +151,7 @@ class Weights(TrainerCallback):
 def test_select_by(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
 ) -> None:
-    """Where the accuracy never moves, as with a rare class: the likelihood goes on, and says which epoch is deployed."""
+    """Where the accuracy never moves, as with a rare class: the likelihood does, and says which epoch is deployed."""
     kind = type(KINDS["classification"])
     own, left = kind.compute_metrics, [0.5, 0.4, 0.45, 0.3, 0.35, 0.3, 0.1]
 
