@@ -112,7 +112,12 @@ def as_pickle(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("saved", "convert"),
-    [("body", "AutoModel"), ("classifier", "AutoModelForSequenceClassification"), ("language", "AutoModelForCausalLM")],
+    [
+        ("body", "BertModel"),
+        ("masked", "BertForMaskedLM"),  # without a pooler, which AutoModel would add at random
+        ("classifier", "AutoModelForSequenceClassification"),
+        ("language", "AutoModelForCausalLM"),
+    ],
 )
 def test_weights_that_are_a_pickle_are_refused_with_the_way_to_convert_them(
     write_recipe: Callable[..., Path], tmp_path: Path, saved: str, convert: str
@@ -126,8 +131,9 @@ def test_weights_that_are_a_pickle_are_refused_with_the_way_to_convert_them(
     else:
         tiny.save_model(folder)
         changes = {}
-    if saved == "classifier":
-        BertForSequenceClassification(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    if saved in ("classifier", "masked"):
+        kind = BertForSequenceClassification if saved == "classifier" else transformers.BertForMaskedLM
+        kind(BertConfig.from_pretrained(folder)).save_pretrained(folder)
     exact = load_file(folder / "model.safetensors")
     recipe = load_recipe(write_recipe(model=str(as_pickle(folder)), **changes), ["training.epochs=1"])
     with pytest.raises(UserError) as refused:

@@ -127,11 +127,11 @@ def _out_of_memory(error: BaseException | None) -> BaseException | None:
 
 
 _LESS_MEMORY = {
-    "predict": "take less with a smaller --batch-size or --dtype bfloat16",
+    "predict": "take less with a smaller --batch-size or --dtype bfloat16 (an --output is then begun anew)",
     "chat": "take less with --dtype bfloat16 or a smaller --max-new-tokens",
-    "train": "halve training.batch_size and double training.gradient_accumulation_steps; set "
-    "training.gradient_checkpointing=true, training.precision=bf16 or model.quantization=nf4; or lower "
-    "task.max_length: `aurora train ... --dry-run` says what fits",
+    "train": "halve training.batch_size and double training.gradient_accumulation_steps; set, where the recipe has "
+    "them, training.gradient_checkpointing=true, training.precision=bf16 or model.quantization=nf4; or lower "
+    "task.max_length, of texts: `aurora train ... --dry-run` says what fits",
 }
 """Advice by command."""
 

@@ -199,8 +199,8 @@ def evaluate(
     """Score a finished run again, or on new examples.
 
     FILE is what `task.test_data` may be: .csv, .tsv, .json, .jsonl, .parquet or .arrow, a folder, or a data set of the
-    hub. It is read with the columns and the classes of the run, and how many of its examples the run was trained on
-    is said. Nothing is written.
+    hub. It is read with the columns and the classes of the run. A line says how many of its examples the run was
+    trained on. Nothing is written.
     """
     from aurora_lora.training.finished_run import load_run
     from aurora_lora.training.merge_and_predict import evaluate as score

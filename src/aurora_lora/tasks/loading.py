@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -40,7 +40,9 @@ def only_pickles(model: str, revision: str | None = None) -> str | None:
             names = sorted(list_repo_files(model, revision=revision))
     except Exception:  # the hub's client raises many kinds; what loads the model says more
         return None
-    pickles = [name for name in names if name.endswith(_PICKLES) and not _OF_TRAINERS.fullmatch(name)]
+    pickles = [
+        name for name in names if name.endswith(_PICKLES) and not _OF_TRAINERS.fullmatch(PurePosixPath(name).name)
+    ]
     return pickles[0] if pickles and not any(name.endswith(".safetensors") for name in names) else None
 
 

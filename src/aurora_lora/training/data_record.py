@@ -65,7 +65,7 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Raise a UserError where the files or images of data, by its record, are not what the folder of its run has."""
     _check_files(folder, record.get("files", {}))
     if images := record.get("images"):  # of a table of paths, whose own sha256 says nothing of them
-        begun = (_stored(folder / DATA) or {}).get("images", images)
+        begun = (_stored(folder / DATA) or {}).get("images", images)  # earlier versions wrote none
         if not isinstance(begun, Mapping):
             raise _not_ours(folder / DATA)
         for name, digest in images.items():

@@ -169,5 +169,6 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
         raise UserError(
             f"the run in {folder} is not finished: the `aurora train` command that began it goes on with it"
         )
-    check_adapter(folder, result["adapter_sha256"])
+    if "adapter_sha256" in result:  # not of earlier versions
+        check_adapter(folder, result["adapter_sha256"])
     return folder, yaml_text.read(folder / RECIPE), result

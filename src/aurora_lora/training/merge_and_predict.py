@@ -278,12 +278,7 @@ def load_predictor(folder: Path | str, form: str | None = None, *, dtype: str | 
     """
     if dtype is not None:
         check_dtype(dtype)
-    try:
-        return _load_predictor(Path(folder), form, dtype)
-    except NotFiniteError as error:
-        if dtype == "float16":
-            raise NotFiniteError(f"{error}; as float16, which ends at 65,504: bfloat16 does not") from error
-        raise
+    return _load_predictor(Path(folder), form, dtype)
 
 
 def _load_predictor(folder: Path, form: str | None, dtype: str | None) -> Predictor:
@@ -300,14 +295,16 @@ def _load_predictor(folder: Path, form: str | None, dtype: str | None) -> Predic
         else:
             assert dtype is not None
             model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=True)
-            check_finite(model.state_dict().items(), f"{folder} cannot be used")  # what was trained is rounded only now
+            _check_rounded(model, folder, dtype)  # what was trained is rounded only now
             model = _ready(model)
             compute_in(model, dtype)
             kind.keep_exact(model)
         computes = run.recipe.method.using(model, form)
         computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
         encoding = run.recipe.task.encoding
-        return Predictor(folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form, dtype)
+        return Predictor(
+            folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form, dtype or FLOAT32
+        )
     if form is not None:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():
@@ -340,8 +337,18 @@ def _pretrained(kind: Any, folder: Path, dtype: str | None) -> nn.Module:
     if missing := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
         raise UserError(f"{folder} cannot be used: its files lack {', '.join(missing[:3])}, which would be random")
     plain: nn.Module = model
-    check_finite(plain.state_dict().items(), f"{folder} cannot be used")
+    _check_rounded(plain, folder, dtype)
     return plain
+
+
+def _check_rounded(model: nn.Module, folder: Path, dtype: str | None) -> None:
+    """Raise a NotFiniteError for a weight that is not finite in the dtype that it was loaded in."""
+    try:
+        check_finite(model.state_dict().items(), f"{folder} cannot be used")
+    except NotFiniteError as error:
+        if dtype == "float16":
+            raise NotFiniteError(f"{error}; as float16, which ends at 65,504: bfloat16 does not") from error
+        raise
 
 
 def _ready(model: nn.Module) -> nn.Module:

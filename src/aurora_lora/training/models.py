@@ -258,12 +258,14 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
 
 
 def _converting(kind: Any, config: Any) -> str:
-    """The class that writes all of a checkpoint's weights again, and no new head."""
+    """The class that writes all of a checkpoint's weights again, and no new head or pooler: the one that it was
+    written by."""
     name = str(kind.__name__)
     head = name.removeprefix("AutoModel")
     written = getattr(config, "architectures", None) or ()
-    keeps = config is None or head == "ForCausalLM" or any(one.endswith(head) for one in written)
-    return name if keeps else "AutoModel"
+    if config is None or head == "ForCausalLM" or any(one.endswith(head) for one in written):
+        return name
+    return next((one for one in written if hasattr(transformers, one)), "AutoModel")
 
 
 def _belongs_to_head(model: PreTrainedModel, path: str) -> bool:

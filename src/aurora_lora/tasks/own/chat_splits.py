@@ -34,7 +34,7 @@ def prepare_chats(pieces: Pieces, columns: Mapping[str, Sequence[str]], labels: 
         made_by_this_version(piece.data)
     trained, first = next(iter(columns.get("format", ())), None), next(iter(pieces.values()))
     found = {name: format_of(piece, trained) for name, piece in pieces.items()}
-    form, where = (found["train"], first.name) if trained is None else (trained, "the run's data")
+    form, where = (found[next(iter(found))], first.name) if trained is None else (trained, "the run's data")
     for name, other in found.items():
         if other != form:
             raise UserError(f"{pieces[name].name} has conversations as '{other}', {where} as '{form}'")

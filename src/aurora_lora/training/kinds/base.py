@@ -252,7 +252,7 @@ class Kind:
     def located(
         self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], folder: Path | None
     ) -> Mapping[str, Any]:
-        """A row of a table in a folder, for `asked`: with the paths of what that reads as they are from here.
+        """A row of a table in a folder, for `asked`: with the paths in it resolved.
 
         Raises:
             BadRow: there is no such file.
