@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ def gathered(weight: Tensor) -> Tensor:
     """The weight, gathered from all processes if it is sharded (a DTensor, as FSDP2 makes): call it on each of them."""
     if not hasattr(weight, "full_tensor"):
         return weight
-    full: Tensor = weight.to(computing_device(weight)).full_tensor()
+    shard: Any = weight.to(computing_device(weight))
+    full: Tensor = shard.full_tensor()
     return full
 
 
