@@ -203,3 +203,17 @@ def test_a_language_model_computes_no_logits_that_nobody_reads(make_gpt2, batche
     given, _ = calibrated([{**batch, "logits_to_keep": 0} for batch in batches])
     for path, matrix in given.items():
         torch.testing.assert_close(found[path], matrix)
+
+
+def test_layers_that_share_keys_and_values_see_every_position(batches) -> None:
+    """Gemma 4 cuts what goes into them where it is told how many logits to keep."""
+    gemma = pytest.importorskip("transformers.models.gemma4", reason="Transformers has no Gemma 4")
+    sizes = {"vocab_size": 100, "vocab_size_per_layer_input": 100, "hidden_size": 32, "intermediate_size": 40}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
+    shared: dict[str, Any] = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8}
+    shared["layer_types"] = ["sliding_attention", "full_attention"] * 2
+    torch.manual_seed(0)
+    model = gemma.Gemma4ForCausalLM(gemma.Gemma4TextConfig(**sizes, **heads, **shared)).eval()
+    model = get_peft_model(model, AuroraConfig(target_modules=["up_proj"], init_weights=False))
+    report = calibrate(model, batches)
+    assert {layer.vectors for layer in report.layers} == {sum(int(batch["attention_mask"].sum()) for batch in batches)}

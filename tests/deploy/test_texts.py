@@ -91,9 +91,11 @@ def test_the_chosen_answers_of_preferences() -> None:
 def test_prompts_alone() -> None:
     """As GRPO's data sets have them, texts or messages."""
     rows = datasets.Dataset.from_dict({"prompt": ["how warm?"], "solution": ["mild"]})
-    assert texts_of(rows, characters()) == ["how warm?"]
+    assert texts_of(rows, characters(), text_columns="prompt") == ["how warm?"]
+    with pytest.raises(ValueError, match="no column 'text'"):  # their answers may be under any name
+        texts_of(rows, characters())
     rows = datasets.Dataset.from_dict({"prompt": [MESSAGES[:1]], "solution": ["mild"]})
-    assert texts_of(rows, characters()) == ["<user>how warm is it?"]
+    assert texts_of(rows, characters(), text_columns=["prompt"]) == ["<user>how warm is it?"]
 
 
 @pytest.mark.parametrize("columns", ["text", "pair", "texts", "messages", "template"])

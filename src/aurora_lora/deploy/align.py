@@ -17,7 +17,7 @@ from ..tuner.fields import is_number, require
 from .probe import Probe
 from .ranks import fits
 from .sketch import LayerProbe
-from .wrappers import plain_model
+from .wrappers import plain_model, unwrapped
 
 DEVIATION = 0.5
 """Standard deviation that each z of an aligned start has on the probed inputs."""
@@ -78,7 +78,7 @@ def align(
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     layers = layers_of_adapter(model, adapter_name)
     if not layers:
-        raise no_adapter(adapter_name, getattr(model, "peft_config", ()), "AuroRA or LoRA")
+        raise no_adapter(adapter_name, getattr(unwrapped(model), "peft_config", ()), "AuroRA or LoRA")
     known = {
         layer.layer: layer
         for layer in found.layers

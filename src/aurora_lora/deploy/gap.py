@@ -103,7 +103,8 @@ def merge_gap(
 
     A merge is measured on the adapted linear layers alone: their merged weight is rounded, in a copy; all else, and the
     precision of the computation, is as in the model. Changes nothing: weights, forms, training mode and random state
-    are as before. Use inputs that neither the training nor `calibrate` saw.
+    are as before. Use inputs that neither the training nor `calibrate` saw. Each of several processes has its own
+    inputs, to measure on and to round by.
 
     Args:
         model: a model with active adapters, not merged: of AuroRA, trained in the dynamic form, or a `PeftModel` of any

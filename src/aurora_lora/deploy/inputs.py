@@ -21,7 +21,7 @@ from .batch import copied
 from .float64 import rows_of_piece
 from .loaders import iterations_of_now
 from .texts import CONVERSATIONS, Tokenized, conversations
-from .wrappers import plain_model, unwrapped, without_ddp
+from .wrappers import output_embeddings, plain_model, unwrapped, without_ddp
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
@@ -52,8 +52,8 @@ def as_batches(
         tokenizer: a Transformers tokenizer for the columns of the dataset.
         text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
             as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template; one
-            of preferences, `chosen` with or without `prompt`, or of prompts alone, likewise. Prompts and completions
-            that are texts are joined, as TRL does. The template gets each row's `tools` and `chat_template_kwargs`.
+            of preferences, `chosen` with or without `prompt`, likewise; prompts alone as `"prompt"`. Prompts and
+            completions that are texts are joined, as TRL does. The template gets `tools` and `chat_template_kwargs`.
         batch_size: examples in a batch of the dataset.
         examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
         max_length: tokens; longer texts of the dataset are cut. None is what the tokenizer allows.
@@ -204,18 +204,20 @@ class Runner:
         model = _without_regulariser(self.model)
         by_name = isinstance(inputs, dict) and not _is_one_argument(inputs, plain_model(self.model))
         if by_name and watched and self._can_spare_logits(watched):
-            inputs = {"logits_to_keep": 1, "use_cache": False, **inputs}
+            # which position, not how many: by a number, Gemma 4 cuts the inputs of its layers too
+            inputs = {"logits_to_keep": torch.zeros(1, dtype=torch.int64), "use_cache": False, **inputs}
             inputs.pop("labels", None)
         return model(**inputs) if by_name else model(inputs)
 
     def _can_spare_logits(self, watched: Collection[nn.Module]) -> bool:
-        """Whether these modules get the same inputs where only the logits of the last position are computed."""
+        """Whether these modules get the same inputs where only the logits of one position are computed."""
         model: Any = plain_model(self.model)
         backbone = getattr(model, "base_model", model)
         takes = {"logits_to_keep", "use_cache"} <= inspect.signature(model.forward).parameters.keys()
-        if self.encoder is not None or backbone is model or not takes:
+        output = output_embeddings(model)  # of a classifier none: it reads the logits of other positions
+        if self.encoder is not None or backbone is model or not takes or output is None:
             return False
-        return set(watched) <= set(backbone.modules())
+        return set(watched) <= set(backbone.modules()) - set(output.modules())
 
     def read(self, batch: Batch) -> Any:
         """A copy of the batch on the model's device, whose masks are noted: what comes next is the pass they are of.

@@ -12,8 +12,10 @@ CONVERSATIONS = (("messages",), ("prompt", "completion"), ("prompt", "chosen"), 
 
 
 def conversations(columns: list[str]) -> tuple[str, ...]:
-    """Which of them a dataset has; the column "text" where it has none."""
-    return next((names for names in CONVERSATIONS if set(names) <= set(columns)), ("text",))
+    """Which of them a dataset has; the column "text" where it has none. Prompts alone must be asked for: beside them
+    may be answers under any name."""
+    found = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
+    return next(found, ("text",))
 
 
 class Tokenized:

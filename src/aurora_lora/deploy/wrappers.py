@@ -18,9 +18,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def without_ddp(model: nn.Module) -> nn.Module:
     """The model without DDP's wrapper, which sends buffers to all processes in each forward pass."""
-    while isinstance(model, DistributedDataParallel):
-        model = model.module
-    return model
+    if isinstance(model, DistributedDataParallel):
+        return without_ddp(model.module)
+    compiled = model._modules.get("_orig_mod")  # Accelerate compiles what is wrapped
+    return without_ddp(compiled) if isinstance(compiled, DistributedDataParallel) else model
 
 
 def plain_model(model: Any) -> nn.Module:
