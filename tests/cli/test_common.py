@@ -112,7 +112,10 @@ def runs_out(name: str, wrapped: bool) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
-        ("train", r"halve training\.batch_size and double training\.gradient_accumulation_steps; set .*=nf4; or lower"),
+        (
+            "train",
+            r"halve training\.batch_size and double training\.gradient_accumulation_steps; .*=nf4; or lower",
+        ),
         ("sweep", r"halve training\.batch_size .*--dry-run` says what fits"),
         ("predict", "take less with a smaller --batch-size or --dtype bfloat16"),
         ("chat", "take less with --dtype bfloat16 or a smaller --max-new-tokens"),

@@ -168,20 +168,6 @@ def test_what_is_written_to_the_parameter_is_undone(copied: str, written: str, t
     assert torch.equal(base_of(model).weight, before["weight"])
 
 
-def test_a_file_of_an_earlier_version() -> None:
-    """It tells nothing of the merged weight."""
-    model = adapted(["mine"])
-    weight = base_of(model).weight.detach().clone()
-    merge(model, ["mine"])
-    original = model[0]._original_weight
-    state = original.__getstate__()
-    del state["_checksum"], state["_noted"]
-    original.__dict__.clear()
-    original.__setstate__(state)
-    unmerge(model, "parents first")
-    assert torch.equal(base_of(model).weight, weight)
-
-
 @pytest.mark.parametrize("stack", [UNDER, OVER], ids=["under", "over"])
 def test_a_tied_weight_stays_as_it_is(stack: list[str]) -> None:
     """A third merge would write another method's update into the parameter that both modules have."""

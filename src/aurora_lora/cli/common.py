@@ -126,21 +126,23 @@ def _out_of_memory(error: BaseException | None) -> BaseException | None:
     return error
 
 
-_LESS_MEMORY = {
-    "predict": "take less with a smaller --batch-size or --dtype bfloat16 (an --output is then begun anew)",
-    "chat": "take less with --dtype bfloat16 or a smaller --max-new-tokens",
-    "train": "halve training.batch_size and double training.gradient_accumulation_steps; set, where the recipe has "
-    "them, training.gradient_checkpointing=true, training.precision=bf16 or model.quantization=nf4; or lower "
-    "task.max_length, of texts: `aurora train ... --dry-run` says what fits",
-}
-"""Advice by command."""
+class _LessMemory:
+    """Advice, by command."""
+
+    predict = "take less with a smaller --batch-size or --dtype bfloat16 (an --output is then begun anew)"
+    chat = "take less with --dtype bfloat16 or a smaller --max-new-tokens"
+    train = (
+        "halve training.batch_size and double training.gradient_accumulation_steps; set, where the recipe has them, "
+        "training.gradient_checkpointing=true, training.precision=bf16 or model.quantization=nf4; or lower "
+        "task.max_length, of texts: `aurora train ... --dry-run` says what fits"
+    )
 
 
 def _say_out_of_memory(error: BaseException, command: str) -> None:
     """On whatever process has too little: the others may have enough."""
     said = ". ".join(one_line(error).split(". ")[:3]).rstrip(".")  # the rest is of PyTorch's own settings
     other = "end other programs that use the GPU, or compute without it: CUDA_VISIBLE_DEVICES= aurora ..."
-    advice = _LESS_MEMORY.get("train" if command in TRAINING else command, other)
+    advice = getattr(_LessMemory, "train" if command in TRAINING else command, other)
     print(f"out of GPU memory: {said}: {advice}", file=sys.stderr)
 
 
