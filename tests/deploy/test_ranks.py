@@ -122,6 +122,13 @@ def test_a_scaling_that_is_not_allowed(make_bert, labelled, scaling):
         ranked_config(measured, 200, scaling=scaling)
 
 
+@pytest.mark.parametrize("config", [AuroraConfig(), LoraConfig(), "lora", dict, None])
+def test_a_configuration_in_place_of_its_class(make_bert, labelled, config):
+    measured = probe(make_bert(), labelled, rank=2, target_modules=["query"])
+    with pytest.raises(ValueError, match=r"^config=.* is not allowed: it must be the class AuroraConfig or LoraConfig"):
+        ranked_config(measured, 200, config)
+
+
 class Nested(nn.Module):
     """Layers whose paths end with those of others."""
 
