@@ -15,6 +15,8 @@ from transformers import (
     BartForSequenceClassification,
     BertConfig,
     BertForMultipleChoice,
+    BioGptConfig,
+    BioGptForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -22,6 +24,7 @@ from transformers import (
 from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.deploy.inputs import Runner, as_batches, watched_inputs
 from aurora_lora.deploy.predictions import _positions
+from aurora_lora.deploy.wrappers import without_ddp
 from aurora_lora.tuner import aurora_layers
 
 
@@ -217,3 +220,26 @@ def test_layers_that_share_keys_and_values_see_every_position(batches) -> None:
     model = get_peft_model(model, AuroraConfig(target_modules=["up_proj"], init_weights=False))
     report = calibrate(model, batches)
     assert {layer.vectors for layer in report.layers} == {sum(int(batch["attention_mask"].sum()) for batch in batches)}
+
+
+def test_a_classifier_that_reads_logits_of_other_positions(batches) -> None:
+    """BioGPT's takes `logits_to_keep`, and then looks for the last token of each text."""
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    made = BioGptConfig(**sizes, intermediate_size=40, max_position_embeddings=32, pad_token_id=0)
+    torch.manual_seed(0)
+    model = BioGptForSequenceClassification(made).eval()
+    model = get_peft_model(model, AuroraConfig(target_modules=["q_proj"], init_weights=False))
+    report = calibrate(model, batches)
+    assert {layer.vectors for layer in report.layers} == {sum(int(batch["attention_mask"].sum()) for batch in batches)}
+
+
+def test_only_the_wrapper_that_sends_buffers_is_taken_off() -> None:
+    """Also where Accelerate has compiled what was wrapped."""
+    inner = nn.Linear(2, 2)
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without processes
+    nn.Module.__init__(wrapped)
+    wrapped.module = inner
+    assert without_ddp(wrapped) is inner
+    assert without_ddp(torch.compile(wrapped)) is inner
+    compiled = torch.compile(inner)
+    assert without_ddp(compiled) is compiled

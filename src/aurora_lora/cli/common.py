@@ -41,7 +41,7 @@ R = TypeVar("R")
 WIDTH = 80
 RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
 TRAINING = ("train", "reproduce", "sweep", "rank")
-"""Commands that a recipe's fields tell how much memory to take."""
+"""Commands whose memory the fields of a recipe decide."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished `aurora train`.")]
 LoadedIn = Annotated[
