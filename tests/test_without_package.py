@@ -17,7 +17,7 @@ import tiny
 import aurora_lora
 from aurora_lora import set_form
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
-from aurora_lora.training.merge_and_predict import predict
+from aurora_lora.training.predicting import predict
 
 SCRIPT = """
     import sys

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.training import yaml_text
 from aurora_lora.training.finished_run import load_run
-from aurora_lora.training.merge_and_predict import merge
+from aurora_lora.training.merging import merge
 from aurora_lora.training.progress import quiet_libraries
 from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train

@@ -23,8 +23,10 @@ from aurora_lora.lab.experiments.dry_run import dry_run
 from aurora_lora.training import card, load_recipe, load_run, train, yaml_text
 from aurora_lora.training.base_commit import commit_of
 from aurora_lora.training.build import load_trained_model
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.evaluating import evaluate
+from aurora_lora.training.merging import merge
 from aurora_lora.training.models import load_base_model, load_tokenizer, stored_quantization
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
 from aurora_lora.training.sections import ModelSection

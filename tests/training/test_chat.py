@@ -27,8 +27,9 @@ from aurora_lora.training.chat_answers import Talk
 from aurora_lora.training.chat_trainer import ChatTrainer
 from aurora_lora.training.choices import next_token_loss
 from aurora_lora.training.data import load_data, notes
-from aurora_lora.training.merge_and_predict import evaluate, load_predictor
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.models import load_tokenizer
+from aurora_lora.training.predicting import load_predictor
 from aurora_lora.training.push import _stage
 from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.run import train

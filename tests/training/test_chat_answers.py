@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
-from aurora_lora.training import chat_answers, distributed, merge_and_predict
+from aurora_lora.training import chat_answers, distributed, predicting
 from aurora_lora.training.chat_answers import Talk, sample_answers, write_answers
 from aurora_lora.training.chat_data import ChatData
 from aurora_lora.training.chat_format import KEY
 from aurora_lora.training.kinds import KINDS
-from aurora_lora.training.merge_and_predict import Predictor, load_predictor
 from aurora_lora.training.predict_file import predict_file
+from aurora_lora.training.predicting import Predictor, load_predictor
 from aurora_lora.training.run import train
 
 pytest.importorskip("trl")
@@ -162,7 +162,7 @@ def test_a_temperature_and_a_seed_that_cannot_be(few: Path, option: tuple[str, s
 
 def test_a_talk_has_the_options_of_the_command(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, talk = Mock(), Mock(return_value=SimpleNamespace(is_plain=False))
-    monkeypatch.setattr(merge_and_predict, "load_predictor", load)
+    monkeypatch.setattr(predicting, "load_predictor", load)
     monkeypatch.setattr(chat_answers, "Talk", talk)
     options = ("--form", "static", "--dtype", "bfloat16", "--max-new-tokens", 5, "--system", "the film")
     ask("chat", few, *options, "--seed", 3, "--temperature", 1)

@@ -23,9 +23,9 @@ from aurora_lora.training.data import load_data
 from aurora_lora.training.data_record import keep_data
 from aurora_lora.training.finished_run import TrainedRun
 from aurora_lora.training.kinds.chat import CHAT
-from aurora_lora.training.merge_and_predict import load_predictor
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.predict_file import predict_file
+from aurora_lora.training.predicting import load_predictor
 
 pytest.importorskip("trl")
 TOOLS = [{"name": "actor", "parameters": {"type": "object", "default": None}}]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.tasks.models import resolve_model
-from aurora_lora.training.merge_and_predict import predict
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.run import train
 
 pytest.importorskip("trl")

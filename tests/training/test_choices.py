@@ -30,8 +30,10 @@ from aurora_lora.training.choices import (
     next_token_loss,
     write_answers,
 )
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merging import merge
+from aurora_lora.training.predicting import predict
 
 WriteRecipe = Callable[..., Path]
 TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}

@@ -16,8 +16,10 @@ from aurora_lora.lab.experiments.same_study import SameData
 from aurora_lora.tasks import get_task
 from aurora_lora.training import Run, distillation, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
-from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
+from aurora_lora.training.merging import merge
+from aurora_lora.training.predicting import load_predictor, predict
 
 WriteRecipe = Callable[..., Path]
 TASK = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 import hub_copy
 
 from aurora_lora.training import load_recipe, load_run, train
-from aurora_lora.training.merge_and_predict import evaluate
+from aurora_lora.training.evaluating import evaluate
 
 WriteRecipe = Callable[..., Path]
 

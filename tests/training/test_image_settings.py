@@ -20,8 +20,9 @@ from aurora_lora.errors import UserError
 from aurora_lora.training import load_run, train
 from aurora_lora.training.image_settings import ImageSettings, as_scored
 from aurora_lora.training.images import plain_transform, training_transform
-from aurora_lora.training.merge_and_predict import merge, predict
+from aurora_lora.training.merging import merge
 from aurora_lora.training.models import load_image_processor
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.reading import validate
 
 SHAPES = [(12, 40), (41, 16), (24, 24), (19, 26)]

@@ -27,9 +27,11 @@ from aurora_lora.tasks.vision import read_image
 from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.data import load_data
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.images import Images, Stack, plain_transform, training_transform
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merging import merge
 from aurora_lora.training.models import load_image_processor, load_tokenizer
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.probing import kept_start
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe

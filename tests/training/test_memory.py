@@ -19,9 +19,11 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.training import load_recipe, load_run, train, yaml_text
 from aurora_lora.training.build import make_model, make_trainer
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.memory import base_for, frozen_dtype
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merging import merge
 from aurora_lora.training.models import load_processor
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.storage import write_manifest
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aurora_lora.errors import FormError, UserError
-from aurora_lora.training import load_recipe, load_run, merge_and_predict, train, yaml_text
+from aurora_lora.training import load_recipe, load_run, merging, train, yaml_text
 from aurora_lora.training.build import make_trainer
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import export, gap
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merging import merge
+from aurora_lora.training.predicting import predict
 
 Aurora = Callable[..., list[dict[str, Any]]]
 WriteRecipe = Callable[..., Path]
@@ -68,7 +70,7 @@ def test_run(
     assert evaluate(again, ["merged"]) == run.result["metric"]["by_form"]
     card = (run.folder / "adapter" / "README.md").read_text()
     if method["name"] in ("loda", "adapter-h"):
-        monkeypatch.setattr(merge_and_predict, "load_trained_model", None)  # the base model is not loaded for it
+        monkeypatch.setattr(merging, "load_trained_model", None)  # the base model is not loaded for it
         with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
             merge(again, None, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()

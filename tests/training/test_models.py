@@ -28,8 +28,9 @@ from aurora_lora.errors import UserError
 from aurora_lora.methods.parameters import head_modules, left_random
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import load_trained_model
-from aurora_lora.training.merge_and_predict import merge, predict
+from aurora_lora.training.merging import merge
 from aurora_lora.training.models import _pretrained, check_positions, load_classifier, load_tokenizer
+from aurora_lora.training.predicting import predict
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.estimate import trained_parameters
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.hub import COPIES, HubData
-from aurora_lora.training.merge_and_predict import predict
 from aurora_lora.training.models import load_base_model, load_image_processor, load_tokenizer
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.reading import validate
 
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\n"

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from aurora_lora.training import load_run
 from aurora_lora.training.data import notes
-from aurora_lora.training.kinds import base
-from aurora_lora.training.merge_and_predict import predict
+from aurora_lora.training.kinds import texts as kinds_of_texts
+from aurora_lora.training.predicting import predict
 
 LABELS = {
     "classification": ["negative", "positive"],
@@ -157,8 +157,8 @@ def test_questions_that_are_cut_are_said(here: Path) -> None:
 
 def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train("classification", "eager", "task.max_length=8")
-    monkeypatch.setattr(base, "IN_MEMORY", 10)
-    monkeypatch.setattr(base, "SAMPLE", 20)
+    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", 10)
+    monkeypatch.setattr(kinds_of_texts, "SAMPLE", 20)
     done = train("classification", "lazy", "task.max_length=8")
     assert done.exit_code == 0, done.output
     eager, lazy = (load_file(f"{run}/adapter/adapter_model.safetensors") for run in ("eager", "lazy"))
@@ -172,7 +172,7 @@ def test_many_texts_are_tokenised_as_they_are_trained_on(here: Path, monkeypatch
 def test_numbers_are_compared_with_the_training_mean(
     in_memory: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", in_memory)
     for name, labels in (("dev", [1, 2, 3]), ("test", [4.5, 0, -1])):
         rows = zip(("good fine", "dull", "the plot of"), labels, strict=True)
         own_files._jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} {text}", "label": label} for text, label in rows])

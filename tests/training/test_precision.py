@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, NotFiniteError
 from aurora_lora.methods.parameters import is_head
-from aurora_lora.training import Run, load_recipe, load_run, merge_and_predict, predict_file, train
+from aurora_lora.training import Run, load_recipe, load_run, merging, predict_file, predicting, train
 from aurora_lora.training.build import make_trainer
-from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
+from aurora_lora.training.evaluating import evaluate
+from aurora_lora.training.merging import merge
 from aurora_lora.training.precision import round_weights
+from aurora_lora.training.predicting import load_predictor, predict
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["a warm film", "a dull plot", "the scene was very slow and bad"]
@@ -93,7 +95,7 @@ def test_what_goes_to_the_device_is_rounded_before(run: Run, tmp_path: Path, mon
         return self
 
     monkeypatch.setattr(nn.Module, "to", to)
-    monkeypatch.setattr(merge_and_predict, "state", lambda: SimpleNamespace(device=gpu))
+    monkeypatch.setattr(predicting, "state", lambda: SimpleNamespace(device=gpu))
     load_predictor(merged, dtype="bfloat16")
     model = load_predictor(run.folder, dtype="bfloat16").model
     assert moved == [{torch.bfloat16}, {torch.bfloat16, torch.float32}]
@@ -239,7 +241,8 @@ def test_a_note_without_a_dtype_is_of_float32(run: Run, tmp_path: Path) -> None:
 
 
 def test_dtypes_are_checked_before_anything_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge_and_predict, "load_trained_model", lambda *_, **__: pytest.fail("it is loaded"))
+    for module in (merging, predicting):
+        monkeypatch.setattr(module, "load_trained_model", lambda *_, **__: pytest.fail("it is loaded"))
     for command in (
         ("merge", run.folder, "-o", run.folder / "merged"),
         ("predict", run.folder, "a"),

@@ -24,7 +24,8 @@ from aurora_lora.methods.targets import target_paths
 from aurora_lora.training import distributed, load_run, probing, train, yaml_text
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.distributed import own_part
-from aurora_lora.training.merge_and_predict import evaluate, merge
+from aurora_lora.training.evaluating import evaluate
+from aurora_lora.training.merging import merge
 from aurora_lora.training.probing import PROBE, kept_start
 from aurora_lora.training.reading import validate
 

@@ -23,7 +23,7 @@ from aurora_lora import cli
 from aurora_lora.methods import METHODS
 from aurora_lora.training import gap_and_export, load_run, yaml_text
 from aurora_lora.training.build import make_trainer
-from aurora_lora.training.merge_and_predict import load_predictor
+from aurora_lora.training.predicting import load_predictor
 from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
 

@@ -19,9 +19,11 @@ from aurora_lora.tasks import TASKS
 from aurora_lora.tasks.own.kinds import OWN
 from aurora_lora.training import Run, gap_and_export, load_run, train
 from aurora_lora.training.build import make_trainer
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.label_scale import LabelScale
 from aurora_lora.training.losses import mean_loss
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merging import merge
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.reading import validate
 from aurora_lora.training.trainer import RecipeTrainer
 

@@ -23,12 +23,14 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from aurora_lora import calibrate, files
 from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
-from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merge_and_predict, train, yaml_text
+from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merging, predicting, train, yaml_text
 from aurora_lora.training.batches import Share
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.distributed import state
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.memory import peak_memory, reset_peak_memory
-from aurora_lora.training.merge_and_predict import evaluate, load_predictor, merge, predict
+from aurora_lora.training.merging import merge
+from aurora_lora.training.predicting import load_predictor, predict
 from aurora_lora.training.results import chance_of, epochs_from_log
 from aurora_lora.training.storage import checkpoints, write_manifest
 from aurora_lora.training.trainer import RUN_STATE, training_arguments
@@ -368,7 +370,7 @@ def test_answers_are_computed_where_training_computes(
         return module
 
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    monkeypatch.setattr(merge_and_predict, "state", lambda: SimpleNamespace(device=gpu))
+    monkeypatch.setattr(predicting, "state", lambda: SimpleNamespace(device=gpu))
     models = [load_predictor(folder).model for folder in (run.folder, merged)]
     assert list(map(id, moved)) == list(map(id, models))
     assert not any(model.training for model in models)
@@ -483,7 +485,7 @@ def test_the_same_merge_clears_away_what_a_killed_one_left(run: Run, tmp_path: P
 def test_a_form_that_there_is_not_is_found_before_the_model_is_loaded(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_and_predict, "load_trained_model", None)
+    monkeypatch.setattr(predicting, "load_trained_model", None)
     with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
         load_predictor(run.folder, "merged")
 
@@ -497,7 +499,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     def work(*_: Any) -> Any:
         raise WorkError
 
-    monkeypatch.setattr(merge_and_predict, "load_trained_model", work)
+    monkeypatch.setattr(merging, "load_trained_model", work)
     with pytest.raises(UserError, match="cannot write /proc/merged"):
         merge(load_run(run.folder), None, "/proc/merged")
     with pytest.raises(WorkError):
@@ -524,13 +526,13 @@ def test_merging_anew_keeps_what_was_added(run: Run, tmp_path: Path) -> None:
 def test_what_is_added_while_a_model_is_merged_stays(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
     merge(trained, "calibrated", output)
-    load = merge_and_predict.load_trained_model
+    load = merging.load_trained_model
 
     def meanwhile(*args: Any) -> Any:
         (output / "notes.txt").write_text("mine")
         return load(*args)
 
-    monkeypatch.setattr(merge_and_predict, "load_trained_model", meanwhile)
+    monkeypatch.setattr(merging, "load_trained_model", meanwhile)
     with pytest.raises(UserError, match=r"holds notes\.txt"):
         merge(trained, "static", output, overwrite=True)
     assert (output / "notes.txt").read_text() == "mine"

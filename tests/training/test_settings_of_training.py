@@ -17,8 +17,10 @@ from transformers import TrainerCallback, TrainerControl
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, step_callbacks
 from aurora_lora.training.build import load_trained_model, make_trainer
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.kinds import KINDS
-from aurora_lora.training.merge_and_predict import evaluate, merge, predict
+from aurora_lora.training.merging import merge
+from aurora_lora.training.predicting import predict
 from aurora_lora.training.run import Run, train
 from aurora_lora.training.step_callbacks import Clock, EarlyStop
 

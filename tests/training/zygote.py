@@ -20,7 +20,7 @@ import torch
 
 import forks
 from aurora_lora import cli
-from aurora_lora.training import merge_and_predict, run, summary  # noqa: F401 (what the commands import)
+from aurora_lora.training import evaluating, merging, predicting, run, summary  # noqa: F401 (what the commands import)
 from aurora_lora.training.progress import quiet_libraries
 
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

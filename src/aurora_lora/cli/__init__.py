@@ -12,7 +12,7 @@ from aurora_lora.import_noise import drop_import_noise
 # isort: split
 import typer
 
-from aurora_lora.cli import bench, chat, deploy, experiments, lists, ranks, report, runs, theory
+from aurora_lora.cli import bench, chat, deploy, experiments, lists, ranks, report, runs, theory, train
 
 drop_import_noise()
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-OF_RUNS = (*runs.COMMANDS, chat.chat, ranks.rank, *deploy.COMMANDS, report.report)
+OF_RUNS = (*train.COMMANDS, *runs.COMMANDS, chat.chat, ranks.rank, *deploy.COMMANDS, report.report)
 for command in (*OF_RUNS, *experiments.COMMANDS, bench.bench, theory.theory):
     app.command(cls=Command)(plain_errors(command))
 app.command(cls=Command)(plain_errors(lists.init))

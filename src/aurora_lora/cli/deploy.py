@@ -43,7 +43,7 @@ def merge(
     never removed: then another folder must do.
     """
     from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.merge_and_predict import merge as merge_run
+    from aurora_lora.training.merging import merge as merge_run
 
     run = load_run(folder)
     quiet()

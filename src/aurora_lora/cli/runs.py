@@ -1,10 +1,10 @@
-"""Commands that train and use what was trained: train, pretrain, evaluate, generate, predict."""
+"""Commands that use what was trained: evaluate, generate, predict."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -17,10 +17,7 @@ from .common import (
     LoadedIn,
     RunFolder,
     Split,
-    Stages,
     complain,
-    importing,
-    make_models,
     note,
     print_json,
     progress_bars,
@@ -28,156 +25,10 @@ from .common import (
     stderr,
     stdout,
 )
-from .dry_run import show
-from .help import UsageError
 
 if TYPE_CHECKING:
     from aurora_lora.training.finished_run import TrainedRun
-    from aurora_lora.training.merge_and_predict import Predictor
-    from aurora_lora.training.progress import ProgressBar
-    from aurora_lora.training.recipe import Recipe
-    from aurora_lora.training.run import Run
-
-
-def train(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A name that `aurora list recipes` has, or a YAML file.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as training.epochs=1."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run; must be given to train.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the data, print size, memory and time of the run; train nothing.")
-    ] = False,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME", help="GPU of the dry run; by default this machine.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Fine-tune, choose the best epoch, calibrate, and score every form.
-
-    Writes DIR/adapter/ with its model card, DIR/lora/ (an AuroRA adapter as a plain LoRA), DIR/result.json and
-    DIR/recipe.yaml; a run of image generation also images. Interrupted at any moment, the same command resumes
-    from the last checkpoint. A finished run is shown again.
-    """
-    if output is None and not dry_run:
-        raise UsageError("Missing option '--output' / '-o'.")
-    if gpu is not None and not dry_run:
-        raise UserError("--gpu goes with --dry-run")
-    with Stages() as stage:
-        stage(f"looking up {recipe}")
-        with importing():
-            from aurora_lora.lab.experiments.recipes import find
-
-            found = find(recipe, "recipe")
-        found.values()  # a file that is not there, or no YAML, is said before what takes long
-        stage("loading PyTorch and Transformers")
-        with importing():
-            from aurora_lora.lab.experiments.recipe_kinds import load_found
-            from aurora_lora.training.recipe import Recipe
-
-        plan = load_found(found, overrides or ())
-        if output is None or dry_run:
-            show(plan, output, gpu, as_json, stage)
-            return
-        run = _train(plan, output, stage) if isinstance(plan, Recipe) else None
-    if run is None:
-        _train_subject(plan, output, as_json)
-        return
-    if not launched_as_main():
-        return
-    from aurora_lora.training.summary import print_run, written
-
-    if as_json:
-        paths = [str(path) for path in written(run)]
-        print_json({"result": run.result, "reference": run.reference, "written": paths})
-        return
-    _note_finished(run, output)
-    print_run(stdout(), run)
-
-
-def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
-    """`aurora train` for all but subject-driven generation."""
-    quiet()
-    stage.done()
-    make_models([plan.model])
-    stage(f"loading {plan.model} and the data of {plan.task_title}")
-    with importing():
-        from aurora_lora.training.run import train as run_recipe
-        from aurora_lora.training.storage import RESULT
-
-    with progress_bars() as bar:
-
-        def callbacks() -> list[ProgressBar]:
-            is_reference = plan.reference is not None and (output / RESULT).exists()
-            shown = bar(plan.reference.method.name if plan.reference and is_reference else plan.method.name)
-            shown.before = stage.done
-            return [shown]
-
-        return run_recipe(plan, output, callbacks)
-
-
-def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
-    """`aurora train` for subject-driven generation."""
-    from aurora_lora.diffusion.progress import Bars
-    from aurora_lora.diffusion.progress import quiet as quiet_diffusers
-
-    quiet_diffusers()
-    from aurora_lora.diffusion.run import train_subject
-    from aurora_lora.diffusion.summary import print_subject_run, written
-
-    bars = Bars(stderr())
-    try:
-        run = train_subject(plan, output, bars)
-    finally:
-        bars.stop()
-    if not launched_as_main():
-        return
-    if as_json:
-        print_json({"result": run.result, "reference": None, "written": [str(path) for path in written(run)]})
-        return
-    _note_finished(run, output)
-    print_subject_run(stdout(), run)
-
-
-def _note_finished(run: Any, output: Path) -> None:
-    if run.was_finished:
-        note(f"{output} holds this run, finished: nothing to train")
-
-
-def pretrain(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="Such as vit-fashion-mnist; see `aurora list models`.")],
-    as_json: Json = False,
-) -> None:
-    """Train a small base model that cannot be downloaded, once, into the cache.
-
-    `aurora train` and `aurora reproduce` do it where it is needed. Interrupted, the same command resumes from the last
-    checkpoint.
-    """
-    from aurora_lora.files import read_json
-    from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
-    from aurora_lora.training.pretrain import pretrain as make
-
-    quiet()
-    with progress_bars() as bar:
-        shown = bar(name)
-        folder = make(name, lambda: [shown])
-    result = read_json(folder / RESULT_OF_PRETRAINING)
-    if as_json:
-        print_json({"folder": str(folder), "result": result})
-        return
-    from aurora_lora.forms import MERGED
-    from aurora_lora.tasks.metrics import in_order
-    from aurora_lora.training.results import examples_scored
-
-    scores = result["metric"]["by_form"][MERGED]
-    values = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))
-    print(f"{name} on {result['task']}, {examples_scored(result)}: {values}")
-    print(f"wrote {folder}")
+    from aurora_lora.training.predicting import Predictor
 
 
 def evaluate(
@@ -202,8 +53,8 @@ def evaluate(
     hub. It is read with the columns and the classes of the run. A line says how many of its examples the run was
     trained on. Nothing is written.
     """
+    from aurora_lora.training.evaluating import evaluate as score
     from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.merge_and_predict import evaluate as score
 
     if data is not None and split is not None:
         raise UserError("--split goes without --data: all examples of FILE are scored")
@@ -227,7 +78,7 @@ def evaluate(
 
 def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str | None, as_json: bool) -> None:
     """`aurora evaluate --data`."""
-    from aurora_lora.training.evaluate_file import evaluate_file
+    from aurora_lora.training.evaluating import evaluate_file
 
     with progress_bars() as bar:
         forms = None if form is None else (form,)
@@ -321,8 +172,8 @@ def predict(
     conversations, in any format that `aurora train chat` reads.
     Interrupted, the same command goes on after the rows that were answered.
     """
-    from aurora_lora.training.merge_and_predict import load_predictor
     from aurora_lora.training.predict_file import check_output, predict_file
+    from aurora_lora.training.predicting import load_predictor
 
     if output is not None and len(texts) != 1:
         raise UserError("--output goes with one FILE, whose rows are answered")
@@ -378,4 +229,4 @@ def _say_cut(count: int, of: int, max_length: int | None) -> None:
         complain(f"aurora: {count:,} of {of:,} texts are longer than {max_length:,} tokens and are cut")
 
 
-COMMANDS = (train, pretrain, evaluate, generate, predict)
+COMMANDS = (evaluate, generate, predict)

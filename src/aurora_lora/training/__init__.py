@@ -11,8 +11,13 @@ _MODULE_OF = {
     "Recipe": "recipe",
     "Run": "run",
     "TrainedRun": "finished_run",
+    "evaluate": "evaluating",
+    "evaluate_file": "evaluating",
+    "load_predictor": "predicting",
     "load_recipe": "reading",
     "load_run": "finished_run",
+    "merge": "merging",
+    "predict": "predicting",
     "read_result": "results",
     "train": "run",
 }

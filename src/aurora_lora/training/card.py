@@ -23,7 +23,7 @@ from ..tasks.models import MODELS, PretrainedHere, hub_name
 from ..tuner.tags import TAG
 from . import yaml_text
 from .kinds import kind_of
-from .kinds.base import HeadKind
+from .kinds.texts import HeadKind
 from .recipe import Recipe
 from .results import Result, examples_scored, score_table
 

@@ -21,7 +21,7 @@ from .tokens import PLAIN, open_ended, padded, written_after
 
 if TYPE_CHECKING:
     from .data import Data
-    from .merge_and_predict import Predictor
+    from .predicting import Predictor
     from .recipe import Recipe
     from .trainer import RecipeTrainer
 

@@ -18,7 +18,7 @@ from ..tasks.list_types import item_type
 from ..tasks.own.files import FORMATS
 from ..tasks.own.source import as_files, open_file
 from ..tasks.own.split import BadRow
-from .merge_and_predict import Predictor
+from .predicting import Predictor
 from .storage import hold
 
 LINES = (".jsonl", ".ndjson")

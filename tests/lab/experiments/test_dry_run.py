@@ -29,7 +29,7 @@ from aurora_lora.lab.experiments.recipe_kinds import load_any
 from aurora_lora.lab.experiments.text_lengths import Sizes
 from aurora_lora.lab.report.plan import LESS, NO_CHANGE
 from aurora_lora.training.data import Data, load_data
-from aurora_lora.training.kinds import base
+from aurora_lora.training.kinds import texts as kinds_of_texts
 from aurora_lora.training.models import load_processor
 from aurora_lora.training.recipe import Recipe
 
@@ -117,8 +117,8 @@ def test_the_padding_of_random_batches() -> None:
 
 
 def test_of_many_texts_a_sample_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "IN_MEMORY", 10)
-    monkeypatch.setattr(base, "SAMPLE", 5)
+    monkeypatch.setattr(kinds_of_texts, "IN_MEMORY", 10)
+    monkeypatch.setattr(kinds_of_texts, "SAMPLE", 5)
     found = dry_run(recipe_of("classification"), "T4")
     assert (found["examples"]["train"], found["texts"]["looked_at"]) == (40, 5)
 

@@ -17,7 +17,7 @@ from aurora_lora.lab.experiments.suite import Suite
 from aurora_lora.lab.report.paper_comparison import compare
 from aurora_lora.tasks import TASKS, SplitSizes
 from aurora_lora.training import load_run, train
-from aurora_lora.training.merge_and_predict import evaluate
+from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.results import examples_scored

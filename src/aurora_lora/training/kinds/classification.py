@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...tasks.metrics import classification_metrics
-from .base import HeadKind
+from .texts import HeadKind
 
 if TYPE_CHECKING:
     import numpy as np

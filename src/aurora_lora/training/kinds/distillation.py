@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...tasks.metrics import captured_metrics
-from .base import Loss, TextKind
+from .base import Loss
+from .texts import TextKind
 
 if TYPE_CHECKING:
     import numpy as np

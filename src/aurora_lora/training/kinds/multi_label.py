@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...tasks.metrics import multi_label_metrics
-from .base import HeadKind, Loss
+from .base import Loss
+from .texts import HeadKind
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ...tasks.metrics import regression_metrics
-from .base import HeadKind
+from .texts import HeadKind
 
 if TYPE_CHECKING:
     import numpy as np

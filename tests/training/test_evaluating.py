@@ -12,7 +12,7 @@ from own_runs import METRICS, aurora, train
 
 from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.training import load_recipe, load_run, yaml_text
-from aurora_lora.training.evaluate_file import evaluate_file
+from aurora_lora.training.evaluating import evaluate_file
 from aurora_lora.training.run import train as train_recipe
 
 

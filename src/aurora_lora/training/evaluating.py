@@ -1,4 +1,4 @@
-"""`aurora evaluate` on new examples: a finished run of the user's own data, scored on another file."""
+"""A finished run scored again, or on new examples: `aurora evaluate`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,36 @@ from .data_record import check_record
 from .finished_run import TrainedRun
 from .outcome import score
 from .own_section import either, own_source
-from .results import Scores
+from .results import Scores, mean_scores
 from .storage import ADAPTER
 
 TEST = "test"
 """What the new examples are to the task."""
+
+
+def evaluate(
+    run: TrainedRun, forms: Sequence[str], split: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> Scores:
+    """Score a finished run again.
+
+    Args:
+        run: which.
+        forms: which forms of it.
+        split: `"train"`, `"validation"` or a test set; None is what the result reports: the mean over its test sets.
+        callbacks: further Trainer callbacks, such as a progress bar.
+
+    Raises:
+        FormError: the run has no such form.
+        UserError: no such split; the data or the adapter cannot be read.
+    """
+    for form in forms:
+        run.check_form(form)
+    if split is not None:
+        run.check_split(split)
+    with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
+        trainer, data = make_trainer(run.recipe, Path(nowhere), callbacks, run.folder / ADAPTER)
+        splits = run.test_sets if split is None else (split,)
+        return mean_scores({name: score(run.recipe, trainer, data, name, forms) for name in splits})
 
 
 @dataclass(frozen=True)
