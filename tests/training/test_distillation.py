@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.same_study import SameData
+from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.tasks import get_task
 from aurora_lora.training import Run, distillation, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
@@ -116,7 +116,7 @@ def test_another_teacher_at_its_place_is_noticed(
     recipe = load_recipe(write_recipe(task={**TASK, "teacher": str(path)}, method=options))
     first = train(recipe, tmp_path / "run").result
     (digest,) = first["data"]["files"].values()
-    same = SameData()
+    same = SameInputs()
     same.check(first, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     retrained = load_run(teacher.folder).recipe.model_copy(update={"seed": 1})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("torchvision")
 
@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import UserError
+from aurora_lora.files import file_digest
 from aurora_lora.tasks.models import MODELS, VIT_FASHION, PretrainedHere, resolve_model
-from aurora_lora.training import train, yaml_text
-from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING, ensure, pretrain
+from aurora_lora.training import load_run, train, yaml_text
+from aurora_lora.training.base_commit import RESULT_OF_PRETRAINING
+from aurora_lora.training.build import load_trained_model
+from aurora_lora.training.pretrain import ensure, pretrain
 from aurora_lora.training.reading import validate
 
 
@@ -99,11 +102,24 @@ def test_the_command_and_a_run_on_it(made: PretrainedHere, tmp_path: Path) -> No
         card = (tmp_path / "run" / name / "README.md").read_text()
         assert "base_model: vit-tiny" in card
         assert "base = resolve_model('vit-tiny')" in card
+    digest = f"sha256:{file_digest(made.folder / 'model.safetensors')}"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["model_commit"] == digest
     wrong = CliRunner().invoke(cli.app, ["pretrain", "vit-tinny"])
     assert (wrong.exit_code, wrong.stderr) == (
         2,
         "'vit-tinny' is an unknown model to pretrain; did you mean 'vit-tiny'?\n",
     )
+
+
+def test_a_run_on_another_machine_s_model_is_told(made: PretrainedHere, tmp_path: Path) -> None:
+    """Pretraining gives other weights on another machine, and an adapter fits those that it was trained on."""
+    pretrain("vit-tiny")
+    run = train(validate(recipe("vit-tiny"), "the recipe"), tmp_path / "run")
+    load_trained_model(load_run(run.folder))  # any warning is an error here
+    path = made.folder / "model.safetensors"
+    save_file({name: weight + 1e-3 for name, weight in load_file(str(path)).items()}, path, {"format": "pt"})
+    with pytest.warns(UserWarning, match="was trained on another vit-tiny than this machine has pretrained"):
+        load_trained_model(load_run(run.folder))
 
 
 def test_a_run_without_the_model_names_the_command(made: PretrainedHere, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def pretrain(
     checkpoint.
     """
     from aurora_lora.files import read_json
-    from aurora_lora.training.pretrain import RESULT_OF_PRETRAINING
+    from aurora_lora.training.base_commit import RESULT_OF_PRETRAINING
     from aurora_lora.training.pretrain import pretrain as make
 
     quiet()

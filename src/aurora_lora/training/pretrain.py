@@ -15,6 +15,7 @@ from .. import files, folders
 from ..errors import UserError, unknown
 from ..extras import extra
 from ..tasks.models import MODELS, PretrainedHere, is_missing
+from .base_commit import RESULT_OF_PRETRAINING
 from .build import load_trained_model
 from .finished_run import load_run
 from .reading import validate
@@ -22,7 +23,6 @@ from .recipe import Recipe
 from .run import train
 from .storage import RECIPE, RESULT
 
-RESULT_OF_PRETRAINING = f"pretraining-{RESULT}"
 Callbacks = Callable[[], Sequence[TrainerCallback]]
 
 

@@ -56,7 +56,7 @@ def build_result(
 
     Args:
         recipe: what was run.
-        model_commit: of the base model on the hub; None where it is a folder.
+        model_commit: of the base model on the hub, or the digest of one that was pretrained here; None for others.
         metric: name of the task's main metric.
         split: whether the scores are those of test or of validation data.
         examples: how many there are in each split.

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...tasks.models import MODELS, PretrainedHere
+from ...training.base_commit import digest_of
 from ...training.recipe import CHANGE_NOTHING
 from ...training.results import Result
 from ...training.storage import differences, flatten
+from .jobs import Job
 from .study import Study
 
 
@@ -36,24 +39,41 @@ def check_same_setting(there: Mapping[str, Any] | None, here: Mapping[str, Any],
         raise UserError(f"{journal.parent} holds a study of another base; they differ in {shown}: {choose}")
 
 
-class SameData:
-    """The user's own files that the runs of a study were on."""
+class SameInputs:
+    """What the runs of a study have to share beside their recipes: the user's own files, and the base's weights."""
 
     def __init__(self) -> None:
-        self.digests: list[str] = []
-        self.first: Path | None = None
-        """The first run that had them."""
+        self._first: dict[str, tuple[Any, Path]] = {}
+        """Of each of the two, what the first run with one had, and its folder."""
 
     def check(self, result: Result, folder: Path) -> None:
-        """Raise a UserError for a run on other files than the runs before: scores on both are not compared."""
+        """Raise a UserError for a run on other files, or on another base model of the same name, than the runs before:
+        their scores are not compared."""
         files = (result.get("data") or {}).get("files")
-        if not files:
-            return
-        digests = sorted(files.values())
-        if self.first is None:
-            self.digests, self.first = digests, folder
-        elif digests != self.digests:
+        if files and (other := self._other("data", sorted(files.values()), folder)):
             raise UserError(
-                f"the data has changed: {folder} and {self.first} were run on files of other contents: choose another "
+                f"the data has changed: {folder} and {other} were run on files of other contents: choose another "
                 "output folder"
             )
+        name, commit = result.get("model", ""), result.get("model_commit")
+        if commit or isinstance(MODELS.get(name), PretrainedHere):  # early results do not say it of these
+            self._check_base(name, commit, folder)
+
+    def check_before(self, job: Job) -> None:
+        """Raise a UserError for a run that is yet to be done, on a base model that was pretrained here, if the runs
+        before had another one."""
+        made = MODELS.get(job.recipe.model)
+        if isinstance(made, PretrainedHere) and made.is_there and job.result() is None:
+            self._check_base(made.name, digest_of(str(made.folder)), job.folder)
+
+    def _check_base(self, name: str, commit: str | None, folder: Path) -> None:
+        if other := self._other(f"model {name}", commit, folder):
+            raise UserError(
+                f"the base model has changed: {folder} is run on other weights of {name} than {other}, or on ones that "
+                "are not known: choose another output folder"
+            )
+
+    def _other(self, what: str, found: Any, folder: Path) -> Path | None:
+        """The first run, if it had something else."""
+        first, there = self._first.setdefault(what, (found, folder))
+        return None if first == found else there

@@ -30,7 +30,7 @@ from .chosen import Choices
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
 from .runs_file import RunsFile
-from .same_study import SameData, base_of, check_same_setting
+from .same_study import SameInputs, base_of, check_same_setting
 from .study import SUMMARY, Range, Setting, Study, Value, point
 from .study_scores import by_form_and_metric, validation, with_own_forms
 
@@ -73,9 +73,9 @@ class Sweep:
         self.choices = Choices(
             study, self.folder, self.trials, lambda setting, values, seed: self.job(setting, values, seed).result()
         )
-        self._data = SameData()
+        self._inputs = SameInputs()
         for folder, result in self.runs.read().items():
-            self._data.check(result, folder)
+            self._inputs.check(result, folder)
         self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
@@ -148,6 +148,7 @@ class Sweep:
                     trial.set_user_attr(_VALUES, values)
                 job = self.job(setting, values, self.study.tuning.seed)
                 asked[job.folder] = setting, trial
+                self._inputs.check_before(job)
                 yield job
 
     def _sampler(self, setting: Setting, trials: int) -> optuna.samplers.BaseSampler:
@@ -180,7 +181,7 @@ class Sweep:
     def _keep(self, outcome: Outcome) -> None:
         if outcome.result is not None:
             self.runs.add({outcome.job.folder: outcome.result})
-            self._data.check(outcome.result, outcome.job.folder)
+            self._inputs.check(outcome.result, outcome.job.folder)
 
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""
@@ -233,7 +234,10 @@ class Sweep:
 
     def run_seeds(self) -> None:
         """Run what was chosen over the seeds; a setting none of whose trials gave a score is left out."""
-        for outcome in outcomes(self.final_jobs(), self.engine):
+        jobs = self.final_jobs()
+        for job in jobs:
+            self._inputs.check_before(job)
+        for outcome in outcomes(jobs, self.engine):
             self._keep(outcome)
             self.report("seeds", outcome)
 

@@ -1,0 +1,58 @@
+"""What the runs of a study have to share beside their recipes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aurora_lora.errors import UserError
+from aurora_lora.files import file_digest
+from aurora_lora.lab.experiments.same_study import SameInputs
+from aurora_lora.tasks.models import VIT_FASHION
+
+ON_HUB, HERE = "owner/name", VIT_FASHION.name
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The digest of the weights of a model that was pretrained on this machine."""
+    monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
+    folder = VIT_FASHION.folder
+    folder.mkdir(parents=True)
+    for name in ("config.json", "pretraining-result.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return f"sha256:{file_digest(folder / 'model.safetensors')}"
+
+
+def job(model: str, result: Any = None) -> Any:
+    return SimpleNamespace(recipe=SimpleNamespace(model=model), folder=Path("new"), result=lambda: result)
+
+
+def checked(*results: dict[str, Any]) -> SameInputs:
+    same = SameInputs()
+    for number, result in enumerate(results):
+        same.check(result, Path(f"run{number}"))
+    return same
+
+
+def test_runs_on_one_model_are_a_study() -> None:
+    checked({"model": ON_HUB, "model_commit": "a"}, {"model": ON_HUB, "model_commit": "a"}, {"model": ON_HUB})
+    checked({"model": ON_HUB, "model_commit": "a"}, {"model": "owner/other", "model_commit": "b"})
+    checked({"model": HERE}, {"model": HERE})
+
+
+@pytest.mark.parametrize("model", [ON_HUB, HERE])
+def test_runs_on_other_weights_of_it_are_not(model: str) -> None:
+    with pytest.raises(UserError, match=f"run1 is run on other weights of {model} than run0"):
+        checked({"model": model, "model_commit": "a"}, {"model": model, "model_commit": "b"})
+
+
+def test_a_run_on_another_pretrained_model_is_found_before_it_is_done(pretrained: str) -> None:
+    checked({"model": HERE, "model_commit": pretrained}).check_before(job(HERE))
+    for there in ({"model": HERE, "model_commit": "sha256:0"}, {"model": HERE}):
+        same = checked(there)
+        with pytest.raises(UserError, match="new is run on other weights of vit-fashion-mnist than run0"):
+            same.check_before(job(HERE))
+        same.check_before(job(HERE, result={}))  # is done
+        same.check_before(job(ON_HUB))
