@@ -83,9 +83,9 @@ def headline(runs: Sequence[Run]) -> str:
         f"Yes, unmerged: on the pixels of CIFAR-10 AuroRA of rank 32 is {gain(*pixels, head)} points more accurate "
         f"than the linear head alone and {gain(*pixels, 'minus LoRA')} than LoRA with as many weights, and on "
         f"MiniLM's frozen sentence embeddings rank 8 adds {pearson} points to Pearson's correlation with ratings of "
-        f"film reviews, though as a curve of the output and not in their order (Spearman: {spearman}). On film "
-        "sentiment it adds nothing and on digits nothing certain, Houlsby's bottleneck with as many weights mostly "
-        "does as well or better, and no merge keeps any of it."
+        f"film reviews. There it is a nonlinear scale of the output: the order of the predictions (Spearman: "
+        f"{spearman}) is no better. On film sentiment it adds nothing and on digits nothing certain. Houlsby's "
+        "bottleneck with as many weights mostly does as well or better, and no merge keeps any of the gain."
     )
 
 

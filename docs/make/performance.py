@@ -23,6 +23,8 @@ SLOPES = (
     "Slope: the exponent e of the best fit of milliseconds = c value^e; 1 where twice the value takes twice as long."
 )
 DYNAMIC = "aurora-dynamic"
+CALLS = 34
+"""The target of AuroRA's calls of a layer, forward and backward."""
 STEPS = ("minilm-l6", "MiniLM-L6", 1.02), ("smollm2-135m", "SmolLM2-135M", 1.01)
 """Workload, name, and target of the ratio of AuroRA's training step to LoRA's."""
 
@@ -91,7 +93,11 @@ def targets(records: Mapping[str, Record]) -> TextTable:
 
 
 def _missed(records: Mapping[str, Record]) -> Iterator[str]:
-    """A sentence for each training step that is slower than its target."""
+    """A sentence for each target of the adapter or of a training step that is missed."""
+    if DYNAMIC in (entries := _entries(records.get("linear"))):
+        calls = entries[DYNAMIC]["training"]["calls"]["both"]
+        if calls > CALLS:
+            yield f"A layer makes {calls} calls forward and backward on a CPU; our target was {CALLS}."
     for name, label, target in STEPS:
         if DYNAMIC in (entries := _entries(records.get(name))):
             slower = 100 * (entries[DYNAMIC]["training"]["ratio"]["median"] - 1)
@@ -115,7 +121,7 @@ def _layer_targets(records: Mapping[str, Record]) -> Iterator[list[str]]:
         return f"{entries[name]['training']['saved_bytes'] / 1e6:.2f} MB" if name in entries else "not measured"
 
     lora = calls("training", "lora-r8")
-    yield ["calls of a layer, forward and backward, CPU", lora, "<= 34", calls("training", DYNAMIC)]
+    yield ["calls of a layer, forward and backward, CPU", lora, f"<= {CALLS}", calls("training", DYNAMIC)]
     yield ["the same, sigma as a fused kernel (CUDA)", lora, "<= 14", with_operator(DYNAMIC)]
     yield ["the same, static form", lora, "<= 14 and sigma(A) once", with_operator("aurora-static")]
     calibrated = calls("inference", "aurora-calibrated", "forward")

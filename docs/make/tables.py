@@ -125,8 +125,8 @@ def versions_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     some = [reason for reason in reasons if reason not in everywhere]
     lines = [table.markdown(), "", f"Skipped in all: {'; '.join(everywhere) or 'nothing'}.", *([""] if some else [])]
     for reason in some:
-        where = [f"{n} with {name}" for name, record in tested.items() if (n := record["skips"].get(reason))]
-        lines.append(f"- Skipped, {'; '.join(where)}: {reason}")
+        count = sum(reason in record["skips"] for record in tested.values())
+        lines.append(f"- Skipped in {count} of {len(tested)}: {reason}")
     failures = {test: why for record in tested.values() for test, why in record["failures"].items()}
     for test, why in failures.items():
         where = [name for name, record in tested.items() if test in record["failures"]]

@@ -28,7 +28,7 @@ def test_versions_table() -> None:
     assert lines[4] == "| 3.15 |  |  |  |  | not run: there is no python3.15 here |  |  |"
     assert lines[6] == "Skipped in all: no trl."
     assert lines[8:] == [
-        "- Skipped, 2 with oldest: torch < 2.7",
+        "- Skipped in 1 of 2: torch < 2.7",
         "- Failed with oldest: `tests.test_a::test_b`: it broke",
     ]
 

@@ -23,11 +23,12 @@ Kind = Literal["classes", "labels", "values"]
 
 @dataclass(frozen=True)
 class EndToEndGap:
-    """The predictions of one form beside those of the trained (dynamic) one."""
+    """The predictions of a form or a merge compared with the reference: AuroRA's trained (dynamic) form, or the model
+    of another method, unmerged."""
 
     form: str
     kl: float | None
-    """Mean KL(dynamic || form) of the predicted distributions, in nats; None where the model predicts no classes."""
+    """Mean KL(reference || this) of the predicted distributions, in nats; None where the model predicts no classes."""
     largest_logit_difference: float
     """The largest absolute difference of a logit, at any position that counts."""
     agreement: float | None
