@@ -6,7 +6,7 @@ from torch import nn
 from aurora_lora import AuroraConfig, FormError, calibrate, set_form
 from aurora_lora.forms import FORMS, MERGED, form_named
 from aurora_lora.lab.report.colours import FORM_STYLES
-from aurora_lora.training.results import score_table
+from aurora_lora.training.score_tables import score_table
 
 
 @pytest.mark.parametrize("name", FORMS)

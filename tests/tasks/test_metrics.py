@@ -20,7 +20,7 @@ from aurora_lora.tasks.metrics import (
     regression_metrics,
 )
 from aurora_lora.training.kinds import kind_of
-from aurora_lora.training.results import score_table
+from aurora_lora.training.score_tables import score_table
 
 
 @pytest.mark.parametrize(("examples", "classes"), [(1, 2), (7, 2), (200, 3), (50, 1)])

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RunFolder, Split, complain, note, print_json, quiet, say_written, stderr, stdout
-
-Figures = dict[str, Callable[[dict[str, Any]], Any]]
-"""What draws what was measured, by the name of the file."""
-
-MeasuredInto = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the files go; DIR by default.")
-]
+from .common import Json, RunFolder, Split, complain, note, print_json, quiet, stderr, stdout
+from .measured import Figures, MeasuredInto, write_measured
 
 
 def merge(
@@ -224,27 +217,6 @@ def sigma(
     with stderr().status("running the calibration inputs"):
         record = {"run": str(folder), **measure(run, examples)}
     write_measured(target / SIGMA, record, {"sigma": sigma_figure}, run.subject, as_json)
-
-
-def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject: str, as_json: bool) -> None:
-    """Write what was measured as JSON, its figures beside it where any can be drawn, and say so."""
-    from aurora_lora.errors import UserError
-    from aurora_lora.files import write_json
-    from aurora_lora.lab.report.figures import about, check_matplotlib, save
-
-    write_json(path, record)
-    written = [path]
-    try:
-        check_matplotlib()
-    except UserError as error:
-        note(f"no figure: {error}")
-    else:
-        for name, figure in figures.items():
-            written += save(about(figure(record), subject), path.with_name(name))
-    if as_json:
-        print_json({**record, "written": [str(each) for each in written]})
-        return
-    say_written(written)
 
 
 def export(

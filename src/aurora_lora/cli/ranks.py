@@ -11,7 +11,7 @@ import typer
 from aurora_lora.errors import abridged, counted
 
 from .common import Json, make_models, note, print_json, print_tables, quiet, stderr
-from .deploy import write_measured
+from .measured import write_measured
 
 NAMED = 3
 """Of the layers that a note is about."""

@@ -153,7 +153,7 @@ def pretrain(
         return
     from aurora_lora.forms import MERGED
     from aurora_lora.tasks.metrics import in_order
-    from aurora_lora.training.results import examples_scored
+    from aurora_lora.training.score_tables import examples_scored
 
     scores = result["metric"]["by_form"][MERGED]
     values = ", ".join(f"{metric.heading} {metric.shown(scores[metric.name])}" for metric in in_order(scores))

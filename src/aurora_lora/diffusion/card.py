@@ -10,7 +10,8 @@ from ..forms import FORMS
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..training.card import CARD, PAPER, PEFT, made_by, save_card
-from ..training.results import Result, examples_scored, score_table
+from ..training.results import Result
+from ..training.score_tables import examples_scored, score_table
 from ..tuner.tags import TAG
 from .recipe import SubjectRecipe
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ..tasks.metrics import METRICS
-from ..training.results import examples_scored, score_table
 from ..training.run import Run
+from ..training.score_tables import examples_scored, score_table
 from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
 from ..training.summary import parameters, print_table, rate
 from .run import FORMS, GRID, IMAGES

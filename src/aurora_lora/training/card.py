@@ -25,7 +25,8 @@ from . import yaml_text
 from .kinds import kind_of
 from .kinds.texts import HeadKind
 from .recipe import Recipe
-from .results import Result, examples_scored, score_table
+from .results import Result
+from .score_tables import examples_scored, score_table
 
 CARD = "README.md"
 PEFT = "https://github.com/huggingface/peft"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from .. import files, folders
+from .. import folders
 from .._version import __version__
 from ..deploy import QuantizedMerge
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, UserError
 from ..finite import check_finite
 from .build import load_trained_model
-from .contamination_guard import MERGE_NOTE, merge_note, trained_on
+from .contamination_guard import trained_on
 from .data_record import data_format
 from .finished_run import TrainedRun
 from .kinds import kind_of
+from .merge_note import MERGE_NOTE, merge_note, write_merge_note
 from .models import Processor, stored_quantization
 from .precision import FLOAT32, check_dtype, round_weights
 from .quantized import merge_dequantized, merge_into
@@ -104,17 +105,14 @@ def merge(
     with folders.new_folder(output, last=("config.json", MERGE_NOTE)) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(str(folder))
-        written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        sizes = {name: path.stat().st_size for name, path in written.items()}
-        noted = {
-            "source": source,
-            "kind": run.task.kind,
-            "trained_on": trained_on(run.recipe),
-            "trained_with": asdict(run.trained_with),
-            "format": data_format(run.folder),
-            "files": sizes,
-        }
-        files.write_json(folder / MERGE_NOTE, noted)
+        write_merge_note(
+            folder,
+            source,
+            kind=run.task.kind,
+            trained_on=trained_on(run.recipe),
+            trained_with=run.trained_with,
+            data_format=data_format(run.folder),
+        )
         _check_only_merge(output)  # again: a merge takes a while
     return Merged(output, form, False, rounding)
 

@@ -19,13 +19,13 @@ from ..tasks.own.split import BadRow
 from .batches import in_batches
 from .build import load_trained_model
 from .chat_format import recorded_format
-from .contamination_guard import merge_note, noted_columns, noted_training
 from .distributed import state
 from .finished_run import load_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
+from .merge_note import merge_note, noted_columns, noted_training
 from .models import Processor, from_safetensors
 from .precision import FLOAT32, check_dtype, compute_in, precision_of
 from .storage import RECIPE

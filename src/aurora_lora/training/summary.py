@@ -10,8 +10,9 @@ from rich.table import Table
 from ..forms import MERGED
 from ..tasks.metrics import in_order, metric_named
 from ..text_table import TextTable, column_widths
-from .results import Result, Scores, examples_scored, rows_without_model, score_table
+from .results import Result, Scores
 from .run import Run
+from .score_tables import examples_scored, rows_without_model, score_table
 from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
 

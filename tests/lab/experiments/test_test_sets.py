@@ -20,7 +20,7 @@ from aurora_lora.training import load_run, train
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.reading import validate
 from aurora_lora.training.recipe import Recipe
-from aurora_lora.training.results import examples_scored
+from aurora_lora.training.score_tables import examples_scored
 from aurora_lora.training.summary import print_run
 
 SETS = ("boolq", "piqa", "siqa")

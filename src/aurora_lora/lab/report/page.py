@@ -13,7 +13,7 @@ from ...errors import UserError, counted
 from ...extras import extra
 from ...files import NOT_FINITE, write_text
 from ...tasks.metrics import Metric, metric_named
-from ...training.results import chance_row, rows_without_model
+from ...training.score_tables import chance_row, rows_without_model
 from .answers import every_answer, note
 from .catalogue import figures_of
 from .convergence import convergence_note

@@ -11,7 +11,8 @@ from ...files import NOT_FINITE
 from ...tasks.metrics import metric_named
 from ...text_table import TextTable
 from ...training.reading import task_name
-from ...training.results import chance_row, task_chance
+from ...training.results import task_chance
+from ...training.score_tables import chance_row
 from ...tuner.fields import is_number
 from .answers import every_answer, note
 from .groups import plain
