@@ -19,9 +19,9 @@ from ..meanwhile import meanwhile
 from ..ops import without_autocast
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
-from ..tuner.model import is_bypassed
 from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
+from ..tuner.targets import is_bypassed
 from .wrappers import output_embeddings, plain_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

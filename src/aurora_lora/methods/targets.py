@@ -12,6 +12,7 @@ from ..deploy.wrappers import output_embeddings
 from ..errors import FormError, NotFiniteError, unknown
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.peft_names import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from ..tuner.targets import model_type
 from .adapted_module import AdaptedModule
 from .linear import is_linear
 from .parameters import head_modules, is_in
@@ -19,8 +20,7 @@ from .parameters import head_modules, is_in
 
 def lora_targets(model: nn.Module) -> list[str] | None:
     """The modules that PEFT's LoRA adapts in such a model, or None if it does not know the architecture."""
-    kind = getattr(getattr(model, "config", None), "model_type", "")
-    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type(model) or "")
     return None if names is None else list(names)
 
 

@@ -8,6 +8,7 @@ import torch
 from peft.config import PeftConfig
 from torch import Tensor, nn
 
+from .adapters import no_adapter
 from .layer import AuroraLayer
 from .peft_names import ModulesToSaveWrapper
 
@@ -31,7 +32,7 @@ def check_combination(
         raise ValueError(f"adapters and weights must be of one length, not {len(adapters)} and {len(weights)}.")
     for name in adapters:
         if name not in configs:
-            raise ValueError(f"Adapter {name!r} does not exist (there are: {', '.join(configs)}).")
+            raise no_adapter(name, configs)
     if adapter_name in configs:
         raise ValueError(f"Adapter {adapter_name!r} exists already.")
     for field, none in (("bias", ("none",)), ("trainable_token_indices", (None, [], {}))):

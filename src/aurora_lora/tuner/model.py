@@ -16,8 +16,6 @@ from .adapters import aurora_layers, note_shared_weights
 from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
-from .conv import AuroraConv1d, AuroraConv2d, AuroraConv3d
-from .embedding import AuroraEmbedding
 from .fused_encoder import call_layers_of, keep_padding, leave_out_uncalled, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
@@ -32,38 +30,16 @@ from .peft_names import (
     get_pattern_key,
     get_quantization_kwargs,
     onload_layer,
-    resolve_quantization_backend,
 )
 from .registration import PREFIX
 from .stacked import alone
 from .tags import add_tags, take_tags
-from .tensors import is_tensor_parallel, ordinary_tensors
+from .targets import is_bypassed, layer_class, model_type
+from .tensors import ordinary_tensors
 from .ties import untie_all
 
-LAYERS: dict[type[nn.Module], type[AuroraLayer]] = {
-    nn.Linear: AuroraLinear,
-    Conv1D: AuroraLinear,
-    nn.Conv1d: AuroraConv1d,
-    nn.Conv2d: AuroraConv2d,
-    nn.Conv3d: AuroraConv3d,
-    nn.Embedding: AuroraEmbedding,
-}
-
-BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
-"""Layers whose weight the kernels of Mamba read without calling the layer, so that an adapter would do nothing."""
-MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 REFERENCE = "ref"
 """TRL's name for the adapter of the policy that a trained one is compared with."""
-
-
-def is_bypassed(model: Any, name: str) -> bool:
-    """Whether a model never calls its layers of this name, so that an adapter there would do nothing."""
-    return model_type(model) in MAMBA and name in BYPASSED_IN_MAMBA
-
-
-def model_type(model: Any) -> str | None:
-    """What Transformers calls the architecture; None of a model that is not one of its."""
-    return getattr(getattr(model, "config", None), "model_type", None)
 
 
 class AuroraModel(BaseTuner):
@@ -133,26 +109,8 @@ class AuroraModel(BaseTuner):
         self, config: AuroraConfig, target: nn.Module, adapter_name: str, key: str, r: int, alpha: float
     ) -> AuroraLayer:
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if isinstance(base_layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
-            raise ValueError(
-                f"Target module {key!r} belongs to a torch.nn.MultiheadAttention, which reads its weight without "
-                "calling it: an adapter there would do nothing. Leave it out with exclude_modules."
-            )
-        if is_tensor_parallel(base_layer):
-            raise ValueError(
-                f"Target module {key!r} is split over processes, and tensor parallelism is not supported: load the "
-                "base without tp_plan / tp_size. For FSDP2 over a named mesh, call get_peft_model before fully_shard."
-            )
         quantization = get_quantization_kwargs(self)
-        layer_cls = next((cls for kind, cls in LAYERS.items() if isinstance(base_layer, kind)), None)
-        if layer_cls is None and resolve_quantization_backend(base_layer, **quantization) is not None:
-            layer_cls = AuroraLinear
-        if layer_cls is None:
-            raise ValueError(
-                f"Target module {key!r} is a {type(base_layer).__name__}, which AuroRA does not support: it adapts "
-                "torch.nn.Linear (also quantised), Conv1d, Conv2d, Conv3d, Embedding and transformers' Conv1D. Leave "
-                "it out with exclude_modules."
-            )
+        layer_cls = layer_class(base_layer, key, quantization)
         is_conv1d = isinstance(base_layer, Conv1D)
         if layer_cls is AuroraLinear and is_conv1d != config.fan_in_fan_out:
             warnings.warn(
