@@ -12,8 +12,9 @@ from peft import get_peft_model
 from torch import nn
 
 import aurora_lora
-from aurora_lora import AuroraConfig, CalibrationError, calibrate, set_form
+from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
 from aurora_lora.deploy.collector import Collector
+from aurora_lora.deploy.float64 import CHUNK_BYTES
 from aurora_lora.deploy.inputs import Runner
 from aurora_lora.deploy.moments import LayerMoments, SharedInput, Target
 from aurora_lora.deploy.products import mirror
@@ -382,18 +383,40 @@ def test_what_is_refused(make_bert, config, batches):
     assert not model.peft_config["default"].calibrated
 
 
+class Unused(nn.Module):
+    """Two layers, of which one is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.used(x)
+
+
 def test_a_layer_that_no_input_reaches_is_named():
-    class Unused(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.used(x)
-
-    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"], init_weights=False))
-    with pytest.raises(CalibrationError, match=r"No input reached .*idle"):
+    config = AuroraConfig(target_modules=["used", "idle"], init_weights=False)
+    model = get_peft_model(Unused(), config)
+    with pytest.raises(CalibrationError, match=r"No input reached .*idle: .* exclude_modules"):
         calibrate(model, [torch.randn(3, 4)])
+
+
+@pytest.mark.parametrize("max_memory", [None, 2 * CHUNK_BYTES + 600])  # one group of layers, one layer each
+def test_a_layer_that_no_input_reaches_in_training_either(max_memory):
+    """As the image tower of a model that is trained on texts: B is 0 there, and a merge changes nothing."""
+    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"], skip=False))
+    used, idle = model.base_model.model.used, model.base_model.model.idle
+    nn.init.normal_(used.aurora_B["default"])
+    before = idle.get_base_layer().weight.clone()
+    x = torch.randn(20, 4)
+    report = calibrate(model, [x], max_memory=max_memory)
+    assert [(one.vectors, one.explained == 1) for one in report.layers] == [(20, False), (0, True)]
+    gap = merge_gap(model, [x])
+    assert {entry.layer.rsplit(".")[-1] for entry in gap.layers} == {"used"}
+    calibrated = model.eval()(x)
+    merged = model.merge_and_unload()
+    assert torch.allclose(merged(x), calibrated, atol=1e-6)
+    assert torch.equal(merged.idle.weight, before)
 
 
 def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():

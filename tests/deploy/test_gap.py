@@ -283,7 +283,7 @@ def test_a_layer_without_input_does_not_look_exact():
 
     model = get_peft_model(Router(), AuroraConfig(target_modules=["one", "other"], init_weights=False))
     x = torch.rand(5, 4)
-    with pytest.raises(CalibrationError, match=r"No input reached base_model\.model\.other: .* every adapted layer"):
+    with pytest.raises(CalibrationError, match=r"No input reached .*other: the inputs of merge_gap must use"):
         merge_gap(model, [x])
     assert all(entry.relative_error > 0 for entry in merge_gap(model, [x, -x]).layers)
 

@@ -602,6 +602,13 @@ def test_a_layer_without_input(folder):
     model.base_model.model.model.layers = nn.ModuleList(model.base_model.model.model.layers)
     model.base_model.model.config.num_hidden_layers = 1
     refused(model, INPUTS, CalibrationError, "No input reached")
+    idle = [module for path, module in model.named_modules() if ".layers.1." in path and hasattr(module, "lora_B")]
+    for module in idle:
+        nn.init.zeros_(module.lora_B["default"].weight)
+    weights = [module.get_base_layer().weight.clone() for module in idle]
+    report = merge_quantized(model, INPUTS)  # what adds nothing needs no input
+    assert sum(one.by_inputs == 0 for one in report.layers) == len(idle) > 0
+    assert all(torch.equal(one.get_base_layer().weight, weight) for one, weight in zip(idle, weights, strict=True))
 
 
 def test_merged_already(folder):

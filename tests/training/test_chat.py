@@ -12,7 +12,13 @@ import tiny
 import torch
 from peft import PeftModel
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    TrainerCallback,
+)
 from typer.testing import CliRunner
 
 from aurora_lora import AuroraConfig, cli
@@ -386,6 +392,29 @@ def test_every_command(read: Read, model: Path, tmp_path: Path) -> None:
     aurora("predict", run, tmp_path / "asked.jsonl", "--form", "static", "-o", tmp_path / "static.jsonl")
     aurora("report", run, "--html", tmp_path / "page.html")
     assert "Answers in held-out conversations" in (tmp_path / "page.html").read_text()
+
+
+def test_a_model_that_sees_images_too(read: Read, tmp_path: Path) -> None:
+    """Its configuration names no padding token beside that of its texts, and no text reaches its image tower, whose
+    layers have the names of those that are adapted."""
+    base = chats.save_model(tmp_path / "gemma")
+    vocabulary = len(AutoTokenizer.from_pretrained(base))
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    texts = {**size, "vocab_size": vocabulary, "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8}
+    images = {**size, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Gemma3Config(text_config=texts, vision_config=images, mm_tokens_per_image=4)
+        config.text_config.pad_token_id = None
+        Gemma3ForConditionalGeneration(config).save_pretrained(base)
+    run = train(read(base=base), tmp_path / "run").folder
+    targets = json.loads((run / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert "q_proj" in targets
+    aurora("merge", run, "-o", tmp_path / "merged")
+    question = "film : good plot , it was ?"
+    said = [json.loads(aurora("predict", tmp_path / name, question, "--json").stdout) for name in ("run", "merged")]
+    assert said[0] == said[1]
+    assert "static" in aurora("gap", run, "--examples", 4).output
 
 
 def test_a_merged_model_ends_its_answers_by_itself(read: Read, tmp_path: Path) -> None:

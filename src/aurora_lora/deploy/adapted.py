@@ -18,7 +18,7 @@ from .collector import Collector
 from .formats import Format, format_for, format_of, name_of
 from .inputs import Runner
 from .memory_bound import memory_bound
-from .merged_weight import layers_with_adapters, merged_linear
+from .merged_weight import bias_change, layers_with_adapters, merged_linear
 from .moments import Target, means_by_input
 from .passes import Passes
 from .plan import plan, rounding_bytes
@@ -70,6 +70,11 @@ class AdaptedLayer:
                 raise NotFiniteError(f"{self.path}: the merged {what} is not finite; the adapter seems to be broken.")
         return self._upright(held).contiguous(), self._upright(merged).contiguous(), bias
 
+    def is_idle(self) -> bool:
+        """Whether its adapters add nothing."""
+        held, merged, bias = self.weights()
+        return torch.equal(held, merged) and bias_change(self.module, bias) is None
+
     def in_dtype(self, dtype: torch.dtype | None, exact: Tensor) -> Tensor:
         """The weight (d_out, d_in) that a merge into a base of this dtype gives, rounded as the layer does."""
         dtype = dtype or self.dtype
@@ -118,6 +123,7 @@ def input_moments(
     layers: Mapping[str, AdaptedLayer], runner: Runner, data: Passes, max_memory: int | str | None = None
 ) -> Iterator[tuple[Tensor, list[tuple[AdaptedLayer, int]]]]:
     """E[x x^T] (d_in, d_in), with the layers that have these inputs, each with how many it saw; to round weights by.
+    Layers that no input reached, and whose adapters add nothing, do not come.
 
     Args:
         layers: by path.
@@ -125,7 +131,7 @@ def input_moments(
         data: what to run it on.
         max_memory: see `memory_bound`.
     """
-    targets = [Target(path, layer.module) for path, layer in layers.items()]
+    targets = [Target(path, layer.module, is_idle=layer.is_idle) for path, layer in layers.items()]
     bound = memory_bound(max_memory, *runner.devices)
     for group in plan(runner, targets, data, bound, True, rounding_bytes):
         yield from (  # nothing of one group is held while the next is collected

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,9 @@ from torch import nn
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
 from ..forms import DYNAMIC, STATIC
-from ..tuner import active_adapters, active_configs, aurora_layers, set_form
+from ..tuner import AuroraLayer, active_adapters, active_configs, aurora_layers, set_form
 from ..tuner.fields import is_number, require
+from ..tuner.tensors import gathered
 from .collector import Collector
 from .inputs import Runner, as_batches
 from .memory_bound import memory_bound
@@ -33,7 +35,8 @@ class LayerCalibration:
     layer: str
     adapter: str
     vectors: int
-    """Input vectors that the moments were taken over (padding left out)."""
+    """Input vectors that the moments were taken over (padding left out); 0 of a layer that no input reached and whose
+    adapter adds nothing (B = 0)."""
     explained: float
     """Share of E|sigma(Ax)|^2 that A_cal x reproduces on the calibration inputs: 1 is exact."""
     ridge: float
@@ -112,9 +115,9 @@ def calibrate(
         A report with the explained share of each layer.
 
     Raises:
-        CalibrationError: no batches, an input that is not finite, a layer that no input reached, a merged adapter,
-            adapters that are switched off, a `max_memory` that not even one layer fits in, or a matrix that is not
-            finite. The adapter is left as it was.
+        CalibrationError: no batches, an input that is not finite, a layer with B != 0 that no input reached, a merged
+            adapter, adapters that are switched off, a `max_memory` that not even one layer fits in, or a matrix that is
+            not finite. The adapter is left as it was.
         FormError: the adapter was trained in the static form, or sigma is the identity in all of its layers (plain
             LoRA, embeddings): it merges exactly as it is.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
@@ -135,8 +138,12 @@ def calibrate(
                 for layers in by_input(collector.collect(data.one_pass())):
                     solutions += solve(layers, ridge)
             _store(solutions)
-    found = {(s.target.name, s.adapter): s for s in solutions}
-    reports = tuple(_report(found[target.name, adapter]) for target in targets for adapter in target.adapters)
+            found = {(s.target.name, s.adapter): _report(s) for s in solutions}
+            for target in targets:
+                for adapter in target.adapters:
+                    if (target.name, adapter) not in found:
+                        found[target.name, adapter] = _of_idle(target, adapter)
+    reports = tuple(found[target.name, adapter] for target in targets for adapter in target.adapters)
     return CalibrationReport(reports, data.passes, len(groups), time.perf_counter() - start)
 
 
@@ -149,6 +156,13 @@ def _store(solutions: list[Solution]) -> None:
                 f"The calibrated matrix of {solution.target.name} is not finite in {dtype}: try a larger ridge."
             )
         layer.calibration[adapter].store(solution.matrix)
+
+
+def _of_idle(target: Target, adapter: str) -> LayerCalibration:
+    """Of a layer that no input reached and whose B is 0: any map of its inputs is exact, and A the simplest."""
+    layer = target.module
+    layer.calibration[adapter].store(layer.aurora_A[adapter].detach())
+    return LayerCalibration(target.name, adapter, 0, 1.0, 0.0)
 
 
 def _report(solution: Solution) -> LayerCalibration:
@@ -172,7 +186,7 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
         adapters = [name for name in names if name in layer.aurora_A and not layer.forms_coincide(name)]
         static += [name for name in adapters if layer.aurora_config[name].train_form == STATIC]
         if trained := tuple(name for name in adapters if name not in static):
-            targets.append(Target(layer_name, layer, trained))
+            targets.append(Target(layer_name, layer, trained, partial(_is_idle, layer, trained)))
     if static and not targets:
         raise FormError(
             f"Adapter {static[0]!r} was trained in the static form, which merges exactly: nothing to calibrate."
@@ -183,6 +197,11 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
             "exactly as they are."
         )
     return targets
+
+
+def _is_idle(layer: AuroraLayer, adapters: Sequence[str]) -> bool:
+    """Whether B is 0 in all of the adapters, as at the start."""
+    return all(not gathered(layer.aurora_B[name].detach()).any() for name in adapters)
 
 
 def check_unmerged(model: nn.Module, action: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..tuner.tensors import computing_device
-from .inputs import Batch, Runner, input_geometry, no_batches, watched_inputs
+from .inputs import Batch, Runner, input_geometry, no_batches, not_reached, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
 from .processes import calls_of_processes, several_processes
 
@@ -110,6 +110,8 @@ class Collector:
 
         The order is that of the first process; layers that it did not reach come after, in that of the next.
 
+        A target that no input reached is not among them if its adapters add nothing.
+
         Raises:
             CalibrationError: on every process: it failed on one of them, they disagree, or no input reached a target.
         """
@@ -121,15 +123,13 @@ class Collector:
             for i, leader in calls:
                 if leader_of.setdefault(i, leader) != leader:
                     raise self._apart(_SHARED_ELSEWHERE.format(names[i]))
-        for i, name in enumerate(names):
-            if i not in leader_of:
-                raise CalibrationError(
-                    f"No input reached {name}: the inputs of {self.runner.action} must use every adapted layer."
-                )
+        unreached = [target for i, target in enumerate(self.targets) if i not in leader_of]
+        if trained := [target.name for target in unreached if not target.is_idle()]:
+            raise not_reached(trained, self.runner.action)
         return {names[i]: names[leader] for i, leader in leader_of.items()}
 
     def finish(self) -> list[LayerMoments]:
-        """The sums over all processes, in the order of the targets.
+        """The sums over all processes, in the order of the targets; see `leaders`.
 
         Raises:
             CalibrationError: a layer saw no input, one that was not finite, or not the one that it seemed to share.
@@ -139,7 +139,8 @@ class Collector:
         self.layers = {}
         inputs = {layer.shared.leader: layer.shared for layer in reached.values()}
         layers = []
-        for target in self.targets:  # other processes may have reached what this one did not
+        for target in (one for one in self.targets if one.name in leaders):
+            # other processes may have reached what this one did not
             shared = inputs.setdefault(leaders[target.name], SharedInput(leaders[target.name]))
             layers.append(reached.get(target.name) or LayerMoments(target, shared))
             layers[-1].make_room(computing_device(next(target.module.parameters())))

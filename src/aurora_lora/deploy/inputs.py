@@ -13,7 +13,7 @@ import torch
 from peft import AdaLoraModel
 from torch import Tensor, nn
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, abridged
 from ..tuner import AuroraLayer
 from ..tuner.fields import is_int, require
 from ..tuner.tensors import computing_device
@@ -24,6 +24,19 @@ from .texts import CONVERSATIONS, Tokenized, conversations
 from .wrappers import output_embeddings, plain_model, unwrapped, without_ddp
 
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
+
+
+def not_reached(names: Sequence[str], action: str) -> CalibrationError:
+    """What to raise where no input reached trained layers.
+
+    Args:
+        names: of the layers.
+        action: the function that watched them.
+    """
+    return CalibrationError(
+        f"No input reached {abridged(names)}: the inputs of {action} must use every layer whose adapter is trained (B "
+        "is not 0); exclude_modules leaves out those that they cannot reach."
+    )
 
 
 def no_batches(action: str) -> CalibrationError:

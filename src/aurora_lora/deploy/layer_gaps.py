@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraLayer, active_layers
 from .float64 import ROUNDING, float64_pieces, to_float64
-from .inputs import Runner, watched_inputs
+from .inputs import Runner, not_reached, watched_inputs
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,15 @@ class FormSums:
             entry.add(vectors)
 
     def result(self) -> tuple[LayerGap, ...]:
-        return tuple(gap for (path, name), entry in self.layers.items() for gap in entry.result(path, name))
+        """Of the layers that inputs reached; others must have B = 0.
+
+        Raises:
+            CalibrationError: a trained layer that no input reached, or whose adapter gives no finite numbers.
+        """
+        unreached = {path: entry for (path, _), entry in self.layers.items() if entry.n == 0}
+        if trained := [path for path, entry in unreached.items() if entry.gram.any()]:
+            raise not_reached(trained, self.runner.action)
+        return tuple(gap for (path, name), entry in self.layers.items() if entry.n for gap in entry.result(path, name))
 
 
 class _LayerSums:
@@ -82,8 +90,6 @@ class _LayerSums:
                 self.errors[form] += self._square(piece - inputs @ M.T)
 
     def result(self, path: str, name: str) -> list[LayerGap]:
-        if self.n == 0:
-            raise CalibrationError(f"No input reached {path}: the inputs of merge_gap must use every adapted layer.")
         if not math.isfinite(self.power):
             raise CalibrationError(f"The adapter of {path} gives no finite numbers: is the model or a batch broken?")
         mean = self.mean / self.n

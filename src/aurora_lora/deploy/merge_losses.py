@@ -118,8 +118,8 @@ class MergeSums:
             return layer.in_dtype(merge.dtype, exact)
         if own is layer.format and torch.equal(held, exact):
             return held
-        if merge.by_inputs:
-            codes, grid = self._chosen[merge.name, layer.path]
+        if merge.by_inputs and (chosen := self._chosen.get((merge.name, layer.path))):  # not where no input came
+            codes, grid = chosen
             return grid.dequantised(codes.int())
         grid = own.fitted(exact)
         return grid.dequantised(grid.round(exact))

@@ -116,7 +116,7 @@ def merge_quantized(
     Raises:
         MergeError: nothing is quantised; a layer's format or method does not allow it; an adapter is merged already.
             The model is as before then, and after any other error.
-        CalibrationError: no batches; a layer that no input reached, or one that was not finite.
+        CalibrationError: no batches; a trained layer that no input reached, or one that was not finite.
         NotFiniteError: a merged weight that is not finite.
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `AuroraModel.merge_adapter`.
         ValueError: an argument that is not allowed.
@@ -134,6 +134,11 @@ def merge_quantized(
             inputs = input_moment(S, damping)  # layers that share an input share its factors
             rounded |= {layer.path: _rounded(layer, S, inputs, vectors) for layer, vectors in together}
             del S, inputs  # before the next ones are collected
+    for path, layer in layers.items():
+        if path not in rounded:  # no input reached it, and its adapters add nothing
+            assert layer.format is not None
+            kind = layer.format.backend.backend_name
+            rounded[path] = _Rounded(None, None, LayerMerge(path, kind, 0.0, 0.0), 0)
     note_shared_weights(model)
     merged: list[Any] = []
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ class Target:
     module: Any
     """An AuroRA layer, or a layer of PEFT on a linear one."""
     adapters: tuple[str, ...] = ()
+    is_idle: Callable[[], bool] = lambda: False
+    """Whether its adapters add nothing to any input, so that none has to reach it; the same on every process."""
 
     @property
     def d_in(self) -> int:

@@ -32,7 +32,7 @@ from ..tasks.own.split import BadRow
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .batches import in_batches
 from .data import encode
-from .models import load_causal_model, load_classifier, load_tokenizer, most_tokens, stored_quantization
+from .models import fill_padding, load_causal_model, load_classifier, load_tokenizer, most_tokens, stored_quantization
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """The last layer of a text classifier, as Transformers calls it."""
@@ -105,8 +105,7 @@ def adapter_gap(
     measured, rounding = (rows[::2], rows[1::2]) if has_rounding else (rows, [])
     adapted = _load(adapter, str(base), settings)
     tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else str(base))
-    if getattr(adapted.config, "pad_token_id", None) is None:
-        adapted.config.pad_token_id = tokenizer.pad_token_id  # by which a classifier finds a text's last token
+    fill_padding(adapted.config, tokenizer)
 
     labels, unlabelled = None, None
     if settings["task_type"] == "SEQ_CLS" and any(example.label is not None for example in rows):

@@ -25,6 +25,7 @@ from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun
 from .kinds import kind_of
+from .models import padding_of
 from .outcome import name_revision
 from .precision import check_dtype
 from .storage import ADAPTER
@@ -109,8 +110,7 @@ def export(
             export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base, all_layers=all_layers)
             name_revision(partial, run.recipe)
             if carded:
-                padding = getattr(model.config, "pad_token_id", None)
-                write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding), form)
+                write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding_of(model.config)), form)
     except FormError:
         raise
     except ValueError as error:

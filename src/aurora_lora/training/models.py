@@ -118,12 +118,27 @@ def load_base_model(
         config = AutoConfig.from_pretrained(source, **where, **NO_CODE)
         if exact and config.dtype != dtype:
             dtype = torch.float32
-        if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
-            config.pad_token_id = processor.pad_token_id
+        fill_padding(config, processor)
         kind.set_head(config, names or task.labels or (task.name,))
         auto = getattr(transformers, kind.auto)
         loaded = _as_asked(auto, source, config, base, dtype, **where, **kind.load_options)
         return with_commit(loaded, source, base.revision)
+
+
+def padding_of(config: Any) -> int | None:
+    """The padding token that a model's configuration names, or that of its texts where it sees images, too."""
+    found: int | None = getattr(config, "pad_token_id", None)
+    return getattr(config.get_text_config(), "pad_token_id", None) if found is None else found
+
+
+def fill_padding(config: Any, processor: Processor) -> None:
+    """Let a model know its tokenizer's padding token if it names none: by it a decoder finds a text's last token."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return
+    texts = config.get_text_config()  # itself, where a model sees nothing else
+    for one in (config, texts):
+        if getattr(one, "pad_token_id", None) is None and (one is texts or hasattr(one, "pad_token_id")):
+            one.pad_token_id = processor.pad_token_id
 
 
 def _section(base: ModelSection | str) -> ModelSection:

@@ -17,6 +17,7 @@ from . import card, storage
 from .base_commit import commit_of
 from .data import Data
 from .kinds import kind_of
+from .models import padding_of
 from .recipe import Recipe
 from .results import Result, Scores, build_result, epochs_from_log, write_result
 from .storage import ADAPTER, CHECKPOINTS, LORA
@@ -91,7 +92,7 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
 
 def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
     """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
-    facts = card.Facts(recipe, data.task, result, getattr(trainer.module.config, "pad_token_id", None))
+    facts = card.Facts(recipe, data.task, result, padding_of(trainer.module.config))
     no_lora = _write_lora(folder / LORA, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
     with folders.new_folder(folder / ADAPTER) as adapter:
         recipe.method.save(trainer.module, adapter)

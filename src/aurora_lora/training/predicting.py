@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 from ..deploy.export_file import DTYPES
 from ..errors import AuroraError, FormError, NotFiniteError, UserError
@@ -26,7 +26,7 @@ from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .merge_note import merge_note, noted_columns, noted_training
-from .models import Processor, from_safetensors
+from .models import Processor, fill_padding, from_safetensors
 from .precision import FLOAT32, check_dtype, compute_in, precision_of
 from .storage import RECIPE
 
@@ -155,9 +155,7 @@ def _load_predictor(folder: Path, form: str | None, dtype: str | None) -> Predic
         talks = recorded_format(processor) or getattr(processor, "chat_template", None)
         if note is None and kind is MULTIPLE_CHOICE and talks:
             kind = CHAT  # a model of someone else's
-        config: Any = model.config
-        if isinstance(processor, PreTrainedTokenizerBase) and config.pad_token_id is None:
-            config.pad_token_id = processor.pad_token_id  # by which a decoder finds a text's last token
+        fill_padding(model.config, processor)
         columns, trained = noted_columns(folder), noted_training(folder)
         return Predictor(folder, kind, model, processor, columns, trained=trained, dtype=dtype)
     except AuroraError:
