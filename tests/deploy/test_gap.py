@@ -13,6 +13,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
+    CLIPConfig,
+    CLIPModel,
     GPT2LMHeadModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -514,6 +516,25 @@ def test_pixels_of_the_labels_resolution_are_scored(segformer, left_out):
             output = segformer(**batch)
         right = (output.logits.argmax(1) == labels)[labels != left_out].double().mean()
         assert entry.metric == pytest.approx({"nll": float(output.loss), "accuracy": float(right)}, abs=1e-6)
+
+
+def test_images_beside_texts_predict_which_text():
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    texts = {**size, "vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": 2}
+    images = {**size, "image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    base = CLIPModel(CLIPConfig(text_config=texts, vision_config=images, projection_dim=8))
+    model = get_peft_model(base, AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False))
+    ids = torch.randint(3, 20, (5, 8))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(5, 3, 8, 8)}
+    gap = merge_gap(model, [batch])
+    static = next(entry for entry in gap.end_to_end if entry.form == "static")
+    with set_form(model, "dynamic"), torch.no_grad():
+        first = model.eval()(**batch).logits_per_image
+    with set_form(model, "static"), torch.no_grad():
+        second = model(**batch).logits_per_image
+    assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
+    assert static.kl is not None
 
 
 def test_an_answers_two_ends_are_predictions():

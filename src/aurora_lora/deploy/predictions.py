@@ -226,7 +226,7 @@ def _predicts_next_token(model: nn.Module) -> bool:
 def _kind(model: nn.Module, output: Any) -> Kind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
-    has_logits = any(_of(output, name) is not None for name in ("logits", "end_logits"))
+    has_logits = any(_of(output, name) is not None for name in ("logits", "logits_per_image", "end_logits"))
     if not has_logits or problem == "regression":
         return "values"
     if problem == "multi_label_classification":
@@ -241,8 +241,9 @@ def _of(output: Any, name: str) -> Tensor | None:
 
 
 def _predictions(output: Any) -> Tensor:
-    """What a model predicts: its `logits`, its `sample` (diffusers), its `sentence_embedding` or `scores`
-    (sentence-transformers), its last hidden states, or the output itself.
+    """What a model predicts: its `logits`, its `logits_per_image` (CLIP: which text of the batch), its `sample`
+    (diffusers), its `sentence_embedding` or `scores` (sentence-transformers), its last hidden states, or the output
+    itself.
 
     The classes of each position or pixel are the last axis; of a question's answer, where it begins and where it ends.
     """
@@ -252,7 +253,7 @@ def _predictions(output: Any) -> Tensor:
     logits = _of(output, "logits")
     if logits is not None and logits.dim() == 4:  # of an image, (batch, classes, height, width)
         return logits.movedim(1, -1)
-    for name in ("logits", "sample", "sentence_embedding", "scores", "last_hidden_state"):
+    for name in ("logits", "logits_per_image", "sample", "sentence_embedding", "scores", "last_hidden_state"):
         value = _of(output, name)
         if value is not None:
             return value
