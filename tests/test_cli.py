@@ -361,6 +361,7 @@ def test_version_and_help(aurora: Invoke) -> None:
         (["train", "RECIPE", "seed=1", "-o", "RUN"], "they differ in seed (there 0, here 1)"),
         (["train", "RECIPE", "-o", "/proc/run"], "cannot write /proc/run"),
         (["evaluate", "none"], "none is not the folder of a run"),
+        (["merge", "RUN/adapter", "-o", "merged"], "it has no recipe.yaml; it holds an adapter: PEFT loads it"),
         (["evaluate", "RUN", "--form", "calibratd"], "--form calibratd is not one of the aurora run in "),
         (["evaluate", "RUN", "--split", "dev"], "split 'dev' is not one of train, validation, test"),
         (["merge", "RUN", "-o", "RUN/adapter"], "already holds something that `aurora merge` did not write"),

@@ -163,7 +163,9 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
     """
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}")
+        hint = "; it holds an adapter: PEFT loads it, and `aurora gap` measures its merge"
+        is_adapter = (folder / "adapter_config.json").is_file()
+        raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}{hint if is_adapter else ''}")
     result = read_result(folder)
     if result is None or not (folder / ADAPTER).is_dir():
         raise UserError(
