@@ -14,6 +14,7 @@ _LORA_RANKS = tuple(
 SAME_START = tuple(f"{ask} with the same start" for ask in (*RANKS[:2], *_LORA_RANKS))
 QUARTER = tuple(f"Are {whose}ranks by the gradients better than r=2 on query and value" for whose in ("", "LoRA's "))
 _LORA_HALF = "Are LoRA's ranks by the gradients better than r=4 on query and value"
+HALF_OWN_START = tuple(f"{ask}, with LoRA's start" for ask in (RANKS[2], _LORA_HALF))
 _SAME_RANKS = "With the same ranks by the gradients, is AuroRA above LoRA"
 TWO_METHODS = tuple(f"{_SAME_RANKS} at {share}" for share in ("half of the weights", "a quarter"))
 _TWO_METHODS_TOO = (
@@ -53,12 +54,16 @@ _MERGE = "Does the calibrated merge lose against the trained form"
 _MERGES_TOO = ("Does the calibrated merge lose without the skip", "Does the calibrated merge lose at r=2 everywhere")
 _HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in ("", "without the skip "))
 _HIGH_SKIP = "At a rate far too high, does the skip help"
-_OTHERS = ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
+_OTHERS = ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
 _SAME = {r: f"Does AuroRA r={r} without skip beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does AuroRA r=2 beat LoRA r=2"
 SAME_LAYERS = "Is AuroRA above LoRA at r=8"
 _SAME_TOO = ("Is AuroRA above LoRA at r=2", f"{SAME_LAYERS}, both with the aligned start")
+_SAME_PAIRS = tuple(
+    f"Is AuroRA above LoRA at r={r}{both}" for both in ("", ", both with the aligned start") for r in (2, 4, 8)
+)
 _NO_SKIP = {r: f"Is AuroRA without skip above LoRA at r={r}" for r in (2, 4, 8)}
+_NO_SKIP_ALIGNED = {r: f"{ask}, both with the aligned start" for r, ask in _NO_SKIP.items()}
 _METHODS = ("PiSSA", "EVA", "LoRA-GA", "MoSLoRA", "SineLoRA", "HiRA", "full fine-tuning")
 _SKIP = ("Does the skip help",)
 _START = ("Does the aligned start help AuroRA r=8",)
@@ -79,16 +84,14 @@ CASES = {
             _EVERYWHERE_ALIGNED,
             *AS_MANY,
         ),
-        **dict.fromkeys(
-            ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
-            (*RANKS[:2], *_LORA_RANKS, *SAME_START, *QUARTER, EVERYWHERE, *_TWO_EVERYWHERE),
-        ),
+        **dict.fromkeys(_OTHERS, (*RANKS[:2], *_LORA_RANKS, *SAME_START, *QUARTER, EVERYWHERE, *_TWO_EVERYWHERE)),
         "layers": ("Are all linear layers better than query and value",),
         "ranks-movie-rating": (
             *RANKS[:2],
             *_LORA_RANKS,
             *SAME_START,
             *QUARTER,
+            *HALF_OWN_START,
             _OWN_START,
             EVERYWHERE,
             *_TWO_EVERYWHERE,
@@ -99,34 +102,27 @@ CASES = {
         "movie-sentiment": (*(_SAME[r] for r in (2, 4, 8)), _SAME_WITH_SKIP),
         "movie-rating": (*(_SAME[r] for r in (2, 8)), _SAME_WITH_SKIP),
         "ranks-short": (
-            SAME_LAYERS,
-            f"{SAME_LAYERS}, both with the aligned start",
-            *(f"Is AuroRA above LoRA at r={r}" for r in (2, 4)),
-            *(f"Is AuroRA above LoRA at r={r}, both with the aligned start" for r in (2, 4)),
+            *_SAME_PAIRS,
             *_NO_SKIP.values(),
-            *(f"{_NO_SKIP[r]}, both with the aligned start" for r in (2, 8)),
+            *(_NO_SKIP_ALIGNED[r] for r in (2, 8)),
             *TWO_METHODS,
             *_TWO_METHODS_TOO,
         ),
         "ranks-converged": (
-            *(
-                f"Is AuroRA above LoRA at r={r}{both}"
-                for both in ("", ", both with the aligned start")
-                for r in (2, 4, 8)
-            ),
+            *_SAME_PAIRS,
             _NO_SKIP[2],
             *TWO_METHODS,
             f"{TWO_METHODS[1]}, both with LoRA's start",
         ),
         "ranks-movie-rating": (
-            SAME_LAYERS,
-            *_SAME_TOO,
-            *(_NO_SKIP[r] for r in (2, 8)),
+            *_SAME_PAIRS[:3],
+            _SAME_PAIRS[5],
+            *_NO_SKIP.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO[:2],
         ),
         **dict.fromkeys(
-            ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
+            _OTHERS,
             (SAME_LAYERS, *_SAME_TOO, *(_NO_SKIP[r] for r in (2, 8)), *TWO_METHODS, _TWO_METHODS_TOO[1]),
         ),
     },
@@ -136,7 +132,9 @@ CASES = {
             *(f"Does the skip help at r={r}" for r in (2, 8, 4)),
             *(f"Does the skip help at r={r} with the aligned start" for r in (2, 8)),
         ),
+        "ranks-converged": ("Does the skip help at r=2",),
         **dict.fromkeys(_OTHERS, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
+        "ranks-movie-rating": tuple(f"Does the skip help at r={r}" for r in (2, 4, 8)),
         "high-rates": (_HIGH_SKIP,),
     },
     "start": {
@@ -152,7 +150,7 @@ CASES = {
             "Does the aligned start help a quarter",
         ),
         "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
-        **dict.fromkeys(("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"), (*_START, _LORA_START)),
+        **dict.fromkeys(_OTHERS, (*_START, _LORA_START)),
     },
     "methods": {
         "ranks-short": (
@@ -160,7 +158,7 @@ CASES = {
             *(f"Is {method} above LoRA" for method in ("MoSLoRA", "SineLoRA", "HiRA")),
         ),
         **dict.fromkeys(
-            ("ranks-movie-rating", "ranks-digits", "ranks-cifar10", "ranks-wikihow-goal"),
+            ("ranks-movie-rating", *_OTHERS),
             tuple(f"Is {method} above LoRA" for method in _METHODS),
         ),
     },

@@ -18,7 +18,7 @@ from aurora_lora.lab.report.groups import Group
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
-from .cases import AS_MANY, CASES, EVERYWHERE, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
+from .cases import AS_MANY, CASES, EVERYWHERE, HALF_OWN_START, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
 
 _HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
 _ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
@@ -37,7 +37,12 @@ PAIRS = {
         ("MoSLoRA r=8",),
     ),
     "ranks-movie-rating": (_ROBUST,),
-    "ranks-converged": (_HALF, ("LoRA 18k by gradients", "AuroRA 18k by gradients")),
+    "ranks-converged": (
+        ("LoRA r=2", "AuroRA r=2", "AuroRA r=2 without skip"),
+        *((f"LoRA r={r}", f"AuroRA r={r}") for r in (4, 8)),
+        _HALF,
+        ("LoRA 18k by gradients", "AuroRA 18k by gradients"),
+    ),
 }
 """By study, settings of LoRA and AuroRA alike in all but the method, that were tuned over the same rates; and another
 method that is robust."""
@@ -59,16 +64,16 @@ PANELS = {
 }
 """Of the figure, the question of each panel, of the studies of ranks."""
 FEWER_WEIGHTS = {
-    "half, minus LoRA r = 8 with its default start": RANKS[0],
-    "half, minus LoRA r = 8 with the aligned start, too": SAME_START[0],
-    "half, minus r = 4 on query and value, which has as many weights": RANKS[2],
-    "half, minus r = 1 on every linear layer, which has 14% more (LoRA in both)": AS_MANY[0],
-    "a quarter, minus LoRA r = 8 with its default start": RANKS[1],
-    "a quarter, minus LoRA r = 8 with the aligned start, too": SAME_START[1],
-    "a quarter, minus r = 2 on query and value, which has as many weights": QUARTER[0],
-    "AuroRA minus LoRA, both with half": TWO_METHODS[0],
+    "half, minus LoRA r = 8 with its default start": (RANKS[0],),
+    "half, minus LoRA r = 8 with the aligned start, too": (SAME_START[0],),
+    "half, minus r = 4 on query and value, which has as many weights": (RANKS[2], HALF_OWN_START[0]),
+    "half, minus r = 1 on every linear layer, which has 14% more (LoRA in both)": (AS_MANY[0],),
+    "a quarter, minus LoRA r = 8 with its default start": (RANKS[1],),
+    "a quarter, minus LoRA r = 8 with the aligned start, too": (SAME_START[1],),
+    "a quarter, minus r = 2 on query and value, which has as many weights": (QUARTER[0],),
+    "AuroRA minus LoRA, both with half": (TWO_METHODS[0],),
 }
-"""What is asked of budgets by the gradients, in words, and the question."""
+"""What is asked of budgets by the gradients, in words, and the question; of several, the first that a study has."""
 SETTLED = {
     "AuroRA 37k by gradients": ("LoRA r=8", "LoRA r=8 aligned", "AuroRA r=4 aligned"),
     "AuroRA 18k by gradients": ("LoRA r=8", "LoRA r=8 aligned"),
@@ -163,10 +168,10 @@ def fewer_weights(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     there = {study: title for study, title in ROWS.items() if study in summaries}
     table = TextTable("", ["points", *there.values()], align="l" + "r" * len(there))
     by_study = {study: {one.ask: one for one in answers(summaries[study])} for study in there}
-    for words, ask in FEWER_WEIGHTS.items():
+    for words, asked in FEWER_WEIGHTS.items():
         cells = []
         for study in there:
-            one = by_study[study].get(ask)
+            one = next((by_study[study][ask] for ask in asked if ask in by_study[study]), None)
             difference = "" if one is None else one.cells()[0]
             cells.append(f"**{difference}**" if one is not None and one.side else difference)
         table.rows.append([words, *cells])
