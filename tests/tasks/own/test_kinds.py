@@ -102,6 +102,18 @@ def test_several_labels_that_the_data_declares(label: Callable[[Any], Any]) -> N
         assert row["label"] == (expected if several else [expected])
 
 
+def test_vectors_in_a_parquet_file() -> None:
+    Dataset.from_list(_rows([[0, 1], [1, 0]] * 10)).to_parquet("rows.parquet")
+    with pytest.raises(UserError, match=r"'label' has a list of 2 times 0 or 1 in each row, which looks like a vector"):
+        _load("multi-label", "rows.parquet")
+
+
+@pytest.mark.parametrize("labels", [[[0], [1]], [[0, 1], [1]], [[0, 1], [2, 1]]], ids=str)
+def test_labels_that_are_numbers_are_no_vectors(labels: list[list[int]]) -> None:
+    names = sorted({str(one) for some in labels for one in some})
+    assert list(_load("multi-label", _rows(labels * 10)).record["classes"]) == names
+
+
 def test_two_text_columns_and_columns_called_label_and_text() -> None:
     rows = [{"label": f"first {n}", "text": f"second {n}", "stars": n % 2} for n in range(20)]
     splits = _load("classification", rows, {"text": ("label", "text"), "label": ("stars",)})
@@ -391,6 +403,7 @@ def test_images_whose_labels_are_in_a_table_beside_them() -> None:
     assert _shades(_load("images", "data", COLUMNS_OF_IMAGES)) == expected
 
 
+VECTORS = r"task\.label: 'label' has a list of 3 times 0 or 1 in each row, which looks like a vector .*lists of names"
 MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "no text": ("classification", [*_rows(["a", "b"] * 5), {"text": " ", "label": "a"}], r"row 11: 'text' is empty"),
     "no text either": ("classification", [*_rows(["a", "b"] * 5), {"label": "a"}], r"row 11: 'text' is empty"),
@@ -416,6 +429,9 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         _rows([0, "1", True] * 5),
         r"task\.label: 'label' has 0 or 1 in each row: one label is a matter of classification",
     ),
+    "vectors": ("multi-label", _rows([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]] * 5), VECTORS),
+    "vectors of switches": ("multi-label", _rows([[True, False, True], None, [False, False, False]] * 5), VECTORS),
+    "vectors as texts": ("multi-label", _rows(["[0, 1, 1]", "1, 0, 0"] * 5), VECTORS),
     "half a list": (
         "multi-label",
         _rows(["a", "['a', 'b'"] * 5),

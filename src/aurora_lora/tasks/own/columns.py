@@ -110,10 +110,19 @@ def number(value: Any) -> float:
 
 
 def label_set(value: Any) -> tuple[str, ...]:
-    """The labels of one example: a list of them, or a text with commas, semicolons or bars between them.
+    """The labels of one example, each once.
 
     Raises:
         BadRow: one that is none, or what looks like a list and is none.
+    """
+    return tuple(dict.fromkeys(class_name(one) for one in _label_list(value)))
+
+
+def _label_list(value: Any) -> Sequence[Any]:
+    """The labels of one example: a list of them, or a text with commas, semicolons or bars between them.
+
+    Raises:
+        BadRow: what looks like a list and is none.
     """
     if isinstance(value, str):
         listed = json_list(value)
@@ -126,9 +135,24 @@ def label_set(value: Any) -> tuple[str, ...]:
         value = [part for part in re.split(r"[,;|]", value) if part.strip()] if listed is None else listed
     if value is None:
         return ()
-    if not isinstance(value, list | tuple):
-        value = [value]
-    return tuple(dict.fromkeys(class_name(one) for one in value))
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def vector_length(piece: Piece, column: str) -> int:
+    """How many labels a column has as vectors of 0 and 1, the same number in each row; 0 where it has other labels.
+
+    A row without labels tells nothing, and neither does a list of one.
+    """
+    lengths: set[int] = set()
+    for value in values(piece, (column,)):
+        try:
+            listed = _label_list(value)
+        except BadRow:
+            return 0
+        lengths |= {len(listed)} if listed else set()
+        if len(lengths) > 1 or 1 in lengths or not all(map(is_switch, listed)):
+            return 0
+    return max(lengths, default=0)
 
 
 def switches(value: Any, names: Sequence[str]) -> tuple[str, ...]:

@@ -157,11 +157,8 @@ def _multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
         from datasets import ClassLabel, List
     _with_columns(pieces, columns)
     given = columns["label"]
-    if labels is None and len(given) == 1 and all(map(cells.is_switch, cells.values(pieces["train"], given))):
-        raise UserError(
-            f"task.label: '{given[0]}' has 0 or 1 in each row: one label is a matter of classification; multi-label "
-            "takes several such columns, or one with lists of labels"
-        )
+    if labels is None and len(given) == 1:
+        _check_no_switches(pieces["train"], given[0])
     convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
     found = cells.read(pieces, given, convert)
     if labels is None:
@@ -173,6 +170,20 @@ def _multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     chosen = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
     feature = List(ClassLabel(names=list(classes)))
     return _texts(pieces, columns, chosen, feature, strata=chosen.get("train"), record={"classes": classes})
+
+
+def _check_no_switches(piece: Piece, label: str) -> None:
+    """Raise a UserError where a column of labels has 0 and 1 in their place."""
+    if all(map(cells.is_switch, cells.values(piece, (label,)))):
+        raise UserError(
+            f"task.label: '{label}' has 0 or 1 in each row: one label is a matter of classification; multi-label "
+            "takes several such columns, or one with lists of labels"
+        )
+    if cells.declared(piece, label) is None and (length := cells.vector_length(piece, label)):
+        raise UserError(
+            f"task.label: '{label}' has a list of {length} times 0 or 1 in each row, which looks like a vector and "
+            "names no label: multi-label takes lists of names, or one column of 0 and 1 for each label"
+        )
 
 
 def _choices(pieces: Pieces, columns: Columns, labels: Labels, form: str = "cloze") -> Prepared:
