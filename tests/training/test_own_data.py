@@ -547,6 +547,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "classification: task.loss_on: only choices or chat has it, and task.name is 'classification'",
     ),
     "three texts": (["task.text=[a, b, c]"], "classification: task.text: 3 columns are too many: it takes 2"),
+    "the label as a text": (
+        ["task.text=[review, stars]"],
+        "classification: task.text: 'stars' is the column of task.label as well: the model would read what it is to",
+    ),
     "no such model": (["model=./nowhere"], "model: './nowhere' is no folder"),
     "no room": (
         ["task.max_length=2"],
@@ -563,6 +567,25 @@ def test_mistakes(mistake: str, here: Path) -> None:
     assert done.exit_code == 2
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "shared"),
+    [
+        ("classification", ["task.text=label"], "task.text: 'label' is the column of task.label"),
+        ("regression", ["task.label=text"], "task.text: 'text' is the column of task.label"),
+        ("multi-label", ["task.text=a", "task.label=[b, a]"], "task.text: 'a' is the column of task.label"),
+        ("choices", ["task.options=[a, b]", "task.answer=b"], "task.options: 'b' is the column of task.answer"),
+        ("choices", ["task.question=answer"], "task.question: 'answer' is the column of task.answer"),
+        ("images", ["task.image=path", "task.label=path"], "task.image: 'path' is the column of task.label"),
+    ],
+)
+def test_a_column_that_is_both_read_and_learned(kind: str, changes: list[str], shared: str, here: Path) -> None:
+    done = aurora("train", kind, "task.data=reviews.csv", *changes, "-o", "run")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"{kind}: {shared} as well: the model would read what it is to answer\n",
+    )
 
 
 @pytest.mark.parametrize(("kind", "data"), [("choices", "questions.jsonl"), ("chat", "chats.jsonl")])

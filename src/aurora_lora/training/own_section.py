@@ -67,6 +67,8 @@ class OwnFields(BaseModel):
 
 
 _COLUMNS = ("text", "label", "question", "options", "answer", "image")
+_ANSWERS = ("label", "answer")
+"""Those of what is learned; the others are read."""
 
 
 def own_task(kind: OwnKind, values: Mapping[str, Any]) -> Task:
@@ -105,6 +107,14 @@ def check_own(fields: OwnFields, name: str) -> None:
             raise UserError(f"{field}: {len(names)} columns are too many: it takes {'one' if most == 1 else most}")
         if names is not None and len(set(names)) < len(names):
             raise UserError(f"{field}: a column is named twice")
+    columns = {field: getattr(fields, field) or default for field, default in kind.columns.items()}
+    answers = {name: field for field in _ANSWERS for name in columns.pop(field, ())}
+    for field, names in columns.items():
+        if shared := next((name for name in names if name in answers), None):
+            raise UserError(
+                f"{field}: '{shared}' is the column of task.{answers[shared]} as well: the model would read what it is "
+                "to answer"
+            )
 
 
 def either(names: Any) -> str:
