@@ -126,6 +126,42 @@ def test_texts_that_differ_in_case_and_punctuation_are_the_same() -> None:
     assert splits.record["repeated"] == 1
 
 
+DIFFER: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "classification": (
+        _rows(["a", "b"] * 10),
+        [{"text": "Text 3!", "label": "b"}],
+        [{"text": "Text 3!", "label": "a"}],
+    ),
+    "regression": (_rows([1, 2] * 10), [{"text": "text 3", "label": 2}], [{"text": "text 3", "label": 2.5}]),
+    "multi-label": (
+        _rows([["a", "b"], ["b"]] * 10),
+        [{"text": "text 2", "label": ["b", "a"]}],
+        [{"text": "text 2", "label": ["a"]}],
+    ),
+    "choices": (
+        [{"question": f"{n}", "options": ["yes", "no"], "answer": n % 2} for n in range(20)],
+        [{"question": "3", "options": ["No", "yes"], "answer": "No"}],
+        [{"question": "3", "options": ["No", "yes"], "answer": "B"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFER)
+def test_the_same_example_with_another_label_is_counted(kind: str) -> None:
+    rows, same, other = DIFFER[kind]
+    columns = QUESTION if kind == "choices" else TEXT
+    for more, count in ((same, 0), (other, 1)):
+        record = _load(kind, [*rows, *more], columns).record
+        assert (record["repeated"], record["contradict"]) == (1, count)
+
+
+def test_the_same_image_in_two_classes_is_counted() -> None:
+    _images(Path("pictures"))
+    Path("pictures/blue/again.png").write_bytes(Path("pictures/red/0.png").read_bytes())
+    record = _load("images", "pictures", {"image": ("image",), "label": ("label",)}).record
+    assert (record["repeated"], record["contradict"]) == (1, 1)
+
+
 def test_numbers() -> None:
     splits = _load("regression", _rows([0, "1.5", -2, "1e2"] * 5))
     expected = [0, 1.5, -2, 100]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,13 @@ def _texts(pieces: Pieces, columns: Columns, labels: cells.Values, feature: Any,
         return "\n".join(normalise(cells.text(row[new], old)) for new, old in own.items())
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    return Prepared(ready, list(own), key, **more)
+    return Prepared(ready, list(own), key, answers=_labels, **more)
+
+
+def _labels(piece: Piece) -> Iterator[Hashable]:
+    """The label of each row; several, whatever their order."""
+    for row in piece.rows(["label"]):
+        yield frozenset(row["label"]) if isinstance(row["label"], list) else row["label"]
 
 
 def _array(labels: list[Any]) -> Any:
@@ -208,6 +214,11 @@ def _choices(pieces: Pieces, columns: Columns, labels: Labels, form: str = "cloz
         asked, found, _ = read(row)
         return "\n".join((normalise(asked), *sorted(map(normalise, found))))
 
+    def answers(piece: Piece) -> Iterator[Hashable]:
+        for row in piece.rows(used):
+            _, found, right = read(row)
+            yield normalise(found[right])
+
     row_of = max(used, key=len) + "_row"  # a name that none of them has
 
     def prepared(piece: Piece) -> Piece:
@@ -224,7 +235,7 @@ def _choices(pieces: Pieces, columns: Columns, labels: Labels, form: str = "cloz
         )
 
     ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
-    return Prepared(ready, used, key, finish=asked)
+    return Prepared(ready, used, key, answers=answers, finish=asked)
 
 
 def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces | None:
@@ -277,7 +288,15 @@ def _images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
         return hashlib.sha256(image_file(row["image"], image)).hexdigest()
 
     ready = Pieces({name: prepared(name, piece) for name, piece in pieces.items()}, pieces.files)
-    return Prepared(ready, ["image"], key, strata=_one_each(places), digests="images", record={"classes": classes})
+    return Prepared(
+        ready,
+        ["image"],
+        key,
+        strata=_one_each(places),
+        answers=_labels,
+        digests="images",
+        record={"classes": classes},
+    )
 
 
 def _of_a_table(piece: Piece) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..task import SplitSizes
-from .source import Pieces
+from .source import Piece, Pieces
 from .split import Row, Splits, row_keys, split_data
 
 
@@ -16,7 +16,7 @@ class Prepared:
     """Pieces that are checked and have the columns of their task.
 
     Args:
-        pieces, columns, key, strata, least, digests: as `split_data` takes them.
+        pieces, columns, key, strata, answers, least, digests: as `split_data` takes them.
         finish: makes of the chosen rows of a split what the task has, where that is dear.
         record: what is known of the data beside what `split_data` says.
     """
@@ -25,6 +25,7 @@ class Prepared:
     columns: Sequence[str]
     key: Callable[[Row], str]
     strata: Sequence[Iterable[Hashable]] | None = None
+    answers: Callable[[Piece], Iterable[Hashable]] | None = None
     least: int = 1
     digests: str | None = None
     finish: Callable[[Any], Any] = lambda split: split
@@ -59,6 +60,7 @@ class Prepared:
             sizes=sizes,
             split_seed=split_seed,
             strata=self.strata,
+            answers=self.answers,
             least=self.least,
             digests=self.digests,
         )

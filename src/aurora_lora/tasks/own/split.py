@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,9 +31,10 @@ class Splits(dict[str, Any]):
         splits: `train`, `validation` and `test`.
         record: for the run: `files` with their sha256; the `rows` of all pieces, which are `examples` of each split,
             `left_out` because another split has them, or `unused` because of the sizes that are asked for; how many of
-            them are `repeated` (the same example as an earlier one); and where there are `classes`, how many rows of
-            all pieces have each, and how many are `untrained`: no example in training, for its size. Of conversations,
-            the `format` of their columns; of `images`, which may be in files of their own, a digest for each piece.
+            them are `repeated` (the same example as an earlier one), and of these how many `contradict`: their example
+            has different labels, where it has any; and where there are `classes`, how many rows of all pieces have
+            each, and how many are `untrained`: no example in training, for its size. Of conversations, the `format` of
+            their columns; of `images`, which may be in files of their own, a digest for each piece.
     """
 
     def __init__(self, splits: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -48,6 +50,7 @@ def split_data(
     sizes: SplitSizes,
     split_seed: int,
     strata: Sequence[Iterable[Hashable]] | None = None,
+    answers: Callable[[Piece], Iterable[Hashable]] | None = None,
     least: int = 1,
     digests: str | None = None,
 ) -> Splits:
@@ -66,6 +69,7 @@ def split_data(
         sizes: None is all of a given split; of one that is held out, a tenth, but no more than 2,000 rows.
         split_seed: of all three.
         strata: of each row of `train`, its classes: of each, an example stays in the training split.
+        answers: what is learned of each row of a piece; None where the key says it.
         least: rows of a split that is held out.
         digests: what the record calls the sha256 over the keys of each piece's rows; None where `files` says it all.
 
@@ -114,6 +118,8 @@ def split_data(
         "left_out": left_out,
         "unused": len(every) - sum(examples.values()) - left_out,
     }
+    if answers is not None:
+        record["contradict"] = _contradictions(pieces, keys, answers) if record["repeated"] else 0
     if digests is not None:
         record[digests] = {name: hashlib.sha256(b"".join(some)).hexdigest() for name, some in keys.items()}
     if strata is not None:
@@ -146,6 +152,19 @@ def row_keys(piece: Piece, columns: Sequence[str], key: Callable[[Row], str]) ->
         except BadRow as error:
             raise UserError(f"{piece.name}, row {number}: {error}") from error
     return found
+
+
+def _contradictions(
+    pieces: Pieces, keys: Mapping[str, Sequence[bytes]], answers: Callable[[Piece], Iterable[Hashable]]
+) -> int:
+    """The rows, but for the first, of each example that has more than one answer."""
+    times = Counter(one for some in keys.values() for one in some)
+    found: dict[bytes, set[Hashable]] = {one: set() for one, count in times.items() if count > 1}
+    for name, piece in pieces.items():
+        for one, answer in zip(keys[name], answers(piece), strict=True):
+            if one in found:
+                found[one].add(answer)
+    return sum(times[one] - 1 for one, several in found.items() if len(several) > 1)
 
 
 def _first(
