@@ -380,6 +380,19 @@ def test_images_in_one_folder(folder: str) -> None:
         _load("images", "pictures", {"image": ("image",), "label": ("label",)})
 
 
+@pytest.mark.parametrize(
+    ("folder", "stray"),
+    [("", "stray.png"), ("", "red/more/stray.png"), ("train", "train/stray.png"), ("train", "test/stray.png")],
+)
+def test_an_image_in_no_folder_of_a_class(folder: str, stray: str) -> None:
+    _images(Path("pictures", folder), 6)
+    Path("pictures", stray).parent.mkdir(parents=True, exist_ok=True)
+    Pillow.new("RGB", (8, 8), (99, 99, 99)).save(Path("pictures", stray))
+    for data in ("pictures", str(Path("pictures").absolute())):
+        with pytest.raises(UserError, match=rf"^pictures/{stray} is in no folder of a class, as the others are: move"):
+            _load("images", data, {"image": ("image",), "label": ("label",)})
+
+
 COLUMNS_OF_IMAGES = {"image": ("image",), "label": ("label",)}
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...extras import extra
 from .. import vision
-from .source import Piece
+from .files import FORMATS
+from .source import Piece, Pieces
 from .split import BadRow
 
 if TYPE_CHECKING:
@@ -95,3 +97,36 @@ def _is_whole(image: Any, data: bytes) -> bool:
     except (OSError, SyntaxError):
         return False
     return bool(image.format == "PNG")  # which has sums of its parts
+
+
+def check_folders(pieces: Pieces, image: str) -> None:
+    """Raise a UserError where `datasets` has told no classes by the folders that images are in: there is one folder, or
+    some images are at another depth.
+    """
+    first = next(iter(pieces.values()))
+    if first.data.column_names != [image]:
+        return
+    found = (row[image] for piece in pieces.values() for row in piece.rows([image]))
+    paths = [Path(one["path"]) for one in found if isinstance(one, dict) and one.get("path") and not one.get("bytes")]
+    depths = Counter(len(path.parts) for path in paths)
+    if len(depths) > 1:
+        ((most, _),) = depths.most_common(1)
+        other = next(path for path in paths if len(path.parts) != most)
+        name = other.relative_to(Path.cwd()) if other.is_relative_to(Path.cwd()) else other
+        raise UserError(f"{name} is in no folder of a class, as the others are: move it into one, or away")
+    if len(folders := {path.parent.name for path in paths}) == 1:
+        raise UserError(
+            f"{first.name} has images in one folder only, '{folders.pop()}', and each class needs its own: there is "
+            f"nothing to tell apart; {_of_a_table(first)}"
+        )
+
+
+def _of_a_table(piece: Piece) -> str:
+    """How labels that are in a table, and not in the names of folders, are read."""
+    folder = piece.folder or Path("FOLDER")
+    there = sorted(path for path in folder.glob("*") if path.suffix.lower() in FORMATS)
+    table = there[0] if there else folder / "labels.csv"
+    return (
+        f"a table of paths and labels is named itself, task.data={table}, or is called "
+        f"{folder / 'metadata.csv'} and has a column file_name"
+    )

@@ -6,7 +6,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ from ..task import SplitSizes, Task
 from ..vision import with_rows
 from . import columns as cells
 from .chat_splits import prepare_chats
-from .files import FORMATS
-from .image_column import image_file, images_of
+from .image_column import check_folders, image_file, images_of
 from .prepared import Prepared
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits
@@ -267,15 +265,7 @@ def _images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("vision"):
         from datasets import ClassLabel, Image
     (image,), (label,) = columns["image"], columns["label"]
-    first = next(iter(pieces.values()))
-    if first.data.column_names == [image]:  # `datasets` tells no classes by one folder
-        found = [row[image] for row in first.rows([image])]
-        folders = {Path(one["path"] or "").parent.name for one in found if isinstance(one, dict)}
-        if len(folders) == 1 and all(folders):
-            raise UserError(
-                f"{first.name} has images in one folder only, '{folders.pop()}', and each class needs its "
-                f"own: there is nothing to tell apart; {_of_a_table(first)}"
-            )
+    check_folders(pieces, image)
     _with_columns(pieces, columns)
     classes, places = _classes(pieces, label, labels)
     feature = ClassLabel(names=list(classes))
@@ -296,17 +286,6 @@ def _images(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
         answers=_labels,
         digests="images",
         record={"classes": classes},
-    )
-
-
-def _of_a_table(piece: Piece) -> str:
-    """How labels that are in a table, and not in the names of folders, are read."""
-    folder = piece.folder or Path("FOLDER")
-    there = sorted(path for path in folder.glob("*") if path.suffix.lower() in FORMATS)
-    table = there[0] if there else folder / "labels.csv"
-    return (
-        f"a table of paths and labels is named itself, task.data={table}, or is called "
-        f"{folder / 'metadata.csv'} and has a column file_name"
     )
 
 
