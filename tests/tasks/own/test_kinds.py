@@ -521,6 +521,16 @@ def test_a_label_of_the_test_file_that_training_has_not(kind: str) -> None:
     _load(kind, _rows(["a", "b", "c"] * 9), test_data=[{"text": "new", "label": "c"}])
 
 
+def test_a_declared_label_that_only_the_test_data_has() -> None:
+    _images(Path("pictures/train"))
+    _images(Path("pictures/test"), 3)
+    Path("pictures/test/red").rename("pictures/test/bird")
+    with pytest.raises(
+        UserError, match=r"the label 'bird' is in no row of pictures, train \(its labels: 'blue', 'green', 'red'\)"
+    ):
+        _load("images", "pictures", {"image": ("image",), "label": ("label",)})
+
+
 def test_texts_of_a_parquet_file_that_are_no_text() -> None:
     offsets = b"".join(n.to_bytes(4, "little") for n in range(31))
     texts = pa.Array.from_buffers(pa.string(), 30, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * 30)])

@@ -231,7 +231,8 @@ def classes(pieces: Pieces, labels: dict[str, list[tuple[str, ...]]], known: lis
     train = pieces["train"].name
     counts = Counter(one for some in labels["train"] for one in some)
     names = known or in_order(set(counts))
-    _check_known(pieces, labels, counts, f"is in no row of {train} (its labels: {abridged(list(map(repr, names)))})")
+    there = abridged([repr(name) for name in names if name in counts])
+    _check_known(pieces, labels, counts, f"is in no row of {train} (its labels: {there})")
     if len(counts) < 2:
         only = "".join(map(repr, counts)) or "none"
         raise UserError(f"{train} has one label only, {only}: there is nothing to tell apart")
