@@ -472,6 +472,11 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "many": ("classification", _rows(list(range(9))), r"row 1: the label '0' has one example \(as have 8 more\).*regr"),
     "no number": ("regression", _rows([1, 2, 3, "four"]), r"row 4: the label 'four' is no number"),
     "no number either": ("regression", _rows([1, 2, 3, "1_000"]), r"row 4: the label '1_000' is no number"),
+    "switches": (
+        "regression",
+        _rows([True, False] * 5),
+        r"row 1: the label True is no number: is this classification\?",
+    ),
     "one number": ("regression", _rows([1.5] * 9), r"rows\.jsonl has one label only, 1\.5: there is nothing to tell"),
     "one switch": (
         "multi-label",

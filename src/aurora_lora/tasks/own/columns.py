@@ -109,6 +109,13 @@ def number(value: Any) -> float:
     return found
 
 
+def measured(value: Any) -> float:
+    """A number to be learned: one, as above, that is no boolean, which Python takes for 1 or 0."""
+    if isinstance(value, bool):
+        raise BadRow(f"the label {value} is no number: is this classification?")
+    return number(value)
+
+
 def label_set(value: Any) -> tuple[str, ...]:
     """The labels of one example, each once.
 

@@ -149,7 +149,7 @@ def _regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("train"):
         from datasets import Value
     _with_columns(pieces, columns)
-    numbers = cells.read(pieces, columns["label"], cells.number)
+    numbers = cells.read(pieces, columns["label"], cells.measured)
     for name, found in numbers.items():
         if len(found) > 1 and len(set(found)) == 1:
             raise UserError(f"{pieces[name].name} has one label only, {found[0]:g}: there is nothing to tell apart")
