@@ -339,7 +339,7 @@ def test_of_the_splits_of_a_folder_one_is_answered_and_said(here: Path) -> None:
     for name in ("train", "test"):
         own_files._csv(here / "splits" / f"{name}.csv", [{"review": f"a {name} film"}])
     done = aurora("predict", "run", "splits", "-o", "new/folder/answers.jsonl")
-    assert (done.exit_code, done.stdout) == (0, "wrote new/folder/answers.jsonl: 1 rows of splits, train\n")
+    assert (done.exit_code, done.stdout) == (0, "wrote new/folder/answers.jsonl: 1 row of splits, train\n")
     assert json.loads(Path("new/folder/answers.jsonl").read_text())["review"] == "a train film"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from aurora_lora.errors import UserError
+from aurora_lora.errors import UserError, counted
 from aurora_lora.main_process import launched_as_main
 
 from .common import (
@@ -204,7 +204,7 @@ def predict(
         return
     of = "" if done.name == texts[0] else f" of {done.name}"  # of a folder's splits, one is answered
     resumed = f", {done.resumed:,} of them answered before it was interrupted" if done.resumed else ""
-    print(f"wrote {output}: {done.rows:,} rows{of}{resumed}")
+    print(f"wrote {output}: {counted(done.rows, 'row')}{of}{resumed}")
 
 
 def _label(predictor: Predictor, texts: list[str], batch_size: int, as_json: bool) -> None:

@@ -262,7 +262,12 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
         r"x\.csv, line 3: no UTF-8 text \(byte 0xe9\); task\.encoding=",
     ),
     "utf-16": ("x.csv", "text,label\na,1\n".encode("utf-16"), r"x\.csv is UTF-16 text: task\.encoding=utf-16"),
-    "json, a line": ("x.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"x\.jsonl, line 2: no JSON: "),
+    "json, a line": ("x.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"x\.jsonl, line 2: no JSON: .* at column 13$"),
+    "json, half a line": (
+        "x.jsonl",
+        b'{"text": "a"}\n{"text":\n',
+        r"^x\.jsonl, line 2: no JSON: Expecting value at column 9$",
+    ),
     "json, no object": ("x.jsonl", b'{"text": "a"}\n["b"]\n', r"x\.jsonl, line 2: it is no object with named fields"),
     "json, latin": ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"x\.jsonl, line 2: no UTF-8 text \(byte 0xe9\)"),
     "json, whole": ("x.json", b'[{"text": "a"}, {"text"}]', r"x\.json is no JSON: .*line 1 column"),

@@ -463,6 +463,11 @@ MISTAKES: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     ),
     "no label": ("classification", _rows(["a", "b", None] * 5), r"row 3: it has no label"),
     "fractions": ("classification", _rows([1.5, 2.5] * 5), r"row 1: the label 1\.5 .*is this regression\?"),
+    "no number for a class": (
+        "classification",
+        _rows([1.0, 0.0] * 5 + [float("nan")]),
+        r"row 11: its label is nan, which is none$",
+    ),
     "one class": ("classification", _rows(["a"] * 9), r"rows\.jsonl has one label only, 'a': there is nothing to tell"),
     "one example": (
         "classification",

@@ -79,3 +79,19 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         assert str(raised.value) == (
             f"task.text: reviews.csv has no column '{wrong}' (it has 'review', 'stars'; did you mean 'review'?)"
         )
+    for several in ("review,stars", "review, stars"):
+        with pytest.raises(UserError, match=r"; did you mean 'task\.text=\[review, stars\]'\?\)$"):
+            piece.need(several, "text")
+
+
+@pytest.mark.parametrize(("given", "hint"), [("imdb", ""), ("revews.csv", "reviews.csv"), ("table", "table.parquet")])
+def test_a_file_that_is_not_there(given: str, hint: str, tmp_path: Path) -> None:
+    """A name is suggested where it is near."""
+    for name in ("im13b", "reviews.csv", "table.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError) as raised:
+        open_data(OwnData(given))
+    assert str(raised.value) == (
+        f"task.data: '{given}' is no file, no folder and no data set of the hub (owner/name)"
+        + (f"; did you mean '{hint}'?" if hint else "")
+    )

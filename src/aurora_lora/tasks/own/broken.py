@@ -260,9 +260,10 @@ def _broken_json(file: IO[str], path: Path) -> str | None:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())
         except ValueError as error:
-            return f"{path}, line {number}: no JSON: {error}"
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            return f"{path}, line {number}: no JSON: {why}"
         if not isinstance(row, dict):
             return f'{path}, line {number}: it is no object with named fields, such as {{"text": ...}}'
     return None

@@ -84,6 +84,8 @@ def class_name(value: Any) -> str:
         value = int(value)  # a column of whole numbers in which one is missing
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise BadRow("it has no label")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"its label is {value}, which is none")
     if isinstance(value, str | int):
         return str(value).strip()
     raise BadRow(

@@ -69,6 +69,8 @@ class Piece:
             near = difflib.get_close_matches(column, there, n=1) or [
                 one for one in there if one.casefold() == column.casefold()
             ]
+            if len(parts := [part.strip() for part in column.split(",")]) > 1 and set(parts) <= set(there):
+                near = [f"task.{field}=[{', '.join(parts)}]"]
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UserError(
                 f"task.{field}: {self.name} has no column '{column}' (it has {', '.join(map(repr, there))}{hint})"
@@ -208,7 +210,9 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
     except OSError as error:
         raise UserError(f"task.{field}: {given}: {error.strerror or error}") from error
     if path.suffix.lower() in FORMATS or not _REPO.fullmatch(given):
-        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
+        beside = _names_beside(path)
+        near = [name for name in beside if Path(name).stem == path.name]  # the suffix was left out
+        near += difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
         hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
         raise UserError(f"task.{field}: '{given}' is no file, no folder and no data set of the hub (owner/name){hint}")
     hub = HubData(given, own.config, own.revision)
