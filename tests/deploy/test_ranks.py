@@ -2,12 +2,14 @@
 
 import copy
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -259,6 +261,10 @@ def test_an_aligned_start_says_which_layers_of_its_plan_are_not_there():
     parent.o_proj = parent.o_proj.base_layer
     with pytest.warns(UserWarning, match=f"{path}\\.$"):
         assert path not in align(model, measured)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with warnings.catch_warnings(action="error"), pytest.raises(UserWarning, match=path):
+        align(model, measured, deviation=2.0)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
@@ -384,6 +390,33 @@ def test_an_aligned_start_changes_nothing_yet_and_has_the_deviation(make_bert, l
         x = torch.cat([x[m] if x.dim() == 3 else x for x, m in zip(seen[path], masks, strict=True)])
         z = x @ A.T
         torch.testing.assert_close(z.std(0, correction=0), torch.full((len(A),), 0.5), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_a_start_inside_a_wrapper_or_of_a_part(config):
+    """Neither has the adapter's configuration."""
+
+    def aligned(model):
+        torch.nn.init.zeros_(A := next(p for name, p in model.named_parameters() if "_A" in name))
+        return align(model, measured), A.clone()
+
+    base = nn.Sequential(nn.Sequential(nn.Linear(6, 2)))
+    measured = probe(base, [torch.randn(8, 6)], lambda model, batch: model(batch).square().mean(), rank=2)
+    model = get_peft_model(base, config(r=2, target_modules=["0.0"]))
+    paths, A = aligned(model)
+    assert paths == ("0.0",)
+    assert A.any()
+    for root in (_ddp(model), nn.Sequential(model.get_base_model()[0])):
+        found, start = aligned(root)
+        assert found == paths
+        assert torch.equal(start, A)
+
+
+def _ddp(model):
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without processes
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    return wrapped
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

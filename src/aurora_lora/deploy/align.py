@@ -77,8 +77,9 @@ def align(
     """
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
     layers = layers_of_adapter(model, adapter_name)
+    configs: Mapping[str, Any] = getattr(unwrapped(model), "peft_config", {})
     if not layers:
-        raise no_adapter(adapter_name, getattr(unwrapped(model), "peft_config", ()), "AuroRA or LoRA")
+        raise no_adapter(adapter_name, configs, "AuroRA or LoRA")
     known = {
         layer.layer: layer
         for layer in found.layers
@@ -93,14 +94,14 @@ def align(
         path: aligned_rows(layer, len(_factors(layers[path], adapter_name)[0]), deviation)
         for path, layer in known.items()
     }
+    if adapter_name in configs:  # else it is a part of a PEFT model, or has one as a part
+        _warn_of_missing(configs[adapter_name], found, layers)
     set_rows(layers, rows, adapter_name)
-    _warn_of_missing(model, found, layers, adapter_name)
     return tuple(rows)
 
 
-def _warn_of_missing(model: Any, found: Probe, layers: Mapping[str, Any], adapter_name: str) -> None:
+def _warn_of_missing(config: Any, found: Probe, layers: Mapping[str, Any]) -> None:
     """Say so where the configuration names probed layers that have no adapter."""
-    config = model.peft_config[adapter_name]
     planned = {*(config.rank_pattern or ()), *_paths(config.target_modules)}
     missing = [layer.layer for layer in found.layers if layer.layer in planned and layer.layer not in layers]
     if missing := missing or _replaced(config, found, layers):
