@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 from rich.console import Console
 from torch import nn
 from transformers import (
@@ -266,8 +266,13 @@ def test_worst_layers_report_and_tables(model, labelled):
 def test_what_is_refused(make_bert, config, batches):
     with pytest.raises(FormError, match="static"):
         merge_gap(get_peft_model(make_bert(), config(train_form="static")), batches)
-    with pytest.raises(ValueError, match="no AuroRA adapter"):
-        merge_gap(make_bert(), batches)
+    inactive = get_peft_model(make_bert(), config(task_type=None))
+    inactive.base_model.set_adapter([])
+    prompts = get_peft_model(make_bert(), PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+    for other in (make_bert(), inactive, prompts):
+        for quantizations in (None, ()):
+            with pytest.raises(ValueError, match="no active adapter that changes a weight"):
+                merge_gap(other, batches, quantizations=quantizations)
     with pytest.raises(CalibrationError, match="at least one batch"):
         merge_gap(get_peft_model(make_bert(), config()), [])
 

@@ -14,6 +14,7 @@ from ..errors import NotCalibratedError
 from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
+from ..tuner.adapters import active_layers
 from ..tuner.fields import one_of
 from .adapted import AdaptedLayer, adapted_layers
 from .calibrate import check_unmerged, trained_state
@@ -134,7 +135,8 @@ def merge_gap(
         NotFiniteError: a merged weight that is not finite.
         UserError: bitsandbytes is missing.
         TypeError: a model whose output has neither logits nor hidden states.
-        ValueError: no adapter, or an argument that is not allowed, such as an unknown quantisation.
+        ValueError: no active adapter that changes a weight, or an argument that is not allowed, such as an unknown
+            quantisation.
         FormError: AuroRA was trained in the static form, which merges exactly, and `quantizations` is None; or merges
             are asked for and it evaluates in the dynamic form.
         NotCalibratedError, StaleCalibrationError: merges are asked for, and there is no calibrated matrix to merge.
@@ -153,6 +155,8 @@ def merge_gap(
     data = as_passes(batches)
     layers = [] if quantizations is None and any(aurora_layers(model)) else adapted_layers(model)
     if not layers:
+        if not any(active_layers(model)):
+            raise ValueError("The model has no active adapter that changes a weight: merge_gap has nothing to measure.")
         return _gap_of_forms(model, data, metric)
     data.hold()
     rounding = None if calibration is None else as_passes(calibration)
