@@ -150,9 +150,9 @@ def _regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
         from datasets import Value
     _with_columns(pieces, columns)
     numbers = cells.read(pieces, columns["label"], cells.measured)
-    for name, found in numbers.items():
-        if len(found) > 1 and len(set(found)) == 1:
-            raise UserError(f"{pieces[name].name} has one label only, {found[0]:g}: there is nothing to tell apart")
+    trained = numbers.get("train", [])
+    if len(trained) > 1 and len(set(trained)) == 1:
+        raise UserError(f"{pieces['train'].name} has one label only, {trained[0]:g}: there is nothing to tell apart")
     return _texts(pieces, columns, numbers, Value("float64"), least=2)
 
 
