@@ -11,12 +11,13 @@ from unittest.mock import Mock
 import chats
 import pytest
 import torch
+from transformers import XLNetConfig
 from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.training import chat_answers, distributed, predicting
-from aurora_lora.training.chat_answers import Talk, sample_answers, write_answers
+from aurora_lora.training.chat_answers import Talk, room, sample_answers, write_answers
 from aurora_lora.training.chat_data import ChatData
 from aurora_lora.training.chat_format import KEY
 from aurora_lora.training.kinds import KINDS
@@ -65,6 +66,11 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(few: Path) -> None:
     assert write_answers(predictor.model, tokenizer, [user(LONG)], 4) == ([by_hand(predictor, ids[-28:], 4)], [28])
     assert write_answers(predictor.model, tokenizer, [user(SHORT)]) == (both[1:], [None])
     assert [one["answer"] for one in predictor.answers([LONG])] == both[:1]
+
+
+def test_a_model_without_a_limit_has_room_for_all() -> None:
+    most, new = room(SimpleNamespace(config=XLNetConfig()), 256)  # it has -1 positions
+    assert (most > 10**9, new) == (True, 256)
 
 
 def test_prompts_that_are_cut_are_told(model: Path, few: Path, tmp_path: Path) -> None:

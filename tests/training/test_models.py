@@ -21,7 +21,9 @@ from transformers import (
     BertForSequenceClassification,
     CLIPConfig,
     CLIPModel,
+    T5Config,
     TrainerCallback,
+    XLNetConfig,
 )
 
 from aurora_lora.errors import UserError
@@ -29,7 +31,7 @@ from aurora_lora.methods.parameters import head_modules, left_random
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.merging import merge
-from aurora_lora.training.models import _pretrained, check_positions, load_classifier, load_tokenizer
+from aurora_lora.training.models import _pretrained, check_positions, load_classifier, load_tokenizer, positions
 from aurora_lora.training.predicting import predict
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -59,6 +61,12 @@ def test_positions_are_those_that_the_model_takes(name: str) -> None:
 def test_rotary_positions_have_no_limit() -> None:
     config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, max_position_embeddings=40)
     check_positions(transformers.AutoModel.from_config(config), "base", 10_000)
+
+
+def test_positions_that_a_config_does_not_limit() -> None:
+    assert positions(BertConfig(max_position_embeddings=40)) == 40
+    assert positions(XLNetConfig()) is None  # it says -1
+    assert positions(T5Config()) is None
 
 
 def test_a_run_says_so_where_the_tokenizer_states_no_limit(

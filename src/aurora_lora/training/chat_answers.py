@@ -17,6 +17,7 @@ from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
 from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
+from .models import positions
 from .tokens import PLAIN, open_ended, padded, written_after
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def write_answers(
 
 def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
     """The tokens of a prompt and of its answer that a model has positions for: at most half are the answer's."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    new = min(max_new_tokens, max(1, positions // 2))
-    return positions - new, new
+    most = positions(model.config.get_text_config()) or 2**31
+    new = min(max_new_tokens, max(1, most // 2))
+    return most - new, new
 
 
 def generation(

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -164,6 +165,12 @@ def most_tokens(model: nn.Module) -> int | None:
             first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - first)
     return min(limits, default=None)
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
+    most = getattr(config, "max_position_embeddings", None)
+    return int(most) if most is not None and most > 0 else None  # XLNet has -1
 
 
 def stored_quantization(model: ModelSection | str) -> str | None:

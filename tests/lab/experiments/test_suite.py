@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from transformers import AutoConfig, BertConfig, T5Config, XLNetConfig
+from transformers import AutoConfig, BertConfig
 
 from aurora_lora.errors import UserError
-from aurora_lora.lab.experiments.architectures import architecture, positions
+from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.paper.small_images import SMALL_STUDIES
 from aurora_lora.lab.experiments.recipes import load_suite, suites
 from aurora_lora.lab.experiments.reproduce import prepare
@@ -178,12 +178,6 @@ def test_a_run_of_another_suite_is_shared(tiny_suite: MakeSuite, tmp_path: Path)
 def test_hours_are_the_time_of_training(tiny_suite: MakeSuite) -> None:
     suite = tiny_suite(columns=[{"name": "sentiment", "label": "h", "metric": "hours"}])
     assert score_of({"time": {"train_s": 5400}}, cells(suite)[0]) == 1.5
-
-
-def test_positions_that_a_config_does_not_limit() -> None:
-    assert positions(BertConfig(max_position_embeddings=40)) == 40
-    assert positions(XLNetConfig()) is None  # it says -1
-    assert positions(T5Config()) is None
 
 
 def test_a_model_is_read_once_and_each_caller_gets_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -77,12 +77,6 @@ def image_tokens(config: PretrainedConfig) -> int | None:
     return int(config.image_size // config.patch_size) ** 2 + 1
 
 
-def positions(config: PretrainedConfig) -> int | None:
-    """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
-    most = getattr(config, "max_position_embeddings", None)
-    return int(most) if most is not None and most > 0 else None  # XLNet has -1
-
-
 def is_stored_quantised(model: ModelSection | str) -> bool:
     """Whether a model's weights are stored in fewer bits.
 

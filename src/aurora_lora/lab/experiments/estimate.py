@@ -22,9 +22,10 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...methods import ParameterCounts
 from ...tasks.loading import reason
+from ...training.models import positions
 from ...training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
-from .architectures import architecture, image_tokens, is_stored_quantised, positions
+from .architectures import architecture, image_tokens, is_stored_quantised
 from .engines import DAY
 from .flops import Hours
 from .machines import GPUS, PROCESS_GB, Machine, here, named

@@ -16,9 +16,10 @@ from ...forms import CALIBRATED
 from ...training.batches import steps_of_an_epoch
 from ...training.choices import BEAMS, NEW_TOKENS
 from ...training.memory import PRECISIONS
+from ...training.models import positions
 from ...training.recipe import Recipe
 from . import shapes, text_lengths
-from .architectures import architecture, image_tokens, positions
+from .architectures import architecture, image_tokens
 from .machines import Machine
 from .text_lengths import Sizes
 

@@ -28,10 +28,11 @@ from ...methods.targets import check_modules, target_paths
 from ...tasks.loading import NO_CODE, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
+from ...training.models import positions
 from ...training.recipe import Recipe
 from ...training.sections import ModelSection
 from ...tuner.naming import ALL_LINEAR
-from .architectures import architecture, image_tokens, positions
+from .architectures import architecture, image_tokens
 from .saved_tensors import SavedTensors, fused_attention, to_fake
 from .text_lengths import Sizes
 
