@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 import sys
+import warnings
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -465,10 +466,21 @@ def test_a_layer_that_refuses_leaves_the_model_as_it_was(folder):
     model = get_peft_model(base, AuroraConfig(**fields)).eval()
     assert base.model.extra is not extra
     before, expected = state(model), quantised.logits(model, TEST)
-    with pytest.raises(NotImplementedError, match="max_norm"):
+    with pytest.raises(NotImplementedError, match=r"^base_model\.model\.model\.extra: .*max_norm") as caught:
         merge_quantized(model, INPUTS)
+    assert "unfuse_lora" not in str(caught.value)  # nothing was merged
     assert not any(layer.merged for layer in layers(model).values())
     assert same(state(model), before)
+    assert torch.equal(quantised.logits(model, TEST), expected)
+
+
+def test_an_error_after_the_merge_undoes_it(folder):
+    config = AuroraConfig(target_modules=[*quantised.TARGETS, "lm_head"], train_form="static", init_weights=False)
+    model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
+    expected = quantised.logits(model, TEST)
+    with warnings.catch_warnings(action="error"), pytest.raises(UserWarning, match="rounds them again"):
+        merge_quantized(model, INPUTS)
+    assert not any(layer.merged for layer in layers(model).values())
     assert torch.equal(quantised.logits(model, TEST), expected)
 
 

@@ -18,7 +18,7 @@ from ..files import NOT_FINITE
 from ..finite import nan_as_infinite
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
-from ..tuner.adapters import note_shared_weights
+from ..tuner.adapters import check_before_merge, note_shared_weights
 from ..tuner.fields import is_number, require
 from ..tuner.original_weight import OriginalWeight, parameter_like
 from .adapted import AdaptedLayer, held_format, input_moments
@@ -128,6 +128,7 @@ def merge_quantized(
     )
     data = Passes(source)
     layers, others = _layers(model)
+    check_before_merge((path, module) for path, module in others.items() if isinstance(module, AuroraLayer))
     with evaluated(model), Runner(model, "merge_quantized") as runner:
         rounded: dict[str, _Rounded] = {}
         for S, together in input_moments(layers, runner, data, max_memory):
@@ -142,7 +143,7 @@ def merge_quantized(
     note_shared_weights(model)
     merged: list[Any] = []
     try:
-        for module in others:
+        for module in others.values():
             merged.append(module)
             module.merge()
         for path, layer in layers.items():
@@ -221,17 +222,17 @@ def _unmerge(layer: Any) -> None:
     layer.merged_adapters.clear()
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], list[Any]]:
-    """The quantised layers to merge, by path, and those that are not quantised.
+def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], dict[str, Any]]:
+    """The quantised layers to merge, and those that are not quantised, by path.
 
     Raises:
         MergeError: see `merge_quantized`.
     """
     quantised: dict[str, AdaptedLayer] = {}
-    others = []
+    others: dict[str, Any] = {}
     for path, module, names in layers_with_adapters(model, "merge_quantized", MergeError):
         if (held := held_format(path, module, model, "merge_quantized")) is None:
-            others.append(module)
+            others[path] = module
         else:
             quantised[path] = AdaptedLayer(path, module, names, held)
     if not quantised:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from ..errors import MergeError
 from .config import AuroraConfig
 from .layer import AuroraLayer
 
@@ -47,6 +49,30 @@ def check_adapted(model: nn.Module) -> None:
     """Raise a ValueError for a model without AuroRA layers."""
     if not any(aurora_layers(model)):
         raise ValueError("The model has no AuroRA adapter: make one with get_peft_model(model, AuroraConfig(...)).")
+
+
+def check_before_merge(
+    layers: Iterable[tuple[str, AuroraLayer]], adapter_names: list[str] | None = None, safe_merge: bool = False
+) -> None:
+    """Raise what `merge` would raise in any of these layers, of those that it is about with the layer's path.
+
+    Args:
+        layers: with their paths.
+        adapter_names: which adapters; the active ones if None.
+        safe_merge: see `AuroraModel.merge_adapter`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # merge itself will warn
+        for path, layer in layers:
+            if names := layer.adapters_to_merge(adapter_names):
+                together = [*layer.merged_adapters, *names]
+                try:
+                    if safe_merge:
+                        layer.merged_weight(together, safe_merge=True)
+                    else:
+                        layer.check_mergeable(together)
+                except (MergeError, NotImplementedError) as error:  # of this layer; others are of the adapter
+                    raise type(error)(f"{path}: {error}") from error
 
 
 def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueError:

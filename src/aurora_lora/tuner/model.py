@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import MergeError
-from .adapters import aurora_layers, note_shared_weights
+from .adapters import aurora_layers, check_before_merge, note_shared_weights
 from .checkpoint import fit_checkpoint, without_empty_matrices
 from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
@@ -169,18 +168,7 @@ class AuroraModel(BaseTuner):
 
     def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         """Raise what `merge` would raise in any layer, before the first layer is changed."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # merge itself will warn
-            for path, layer in aurora_layers(self.model):
-                if names := layer.adapters_to_merge(adapter_names):
-                    together = [*layer.merged_adapters, *names]
-                    try:
-                        if safe_merge:
-                            layer.merged_weight(together, safe_merge=True)
-                        else:
-                            layer.check_mergeable(together)
-                    except (MergeError, NotImplementedError) as error:  # of this layer; others are of the adapter
-                        raise type(error)(f"{path}: {error}") from error
+        check_before_merge(aurora_layers(self.model), adapter_names, safe_merge)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the base weights; `unmerge_adapter` gives these back bit for bit.
