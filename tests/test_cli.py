@@ -356,7 +356,7 @@ def test_version_and_help(aurora: Invoke) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "none.yaml", "-o", "run"], "none.yaml: No such file or directory"),
+        (["train", "none.yaml", "-o", "run"], "none.yaml cannot be read: No such file or directory"),
         (["train", "RECIPE", "training.epoch=1", "-o", "run"], "unknown field; did you mean 'epochs'?"),
         (["train", "RECIPE", "seed=1", "-o", "RUN"], "they differ in seed (there 0, here 1)"),
         (["train", "RECIPE", "-o", "/proc/run"], "cannot write /proc/run"),

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import pytest
 
 from aurora_lora import files
 from aurora_lora.errors import UserError
+from aurora_lora.lab.experiments.runs_file import RunsFile
+from aurora_lora.training import yaml_text
+from aurora_lora.training.data_record import check_record
+from aurora_lora.training.results import read_result
 
 
 def test_a_linked_file_stays_linked(tmp_path: Path) -> None:
@@ -35,6 +40,47 @@ def test_json_is_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.json").write_bytes('{"name": "Zürich"}'.encode())
     monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "cp1252")
     assert files.read_json(tmp_path / "a.json") == {"name": "Zürich"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none.json", "No such file or directory"),
+        (".", "Is a directory"),
+        ("half.json", "Expecting value: line 1 column 7 (char 6)"),
+        ("latin.json", "'utf-8' codec can't decode byte 0xe9 in position 4: invalid continuation byte"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_what_cannot_be_read_is_named_once(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "half.json").write_text('{"a": ')
+    (tmp_path / "latin.json").write_bytes('"café"'.encode("latin-1"))
+    path = tmp_path / name
+    with pytest.raises(UserError) as caught, files.reading(path):
+        files.read_json(path)
+    shown = repr(str(path)) if "\0" in name else path
+    assert str(caught.value) == f"{shown} cannot be read: {reason}"
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "data.json": lambda folder: check_record(folder, {"files": {"a.csv": "0"}}),
+    "recipe.yaml": lambda folder: yaml_text.read(folder / "recipe.yaml"),
+    "result.json": read_result,
+    "runs.jsonl": lambda folder: RunsFile(folder).read(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_who_reads_says_so_in_the_same_words(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError) as caught:
+        READERS[name](tmp_path)
+    assert str(caught.value) == f"{tmp_path / name} cannot be read: Is a directory"
+
+
+def test_a_mistake_that_is_found_while_reading_stays_itself(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no recipe"), files.reading(tmp_path):
+        raise UserError("no recipe")
 
 
 def test_windows_does_not_open_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

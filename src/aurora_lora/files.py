@@ -121,6 +121,16 @@ def plain_write_errors(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {why}") from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What keeps a file from being read, or its content from being what the block reads, becomes one plain line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        shown = str(path) if str(path).isprintable() else repr(str(path))
+        raise UserError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def _is_failed_write(error: Exception) -> bool:
     """safetensors, torch.save and tokenizers report a failed write in their own ways."""
     words = ("PytorchStreamWriter", "inline_container", "iostream error")

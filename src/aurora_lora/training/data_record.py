@@ -101,12 +101,11 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 def _stored(path: Path) -> dict[str, Any] | None:
     """What a file of a run has as JSON, None if there is none."""
-    try:
-        stored = files.read_json(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    with files.reading(path):
+        try:
+            stored = files.read_json(path)
+        except FileNotFoundError:
+            return None
     if not isinstance(stored, dict):
         raise _not_ours(path)
     return stored

@@ -196,14 +196,13 @@ def read_result(folder: Path) -> Result | None:
         UserError: the file is not a result that this version can read.
     """
     path = folder / RESULT
-    try:
-        result = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a result of aurora train") from error
+    with files.reading(path):
+        try:
+            result = parse_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path} is not a result of aurora train") from error
     return check_result(result, str(path))
 
 

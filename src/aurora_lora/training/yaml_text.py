@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..errors import UserError, one_line
+from ..files import reading
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -230,19 +231,15 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: the file cannot be read.
     """
+    with reading(path), path.open("rb") as file:
+        data = file.read(_BYTES + 1)  # a device may have no end
+    if len(data) > _BYTES:
+        raise UserError(f"{path}: more than {_BYTES:,} bytes are no recipe")
     try:
-        with path.open("rb") as file:
-            data = file.read(_BYTES + 1)  # a device may have no end
-        if len(data) > _BYTES:
-            raise UserError(f"{path}: more than {_BYTES:,} bytes are no recipe")
         return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text") from error
-    except ValueError as error:  # a NUL in the path
-        raise UserError(f"{str(path)!r}: {error}") from error
 
 
 def dump(value: Any) -> str:

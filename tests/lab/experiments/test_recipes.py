@@ -71,7 +71,7 @@ def test_a_name_comes_before_a_file_and_a_path_is_always_a_file(
     assert demo.path == recipes_folder() / "demo.yaml"
     assert find("./demo", "recipe") == RecipeFile(Path("demo")) == find(Path("demo"), "recipe")
     assert find("demo.yaml", "recipe") == RecipeFile(Path("demo.yaml"))  # which there is not, as reading it says
-    with pytest.raises(UserError, match=r"^demo\.yaml: No such file or directory$"):
+    with pytest.raises(UserError, match=r"^demo\.yaml cannot be read: No such file or directory$"):
         load_any("demo.yaml")
 
 

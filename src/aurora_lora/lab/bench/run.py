@@ -16,7 +16,7 @@ import torch
 from ...cores import usable_cores
 from ...deploy.export_file import DTYPES
 from ...errors import ArgumentError, UserError, unknown
-from ...files import check_writable, read_json, write_json
+from ...files import check_writable, read_json, reading, write_json
 from ...folders import clear_leftovers
 from ...meanwhile import meanwhile
 from ...ops import dispatch
@@ -257,14 +257,13 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: the file is something else.
     """
-    try:
-        record: Record = read_json(path)
-        if record["schema"] != SCHEMA or not {"workload", "settings", "environment"} <= record.keys():
-            raise KeyError
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a result of aurora bench (schema {SCHEMA})") from error
+    with reading(path):
+        try:
+            record: Record = read_json(path)
+            if record["schema"] != SCHEMA or not {"workload", "settings", "environment"} <= record.keys():
+                raise KeyError
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a result of aurora bench (schema {SCHEMA})") from error
     return record
 
 

@@ -124,10 +124,8 @@ class RunsFile:
 @lru_cache(maxsize=16)
 def _parsed(path: Path, version: tuple[int, ...]) -> Mapping[str, Result]:
     """The results by name, of the version of the file that inode, time and size name."""
-    try:
+    with files.reading(path):
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
     found: dict[str, Result] = {}
     common: Result = {}
     for number, line in enumerate(lines, 1):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError, unknown
-from ...files import read_json, slug, write_json, write_text
+from ...files import read_json, reading, slug, write_json, write_text
 from .figures import GAP, about, gap_figure, save
 from .groups import Group
 from .merges_figure import merges_figure
@@ -117,10 +117,8 @@ def _measured(group: Group, name: str) -> list[dict[str, Any]]:
     for folder in group.folders:
         if folder is None or not (folder / name).is_file():
             continue
-        try:
+        with reading(folder / name):
             record = read_json(folder / name)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / name} cannot be read: {error}") from error
         if not isinstance(record, dict) or "layers" not in record:
             raise UserError(f"{folder / name} has no layers")
         records.append(record)

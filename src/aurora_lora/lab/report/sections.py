@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...field_errors import validated
-from ...files import read_json, slug
+from ...files import read_json, reading, slug
 from ...tasks import TASKS
 from ...training.reading import name_of, task_name, title_of
 from ...training.storage import RESULT
@@ -99,10 +99,8 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
 
 
 def _read_study(path: Path) -> Mapping[str, Any]:
-    try:
+    with reading(path):
         value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict) or not {"study", "settings"} <= value.keys():
         raise UserError(f"{path} is not what aurora sweep writes")
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError, UserError, abridged
-from ...files import NOT_FINITE, write_text
+from ...files import NOT_FINITE, reading, write_text
 from ...forms import REFERENCE_FORM, form_named
 from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
@@ -69,10 +69,11 @@ def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
     if path.name == RUNS_FILE:
         return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with reading(path):
+            value = parse_json(path.read_text(encoding="utf-8"))
+    except UserError:
         if must_be:
-            raise UserError(f"{path} cannot be read: {error}") from error
+            raise
         return []
     if must_be and not is_result(value):
         raise UserError(f"{path} is not a result of aurora train")
@@ -184,10 +185,8 @@ def insert(path: Path, name: str, text: str) -> None:
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no document")  # a device may have no end
-    try:
+    with reading(path):
         document = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
     if not marks.search(document):
         raise UserError(f"{path} has no marks '<!-- {name} -->' and '<!-- end {name} -->'")
