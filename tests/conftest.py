@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 from packaging.version import Version
 from torch import nn
 
@@ -166,3 +167,12 @@ def config() -> Callable[..., aurora_lora.AuroraConfig]:
         return aurora_lora.AuroraConfig(**{**fields, **kwargs})
 
     return make
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    gc.collect()
+    dist.destroy_process_group()

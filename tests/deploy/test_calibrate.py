@@ -78,7 +78,7 @@ def test_every_layer_gets_its_least_squares_solution_without_padding(make_bert, 
     model = get_peft_model(make_bert(), config(spline=spline))
     inputs = capture_inputs(model, batches)
     report = calibrate(model, batches)
-    assert [entry.layer for entry in report.layers] == [name for name, _ in aurora_layers(model)]
+    assert [entry.layer for entry in report.layers] == [name for name, _ in aurora_layers(model.get_base_model())]
     n = sum(int(batch["attention_mask"].sum()) for batch in batches)
     for entry, (name, layer) in zip(report.layers, aurora_layers(model), strict=True):
         expected = least_squares(layer, inputs[name], entry.ridge)

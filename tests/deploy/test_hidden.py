@@ -12,7 +12,7 @@ from aurora_lora.deploy.hidden import hidden_values, sigma_along
 from aurora_lora.errors import CalibrationError
 from aurora_lora.ops.anl import adaptive_nonlinear
 
-PATH = "base_model.model.bert.encoder.layer.1.attention.self.query"
+PATH = "bert.encoder.layer.1.attention.self.query"
 
 
 def adapted(make_bert: Callable[..., Any], **options: Any) -> Any:
@@ -29,7 +29,7 @@ def test_hidden_values_are_those_of_the_trained_model_without_padding(
     assert model.training
     assert len(found) == 4
     z = found[PATH, "default"]
-    layer = model.get_submodule(PATH)
+    layer = model.get_base_model().get_submodule(PATH)
     seen: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model.eval()
@@ -44,7 +44,7 @@ def test_hidden_values_are_those_of_the_trained_model_without_padding(
 def test_static_training_sees_the_columns_of_a(make_bert: Callable[..., Any]) -> None:
     model = adapted(make_bert, train_form="static")
     found = hidden_values(model, [])
-    A = model.get_submodule(PATH).aurora_A["default"]
+    A = model.get_base_model().get_submodule(PATH).aurora_A["default"]
     torch.testing.assert_close(found[PATH, "default"], A.T, check_stride=False)
 
 
@@ -58,7 +58,7 @@ def test_no_batches(make_bert: Callable[..., Any]) -> None:
 
 
 def test_sigma_along_a_channel(make_bert: Callable[..., Any]) -> None:
-    layer = adapted(make_bert).get_submodule(PATH)
+    layer = adapted(make_bert).get_base_model().get_submodule(PATH)
     z = torch.tensor([-1.5, 0.0, 0.3])
     inputs = torch.stack([torch.zeros(3), z], dim=1)
     H, W = layer.aurora_H["default"], layer.aurora_spline_weight["default"]

@@ -45,7 +45,9 @@ def adapted(base, method="lora"):
 
 
 def layers(model):
-    return {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    return {
+        path: module for path, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)
+    }
 
 
 def inputs_of(model, batches):
@@ -488,7 +490,7 @@ def test_layers_in_several_formats_keep_each_its_own():
         report = aurora_lora.merge_quantized(model, inputs)
     for merge, field in (("own formats nearest", "nearest"), ("own formats by inputs", "by_inputs")):
         lost = {layer.layer: layer.lost for layer in gap[merge].layers}
-        assert lost.pop("base_model.model.3") < 1e-6
+        assert lost.pop("3") < 1e-6
         assert lost == pytest.approx({layer.layer: getattr(layer, field) for layer in report.layers}, rel=1e-3)
 
 
@@ -498,12 +500,12 @@ def test_the_output_layer_is_not_quantised(quantised, tmp_path):
     gap = by_name(merge_gap(with_output_layer(base), quantised.batches(2), quantizations=["nf4"]))
     for merge in ("nf4 nearest", "nf4 by inputs"):
         lost = {layer.layer: layer.lost for layer in gap[merge].layers}
-        assert lost.pop("base_model.model.lm_head") < 1e-6
+        assert lost.pop("lm_head") < 1e-6
         assert len(lost) == 2
         assert min(lost.values()) > 1e-2
 
 
 def test_inputs_whose_squares_float32_cannot_hold_are_refused():
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"], init_lora_weights=False))
-    with pytest.raises(CalibrationError, match=r"The inputs of .*\.0 are too large"):
+    with pytest.raises(CalibrationError, match=r"The inputs of 0 are too large"):
         merge_gap(model, [torch.full((2, 4), 1e20)])

@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 
 def layers(model):
-    return {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer) and adapters_of(m)}
+    return {n: m for n, m in model.get_base_model().named_modules() if isinstance(m, BaseTunerLayer) and adapters_of(m)}
 
 
 def dense(layer, model):

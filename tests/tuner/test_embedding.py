@@ -72,9 +72,9 @@ def test_calibrate_leaves_embeddings_out():
     with pytest.raises(FormError, match="embeddings merge exactly"):
         calibrate(adapt(), [IDS])
     model = adapt(["emb", "lin"])
-    assert [entry.layer for entry in calibrate(model, [IDS]).layers] == ["base_model.model.lin"]
+    assert [entry.layer for entry in calibrate(model, [IDS]).layers] == ["lin"]
     assert not model.base_model.model.emb.aurora_A_cal
-    assert {entry.layer for entry in merge_gap(model, [IDS]).layers} == {"base_model.model.lin"}
+    assert {entry.layer for entry in merge_gap(model, [IDS]).layers} == {"lin"}
 
 
 def test_a_calibrated_model_with_an_embedding_is_saved_and_loaded(tmp_path):

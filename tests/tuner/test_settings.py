@@ -10,7 +10,6 @@ from functools import cache
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 import transformers
 from packaging.version import Version
 from peft import (
@@ -102,14 +101,6 @@ def test_a_linear_that_is_never_called_is_refused():
         get_peft_model(Attention(), AuroraConfig(target_modules=["out_proj"]))
 
 
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    gc.collect()
-    dist.destroy_process_group()
-
-
 def on_mesh(names, layer):
     mesh = init_device_mesh("cpu", (1,) * len(names or "1"), mesh_dim_names=names)
     layer.weight = nn.Parameter(distribute_tensor(layer.weight.data, mesh, [Shard(0)] * mesh.ndim))
@@ -118,7 +109,7 @@ def on_mesh(names, layer):
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Embedding(6, 4)], ids=["linear", "embedding"])
 @pytest.mark.parametrize("names", [("tp",), ("fsdp", "tp")])
-def test_a_tensor_parallel_base_is_refused(one_process, names, layer):
+def test_a_tensor_parallel_base_is_refused(process_group, names, layer):
     with pytest.raises(
         ValueError, match=r"'0' is split .*tensor parallelism is not supported: load the base without tp_plan"
     ):
@@ -133,7 +124,7 @@ def test_a_module_that_older_transformers_has_sharded_is_refused():
 
 
 @pytest.mark.parametrize("names", [None, ("fsdp",)])
-def test_a_base_that_fsdp_has_sharded_is_adapted(one_process, names):
+def test_a_base_that_fsdp_has_sharded_is_adapted(process_group, names):
     model = get_peft_model(on_mesh(names, nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
     ((_, layer),) = aurora_layers(model)
     assert (layer.aurora_A["default"].shape, layer.aurora_B["default"].shape) == ((2, 6), (4, 2))

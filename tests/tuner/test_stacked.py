@@ -5,13 +5,16 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from aurora_lora import AuroraConfig, calibrate, export_lora
+from aurora_lora import AuroraConfig, calibrate, export_lora, merge_gap
 from aurora_lora.tuner import aurora_layers
+from aurora_lora.tuner.peft_names import BaseTunerLayer
+from aurora_lora.tuner.stacked import by_plain_path, plain_path
 
 STACKS = ("alone", "over", "under", "over, deleted")
 
@@ -119,3 +122,42 @@ def test_an_export_is_as_without_the_other_adapter(stack, bias, x, tmp_path):
     torch.testing.assert_close(loaded(x), model(x))
     loaded = PeftModel.from_pretrained(Block(), tmp_path)
     assert not get_peft_model_state_dict(loaded).keys() - load_file(tmp_path / "adapter_model.safetensors").keys()
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_layers_are_reported_as_without_the_other_adapter(stack, x):
+    model = trained(stack, x)
+    assert [entry.layer for entry in calibrate(model, [x]).layers] == ["to_q", "to_v"]
+    assert list(dict.fromkeys(entry.layer for entry in merge_gap(model, [x]).layers)) == ["to_q", "to_v"]
+
+
+def test_layers_around_one_module_are_told_apart():
+    model = stacked("over")
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    assert [plain_path(model, path) for path, _ in layers] == ["to_q", "to_q", "to_k", "to_v"]
+    assert list(by_plain_path(model, layers)) == layers
+    _, *inner = layers
+    assert [path for path, _ in by_plain_path(model, inner)] == ["to_q", "to_k", "to_v"]
+
+
+def test_names_of_wrappers_that_are_the_model_s_own_stay():
+    path = "module.base_model.model.base_layer.token_adapter"
+    model: nn.Module = nn.Linear(4, 4)
+    for part in reversed(path.split(".")):
+        model = nn.ModuleDict({part: model})
+    assert plain_path(model, path) == path
+    wrapped = nn.DataParallel(torch.compile(checkpoint_wrapper(model)))
+    adapted = get_peft_model(wrapped, AuroraConfig(target_modules=["token_adapter"]))
+    ((name, _),) = aurora_layers(adapted)
+    assert name == f"base_model.model.module._orig_mod._checkpoint_wrapped_module.{path}"
+    assert plain_path(adapted, name) == path
+    assert plain_path(adapted, f"{name}.aurora_A") == f"{path}.aurora_A"
+
+
+def test_rows_of_an_embedding_that_are_trained():
+    model = get_peft_model(
+        nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4)),
+        AuroraConfig(target_modules=["1"], trainable_token_indices={"0": [1]}),
+    )
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    assert [path for path, _ in by_plain_path(model, layers)] == ["0", "1"]

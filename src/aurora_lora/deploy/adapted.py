@@ -33,7 +33,7 @@ class AdaptedLayer:
     """A linear layer with active adapters of any method.
 
     Args:
-        path: in the model.
+        path: in the plain model.
         module: PEFT's layer.
         names: its active adapters.
         format: of its weight if that is quantised.

@@ -14,7 +14,8 @@ from torch import nn
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
 from ..forms import DYNAMIC, STATIC
-from ..tuner import AuroraLayer, active_adapters, active_configs, aurora_layers, set_form
+from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
+from ..tuner.adapters import plain_layers
 from ..tuner.fields import is_number, require
 from ..tuner.tensors import gathered
 from .collector import Collector
@@ -33,6 +34,7 @@ class LayerCalibration:
     """What calibration found for one adapter of one layer."""
 
     layer: str
+    """Its path in the plain model."""
     adapter: str
     vectors: int
     """Input vectors that the moments were taken over (padding left out); 0 of a layer that no input reached and whose
@@ -182,11 +184,11 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
     check_unmerged(model, "calibrate")
     targets, static = [], []
-    for layer_name, layer in aurora_layers(model):
+    for path, layer in plain_layers(model):
         adapters = [name for name in names if name in layer.aurora_A and not layer.forms_coincide(name)]
         static += [name for name in adapters if layer.aurora_config[name].train_form == STATIC]
         if trained := tuple(name for name in adapters if name not in static):
-            targets.append(Target(layer_name, layer, trained, partial(_is_idle, layer, trained)))
+            targets.append(Target(path, layer, trained, partial(_is_idle, layer, trained)))
     if static and not targets:
         raise FormError(
             f"Adapter {static[0]!r} was trained in the static form, which merges exactly: nothing to calibrate."
@@ -206,7 +208,7 @@ def _is_idle(layer: AuroraLayer, adapters: Sequence[str]) -> bool:
 
 def check_unmerged(model: nn.Module, action: str) -> None:
     """Raise a CalibrationError if the adapters do not take part in the model's forward pass."""
-    for path, layer in aurora_layers(model):
+    for path, layer in plain_layers(model):
         check_in_use(path, layer, action)
 
 

@@ -20,7 +20,7 @@ from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
-from ..tuner.stacked import name_alone
+from ..tuner.stacked import plain_path
 from .all_layers import zero_factors
 from .export_diffusers import component_of, write_component
 from .export_file import check_replaceable, in_dtype, write_export
@@ -87,7 +87,7 @@ def export_lora(
     name = _one_adapter(model, adapter_name)
     factors = of_one_rank(lora_factors(model, form, adapter_name=name))
     if all_layers:
-        factors |= zero_factors(factors, {_path(model, path): module for path, module in model.named_modules()})
+        factors |= zero_factors(factors, _modules(model))
     weights = in_dtype(_state_dict(model, factors), dtype)
     others = _other_weights(model, name)
     check_finite(others.items(), "the adapter cannot be exported")
@@ -166,7 +166,7 @@ def _auto_mapping(config: LoraConfig, model: nn.Module) -> dict[str, str] | None
 def lora_factors(
     model: nn.Module, form: str | None = None, *, adapter_name: str | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The exact LoRA factors of each layer: module path -> lora_A (r, d_in), lora_B (d_out, r), scale included.
+    """The exact LoRA factors of each layer: path in the plain model -> lora_A (r, d_in), lora_B (d_out, r); with scale.
 
     Of a convolution d_in is the size of one patch, in_channels / groups times the kernel's, and d_out its output
     channels.
@@ -184,20 +184,17 @@ def lora_factors(
     factors = {}
     for path, layer in aurora_layers(model):
         if name in layer.aurora_A:
+            path = plain_path(model, path)
             if layer.merged:
                 raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
-            factors[_path(model, path)] = layer.get_factors(name, form)
+            factors[path] = layer.get_factors(name, form)
     return factors
 
 
-def _path(model: nn.Module, path: str) -> str:
-    """The path of a module in the base model alone, also where other methods' adapters are over or under AuroRA's."""
-    return _plain(name_alone(model, path))
-
-
-def _plain(name: str) -> str:
-    """A name without the prefix of PEFT; torch.compile has a name of its own in between."""
-    return name.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by their paths in the plain model; an AuroRA layer stands for the one that it adapts."""
+    modules = {plain_path(model, path): module for path, module in model.named_modules()}
+    return modules | {plain_path(model, path): layer for path, layer in aurora_layers(model)}
 
 
 def _one_adapter(model: nn.Module, adapter_name: str | None) -> str:
@@ -230,7 +227,7 @@ def of_one_rank(factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Te
 
 def _state_dict(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """PEFT's LoRA keys."""
-    layers = {_path(model, path): layer for path, layer in aurora_layers(model)}
+    layers = {plain_path(model, path): layer for path, layer in aurora_layers(model)}
     weights: dict[str, Tensor] = {}
     for path, (lora_A, lora_B) in factors.items():
         layer = layers.get(path)  # None of a linear layer that all_layers adds
@@ -255,6 +252,11 @@ def _other_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
         # with bias="all" PEFT lists the biases of modules_to_save a second time, under this name
         if key.rsplit(".", 1)[-1] not in own and ".modules_to_save." not in key
     }
+
+
+def _plain(key: str) -> str:
+    """A key of a state without the prefix of PEFT, and without the name that torch.compile has in between."""
+    return key.removeprefix(PEFT_PREFIX).replace("_orig_mod.", "")
 
 
 def _trained_state(model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -296,7 +298,7 @@ def _adapted_parts(model: nn.Module) -> dict[str, nn.Module]:
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str] | str:
     """What names the adapted modules and no other: plain names if they suffice, else paths."""
     ends = {path.rsplit(".", 1)[-1] for path in adapted}
-    every = [_path(model, name) for name, _ in model.named_modules()]
+    every = [plain_path(model, path) for path, _ in model.named_modules()]
     named = {path for path in every if path.rsplit(".", 1)[-1] in ends}
     return sorted(ends) if named == set(adapted) else exactly(adapted, every)
 

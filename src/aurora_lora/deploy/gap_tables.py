@@ -17,7 +17,6 @@ from rich.text import Text
 from ..files import NOT_FINITE
 from ..finite import nan_as_infinite
 from ..text_table import column_widths
-from ..tuner.peft_names import PEFT_PREFIX
 from .layer_gaps import LayerGap
 from .merge_losses import MergeLoss
 from .predictions import EndToEndGap
@@ -144,8 +143,7 @@ def _shown(value: float, form: str) -> str:
 
 def _short_names(layers: Sequence[str]) -> tuple[dict[str, str], str]:
     """By path, what is left without the start that all layers in lists of blocks share, and what a title says of it."""
-    paths = {layer: layer.removeprefix(PEFT_PREFIX) for layer in layers}
-    blocks = [path for path in paths.values() if re.search(r"(^|\.)\d+\.", path)] or list(paths.values())
+    blocks = [layer for layer in layers if re.search(r"(^|\.)\d+\.", layer)] or layers
     start = os.path.commonprefix(blocks)  # noqa: RUF071 - letter by letter, and then cut at a dot
     shared = start[: start.rfind(".") + 1]
-    return {layer: path.removeprefix(shared) for layer, path in paths.items()}, f" of {shared[:-1]}" if shared else ""
+    return {layer: layer.removeprefix(shared) for layer in layers}, f" of {shared[:-1]}" if shared else ""

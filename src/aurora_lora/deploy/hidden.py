@@ -30,7 +30,8 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         batches: as in `calibrate`.
 
     Returns:
-        By layer and adapter: (n, r), float32, in main memory: 4 r bytes for each token and layer.
+        By layer, its path in the plain model, and adapter: (n, r), float32, in main memory: 4 r bytes for each token
+        and layer.
 
     Raises:
         CalibrationError: no batches, values that are not finite, a merged adapter, or adapters that are switched off.

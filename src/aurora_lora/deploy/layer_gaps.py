@@ -20,6 +20,7 @@ class LayerGap:
     """One adapter of one layer, in one linear form, over the inputs x that reach it in the trained model."""
 
     layer: str
+    """Its path in the plain model."""
     adapter: str
     form: str
     relative_error: float

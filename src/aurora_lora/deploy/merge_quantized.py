@@ -32,6 +32,7 @@ class LayerMerge:
     """What rounding has cost in one layer, as a share of what the adapter does there: 1 is as bad as leaving it out."""
 
     layer: str
+    """Its path in the plain model."""
     format: str
     """Of the quantised weight, as PEFT names it."""
     nearest: float

@@ -13,6 +13,7 @@ from ..errors import CalibrationError, MergeError
 from ..ops import without_autocast
 from ..tuner import AuroraLayer
 from ..tuner.peft_names import BaseTunerLayer
+from ..tuner.stacked import by_plain_path
 
 QUANTISING = ("bnb", "hqq", "torchao")
 """Modules of PEFT whose layers, when they merge, dequantise and quantise by themselves."""
@@ -25,11 +26,12 @@ def adapters_of(layer: Any) -> list[str]:
 
 
 def layers_with_adapters(model: nn.Module, action: str, error: type[Exception]) -> Iterator[tuple[str, Any, list[str]]]:
-    """(path, layer, names) of each layer of any method that has active adapters; the error as `check_in_use`."""
-    for path, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and (names := adapters_of(module)):
-            check_in_use(path, module, action, error)
-            yield path, module, names
+    """(path in the plain model, layer, names) of each layer of any method that has active adapters; the error as
+    `check_in_use`."""
+    layers = ((path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    for path, layer in by_plain_path(model, ((path, layer) for path, layer in layers if adapters_of(layer))):
+        check_in_use(path, layer, action, error)
+        yield path, layer, adapters_of(layer)
 
 
 def check_not_merged(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:

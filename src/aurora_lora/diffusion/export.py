@@ -15,7 +15,7 @@ from ..deploy.export_diffusers import write_component
 from ..deploy.export_file import check_replaceable, in_dtype
 from ..forms import form_named
 from ..methods.aurora import AuroraMethod
-from ..tuner.peft_names import PEFT_PREFIX
+from ..tuner.stacked import plain_path
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -80,7 +80,7 @@ def _lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
         if adapted.lora_variant or getattr(adapted.lora_B[name], "bias", None) is not None:
             raise ValueError("a variant of LoRA, or trained biases, do not fit into a LoRA file of diffusers")
         A, B = adapted.lora_A[name].weight, adapted.lora_B[name].weight
-        factors[path.removeprefix(PEFT_PREFIX)] = A, B * adapted.scaling[name]
+        factors[plain_path(model, path)] = A, B * adapted.scaling[name]
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
     trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
     for other in (*held, *trained):

@@ -20,7 +20,6 @@ from ..deploy.at_rest import at_rest
 from ..deploy.gradients import LOSS_SCALES
 from ..errors import CheckpointError
 from ..finite import is_finite
-from ..tuner.peft_names import PEFT_PREFIX
 from .base import Options, Sample
 from .lora import LORA_DEFAULTS, lora_config, lora_names
 from .options import check, fields, integer, positive
@@ -101,13 +100,12 @@ class GradientMethod(SingularMethod):
 
     def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:
         """A and B of the start; LoRA's own, where B is 0, for a layer without a gradient."""
-        name = path.removeprefix(PEFT_PREFIX)
-        if self.vectors is None or name not in self.vectors:
+        if self.vectors is None or path not in self.vectors:
             return layer.lora_A[ADAPTER].weight.detach().clone(), layer.lora_B[ADAPTER].weight.detach().clone()
-        U, Vh = self.vectors[name]
+        U, Vh = self.vectors[path]
         r = layer.r[ADAPTER]
         if U.shape[1] < 2 * r:
-            raise ValueError(f"r={r} is not allowed: {name} has {U.shape[1]} components, lora-ga takes 2 r of them.")
+            raise ValueError(f"r={r} is not allowed: {path} has {U.shape[1]} components, lora-ga takes 2 r of them.")
         c = U.shape[0] ** 0.25 / self.options["stable_gamma"] ** 0.5
         return c * Vh[:r], c * U[:, r : 2 * r]
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from .. import kept_tensors
 from ..errors import CheckpointError
 from ..main_process import launched_as_main
+from ..tuner.stacked import plain_path
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix, untie_adapted
 from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
@@ -99,7 +100,7 @@ class SingularMethod(PeftMethod):
         return self.saved_as is not True
 
     def factors(self, path: str, layer: Any) -> tuple[Tensor, Tensor]:
-        """A and B of the start of a layer, whose path in the adapted model this is."""
+        """A and B of the start of a layer, whose path in the plain model this is."""
         return decompose(layer, self.largest)
 
     def apply(self, model: PreTrainedModel, task_type: TaskType, kept: Path | None = None) -> nn.Module:
@@ -122,7 +123,10 @@ class SingularMethod(PeftMethod):
             for path, layer in layers.items():
                 if layer.get_base_layer().weight.is_meta:
                     continue  # only counted
-                A, B = (known[f"{path}.A"], known[f"{path}.B"]) if known else self.factors(path, layer)
+                if known:
+                    A, B = known[f"{path}.A"], known[f"{path}.B"]
+                else:
+                    A, B = self.factors(plain_path(peft_model, path), layer)
                 start_from(layer, A, B)
         if start is not None and not known and launched_as_main():
             _write(peft_model, start)

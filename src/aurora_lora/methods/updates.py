@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import FormError
 from ..forms import MERGED
 from ..tuner import AuroraLayer
-from ..tuner.peft_names import PEFT_PREFIX
+from ..tuner.stacked import plain_path
 from ..tuner.tensors import gathered
 from .adapted_module import AdaptedLinear
 
@@ -18,7 +18,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]:
-    """By the layer's path in the base model: left (d_out, r) and right (r, d_in), detached, in at least float32.
+    """By the layer's path in the plain model: left (d_out, r) and right (r, d_in), detached, in at least float32.
 
     Sharded weights are gathered: call it on every process.
 
@@ -34,7 +34,7 @@ def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]
     for path, module in model.named_modules():
         factors = _factors(module, form)
         if factors is not None:
-            found[path.removeprefix(PEFT_PREFIX)] = factors
+            found[plain_path(model, path)] = factors
     if not found:
         raise FormError("it has no low-rank update of a weight (allowed: AuroRA, LoRA, PiSSA, MiLoRA, MoSLoRA, DyLoRA)")
     return found

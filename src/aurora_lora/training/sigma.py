@@ -14,8 +14,8 @@ from ..deploy.hidden import hidden_values, sigma_along
 from ..errors import UserError, check_count
 from ..finite import check_finite
 from ..forms import DYNAMIC
-from ..tuner import AuroraLayer, aurora_layers
-from ..tuner.peft_names import PEFT_PREFIX
+from ..tuner import AuroraLayer
+from ..tuner.adapters import plain_layers
 from .build import make_model, make_trainer
 from .finished_run import TrainedRun
 from .gap_and_export import need_aurora
@@ -58,11 +58,11 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     if start is not None:
         set_seed(recipe.seed)  # as after a probe
     fresh = make_model(begun, base)
-    before, after = dict(aurora_layers(fresh)), dict(aurora_layers(trainer.module))
+    before, after = dict(plain_layers(fresh)), dict(plain_layers(trainer.module))
     found = hidden_values(trainer.module, data.calibration_batches(calibration))
     layers = [
         {
-            "layer": path.removeprefix(PEFT_PREFIX),
+            "layer": path,
             "vectors": len(z),
             "channels": _channels(path, before[path], after[path], name, z),
         }

@@ -11,11 +11,17 @@ from torch import nn
 from ..errors import MergeError
 from .config import AuroraConfig
 from .layer import AuroraLayer
+from .stacked import by_plain_path
 
 
 def aurora_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
     """(name, layer) of each AuroRA layer of a model, in the order of the model."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, AuroraLayer))
+
+
+def plain_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer]]:
+    """As `aurora_layers`, by their paths in the plain model."""
+    return by_plain_path(model, aurora_layers(model))
 
 
 def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
@@ -29,8 +35,9 @@ def active_configs(model: nn.Module) -> dict[str, AuroraConfig]:
 
 
 def active_layers(model: nn.Module) -> Iterator[tuple[str, AuroraLayer, str]]:
-    """(path, layer, adapter): each AuroRA layer of a model with each adapter it holds that is active in any layer."""
-    layers = list(aurora_layers(model))
+    """(path in the plain model, layer, adapter): each AuroRA layer of a model with each adapter it holds that is active
+    in any layer."""
+    layers = list(plain_layers(model))
     names = dict.fromkeys(name for _, layer in layers for name in layer.active_adapters if name in layer.aurora_A)
     return ((path, layer, name) for path, layer in layers for name in names if name in layer.aurora_A)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, FORMS, STATIC
-from .adapters import active_adapters, active_layers, adapter_names, aurora_layers, check_adapted, no_adapter
+from .adapters import active_adapters, active_layers, adapter_names, check_adapted, no_adapter, plain_layers
 from .config import AuroraConfig
 from .fields import one_of
 
@@ -52,7 +52,7 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
         one_of("form", form, tuple(FORMS))
         names = active_adapters(model) if adapter_name is None else [adapter_name]
         configs: dict[int, AuroraConfig] = {}
-        for path, layer in aurora_layers(model):
+        for path, layer in plain_layers(model):
             for name in names:
                 if name in layer.aurora_config:
                     if name in layer.merged_adapters:

@@ -151,6 +151,7 @@ def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
         gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range. What is not
             finite is a gap in the line.
     """
+    # files of earlier versions have PEFT's prefix
     entries = [(entry["layer"].removeprefix(PEFT_PREFIX), entry) for gap in gaps for entry in gap["layers"]]
     places = blocks_and_kinds(layer for layer, _ in entries)
     kinds: dict[str, dict[str, dict[int | None, list[float]]]] = {}
