@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .after_peft import register_with_peft
 from .errors import (
+    AlreadyMergedError,
     AuroraError,
     CalibrationError,
     CheckpointError,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AlreadyMergedError",
     "AuroraConfig",
     "AuroraConv1d",
     "AuroraConv2d",

@@ -28,7 +28,7 @@ class StaleCalibrationError(NotCalibratedError):
 
 class CalibrationError(AuroraError, RuntimeError):
     """A pass over examples (`calibrate`, `probe`, `align`, `merge_gap`, `merge_quantized`) cannot work with what it was
-    given: no batches, activations that are not finite, a merged model."""
+    given: no batches, activations that are not finite, adapters that are switched off."""
 
 
 class NotFiniteError(AuroraError, ArithmeticError):
@@ -38,6 +38,11 @@ class NotFiniteError(AuroraError, ArithmeticError):
 class MergeError(AuroraError, RuntimeError):
     """A merge that would be lost, as into a weight that is computed from others; or `merge_quantized` or `merge_gap`
     cannot work with a model: none of it is quantised, say, or the format of a weight or the method is unknown."""
+
+
+class AlreadyMergedError(FormError, CalibrationError, MergeError):
+    """An adapter is merged at present: `unmerge_adapter` comes before another form is set, before an export, before a
+    pass over examples and `merge_quantized`. It is caught as the errors that these raise, too."""
 
 
 class CheckpointError(AuroraError, RuntimeError):

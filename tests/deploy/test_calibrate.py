@@ -12,7 +12,7 @@ from peft import get_peft_model
 from torch import nn
 
 import aurora_lora
-from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
+from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, merge_gap, set_form
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.float64 import CHUNK_BYTES
 from aurora_lora.deploy.inputs import Runner
@@ -378,7 +378,7 @@ def test_what_is_refused(make_bert, config, batches):
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
         calibrate(model, batches)
     model.merge_adapter()
-    with pytest.raises(CalibrationError, match="unmerge_adapter"):
+    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
         calibrate(model, batches)
     assert not model.peft_config["default"].calibrated
 

@@ -15,7 +15,15 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import aurora_lora
-from aurora_lora import AuroraConfig, FormError, NotCalibratedError, StaleCalibrationError, export_lora, set_form
+from aurora_lora import (
+    AlreadyMergedError,
+    AuroraConfig,
+    FormError,
+    NotCalibratedError,
+    StaleCalibrationError,
+    export_lora,
+    set_form,
+)
 from aurora_lora.deploy.export_file import write_export
 from aurora_lora.errors import NotFiniteError
 from aurora_lora.tuner import aurora_layers
@@ -255,7 +263,7 @@ def test_what_is_refused(make_bert, config, batches, train_step, tmp_path):
         export_lora(model, tmp_path / "x")
     with set_form(model, "static"):
         model.merge_adapter()
-        with pytest.raises(FormError, match="unmerge_adapter"):
+        with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
             export_lora(model, tmp_path / "x", "static")
     assert not (tmp_path / "x").exists()
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 import aurora_lora
-from aurora_lora import AuroraConfig, CalibrationError, FormError, MergeError, merge_gap, set_form
+from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, FormError, MergeError, merge_gap, set_form
 from aurora_lora.deploy import float64, predictions
 from aurora_lora.deploy.gap import MergeGap
 from aurora_lora.deploy.gap_tables import as_text
@@ -361,7 +361,7 @@ def test_merged_or_switched_off_adapters_are_refused(model, batches):
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
         merge_gap(model, batches)
     model.merge_adapter()
-    with pytest.raises(CalibrationError, match="unmerge_adapter"):
+    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
         merge_gap(model, batches)
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 import aurora_lora
-from aurora_lora import CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
+from aurora_lora import AlreadyMergedError, CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
 from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.deploy.memory_bound import MemoryBound
@@ -388,7 +388,7 @@ def test_mistakes(make_bert, batches, monkeypatch):
     with model.disable_adapter(), pytest.raises(CalibrationError, match="switched off"):
         merge_gap(model, batches)
     model.merge_adapter()
-    with pytest.raises(CalibrationError, match="unmerge_adapter"):
+    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
         merge_gap(model, batches)
     embedding = get_peft_model(make_bert(), LoraConfig(target_modules=["word_embeddings"], init_lora_weights=False))
     with pytest.raises(MergeError, match=r"word_embeddings: merge_gap measures merges of linear layers, not of Embed"):

@@ -25,7 +25,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from aurora_lora import AuroraConfig, CalibrationError, calibrate, probe, ranked_config
+from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, calibrate, probe, ranked_config
 from aurora_lora.deploy import passes
 from aurora_lora.deploy.align import aligned_rows
 from aurora_lora.deploy.gradients import Weight, frozen_weights, watched_gradients
@@ -573,7 +573,7 @@ def test_a_merged_adapter(make_bert, labelled, batches, config):
     model = get_peft_model(make_bert(), config())
     calibrate(model, batches)
     model.merge_adapter()
-    with pytest.raises(CalibrationError, match=r"query is merged: call unmerge_adapter\(\) before probe\."):
+    with pytest.raises(AlreadyMergedError, match=r"query is merged: call unmerge_adapter\(\) before probe\."):
         probe(model, labelled)
     model = get_peft_model(make_bert(), config(train_form="static"))
     model.merge_adapter()

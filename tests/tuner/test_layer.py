@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 import aurora_lora
-from aurora_lora import AuroraConfig, FormError, MergeError, NotCalibratedError, set_form
+from aurora_lora import AlreadyMergedError, AuroraConfig, FormError, MergeError, NotCalibratedError, set_form
 from aurora_lora.ops import adaptive_nonlinear, nonlinear_columns
 from aurora_lora.ops.anl import ACTIVATIONS
 
@@ -396,7 +396,7 @@ def test_plain_lora_evaluates_what_it_merges_whatever_its_eval_form():
 def test_a_merged_model_cannot_change_its_form():
     model, _ = adapt(eval_form="static")
     model.merge_adapter()
-    with pytest.raises(FormError, match="unmerge_adapter"):
+    with pytest.raises(AlreadyMergedError, match="unmerge_adapter"):
         set_form(model, "dynamic")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError, MergeError, NotFiniteError
+from ..errors import MergeError, NotFiniteError
 from ..finite import is_finite
 from ..tuner import AuroraLayer
 from ..tuner.original_weight import is_recomputed
@@ -98,10 +98,10 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     (`trainable_token_indices`), of which a merge rounds nothing.
 
     Raises:
-        CalibrationError: one is merged, or its adapters are switched off.
+        AlreadyMergedError, CalibrationError: one is merged, or its adapters are switched off.
         MergeError: one whose merges cannot be measured.
     """
-    found = list(layers_with_adapters(model, "merge_gap", CalibrationError))
+    found = list(layers_with_adapters(model, "merge_gap"))
     if found and all(isinstance(module, TrainableTokensLayer) for _, module, _ in found):
         raise MergeError(f"{found[0][0]}: only rows of embeddings are trained, of which a merge rounds nothing.")
     plain = plain_model(model)

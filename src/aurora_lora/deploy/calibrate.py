@@ -117,9 +117,10 @@ def calibrate(
         A report with the explained share of each layer.
 
     Raises:
-        CalibrationError: no batches, an input that is not finite, a layer with B != 0 that no input reached, a merged
-            adapter, adapters that are switched off, a `max_memory` that not even one layer fits in, or a matrix that is
-            not finite. The adapter is left as it was.
+        CalibrationError: no batches, an input that is not finite, a layer with B != 0 that no input reached, adapters
+            that are switched off, a `max_memory` that not even one layer fits in, or a matrix that is not finite. The
+            adapter is left as it was.
+        AlreadyMergedError: the adapter is merged.
         FormError: the adapter was trained in the static form, or sigma is the identity in all of its layers (plain
             LoRA, embeddings): it merges exactly as it is.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
@@ -207,7 +208,7 @@ def _is_idle(layer: AuroraLayer, adapters: Sequence[str]) -> bool:
 
 
 def check_unmerged(model: nn.Module, action: str) -> None:
-    """Raise a CalibrationError if the adapters do not take part in the model's forward pass."""
+    """See that AuroRA's adapters take part in the model's forward pass; raises as `check_in_use`."""
     for path, layer in plain_layers(model):
         check_in_use(path, layer, action)
 

@@ -9,11 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from ..errors import FormError
 from ..finite import check_finite
 from ..folders import new_folder, settle
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
-from ..tuner.adapters import adapter_names, no_adapter
+from ..tuner.adapters import adapter_names, check_not_merged, no_adapter
 from ..tuner.calibration import BUFFERS
 from ..tuner.fields import one_of
 from ..tuner.fused_experts import fused_experts
@@ -73,6 +72,7 @@ def export_lora(
 
     Raises:
         FormError: the form is dynamic, which is no linear map.
+        AlreadyMergedError: the adapter is merged.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an outdated one.
         NotFiniteError: NaN or infinity among the weights, or one that is too large for the dtype.
         ValueError: an argument that is not allowed, or that goes with the other format; a folder that holds anything
@@ -177,7 +177,7 @@ def lora_factors(
         adapter_name: which adapter, if several are active.
 
     Raises:
-        FormError, NotCalibratedError, StaleCalibrationError, ValueError: as `export_lora`.
+        FormError, AlreadyMergedError, NotCalibratedError, StaleCalibrationError, ValueError: as `export_lora`.
     """
     model = unwrapped(model)
     name = _one_adapter(model, adapter_name)
@@ -185,8 +185,7 @@ def lora_factors(
     for path, layer in aurora_layers(model):
         if name in layer.aurora_A:
             path = plain_path(model, path)
-            if layer.merged:
-                raise FormError(f"{path} is merged: call unmerge_adapter() before the export.")
+            check_not_merged(path, layer, "the export")
             factors[path] = layer.get_factors(name, form)
     return factors
 

@@ -129,8 +129,9 @@ def merge_gap(
         max_length: as in `calibrate`.
 
     Raises:
-        CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, a
-            merged one, or adapters that are switched off.
+        CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, or
+            adapters that are switched off.
+        AlreadyMergedError: an adapter is merged.
         MergeError: an adapter of a layer that is not linear, or one that is no change of the weight.
         NotFiniteError: a merged weight that is not finite.
         UserError: bitsandbytes is missing.

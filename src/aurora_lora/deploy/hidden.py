@@ -34,7 +34,8 @@ def hidden_values(model: nn.Module, batches: Any) -> Layers:
         and layer.
 
     Raises:
-        CalibrationError: no batches, values that are not finite, a merged adapter, or adapters that are switched off.
+        CalibrationError: no batches, values that are not finite, or adapters that are switched off.
+        AlreadyMergedError: an adapter is merged.
         ValueError: no AuroRA adapter.
     """
     check_unmerged(model, "hidden_values")

@@ -115,9 +115,11 @@ def merge_quantized(
         What rounding has cost in each layer, which a warning says in a line too.
 
     Raises:
-        MergeError: nothing is quantised; a layer's format or method does not allow it; an adapter is merged already.
-            The model is as before then, and after any other error.
-        CalibrationError: no batches; a trained layer that no input reached, or one that was not finite.
+        MergeError: nothing is quantised; a layer's format or method does not allow it. The model is as before then,
+            and after any other error.
+        AlreadyMergedError: an adapter is merged already.
+        CalibrationError: no batches; a trained layer that no input reached, or one that was not finite; adapters that
+            are switched off.
         NotFiniteError: a merged weight that is not finite.
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `AuroraModel.merge_adapter`.
         ValueError: an argument that is not allowed.
@@ -227,11 +229,11 @@ def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], dict[str, Any]]:
     """The quantised layers to merge, and those that are not quantised, by path.
 
     Raises:
-        MergeError: see `merge_quantized`.
+        MergeError, AlreadyMergedError, CalibrationError: see `merge_quantized`.
     """
     quantised: dict[str, AdaptedLayer] = {}
     others: dict[str, Any] = {}
-    for path, module, names in layers_with_adapters(model, "merge_quantized", MergeError):
+    for path, module, names in layers_with_adapters(model, "merge_quantized"):
         if (held := held_format(path, module, model, "merge_quantized")) is None:
             others[path] = module
         else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, MergeError
 from ..ops import without_autocast
 from ..tuner import AuroraLayer
+from ..tuner.adapters import check_not_merged
 from ..tuner.peft_names import BaseTunerLayer
 from ..tuner.stacked import by_plain_path
 
@@ -25,26 +26,24 @@ def adapters_of(layer: Any) -> list[str]:
     return [name for name in layer.active_adapters if name in held]
 
 
-def layers_with_adapters(model: nn.Module, action: str, error: type[Exception]) -> Iterator[tuple[str, Any, list[str]]]:
-    """(path in the plain model, layer, names) of each layer of any method that has active adapters; the error as
-    `check_in_use`."""
+def layers_with_adapters(model: nn.Module, action: str) -> Iterator[tuple[str, Any, list[str]]]:
+    """(path in the plain model, layer, names): each layer of any method with active adapters; see `check_in_use`."""
     layers = ((path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     for path, layer in by_plain_path(model, ((path, layer) for path, layer in layers if adapters_of(layer))):
-        check_in_use(path, layer, action, error)
+        check_in_use(path, layer, action)
         yield path, layer, adapters_of(layer)
 
 
-def check_not_merged(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:
-    """Raise an error if adapters are merged into the layer's weight."""
-    if layer.merged:
-        raise error(f"{path} is merged: call unmerge_adapter() before {action}.")
+def check_in_use(path: str, layer: Any, action: str) -> None:
+    """See that the layer's adapters take part in its forward pass.
 
-
-def check_in_use(path: str, layer: Any, action: str, error: type[Exception] = CalibrationError) -> None:
-    """Raise an error unless the layer's adapters take part in its forward pass."""
-    check_not_merged(path, layer, action, error)
+    Raises:
+        AlreadyMergedError: they are merged.
+        CalibrationError: they are switched off.
+    """
+    check_not_merged(path, layer, action)
     if layer.disable_adapters:
-        raise error(f"The adapters of {path} are switched off: enable them before {action}.")
+        raise CalibrationError(f"The adapters of {path} are switched off: enable them before {action}.")
 
 
 def merged_linear(

@@ -15,6 +15,7 @@ from ..errors import CalibrationError
 from ..finite import is_finite
 from ..forms import DYNAMIC
 from ..tuner import active_layers
+from ..tuner.adapters import check_not_merged
 from ..tuner.fields import MODULE_FIELDS, is_int, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
@@ -22,7 +23,6 @@ from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
 from .memory_bound import MemoryBound, memory_bound
-from .merged_weight import check_not_merged
 from .passes import Passes, seed_torch
 from .processes import least_of_processes, several_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
@@ -104,7 +104,8 @@ def probe(
 
     Raises:
         CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, a gradient
-            that is not finite, an adapter that is merged, or a `max_memory` that not even one layer fits in.
+            that is not finite, or a `max_memory` that not even one layer fits in.
+        AlreadyMergedError: an adapter is merged that was trained in the dynamic form.
         TypeError: batches of no such kind.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
-from ..errors import MergeError
+from ..errors import AlreadyMergedError, MergeError
 from .config import AuroraConfig
 from .layer import AuroraLayer
 from .stacked import by_plain_path
@@ -97,6 +98,18 @@ def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueErro
 def adapter_names(model: nn.Module) -> list[str]:
     """The names of the AuroRA adapters that a model has, active or not."""
     return list(dict.fromkeys(name for _, layer in aurora_layers(model) for name in layer.aurora_A))
+
+
+def check_not_merged(path: str, layer: Any, action: str) -> None:
+    """Raise an AlreadyMergedError if adapters are merged into the weight of a layer, of any method.
+
+    Args:
+        path: names the layer.
+        layer: that is asked.
+        action: what cannot be done.
+    """
+    if layer.merged:
+        raise AlreadyMergedError(f"{path} is merged: call unmerge_adapter() before {action}.")
 
 
 def note_shared_weights(model: nn.Module) -> None:

@@ -8,7 +8,15 @@ from torch import nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, FORMS, STATIC
-from .adapters import active_adapters, active_layers, adapter_names, check_adapted, no_adapter, plain_layers
+from .adapters import (
+    active_adapters,
+    active_layers,
+    adapter_names,
+    check_adapted,
+    check_not_merged,
+    no_adapter,
+    plain_layers,
+)
 from .config import AuroraConfig
 from .fields import one_of
 
@@ -45,7 +53,8 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
 
     Raises:
         ValueError: no such form or adapter, or no AuroRA adapter in the model.
-        FormError: the adapter was trained in the static form, which is its only one; or it is merged at present.
+        FormError: the adapter was trained in the static form, which is its only one.
+        AlreadyMergedError: it is merged at present.
     """
 
     def __init__(self, model: nn.Module, form: str, adapter_name: str | None = None) -> None:
@@ -56,7 +65,7 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
             for name in names:
                 if name in layer.aurora_config:
                     if name in layer.merged_adapters:
-                        raise FormError(f"{path} is merged: call unmerge_adapter() before another form is set.")
+                        check_not_merged(path, layer, "another form is set")
                     if form == CALIBRATED and (calibration := layer.calibration.get(name)) is not None:
                         calibration.check()
                     config = layer.aurora_config[name]
