@@ -126,6 +126,6 @@ def test_a_folder_that_cannot_be_written(folder: Path, monkeypatch: pytest.Monke
     def no_lock(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(gguf, "FileLock", no_lock)
+    monkeypatch.setattr(gguf, "held", no_lock)
     with pytest.raises(UserError, match="cannot write"):
         converted(folder, NAME)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from filelock import FileLock, Timeout
-
 from ..errors import UserError
 from ..extras import extra
 from ..files import file_digest, read_json
+from ..locks import held
 from . import _pip
 from ._pip import OfflineError
 
@@ -92,7 +91,8 @@ def fetch(archive: Archive) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f".{archive.folder_name}.lock", archive):
+        waiting = f"waiting for another process that is fetching {archive.requirement}"
+        with held(cache / f".{archive.folder_name}.lock", lambda: _say(waiting)):
             if not _intact(folder, archive):  # another process may have fetched it while this one waited
                 if folder.exists():
                     _say(f"the cached files in {folder} are damaged or incomplete, fetching them again")
@@ -115,21 +115,6 @@ def _cannot_write(cache: Path, reason: str) -> str:
 
 def _say(text: str) -> None:
     print(f"aurora: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _lock(path: Path, archive: Archive) -> Iterator[None]:
-    """Holds the lock of one archive; says so if another process holds it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _say(f"waiting for another process that is fetching {archive.requirement}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _fetch(archive: Archive, cache: Path, folder: Path) -> None:

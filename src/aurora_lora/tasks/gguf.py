@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ..extras import extra
 from ..files import plain_write_errors
 from ..folders import new_folder
+from ..locks import held
 from .loading import NO_CODE
 
 FOLDER = "float32"
@@ -35,7 +34,7 @@ def converted(folder: Path, file: str) -> Path:
     """
     target = folder / FOLDER
     if not target.is_dir():
-        with plain_write_errors(target), FileLock(folder / f".{FOLDER}.lock"):
+        with plain_write_errors(target), held(folder / f".{FOLDER}.lock"):
             if not target.is_dir():
                 _convert(folder, file, target)
     return target

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 from .. import files, folders
 from ..errors import UserError, unknown
 from ..extras import extra
+from ..locks import held
 from ..tasks.models import MODELS, PretrainedHere, is_missing
 from .base_commit import RESULT_OF_PRETRAINING
 from .build import load_trained_model
@@ -49,7 +49,7 @@ def pretrain(name: str, callbacks: Callbacks = tuple) -> Path:
         return made.folder
     work = made.folder.with_name(f"{made.folder.name}.work")
     files.check_writable(work)
-    with FileLock(work / ".pretrain.lock"):
+    with held(work / ".pretrain.lock"):
         if not made.is_there:  # another process may have trained it while this one waited
             _make(made, work, callbacks)
     shutil.rmtree(work, ignore_errors=True)

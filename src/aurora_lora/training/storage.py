@@ -6,20 +6,18 @@ and so is whole, whatever moment a run was killed at.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from .. import files, folders
 from ..errors import RunLockedError, UserError
 from ..files import file_digest, plain_write_errors
+from ..locks import held
 from ..methods.pissa_milora import START_FILE
 from . import yaml_text
 from .reading import validate_as
@@ -39,8 +37,6 @@ LOG = "log.txt"
 """What a run of many prints."""
 MANIFEST = "manifest.json"
 _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Of a file system without locks, as some of the network are: runs go on without."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -58,7 +54,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def hold(file: Path, taken: str) -> Iterator[None]:
-    """Hold a lock; the system lets go of it when the process ends, however it ends.
+    """Hold a lock, as `held`, and never wait for it.
 
     Args:
         file: that it is on.
@@ -68,22 +64,14 @@ def hold(file: Path, taken: str) -> Iterator[None]:
         RunLockedError: another process holds it.
         UserError: its folder cannot be written.
     """
-    # a mere file in place of a lock, as filelock offers it, would outlive a killed process
-    held = FileLock(file, fallback_to_soft=False)
-    with plain_write_errors(file.parent):
-        try:
-            held.acquire(timeout=0)
-        except Timeout as error:
-            if not file.exists():  # filelock waits for a folder that cannot be written as for a lock that is held
-                files.check_writable(file.parent)
-            raise RunLockedError(taken) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-    try:
+
+    def refuse() -> None:
+        raise RunLockedError(taken)
+
+    with ExitStack() as stack:
+        with plain_write_errors(file.parent):
+            stack.enter_context(held(file, refuse))
         yield
-    finally:
-        held.release()
 
 
 def is_locked(folder: Path) -> bool:

@@ -24,10 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ... import files
 from ...errors import UserError
+from ...locks import held
 from ...training.results import Result, check_result, parse_json, read_result, test_sets
 from ...training.storage import REFERENCE, RESULT
 
@@ -86,7 +85,7 @@ class RunsFile:
         Raises:
             UserError: as `read`, or the file cannot be written.
         """
-        with files.plain_write_errors(self.path), FileLock(self.study / _LOCK):
+        with files.plain_write_errors(self.path), held(self.study / _LOCK):
             there = {name: _record(result) for name, result in self._by_name().items()}  # earlier versions kept all
             new = {self._name(folder): _record(result) for folder, result in results.items()}
             new = {name: result for name, result in new.items() if not _covers(there.get(name), result)}

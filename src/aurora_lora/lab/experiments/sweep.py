@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -24,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ... import files
 from ...errors import DIVERGED
+from ...locks import held
 from ...training.results import Result, chance_of
 from ...training.storage import is_locked
 from .chosen import Choices
@@ -76,7 +76,6 @@ class Sweep:
         self._inputs = SameInputs()
         for folder, result in self.runs.read().items():
             self._inputs.check(result, folder)
-        self._lock = FileLock(self.folder / _LOCK)
         storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
         self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
 
@@ -124,7 +123,7 @@ class Sweep:
         optuna_study.set_user_attr("setting", described)
         if tuning.sampler == "grid":
             names, lists = list(space), [values for values in space.values() if isinstance(values, tuple)]
-            with self._lock:
+            with held(self.folder / _LOCK):
                 for places in product(*(range(len(values)) for values in lists)):
                     optuna_study.enqueue_trial(dict(zip(names, places, strict=True)), skip_if_exists=True)
         return optuna_study
@@ -136,7 +135,7 @@ class Sweep:
         open_settings = list(self.study.settings)
         while open_settings:
             for setting in list(open_settings):
-                with self._lock:
+                with held(self.folder / _LOCK):
                     if self._spent(setting) >= self.study.tuning.budget:
                         open_settings.remove(setting)
                         continue
@@ -186,7 +185,7 @@ class Sweep:
     def _reclaim(self, setting: Setting) -> None:
         """Trials whose process died: told if their run was finished, else proposed again with the same values."""
         optuna_study = self.optuna_studies[setting.name]
-        with self._lock:
+        with held(self.folder / _LOCK):
             for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 values = trial.user_attrs.get(_VALUES)
                 job = None if values is None else self.job(setting, values, self.study.tuning.seed)
@@ -202,7 +201,7 @@ class Sweep:
     def _try_again(self, setting: Setting) -> None:
         """Propose again what failed: a full disk or a lost node says nothing of the values. Divergence does."""
         optuna_study = self.optuna_studies[setting.name]
-        with self._lock:
+        with held(self.folder / _LOCK):
             failed = optuna_study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
             replaced = {trial.user_attrs.get(_AGAIN) for trial in optuna_study.get_trials(deepcopy=False)}
             for trial in failed:
