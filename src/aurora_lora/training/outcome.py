@@ -40,16 +40,6 @@ def score(recipe: Recipe, trainer: RecipeTrainer, data: Data, split: str, forms:
     return scores
 
 
-def chance(data: Data, split: str) -> dict[str, float]:
-    """The metrics of what takes no model on a split; see `Kind.guessed`."""
-    return kind_of(data.task).guessed(data, split)
-
-
-def most_frequent(data: Data, split: str) -> dict[str, float]:
-    """The metrics of the most frequent class on a split; see `Kind.most_frequent`."""
-    return kind_of(data.task).most_frequent(data, split)
-
-
 def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     """The result of a trained run: every form scored on the validation split and the test sets, and what it took."""
     forms, steps = recipe.method.forms, trainer.state.max_steps
@@ -68,8 +58,8 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         examples={name: len(data.fixed(name)) for name in data.splits},
         validation=scored["validation"],
         test={name: scored[name] for name in recipe.task.test_sets or ()},
-        chance={name: chance(data, name) for name in recipe.task.test_sets or ()},
-        most_frequent={name: most_frequent(data, name) for name in recipe.task.test_sets or ()},
+        chance={name: kind.guessed(data, name) for name in recipe.task.test_sets or ()},
+        most_frequent={name: kind.most_frequent(data, name) for name in recipe.task.test_sets or ()},
         selected_by={
             "split": "validation",
             "form": recipe.method.deployed_form,

@@ -23,8 +23,9 @@ from .contamination_guard import check_contamination
 from .data import notes
 from .data_record import check_files, keep_data
 from .distributed import draw_apart, on_main, state
+from .kinds import kind_of
 from .memory import reset_peak_memory
-from .outcome import chance, most_frequent, score, scored_result, write_run
+from .outcome import score, scored_result, write_run
 from .recipe import Recipe
 from .results import Result, lacking, read_result, with_test_sets, write_result
 from .storage import ADAPTER, CHECKPOINTS, RECIPE, REFERENCE, UPDATES
@@ -137,8 +138,9 @@ def _score_more(
     trainer, data = make_trainer(wanted, folder / CHECKPOINTS, callbacks(), folder / ADAPTER)
     forms = recipe.method.forms
     scored = {name: score(wanted, trainer, data, name, forms) for name in names}
-    guessed = {name: chance(data, name) for name in names}
-    always = {name: most_frequent(data, name) for name in names}
+    kind = kind_of(data.task)
+    guessed = {name: kind.guessed(data, name) for name in names}
+    always = {name: kind.most_frequent(data, name) for name in names}
     result = with_test_sets(finished, scored, {name: len(data.splits[name]) for name in names}, guessed, always)
     on_main(lambda: files.write_text(folder / RECIPE, yaml_text.dump(result["recipe"])))
     on_main(lambda: write_result(folder, result))

@@ -89,9 +89,9 @@ def test_a_study_whose_runs_are_selected_by_a_metric_names_its_own(write: Callab
         with pytest.raises(UserError, match=r"tuning\.metric: this field must be given where training\.select_by is"):
             load_study(write(**changes))
     study = load_study(write(base=by_nll, tuning={"budget": 2, "space": space, "metric": "accuracy"}))
-    assert not study.lower_is_better
+    assert not study.metric.lower_is_better
     assert study.recipe(study.settings[0], {}, 0).selected_by == "nll"
-    assert load_study(write(tuning={**tuned, "metric": "nll"})).lower_is_better
+    assert load_study(write(tuning={**tuned, "metric": "nll"})).metric.lower_is_better
 
 
 def test_a_study(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,8 +375,8 @@ def test_the_best_validation_score_is_chosen(write: Callable[..., Path], tmp_pat
 def test_of_a_metric_that_is_better_when_less_the_least_is_chosen(write: Callable[..., Path], tmp_path: Path) -> None:
     base = yaml_text.read(write())["base"]
     study = load_study(write(base={**base, "task": {"name": "chat", "data": "chats.jsonl"}}))
-    assert study.lower_is_better  # the task's own is nll
-    assert not load_study(write()).lower_is_better
+    assert study.metric.lower_is_better  # the task's own is nll
+    assert not load_study(write()).metric.lower_is_better
     sweep = Sweep(study, tmp_path / "study", InProcess(fake))
     sweep.tune()
     rate = sweep.choices.chosen(study.settings[0])[0]["training.learning_rate"]

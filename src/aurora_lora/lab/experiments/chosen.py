@@ -82,7 +82,8 @@ class Choices:
                 (values, self._score(result, form, tuning.metric)) for values, result in results if result is not None
             ]
         scored = [(values, score) for values, score in tried if score is not None]
-        scored.sort(key=lambda one: one[1], reverse=not self.study.lower_is_better)  # equal ones stay as they are
+        sign = self.study.metric.sign
+        scored.sort(key=lambda one: -sign * one[1])  # equal ones stay as they are
         return scored[: tuning.finalists]
 
     def _best(self, setting: Setting, form: str | None) -> Chosen | None:
@@ -99,12 +100,12 @@ class Choices:
         means = [(one, mean) for one, _ in found if (mean := self._mean(setting, one, form, metric)) is not None]
         if not means:
             return found[0]
-        sign = 1 if self.study.lower_is_better else -1
+        sign = self.study.metric.sign
         has_loss = self._has_loss(setting, means[0][0])
 
         def order(one: Chosen) -> tuple[float, float]:
             loss = self._mean(setting, one[0], form, LOSS) if has_loss else None
-            return round(sign * one[1], 12), 0.0 if loss is None else loss  # a sum's rounding decides no tie
+            return round(-sign * one[1], 12), 0.0 if loss is None else loss  # a sum's rounding decides no tie
 
         return min(means, key=order)
 

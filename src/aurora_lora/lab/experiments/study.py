@@ -33,7 +33,7 @@ from pydantic_core import PydanticCustomError
 from ...errors import UserError, unknown
 from ...field_errors import validated
 from ...files import slug
-from ...tasks.metrics import metric_named
+from ...tasks.metrics import Metric, metric_named
 from ...training.reading import override, set_field, validate
 from ...training.recipe import Recipe
 from ...training.sections import Section, Seed, Size
@@ -241,10 +241,10 @@ class Study(Section):
         return slug(self.name) or "study"
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether the least of the scores that values are chosen by is the best."""
+    def metric(self) -> Metric:
+        """What values are chosen by."""
         own = self.tuning.metric or self.recipe(self.settings[0], {}, self.seeds[0]).task.definition.metric
-        return metric_named(own).lower_is_better
+        return metric_named(own)
 
     def space(self, setting: Setting) -> Space:
         """What is tuned of a setting."""

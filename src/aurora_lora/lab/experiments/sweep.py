@@ -106,7 +106,7 @@ class Sweep:
         optuna_study = optuna.create_study(
             study_name=f"{self.study.name}/{setting.slug}",
             storage=storage,
-            direction="minimize" if self.study.lower_is_better else "maximize",
+            direction="minimize" if self.study.metric.lower_is_better else "maximize",
             load_if_exists=True,
         )
         space = self.study.space(setting)
@@ -263,8 +263,8 @@ class Sweep:
         lost = {trial.user_attrs.get(_AGAIN) for trial in trials}
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in lost]
         found = [(dict(trial.user_attrs[_VALUES]), trial.value) for trial in ended if _VALUES in trial.user_attrs]
-        sign = 1 if self.study.lower_is_better else -1
-        return sorted(found, key=lambda one: (one[1] is None, sign * (one[1] or 0.0)))
+        sign = self.study.metric.sign
+        return sorted(found, key=lambda one: (one[1] is None, -sign * (one[1] or 0.0)))
 
     def without_score(self) -> list[Setting]:
         """The settings none of whose trials gave a score."""
