@@ -139,6 +139,78 @@ def test_a_quantisation_that_cannot_be_undone_is_refused():
         model.merge_and_unload()
 
 
+# ---------------------------------------------------------------- dequantised after the adapter was put on
+
+
+@pytest.fixture
+def bitsandbytes_llama(tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).save_pretrained(tmp_path)
+    kinds = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
+
+    def make(kind):
+        base = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**kinds[kind]))
+        torch.manual_seed(1)
+        config = AuroraConfig(target_modules=["q_proj", "v_proj"], init_weights=False, train_form="static")
+        return get_peft_model(base, config)
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
+@pytest.mark.parametrize("merged_before", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "8bit"])
+def test_the_merge_into_a_dequantised_base_is_exact(bitsandbytes_llama, kind, merged_before):
+    """Also after one into the quantised base, whose warning advises it."""
+    ids = torch.tensor([[1, 2, 3, 4]])
+    dense, model = bitsandbytes_llama(kind), bitsandbytes_llama(kind)
+    dense.dequantize()
+    expected, reference = run(dense, ids).logits, copy.deepcopy(dense)
+    if merged_before:
+        model.merge_adapter()
+    model.dequantize()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    weight = dense.base_model.model.model.layers[0].self_attn.q_proj.get_base_layer().weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.merge_adapter(safe_merge=True)
+    assert layer.merge_rounding is None
+    assert torch.equal(layer.get_base_weight(), weight + layer.get_delta_weight("default"))
+    torch.testing.assert_close(run(model, ids).logits, expected)
+    model.unmerge_adapter()
+    assert torch.equal(layer.get_base_weight(), weight)
+    assert torch.equal(run(model, ids).logits, expected)
+    model.merge_adapter()
+    for one in (reference, model):
+        torch.testing.assert_close(run(one.merge_and_unload(), ids).logits, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
+def test_a_base_that_was_dequantised_while_merged_is_unmerged(bitsandbytes_llama):
+    ids = torch.tensor([[1, 2, 3, 4]])
+    model, dense = bitsandbytes_llama("nf4"), bitsandbytes_llama("nf4")
+    model.merge_adapter()
+    model.dequantize()
+    model.unmerge_adapter()
+    dense.dequantize()
+    assert torch.equal(run(model, ids).logits, run(dense, ids).logits)
+
+
+def test_a_merge_into_a_base_dequantised_while_merged_is_in_the_precision_asked_for(bitsandbytes_llama):
+    model, dense = bitsandbytes_llama("nf4"), bitsandbytes_llama("nf4")
+    with pytest.warns(UserWarning, match=r"dequantised base: model.dequantize\(\), and then the merge"):
+        model.merge_adapter()
+    for one in (model, dense):
+        one.dequantize(dtype=torch.bfloat16)
+    merged, expected = model.merge_and_unload(), dense.merge_and_unload()
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], weight)
+    assert merged.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+
+
 # ---------------------------------------------------------------- torchao, through Transformers
 
 

@@ -72,7 +72,8 @@ def check_before_merge(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # merge itself will warn
         for path, layer in layers:
-            if names := layer.adapters_to_merge(adapter_names):
+            names = layer.adapters_to_merge(adapter_names)
+            if names or layer.holds_rounded_merge:
                 together = [*layer.merged_adapters, *names]
                 try:
                     if safe_merge:

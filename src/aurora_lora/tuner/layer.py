@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..ops import sigma, without_autocast
 from .changed_weight import changed_by_others, keep_change, take_out
 from .config import AuroraConfig
 from .offloaded import in_memory, present
-from .original_weight import OriginalWeight, dequantized, is_recomputed, parameter_like, rounding
+from .original_weight import OriginalWeight, dequantized, is_dequantized, is_recomputed, parameter_like, rounding
 from .peft_names import AuxiliaryTrainingWrapper, check_adapters_to_merge
 from .refused_merge import tells_what_is_left
 from .state import AdapterState
@@ -242,8 +243,10 @@ class AuroraLayer(AdapterState):
     def _original(self) -> Tensor:
         if self._original_weight is None:
             return self.get_base_weight()
-        device = next((p.device for p in self.get_base_layer().parameters() if not p.is_meta), None)
-        return self._original_weight.weight().to(device)
+        base: Any = self.get_base_layer()
+        device = next((p.device for p in base.parameters() if not p.is_meta), None)
+        original = self._original_weight.weight().to(device)
+        return original.to(base.weight.dtype) if self.holds_rounded_merge else original
 
     def _sum(self, original: Tensor, adapter_names: list[str]) -> Tensor:
         """In at least float32."""
@@ -254,15 +257,23 @@ class AuroraLayer(AdapterState):
 
     def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
         """The adapters of this layer that are to be merged and are not yet."""
-        names: list[str] = check_adapters_to_merge(self, adapter_names)
+        with _no_word_of_merged() if self.holds_rounded_merge else nullcontext():  # which will be merged once more
+            names: list[str] = check_adapters_to_merge(self, adapter_names)
         return [name for name in names if name in self.aurora_A]
+
+    @property
+    def holds_rounded_merge(self) -> bool:
+        """Whether the base layer was dequantised while merged: its weight is still what the merge had rounded."""
+        original = self._original_weight
+        return original is not None and is_dequantized(self.get_base_layer(), original.backend)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge adapters into the base weight, in the form that `eval_form` names.
 
         The original weight, with its quantisation state, is kept in main memory at the first merge, so that `unmerge`
         gives it back bit for bit. A quantised weight is dequantised, updated and quantised again: `merge_rounding` is
-        then the share of the update that this rounding has cost.
+        then the share of the update that this rounding has cost. Into a base layer that was dequantised while merged,
+        the adapters that are merged already are merged once more, and nothing is lost.
 
         Raises:
             FormError, NotCalibratedError, StaleCalibrationError: as `get_factors`; this layer is left as it was.
@@ -270,7 +281,7 @@ class AuroraLayer(AdapterState):
             ValueError: `safe_merge` is set and the result is not finite; this layer is left as it was.
         """
         names = self.adapters_to_merge(adapter_names)
-        if names:
+        if names or self.holds_rounded_merge:
             with ordinary_tensors(), in_memory(self), tells_what_is_left(self, names):
                 self._merge(names, safe_merge)
 
@@ -281,6 +292,9 @@ class AuroraLayer(AdapterState):
         together = [*self.merged_adapters, *names]
         merged = self.merged_weight(together, safe_merge)
         base: Any = self.get_base_layer()
+        if self._original_weight is not None and self.holds_rounded_merge:
+            self._original_weight.restore(self)
+            self._original_weight, self.merge_rounding = OriginalWeight(base, None, self.weight_is_shared), None
         original = self._original() if self.quantization_backend is not None else None
         if self.keeps_original and self._original_weight is None:
             self._original_weight = OriginalWeight(base, self.quantization_backend, self.weight_is_shared)
@@ -325,3 +339,11 @@ class AuroraLayer(AdapterState):
 
     def __repr__(self) -> str:
         return "aurora." + super().__repr__()
+
+
+@contextmanager
+def _no_word_of_merged() -> Iterator[None]:
+    """Without PEFT's warning that there is nothing to merge."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All adapters are already merged")
+        yield

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .peft_names import QuantizationBackend
+from .peft_names import QuantizationBackend, resolve_quantization_backend
 from .tensors import changes
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -134,7 +134,11 @@ class OriginalWeight:
         return dequantized(self._stored, self.backend)
 
     def restore(self, layer: Any) -> None:
-        """Give it back to the base layer of `layer`."""
+        """Give it back to the base layer of `layer`; dequantised where that has been dequantised since."""
+        if is_dequantized(layer.get_base_layer(), self.backend):
+            weight = layer.get_base_layer().weight
+            weight.data = self.weight().to(weight)
+            return
         if self._stored is self.base_layer:
             layer.base_layer = self.base_layer
             return
@@ -153,6 +157,14 @@ class OriginalWeight:
             base.weight = kept if kept.device == base.weight.device else kept.to(base.weight.device)
             if self.backend.backend_name == "bnb 4bit":
                 base.quant_state = base.weight.quant_state
+
+
+def is_dequantized(base_layer: nn.Module, backend: QuantizationBackend | None) -> bool:
+    """Whether a base layer that was quantised, and that `backend` gave access to, has been dequantised since."""
+    if backend is None:
+        return False
+    of_torchao = getattr(backend, "get_apply_tensor_subclass", None)
+    return resolve_quantization_backend(base_layer, get_apply_tensor_subclass=of_torchao) is None
 
 
 def dequantized(base_layer: Any, backend: QuantizationBackend) -> Tensor:
@@ -224,7 +236,7 @@ def warn_of_rounding(found: Iterable[float | None]) -> None:
     if lost:
         warnings.warn(
             f"Merging into quantised weights quantises them again: that rounding is {min(lost):.0%} to "
-            f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. Merge into the dequantised "
-            "base, model.dequantize(), to keep all of it.",
+            f"{max(lost):.0%} of the size of the update, over {len(lost)} layers. To keep all of it, merge "
+            "into the dequantised base: model.dequantize(), and then the merge.",
             stacklevel=3,
         )

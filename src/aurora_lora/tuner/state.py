@@ -16,8 +16,10 @@ from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
 from .config import AuroraConfig
 from .fields import one_of
 from .offloaded import AdapterBuffers, AdapterParameters
+from .original_weight import is_dequantized
 from .peft_names import (
     BaseTunerLayer,
+    QuantizationBackend,
     _get_in_out_features,
     quantization_extra_repr,
     resolve_quantization_backend,
@@ -53,7 +55,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.quantization_backend = resolve_quantization_backend(
+        self._quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
         self.r: dict[str, int] = {}
@@ -79,6 +81,16 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.register_state_dict_pre_hook(_tell_configs)
         # from_pretrained hands over models in eval mode: a layer that started in train mode would compute another form
         self.train(base_layer.training)
+
+    @property
+    def quantization_backend(self) -> QuantizationBackend | None:
+        """PEFT's access to a quantised base weight; None also after `model.dequantize()`, which replaces the layer."""
+        backend = self._quantization_backend
+        return None if is_dequantized(self.get_base_layer(), backend) else backend
+
+    @quantization_backend.setter
+    def quantization_backend(self, backend: QuantizationBackend | None) -> None:
+        self._quantization_backend = backend
 
     def weight_columns(self) -> int:
         """d_in, the length of the vectors that the base weight acts on."""
