@@ -2,7 +2,10 @@
 
 import json
 import pickle
+from collections import UserDict, UserList
+from collections.abc import Sequence
 from fractions import Fraction
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -137,6 +140,59 @@ def test_numbers_and_names_become_what_a_file_holds():
         AuroraConfig(trainable_token_indices=np.array([1, 2]))
     assert (type(config.alpha), config.alpha, type(config.alpha_pattern["query"])) == (float, 0.5, float)
     assert (config.target_modules, config.modules_to_save, config.layers_to_transform) == ({"query"}, ["head"], [0, 1])
+
+
+class ListConfig(Sequence):
+    """Like OmegaConf's, which is no list."""
+
+    def __init__(self, *values):
+        self._values = values
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getitem__(self, at):
+        return self._values[at]
+
+
+@pytest.mark.parametrize("names", [ListConfig("query"), {"query": 1}.keys(), UserList(["query"])])
+def test_what_is_like_a_list_or_a_dictionary_is_taken(names, tmp_path):
+    """As LoraConfig does, and read back from a file."""
+    config = AuroraConfig(
+        target_modules=names,
+        exclude_modules=names,
+        modules_to_save=names,
+        layers_pattern=names,
+        layers_to_transform=ListConfig(0, 1),
+        rank_pattern=MappingProxyType({"query": 3}),
+        alpha_pattern=UserDict({"query": 2.0}),
+        trainable_token_indices=MappingProxyType({"embed": ListConfig(1, 2)}),
+        spline_range=ListConfig(-2, 2),
+    )
+    assert (config.target_modules, config.exclude_modules) == ({"query"}, {"query"})
+    assert (config.modules_to_save, config.layers_pattern, config.layers_to_transform) == (["query"], ["query"], [0, 1])
+    assert (config.rank_pattern, config.alpha_pattern) == ({"query": 3}, {"query": 2.0})
+    assert (config.trainable_token_indices, config.spline_range) == ({"embed": [1, 2]}, (-2.0, 2.0))
+    assert type(config.rank_pattern) is dict
+    config.save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", ListConfig(3)),
+        ("modules_to_save", {"head": 1}),
+        ("layers_to_transform", b"\x01"),
+        ("layers_to_transform", ListConfig("0")),
+        ("rank_pattern", UserDict({"query": "3"})),
+        ("trainable_token_indices", UserDict({"embed": UserDict({"a": [1]})})),
+        ("spline_range", "01"),
+    ],
+)
+def test_its_elements_are_checked_as_those_of_a_list(field, value):
+    with pytest.raises(ValueError, match=rf"{field}.* is not allowed"):
+        AuroraConfig(**{field: value})
 
 
 def test_an_unknown_field_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,7 +194,7 @@ class AuroraConfig(PeftConfig):
     def _check_patterns(self) -> None:
         for name, (accepts, allowed) in PATTERN_FIELDS.items():
             given = getattr(self, name)
-            require(isinstance(given, dict), name, given, "a dictionary by names of modules or regular expressions")
+            require(isinstance(given, Mapping), name, given, "a dictionary by names of modules or regular expressions")
             for pattern, value in given.items():
                 require(
                     is_pattern(pattern), name, given, f"by names or regular expressions, and {pattern!r} is neither"
@@ -274,7 +275,7 @@ def _plain(value: Any) -> Any:
 
 def _whole(value: Any) -> Any:
     """A whole number of any kind, or a collection of such, with ints and lists."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {name: _whole(one) for name, one in value.items()}
     if is_list_of(lambda _: True, value):
         return [_whole(one) for one in value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -40,8 +40,10 @@ def is_pattern(value: Any) -> bool:
 
 
 def is_list_of(accepts: Callable[[Any], bool], value: Any) -> bool:
-    """Whether a value is a list, tuple, set or range of what `accepts` accepts; an empty one is."""
-    return isinstance(value, list | tuple | set | frozenset | range) and all(map(accepts, value))
+    """Whether a value is a list, tuple, set or the like of what `accepts` accepts; an empty one is."""
+    if not isinstance(value, Sequence | Set) or isinstance(value, str | bytes | bytearray | memoryview):
+        return False
+    return all(map(accepts, value))
 
 
 def is_name(value: Any) -> bool:
@@ -61,8 +63,8 @@ def is_names_or_pattern(value: Any) -> bool:
 
 def are_tokens(value: Any) -> bool:
     """Whether a value is a list of numbers of tokens, or such lists by the name of the embedding."""
-    if isinstance(value, dict):
-        return all(is_name(name) and not isinstance(ids, dict) and are_tokens(ids) for name, ids in value.items())
+    if isinstance(value, Mapping):
+        return all(is_name(name) and not isinstance(ids, Mapping) and are_tokens(ids) for name, ids in value.items())
     return is_list_of(is_index, value) and bool(value)  # asked first, an array has no truth
 
 
@@ -106,7 +108,7 @@ PATTERN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def is_grid(ends: Any, intervals: int) -> bool:
     """Whether two numbers span a grid whose points float32 can tell apart."""
-    if not (isinstance(ends, tuple | list) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] < ends[1]):
+    if not (isinstance(ends, Sequence) and len(ends) == 2 and all(map(is_number, ends)) and ends[0] < ends[1]):
         return False
     if max(map(abs, ends)) > MAX_ALPHA:
         return False
