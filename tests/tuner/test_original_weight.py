@@ -9,7 +9,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from aurora_lora import AuroraConfig, calibrate, export_lora
+from aurora_lora import AuroraConfig, calibrate, export_lora, merge_quantized
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -108,6 +108,31 @@ def test_the_rounding_is_said():
     with pytest.warns(UserWarning, match=r"that rounding is \d+% to \d+% of the size of the update, over 1 layers"):
         merged = model.merge_and_unload()
     assert isinstance(merged.lin, bnb.nn.Linear4bit)
+
+
+@pytest.mark.parametrize("merge", [lambda model: merge_quantized(model, [X]), lambda model: model.merge_adapter()])
+def test_what_is_merged_already_is_unloaded_without_a_word(merge):
+    model, _ = adapt("nf4", eval_form="static")
+    with pytest.warns(UserWarning, match="Merging into quantised weights"):
+        merge(model)
+    stored = model.base_model.model.lin.base_layer.weight.data.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merged = model.merge_and_unload()
+    assert torch.equal(merged.lin.weight.data, stored)
+
+
+def test_the_rounding_is_said_of_the_layers_of_this_merge():
+    """A second merge that has nothing left to do says so, and nothing of rounding."""
+    model, _ = adapt("nf4", eval_form="static")
+    with pytest.warns(UserWarning, match="quantises them again"):
+        model.merge_adapter()
+    with pytest.warns(UserWarning, match="All adapters are already merged") as said:
+        model.merge_adapter()
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.unload()
 
 
 def test_a_calibrated_adapter_on_a_quantised_base():

@@ -61,14 +61,18 @@ def check_adapted(model: nn.Module) -> None:
 
 def check_before_merge(
     layers: Iterable[tuple[str, AuroraLayer]], adapter_names: list[str] | None = None, safe_merge: bool = False
-) -> None:
+) -> list[AuroraLayer]:
     """Raise what `merge` would raise in any of these layers, of those that it is about with the layer's path.
 
     Args:
         layers: with their paths.
         adapter_names: which adapters; the active ones if None.
         safe_merge: see `AuroraModel.merge_adapter`.
+
+    Returns:
+        The layers that it would change.
     """
+    found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # merge itself will warn
         for path, layer in layers:
@@ -82,6 +86,8 @@ def check_before_merge(
                         layer.check_mergeable(together)
                 except (MergeError, NotImplementedError) as error:  # of this layer; others are of the adapter
                     raise type(error)(f"{path}: {error}") from error
+                found.append(layer)
+    return found
 
 
 def no_adapter(name: str, there: Iterable[str], of: str = "AuroRA") -> ValueError:

@@ -257,7 +257,9 @@ class AuroraLayer(AdapterState):
 
     def adapters_to_merge(self, adapter_names: list[str] | None) -> list[str]:
         """The adapters of this layer that are to be merged and are not yet."""
-        with _no_word_of_merged() if self.holds_rounded_merge else nullcontext():  # which will be merged once more
+        # such layers are merged once more, and of what is merged already `merge_and_unload` has the unloading left
+        silent = self.holds_rounded_merge or not self.keeps_original
+        with _no_word_of_merged() if silent else nullcontext():
             names: list[str] = check_adapters_to_merge(self, adapter_names)
         return [name for name in names if name in self.aurora_A]
 

@@ -166,9 +166,9 @@ class AuroraModel(BaseTuner):
         """A weight that several modules share (tied embeddings) can be merged into: the layer gets its own then."""
         note_shared_weights(self.model)
 
-    def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
-        """Raise what `merge` would raise in any layer, before the first layer is changed."""
-        check_before_merge(aurora_layers(self.model), adapter_names, safe_merge)
+    def _check_before_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> list[AuroraLayer]:
+        """Raise what `merge` would raise in any layer, before the first layer is changed. Gives those to change."""
+        return check_before_merge(aurora_layers(self.model), adapter_names, safe_merge)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters into the base weights; `unmerge_adapter` gives these back bit for bit.
@@ -181,9 +181,9 @@ class AuroraModel(BaseTuner):
             FormError, NotCalibratedError, StaleCalibrationError: an adapter has no linear form, or its calibrated
                 matrix is missing or outdated; no layer is changed then.
         """
-        self._check_before_merge(adapter_names, safe_merge)
+        layers = self._check_before_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        warn_of_rounding(layer.merge_rounding for _, layer in aurora_layers(self.model))
+        warn_of_rounding(layer.merge_rounding for layer in layers)
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -192,11 +192,11 @@ class AuroraModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        layers: list[AuroraLayer] = []
         if merge:
-            self._check_before_merge(adapter_names, safe_merge)
+            layers = self._check_before_merge(adapter_names, safe_merge)
             for _, layer in aurora_layers(self.model):
                 layer.keeps_original = False  # the layer goes away: no second copy of any weight
-        layers = [layer for _, layer in aurora_layers(self.model)]
         try:
             model: nn.Module = super()._unload_and_optionally_merge(  # type: ignore[assignment]
                 merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
