@@ -403,7 +403,7 @@ def test_weighted_combination_of_one_reproduces_it(make_bert, config, batches, l
     model = get_peft_model(make_bert(), config(task_type=None)).eval()
     aurora_lora.calibrate(model, batches)
     expected = logits(model)
-    model.add_weighted_adapter(["default"], [1.0], "same")
+    model.add_weighted_adapter(["default"], [1.0], "same", combination_type="cat", svd_rank=None, density=None)
     model.set_adapter("same")
     torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
     model.save_pretrained(tmp_path, selected_adapters=["same"])
@@ -418,6 +418,15 @@ def test_weighted_combinations_that_are_refused(make_bert, config, batches):
         model.add_weighted_adapter(["default"], [1.0], "sum")
     with pytest.raises(ValueError, match="combination_type='svd'"):
         model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="svd")
+    for more in ({"combination_type": "svd", "svd_rank": 4}, {"combination_type": "dare_ties", "density": 0.5}):
+        with pytest.raises(
+            ValueError, match=r"combination_type='\w+' is not allowed: AuroRA adapters combine by 'cat'"
+        ):
+            model.add_weighted_adapter(["default"], [1.0], "sum", **more)
+    with pytest.raises(ValueError, match=r"density=0\.5 is not allowed: .*combine by 'cat'"):
+        model.add_weighted_adapter(["default"], [1.0], "sum", density=0.5)
+    with pytest.raises(TypeError, match="'rank'"):
+        model.add_weighted_adapter(["default"], [1.0], "sum", rank=4)
     with pytest.raises(ValueError, match="'nobody' does not exist"):
         model.add_weighted_adapter(["nobody"], [1.0], "sum")
     with pytest.raises(ValueError, match="1 and 2"):

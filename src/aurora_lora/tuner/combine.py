@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from peft.config import PeftConfig
@@ -11,6 +12,30 @@ from torch import Tensor, nn
 from .adapters import no_adapter
 from .layer import AuroraLayer
 from .peft_names import ModulesToSaveWrapper
+
+OF_OTHER_TYPES = {
+    "svd_rank": None,
+    "svd_clamp": None,
+    "svd_full_matrices": True,
+    "svd_driver": None,
+    "density": None,
+    "majority_sign_method": "total",
+}
+"""What LoRA's `add_weighted_adapter` takes for its other combination types, with its defaults."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what says how to combine otherwise than by "cat".
+
+    Raises:
+        ValueError: an option of LoRA's other combination types.
+        TypeError: one that LoRA does not have, either.
+    """
+    for name, value in options.items():
+        if name not in OF_OTHER_TYPES:
+            raise TypeError(f"add_weighted_adapter() got an unexpected keyword argument {name!r}")
+        if value != OF_OTHER_TYPES[name]:
+            raise ValueError(f"{name}={value!r} is not allowed: AuroRA adapters combine by 'cat'.")
 
 
 def check_combination(

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapters import aurora_layers, check_before_merge, note_shared_weights
 from .checkpoint import fit_checkpoint, without_empty_matrices
-from .combine import check_combination, concatenate, copy_saved_modules, saved_modules
+from .combine import check_combination, check_options, concatenate, copy_saved_modules, saved_modules
 from .config import AS_GIVEN, AuroraConfig
 from .fused_encoder import call_layers_of, keep_padding, leave_out_uncalled, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
@@ -222,7 +222,12 @@ class AuroraModel(BaseTuner):
 
     @ordinary_tensors()
     def add_weighted_adapter(
-        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "cat"
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        **options: Any,
     ) -> None:
         """Add an adapter that computes `sum_i weights[i] * update_i`, from the mergeable forms of the given adapters.
 
@@ -237,12 +242,14 @@ class AuroraModel(BaseTuner):
             weights: one for each; may be negative.
             adapter_name: the new adapter's name.
             combination_type: only `"cat"`: it is exact, and PEFT's other ways are approximations of it.
+            options: those of LoRA's other types, which are refused.
 
         Raises:
-            ValueError: as `check_combination`, or two of the adapters train the same module whole.
+            ValueError: as `check_combination` and `check_options`, or two of the adapters train the same module whole.
             FormError, NotCalibratedError, StaleCalibrationError: an adapter has no linear form at present.
         """
         check_combination(self.peft_config, adapters, weights, adapter_name, combination_type)
+        check_options(options)
         owners = saved_modules(self.model, adapters)
         parts = {
             path: [
