@@ -427,7 +427,7 @@ def test_weighted_combinations_that_are_refused(make_bert, config, batches):
         model.add_weighted_adapter(["default"], [1.0], "sum", density=0.5)
     with pytest.raises(TypeError, match="'rank'"):
         model.add_weighted_adapter(["default"], [1.0], "sum", rank=4)
-    with pytest.raises(ValueError, match="'nobody' does not exist"):
+    with pytest.raises(ValueError, match="no AuroRA adapter named 'nobody'"):
         model.add_weighted_adapter(["nobody"], [1.0], "sum")
     with pytest.raises(ValueError, match="1 and 2"):
         model.add_weighted_adapter(["default"], [1.0, 2.0], "sum")
