@@ -195,6 +195,29 @@ def test_deviations_leave_padding_out(make_bert, labelled):
         torch.testing.assert_close(layer.deviations, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_takes_gradients_where_there_are_none(make_gpt2, texts, mode):
+    """Also of batches that were made there; what it finds can be computed with afterwards."""
+    expected = probe(make_gpt2(), texts)
+    model = make_gpt2()
+    with mode():
+        made = [{name: value.clone() for name, value in batch.items()} for batch in texts]
+        found = probe(model, made)
+        assert not torch.is_grad_enabled()
+    assert [one.layer for one in found.layers] == [one.layer for one in expected.layers]
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert torch.equal(one.singular_values, other.singular_values)
+        assert not any(x.is_inference() for x in (one.singular_values, one.directions, one.deviations))
+    assert torch.is_grad_enabled()
+
+
+def test_weights_of_inference_mode_are_refused(make_gpt2, texts):
+    with torch.inference_mode():
+        model = make_gpt2()
+        with pytest.raises(CalibrationError, match=r"wte.weight was made in torch.inference_mode\(\), which rules"):
+            probe(model, texts)
+
+
 class Router(nn.Linear):
     def forward(self, x):
         scores = super().forward(x)

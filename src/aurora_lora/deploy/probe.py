@@ -19,6 +19,7 @@ from ..tuner.adapters import check_not_merged
 from ..tuner.fields import MODULE_FIELDS, is_int, require
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
+from ..tuner.tensors import outside_inference_mode
 from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
@@ -56,6 +57,7 @@ class Probe:
     """Layers that PEFT's LoRA cannot be put on: it takes their names for those of the model's fused experts."""
 
 
+@outside_inference_mode()
 def probe(
     model: nn.Module,
     batches: Any,
@@ -104,7 +106,8 @@ def probe(
 
     Raises:
         CalibrationError: no batches, a model that gives no loss, a loss that depends on none of the layers, a gradient
-            that is not finite, or a `max_memory` that not even one layer fits in.
+            that is not finite, weights that were made in `torch.inference_mode()`, or a `max_memory` that not even one
+            layer fits in.
         AlreadyMergedError: an adapter is merged that was trained in the dynamic form.
         TypeError: batches of no such kind.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
@@ -123,6 +126,7 @@ def probe(
     data = Passes(as_batches(batches, examples=examples))
     data.hold()
     _check_not_merged(model)
+    _check_not_of_inference(model)
     chosen = _chosen(frozen_weights(model), target_modules, exclude_modules)
     reentrant = is_reentrant(model)
     with at_rest(model), Runner(model, "probe") as runner:
@@ -150,6 +154,15 @@ def _check_not_merged(model: nn.Module) -> None:
     for path, layer, name in active_layers(model):
         if layer.aurora_config[name].train_form == DYNAMIC:
             check_not_merged(path, layer, "probe")
+
+
+def _check_not_of_inference(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise CalibrationError(
+                f"probe needs gradients, and {name} was made in torch.inference_mode(), which rules them out: make or "
+                "load the model outside of it."
+            )
 
 
 def _chosen(
