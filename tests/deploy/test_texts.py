@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, merge_quantized
 from aurora_lora.deploy.inputs import as_batches
@@ -30,7 +30,8 @@ def characters(**options: Any) -> PreTrainedTokenizerFast:
     vocabulary = {chr(n): n for n in range(128)}
     tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="\x01"))
     tokens.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="\x00", unk_token="\x01", **options)
+    options = {"pad_token": "\x00", "unk_token": "\x01", **options}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **options)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -141,3 +142,42 @@ def test_what_cannot_be_cut() -> None:
         as_batches(rows, characters(), max_length=0)
     with pytest.raises(TypeError, match=r"max_length goes with a datasets\.Dataset and its tokenizer"):
         as_batches([{"input_ids": torch.ones(2, 5)}], max_length=4)
+
+
+@pytest.mark.parametrize("column", ["text", "messages", "tools", "pair"])
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(column: str) -> None:
+    """As those of GPT-2 and Llama; it is as it was afterwards, also after an error."""
+    tokenizer = characters(pad_token=None, eos_token="\x02")
+    texts = {"text": ["warm", "a warm day"], "pair": ["yes", "no"]}
+    chats = {"messages": [MESSAGES, MESSAGES[:1]]}
+    dataset = datasets.Dataset.from_dict(
+        chats | ({"tools": TOOLS[::2]} if column == "tools" else {}) if column in ("messages", "tools") else texts
+    )
+    columns: Any = ("text", "pair") if column == "pair" else "messages" if column == "tools" else column
+    for batch in as_batches(dataset, tokenizer, text_columns=columns):
+        mask = batch["attention_mask"].bool()
+        assert not mask.all()
+        assert set(batch["input_ids"][~mask].tolist()) == {2}
+        assert tokenizer.pad_token_id is None
+    assert texts_of(dataset, tokenizer, text_columns=columns) == texts_of(dataset, characters(), text_columns=columns)
+    with pytest.raises((TypeError, ValueError)):  # as Transformers has it
+        list(as_batches(datasets.Dataset.from_dict({"text": [1, 2]}), tokenizer))
+    assert tokenizer.pad_token_id is None
+    with pytest.raises(ValueError, match="neither a padding token nor one for the end of a text"):
+        list(as_batches(dataset, characters(pad_token=None), text_columns=columns))
+
+
+def test_it_calibrates_as_one_with_a_padding_token() -> None:
+    dataset = datasets.Dataset.from_dict({"text": ["warm", "a warm day", "x"]})
+    found = []
+    for options in ({}, {"pad_token": None, "eos_token": "\x02"}):
+        torch.manual_seed(0)
+        net = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=128, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+            )
+        )
+        model = get_peft_model(net, AuroraConfig(target_modules=["q_proj"], init_weights=False))
+        calibrate(model, dataset, tokenizer=characters(**options))
+        found.append(model.base_model.model.model.layers[0].self_attn.q_proj.aurora_A_cal["default"])
+    torch.testing.assert_close(found[1], found[0])

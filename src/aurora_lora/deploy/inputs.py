@@ -62,7 +62,8 @@ def as_batches(
 
     Args:
         batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
-        tokenizer: a Transformers tokenizer for the columns of the dataset.
+        tokenizer: a Transformers tokenizer for the columns of the dataset; without a padding token it pads with its end
+            of text.
         text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
             as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template; one
             of preferences, `chosen` with or without `prompt`, likewise; prompts alone as `"prompt"`. Prompts and
@@ -74,8 +75,8 @@ def as_batches(
     Raises:
         TypeError: a dataset without a tokenizer, a tokenizer or a `max_length` without a dataset, or a streamed one
             without `examples`.
-        ValueError: the dataset has no such column; the tokenizer has no chat template; `examples`, `batch_size` or
-            `max_length` is below 1; `text_columns` are not one or two names.
+        ValueError: the dataset has no such column; the tokenizer has no chat template or nothing to pad with;
+            `examples`, `batch_size` or `max_length` is below 1; `text_columns` are not one or two names.
     """
     require(examples is None or is_int(examples, 1), "examples", examples, "a whole number of at least 1")
     require(is_int(batch_size, 1), "batch_size", batch_size, "a whole number of at least 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..chat_template import OPTIONS, template_options, without_none
@@ -16,6 +17,25 @@ def conversations(columns: list[str]) -> tuple[str, ...]:
     may be answers under any name."""
     found = (names for names in CONVERSATIONS if names != ("prompt",) and set(names) <= set(columns))
     return next(found, ("text",))
+
+
+@contextmanager
+def can_pad(tokenizer: Any) -> Iterator[None]:
+    """Within the block a tokenizer without a padding token pads with its end of text: padding is masked.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if getattr(tokenizer, "pad_token_id", 0) is not None:
+        yield
+        return
+    if tokenizer.eos_token_id is None:
+        raise ValueError("The tokenizer has neither a padding token nor one for the end of a text: set its pad_token.")
+    tokenizer.pad_token = tokenizer.eos_token
+    try:
+        yield
+    finally:
+        tokenizer.pad_token = None
 
 
 class Tokenized:
@@ -53,13 +73,22 @@ class Tokenized:
                     )
             if self.columns in CONVERSATIONS:
                 _check_alike(start, parts)
-            if self.columns in CONVERSATIONS and all(isinstance(one, str) for part in parts for one in part):
-                yield dict(self.tokenizer(["".join(row) for row in zip(*parts, strict=True)], **self._options))
-            elif self.columns in CONVERSATIONS:
-                chats = [without_none(_messages(row)) for row in zip(*parts, strict=True)]
-                yield dict(self._by_template(chats, self._options_of_rows(rows, start, len(chats))))
-            else:
-                yield dict(self.tokenizer(*parts, **self._options))
+            with can_pad(self.tokenizer):
+                batch = dict(self._tokens(start, rows, parts))
+            yield batch
+
+    def _tokens(self, start: int, rows: Mapping[str, Any], parts: list[list[Any]]) -> Mapping[str, Any]:
+        """Of rows from number `start` on, the `parts` of which are their columns of texts or messages."""
+        if self.columns not in CONVERSATIONS:
+            tokens: Mapping[str, Any] = self.tokenizer(*parts, **self._options)
+            return tokens
+        if all(isinstance(one, str) for part in parts for one in part):
+            joined: Mapping[str, Any] = self.tokenizer(
+                ["".join(row) for row in zip(*parts, strict=True)], **self._options
+            )
+            return joined
+        chats = [without_none(_messages(row)) for row in zip(*parts, strict=True)]
+        return self._by_template(chats, self._options_of_rows(rows, start, len(chats)))
 
     def _options_of_rows(self, rows: Mapping[str, Any], start: int, count: int) -> list[dict[str, Any]]:
         """What the template gets of each row, beside the messages."""
