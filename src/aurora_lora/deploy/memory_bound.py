@@ -6,9 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from ..main_memory import free_memory
 from ..tuner.fields import is_int, require
 from .processes import least_of_processes, processes
 
@@ -56,8 +56,8 @@ def _half_of_free(*devices: torch.device) -> int:
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return _free_on_cuda(device)
-    free = int(psutil.virtual_memory().available)
-    if processes() > 1:  # they share the machine's memory
+    free = free_memory()
+    if processes() > 1:  # they share it
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
     return free
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import psutil
 import torch
 
 from ...cores import usable_cores
 from ...errors import ArgumentError, counted, unknown
+from ...main_memory import total_memory
 
 UTILISATION = 0.4
 """The share of its greatest speed that a GPU attains in a training."""
@@ -104,7 +104,7 @@ def here() -> Machine:
         properties = torch.cuda.get_device_properties(0)
         return of_gpu(str(properties.name), properties.total_memory / 1e9)
     cores = usable_cores()
-    return of_cpu(cores, psutil.virtual_memory().total / 1e9)
+    return of_cpu(cores, total_memory() / 1e9)
 
 
 def of_gpu(name: str, memory_gb: float) -> Machine:
