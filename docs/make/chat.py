@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aurora_lora.training.results import examples_scored
+from aurora_lora.training.score_tables import examples_scored
 from aurora_lora.training.summary import scores_of
 
 LONGEST = 160

@@ -213,7 +213,7 @@ def test_the_prose_says_how_often_the_same_rank_differs(page: str) -> None:
     (count,) = re.findall(r"Intervals: (\d+)", table)
     text = " ".join((ROOT / page).read_text().split())
     assert f"[{count} comparisons]" in text
-    in_words = {1: "one", 2: "two", 10: "ten"}
+    in_words = {1: "one", 2: "two", 11: "eleven"}
     assert (
         f"better in {in_words[len(better)]}, by {' and '.join(better)} points, and worse in {len(worse)}: "
         f"{in_words[len(without_skip)]} without the skip, {in_words[len(slightly)]} by 0.1 points, and "
