@@ -419,6 +419,41 @@ def test_a_layer_that_no_input_reaches_in_training_either(max_memory):
     assert torch.equal(merged.idle.weight, before)
 
 
+def test_a_trained_layer_that_no_input_reaches_is_named_beside_an_adapter_that_adds_nothing():
+    config = AuroraConfig(target_modules=["used", "idle"], init_weights=False)
+    model = get_peft_model(Unused(), config)
+    model.add_adapter("two", AuroraConfig(target_modules=["used", "idle"]))
+    model.base_model.set_adapter(["default", "two"])
+    with pytest.raises(CalibrationError, match=r"No input reached idle: the inputs of merge_gap"):
+        merge_gap(model, [torch.randn(3, 4)])
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="FSDP2 of torch 2.6 does not run on a CPU"
+)
+def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group):
+    """It can be called later: its calibrated matrix is whole, as the others are."""
+    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"]))
+    torch.distributed.fsdp.fully_shard(model)
+    calibrate(model, [torch.randn(20, 4)])
+    model.eval()
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        model(x)  # gathers the weights
+        idle = model.base_model.model.idle
+        assert torch.allclose(idle(x), idle.get_base_layer()(x), atol=1e-6)
+
+
+def test_to_see_which_layers_are_reached_one_batch_is_run():
+    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"]))
+    used = model.base_model.model.used
+    nn.init.normal_(used.aurora_B["default"])
+    calls = []
+    used.register_forward_hook(lambda *_: calls.append(1))
+    calibrate(model, [torch.randn(20, 4) for _ in range(5)], max_memory=2 * CHUNK_BYTES + 600)
+    assert len(calls) == 6
+
+
 def test_zero_inputs_and_rank_deficient_inputs_do_not_fail():
     model, layer = linear_model(fixed_activation="tanh", spline=None)
     report = calibrate(model, [torch.zeros(4, 6)])

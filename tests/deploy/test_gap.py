@@ -540,6 +540,11 @@ def test_images_beside_texts_predict_which_text():
         second = model(**batch).logits_per_image
     assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
     assert static.kl is not None
+    of_another_task = {"labels": torch.full((5,), 7)}
+    pairs = [batch | of_another_task, {name: part[:1] for name, part in batch.items()}]
+    static = next(entry for entry in merge_gap(model, pairs).end_to_end if entry.form == "static")
+    assert static.kl is not None  # though the last batch has one pair
+    assert static.metric == {}
 
 
 def test_an_answers_two_ends_are_predictions():

@@ -164,7 +164,7 @@ def _store(solutions: list[Solution]) -> None:
 def _of_idle(target: Target, adapter: str) -> LayerCalibration:
     """Of a layer that no input reached and whose B is 0: any map of its inputs is exact, and A the simplest."""
     layer = target.module
-    layer.calibration[adapter].store(layer.aurora_A[adapter].detach())
+    layer.calibration[adapter].store(gathered(layer.aurora_A[adapter].detach()))
     return LayerCalibration(target.name, adapter, 0, 1.0, 0.0)
 
 

@@ -47,6 +47,7 @@ class Collector:
         self.layers: dict[str, LayerMoments] = {}
         self.failure: CalibrationError | None = None
         self._latest: SharedInput | None = None
+        self._idle: dict[str, bool] = {}
 
     def _input_of(self, target: Target, x: Tensor) -> SharedInput:
         """At a layer's first call: the input of the layers called just before with this very tensor, or its own."""
@@ -82,7 +83,8 @@ class Collector:
         return CalibrationError(f"{what}: {way_out}.")
 
     def run_all(self, batches: Iterable[Batch]) -> None:
-        """Run the batches and watch; one process that only watches, until every target was reached.
+        """Run the batches and watch; one process that only watches, until every target was reached
+        whose adapters add something.
 
         A CalibrationError is kept for `leaders`, which every process must come to.
         """
@@ -92,7 +94,7 @@ class Collector:
                 for batch in batches:
                     self.runner.run(batch, watched)
                     n += 1
-                    if self.watch_only and len(self.layers) == len(self.targets) and not several_processes():
+                    if self.watch_only and not several_processes() and not self._trained_and_unreached():
                         break  # see `probe`: several end at the same batch
             if n == 0:
                 raise no_batches(self.runner.action)
@@ -100,6 +102,17 @@ class Collector:
                 self._check_shared(layer)
         except CalibrationError as error:
             self.failure = error
+
+    def _trained_and_unreached(self) -> list[str]:
+        return self._trained(target.name for target in self.targets if target.name not in self.layers)
+
+    def _trained(self, names: Iterable[str]) -> list[str]:
+        """Those targets whose adapters add something; each is asked once."""
+        by_name = {target.name: target for target in self.targets}
+        for name in (names := list(names)):
+            if name not in self._idle:
+                self._idle[name] = by_name[name].is_idle()
+        return [name for name in names if not self._idle[name]]
 
     def _reached(self) -> list[LayerMoments]:
         """In the order in which they were first called here."""
@@ -123,8 +136,7 @@ class Collector:
             for i, leader in calls:
                 if leader_of.setdefault(i, leader) != leader:
                     raise self._apart(_SHARED_ELSEWHERE.format(names[i]))
-        unreached = [target for i, target in enumerate(self.targets) if i not in leader_of]
-        if trained := [target.name for target in unreached if not target.is_idle()]:
+        if trained := self._trained(name for i, name in enumerate(names) if i not in leader_of):
             raise not_reached(trained, self.runner.action)
         return {names[i]: names[leader] for i, leader in leader_of.items()}
 

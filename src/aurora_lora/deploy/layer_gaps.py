@@ -57,9 +57,9 @@ class FormSums:
         Raises:
             CalibrationError: a trained layer that no input reached, or whose adapter gives no finite numbers.
         """
-        unreached = {path: entry for (path, _), entry in self.layers.items() if entry.n == 0}
-        if trained := [path for path, entry in unreached.items() if entry.gram.any()]:
-            raise not_reached(trained, self.runner.action)
+        trained = dict.fromkeys(path for (path, _), entry in self.layers.items() if entry.n == 0 and entry.gram.any())
+        if trained:
+            raise not_reached(list(trained), self.runner.action)
         return tuple(gap for (path, name), entry in self.layers.items() if entry.n for gap in entry.result(path, name))
 
 

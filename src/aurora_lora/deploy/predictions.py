@@ -78,7 +78,7 @@ def compare(
             if reference is None:
                 reference, kind = _predictions(output), _kind(runner.model, output)
                 keep = _positions(runner, reference)
-                labels = _labels(runner.model, batch, reference)
+                labels = None if _is_matched(output) else _labels(runner.model, batch, reference)
                 if labels is None and perplexity and causal:
                     labels = _next_tokens(batch, reference.device)
             found[name].add(_predictions(output), reference, keep, labels, shift=causal, kind=kind)
@@ -226,12 +226,19 @@ def _predicts_next_token(model: nn.Module) -> bool:
 def _kind(model: nn.Module, output: Any) -> Kind:
     """Whether the predictions are the logits of classes, of labels of which several can hold, or other values."""
     problem = getattr(getattr(plain_model(model), "config", None), "problem_type", None)
-    has_logits = any(_of(output, name) is not None for name in ("logits", "logits_per_image", "end_logits"))
+    if _is_matched(output):
+        return "classes"
+    has_logits = any(_of(output, name) is not None for name in ("logits", "end_logits"))
     if not has_logits or problem == "regression":
         return "values"
     if problem == "multi_label_classification":
         return "labels"
     return "classes" if _predictions(output).shape[-1] > 1 else "values"
+
+
+def _is_matched(output: Any) -> bool:
+    """Whether the predictions are which text of the batch belongs to which image, one pair or many."""
+    return _of(output, "logits") is None and _of(output, "logits_per_image") is not None
 
 
 def _of(output: Any, name: str) -> Tensor | None:

@@ -114,10 +114,10 @@ class SingularMethod(PeftMethod):
         untie_adapted(peft_model)  # a weight that another module has too stays as it is there
         layers = start_layers(peft_model)
         for path, layer in layers.items():
-            base, r = layer.get_base_layer(), layer.r[ADAPTER]
-            check_layer(self.name, path, base)
+            base, r, name = layer.get_base_layer(), layer.r[ADAPTER], plain_path(peft_model, path)
+            check_layer(self.name, name, base)
             if r > min(base.weight.shape):
-                raise ValueError(f"r={r} is not allowed: {path} has no more than {min(base.weight.shape)} components.")
+                raise ValueError(f"r={r} is not allowed: {name} has no more than {min(base.weight.shape)} components.")
         known = _read(start, layers)
         with torch.no_grad():
             for path, layer in layers.items():

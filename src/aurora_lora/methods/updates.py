@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import FormError
 from ..forms import MERGED
 from ..tuner import AuroraLayer
-from ..tuner.stacked import plain_path
+from ..tuner.stacked import by_plain_path
 from ..tuner.tensors import gathered
 from .adapted_module import AdaptedLinear
 
@@ -30,11 +30,8 @@ def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]
         FormError: the method's update has no low-rank factors, or AuroRA's adapters do not have the form.
         NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an old one.
     """
-    found = {}
-    for path, module in model.named_modules():
-        factors = _factors(module, form)
-        if factors is not None:
-            found[plain_path(model, path)] = factors
+    factors = ((path, _factors(module, form)) for path, module in model.named_modules())
+    found = dict(by_plain_path(model, ((path, one) for path, one in factors if one is not None)))
     if not found:
         raise FormError("it has no low-rank update of a weight (allowed: AuroRA, LoRA, PiSSA, MiLoRA, MoSLoRA, DyLoRA)")
     return found

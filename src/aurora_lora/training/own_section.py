@@ -109,6 +109,7 @@ def check_own(fields: OwnFields, name: str) -> None:
             raise UserError(f"{field}: a column is named twice")
     columns = {field: getattr(fields, field) or default for field, default in kind.columns.items()}
     answers = {name: field for field in _ANSWERS for name in columns.pop(field, ())}
+    columns.pop("options", None)  # which are all read, the right one among them
     for field, names in columns.items():
         if shared := next((name for name in names if name in answers), None):
             raise UserError(

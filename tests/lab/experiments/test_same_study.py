@@ -40,6 +40,8 @@ def test_runs_on_one_model_are_a_study() -> None:
     checked({"model": ON_HUB, "model_commit": "a"}, {"model": ON_HUB, "model_commit": "a"}, {"model": ON_HUB})
     checked({"model": ON_HUB, "model_commit": "a"}, {"model": "owner/other", "model_commit": "b"})
     checked({"model": HERE}, {"model": HERE})
+    steps = [{"model": {"name": ON_HUB, "revision": step}} for step in ("step1", "step2")]
+    checked(*({"model": ON_HUB, "model_commit": step["model"]["revision"], "recipe": step} for step in steps))
 
 
 @pytest.mark.parametrize("model", [ON_HUB, HERE])

@@ -389,7 +389,9 @@ def test_an_image_in_no_folder_of_a_class(folder: str, stray: str) -> None:
     Path("pictures", stray).parent.mkdir(parents=True, exist_ok=True)
     Pillow.new("RGB", (8, 8), (99, 99, 99)).save(Path("pictures", stray))
     for data in ("pictures", str(Path("pictures").absolute())):
-        with pytest.raises(UserError, match=rf"^pictures/{stray} is in no folder of a class, as the others are: move"):
+        with pytest.raises(
+            UserError, match=rf"^pictures/{stray} is not in the folder of a class, as the others are: move"
+        ):
             _load("images", data, {"image": ("image",), "label": ("label",)})
 
 

@@ -57,7 +57,8 @@ class SameInputs:
             )
         name, commit = result.get("model", ""), result.get("model_commit")
         if commit or isinstance(MODELS.get(name), PretrainedHere):  # early results do not say it of these
-            self._check_base(name, commit, folder)
+            asked = (result.get("recipe") or {}).get("model")
+            self._check_base(name, commit, folder, asked.get("revision") if isinstance(asked, Mapping) else None)
 
     def check_before(self, job: Job) -> None:
         """Raise a UserError for a run that is yet to be done, on a base model that was pretrained here, if the runs
@@ -66,8 +67,9 @@ class SameInputs:
         if isinstance(made, PretrainedHere) and made.is_there and job.result() is None:
             self._check_base(made.name, digest_of(str(made.folder)), job.folder)
 
-    def _check_base(self, name: str, commit: str | None, folder: Path) -> None:
-        if other := self._other(f"model {name}", commit, folder):
+    def _check_base(self, name: str, commit: str | None, folder: Path, revision: str | None = None) -> None:
+        """A study may compare revisions of one model, each of which is one commit."""
+        if other := self._other(f"model {name}, revision {revision}", commit, folder):
             raise UserError(
                 f"the base model has changed: {folder} is run on other weights of {name} than {other}, or on ones that "
                 "are not known: choose another output folder"

@@ -106,15 +106,20 @@ def check_folders(pieces: Pieces, image: str) -> None:
     first = next(iter(pieces.values()))
     if first.data.column_names != [image]:
         return
-    found = (row[image] for piece in pieces.values() for row in piece.rows([image]))
-    paths = [Path(one["path"]) for one in found if isinstance(one, dict) and one.get("path") and not one.get("bytes")]
-    depths = Counter(len(path.parts) for path in paths)
-    if len(depths) > 1:
-        ((most, _),) = depths.most_common(1)
-        other = next(path for path in paths if len(path.parts) != most)
-        name = other.relative_to(Path.cwd()) if other.is_relative_to(Path.cwd()) else other
-        raise UserError(f"{name} is in no folder of a class, as the others are: move it into one, or away")
-    if len(folders := {path.parent.name for path in paths}) == 1:
+    by_folder: dict[Path | None, list[Path]] = {}
+    for piece in pieces.values():
+        found = (row[image] for row in piece.rows([image]))
+        by_folder.setdefault(piece.folder, []).extend(
+            Path(one["path"]) for one in found if isinstance(one, dict) and one.get("path") and not one.get("bytes")
+        )
+    for paths in by_folder.values():
+        depths = Counter(len(path.parts) for path in paths)
+        if len(depths) > 1:
+            ((most, _),) = depths.most_common(1)
+            other = next(path for path in paths if len(path.parts) != most)
+            name = other.relative_to(Path.cwd()) if other.is_relative_to(Path.cwd()) else other
+            raise UserError(f"{name} is not in the folder of a class, as the others are: move it into one, or away")
+    if len(folders := {path.parent.name for path in by_folder[first.folder]}) == 1:
         raise UserError(
             f"{first.name} has images in one folder only, '{folders.pop()}', and each class needs its own: there is "
             f"nothing to tell apart; {_of_a_table(first)}"
