@@ -434,14 +434,15 @@ def test_a_trained_layer_that_no_input_reaches_is_named_beside_an_adapter_that_a
 def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group):
     """It can be called later: its calibrated matrix is whole, as the others are."""
     model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"]))
-    torch.distributed.fsdp.fully_shard(model)
+    idle = model.base_model.model.idle
+    for module in (idle, model):
+        torch.distributed.fsdp.fully_shard(module)
     calibrate(model, [torch.randn(20, 4)])
-    model.eval()
     x = torch.randn(3, 4)
     with torch.no_grad():
-        model(x)  # gathers the weights
-        idle = model.base_model.model.idle
-        assert torch.allclose(idle(x), idle.get_base_layer()(x), atol=1e-6)
+        adapted = model.eval().base_model.model.idle(x)
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.allclose(adapted, idle(x), atol=1e-6)
 
 
 def test_to_see_which_layers_are_reached_one_batch_is_run():
