@@ -14,7 +14,7 @@ _LORA_RANKS = tuple(
 SAME_START = tuple(f"{ask} with the same start" for ask in (*RANKS[:2], *_LORA_RANKS))
 QUARTER = tuple(f"Are {whose}ranks by the gradients better than r=2 on query and value" for whose in ("", "LoRA's "))
 _LORA_HALF = "Are LoRA's ranks by the gradients better than r=4 on query and value"
-HALF_OWN_START = tuple(f"{ask}, with LoRA's start" for ask in (RANKS[2], _LORA_HALF))
+_HALF_OWN_START = tuple(f"{ask}, with LoRA's start" for ask in (RANKS[2], _LORA_HALF))
 _SAME_RANKS = "With the same ranks by the gradients, is AuroRA above LoRA"
 TWO_METHODS = tuple(f"{_SAME_RANKS} at {share}" for share in ("half of the weights", "a quarter"))
 _TWO_METHODS_TOO = (
@@ -87,11 +87,12 @@ CASES = {
         **dict.fromkeys(_OTHERS, (*RANKS[:2], *_LORA_RANKS, *SAME_START, *QUARTER, EVERYWHERE, *_TWO_EVERYWHERE)),
         "layers": ("Are all linear layers better than query and value",),
         "ranks-movie-rating": (
-            *RANKS[:2],
+            *RANKS,
             *_LORA_RANKS,
             *SAME_START,
             *QUARTER,
-            *HALF_OWN_START,
+            _LORA_HALF,
+            *_HALF_OWN_START,
             _OWN_START,
             EVERYWHERE,
             *_TWO_EVERYWHERE,
@@ -116,7 +117,7 @@ CASES = {
         ),
         "ranks-movie-rating": (
             *_SAME_PAIRS[:3],
-            _SAME_PAIRS[5],
+            *_SAME_PAIRS[4:],
             *_NO_SKIP.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO[:2],
@@ -149,7 +150,10 @@ CASES = {
             "Does the aligned start help r=1 everywhere",
             "Does the aligned start help a quarter",
         ),
-        "ranks-movie-rating": (*_START, _LORA_START, *_START_OF_RANKS),
+        "ranks-movie-rating": (
+            *(f"Does the aligned start help {method} r={r}" for r in (4, 8) for method in ("AuroRA", "LoRA")),
+            *_START_OF_RANKS,
+        ),
         **dict.fromkeys(_OTHERS, (*_START, _LORA_START)),
     },
     "methods": {

@@ -18,7 +18,7 @@ from aurora_lora.lab.report.groups import Group
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
 
-from .cases import AS_MANY, CASES, EVERYWHERE, HALF_OWN_START, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
+from .cases import AS_MANY, CASES, EVERYWHERE, QUARTER, RANKS, SAME_LAYERS, SAME_START, TWO_METHODS
 
 _HALF = ("LoRA 37k by gradients", "AuroRA 37k by gradients")
 _ROBUST = ("LoRA r=8", "AuroRA r=8", "AuroRA r=8 without skip")
@@ -64,16 +64,16 @@ PANELS = {
 }
 """Of the figure, the question of each panel, of the studies of ranks."""
 FEWER_WEIGHTS = {
-    "half, minus LoRA r = 8 with its default start": (RANKS[0],),
-    "half, minus LoRA r = 8 with the aligned start, too": (SAME_START[0],),
-    "half, minus r = 4 on query and value, which has as many weights": (RANKS[2], HALF_OWN_START[0]),
-    "half, minus r = 1 on every linear layer, which has 14% more (LoRA in both)": (AS_MANY[0],),
-    "a quarter, minus LoRA r = 8 with its default start": (RANKS[1],),
-    "a quarter, minus LoRA r = 8 with the aligned start, too": (SAME_START[1],),
-    "a quarter, minus r = 2 on query and value, which has as many weights": (QUARTER[0],),
-    "AuroRA minus LoRA, both with half": (TWO_METHODS[0],),
+    "half, minus LoRA r = 8 with its default start": RANKS[0],
+    "half, minus LoRA r = 8 with the aligned start, too": SAME_START[0],
+    "half, minus r = 4 on query and value, which has as many weights": RANKS[2],
+    "half, minus r = 1 on every linear layer, which has 14% more (LoRA in both)": AS_MANY[0],
+    "a quarter, minus LoRA r = 8 with its default start": RANKS[1],
+    "a quarter, minus LoRA r = 8 with the aligned start, too": SAME_START[1],
+    "a quarter, minus r = 2 on query and value, which has as many weights": QUARTER[0],
+    "AuroRA minus LoRA, both with half": TWO_METHODS[0],
 }
-"""What is asked of budgets by the gradients, in words, and the question; of several, the first that a study has."""
+"""What is asked of budgets by the gradients, in words, and the question."""
 SETTLED = {
     "AuroRA 37k by gradients": ("LoRA r=8", "LoRA r=8 aligned", "AuroRA r=4 aligned"),
     "AuroRA 18k by gradients": ("LoRA r=8", "LoRA r=8 aligned"),
@@ -168,10 +168,10 @@ def fewer_weights(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     there = {study: title for study, title in ROWS.items() if study in summaries}
     table = TextTable("", ["points", *there.values()], align="l" + "r" * len(there))
     by_study = {study: {one.ask: one for one in answers(summaries[study])} for study in there}
-    for words, asked in FEWER_WEIGHTS.items():
+    for words, ask in FEWER_WEIGHTS.items():
         cells = []
         for study in there:
-            one = next((by_study[study][ask] for ask in asked if ask in by_study[study]), None)
+            one = by_study[study].get(ask)
             difference = "" if one is None else one.cells()[0]
             cells.append(f"**{difference}**" if one is not None and one.side else difference)
         table.rows.append([words, *cells])
