@@ -509,3 +509,27 @@ def test_inputs_whose_squares_float32_cannot_hold_are_refused():
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"], init_lora_weights=False))
     with pytest.raises(CalibrationError, match=r"The inputs of 0 are too large"):
         merge_gap(model, [torch.full((2, 4), 1e20)])
+
+
+class Unused(nn.Module):
+    """Two layers, of which one is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_a_layer_that_no_input_reaches_and_that_adds_nothing():
+    """It is rounded to the nearest values by each merge, and has no loss of its own."""
+    pytest.importorskip("bitsandbytes")
+    model = get_peft_model(Unused(), LoraConfig(target_modules=["used", "idle"], init_lora_weights=False))
+    x = torch.randn(40, 64)
+    with pytest.raises(CalibrationError, match="No input reached idle: the inputs of merge_gap must use"):
+        merge_gap(model, [x], quantizations=["nf4"])
+    nn.init.zeros_(model.base_model.model.idle.lora_B["default"].weight)
+    gap = merge_gap(model, [x], quantizations=["nf4"])
+    assert all([loss.layer for loss in merge.layers] == ["used"] for merge in gap.merges)
+    assert {"nf4 nearest", "nf4 by inputs"} <= {merge.merge for merge in gap.merges}

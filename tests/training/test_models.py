@@ -31,7 +31,15 @@ from aurora_lora.methods.parameters import head_modules, left_random
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import load_trained_model
 from aurora_lora.training.merging import merge
-from aurora_lora.training.models import _pretrained, check_positions, load_classifier, load_tokenizer, positions
+from aurora_lora.training.models import (
+    _pretrained,
+    check_positions,
+    fill_padding,
+    load_classifier,
+    load_tokenizer,
+    padding_of,
+    positions,
+)
 from aurora_lora.training.predicting import predict
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -303,3 +311,19 @@ def test_the_head_of_a_model_that_does_not_name_its_body(tmp_path: Path) -> None
 def test_a_body_alone_needs_no_pooler(no_pooler: Path) -> None:
     model = _pretrained(AutoModel, str(no_pooler), AutoConfig.from_pretrained(no_pooler))
     assert head_modules(model) == []
+
+
+@pytest.mark.parametrize("config", [transformers.Gemma3Config, transformers.CodeGenConfig, transformers.LlamaConfig])
+def test_the_padding_token_is_told_where_the_model_looks(config: Any, tmp_path: Path) -> None:
+    """Some configurations have no field for it, and some have it in that of the texts alone."""
+    tokenizer = load_tokenizer(str(tiny.save_language_model(tmp_path / "model")))
+    made = config()
+    for one in (made, made.get_text_config()):
+        if hasattr(one, "pad_token_id"):
+            one.pad_token_id = None
+    assert padding_of(made) is None
+    fill_padding(made, tokenizer)
+    assert padding_of(made) == made.get_text_config().pad_token_id == tokenizer.pad_token_id is not None
+    made.get_text_config().pad_token_id = 7
+    fill_padding(made, tokenizer)
+    assert made.get_text_config().pad_token_id == 7

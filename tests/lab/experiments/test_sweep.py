@@ -16,6 +16,7 @@ from aurora_lora import cli
 from aurora_lora.errors import DIVERGED, UserError
 from aurora_lora.lab.experiments.engines import InProcess
 from aurora_lora.lab.experiments.jobs import Job, Outcome, run_job
+from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.lab.experiments.study import Study, load_study
 from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.sections import load_sections
@@ -704,6 +705,25 @@ def test_data_that_changes_between_runs(write: Callable[..., Path], tmp_path: Pa
         sweep.run_seeds()
     with pytest.raises(UserError, match="the data has changed"):
         Sweep(load_study(write()), tmp_path / "out", InProcess(on_files))
+
+
+def test_another_base_model_is_found_before_a_run_is_done(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(SameInputs, "check_before", lambda self, job: asked.append(job.folder))
+    done: list[Path] = []
+
+    def run(job: Job) -> Outcome:
+        assert job.folder in asked
+        done.append(job.folder)
+        return fake(job)
+
+    sweep = Sweep(load_study(write()), tmp_path / "out", InProcess(run))
+    sweep.tune()
+    tuned = len(done)
+    sweep.run_seeds()
+    assert 0 < tuned < len(done)
 
 
 def test_every_point_has_a_folder_of_its_own(write: Callable[..., Path]) -> None:
