@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aurora_lora import AuroraConfig, calibrate, export_lora, merge_quantized
+from aurora_lora.tuner import aurora_layers
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -306,3 +307,12 @@ def test_torchao_outside_transformers_says_what_is_missing():
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     with pytest.raises(ValueError, match="get_apply_tensor_subclass"):
         get_peft_model(model, AuroraConfig(target_modules=["0"]))
+
+
+def test_a_quantization_backend_that_is_set_stays(make_bert):
+    """As on PEFT's own layers: `get_layer_status` shows what a layer has."""
+    model = get_peft_model(make_bert(), AuroraConfig(target_modules=["query"]))
+    layer = next(layer for _, layer in aurora_layers(model))
+    assert layer.quantization_backend is None
+    layer.quantization_backend = backend = object()
+    assert layer.quantization_backend is backend

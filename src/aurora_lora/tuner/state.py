@@ -55,7 +55,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self._quantization_backend = resolve_quantization_backend(
+        self._found_backend = self._quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
         self.r: dict[str, int] = {}
@@ -86,7 +86,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def quantization_backend(self) -> QuantizationBackend | None:
         """PEFT's access to a quantised base weight; None also after `model.dequantize()`, which replaces the layer."""
         backend = self._quantization_backend
-        return None if is_dequantized(self.get_base_layer(), backend) else backend
+        is_found = backend is self._found_backend  # one that was set is given back as it is
+        return None if is_found and is_dequantized(self.get_base_layer(), backend) else backend
 
     @quantization_backend.setter
     def quantization_backend(self, backend: QuantizationBackend | None) -> None:
