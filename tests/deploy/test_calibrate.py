@@ -383,28 +383,17 @@ def test_what_is_refused(make_bert, config, batches):
     assert not model.peft_config["default"].calibrated
 
 
-class Unused(nn.Module):
-    """Two layers, of which one is never called."""
-
-    def __init__(self):
-        super().__init__()
-        self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.used(x)
-
-
-def test_a_layer_that_no_input_reaches_is_named():
+def test_a_layer_that_no_input_reaches_is_named(with_idle_layer):
     config = AuroraConfig(target_modules=["used", "idle"], init_weights=False)
-    model = get_peft_model(Unused(), config)
+    model = get_peft_model(with_idle_layer(4), config)
     with pytest.raises(CalibrationError, match=r"No input reached .*idle: .* exclude_modules"):
         calibrate(model, [torch.randn(3, 4)])
 
 
 @pytest.mark.parametrize("max_memory", [None, 2 * CHUNK_BYTES + 600])  # one group of layers, one layer each
-def test_a_layer_that_no_input_reaches_in_training_either(max_memory):
+def test_a_layer_that_no_input_reaches_in_training_either(max_memory, with_idle_layer):
     """As the image tower of a model that is trained on texts: B is 0 there, and a merge changes nothing."""
-    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"], skip=False))
+    model = get_peft_model(with_idle_layer(4), AuroraConfig(target_modules=["used", "idle"], skip=False))
     used, idle = model.base_model.model.used, model.base_model.model.idle
     nn.init.normal_(used.aurora_B["default"])
     before = idle.get_base_layer().weight.clone()
@@ -419,9 +408,9 @@ def test_a_layer_that_no_input_reaches_in_training_either(max_memory):
     assert torch.equal(merged.idle.weight, before)
 
 
-def test_a_trained_layer_that_no_input_reaches_is_named_beside_an_adapter_that_adds_nothing():
+def test_a_trained_layer_that_no_input_reaches_is_named_beside_an_adapter_that_adds_nothing(with_idle_layer):
     config = AuroraConfig(target_modules=["used", "idle"], init_weights=False)
-    model = get_peft_model(Unused(), config)
+    model = get_peft_model(with_idle_layer(4), config)
     model.add_adapter("two", AuroraConfig(target_modules=["used", "idle"]))
     model.base_model.set_adapter(["default", "two"])
     with pytest.raises(CalibrationError, match=r"No input reached idle: the inputs of merge_gap"):
@@ -431,9 +420,9 @@ def test_a_trained_layer_that_no_input_reaches_is_named_beside_an_adapter_that_a
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="FSDP2 of torch 2.6 does not run on a CPU"
 )
-def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group):
+def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group, with_idle_layer):
     """It can be called later: its calibrated matrix is whole, as the others are."""
-    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"]))
+    model = get_peft_model(with_idle_layer(4), AuroraConfig(target_modules=["used", "idle"]))
     idle = model.base_model.model.idle
     for module in (idle, model):
         torch.distributed.fsdp.fully_shard(module)
@@ -445,8 +434,8 @@ def test_a_layer_that_no_input_reaches_in_a_sharded_model(process_group):
         assert torch.allclose(adapted, idle(x), atol=1e-6)
 
 
-def test_to_see_which_layers_are_reached_one_batch_is_run():
-    model = get_peft_model(Unused(), AuroraConfig(target_modules=["used", "idle"]))
+def test_to_see_which_layers_are_reached_one_batch_is_run(with_idle_layer):
+    model = get_peft_model(with_idle_layer(4), AuroraConfig(target_modules=["used", "idle"]))
     used = model.base_model.model.used
     nn.init.normal_(used.aurora_B["default"])
     calls = []

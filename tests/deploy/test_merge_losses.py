@@ -511,21 +511,10 @@ def test_inputs_whose_squares_float32_cannot_hold_are_refused():
         merge_gap(model, [torch.full((2, 4), 1e20)])
 
 
-class Unused(nn.Module):
-    """Two layers, of which one is never called."""
-
-    def __init__(self):
-        super().__init__()
-        self.used, self.idle = nn.Linear(64, 64), nn.Linear(64, 64)
-
-    def forward(self, x):
-        return self.used(x)
-
-
-def test_a_layer_that_no_input_reaches_and_that_adds_nothing():
+def test_a_layer_that_no_input_reaches_and_that_adds_nothing(with_idle_layer):
     """It is rounded to the nearest values by each merge, and has no loss of its own."""
     pytest.importorskip("bitsandbytes")
-    model = get_peft_model(Unused(), LoraConfig(target_modules=["used", "idle"], init_lora_weights=False))
+    model = get_peft_model(with_idle_layer(64), LoraConfig(target_modules=["used", "idle"], init_lora_weights=False))
     x = torch.randn(40, 64)
     with pytest.raises(CalibrationError, match="No input reached idle: the inputs of merge_gap must use"):
         merge_gap(model, [x], quantizations=["nf4"])

@@ -83,7 +83,7 @@ class Collector:
         return CalibrationError(f"{what}: {way_out}.")
 
     def run_all(self, batches: Iterable[Batch]) -> None:
-        """Run the batches and watch; one process that only watches, until every target was reached
+        """Run the batches and watch. One process that only watches does so until it has seen the inputs of every target
         whose adapters add something.
 
         A CalibrationError is kept for `leaders`, which every process must come to.
@@ -126,7 +126,8 @@ class Collector:
         A target that no input reached is not among them if its adapters add nothing.
 
         Raises:
-            CalibrationError: on every process: it failed on one of them, they disagree, or no input reached a target.
+            CalibrationError: on every process: it failed on one of them, they disagree, or no input reached a target
+                whose adapters add something.
         """
         names = [target.name for target in self.targets]
         position = {name: i for i, name in enumerate(names)}
