@@ -374,7 +374,7 @@ def test_llama3_8b_is_planned_at_full_size():
     """The plan needs shapes only: 96 distinct inputs, 61 GB of moments, in groups that fit in 8 GiB."""
     from aurora_lora.deploy.memory_bound import MemoryBound
     from aurora_lora.deploy.moments import Target
-    from aurora_lora.deploy.plan import moment_bytes, pack, work_bytes
+    from aurora_lora.deploy.plan import moment_bytes, pack_layers, work_bytes
 
     class Shape:
         def __init__(self, d):
@@ -385,7 +385,7 @@ def test_llama3_8b_is_planned_at_full_size():
         make = lambda name, d, i=i: Target(f"{i}.{name}", Shape(d), ("default",))  # noqa: E731
         units += [[make(n, 4096) for n in ("q", "k", "v")], [make("up", 4096)], [make("down", 14336)]]
     budget = 8 * 2**30
-    groups = pack(units, MemoryBound(budget))
+    groups = pack_layers(units, MemoryBound(budget))
     assert [t for group in groups for t in group] == [t for unit in units for t in unit]
     assert sum(map(moment_bytes, units)) > 60e9
     placed = iter(units)
@@ -396,7 +396,7 @@ def test_llama3_8b_is_planned_at_full_size():
         assert sum(map(moment_bytes, inside)) + work_bytes(group) <= budget
     assert len(groups) <= 16
     with pytest.raises(CalibrationError, match="input width 14336"):
-        pack(units, MemoryBound(2**30))
+        pack_layers(units, MemoryBound(2**30))
 
 
 def test_a_failure_half_way_gives_the_earlier_calibration_back(bert, batches, monkeypatch):

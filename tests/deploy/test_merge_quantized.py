@@ -34,7 +34,7 @@ from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target
-from aurora_lora.deploy.plan import pack, rounding_bytes
+from aurora_lora.deploy.plan import pack_layers, rounding_bytes
 from aurora_lora.deploy.processes import leave_processes
 from aurora_lora.ops.rounding import input_moment
 from aurora_lora.tuner.original_weight import dequantized
@@ -499,7 +499,7 @@ def test_llama3_8b_is_planned_within_16_gib():
     for i in range(32):
         shapes = [[(4096, 4096), (4096, 1024), (4096, 1024)], [(4096, 4096)], [(4096, 14336)] * 2, [(14336, 4096)]]
         units += [[Target(f"{i}.{d_in}.{n}", Shape(d_in, d_out)) for n, (d_in, d_out) in enumerate(u)] for u in shapes]
-    groups = pack(units, MemoryBound(16 * 2**30), work=rounding_bytes)
+    groups = pack_layers(units, MemoryBound(16 * 2**30), work=rounding_bytes)
     assert [t for group in groups for t in group] == [t for unit in units for t in unit]
     assert len(groups) <= 12
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import MergeError, NotFiniteError
 from ..finite import is_finite
 from ..tuner import AuroraLayer
+from ..tuner.linear import upright
 from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
 from .collector import Collector
@@ -53,22 +54,19 @@ class AdaptedLayer:
         found = base.weight.dtype if self.format is None else getattr(base, "compute_dtype", None)
         return found or torch.float32
 
-    def _upright(self, weight: Tensor) -> Tensor:
-        """(d_out, d_in), from how the layer has it, or the other way round."""
-        return weight.T if hasattr(self.module.get_base_layer(), "nf") else weight  # a Conv1D of Transformers
-
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """W0, W = W0 + dW, (d_out, d_in), and the merged bias (d_out,) if there is one; in float32.
 
         Raises:
             MergeError, NotFiniteError: see `merge_gap`.
         """
-        held = self.module.get_base_layer().weight.data.float() if self.format is None else self.format.dense()
+        base = self.module.get_base_layer()
+        held = base.weight.data.float() if self.format is None else self.format.dense()
         merged, bias = merged_linear(self.path, self.module, held, self.names)
         for what, value in (("weight", merged), ("bias", bias)):
             if value is not None and not is_finite(value):
                 raise NotFiniteError(f"{self.path}: the merged {what} is not finite; the adapter seems to be broken.")
-        return self._upright(held).contiguous(), self._upright(merged).contiguous(), bias
+        return upright(base, held).contiguous(), upright(base, merged).contiguous(), bias
 
     def is_idle(self) -> bool:
         """Whether its adapters add nothing."""
@@ -80,9 +78,10 @@ class AdaptedLayer:
         dtype = dtype or self.dtype
         if isinstance(self.module, AuroraLayer) or dtype == torch.float32:
             return exact.to(dtype).float()
-        held = self.module.get_base_layer().weight.data if self.format is None else self.format.dense()
+        base = self.module.get_base_layer()
+        held = base.weight.data if self.format is None else self.format.dense()
         merged, _ = merged_linear(self.path, self.module, held.to(dtype), self.names)
-        return self._upright(merged).contiguous()
+        return upright(base, merged).contiguous()
 
     def format_named(self, name: str, exact: Tensor) -> Format | None:
         """Its own format if that is the one, or a new one for the merged weight; None where that is not quantised."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from ..errors import CalibrationError
 from ..main_memory import free_memory
 from ..tuner.fields import is_int, require
 from .processes import least_of_processes, processes
+
+T = TypeVar("T")
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -46,6 +52,47 @@ def memory_bound(max_memory: int | str | None, *devices: torch.device) -> Memory
             return MemoryBound(int(float(parts[1]) * _UNITS[parts[2]]))
     require(is_int(max_memory, 1), "max_memory", max_memory, "a number of bytes, or a size as '4GiB'")
     return MemoryBound(int(max_memory))
+
+
+class Need(NamedTuple):
+    """Memory that a unit takes, in bytes."""
+
+    kept: int
+    """For as long as its group is worked on."""
+    beside: int = 0
+    """While the unit itself is."""
+
+
+def pack(
+    units: Iterable[T], bound: MemoryBound, need: Callable[[T], Need], name: Callable[[T], str], what: str
+) -> list[list[T]]:
+    """Put units together, in their order, as long as they fit in the bound.
+
+    Args:
+        units: none of which can be divided.
+        bound: on what a group keeps, and the most that one of its units takes beside that.
+        need: of a unit.
+        name: of a unit, as an error says it.
+        what: it needs the memory for.
+
+    Raises:
+        CalibrationError: a unit does not fit alone.
+    """
+    groups: list[list[T]] = []
+    kept = beside = 0
+    for unit in units:
+        its = need(unit)
+        if sum(its) > bound.size:
+            raise CalibrationError(
+                f"{name(unit)} needs {math.ceil(sum(its) / 2**20):,} MiB for {what}, more than {bound.name} "
+                f"({bound.size // 2**20:,} MiB)."
+            )
+        kept, beside = kept + its.kept, max(beside, its.beside)
+        if not groups or kept + beside > bound.size:
+            groups.append([])
+            kept, beside = its
+        groups[-1].append(unit)
+    return groups
 
 
 def _half_of_free(*devices: torch.device) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..errors import CalibrationError
 from .collector import Collector
 from .float64 import CHUNK_BYTES, FLOAT64_BYTES
 from .inputs import Runner
-from .memory_bound import MemoryBound
+from .memory_bound import MemoryBound, Need, pack
 from .moments import Target
 from .passes import Passes
 
@@ -61,30 +60,21 @@ def plan(
     alone = sum(moment_bytes([target]) for target in targets) + work(targets)
     if alone <= bound.size:
         return [targets]
-    return pack(_units(runner, targets, data, share_inputs), bound, work)
+    return pack_layers(_units(runner, targets, data, share_inputs), bound, work)
 
 
-def pack(units: list[Group], bound: MemoryBound, work: Bytes = work_bytes) -> list[Group]:
+def pack_layers(units: list[Group], bound: MemoryBound, work: Bytes = work_bytes) -> list[Group]:
     """Put units, each of layers that share one input, together in their order as long as their moments fit.
 
     Raises:
         CalibrationError: a unit does not fit alone.
     """
-    groups: list[Group] = []
-    moments = beside = 0
-    for unit in units:
-        need = moment_bytes(unit) + work(unit)
-        if need > bound.size:
-            raise CalibrationError(
-                f"{unit[0].name} (input width {unit[0].d_in}) needs {_mib(need)} MiB for its moments, more than "
-                f"{bound.name} ({_mib(bound.size)} MiB)."
-            )
-        moments, beside = moments + moment_bytes(unit), max(beside, work(unit))
-        if not groups or moments + beside > bound.size:
-            groups.append([])
-            moments, beside = moment_bytes(unit), work(unit)
-        groups[-1].extend(unit)
-    return groups
+
+    def need(unit: Group) -> Need:
+        return Need(moment_bytes(unit), work(unit))
+
+    packed = pack(units, bound, need, lambda unit: f"{unit[0].name} (input width {unit[0].d_in})", "its moments")
+    return [[target for unit in group for target in unit] for group in packed]
 
 
 def _units(runner: Runner, targets: list[Target], data: Passes, share_inputs: bool) -> list[Group]:
@@ -97,7 +87,3 @@ def _units(runner: Runner, targets: list[Target], data: Passes, share_inputs: bo
     for name, leader in collector.leaders().items():
         units.setdefault(leader, []).append(by_name[name])
     return list(units.values())
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:,.0f}"

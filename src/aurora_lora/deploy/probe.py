@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from ..tuner.tensors import outside_inference_mode
 from .at_rest import at_rest, is_reentrant
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
-from .memory_bound import MemoryBound, memory_bound
+from .memory_bound import MemoryBound, Need, memory_bound, pack
 from .passes import Passes, seed_torch
 from .processes import least_of_processes, several_processes, sum_over_processes
 from .sketch import LayerProbe, Sketch
@@ -284,17 +283,9 @@ class _Work:
     def _packed(self, sketches: list[Sketch], need: Callable[[Sketch], int]) -> list[list[Sketch]]:
         # the most that one process needs: their inputs differ in length
         needs = [-least for least in least_of_processes([-need(one) for one in sketches], self.runner.device)]
-        groups: list[list[Sketch]] = []
-        room = 0
-        for one, size in zip(sketches, needs, strict=True):
-            if size > self.bound.size:
-                raise CalibrationError(
-                    f"{one.name} (input width {one.weight.d_in}) needs {math.ceil(size / 2**20):,} MiB for its sketch "
-                    f"and input, more than {self.bound.name} ({self.bound.size // 2**20:,} MiB)."
-                )
-            if not groups or size > room:
-                groups.append([])
-                room = self.bound.size
-            groups[-1].append(one)
-            room -= size
-        return groups
+        by_name = {one.name: Need(size) for one, size in zip(sketches, needs, strict=True)}
+
+        def name(one: Sketch) -> str:
+            return f"{one.name} (input width {one.weight.d_in})"
+
+        return pack(sketches, self.bound, lambda one: by_name[one.name], name, "its sketch and input")

@@ -12,21 +12,20 @@ from transformers import set_seed
 
 from aurora_lora import calibrate
 
-from .. import files, folders
-from ..errors import one_line
+from .. import files
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
-from ..training import storage
+from ..training import run_folder
 from ..training.base_commit import cached_commit
 from ..training.batches import divide
 from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
-from ..training.results import Result, build_result, read_result, write_result
+from ..training.results import Result, build_result
 from ..training.run import Run
-from ..training.storage import ADAPTER, CHECKPOINTS, LORA
+from ..training.storage import CHECKPOINTS, LORA
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
@@ -63,23 +62,13 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
     folder, watcher = Path(output), watcher or SilentWatcher()
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
-        on_main(lambda: _open(folder, recipe, stack))
-        finished = on_main(lambda: read_result(folder))
+        inside = [folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")]
+        on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, inside)))
+        finished = on_main(lambda: run_folder.finished(folder))
         if finished is not None:
-            on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result
             return Run(folder, finished, None, True)
         reset_peak_memory()
         return Run(folder, _Training(recipe, folder, watcher).run(), None, False)
-
-
-def _open(folder: Path, recipe: SubjectRecipe, stack: contextlib.ExitStack) -> None:
-    """Check the folder, lock it and write the recipe down."""
-    storage.check_recipe(folder, recipe)
-    files.check_writable(folder)
-    stack.enter_context(storage.lock(folder))
-    for each in (folder, folder / CHECKPOINTS, folder / CLASS_IMAGES, *(folder / IMAGES).glob("*")):
-        folders.clear_leftovers(each)
-    storage.write_recipe(folder, recipe)
 
 
 def needed_prompts(recipe: SubjectRecipe) -> list[str]:
@@ -298,15 +287,15 @@ class _Training:
         calibrate(self.model, [batch.inputs for batch in share], ridge=wanted.ridge)
 
     def _write(self, result: Result, deployed: str) -> None:
-        """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
+        """The plain LoRA, the adapter and the result."""
         if (why := self._write_lora(result, deployed)) is not None:
             self.watcher.say(f"{self.method.name}: no {LORA}/ is written: {why}")
-        with folders.new_folder(self.folder / ADAPTER) as adapter:
+
+        def save(adapter: Path) -> None:
             self.method.save(self.model, adapter)
             write_adapter_card(adapter, self.recipe, result)
-        result["adapter_sha256"] = storage.adapter_digests(self.folder)
-        write_result(self.folder, result)
-        storage.remove_checkpoints(self.folder / CHECKPOINTS)
+
+        run_folder.finish(self.folder, result, save)
 
     def _write_lora(self, result: Result, form: str) -> str | None:
         """The form as a LoRA of diffusers.
@@ -316,10 +305,9 @@ class _Training:
         """
         if (why := no_lora(self.method, form)) is not None:
             return why
-        try:
-            with folders.new_folder(self.folder / LORA) as partial:
-                write_lora(self.model, partial, self.method, form)
-                write_lora_card(partial, self.recipe, result, form)
-        except ValueError as error:  # a layer that a LoRA file cannot hold: the adapter itself is not lost for that
-            return one_line(error).rstrip(".")
-        return None
+
+        def write(partial: Path) -> None:
+            write_lora(self.model, partial, self.method, form)
+            write_lora_card(partial, self.recipe, result, form)
+
+        return run_folder.write_lora(self.folder, write)

@@ -8,6 +8,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..tuner.linear import upright
 from ..tuner.ties import untie_all
 
 Linear = nn.Linear | Conv1D
@@ -25,7 +26,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 def matrix(layer: Linear) -> Tensor:
     """W (d_out, d_in), a view of the layer's weight."""
-    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    return upright(layer, layer.weight)
 
 
 def untie_adapted(model: nn.Module) -> None:

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..deploy.at_rest import at_rest
 from ..deploy.gradients import LOSS_SCALES
 from ..errors import CheckpointError
 from ..finite import is_finite
+from ..tuner.linear import upright
 from .base import Options, Sample
 from .lora import LORA_DEFAULTS, lora_config, lora_names
 from .options import check, fields, integer, positive
@@ -55,7 +55,7 @@ def gradients(
             for weight in weights:
                 weight.requires_grad_(False)  # of those that were trained, `at_rest` lets each be so again
     return {
-        path: total.T if isinstance(layer, Conv1D) else total
+        path: upright(layer, total)
         for (path, layer), total in zip(layers.items(), sums, strict=True)
         if total is not None
     }

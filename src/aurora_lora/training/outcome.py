@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import folders
 from ..deploy import export_lora
-from ..errors import one_line
 from ..forms import form_named
 from ..methods import count_parameters
 from ..methods.aurora import AuroraMethod
 from ..methods.base import edit_config
-from . import card, storage
+from . import card
 from .base_commit import commit_of
 from .data import Data
 from .kinds import kind_of
 from .models import padding_of
 from .recipe import Recipe
-from .results import Result, Scores, build_result, epochs_from_log, write_result
-from .storage import ADAPTER, CHECKPOINTS, LORA
+from .results import Result, Scores, build_result, epochs_from_log
+from .run_folder import finish, write_lora
 from .trainer import RecipeTrainer
 
 
@@ -81,18 +79,18 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
 
 
 def write_run(recipe: Recipe, folder: Path, trainer: RecipeTrainer, data: Data, result: Result) -> None:
-    """The LoRA, the adapter, the result, then away with the checkpoints: each step leaves the run whole."""
+    """The plain LoRA, the adapter and the result."""
     facts = card.Facts(recipe, data.task, result, padding_of(trainer.module.config))
-    no_lora = _write_lora(folder / LORA, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
-    with folders.new_folder(folder / ADAPTER) as adapter:
+    no_lora = _write_lora(folder, trainer, data, facts) if isinstance(recipe.method, AuroraMethod) else None
+
+    def save(adapter: Path) -> None:
         recipe.method.save(trainer.module, adapter)
         data.processor.save_pretrained(str(adapter))
         tidy_config(adapter, facts.base)
         name_revision(adapter, recipe)
         card.write_adapter_card(adapter, facts, no_lora)
-    result["adapter_sha256"] = storage.adapter_digests(folder)
-    write_result(folder, result)
-    storage.remove_checkpoints(folder / CHECKPOINTS)
+
+    finish(folder, result, save)
 
 
 def tidy_config(adapter: Path, base: str) -> None:
@@ -120,11 +118,10 @@ def _write_lora(folder: Path, trainer: RecipeTrainer, data: Data, facts: card.Fa
     form = facts.result["metric"]["selected_by"]["form"]
     if not form_named(form).mergeable:
         return "`eval()` computes the dynamic form, which is no linear map"
-    try:
-        with folders.new_folder(folder) as partial:
-            export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
-            name_revision(partial, facts.recipe)
-            card.write_lora_card(partial, facts, form)
-    except ValueError as error:  # a layer that PEFT's LoRA does not take over: the adapter itself is not lost for that
-        return one_line(error).rstrip(".")
-    return None
+
+    def write(partial: Path) -> None:
+        export_lora(trainer.module, partial, form, processor=data.processor, base_name=facts.base)
+        name_revision(partial, facts.recipe)
+        card.write_lora_card(partial, facts, form)
+
+    return write_lora(folder, write)

@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
-from .. import files, folders
+from .. import files
 from ..errors import DIVERGED
 from ..finite import check_finite
 from ..methods.parameters import marked_random
 from ..tasks.access import check_access
-from . import storage, yaml_text
+from . import run_folder, yaml_text
 from .batches import divide
 from .build import make_trainer, prepare_for
 from .calibrating import calibrate_for
@@ -27,7 +27,7 @@ from .kinds import kind_of
 from .memory import reset_peak_memory
 from .outcome import score, scored_result, write_run
 from .recipe import Recipe
-from .results import Result, lacking, read_result, with_test_sets, write_result
+from .results import Result, lacking, with_test_sets, write_result
 from .storage import ADAPTER, CHECKPOINTS, RECIPE, REFERENCE, UPDATES
 
 
@@ -63,37 +63,21 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
     check_contamination(recipe)
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
-        on_main(lambda: _open(folder, recipe, stack))
+        on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, [folder / UPDATES])))
         result, was_finished = _train(recipe, folder, callbacks)
         reference, reference_recipe = None, recipe.reference_recipe()
         if reference_recipe is not None:
-            on_main(lambda: _prepare(folder / REFERENCE, reference_recipe))
-            reference, reference_was = _train(reference_recipe, folder / REFERENCE, callbacks)
+            own = folder / REFERENCE
+            on_main(lambda: run_folder.prepare(own, reference_recipe, [own / UPDATES]))
+            reference, reference_was = _train(reference_recipe, own, callbacks)
             was_finished = was_finished and reference_was
     return Run(folder, result, reference, was_finished)
 
 
-def _open(folder: Path, recipe: Recipe, stack: contextlib.ExitStack) -> None:
-    """Check the folder, lock it and write the recipe down."""
-    storage.check_recipe(folder, recipe)
-    files.check_writable(folder)
-    stack.enter_context(storage.lock(folder))
-    _prepare(folder, recipe)
-
-
-def _prepare(folder: Path, recipe: Recipe) -> None:
-    storage.check_recipe(folder, recipe)
-    files.check_writable(folder)
-    for each in (folder, folder / CHECKPOINTS, folder / UPDATES):
-        folders.clear_leftovers(each)
-    storage.write_recipe(folder, recipe)
-
-
 def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
-    finished = on_main(lambda: read_result(folder))
+    finished = on_main(lambda: run_folder.finished(folder))
     if finished is not None:
         on_main(lambda: check_files(folder, recipe.task))
-        on_main(lambda: storage.remove_checkpoints(folder / CHECKPOINTS))  # left by a kill after the result was written
         more = lacking(finished, recipe)
         return (_score_more(recipe, folder, finished, more, callbacks), False) if more else (finished, True)
     on_main(lambda: check_access(recipe.model))

@@ -20,7 +20,7 @@ class AuroraLinear(AuroraLayer):
 
     def __init__(self, base_layer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, *args, **kwargs)
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+        self.fan_in_fan_out = is_transposed(self.get_base_layer())
 
     def base_and_adapter_output(self, adapter_name: str, x: Tensor) -> Tensor | None:
         """In one, where the base layer is a plain frozen nn.Linear that nothing hooks into, and there is no dropout."""
@@ -50,11 +50,21 @@ class AuroraLinear(AuroraLayer):
 
     def as_weight(self, matrix: Tensor) -> Tensor:
         """(d_out, d_in), or its transpose for Conv1D."""
-        return matrix.T if self.fan_in_fan_out else matrix
+        return upright(self.get_base_layer(), matrix)
 
     def input_vectors(self, x: Tensor) -> Tensor:
         """x (..., d_in) -> (n, d_in)."""
         return x.reshape(-1, x.shape[-1])
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight as (d_in, d_out)."""
+    return isinstance(layer, Conv1D)
+
+
+def upright(layer: nn.Module, weight: Tensor) -> Tensor:
+    """(d_out, d_in), a view, from how a linear layer holds its weight; or the other way round."""
+    return weight.T if is_transposed(layer) else weight
 
 
 _WIDTHS = (("out_features", "in_features"), ("nf", "nx"))

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .adapters import aurora_layers, check_before_merge, note_shared_weights
 from .checkpoint import fit_checkpoint, without_empty_matrices
@@ -18,7 +17,7 @@ from .config import AS_GIVEN, AuroraConfig
 from .fused_encoder import call_layers_of, keep_padding, leave_out_uncalled, may_drop_padding, may_fuse_layers_of
 from .fused_experts import warn_of_fused_experts
 from .layer import AuroraLayer
-from .linear import AuroraLinear
+from .linear import AuroraLinear, is_transposed
 from .mixed_batch import name_adapters
 from .naming import exactly
 from .original_weight import warn_of_rounding
@@ -110,14 +109,14 @@ class AuroraModel(BaseTuner):
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self)
         layer_cls = layer_class(base_layer, key, quantization)
-        is_conv1d = isinstance(base_layer, Conv1D)
-        if layer_cls is AuroraLinear and is_conv1d != config.fan_in_fan_out:
+        transposed = is_transposed(base_layer)
+        if layer_cls is AuroraLinear and transposed != config.fan_in_fan_out:
             warnings.warn(
                 f"fan_in_fan_out is set to {config.fan_in_fan_out} but the target module is a "
-                f"`{type(base_layer).__name__}`. Setting fan_in_fan_out to {is_conv1d}.",
+                f"`{type(base_layer).__name__}`. Setting fan_in_fan_out to {transposed}.",
                 stacklevel=2,
             )
-            config.fan_in_fan_out = is_conv1d
+            config.fan_in_fan_out = transposed
         return layer_cls(target, adapter_name, config, r, alpha, **quantization)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
