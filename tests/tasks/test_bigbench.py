@@ -96,7 +96,7 @@ def test_the_first_form_is_the_default(files: Path) -> None:
         sizes = SplitSizes(2, 3, 4)
         default, cloze = task.load_splits(sizes, 0), task.load_splits(sizes, 0, form="cloze")
         assert default["test"]["prompt"] == cloze["test"]["prompt"]
-        with pytest.raises(UserError, match="the validation and the test size must be given"):
+        with pytest.raises(UserError, match=r"task.validation_size and task.test_size must be given"):
             task.load_splits(SplitSizes(None, None, None), 0)
 
 
@@ -135,9 +135,12 @@ def test_training_questions_stay_whatever_is_held_out() -> None:
 
 
 def test_sizes_that_exceed_the_data() -> None:
-    with pytest.raises(UserError, match="test=100 and validation=100 leave nothing to train on: there are 150 quest"):
+    with pytest.raises(
+        UserError,
+        match=r"size: 100 and task\.test_size: 100 leave nothing .* there are 150 questions",
+    ):
         split_questions(_questions(), SplitSizes(None, 100, 100), 0)
-    with pytest.raises(UserError, match=r"train=149 is more than the .* questions that are left"):
+    with pytest.raises(UserError, match=r"task\.train_size: 149 is more than the .* questions that are left"):
         split_questions(_questions(), SplitSizes(149, 1, 1), 0)
     assert split_questions(_questions(), SplitSizes(None, 10, 10), 0) != split_questions(
         _questions(), SplitSizes(None, 10, 10), 1

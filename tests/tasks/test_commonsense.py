@@ -58,9 +58,9 @@ def test_the_training_set(hub: Hub) -> None:
     assert fewer["validation"]["prompt"] == data["validation"]["prompt"][:1]
     assert fewer["train"]["prompt"] == again["train"]["prompt"]
     assert COMMONSENSE.load(SplitSizes(None, 2, None), 1)["train"]["prompt"] != data["train"]["prompt"]
-    with pytest.raises(UserError, match=r"task\.train_size=6 is more than the 5 examples that are left"):
+    with pytest.raises(UserError, match=r"task\.train_size: 6 is more than the 5 examples that are left"):
         COMMONSENSE.load(SplitSizes(6, 2, None), 0)
-    with pytest.raises(UserError, match=r"task\.validation_size=6 leaves nothing"):
+    with pytest.raises(UserError, match=r"task\.validation_size: 6 leaves nothing"):
         COMMONSENSE.load(SplitSizes(None, 6, None), 0)
 
 
@@ -73,7 +73,7 @@ def test_chosen_test_sets(hub: Hub) -> None:
         task.load_splits(SplitSizes(None, 1, 1), 0, ["arc"])
     with pytest.raises(UserError, match=r"the validation split of google/boolq cannot be loaded from the Hugging Face"):
         task.load_splits(SplitSizes(None, 1, 1), 0, ["boolq"])
-    with pytest.raises(UserError, match=r"task\.test_size of arc-c: 9 examples are more than the 3"):
+    with pytest.raises(UserError, match=r"task\.test_size: 9 is more than the 3 examples of arc-c"):
         task.load_splits(SplitSizes(None, 1, 9), 0, ["arc-c"])
 
 

@@ -131,9 +131,9 @@ def test_seeds_differ() -> None:
 def test_sizes_that_exceed_the_data() -> None:
     sentences = _sentences()
     clear = sum(one.is_clear for one in sentences)
-    with pytest.raises(UserError, match=f"test=100 and validation=100 leave nothing.*{clear} sentences"):
+    with pytest.raises(UserError, match=f"_size: 100 and task.test_size: 100 leave nothing .*{clear} sentences"):
         split_sentences(sentences, SplitSizes(None, 100, 100), 0, clear_only=True)
-    with pytest.raises(UserError, match=f"train=10000 is more than the {clear - 30} sentences that are left"):
+    with pytest.raises(UserError, match=f"train_size: 10,000 is more than the {clear - 30:,} sentences that are left"):
         split_sentences(sentences, SplitSizes(10_000, 10, 20), 0, clear_only=True)
     last = SplitSizes(None, 1, clear - 2)
     assert len(split_sentences(sentences, last, 0, clear_only=True)["train"]) == 1
@@ -141,7 +141,7 @@ def test_sizes_that_exceed_the_data() -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, -3)])
 def test_size_below_one(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match="size must be at least 1, got"):
+    with pytest.raises(UserError, match=r"_size: (0|-3) is not a number of at least 1"):
         SplitSizes(*sizes)
 
 

@@ -128,9 +128,9 @@ def test_the_seed_decides_what_is_taken_of_a_split_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((60, None, None), "task.train_size of x: 60 images are more than the 36 that there are"),
-        ((None, 60, None), "task.validation_size of x: 60 images are more than the 39 that there are"),
-        ((None, None, 50), "task.test_size of x: 50 images are more than the 49 that there are"),
+        ((60, None, None), "task.train_size: 60 is more than the 36 images of x that are left"),
+        ((None, 60, None), "task.validation_size: 60 is more than the 39 images of x to hold out from"),
+        ((None, None, 50), "task.test_size: 50 is more than the 49 images of x to hold out from"),
     ],
 )
 def test_sizes_that_the_data_cannot_give(sizes: Any, message: str) -> None:
@@ -144,7 +144,7 @@ def test_a_split_of_its_own_can_be_taken_in_part(copies: Any) -> None:
     copies(*repos_of("eurosat"))
     data = get_task("eurosat").load_splits(SplitSizes(6, 2, 3), 1)
     assert data.num_rows == {"train": 6, "validation": 2, "test": 3}
-    with pytest.raises(UserError, match=r"task\.test_size of eurosat: 9 images are more than the 5 that there are"):
+    with pytest.raises(UserError, match=r"task\.test_size: 9 is more than the 5 images of eurosat"):
         get_task("eurosat").load_splits(SplitSizes(None, None, 9), 1)
 
 

@@ -20,7 +20,7 @@ from .fetch import Archive, fetch
 from .order import place
 from .packaged import normalise
 from .prompts import QUESTION_FORMS
-from .task import SplitSizes, Task
+from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
     import datasets
@@ -118,15 +118,8 @@ def split_questions(questions: Sequence[Question], sizes: SplitSizes, split_seed
     test, rest = _cut(order, test_size)
     validation, rest = _cut(rest, validation_size)
     if len(validation) < validation_size or not rest:
-        raise UserError(
-            f"test={test_size} and validation={validation_size} leave nothing to train on: there are {len(order):,} "
-            "questions"
-        )
-    if sizes.train is not None and sizes.train > len(rest):
-        raise UserError(
-            f"train={sizes.train} is more than the {len(rest):,} questions that are left with "
-            f"validation={validation_size} and test={test_size}"
-        )
+        raise sizes.nothing_left(len(order), "questions")
+    check_size("train", sizes.train, len(rest), "questions that are left")
     return {"train": rest[::-1][: sizes.train], "validation": validation, "test": test}
 
 

@@ -16,7 +16,7 @@ from ..extras import extra
 from . import prompts
 from .hub import HubData, subset
 from .order import seeded_order
-from .task import SplitSizes, Task
+from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
     import datasets
@@ -149,7 +149,7 @@ TRAINING = HubData("zwhe99/commonsense_170k")
 def _load_test(name: str, size: int | None, split_seed: int) -> datasets.Dataset:
     test_set = TEST_SETS[name]
     what = f"{test_set.data.repo}, {test_set.split}"
-    rows = subset(test_set.data.load(test_set.split, test_set.columns), size, split_seed, f"task.test_size of {name}")
+    rows = subset(test_set.data.load(test_set.split, test_set.columns), "test", size, split_seed, name)
     examples = []
     for number, row in enumerate(rows):
         instruction, keys, right = test_set.question(row)
@@ -170,11 +170,10 @@ def _load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
     scorable = [index for index in order if len(examples[index]["choices"]) > 1]
     wanted = sizes.validation or 0
     if wanted >= len(scorable):
-        raise UserError(f"task.validation_size={wanted} leaves nothing to train on: there are {len(examples):,} rows")
+        raise sizes.nothing_left(len(examples), "rows")
     validation, held_out = scorable[:wanted], set(scorable[:wanted])
     train = [index for index in order[::-1] if index not in held_out]
-    if sizes.train is not None and sizes.train > len(train):
-        raise UserError(f"task.train_size={sizes.train:,} is more than the {len(train):,} examples that are left")
+    check_size("train", sizes.train, len(train), "examples that are left")
     chosen = {"train": train[: sizes.train], "validation": validation}
     return DatasetDict({name: _dataset([examples[index] for index in part]) for name, part in chosen.items()})
 

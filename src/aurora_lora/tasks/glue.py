@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..extras import extra
 from .hub import HubData, subset
 from .order import seeded_order
-from .task import SplitSizes, Task
+from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
     import datasets
@@ -34,7 +34,7 @@ def _load(
     splits = {}
     for name, split, size in (("train", "train", sizes.train), ("validation", validation, sizes.validation)):
         whole = data.load(split, (*columns, "label"))
-        chosen = subset(whole, size, split_seed, f"task.{name}_size of {config}")
+        chosen = subset(whole, name, size, split_seed, config)
         splits[name] = _checked(chosen, labels, f"{REPO} ({config}), {split}")
     return DatasetDict(splits)
 
@@ -51,15 +51,14 @@ def _load_mnli(
         data.load("validation_mismatched", (*columns, "label")), labels, f"{REPO} (mnli), validation_mismatched"
     )
     both = concatenate_datasets([matched, mismatched.cast(matched.features)])
-    if sizes.validation is not None and sizes.validation > len(both):
-        raise UserError(f"task.validation_size of mnli: {sizes.validation:,} examples are more than {len(both):,}")
+    check_size("validation", sizes.validation, len(both), "examples of mnli")
     rows = seeded_order(len(both), split_seed)[: sizes.validation] if sizes.validation else range(len(both))
     parts = {
         "matched": [row for row in rows if row < len(matched)],
         "mismatched": [row for row in rows if row >= len(matched)],
     }
     if not all(parts.values()):
-        raise UserError(f"task.validation_size={sizes.validation} leaves nothing of one of matched and mismatched")
+        raise UserError(f"task.validation_size: {sizes.validation} leaves nothing of one of matched and mismatched")
     splits["validation"] = both.select(rows)
     splits.update({name: both.select(part) for name, part in parts.items()})
     return splits

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..extras import extra
 from .loading import NO_CODE, reason
 from .order import seeded_order
+from .task import check_size
 
 if TYPE_CHECKING:
     import datasets
@@ -110,14 +111,20 @@ class HubData:
         )
 
 
-def subset(data: datasets.Dataset, size: int | None, split_seed: int, what: str) -> datasets.Dataset:
+def subset(data: datasets.Dataset, name: str, size: int | None, split_seed: int, task: str) -> datasets.Dataset:
     """`size` examples in an order that the seed alone fixes, or all as they come; a smaller subset begins a larger one.
+
+    Args:
+        data: a split.
+        name: of the split, as a recipe has it.
+        size: of the subset.
+        split_seed: chooses the order.
+        task: that the data is of, for the error.
 
     Raises:
         UserError: there are fewer.
     """
     if size is None:
         return data
-    if size > len(data):
-        raise UserError(f"{what}: {size:,} examples are more than the {len(data):,} that there are")
+    check_size(name, size, len(data), f"examples of {task}")
     return data.select(seeded_order(len(data), split_seed)[:size])

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..extras import extra
 from .fetch import Archive, fetch
 from .order import place
-from .task import SplitSizes, Task
+from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
     import datasets
@@ -123,10 +123,7 @@ def split_sentences(
     validation_size, test_size = sizes.held_out()
     held_out = test_size + validation_size
     if held_out >= len(clear):
-        raise UserError(
-            f"test={sizes.test} and validation={sizes.validation} leave nothing to train on: there are {len(clear)} "
-            "sentences to hold out from"
-        )
+        raise sizes.nothing_left(len(clear), "sentences to hold out from")
     test_end, validation_end = clear[test_size - 1] + 1, clear[held_out - 1] + 1
     pools = {
         "train": order[validation_end:][::-1],
@@ -136,13 +133,7 @@ def split_sentences(
     splits = {}
     for name, pool in pools.items():
         usable = [one for one in pool if one.is_clear or not clear_only]
-        wanted = getattr(sizes, name)
-        if wanted is not None and wanted > len(usable):
-            raise UserError(
-                f"{name}={wanted} is more than the {len(usable)} sentences that are left with validation="
-                f"{sizes.validation} and test={sizes.test}"
-            )
-        splits[name] = usable[:wanted]
+        splits[name] = usable[: check_size(name, getattr(sizes, name), len(usable), "sentences that are left")]
     return splits
 
 

@@ -37,7 +37,7 @@ class SplitSizes:
         for name in ("train", "validation", "test"):
             size = getattr(self, name)
             if size is not None and size < 1:
-                raise UserError(f"the {name} size must be at least 1, got {size}")
+                raise UserError(f"task.{name}_size: {size} is not a number of at least 1")
 
     def held_out(self) -> tuple[int, int]:
         """The sizes of validation and test, of data that comes in one piece.
@@ -46,8 +46,35 @@ class SplitSizes:
             UserError: one of them is not given.
         """
         if self.validation is None or self.test is None:
-            raise UserError("this data has no splits of its own: the validation and the test size must be given")
+            raise UserError("task.validation_size and task.test_size must be given: this data has no splits of its own")
         return self.validation, self.test
+
+    def nothing_left(self, there: int, things: str) -> UserError:
+        """What to raise where nothing is left to train on of that many examples."""
+        asked = [
+            f"task.{name}_size: {size:,}"
+            for name, size in (("validation", self.validation), ("test", self.test))
+            if size is not None
+        ]
+        leave = "leave" if len(asked) > 1 else "leaves"
+        return UserError(f"{' and '.join(asked)} {leave} nothing to train on: there are {there:,} {things}")
+
+
+def check_size(name: str, size: int | None, there: int, which: str = "examples that there are") -> int | None:
+    """The size of a split, if there are as many examples.
+
+    Args:
+        name: of the split.
+        size: that a recipe gives; None for all.
+        there: how many there are.
+        which: these are, as an error says it.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if size is not None and size > there:
+        raise UserError(f"task.{name}_size: {size:,} is more than the {max(there, 0):,} {which}")
+    return size
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..extras import extra
 from .hub import HubData
 from .list_types import item_type
 from .order import seeded_order
-from .task import SplitSizes, Task
+from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
     import datasets
@@ -150,20 +150,15 @@ def split_images(
         if name in pieces:
             own = pieces[name]
             rows = seeded_order(len(own), split_seed)[:size] if size is not None else range(len(own))
-            _check_size(name, size, len(own), task)
+            check_size(name, size, len(own), f"images of {task}")
             found[name] = own.select(rows)
         else:
             size = math.ceil(len(order) / share) if size is None else size
-            _check_size(name, size, len(order) - 1, task)
+            check_size(name, size, len(order) - 1, f"images of {task} to hold out from")
             found[name], order = whole.select(order[:size]), order[size:]
-    _check_size("train", sizes.train, len(order), task)
+    check_size("train", sizes.train, len(order), f"images of {task} that are left")
     found["train"] = whole.select(order[::-1][: sizes.train])
     return DatasetDict({name: found[name] for name in ("train", "validation", "test")})
-
-
-def _check_size(name: str, size: int | None, count: int, task: str) -> None:
-    if size is not None and size > count:
-        raise UserError(f"task.{name}_size of {task}: {size:,} images are more than the {count:,} that there are")
 
 
 def _load(task: str, source: Source, classes: int, sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:

@@ -11,12 +11,13 @@ import numpy as np
 
 from ...errors import UserError
 from ..order import place, seeded_order
-from ..task import SplitSizes
+from ..task import SplitSizes, check_size
 from .source import SPLITS, Piece, Pieces
 
 Row = Mapping[str, Any]
 SHARE, MOST = 10, 2_000
 """What is held out where no size is given: a tenth of the rows, and no more than so many."""
+_ROWS = "rows that there are"
 HELD_OUT = ("test", "validation")
 
 
@@ -87,7 +88,7 @@ def split_data(
                 raise UserError(f"{pieces[name].name}: each of its rows is in the {HELD_OUT[0]} data as well")
             left_out += len(keys[name]) - len(fresh)
             given.update(keys[name])
-            size = _check_size(name, getattr(sizes, name), len(fresh))
+            size = check_size(name, getattr(sizes, name), len(fresh), _ROWS)
             chosen[name] = fresh if size is None else [fresh[at] for at in seeded_order(len(fresh), split_seed)[:size]]
     groups: dict[bytes, list[int]] = {}
     for row, one in enumerate(keys["train"]):
@@ -101,13 +102,13 @@ def split_data(
     share = max(least, _share(groups))
     for name in HELD_OUT:
         if name not in pieces:
-            size = _check_size(name, getattr(sizes, name), _rows(free.values()))
+            size = check_size(name, getattr(sizes, name), _rows(free.values()), _ROWS)
             chosen[name] = _take(free, share if size is None else size)
     rest = [row for one in reversed(order) if one in stays or one in free for row in groups[one]]
     if not rest or not all(chosen.values()):
         raise UserError(_too_few(pieces["train"].name, len(keys["train"]), groups))
     rest.sort(key=lambda row: row not in first)
-    chosen["train"] = rest[: _check_size("train", sizes.train, len(rest))]
+    chosen["train"] = rest[: check_size("train", sizes.train, len(rest), _ROWS)]
     every = [one for some in keys.values() for one in some]
     examples = {name: len(chosen[name]) for name in SPLITS}
     record: dict[str, Any] = {
@@ -200,12 +201,6 @@ def _take(free: dict[bytes, list[int]], size: int) -> list[int]:
 
 def _rows(groups: Iterable[Collection[int]]) -> int:
     return sum(map(len, groups))
-
-
-def _check_size(name: str, size: int | None, there: int) -> int | None:
-    if size is not None and size > there:
-        raise UserError(f"task.{name}_size: {size:,} is more than the {max(there, 0):,} rows that there are")
-    return size
 
 
 def _select(piece: Piece, chosen: Sequence[int]) -> Any:
