@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from peft import get_peft_model
 from torch import Tensor, nn
 
 
@@ -25,3 +26,8 @@ class _Idle(nn.Module):
 def with_idle_layer():
     """`with_idle_layer(width)`: a model of two layers, of which `idle` is never called."""
     return _Idle
+
+
+@pytest.fixture
+def bert(make_bert, config):
+    return get_peft_model(make_bert(), config(target_modules=["query", "key", "value", "dense"], task_type=None))

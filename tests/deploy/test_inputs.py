@@ -3,7 +3,6 @@
 import gc
 from typing import Any, NamedTuple
 
-import datasets
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     BartConfig,
+    BartForConditionalGeneration,
     BartForSequenceClassification,
     BertConfig,
     BertForMultipleChoice,
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap
-from aurora_lora.deploy.inputs import Runner, as_batches, watched_inputs
+from aurora_lora.deploy.inputs import Runner, watched_inputs
 from aurora_lora.deploy.predictions import _positions
 from aurora_lora.deploy.wrappers import without_ddp
 from aurora_lora.tuner import aurora_layers
@@ -78,6 +78,54 @@ def test_the_masks_of_an_encoder_decoder_inside_ddp() -> None:
     finally:
         gc.collect()
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoder_leaves_the_padding_of_both_sides_out(kind):
+    """Of one length, so that shapes cannot tell the two masks apart."""
+    torch.manual_seed(0)
+    if kind == "t5":
+        base = T5ForConditionalGeneration(
+            T5Config(vocab_size=50, d_model=16, d_ff=20, d_kv=4, num_layers=2, num_heads=4, decoder_start_token_id=0)
+        )
+        names = {
+            "encoder": "encoder.block.1.layer.0.SelfAttention.q",
+            "decoder": "decoder.block.1.layer.0.SelfAttention.q",
+        }
+        names |= {
+            "cross_k": "decoder.block.1.layer.1.EncDecAttention.k",
+            "cross_q": "decoder.block.1.layer.1.EncDecAttention.q",
+        }
+        targets = ["q", "k"]
+    else:
+        sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        base = BartForConditionalGeneration(
+            BartConfig(vocab_size=50, d_model=16, encoder_ffn_dim=8, decoder_ffn_dim=8, **sizes)
+        )
+        names = {"encoder": "encoder.layers.1.self_attn.q_proj", "decoder": "decoder.layers.1.self_attn.q_proj"}
+        names |= {"cross_k": "decoder.layers.1.encoder_attn.k_proj", "cross_q": "decoder.layers.1.encoder_attn.q_proj"}
+        targets = ["q_proj", "k_proj"]
+    model = get_peft_model(base, AuroraConfig(target_modules=targets, init_weights=False, task_type="SEQ_2_SEQ_LM"))
+    ids = torch.randint(3, 50, (4, 9))
+    mask = torch.ones_like(ids)
+    mask[:2, 5:] = 0  # 28 real tokens
+    labels = torch.randint(3, 50, (4, 9))
+    labels[1:, 3:] = -100  # 18 real tokens
+    report = calibrate(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
+    vectors = {entry.layer: entry.vectors for entry in report.layers}
+    found = {part: next(n for name, n in vectors.items() if name.endswith(end)) for part, end in names.items()}
+    assert found == {"encoder": 28, "decoder": 18, "cross_k": 28, "cross_q": 18}
+
+
+def test_masks_of_flattened_inputs():
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"])).base_model.model[0]
+    runner = Runner(model, "calibrate")
+    runner.masks = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()}
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    expected = x[[0, 0, 1], [0, 1, 0]]
+    assert torch.equal(runner.vectors(model, x), expected)
+    assert torch.equal(runner.vectors(model, x.reshape(6, 4)), expected)
+    assert runner.vectors(model, torch.zeros(2, 5, 4)).shape == (10, 4)
 
 
 @pytest.mark.parametrize("classes", [(), (2,)], ids=["one label", "a label for each class"])
@@ -159,24 +207,6 @@ def test_the_input_of_a_layer_that_is_called_by_keywords() -> None:
     with watched_inputs([(layer, seen.append)]):
         layer(scale=torch.ones(()), x=x)
     assert seen[0] is x
-
-
-def test_the_texts_of_a_dataset_are_cut_where_the_model_ends() -> None:
-    asked: dict[str, Any] = {}
-
-    def tokenizer(texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
-        asked.update(options)
-        return {"input_ids": torch.zeros(len(texts), 3, dtype=torch.long)}
-
-    assert len(list(as_batches(datasets.Dataset.from_dict({"text": ["a"]}), tokenizer))) == 1
-    assert asked["truncation"] is True
-
-
-def test_a_row_without_a_text_is_named() -> None:
-    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c", None]})
-    batches = as_batches(rows, lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)}, batch_size=2)
-    with pytest.raises(ValueError, match=r"a row without 'text' \(row 3 of those read\)"):
-        list(batches)
 
 
 @pytest.mark.parametrize("with_output_layer", [False, True])

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
+from aurora_lora.deploy.batches import as_batches
 from aurora_lora.deploy.hidden import hidden_values
-from aurora_lora.deploy.inputs import as_batches
 from aurora_lora.deploy.loaders import iterations_of_now
 
 

@@ -15,7 +15,7 @@ from transformers import BatchEncoding
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap
 from aurora_lora.deploy import passes
-from aurora_lora.deploy.inputs import as_batches
+from aurora_lora.deploy.batches import as_batches
 from aurora_lora.deploy.passes import Passes, evaluated
 
 NET = nn.Linear(2, 2)

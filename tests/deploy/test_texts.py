@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from aurora_lora import AuroraConfig, calibrate, merge_gap, merge_quantized
-from aurora_lora.deploy.inputs import as_batches
+from aurora_lora.deploy.batches import as_batches
 
 sys.path.insert(0, str(Path(__file__).parent))
 

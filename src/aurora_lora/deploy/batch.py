@@ -1,14 +1,16 @@
-"""What a batch consists of: a copy of it, and the memory that it takes."""
+"""What a batch is: what it may consist of, a copy of it, and the memory that it takes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
 
 def copied(batch: Any, device: torch.device | None = None) -> Any:

@@ -18,8 +18,9 @@ from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
 from ..tuner.adapters import plain_layers
 from ..tuner.fields import is_number, require
 from ..tuner.tensors import gathered
+from .batches import as_batches
 from .collector import Collector
-from .inputs import Runner, as_batches
+from .inputs import Runner
 from .memory_bound import memory_bound
 from .merged_weight import check_in_use
 from .moments import Target, by_input

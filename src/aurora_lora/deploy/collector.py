@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..tuner.tensors import computing_device
-from .inputs import Batch, Runner, input_geometry, no_batches, not_reached, watched_inputs
+from .batch import Batch
+from .batches import no_batches
+from .inputs import Runner, input_geometry, not_reached, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
 from .processes import calls_of_processes, several_processes
 

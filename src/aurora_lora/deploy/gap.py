@@ -17,9 +17,10 @@ from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from ..tuner.adapters import active_layers
 from ..tuner.fields import one_of
 from .adapted import AdaptedLayer, adapted_layers
+from .batches import as_batches
 from .calibrate import check_unmerged, trained_state
 from .formats import QUANTIZATIONS, check_quantization
-from .inputs import Runner, as_batches
+from .inputs import Runner
 from .layer_gaps import FormSums, LayerGap
 from .merge_losses import MergeLoss, MergeSums
 from .passes import Passes, evaluated

@@ -22,7 +22,8 @@ from ..tuner.adapters import check_before_merge, note_shared_weights
 from ..tuner.fields import is_number, require
 from ..tuner.original_weight import OriginalWeight, parameter_like
 from .adapted import AdaptedLayer, held_format, input_moments
-from .inputs import Runner, as_batches
+from .batches import as_batches
+from .inputs import Runner
 from .merged_weight import bias_change, check_change, layers_with_adapters
 from .passes import Passes, evaluated
 

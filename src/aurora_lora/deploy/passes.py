@@ -15,8 +15,7 @@ from torch import nn
 
 from ..meanwhile import meanwhile
 from ..tuner.tensors import computing_device
-from .batch import bytes_of, copied
-from .inputs import Batch
+from .batch import Batch, bytes_of, copied
 from .loaders import iterations_of_now
 from .processes import several_processes
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .batch import Batch
+from .batches import no_batches
 from .float64 import float64_pieces
-from .inputs import Batch, Runner, no_batches
+from .inputs import Runner
 from .wrappers import plain_model
 
 Metric = Callable[[Tensor, Tensor], Mapping[str, float]]

@@ -20,8 +20,9 @@ from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.tensors import outside_inference_mode
 from .at_rest import at_rest, is_reentrant
+from .batches import as_batches, no_batches, read_once
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
-from .inputs import Runner, as_batches, no_batches, read_once, watched_inputs
+from .inputs import Runner, watched_inputs
 from .memory_bound import MemoryBound, Need, memory_bound, pack
 from .passes import Passes, seed_torch
 from .processes import least_of_processes, several_processes, sum_over_processes

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aurora_lora import calibrate
+from aurora_lora.deploy.batches import as_batches, no_batches
 from aurora_lora.deploy.calibrate import check_ridge
-from aurora_lora.deploy.inputs import as_batches, no_batches
 from aurora_lora.deploy.processes import several_processes
 from aurora_lora.forms import CALIBRATED
 from aurora_lora.tuner import active_layers

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..deploy.inputs import even_sample
+from ..deploy.batches import even_sample
 from ..errors import UserError, abridged
 from ..tasks import SplitSizes, Task
 from ..tasks.own.split import Splits

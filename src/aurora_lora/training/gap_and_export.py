@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..deploy import MergeGap, export_lora, merge_gap
+from ..deploy.batches import even_sample
 from ..deploy.export_file import check_replaceable
 from ..deploy.formats import check_quantization
-from ..deploy.inputs import even_sample
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..folders import is_occupied, new_folder, settle
 from ..forms import CALIBRATED

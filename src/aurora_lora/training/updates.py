@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from aurora_lora import calibrate
 
 from .. import files
-from ..deploy.inputs import Batch
+from ..deploy.batch import Batch
 from ..errors import FormError, NotCalibratedError, UserError
 from ..forms import MERGED, STATIC, form_named
 from ..methods.updates import Factors, low_rank_updates

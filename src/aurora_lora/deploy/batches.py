@@ -1,0 +1,129 @@
+"""The batches that a user gives: as they are, or a dataset's rows put through a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CalibrationError
+from ..tuner.fields import is_int, require
+from .batch import Batch
+from .loaders import iterations_of_now
+from .texts import CONVERSATIONS, Tokenized, conversations
+
+
+def no_batches(action: str) -> CalibrationError:
+    """What to raise where a function's inputs have no batch."""
+    return CalibrationError(f"{action} needs at least one batch of inputs, and was given none.")
+
+
+def read_once(action: str) -> CalibrationError:
+    """What to raise where the batches of a first pass are gone in the next one."""
+    return CalibrationError(f"{action} reads the batches several times, and these can be read only once: give a list.")
+
+
+def as_batches(
+    batches: Any,
+    tokenizer: Any = None,
+    *,
+    text_columns: str | Sequence[str] = "text",
+    batch_size: int = 32,
+    examples: int | None = None,
+    max_length: int | None = None,
+) -> Iterable[Batch]:
+    """The batches to run: what was given, or a split of `datasets` put through a tokenizer.
+
+    Args:
+        batches: a DataLoader or another iterable of batches; or, with `tokenizer`, a `datasets.Dataset`.
+        tokenizer: a Transformers tokenizer for the columns of the dataset; without a padding token it pads with its end
+            of text.
+        text_columns: the one or two text columns that it reads. A dataset that has no column "text" but conversations
+            as TRL has them, `messages` or `prompt` and `completion`, is read as those, by the tokenizer's template; one
+            of preferences, `chosen` with or without `prompt`, likewise; prompts alone as `"prompt"`. Prompts and
+            completions that are texts are joined, as TRL does. The template gets `tools` and `chat_template_kwargs`.
+        batch_size: examples in a batch of the dataset.
+        examples: at most that many: an even sample of a dataset, or the first of the batches, to whole batches.
+        max_length: tokens; longer texts of the dataset are cut. None is what the tokenizer allows.
+
+    Raises:
+        TypeError: a dataset without a tokenizer, a tokenizer or a `max_length` without a dataset, or a streamed one
+            without `examples`.
+        ValueError: the dataset has no such column; the tokenizer has no chat template or nothing to pad with;
+            `examples`, `batch_size` or `max_length` is below 1; `text_columns` are not one or two names.
+    """
+    require(examples is None or is_int(examples, 1), "examples", examples, "a whole number of at least 1")
+    require(is_int(batch_size, 1), "batch_size", batch_size, "a whole number of at least 1")
+    require(max_length is None or is_int(max_length, 1), "max_length", max_length, "a whole number of at least 1")
+    examples, batch_size = None if examples is None else int(examples), int(batch_size)
+    if tokenizer is not None and hasattr(batches, "column_names") and not hasattr(batches, "__len__"):
+        batches = _first_rows(batches, examples)
+    columns = getattr(batches, "column_names", None)
+    if not isinstance(columns, list):
+        if tokenizer is not None:
+            raise TypeError(f"tokenizer goes with a datasets.Dataset, not with {type(batches).__name__}.")
+        if max_length is not None:
+            raise TypeError("max_length goes with a datasets.Dataset and its tokenizer: what is tokenised is not cut.")
+        if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, Tensor, str)):
+            raise TypeError(f"batches must be an iterable of batches, not one {type(batches).__name__}.")
+        if examples is None:
+            return batches
+        first = _First(batches, examples)
+        return list(first) if isinstance(batches, Iterator) else first
+    if tokenizer is None:
+        raise TypeError(
+            "A datasets.Dataset needs a tokenizer: calibrate(model, dataset, tokenizer=tokenizer). One that has tokens "
+            "already goes into a DataLoader."
+        )
+    text_columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
+    are_names = 1 <= len(text_columns) <= 2 and all(isinstance(name, str) for name in text_columns)
+    require(are_names, "text_columns", text_columns, "the name of a column, or of two whose texts are a pair")
+    read = conversations(columns) if text_columns == ("text",) and "text" not in columns else text_columns
+    if missing := [column for column in read if column not in columns]:
+        raise ValueError(f"The dataset has no column {missing[0]!r} (it has {', '.join(columns)}).")
+    is_text = len(batches) and all(isinstance(batches[0][column], str) for column in read)  # prompts may be, as in TRL
+    if read in CONVERSATIONS and not is_text and getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError("The dataset has conversations, and the tokenizer has no chat template for them.")
+    if examples is not None and examples < len(batches):
+        batches = batches.select(even_sample(len(batches), examples))
+    return Tokenized(batches, tokenizer, read, batch_size, None if max_length is None else int(max_length))
+
+
+def even_sample(total: int, count: int | None) -> list[int]:
+    """Which `count` of so many examples an even sample has, in their order; all of them where there are no more."""
+    count = total if count is None else min(count, total)
+    return [index * total // count for index in range(count)]
+
+
+def _first_rows(stream: Any, examples: int | None) -> Any:
+    """Of a streamed dataset, the first rows."""
+    if examples is None:
+        raise TypeError(
+            "A streamed dataset may have no end: give its first rows, as "
+            "datasets.Dataset.from_list(list(stream.take(256)))."
+        )
+    from datasets import Dataset
+
+    return Dataset.from_list(list(stream.take(examples)))
+
+
+class _First:
+    """The first batches, until so many examples are there."""
+
+    def __init__(self, batches: Iterable[Batch], examples: int) -> None:
+        self.batches, self.examples = batches, examples
+
+    def __iter__(self) -> Iterator[Batch]:
+        left, put_back = self.examples, iterations_of_now()
+        for batch in self.batches:
+            yield batch
+            left -= _length(batch)
+            if left <= 0:
+                return put_back()
+
+
+def _length(batch: Any) -> int:
+    """Examples in a batch; 1 where that cannot be told."""
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 1)
