@@ -26,7 +26,8 @@ from ..methods.pissa_milora import START_FILE
 from ..tasks.loading import reason
 from ..tasks.models import packaged_name
 from ..tasks.own.broken import UTF8, check_text
-from ..tasks.own.columns import number, text
+from ..tasks.own.columns import text
+from ..tasks.own.labels import number
 from ..tasks.own.source import open_file
 from ..tasks.own.split import BadRow
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME

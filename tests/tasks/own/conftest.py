@@ -1,9 +1,12 @@
 """Where `datasets` keeps what it has read: a folder of the test's own."""
 
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from ..vision import with_rows
 from . import columns as cells
 from .chat_splits import prepare_chats
 from .image_column import check_folders, image_file, images_of
+from .labels import class_name, classes_of_data, classes_of_run, is_switch, label_set, measured, switches, vector_length
+from .options import options_of, right_option
 from .prepared import Prepared
 from .source import OwnData, Piece, Pieces, open_data
 from .split import BadRow, Row, Splits
@@ -121,11 +123,11 @@ def _array(labels: list[Any]) -> Any:
 
 def _classes(pieces: Pieces, label: str, labels: Labels) -> tuple[dict[str, int], cells.Values]:
     """The classes, in label order, with the rows of each, and the place in them of each row's."""
-    found = cells.read(pieces, (label,), lambda value: (cells.class_name(value),))
+    found = cells.read(pieces, (label,), lambda value: (class_name(value),))
     if labels is None:
-        classes = cells.classes(pieces, found, cells.declared(pieces["train"], label))
+        classes = classes_of_data(pieces, found, cells.declared(pieces["train"], label))
     else:
-        classes = cells.classes_of_run(pieces, found, labels)
+        classes = classes_of_run(pieces, found, labels)
     places = {name: place for place, name in enumerate(classes)}
     return classes, {name: [places[one] for (one,) in some] for name, some in found.items()}
 
@@ -149,7 +151,7 @@ def _regression(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     with extra("train"):
         from datasets import Value
     _with_columns(pieces, columns)
-    numbers = cells.read(pieces, columns["label"], cells.measured)
+    numbers = cells.read(pieces, columns["label"], measured)
     trained = numbers.get("train", [])
     if len(trained) > 1 and len(set(trained)) == 1:
         raise UserError(f"{pieces['train'].name} has one label only, {trained[0]:g}: there is nothing to tell apart")
@@ -163,13 +165,13 @@ def _multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
     given = columns["label"]
     if labels is None and len(given) == 1:
         _check_no_switches(pieces["train"], given[0])
-    convert = cells.label_set if len(given) == 1 else functools.partial(cells.switches, names=given)
+    convert = label_set if len(given) == 1 else functools.partial(switches, names=given)
     found = cells.read(pieces, given, convert)
     if labels is None:
         known = list(given) if len(given) > 1 else cells.declared(pieces["train"], given[0])
-        classes = cells.classes(pieces, found, known)
+        classes = classes_of_data(pieces, found, known)
     else:
-        classes = cells.classes_of_run(pieces, found, labels)
+        classes = classes_of_run(pieces, found, labels)
     places = {name: place for place, name in enumerate(classes)}
     chosen = {name: [[places[one] for one in row] for row in some] for name, some in found.items()}
     feature = List(ClassLabel(names=list(classes)))
@@ -178,12 +180,12 @@ def _multi_label(pieces: Pieces, columns: Columns, labels: Labels) -> Prepared:
 
 def _check_no_switches(piece: Piece, label: str) -> None:
     """Raise a UserError where a column of labels has 0 and 1 in their place."""
-    if all(map(cells.is_switch, cells.values(piece, (label,)))):
+    if all(map(is_switch, cells.values(piece, (label,)))):
         raise UserError(
             f"task.label: '{label}' has 0 or 1 in each row: one label is a matter of classification; multi-label "
             "takes several such columns, or one with lists of labels"
         )
-    if cells.declared(piece, label) is None and (length := cells.vector_length(piece, label)):
+    if cells.declared(piece, label) is None and (length := vector_length(piece, label)):
         raise UserError(
             f"task.label: '{label}' has a list of {length} times 0 or 1 in each row, which looks like a vector and "
             "names no label: multi-label takes lists of names, or one column of 0 and 1 for each label"
@@ -198,8 +200,8 @@ def _choices(pieces: Pieces, columns: Columns, labels: Labels, form: str = "cloz
 
     def read(row: Row, counts: bool = True) -> tuple[str, list[str], int]:
         given = row[named[0]] if len(named) == 1 else [row[name] for name in named]
-        found, labels, places, of_numbers = cells.options(given)
-        right = cells.answer(row[answer], found, labels, named, places, of_numbers, counts)
+        found, labels, places, of_numbers = options_of(given)
+        right = right_option(row[answer], found, labels, named, places, of_numbers, counts)
         return cells.text(row[question], question), found, right
 
     used = [question, answer, *named]

@@ -126,13 +126,14 @@ class MultipleChoice(Kind):
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
         """A `Question`; where no column has options, a text that is answered freely, as an instruction."""
         from ...tasks.own import columns as cells
+        from ...tasks.own.options import options_of
 
         options = columns.get("options", ("options",) if "options" in row else ())
         (question,) = columns.get("question", ("question" if "question" in row else "text",))
         text = cells.text(row[question], question)
         if not options:
             return text
-        found, _, places, _ = cells.options(row[options[0]] if len(options) == 1 else [row[name] for name in options])
+        found, _, places, _ = options_of(row[options[0]] if len(options) == 1 else [row[name] for name in options])
         return Question(text, found, places)
 
     def answers(

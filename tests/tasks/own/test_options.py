@@ -1,0 +1,84 @@
+"""The options of a question: how they and its answer may be written."""
+
+from typing import Any
+
+import pytest
+from own_rows import QUESTION, load
+
+from aurora_lora.errors import UserError
+
+CHOICES: dict[str, tuple[dict[str, Any], Any]] = {
+    "text": ({"options": ["warm", "cold"], "answer": "cold"}, QUESTION),
+    "letter": ({"options": ["warm", "cold"], "answer": "B"}, QUESTION),
+    "number": ({"options": ["warm", "cold"], "answer": 1}, QUESTION),
+    "as JSON": ({"options": '["warm", "cold"]', "answer": "1"}, QUESTION),
+    "as on the hub": ({"options": {"text": ["warm", "cold"], "label": ["1", "2"]}, "answer": "2"}, QUESTION),
+    "what the data call it behind a blank one": (
+        {"options": {"text": ["warm", None, "cold"], "label": ["p", "q", "r"]}, "answer": "r"},
+        QUESTION,
+    ),
+    "columns": ({"x": "warm", "y": "cold", "answer": "y"}, {**QUESTION, "options": ("x", "y")}),
+    "a column that is empty": (
+        {"x": "warm", "y": "cold", "z": None, "answer": "B"},
+        {**QUESTION, "options": ("x", "y", "z")},
+    ),
+    "the letter behind an empty column": (
+        {"w": "warm", "x": None, "y": "cold", "answer": "C"},
+        {**QUESTION, "options": ("w", "x", "y")},
+    ),
+    "the number behind an empty column": (
+        {"w": "warm", "x": None, "y": "cold", "answer": 2},
+        {**QUESTION, "options": ("w", "x", "y")},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choices(case: str) -> None:
+    row, columns = CHOICES[case]
+    rows = [{"question": f"question {n}?", **row} for n in range(20)]
+    example = load("choices", rows, columns)["test"][0]
+    assert example["prompt"].startswith("Question: question ")
+    assert example["prompt"].endswith("?\nAnswer:")
+    assert (example["choices"], example["label"]) == ([" warm", " cold"], 1)
+    numbered = load("choices", rows, columns, form="instruction")["test"][0]
+    assert numbered["choices"] == ["the correct answer is answer1", "the correct answer is answer2"]
+    assert "Answer1: warm Answer2: cold" in numbered["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "right"),
+    [
+        (["8", "2", "24"], 2, "24"),
+        (["8", "2", "24"], "2", "2"),
+        ([8, 2, 24], 2, "2"),
+        ([8.0, 2.0, 2.5], 2, "2"),
+        ('["8", "2", "24"]', 2, "24"),
+        ("[8, 2, 24]", 2, "2"),
+        ({"text": [8, 2, 24]}, 2, "2"),
+    ],
+)
+def test_a_whole_number_counts_options_unless_they_are_numbers(options: Any, answer: Any, right: str) -> None:
+    rows = [{"question": f"question {n}?", "options": options, "answer": answer} for n in range(20)]
+    example = load("choices", rows, QUESTION)["test"][0]
+    assert example["choices"][example["label"]].strip() == right
+
+
+def test_options_that_are_dates() -> None:
+    rows = [
+        {"question": f"when {n}?", "options": ["1999-01-01", "2001-05-05"], "answer": "2001-05-05"} for n in range(9)
+    ]
+    splits = load("choices", rows, QUESTION)
+    assert all((row["choices"], row["label"]) == ([" 1999-01-01", " 2001-05-05"], 1) for row in splits["train"])
+
+
+def test_numbers_that_one_row_makes_decimals() -> None:
+    """The column is then one of floats: the options and the answer are written as they were."""
+    rows = [{"question": f"question {n}?", "options": [1, 2, 3, 4], "answer": 2} for n in range(20)]
+    rows.append({"question": "and this?", "options": [0.5, 1.5], "answer": 1.5})
+    seen = [row for split in load("choices", rows, QUESTION).values() for row in split]
+    right = {tuple(row["choices"]): row["choices"][row["label"]] for row in seen}
+    assert right == {(" 1", " 2", " 3", " 4"): " 2", (" 0.5", " 1.5"): " 1.5"}
+    rows[0]["answer"] = 7  # no place either
+    with pytest.raises(UserError, match=r"row 1: the answer '7' is none of the options: .* one of them, A to D$"):
+        load("choices", rows, QUESTION)
