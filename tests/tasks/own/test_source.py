@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
+from own_rows import load
+from pyarrow import parquet
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.own.source import OwnData, open_data
@@ -95,3 +98,11 @@ def test_a_file_that_is_not_there(given: str, hint: str, tmp_path: Path) -> None
         f"task.data: '{given}' is no file, no folder and no data set of the hub (owner/name)"
         + (f"; did you mean '{hint}'?" if hint else "")
     )
+
+
+def test_texts_of_a_parquet_file_that_are_no_text() -> None:
+    offsets = b"".join(n.to_bytes(4, "little") for n in range(31))
+    texts = pa.Array.from_buffers(pa.string(), 30, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * 30)])
+    parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 15}), "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet has text that is no UTF-8: .* byte 0xff"):
+        load("classification", "rows.parquet")

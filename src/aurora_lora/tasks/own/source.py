@@ -111,6 +111,18 @@ class Pieces(dict[str, Piece]):
         self.files = dict(files)
 
 
+Columns = Mapping[str, tuple[str, ...]]
+"""The user's columns, by the field of a recipe's `task` that names them."""
+
+
+def check_columns(pieces: Pieces, columns: Columns) -> None:
+    """Raise a UserError where a piece has not a column that is named."""
+    for piece in pieces.values():
+        for where, names in columns.items():
+            for name in names:
+                piece.need(name, where)
+
+
 def open_data(own: OwnData) -> Pieces:
     """Open the data.
 

@@ -1,0 +1,97 @@
+"""Splits of questions with options: whichever way their answers are told, and whatever order the options are in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...extras import extra
+from ..packaged import normalise
+from ..prompts import QUESTION_FORMS
+from . import columns as cells
+from .options import options_of, right_option
+from .prepared import Prepared
+from .source import Columns, Piece, Pieces, check_columns
+from .split import BadRow, Row
+
+
+def prepare_choices(pieces: Pieces, columns: Columns, labels: Sequence[str] | None, form: str = "cloze") -> Prepared:
+    """Questions with options, one of which is right: the `prepare` of an `OwnKind`, which says what it is given.
+
+    Args:
+        pieces, columns, labels: as there; no question has labels.
+        form: of the prompts, one of `QUESTION_FORMS`.
+
+    Raises:
+        UserError: a column is not there, or a row cannot be used.
+    """
+    with extra("train"):
+        from datasets import Dataset
+    check_columns(pieces, columns)
+    (question,), (answer,), named = columns["question"], columns["answer"], columns["options"]
+
+    def read(row: Row, counts: bool = True) -> tuple[str, list[str], int]:
+        given = row[named[0]] if len(named) == 1 else [row[name] for name in named]
+        found, labels, places, of_numbers = options_of(given)
+        right = right_option(row[answer], found, labels, named, places, of_numbers, counts)
+        return cells.text(row[question], question), found, right
+
+    used = [question, answer, *named]
+    names = {name for piece in pieces.values() for name in cells.declared(piece, answer) or ()}
+    by_name = functools.partial(read, counts="0" in names)  # where 0 is none, nobody tells whether they begin at 1
+    if (declared := _answers_by_name(pieces, answer, used, by_name)) is not None:
+        pieces, read = declared, by_name
+
+    def key(row: Row) -> str:
+        asked, found, _ = read(row)
+        return "\n".join((normalise(asked), *sorted(map(normalise, found))))
+
+    def answers(piece: Piece) -> Iterator[Hashable]:
+        for row in piece.rows(used):
+            _, found, right = read(row)
+            yield normalise(found[right])
+
+    row_of = max(used, key=len) + "_row"  # a name that none of them has
+
+    def prepared(piece: Piece) -> Piece:
+        places = [f"{piece.name}, row {number}" for number in range(1, len(piece.data) + 1)]
+        return replace(piece, data=piece.data.select_columns(list(dict.fromkeys(used))).add_column(row_of, places))
+
+    def asked(split: Any) -> Any:
+        found = [(*read(row), row[row_of]) for row in split]
+        return Dataset.from_list(
+            [
+                dict(zip(("prompt", "choices"), QUESTION_FORMS[form](text, some), strict=True), label=right, row=row)
+                for text, some, right, row in found
+            ]
+        )
+
+    ready = Pieces({name: prepared(piece) for name, piece in pieces.items()}, pieces.files)
+    return Prepared(ready, used, key, answers=answers, finish=asked)
+
+
+def _answers_by_name(pieces: Pieces, answer: str, used: Sequence[str], read: Callable[[Row], Any]) -> Pieces | None:
+    """Answers that the data declares as classes by their names, where these are what the options go by: where most
+    rows can be read so. None elsewhere: there, and where each name is its own place, the place of a class counts
+    options, as any whole number does.
+    """
+
+    def by_name(piece: Piece) -> Piece:
+        names = cells.declared(piece, answer)
+        if names is None or names == [str(place) for place in range(len(names))]:
+            return piece
+        answers = list(cells.values(piece, (answer,)))
+        return replace(piece, data=piece.data.remove_columns(answer).add_column(answer, answers))
+
+    def fits(row: Row) -> bool:
+        try:
+            read(row)
+        except BadRow:
+            return False
+        return True
+
+    named = {name: by_name(piece) for name, piece in pieces.items()}
+    rows = [row for name, piece in named.items() if piece is not pieces[name] for row in piece.rows(used)]
+    return Pieces(named, pieces.files) if 2 * sum(map(fits, rows)) > len(rows) else None

@@ -1,0 +1,53 @@
+"""Splits of conversations: equal ones, however they are written, are in one of them."""
+
+import json
+from typing import Any
+
+import pytest
+from own_rows import load
+
+CALL = {"function": {"name": "look", "arguments": {"at": "x", "by": None}}, "type": "function"}
+SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fields in another order": (
+        {"role": "assistant", "content": "It is {n}."},
+        {"content": "It is {n}.", "role": "assistant"},
+    ),
+    "further fields": (
+        {"role": "assistant", "content": "It is {n}."},
+        {"role": "assistant", "content": "It is {n}.", "weight": 1, "name": "A", "tool_calls": None},
+    ),
+    "calls": (
+        {"role": "assistant", "content": "It is {n}.", "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [dict(reversed(CALL.items()))], "content": "It is {n}."},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_the_same_conversation_is_never_in_two_splits(case: str) -> None:
+    """However its messages are written."""
+
+    def rows(message: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        asked = {"role": "user", "content": "What is the number?"}
+        texts = [json.dumps([asked, message]).replace("{n}", f"{n}") for n in range(count)]
+        return [{"messages": json.loads(text)} for text in texts]
+
+    here, there = SAID[case]
+    splits = load("chat", rows(here, 30), {}, test_data=rows(there, 10))
+    said = {name: {row["messages"][1]["content"] for row in split} for name, split in splits.items()}
+    assert len(said["test"]) == 10
+    assert not said["test"] & (said["train"] | said["validation"])
+    assert splits.record["repeated"] == 10
+
+
+def test_other_calls_are_another_conversation() -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Look!"},
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": f"look{n}"}}]},
+            ]
+        }
+        for n in range(30)
+    ]
+    assert load("chat", rows, {}).record["repeated"] == 0
