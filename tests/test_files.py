@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from aurora_lora import files
+from aurora_lora import files, folders
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.runs_file import RunsFile
 from aurora_lora.training import yaml_text
@@ -138,3 +140,34 @@ def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
 )
 def test_names_as_those_of_files(name: str, slug: str) -> None:
     assert files.slug(name) == slug
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_files_are_as_open_as_the_process_makes_them(mask: int, tmp_path: Path) -> None:
+    """Also those that a library makes for their owner alone, as safetensors does."""
+    before = os.umask(mask)
+    try:
+        with files.new_file(tmp_path / "alone") as partial:
+            save_file({"a": torch.zeros(1)}, partial)
+        with folders.new_folder(tmp_path / "folder") as folder:
+            save_file({"a": torch.zeros(1)}, folder / "a")
+            (folder / "deep").mkdir()
+            (folder / "deep" / "program").touch(0o700)
+            (folder / "deep" / "link").symlink_to("program")
+        there = tmp_path / "there"
+        there.touch()
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("alone", "folder/a", "folder/deep/program")]
+    wanted = 0o666 & ~mask
+    assert modes == [wanted, wanted, wanted | 0o700]
+
+
+def test_json_that_is_nested_too_deeply_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="NaN is no JSON"):
+        files.parse_json("[NaN]", finite=True)
+    assert math.isnan(files.parse_json("NaN"))

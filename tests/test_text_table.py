@@ -1,10 +1,11 @@
 """Tables of text."""
 
+import io
 import re
 
 from rich.console import Console
 
-from aurora_lora.text_table import LONGEST_NAME, TextTable, column_widths
+from aurora_lora.text_table import LONGEST_NAME, TextTable, column_widths, printable
 
 
 def shown(first: str, width: int = 60) -> str:
@@ -76,3 +77,11 @@ def test_a_cell_of_several_lines_is_as_wide_as_its_longest() -> None:
 def test_headings_of_numbers_are_broken_before_texts() -> None:
     columns = [["question", "one of some length"], ["accuracy %, difference", "+1.0"]]
     assert column_widths(columns, 30) == [18, 12]
+
+
+def test_a_cell_does_not_control_the_terminal() -> None:
+    assert printable("a\x1b]0;title\x07b\r\x9b31m") == "a\\x1b]0;title\\x07b\\x0d\\x9b31m"
+    assert printable("Zürich,\n\t日本") == "Zürich,\n\t日本"
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(TextTable("", ["label"], [["neg\x1b[2J"]]))
+    assert "\x1b" not in console.export_text()

@@ -35,6 +35,10 @@ class NotFiniteError(AuroraError, ArithmeticError):
     """NaN or infinity, where a weight, an answer or an image must be a number."""
 
 
+class NotFiniteInputsError(CalibrationError, NotFiniteError):
+    """What comes to a layer in a pass over examples is NaN or infinity. It is caught as either of the two."""
+
+
 class MergeError(AuroraError, RuntimeError):
     """A merge that would be lost, as into a weight that is computed from others; or `merge_quantized` or `merge_gap`
     cannot work with a model: none of it is quantised, say, or the format of a weight or the method is unknown."""

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -40,8 +41,12 @@ def new_file(path: Path) -> Iterator[Path]:
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        partial.touch()
+        mode = partial.stat().st_mode
+        partial.unlink()
         try:
             yield partial
+            allow(partial, mode)
             flush(partial)
             partial.replace(path)
             flush(path.parent)
@@ -60,9 +65,46 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value) + "\n")
 
 
+def allow(file: Path, mode: int) -> None:
+    """Let others read and write a file as they may what has this mode: libraries make some files for their owner alone.
+
+    Args:
+        file: or a link, which is left as it is.
+        mode: of a file or a folder that was made as the process makes them (its umask).
+    """
+    if not file.is_symlink():
+        there = file.stat().st_mode
+        if (wanted := there | mode & 0o666) != there:
+            file.chmod(stat.S_IMODE(wanted))
+
+
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str, *, finite: bool = False) -> Any:
+    """The value of a text in JSON.
+
+    Args:
+        text: such as a file's.
+        finite: whether NaN and infinity, which are no JSON, are refused.
+
+    Raises:
+        ValueError: it is none, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse if finite else None)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def json_text(value: Any, *, ascii_only: bool = True) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import PARTIAL, TRASH, check_writable, flush, plain_write_errors, read_json, write_json
+from .files import PARTIAL, TRASH, allow, check_writable, flush, plain_write_errors, read_json, write_json
 
 ENTRIES = ".aurora-lora-entries"
 """Within a folder that stays, what is on its way to there is listed here, from before the first move."""
@@ -69,6 +69,7 @@ def _publish_or_move_up(partial: Path, path: Path, last: Sequence[str]) -> None:
 def _move_up(path: Path, last: Sequence[str]) -> None:
     """Replace the entries of a folder by those that have been written to `PARTIAL` within it."""
     partial, trash = path / PARTIAL, path / TRASH
+    _allow_all(partial)
 
     def order(name: str) -> tuple[int, str]:
         return (last.index(name) + 1 if name in last else 0, name)
@@ -152,6 +153,7 @@ def publish(partial: Path, path: Path) -> None:
     What was there steps aside just before, and is deleted only when the new folder has its place. After a kill between
     the two renames nothing is at `path`, and both are beside it; see `settle`.
     """
+    _allow_all(partial)
     _flush_all(partial)
     trash = _trash_of(path)
     with suppress(FileNotFoundError):
@@ -168,6 +170,14 @@ def publish(partial: Path, path: Path) -> None:
     flush(path.parent)
     with suppress(FileNotFoundError):
         _delete(trash)
+
+
+def _allow_all(folder: Path) -> None:
+    """As `allow`, for the files in a folder, as the folder itself is."""
+    mode = folder.stat().st_mode
+    for within, _, files in os.walk(folder):
+        for file in files:
+            allow(Path(within, file), mode)
 
 
 def _flush_all(folder: Path) -> None:

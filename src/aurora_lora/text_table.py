@@ -65,6 +65,11 @@ def _letters(align: str, count: int) -> str:
     return align.ljust(count, align[-1])[:count]
 
 
+def printable(text: str) -> str:
+    """A text for the terminal: what would control it, such as escape sequences in a label, is shown as `\\x1b`."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda one: f"\\x{ord(one[0]):02x}", text)
+
+
 @dataclass
 class TextTable:
     """A table before it has a form.
@@ -115,7 +120,7 @@ class TextTable:
         for header, letter, width in zip(self.headers, self._letters, widths, strict=True):
             table.add_column(header, justify="right" if letter == "r" else "left", width=width)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         yield table
 
     def markdown(self, rule: str = "--:") -> str:

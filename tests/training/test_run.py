@@ -272,6 +272,7 @@ def test_without_locks_on_a_file_system_that_has_none(
         ("method.target_modules=[qury]", "method: "),
         ("training.precision=fp16", "training.precision: 'fp16' needs a GPU"),
         ("training.learning_rate=1e30", "training diverged"),
+        ("training.learning_rate=1e18", "training diverged"),
     ],
 )
 def test_what_cannot_be_trained(write_recipe: WriteRecipe, tmp_path: Path, override: str, message: str) -> None:
@@ -609,12 +610,25 @@ def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
             load_run(run.folder)
         with pytest.raises(UserError, match=r"result.json is damaged"):
             load_results([run.folder])
-    (run.folder / "result.json").write_text("{")
-    with pytest.raises(UserError, match="not a result of aurora train"):
+    (run.folder / "result.json").write_text(json.dumps({**earlier, "samples": [{"asked": "?"}]}))
+    with pytest.raises(UserError, match=r"samples are not texts called prompt, expected, before, after"):
         load_run(run.folder)
+    for text in ("{", "[" * 200_000):
+        (run.folder / "result.json").write_text(text)
+        with pytest.raises(UserError, match="not a result of aurora train"):
+            load_run(run.folder)
     (run.folder / "result.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         load_run(run.folder)
+
+
+def test_an_adapter_of_another_method_is_refused(run: Run) -> None:
+    config = run.folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "LORA"}))
+    earlier = {name: value for name, value in run.result.items() if name != "adapter_sha256"}
+    (run.folder / "result.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match=r"holds an adapter of LORA, not of AURORA\.$"):
+        predict(run.folder, ["good"])
 
 
 def test_callback_in_transformers_own_trainer(write_recipe: WriteRecipe, tmp_path: Path) -> None:

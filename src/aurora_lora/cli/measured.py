@@ -24,6 +24,9 @@ def write_measured(path: Path, record: dict[str, Any], figures: Figures, subject
     from aurora_lora.files import write_json
     from aurora_lora.lab.report.figures import about, check_matplotlib, save
 
+    for each in (path, *(path.with_name(f"{name}{suffix}") for name in figures for suffix in (".png", ".svg"))):
+        if each.is_symlink():
+            raise UserError(f"{each} is a link: what is measured is not written to where others have it lead")
     write_json(path, record)
     written = [path]
     try:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from aurora_lora.errors import UserError, counted
 from aurora_lora.main_process import launched_as_main
+from aurora_lora.text_table import printable
 
 from .common import (
     Json,
@@ -220,7 +221,7 @@ def _label(predictor: Predictor, texts: list[str], batch_size: int, as_json: boo
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for one in answers:
-        table.add_row(*predictor.kind.shown(one))
+        table.add_row(*map(printable, predictor.kind.shown(one)))
     stdout().print(table)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, NotFiniteInputsError
 from ..tuner.tensors import computing_device
 from .batch import Batch
 from .batches import no_batches
@@ -166,7 +166,7 @@ class Collector:
         for layer in layers:
             self._check_shared(layer)
             if not layer.is_finite():
-                raise CalibrationError(
+                raise NotFiniteInputsError(
                     f"The inputs of {layer.target.name} are not finite: is the model or a batch broken?"
                 )
         return layers

@@ -235,9 +235,12 @@ class PeftMethod(Method):
         return names
 
     def load(self, model: PreTrainedModel, directory: Path) -> nn.Module:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
         self._modules_to_save(model)
+        saved, own = PeftConfig.from_pretrained(str(directory)).peft_type, self.config.peft_type
+        if saved != own:
+            raise CheckpointError(f"{directory} holds an adapter of {saved.value}, not of {own.value}.")
         peft_model: nn.Module = PeftModel.from_pretrained(model, directory)
         if random := left_random(peft_model):
             raise CheckpointError(

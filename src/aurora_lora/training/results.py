@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -198,7 +197,7 @@ def read_result(folder: Path) -> Result | None:
     path = folder / RESULT
     with files.reading(path):
         try:
-            result = parse_json(path.read_text(encoding="utf-8"))
+            result = files.parse_json(path.read_text(encoding="utf-8"), finite=True)
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -219,6 +218,8 @@ _SHAPES: dict[tuple[str, ...], dict[str, type]] = {
     ("params",): {"adapter": int},
 }
 """What every reader relies on, by its place in a result."""
+_SAMPLE = ("prompt", "expected", "before", "after")
+"""What each of the samples has; see `build_result`."""
 
 
 def check_result(value: Any, where: str) -> Result:
@@ -249,17 +250,11 @@ def _check_shape(value: Result, where: str) -> None:
         for name, kind in shape.items():
             if not isinstance(part.get(name), kind) or isinstance(part[name], bool):
                 raise UserError(f"{where} is damaged: {'.'.join([*place, name])} is missing, or of another kind")
+    for one in value.get("samples", ()):
+        if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in _SAMPLE):
+            raise UserError(f"{where} is damaged: samples are not texts called {', '.join(_SAMPLE)}")
     if not all(isinstance(scores, dict) for scores in value["metric"]["by_form"].values()):
         raise UserError(f"{where} is damaged: metric.by_form has no scores")
-
-
-def parse_json(text: str) -> Any:
-    """The value of a text in JSON; a ValueError where it is none, or has NaN or an infinity."""
-    return json.loads(text, parse_constant=_refuse)
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
 
 
 def write_result(folder: Path, result: Result) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .. import files
-from ..errors import DIVERGED
+from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
 from ..finite import check_finite
 from ..methods.parameters import marked_random
 from ..tasks.access import check_access
@@ -94,7 +94,12 @@ def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[Traine
     if checkpoint is None:  # each checkpoint has the random state of every process
         draw_apart(recipe.seed)
     if not trainer.has_ended(checkpoint):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except NotFiniteInputsError as error:  # of a calibration before an evaluation
+            if not trainer.state.global_step:
+                raise
+            raise UserError(f"{DIVERGED}: {one_line(error)} Lower training.learning_rate") from error
     trainer.load_best()
     check_finite(trainer.module.named_parameters(), DIVERGED)
     calibrate_for(recipe, trainer, data)

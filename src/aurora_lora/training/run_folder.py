@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..errors import one_line
 from . import storage
 from .recipe import RunRecipe
 from .results import Result, read_result, write_result
-from .storage import ADAPTER, CHECKPOINTS, LORA
+from .storage import ADAPTER, CHECKPOINTS, LORA, RESULT
 
 
 @contextmanager
@@ -22,6 +23,9 @@ def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> It
         UserError: as `prepare`; or another process writes there.
     """
     storage.check_recipe(folder, recipe)
+    if _is_anothers(folder):
+        yield
+        return
     files.check_writable(folder)
     with storage.lock(folder):
         prepare(folder, recipe, inside)
@@ -40,10 +44,18 @@ def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> Non
         UserError: the folder holds another recipe's run, or cannot be written.
     """
     storage.check_recipe(folder, recipe)
+    if _is_anothers(folder):
+        return
+    storage.check_links(folder)
     files.check_writable(folder)
     for each in (folder, folder / CHECKPOINTS, *inside):
         folders.clear_leftovers(each)
     storage.write_recipe(folder, recipe)
+
+
+def _is_anothers(folder: Path) -> bool:
+    """Whether a run is finished and only to be read, as one of a colleague."""
+    return (folder / RESULT).exists() and not os.access(folder, os.W_OK)
 
 
 def finished(folder: Path) -> Result | None:

@@ -7,6 +7,7 @@ and so is whole, whatever moment a run was killed at.
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -37,6 +38,9 @@ LOG = "log.txt"
 """What a run of many prints."""
 MANIFEST = "manifest.json"
 _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_OF_A_MODEL = ("config.json", "adapter_config.json", "model_index.json")
+"""Files of a model or an adapter in a folder of its own."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -95,12 +99,31 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def is_intact(checkpoint: Path) -> bool:
-    """Whether every file that the manifest lists is there as it was written."""
+    """Whether every file that the manifest lists is there as it was written.
+
+    Raises:
+        UserError: one is there, and cannot be read, as where another user owns it or a file system fails for a moment:
+            that is no damage.
+    """
     try:
         digests = files.read_json(checkpoint / MANIFEST)
-        return bool(digests) and all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, AttributeError):
+        return bool(digests) and all(_is_as_written(checkpoint / name, digest) for name, digest in digests.items())
+    except (ValueError, AttributeError, *_NOT_THERE):
         return False
+    except OSError as error:
+        with files.reading(checkpoint / MANIFEST):
+            raise error
+
+
+def _is_as_written(path: Path, digest: str) -> bool:
+    """Whether a file is what was written, by its sha256; a UserError where it is there and cannot be read."""
+    try:
+        with files.reading(path):
+            return file_digest(path) == digest
+    except UserError as error:
+        if isinstance(error.__cause__, (ValueError, *_NOT_THERE)):
+            return False
+        raise
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -163,16 +186,25 @@ def check_adapter(folder: Path, digests: Any) -> None:
     """Raise a UserError if a file of a run's adapter is not what the run wrote."""
     for name, digest in digests.items() if isinstance(digests, dict) else [(RESULT, "")]:
         path = folder / (name if name == RESULT else Path(ADAPTER, name))
-        try:
-            is_the_same = file_digest(path) == digest
-        except (OSError, ValueError):
-            is_the_same = False
-        if not is_the_same:
+        if not _is_as_written(path, digest):
             raise UserError(f"{path} is damaged: it is not what the run wrote")
 
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+
+
+def check_links(folder: Path) -> None:
+    """Raise a UserError where a link in a run's folder leads out of it: what a run writes and removes is in its folder.
+
+    Such as in a folder that somebody else has made.
+    """
+    inside = folder.resolve()
+    for within, folders_there, files_there in os.walk(folder):
+        for name in (*folders_there, *files_there):
+            path = Path(within, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(f"{path} is a link that leads out of {folder}: remove it, or choose another folder")
 
 
 # ---------------------------------------------------------------- the recipe
@@ -191,7 +223,7 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
     leaves the folder to the next.
     """
     if not (folder / RECIPE).exists():
-        for name in (*_MADE, DATA, SPLITS):
+        for name in (*_MADE, DATA, SPLITS, *_OF_A_MODEL):
             if (folder / name).exists():
                 raise UserError(f"{folder} holds {name} but no {RECIPE}: choose another output folder")
         return

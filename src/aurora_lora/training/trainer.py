@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,11 @@ class RecipeTrainer(Trainer):
                 self.accelerator.wait_for_everyone()  # each process writes its own random state
                 self.state.best_model_checkpoint = None  # it would name the folder being written; see best_checkpoint
                 on_main(lambda: self._publish(name))
+        except BaseException:  # as on a full disk, which what is half written would keep full
+            if self.accelerator.is_main_process:
+                with suppress(OSError):
+                    folders.remove(self._writing)
+            raise
         finally:
             self._writing = None
 

@@ -27,7 +27,7 @@ from typing import Any
 from ... import files
 from ...errors import UserError
 from ...locks import held
-from ...training.results import Result, check_result, parse_json, read_result, test_sets
+from ...training.results import Result, check_result, read_result, test_sets
 from ...training.storage import REFERENCE, RESULT
 
 RUNS_FILE = "runs.jsonl"
@@ -132,7 +132,7 @@ def _parsed(path: Path, version: tuple[int, ...]) -> Mapping[str, Result]:
             continue
         where = f"{path}, line {number}"
         try:
-            record = parse_json(line)
+            record = files.parse_json(line, finite=True)
             if number == 1 and record.keys() == {_COMMON}:
                 common = dict(record[_COMMON])
                 continue

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError, UserError, abridged
-from ...files import NOT_FINITE, reading, write_text
+from ...files import NOT_FINITE, parse_json, reading, write_text
 from ...forms import REFERENCE_FORM, form_named
 from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
 from ...training.reading import is_result
-from ...training.results import check_result, parse_json
+from ...training.results import check_result
 from ...training.storage import RESULT, differences, flatten
 from ..experiments.recipe_kinds import as_recipe
 from ..experiments.runs_file import RUNS_FILE, RunsFile
@@ -70,7 +70,7 @@ def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
         return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
     try:
         with reading(path):
-            value = parse_json(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_text(encoding="utf-8"), finite=True)
     except UserError:
         if must_be:
             raise
