@@ -33,7 +33,8 @@ from ..tasks.own.split import BadRow
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .batches import in_batches
 from .data import encode
-from .models import fill_padding, load_causal_model, load_classifier, load_tokenizer, most_tokens, stored_quantization
+from .model_inputs import fill_padding, most_tokens
+from .models import load_causal_model, load_classifier, load_tokenizer, stored_quantization
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """The last layer of a text classifier, as Transformers calls it."""

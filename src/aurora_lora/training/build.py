@@ -29,7 +29,8 @@ from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .loggers import logger_callbacks
 from .memory import PRECISIONS, base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
-from .models import Processor, check_positions, load_processor
+from .model_inputs import Processor, check_positions
+from .models import load_processor
 from .probing import start_for
 from .quantized_base import probed
 from .recipe import Recipe

@@ -17,7 +17,7 @@ from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
 from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
-from .models import positions
+from .model_inputs import positions
 from .tokens import PLAIN, open_ended, padded, written_after
 
 if TYPE_CHECKING:

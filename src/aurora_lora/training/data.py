@@ -18,7 +18,7 @@ from ..tasks.own.split import Splits
 from .batches import in_batches
 from .choices import Questions
 from .label_scale import AS_THEY_ARE, LabelScale
-from .models import Processor
+from .model_inputs import Processor
 from .recipe import Recipe
 from .sections import CalibrationSection
 

@@ -25,7 +25,7 @@ from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
 from .finished_run import TrainedRun
 from .kinds import kind_of
-from .models import padding_of
+from .model_inputs import padding_of
 from .outcome import name_revision
 from .precision import check_dtype
 from .storage import ADAPTER

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError, one_line
 from ..tasks import Task
-from .models import Processor, load_base_model
+from .model_inputs import Processor
+from .models import load_base_model
 from .recipe import Recipe
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -20,7 +20,8 @@ from .data_record import data_format
 from .finished_run import TrainedRun
 from .kinds import kind_of
 from .merge_note import MERGE_NOTE, merge_note, write_merge_note
-from .models import Processor, stored_quantization
+from .model_inputs import Processor
+from .models import stored_quantization
 from .precision import FLOAT32, check_dtype, round_weights
 from .quantized import merge_dequantized, merge_into
 from .storage import adapter_digests

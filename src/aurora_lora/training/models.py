@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import transformers
@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,15 +29,12 @@ from ..tasks.loading import NO_CODE, OnlyPicklesError, only_pickles, reason, wan
 from ..tasks.models import MODELS, resolve_model
 from .base_commit import with_commit
 from .kinds import kind_of
+from .model_inputs import Processor, fill_padding
 from .quantized_base import quantized_while_loading, trainable
 from .sections import ModelSection
 
-Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
-"""What makes a model's inputs: its `save_pretrained` writes it beside the model."""
-_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
-"""As the models of Transformers call their embeddings of positions."""
 _POOLER = "pooler"
-"""As they call what a body has behind its last block, for a head: pretraining may have had none."""
+"""As Transformers calls what a body has behind its last block, for a head: pretraining may have had none."""
 
 
 def load_processor(model: ModelSection | str, task: Task) -> Processor:
@@ -126,51 +122,8 @@ def load_base_model(
         return with_commit(loaded, source, base.revision)
 
 
-def padding_of(config: Any) -> int | None:
-    """The padding token that a model's configuration names, or that of its texts where it sees images, too."""
-    found: int | None = getattr(config, "pad_token_id", None)
-    return getattr(config.get_text_config(), "pad_token_id", None) if found is None else found
-
-
-def fill_padding(config: Any, processor: Processor) -> None:
-    """Let a model know its tokenizer's padding token if it names none: by it a decoder finds a text's last token."""
-    if not isinstance(processor, PreTrainedTokenizerBase):
-        return
-    texts = config.get_text_config()  # itself, where a model sees nothing else
-    for one in (config, texts):
-        if getattr(one, "pad_token_id", None) is None and (one is texts or hasattr(one, "pad_token_id")):
-            one.pad_token_id = processor.pad_token_id
-
-
 def _section(base: ModelSection | str) -> ModelSection:
     return ModelSection(name=base) if isinstance(base, str) else base
-
-
-def check_positions(model: nn.Module, name: str, max_length: int) -> None:
-    """Raise a UserError where texts of so many tokens have more positions than the model has embeddings of.
-
-    Most tokenizers state that limit, and texts are cut at it.
-    """
-    limit = most_tokens(model)
-    if limit is not None and max_length > limit:
-        raise UserError(f"task.max_length: {max_length} tokens are more than the {limit} positions of {name}")
-
-
-def most_tokens(model: nn.Module) -> int | None:
-    """How many positions a model has embeddings of; None where they are rotary or relative."""
-    limits = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and path.rsplit(".", 1)[-1] in _POSITIONS:
-            # RoBERTa counts from behind the index that pads, OPT and BART from an offset
-            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - first)
-    return min(limits, default=None)
-
-
-def positions(config: PretrainedConfig) -> int | None:
-    """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
-    most = getattr(config, "max_position_embeddings", None)
-    return int(most) if most is not None and most > 0 else None  # XLNet has -1
 
 
 def stored_quantization(model: ModelSection | str) -> str | None:

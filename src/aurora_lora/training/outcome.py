@@ -15,7 +15,7 @@ from . import card
 from .base_commit import commit_of
 from .data import Data
 from .kinds import kind_of
-from .models import padding_of
+from .model_inputs import padding_of
 from .recipe import Recipe
 from .results import Result, Scores, build_result, epochs_from_log
 from .run_folder import finish, write_lora

@@ -26,7 +26,8 @@ from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
 from .kinds.multiple_choice import MULTIPLE_CHOICE
 from .merge_note import merge_note, noted_columns, noted_training
-from .models import Processor, fill_padding, from_safetensors
+from .model_inputs import Processor, fill_padding
+from .models import from_safetensors
 from .precision import FLOAT32, check_dtype, compute_in, precision_of
 from .storage import RECIPE
 

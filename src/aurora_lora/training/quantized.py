@@ -17,7 +17,7 @@ from .build import base_of, make_model
 from .data import load_data
 from .data_record import check_data
 from .finished_run import TrainedRun
-from .models import Processor
+from .model_inputs import Processor
 from .quantized_base import quantized
 from .storage import ADAPTER
 

@@ -18,7 +18,8 @@ from ...training.batches import examples_of_a_step, steps_of_an_epoch
 from ...training.contamination_guard import check_contamination
 from ...training.data import Data, load_data, notes
 from ...training.distributed import check_precision, state
-from ...training.models import check_positions, load_processor, positions
+from ...training.model_inputs import check_positions, positions
+from ...training.models import load_processor
 from ...training.recipe import Recipe, RunRecipe
 from ...training.storage import check_recipe
 from . import shapes, text_lengths

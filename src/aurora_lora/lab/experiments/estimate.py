@@ -22,7 +22,7 @@ from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
 from ...methods import ParameterCounts
 from ...tasks.loading import reason
-from ...training.models import positions
+from ...training.model_inputs import positions
 from ...training.recipe import Recipe, RunRecipe
 from . import estimate_diffusion, flops, shapes, text_lengths
 from .architectures import architecture, image_tokens, is_stored_quantised

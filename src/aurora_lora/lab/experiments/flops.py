@@ -16,7 +16,7 @@ from ...forms import CALIBRATED
 from ...training.batches import steps_of_an_epoch
 from ...training.choices import BEAMS, NEW_TOKENS
 from ...training.memory import PRECISIONS
-from ...training.models import positions
+from ...training.model_inputs import positions
 from ...training.recipe import Recipe
 from . import shapes, text_lengths
 from .architectures import architecture, image_tokens

@@ -28,7 +28,7 @@ from ...methods.targets import check_modules, target_paths
 from ...tasks.loading import NO_CODE, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
-from ...training.models import positions
+from ...training.model_inputs import positions
 from ...training.recipe import Recipe
 from ...training.sections import ModelSection
 from ...tuner.naming import ALL_LINEAR

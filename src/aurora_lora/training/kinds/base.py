@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...methods.base import TaskType
     from ...tasks import Task
     from ..data import Data
-    from ..models import Processor
+    from ..model_inputs import Processor
     from ..recipe import Recipe, TaskSection
     from ..sections import ModelSection
     from ..trainer import RecipeTrainer

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ...tasks import Task
     from ..data import Data
-    from ..models import Processor
+    from ..model_inputs import Processor
     from ..recipe import Recipe
     from ..sections import ModelSection
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ...tasks import Task
     from ..data import Data
-    from ..models import Processor
+    from ..model_inputs import Processor
     from ..recipe import Recipe, TaskSection
     from ..trainer import RecipeTrainer
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...methods.base import TaskType
     from ...tasks import Task
     from ..data import Data
-    from ..models import Processor
+    from ..model_inputs import Processor
     from ..recipe import Recipe
 
 IN_MEMORY, SAMPLE = 20_000, 5_000
