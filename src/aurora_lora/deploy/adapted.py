@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import MergeError, NotFiniteError
 from ..finite import is_finite
 from ..tuner import AuroraLayer
+from ..tuner.base_weight import is_recomputed
 from ..tuner.linear import upright
-from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import TrainableTokensLayer, get_quantization_kwargs, resolve_quantization_backend
 from .collector import Collector
 from .formats import Format, format_for, format_of, name_of

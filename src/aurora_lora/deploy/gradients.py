@@ -17,9 +17,9 @@ from torch.nn import grad as weight_gradients
 
 from ..meanwhile import meanwhile
 from ..ops import without_autocast
+from ..tuner.base_weight import is_recomputed
 from ..tuner.conv import padded_by_group, project_patches
 from ..tuner.linear import has_linear_shape, linear_shape
-from ..tuner.original_weight import is_recomputed
 from ..tuner.peft_names import AuxiliaryTrainingWrapper, BaseTunerLayer
 from ..tuner.targets import is_bypassed
 from .wrappers import output_embeddings, plain_model

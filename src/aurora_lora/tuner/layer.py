@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import MergeError
 from ..finite import is_finite
 from ..ops import sigma, without_autocast
+from .base_weight import check_takes_merge
 from .changed_weight import changed_by_others, keep_change, take_out
 from .config import AuroraConfig
 from .offloaded import in_memory, present
-from .original_weight import OriginalWeight, dequantized, is_dequantized, is_recomputed, parameter_like, rounding
-from .peft_names import AuxiliaryTrainingWrapper, check_adapters_to_merge
+from .original_weight import OriginalWeight, dequantized, is_dequantized, parameter_like, rounding
+from .peft_names import check_adapters_to_merge
 from .refused_merge import tells_what_is_left
 from .state import AdapterState
-from .tensors import is_float8, ordinary_tensors
+from .tensors import ordinary_tensors
 
 BASE = "__base__"
 """PEFT's name in a mixed batch for the model without adapter."""
@@ -176,46 +176,8 @@ class AuroraLayer(AdapterState):
         return x if x is None else x.to(dtype)
 
     def check_mergeable(self, adapter_names: list[str]) -> None:
-        """Raise what keeps these adapters from being merged: see `get_factors`.
-
-        Raises:
-            MergeError: the base layer computes its weight from others, as weight normalisation does, and as PEFT does
-                for an output layer that is tied to embeddings of which single tokens are trained; or it is in float8.
-            NotImplementedError: the base layer's quantisation cannot be undone and done again.
-        """
-        base = self.get_base_layer()
-        if isinstance(base, AuxiliaryTrainingWrapper):
-            raise MergeError(
-                "The adapted layer is tied to embeddings of which single tokens are trained (trainable_token_indices), "
-                "and what is merged into it would be lost: serve the adapter beside the base with "
-                "aurora_lora.export_lora(model, folder), which is exact, or train without one of the two."
-            )
-        if is_recomputed(base):
-            raise MergeError(
-                f"The base weight of a {type(base).__name__} is computed from other parameters (weight "
-                "normalisation, for example), and what is merged into it would be lost: take that off the base layer "
-                "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm), or "
-                "leave such layers out by exclude_modules."
-            )
-        backend = self.quantization_backend
-        if backend is not None and not backend.supports_merge:
-            raise NotImplementedError(
-                f"A base layer quantised by {backend.backend_name} cannot be merged into: load the base model "
-                "unquantised to merge, or serve the adapter beside it with aurora_lora.export_lora(model, folder)."
-            )
-        weight = getattr(base, "weight", None)
-        if backend is None and isinstance(weight, Tensor) and is_float8(weight.dtype):
-            raise MergeError(
-                "The base weight is stored in float8, which is too coarse for a merge: merge before diffusers' "
-                "enable_layerwise_casting, or serve the adapter beside the base with aurora_lora.export_lora."
-            )
-        if backend is None:
-            base.state_dict()  # FSDP2's hook there puts a weight that is gathered for a forward pass back into shards
-        if hasattr(getattr(base, "weight", None), "full_tensor"):
-            raise NotImplementedError(
-                "The base weight is sharded (a DTensor): save the adapter, load it over an unsharded base model, and "
-                "merge there (docs/trainers.md)."
-            )
+        """Raise what keeps these adapters from being merged: see `get_factors` and `check_takes_merge`."""
+        check_takes_merge(self.get_base_layer(), self.quantization_backend)
         for adapter_name in adapter_names:
             self._factors_to_merge(adapter_name)
 

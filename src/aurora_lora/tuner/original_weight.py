@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .peft_names import QuantizationBackend, resolve_quantization_backend
 from .tensors import changes
@@ -20,18 +19,6 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Checksum = tuple[torch.dtype, list[int]]
 """Of a weight's bits, in order, however it is laid out."""
-
-
-def is_recomputed(layer: nn.Module) -> bool:
-    """Whether a layer computes its weight from other parameters, as weight normalisation does: what is written to the
-    weight is lost then.
-
-    By a parametrisation, or by a hook (`torch.nn.utils.weight_norm`, `spectral_norm`, `prune`).
-    """
-    if parametrize.is_parametrized(layer, "weight"):
-        return True
-    by_a_hook = isinstance(vars(layer).get("weight"), Tensor)  # an attribute, and no parameter or buffer
-    return by_a_hook and any(name.startswith("weight_") for name in layer._parameters)
 
 
 class OriginalWeight:
