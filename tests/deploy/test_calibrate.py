@@ -175,6 +175,15 @@ def test_the_ridge_is_chosen_by_generalised_cross_validation(n, ridge):
     assert score(chosen) <= 1.05 * min(map(score, tried))  # the trace is estimated
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_more_vectors_than_a_linear_map_of_z_fits_leave_no_freedom_for_more(n):
+    """Every ridge takes more degrees of freedom than there are vectors: the matrix stays as near to D A as it can."""
+    model, _ = linear_model(d_in=24, skip=False)
+    x = curved(n, 2)
+    report = calibrate(model, [x])
+    assert report.layers[0].ridge == pytest.approx(max(RIDGES) * float(x.double().square().mean()))
+
+
 def test_a_layer_chooses_its_ridge_alone():
     """One whose score falls again after it has risen stops at the rise, also beside one whose score goes on falling."""
     torch.manual_seed(0)

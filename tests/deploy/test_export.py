@@ -134,6 +134,14 @@ def test_bias_travels(make_bert, config, logits, tmp_path, bias):
     )
 
 
+def test_a_bias_of_a_module_that_is_trained_whole_travels_once(make_bert, config, tmp_path):
+    adapter = config(bias="all", modules_to_save=["classifier"], task_type=None, eval_form="static")
+    export_lora(get_peft_model(make_bert(), adapter).eval(), tmp_path)
+    keys = load_file(tmp_path / "adapter_model.safetensors").keys()
+    assert "base_model.model.classifier.bias" in keys
+    assert not any(".modules_to_save." in key for key in keys)
+
+
 @pytest.mark.parametrize(
     "further",
     [

@@ -17,6 +17,7 @@ from transformers import (
     CLIPModel,
     GPT2LMHeadModel,
     SegformerConfig,
+    SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     T5Config,
     T5ForConditionalGeneration,
@@ -332,6 +333,24 @@ def test_the_variance_of_what_does_not_vary_is_not_explained(rows, linear):
     assert ("100.0%" in shown, "not finite" in shown, "nan" in shown) == (linear, False, False)
 
 
+def test_a_layer_is_measured_on_inputs_as_its_adapter_reads_them():
+    """In bfloat16, say, where what they lose by that is not what the form loses."""
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), AuroraConfig(target_modules=["0"]))
+    layer = model.base_model.model[0]
+    nn.init.normal_(layer.aurora_B["default"])
+    for holder in (layer.aurora_A, layer.aurora_B, layer.aurora_H, layer.aurora_spline_weight):
+        holder.bfloat16()
+    x = torch.randn(50, 6)
+    with torch.no_grad():
+        read = x.bfloat16()
+        A, B = (factor.double() for factor in layer.get_factors("default", "static"))
+        sigma = layer.sigma("default", read @ layer.aurora_A["default"].T).double()
+        expected = ((sigma - read.double() @ A.T) @ B.T).norm() / (sigma @ B.T).norm()
+    (entry,) = merge_gap(model, [x]).layers
+    assert entry.relative_error == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_pieces_add_up_to_the_same(model, labelled, monkeypatch):
     whole = merge_gap(model, labelled)
     monkeypatch.setattr(float64, "CHUNK_BYTES", 3 * 8 * 32)
@@ -482,13 +501,17 @@ def adapted_net(net, **fields):
     return get_peft_model(net.eval(), AuroraConfig(init_weights=False, **fields)).eval()
 
 
+def make_segformer(kind=SegformerForSemanticSegmentation, num_labels=3):
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "decoder_hidden_size": 8}
+    net = kind(SegformerConfig(num_labels=num_labels, num_attention_heads=[1] * 4, **sizes))
+    return adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
+
+
 @pytest.fixture
 def segformer():
     """Its logits have a quarter of the image's height and width."""
-    torch.manual_seed(0)
-    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "decoder_hidden_size": 8}
-    net = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, num_attention_heads=[1] * 4, **sizes))
-    return adapted_net(net, target_modules=r".*attention.*(query|q_proj)")
+    return make_segformer()
 
 
 def test_the_classes_of_pixels_are_the_second_axis(segformer):
@@ -521,6 +544,23 @@ def test_pixels_of_the_labels_resolution_are_scored(segformer, left_out):
             output = segformer(**batch)
         right = (output.logits.argmax(1) == labels)[labels != left_out].double().mean()
         assert entry.metric == pytest.approx({"nll": float(output.loss), "accuracy": float(right)}, abs=1e-6)
+
+
+def test_one_logit_a_pixel_is_no_value():
+    """It says whether the one class is there."""
+    batch = {"pixel_values": torch.randn(2, 3, 64, 64), "labels": torch.randint(2, (2, 16, 16))}
+    gap = merge_gap(make_segformer(num_labels=1), [batch])
+    assert all(entry.metric == {} for entry in gap.end_to_end)
+
+
+def test_what_pixels_leave_out_is_a_value_of_an_image():
+    """A config of SegFormer has `semantic_loss_ignore_index`, 255, whatever the model predicts."""
+    model = make_segformer(SegformerForImageClassification, num_labels=1)
+    batch = {"pixel_values": torch.randn(3, 3, 64, 64), "labels": torch.tensor([255.0, 0.5, 1.75])}
+    dynamic = merge_gap(model, [batch]).end_to_end[0]
+    with torch.no_grad(), set_form(model, "dynamic"):
+        values = model(batch["pixel_values"]).logits.squeeze(-1)
+    assert dynamic.metric == {"mse": pytest.approx(float((values - batch["labels"]).square().mean()), rel=1e-6)}
 
 
 def test_images_beside_texts_predict_which_text():

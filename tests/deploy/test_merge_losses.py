@@ -183,6 +183,16 @@ def test_conv1d_and_perplexity(make_gpt2, batches):
     assert gap.end_to_end[0].metric["perplexity"] == pytest.approx(math.exp(total / n), rel=1e-5)
 
 
+def test_perplexity_where_the_model_is_sure_and_wrong(make_gpt2, batches):
+    """exp of the likelihood is more than a float holds."""
+    config = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    base = make_gpt2()
+    base.transformer.ln_f.weight.data.mul_(1e6)
+    metric = merge_gap(get_peft_model(base, config), batches).end_to_end[0].metric
+    assert metric["nll"] > 1000
+    assert 1e300 < metric["perplexity"] < math.inf
+
+
 def test_perplexity_of_texts_that_are_padded_on_the_left(make_gpt2, batches):
     """A text's first token is predicted from nothing, whatever stands before it."""
     torch.manual_seed(0)

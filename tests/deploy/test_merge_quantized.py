@@ -439,6 +439,20 @@ def test_a_bias_that_the_adapter_changes_is_merged_too(quantisation, method, tmp
     assert torch.equal(quantised.logits(copied.merge_and_unload(), TEST), merged)
 
 
+def test_a_merged_bias_has_the_dtype_of_the_base(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=200, attention_bias=True, **sizes)).save_pretrained(tmp_path)
+    base = quantised.load(str(tmp_path), "torchao int8").to(torch.bfloat16)
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    model = get_peft_model(base, BIASED["ia3"]()).eval()
+    merge_quantized(model, INPUTS)
+    assert {layer.get_base_layer().bias.dtype for layer in layers(model).values()} == {torch.bfloat16}
+    assert quantised.logits(model, TEST).isfinite().all()
+
+
 def test_tied_embeddings_are_merged_as_ever(tmp_path):
     """The other module that has the weight keeps it."""
     torch.manual_seed(0)
@@ -473,6 +487,41 @@ def test_a_layer_that_refuses_leaves_the_model_as_it_was(folder):
     assert not any(layer.merged for layer in layers(model).values())
     assert same(state(model), before)
     assert torch.equal(quantised.logits(model, TEST), expected)
+
+
+def with_bias_of_lora(folder):
+    """Of the output layer, too, which is not quantised and has none to merge it into."""
+    base = quantised.load(folder, "nf4")
+    for layer in base.model.layers:
+        layer.self_attn.q_proj.bias = nn.Parameter(torch.zeros(128))
+    config = LoraConfig(target_modules=["q_proj", "lm_head"], lora_bias=True, init_lora_weights=False)
+    return get_peft_model(base, config).eval()
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True`")
+def test_a_bias_that_an_unquantised_layer_does_not_have(folder):
+    """PEFT's `merge` says so when it has changed the weight."""
+    model = with_bias_of_lora(folder)
+    before = state(model)
+    with pytest.raises(MergeError, match=r"^lm_head: the bias that lora_bias=True trains cannot be merged"):
+        merge_quantized(model, INPUTS)
+    assert same(state(model), before)
+
+
+def test_what_a_failed_merge_did_not_come_to_is_not_undone(folder, monkeypatch):
+    config = LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
+    before = state(model)
+
+    def fail(*_, **__):
+        raise NotImplementedError("no merge")
+
+    monkeypatch.setattr(model.base_model.model.lm_head, "merge", fail)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Already unmerged")
+        with pytest.raises(NotImplementedError, match="no merge"):
+            merge_quantized(model, INPUTS)
+    assert same(state(model), before)
 
 
 def test_an_error_after_the_merge_undoes_it(folder):

@@ -24,7 +24,7 @@ from ..tuner.original_weight import OriginalWeight, parameter_like
 from .adapted import AdaptedLayer, held_format, input_moments
 from .batches import as_batches
 from .inputs import Runner
-from .merged_weight import bias_change, check_change, layers_with_adapters
+from .merged_weight import adapters_of, bias_change, check_change, layers_with_adapters, trains_bias
 from .passes import Passes, evaluated
 
 
@@ -133,6 +133,9 @@ def merge_quantized(
     data = Passes(source)
     layers, others = _layers(model)
     check_before_merge((path, module) for path, module in others.items() if isinstance(module, AuroraLayer))
+    for path, module in others.items():
+        for name in adapters_of(module):
+            trains_bias(path, module, name)  # PEFT's own merge refuses only when it has changed the weight
     with evaluated(model), Runner(model, "merge_quantized") as runner:
         rounded: dict[str, _Rounded] = {}
         for S, together in input_moments(layers, runner, data, max_memory):

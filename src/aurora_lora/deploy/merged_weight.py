@@ -111,6 +111,23 @@ def bias_change(layer: Any, bias: Tensor | None) -> Tensor | None:
     return change if change.any() else None
 
 
+def trains_bias(path: str, layer: Any, name: str) -> bool:
+    """Whether an adapter of PEFT's LoRA trains a bias of its own.
+
+    Args:
+        path: names the layer in the error.
+        layer: of any method of PEFT.
+        name: of the adapter.
+
+    Raises:
+        MergeError: it does, and the layer has none that it could be merged into.
+    """
+    trains: bool = getattr(layer, "lora_bias", {}).get(name, False)
+    if trains and getattr(layer.get_base_layer(), "bias", None) is None:
+        raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
+    return trains
+
+
 def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
     if isinstance(layer, AuroraLayer):
         return weight + layer.get_delta_weight(name).to(weight)
@@ -118,16 +135,14 @@ def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
         layer.get_base_layer().weight.data = weight
         merged: Tensor = layer.lora_variant[name].merge_safe(layer, name, weight)
         return merged
-    trains_bias = getattr(layer, "lora_bias", {}).get(name, False)
-    if trains_bias and layer.get_base_layer().bias is None:
-        raise MergeError(f"{path}: the bias that lora_bias=True trains cannot be merged: the layer has none.")
+    with_bias = trains_bias(path, layer, name)
     method, kind = type(layer).__module__.split(".")[-2:]
     if kind not in QUANTISING:
         return _own_merge(layer, weight, name)
     if not hasattr(layer, "get_delta_weight"):
         raise MergeError(f"{path}: {method} has no update that could be added to the weight of a quantised layer.")
     update: Tensor = layer.get_delta_weight(name)
-    if trains_bias:  # with the scale, as in the forward pass: PEFT's merge into a quantised layer leaves it out
+    if with_bias:  # with the scale, as in the forward pass: PEFT's merge into a quantised layer leaves it out
         layer.get_base_layer().bias.data += layer.lora_B[name].bias * layer.scaling[name]
     return weight + update.to(weight)
 
