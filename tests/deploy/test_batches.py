@@ -146,3 +146,8 @@ def test_a_row_without_a_text_is_named() -> None:
     batches = as_batches(rows, lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)}, batch_size=2)
     with pytest.raises(ValueError, match=r"a row without 'text' \(row 3 of those read\)"):
         list(batches)
+
+
+def test_the_first_batches_of_an_iterator_are_the_same_in_each_pass() -> None:
+    batches = as_batches(iter([torch.full((2, 3), float(n)) for n in range(6)]), examples=4)
+    assert [[float(batch[0, 0]) for batch in batches] for _ in range(2)] == [[0.0, 1.0]] * 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from transformers import ViTConfig, ViTForImageClassification
 from aurora_lora import AuroraConfig, CalibrationError, calibrate, merge_gap
 from aurora_lora.deploy import float64, memory_bound
 from aurora_lora.deploy.hidden import hidden_values
+from aurora_lora.deploy.memory_bound import MemoryBound
+from aurora_lora.deploy.moments import Target
+from aurora_lora.deploy.plan import moment_bytes, pack_layers, work_bytes
 from aurora_lora.deploy.processes import leave_processes
 from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
@@ -186,12 +190,16 @@ def test_llama3_8b_shapes_stay_within_the_bound_by_measured_peak():
     assert peak > 2 * bound  # the planner is what keeps it
 
 
+def test_the_work_on_a_wide_layer_counts_for_all_that_are_held_with_it():
+    """Also where a narrow one comes after it."""
+    wide, narrow = (Target(str(d), SimpleNamespace(d_in=d, r={"default": 2}), ("default",)) for d in (400, 100))
+    least = moment_bytes([wide]) + moment_bytes([narrow]) + work_bytes([wide])
+    assert pack_layers([[wide], [narrow]], MemoryBound(least)) == [[wide, narrow]]
+    assert pack_layers([[wide], [narrow]], MemoryBound(least - 1)) == [[wide], [narrow]]
+
+
 def test_llama3_8b_is_planned_at_full_size():
     """The plan needs shapes only: 96 distinct inputs, 61 GB of moments, in groups that fit in 8 GiB."""
-    from aurora_lora.deploy.memory_bound import MemoryBound
-    from aurora_lora.deploy.moments import Target
-    from aurora_lora.deploy.plan import moment_bytes, pack_layers, work_bytes
-
     class Shape:
         def __init__(self, d):
             self.d_in, self.r = d, {"default": 2}

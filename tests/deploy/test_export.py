@@ -53,6 +53,13 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
         assert file.metadata()["format"] == "pt"
 
 
+@pytest.mark.parametrize("letters", range(1, 9))
+def test_numbers_are_aligned_where_a_file_is_mapped(tmp_path, letters):
+    write_export(path := tmp_path / "weights.safetensors", {"w" * letters: torch.ones(2)})
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+    assert torch.equal(load_file(path)["w" * letters], torch.ones(2))
+
+
 @pytest.mark.parametrize("form", ["static", "calibrated", None])
 def test_stock_peft_gives_the_same_logits(model, make_bert, logits, tmp_path, form):
     export_lora(model, tmp_path / "lora", form)
@@ -78,6 +85,19 @@ def test_the_config_is_a_plain_lora_of_one_rank_and_scale_1(model, tmp_path):
     assert {w.shape[1] for k, w in weights.items() if "lora_B" in k} == {5}
     assert not any("aurora" in key for key in weights)
     assert any(key.endswith("classifier.weight") for key in weights)
+
+
+def test_a_head_that_was_added_several_times_is_named_once(model, make_bert, tmp_path):
+    """PEFT adds it each time that it makes or loads an adapter."""
+    again = model
+    for number in range(2):
+        again.save_pretrained(folder := tmp_path / str(number))
+        again = PeftModel.from_pretrained(make_bert(), folder)
+    names = again.peft_config["default"].modules_to_save
+    assert len(names) > len(set(names))
+    export_lora(again, tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert sorted(config["modules_to_save"]) == ["classifier", "score"]
 
 
 def test_the_revision_of_the_base_travels(make_bert, config, tmp_path):

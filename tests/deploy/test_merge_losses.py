@@ -286,6 +286,16 @@ BIASED = {
 }
 
 
+def test_a_layer_that_is_called_otherwise_is_so_again(make_bert, batches):
+    """As Accelerate's hooks have it: with a `forward` of its own."""
+    model = adapted(make_bert())
+    layer = next(iter(layers(model).values()))
+    own = layer.forward
+    layer.forward = called = lambda *args, **kwargs: own(*args, **kwargs)
+    merge_gap(model, batches[:1])
+    assert layer.__dict__["forward"] is called
+
+
 @pytest.mark.parametrize("method", BIASED)
 def test_a_bias_that_the_adapter_changes_is_merged_in_a_copy(method, make_bert, batches):
     """The base keeps its own, and the merge is PEFT's."""
@@ -430,6 +440,15 @@ def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     reference = torch.cat([quantised.logits(model, batch) for batch in inputs[:3]])
     assert gap["nf4 by inputs"].end_to_end.kl == pytest.approx(kl(reference.double(), merged.double()), rel=1e-2)
     assert gap["bfloat16"].end_to_end.kl < gap["nf4 by inputs"].end_to_end.kl < gap["nf4 nearest"].end_to_end.kl
+
+
+@pytest.mark.parametrize("kind", ["nf4, double", "torchao int4"])
+def test_an_adapter_that_does_nothing_to_a_quantised_base(quantised, tmp_path, kind):
+    """The weight stays what it is, and is not rounded once more."""
+    base = quantised.load(quantised.save_base(tmp_path), kind)
+    gap = by_name(merge_gap(get_peft_model(base, LoraConfig(target_modules=["q_proj"])), quantised.batches()[:1]))
+    for name, merge in gap.items():
+        assert name == "bfloat16" or all(layer.lost == 0 for layer in merge.layers)
 
 
 def test_a_quantised_layer_says_what_it_computes_in(quantised, tmp_path):

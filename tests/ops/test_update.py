@@ -408,6 +408,15 @@ def test_a_hook_on_the_base_layer_is_called():
     torch.testing.assert_close(model(x), layer.adapter_output("default", x))
 
 
+@pytest.mark.parametrize("register", ["full_backward_hook", "full_backward_pre_hook"])
+def test_a_hook_on_the_base_layer_sees_its_gradient(register):
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), AuroraConfig(target_modules=["0"], init_weights=False))
+    base_layer, seen = model.base_model.model[0].base_layer, []
+    getattr(base_layer, f"register_{register}")(lambda module, *_: seen.append(module))
+    model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    assert seen == [base_layer]
+
+
 @pytest.mark.parametrize(
     "register", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
 )

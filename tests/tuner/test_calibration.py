@@ -6,11 +6,12 @@ import warnings
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
 from torch import nn
 
 from aurora_lora import AuroraConfig
-from aurora_lora.errors import FormError, NotCalibratedError, StaleCalibrationError
+from aurora_lora.errors import CheckpointError, FormError, NotCalibratedError, StaleCalibrationError
 from aurora_lora.tuner import Calibration
 
 
@@ -213,6 +214,63 @@ def test_weights_of_a_later_call_are_not_taken_for_earlier_ones_in_the_same_plac
         for factor in (1, 2) * 20:
             called = torch.func.functional_call(layer, {"aurora_A.default": factor * A}, (x,))
             assert torch.equal(called, calibrated) == (factor == 1)
+
+
+def test_another_b_that_a_call_brings_along_is_not_taken_for_training():
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, B = torch.randn(6, 5), layer.eval().aurora_B["default"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        assert torch.func.functional_call(layer, {"aurora_B.default": nn.Parameter(2 * B.detach())}, (x,)).requires_grad
+
+
+def test_weights_that_are_parts_of_another_tensor_are_not_read():
+    """As FSDP makes them for each pass, of its flat parameter."""
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    x, weights = torch.randn(6, 5), layer.eval().aurora_A
+    flat = torch.cat([torch.zeros(3), 2 * weights["default"].detach().flatten()])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = layer(x)
+        assert torch.equal(
+            torch.func.functional_call(layer, {"aurora_A.default": flat[3:].view_as(weights["default"])}, (x,)),
+            expected,
+        )
+
+
+def test_of_weights_on_meta_nothing_tells_whether_a_matrix_is_theirs():
+    layer, calibration = one_layer()
+    calibration.store(torch.randn(2, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer.to("meta").eval()
+    assert calibration.exists
+
+
+def test_what_is_stored_is_a_copy():
+    layer, calibration = one_layer()
+    calibration.store(layer.aurora_A["default"])
+    before = layer.aurora_A["default"].detach().clone()
+    with torch.no_grad():
+        layer.aurora_A["default"].add_(1)
+    assert torch.equal(layer.aurora_A_cal["default"], before)
+
+
+def test_a_matrix_that_was_stored_is_none_that_a_checkpoint_still_has_to_bring():
+    """The config was that of a calibrated adapter."""
+    model = get_peft_model(nn.Sequential(nn.Linear(5, 4)), AuroraConfig(target_modules=["0"]))
+    uncalibrated = get_peft_model_state_dict(model)
+    other = get_peft_model(nn.Sequential(nn.Linear(5, 4)), AuroraConfig(target_modules=["0"], calibrated=True))
+    with pytest.raises(CheckpointError, match="says calibrated=True"):
+        set_peft_model_state_dict(other, uncalibrated)
+    calibration = other.base_model.model[0].calibration["default"]
+    calibration.store(torch.randn(8, 5)[: other.peft_config["default"].r])
+    set_peft_model_state_dict(other, uncalibrated)
+    assert not calibration.exists
+    assert not other.peft_config["default"].calibrated
 
 
 def test_weights_are_not_read_where_they_are_traced():

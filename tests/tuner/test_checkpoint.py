@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 import aurora_lora
 from aurora_lora import CheckpointError
 from aurora_lora.tuner import aurora_layers
+from aurora_lora.tuner.checkpoint import fit_checkpoint
 
 
 @pytest.fixture
@@ -50,6 +51,19 @@ def test_a_part_of_an_adapter(calibrated, make_bert, config, logits):
     assert all(torch.equal(calibrated.state_dict()[name], value) for name, value in part.items())
     assert forms(calibrated.eval()) == {"calibrated"}
     assert not torch.equal(logits(calibrated), before)
+
+
+def test_of_weights_that_are_shared_out_the_shape_tells_nothing(calibrated, make_bert, config):
+    """ZeRO-3 leaves a flat part of each, or nothing, and fills it from what is loaded, with its matrix."""
+    state = get_peft_model_state_dict(calibrated)
+    model = get_peft_model(make_bert(), config(task_type=None))
+    for name, parameter in model.named_parameters():
+        if "aurora_" in name:
+            parameter.data = torch.empty(0)
+    fitted = fit_checkpoint(model, model.peft_config["default"], "default", state)
+    matrices = [name for name in state if "A_cal" in name]
+    assert matrices
+    assert all(torch.equal(fitted[name], state[name]) for name in matrices)
 
 
 def test_the_error_names_the_way_for_a_part(calibrated):

@@ -358,6 +358,21 @@ def test_scale_and_unscale_the_active_adapters():
     assert layer.scaling == {"default": 2.0, "other": 6.0}
 
 
+def test_scales_of_an_adapter_that_other_layers_have():
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), AuroraConfig(target_modules=["0"]))
+    model.add_adapter("other", AuroraConfig(target_modules=["1"]))
+    model.base_model.set_adapter(["default", "other"])
+    first, second = model.base_model.model
+    before = dict(first.scaling), dict(second.scaling)
+    for layer in (first, second):
+        layer.scale_layer(4.0)
+        layer.unscale_layer(2.0)
+    assert (first.scaling["default"], second.scaling["other"]) == (2 * before[0]["default"], 2 * before[1]["other"])
+    for layer in (first, second):
+        layer.unscale_layer()
+    assert (first.scaling, second.scaling) == before
+
+
 def test_scaling_by_pattern():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -444,6 +459,21 @@ def test_a_merged_weight_can_be_exchanged_for_another():
         torch.__future__.set_swap_module_params_on_conversion(swaps)
     model.unmerge_adapter()
     torch.testing.assert_close(layer.base_layer.weight.to(before.dtype), before)
+
+
+def test_another_parameter_in_the_place_of_the_merged_one_is_nothing_written_to_it():
+    """As where a model is moved; how often that one was written to says nothing."""
+    model, layer = adapt(train_form="static")
+    before = layer.base_layer.weight.detach().clone()
+    model.merge_adapter()
+    moved = nn.Parameter(torch.empty_like(before), requires_grad=False)
+    for _ in range(9):
+        moved.copy_(layer.base_layer.weight.detach().bfloat16())
+    layer.base_layer.weight = moved
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, before)
 
 
 @pytest.mark.parametrize("while_merged", ["nothing", "cast", "copied", "pickled", "second", "loaded the same"])

@@ -17,7 +17,7 @@ from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, load_file, save_file
 
 import aurora_lora
-from aurora_lora import CheckpointError, StaleCalibrationError, calibrate, set_form
+from aurora_lora import AuroraConfig, CheckpointError, StaleCalibrationError, calibrate, set_form
 from aurora_lora.tuner import active_adapters, active_layers, aurora_layers
 
 
@@ -213,6 +213,30 @@ def test_two_active_adapters_merge_as_they_compute(make_bert, config, batches, l
     aurora_lora.calibrate(model, batches)
     expected = logits(model)
     torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-6, rtol=0)
+
+
+def test_a_layer_computes_those_of_the_active_adapters_that_it_has():
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model = get_peft_model(base, AuroraConfig(target_modules=["0"], init_weights=False))
+    model.add_adapter("other", AuroraConfig(target_modules=["1"], init_weights=False))
+    model.base_model.set_adapter(["default", "other"])
+    first, second = model.base_model.model
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        hidden = first.base_layer(x) + first.adapter_output("default", x)
+        expected = second.base_layer(hidden) + second.adapter_output("other", hidden)
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_a_merged_model_whose_adapters_are_disabled_computes_what_the_base_does(make_bert, config, logits):
+    model = get_peft_model(make_bert(), config(eval_form="static")).eval()
+    with model.disable_adapter():
+        expected = logits(model)
+    model.merge_adapter()
+    assert not torch.equal(logits(model), expected)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), expected)
 
 
 def test_active_layers_are_those_that_hold_an_active_adapter(make_bert, config):

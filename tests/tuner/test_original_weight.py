@@ -111,6 +111,13 @@ def test_the_rounding_is_said():
     assert isinstance(merged.lin, bnb.nn.Linear4bit)
 
 
+def test_of_an_update_of_nothing_no_share_is_lost():
+    model, layer = adapt("nf4-double", init_weights=True, eval_form="static")
+    with pytest.warns(UserWarning, match="that rounding is 0% to 0% of the size"):
+        model.merge_adapter()
+    assert layer.merge_rounding == 0
+
+
 @pytest.mark.parametrize("merge", [lambda model: merge_quantized(model, [X]), lambda model: model.merge_adapter()])
 def test_what_is_merged_already_is_unloaded_without_a_word(merge):
     model, _ = adapt("nf4", eval_form="static")

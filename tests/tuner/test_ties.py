@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig
+from aurora_lora.tuner.ties import untie_all
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`"),
@@ -90,6 +91,17 @@ def test_they_stay_tied_while_none_of_them_is_adapted(family, tmp_path):
     assert merged.config.tie_word_embeddings
     assert merged.lm_head.weight is merged.get_input_embeddings().weight
     is_saved_as_it_is(merged, expected, tmp_path)
+
+
+def test_what_is_offloaded_is_taken_to_be_tied():
+    """There each module has a parameter of its own on meta, of one tensor in main memory."""
+    base = made("bart")
+    for place in ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
+        module = base.get_submodule(place)
+        module.weight = torch.nn.Parameter(module.weight.to("meta"))
+    untie_all(base)
+    assert base.config.tie_word_embeddings
+    assert base.all_tied_weights_keys
 
 
 def test_the_copies_are_trainable_if_the_weight_was(tmp_path):

@@ -116,9 +116,11 @@ def test_the_margin_of_a_question(summary: dict[str, Any]) -> None:
     for one in summary["settings"]:
         for form in one["by_form"].values():
             form["nll"] = {"scores": [0.5, 0.6, 0.5], "mean": 0.5, "std": 0.1}
+            form["accuracy_norm"] = form["nll"]
     assert [one.margin for one in answers(summary)] == [1.0, 1.0]  # in percent: 1 point if it is not named
     summary["study"]["questions"][0]["margin"] = 3.0
     assert [one.margin for one in answers(summary)] == [3.0, 1.0]
+    assert [one.margin for one in answers(summary, "accuracy_norm")] == [3.0, 1.0]  # in percent as well
     assert [one.margin for one in answers(summary, "nll")] == [None, None]  # the margin is one of accuracy
     for one in summary["settings"]:
         one["metric"] = "nll"

@@ -130,3 +130,9 @@ def test_a_switch_that_is_none() -> None:
     rows = [{"text": f"t {n}", "a": n % 2, "b": n} for n in range(9)]
     with pytest.raises(UserError, match=r"row 3: 'b' is 2, which is neither 0 nor 1"):
         load("multi-label", rows, {"text": ("text",), "label": ("a", "b")})
+
+
+def test_a_label_of_one_example_beside_test_data() -> None:
+    """It is for training: nothing of the test data is taken from the same rows."""
+    splits = load("classification", labelled([*["a", "b"] * 9, "c"]), test_data=[{"text": "new", "label": "a"}])
+    assert 2 in splits["train"]["label"]

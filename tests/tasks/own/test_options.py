@@ -82,3 +82,10 @@ def test_numbers_that_one_row_makes_decimals() -> None:
     rows[0]["answer"] = 7  # no place either
     with pytest.raises(UserError, match=r"row 1: the answer '7' is none of the options: .* one of them, A to D$"):
         load("choices", rows, QUESTION)
+
+
+@pytest.mark.parametrize("blank", ["", None])
+def test_an_answer_by_the_name_of_a_column_behind_a_blank_one(blank: str | None) -> None:
+    rows = [{"question": f"question {n}?", "w": "warm", "x": blank, "y": "cold", "answer": "y"} for n in range(20)]
+    example = load("choices", rows, {**QUESTION, "options": ("w", "x", "y")})["test"][0]
+    assert (example["choices"], example["label"]) == ([" warm", " cold"], 1)
