@@ -116,6 +116,16 @@ def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
     assert memory_bound._half_of_free(device) == 700
 
 
+@pytest.mark.parametrize(("on_this_machine", "size"), [("2", 250), (None, 125)])
+def test_processes_share_the_main_memory_of_their_machine(monkeypatch, on_this_machine, size):
+    monkeypatch.setattr(memory_bound, "free_memory", lambda: 1000)
+    monkeypatch.setattr(memory_bound, "processes", lambda: 4)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if on_this_machine is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", on_this_machine)
+    assert memory_bound.memory_bound(None, torch.device("cpu")).size == size
+
+
 def test_the_gpu_with_the_least_room_counts(monkeypatch):
     free = {torch.device("cuda", index): bytes_free for index, bytes_free in enumerate((4000, 1000, 3000))}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 9000))

@@ -39,6 +39,19 @@ class Once(IterableDataset[Tensor]):
         return self.rest
 
 
+class BeginsAnew(Iterator[Any]):
+    """After its end, as some loaders do."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches, self.at = list(batches), 0
+
+    def __next__(self) -> Any:
+        self.at = (self.at + 1) % (len(self.batches) + 1)
+        if not self.at:
+            raise StopIteration
+        return self.batches[self.at - 1]
+
+
 def own_generator() -> DataLoader[Tensor]:
     return DataLoader(Noisy(), 4, shuffle=True, drop_last=True, generator=torch.Generator())
 
@@ -50,6 +63,7 @@ LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
     "accelerate": lambda: DataLoader(Noisy(), 4, sampler=SeedableRandomSampler(Noisy(), data_seed=0)),
     "read once": lambda: DataLoader(Once(Noisy()[at] for at in range(10)), batch_size=None),
     "iterator": lambda: iter(own_generator()),
+    "begins anew": lambda: BeginsAnew(torch.full((4, 3), float(number)) for number in range(3)),
 }
 
 
@@ -140,6 +154,15 @@ def test_what_can_be_counted_is_held(wrap: Callable[[Tensor], Any], times: int) 
         one, other = ([batch["a"].clone() for batch in data.one_pass()] for _ in range(2))
     assert all(map(torch.equal, one, other))
     assert batches.times == times
+
+
+def test_an_input_whose_gradient_is_asked_for_has_one_in_each_pass() -> None:
+    """As embeddings may be: reentrant checkpointing gives no gradient where no input has one."""
+    data = Passes(iter([{"inputs_embeds": torch.ones(2, 3, requires_grad=True), "mask": torch.ones(2)}]))
+    data.hold()
+    for _ in range(2):
+        (batch,) = data.one_pass()
+        assert (batch["inputs_embeds"].requires_grad, batch["mask"].requires_grad) == (True, False)
 
 
 def test_batches_of_a_single_pass_are_not_held() -> None:

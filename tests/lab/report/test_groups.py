@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from scipy.stats import t
 
-from aurora_lora.lab.report.groups import Group, chosen, groups, interval, labels
+from aurora_lora.lab.report.groups import Group, chosen, groups, half_interval, interval, labels
 from aurora_lora.lab.report.tables import by_learning_rate
 from aurora_lora.training.reading import validate
 
@@ -25,6 +25,8 @@ def test_interval() -> None:
     low, high = t.interval(0.95, 2, loc=0.81, scale=0.01 / 3**0.5)
     assert interval(values) == pytest.approx((low, high))
     assert interval([1.0]) == (None, None)
+    assert half_interval(values) == pytest.approx(high - 0.81) == pytest.approx(0.81 - low)
+    assert half_interval([1.0]) == 0
 
 
 @pytest.mark.parametrize(
