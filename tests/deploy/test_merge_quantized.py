@@ -270,6 +270,27 @@ def test_rows_that_blocks_do_not_divide(tmp_path):
     assert (merged - expected).norm() < (quantised.logits(model, TEST) - expected).norm()
 
 
+@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
+def test_what_is_merged_is_what_the_next_call_computes_with(folder, quantisation):
+    """The scales of an 8-bit weight are held twice, the second time from the last call on."""
+    model = quantised.adapted(quantised.load(folder, quantisation), "lora")
+    merge_quantized(model, INPUTS)
+    merged = {path: dense(layer, model) for path, layer in layers(model).items()}
+    quantised.logits(model, TEST)
+    assert all(torch.equal(dense(layer, model), merged[path]) for path, layer in layers(model).items())
+
+
+def test_an_odd_number_of_weights_in_four_bits():
+    """Two to a byte, the last one by itself."""
+    torch.manual_seed(0)
+    bnb = importlib.import_module("bitsandbytes")
+    layer = bnb.nn.Linear4bit(5, 3, quant_type="nf4", compress_statistics=False).to("cpu")
+    held = format_of(layer, resolve_quantization_backend(layer))
+    before, grid = held.dense(), held.grid()
+    held.put(held.stored(grid.round(before), grid))
+    assert torch.equal(held.dense(), before)
+
+
 def test_of_many_batches_the_first_examples(folder):
     some, first = (quantised.adapted(quantised.load(folder, "nf4"), "lora") for _ in range(2))
     report = merge_quantized(some, INPUTS, examples=len(INPUTS[0]["input_ids"]) + 1)
