@@ -210,6 +210,7 @@ def test_the_work_on_a_wide_layer_counts_for_all_that_are_held_with_it():
 
 def test_llama3_8b_is_planned_at_full_size():
     """The plan needs shapes only: 96 distinct inputs, 61 GB of moments, in groups that fit in 8 GiB."""
+
     class Shape:
         def __init__(self, d):
             self.d_in, self.r = d, {"default": 2}
