@@ -19,7 +19,7 @@ class FormError(AuroraError, ValueError):
 
 
 class NotCalibratedError(AuroraError, RuntimeError):
-    """A merge or export needs the calibrated matrix, and `calibrate` has not run."""
+    """A merge or export of a trained adapter needs the calibrated matrix, and `calibrate` has not run."""
 
 
 class StaleCalibrationError(NotCalibratedError):

@@ -268,6 +268,13 @@ def test_training_goes_on_from_the_export_as_lora(model, make_bert, train_step, 
     assert isinstance(lora.peft_config["default"], LoraConfig)
 
 
+def test_a_new_adapter_is_exported_as_a_lora_of_zeros(make_bert, config, logits, tmp_path):
+    model = get_peft_model(make_bert(), config(init_weights="identity")).eval()
+    export_lora(model, tmp_path)
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+
+
 def test_what_is_refused(make_bert, config, batches, train_step, tmp_path):
     model = get_peft_model(make_bert(), config())
     with pytest.raises(NotCalibratedError, match="calibrate"):

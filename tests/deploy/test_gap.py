@@ -124,6 +124,7 @@ def test_without_calibration_or_labels(make_bert, config, batches):
 
 def test_a_new_adapter_loses_nothing(make_bert, config, batches):
     gap = merge_gap(get_peft_model(make_bert(), config(init_weights="identity")), batches)
+    assert {entry.form for entry in gap.layers} == {"static", "calibrated"}  # of which any map is exact, as B = 0
     assert all((entry.relative_error, entry.explained_variance) == (0, 1) for entry in gap.layers)
     assert gap.end_to_end[1].kl == pytest.approx(0, abs=1e-12)
 

@@ -11,7 +11,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import aurora_lora
-from aurora_lora import AlreadyMergedError, AuroraConfig, FormError, NotCalibratedError, set_form
+from aurora_lora import (
+    AlreadyMergedError,
+    AuroraConfig,
+    FormError,
+    NotCalibratedError,
+    StaleCalibrationError,
+    set_form,
+)
 from aurora_lora.ops import adaptive_nonlinear, nonlinear_columns
 from aurora_lora.ops.anl import ACTIVATIONS
 
@@ -197,6 +204,64 @@ def test_merge_before_calibration_names_both_ways_out():
         model.merge_and_unload()
     assert torch.equal(layer.base_layer.weight, before)
     assert layer.merged_adapters == []
+
+
+def test_a_new_adapter_merges_uncalibrated_as_its_update_is_zero(tmp_path):
+    """With B = 0 any linear map is exact; `calibrate` would change nothing."""
+    model, layer = adapt(init_weights="paper")
+    before = layer.base_layer.weight.detach().clone()
+    expected = model.eval()(X)
+    assert torch.equal(layer.get_delta_weight("default"), torch.zeros(7, 12))
+    lora_A, lora_B = layer.get_factors("default")
+    assert torch.equal(lora_A, layer.aurora_A["default"])
+    assert not lora_B.any()
+    aurora_lora.export_lora(model, tmp_path)
+    assert not layer.aurora_A_cal
+    for _ in range(2):
+        model.merge_adapter(safe_merge=True)
+        assert layer.merged_adapters == ["default"]
+        assert torch.equal(model(X), expected)
+        model.unmerge_adapter()
+    merged = model.merge_and_unload()
+    assert torch.equal(merged.lin.weight, before)
+    assert torch.equal(merged(X), expected)
+
+
+def test_one_weight_of_b_is_enough_to_need_a_calibration():
+    model, layer = adapt(init_weights="identity")
+    B = layer.aurora_B["default"].data
+    for value in (1e-30, float("nan")):
+        B[-1, -1] = value
+        with pytest.raises(NotCalibratedError):
+            model.merge_and_unload()
+    B.zero_()
+    aurora_lora.calibrate(model, [X])
+    layer.aurora_A["default"].data += 1
+    with pytest.raises(StaleCalibrationError):  # there is a matrix, and it is another's
+        model.merge_and_unload()
+
+
+def test_an_idle_layer_beside_a_trained_one_needs_no_calibration_of_its_own():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = get_peft_model(base, AuroraConfig(target_modules=["0", "1"])).eval()
+    idle, trained = model.base_model.model
+    nn.init.ones_(trained.aurora_B["default"])
+    with pytest.raises(NotCalibratedError):
+        model.merge_adapter()
+    assert not idle.merged
+    trained.calibration["default"].store(torch.randn(2, 4))
+    expected = model(X[..., :4])
+    torch.testing.assert_close(model.merge_and_unload()(X[..., :4]), expected)
+
+
+@pytest.mark.parametrize("B", [torch.zeros(7, 2, device="meta"), torch.zeros(0), torch.zeros(5)], ids=str)
+def test_nothing_follows_from_weights_that_are_elsewhere(B):
+    """On meta, or flat parts as FSDP and DeepSpeed have."""
+    model, layer = adapt(init_weights="identity")
+    layer.aurora_B["default"] = nn.Parameter(B)
+    with pytest.raises(NotCalibratedError):
+        model.merge_adapter()
 
 
 def test_the_dynamic_form_cannot_be_merged():

@@ -23,12 +23,12 @@ X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 BATCHES = [torch.randn(100, 6, generator=torch.Generator().manual_seed(1))]
 
 
-def adapted(form: str) -> Any:
+def adapted(form: str, init_weights: bool = False) -> Any:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-    config = AuroraConfig(target_modules=["0", "2"], init_weights=False, eval_form=form)
+    config = AuroraConfig(target_modules=["0", "2"], init_weights=init_weights, eval_form=form)
     model = get_peft_model(base, config).eval()
-    if form == "calibrated":
+    if form == "calibrated" and not init_weights:
         calibrate(model, BATCHES)
     return model
 
@@ -92,6 +92,13 @@ def test_merge_and_export(form: str, tmp_path: Path) -> None:
     model.unmerge_adapter()
     assert torch.equal(model(X), wanted)
     torch.testing.assert_close(model.merge_and_unload(safe_merge=True)(X), wanted)
+
+
+@torch.no_grad()
+def test_a_new_adapter_is_merged_uncalibrated(tmp_path: Path) -> None:
+    model: Any = adapted("calibrated", init_weights=True)
+    wanted = model(X)
+    assert torch.equal(offload(model, tmp_path, False).merge_and_unload()(X), wanted)
 
 
 def test_calibrate_and_gap(tmp_path: Path) -> None:

@@ -143,6 +143,17 @@ def test_the_rounding_is_said_of_the_layers_of_this_merge():
         model.unload()
 
 
+@pytest.mark.filterwarnings("ignore:Merging into quantised weights")
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_new_adapter_on_a_quantised_base(kind):
+    """Nothing to add, and nothing to calibrate."""
+    model, layer = adapt(kind, init_weights="identity")
+    expected = run(model.eval())
+    model.merge_adapter()
+    assert layer.merge_rounding == 0
+    torch.testing.assert_close(run(model), expected, rtol=0.05, atol=0.05)
+
+
 def test_a_calibrated_adapter_on_a_quantised_base():
     model, _ = adapt("nf4")
     calibrate(model, [X, X + 1])

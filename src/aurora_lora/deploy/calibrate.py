@@ -17,7 +17,6 @@ from ..forms import DYNAMIC, STATIC
 from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
 from ..tuner.adapters import plain_layers
 from ..tuner.fields import is_number, require
-from ..tuner.tensors import gathered
 from .batches import as_batches
 from .collector import Collector
 from .inputs import Runner
@@ -163,9 +162,9 @@ def _store(solutions: list[Solution]) -> None:
 
 
 def _of_idle(target: Target, adapter: str) -> LayerCalibration:
-    """Of a layer that no input reached and whose B is 0: any map of its inputs is exact, and A the simplest."""
-    layer = target.module
-    layer.calibration[adapter].store(gathered(layer.aurora_A[adapter].detach()))
+    """Of a layer that no input reached and whose B is 0."""
+    calibration = target.module.calibration[adapter]
+    calibration.store(calibration.simplest_matrix())
     return LayerCalibration(target.name, adapter, 0, 1.0, 0.0)
 
 
@@ -204,8 +203,8 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
 
 
 def _is_idle(layer: AuroraLayer, adapters: Sequence[str]) -> bool:
-    """Whether B is 0 in all of the adapters, as at the start."""
-    return all(not gathered(layer.aurora_B[name].detach()).any() for name in adapters)
+    """Whether all of the adapters are."""
+    return all(layer.calibration[name].is_idle for name in adapters)
 
 
 def check_unmerged(model: nn.Module, action: str) -> None:

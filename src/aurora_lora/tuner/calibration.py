@@ -143,8 +143,19 @@ class Calibration:
                 stacklevel=6,
             )
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the adapter adds nothing to any input: all of B is 0, as at the start. Costs a pass over B."""
+        B = gathered(self._B[self.adapter_name].detach())
+        # FSDP and DeepSpeed leave flat parts of a weight, of which nothing follows
+        return B.ndim == 2 and not B.is_meta and not B.any()
+
+    def simplest_matrix(self) -> Tensor:
+        """A, (r, d_in): of the maps that stand in for sigma(A x) where the adapter is idle, as any does exactly."""
+        return gathered(self._weights[0][self.adapter_name].detach())
+
     def fresh_matrix(self) -> Tensor:
-        """A_cal, (r, d_in).
+        """A_cal, (r, d_in); of an idle adapter that has none, A.
 
         Raises:
             FormError: the adapter was trained in the static form, and needs none.
@@ -154,6 +165,8 @@ class Calibration:
         if self.config.train_form == STATIC:
             raise FormError(f"{name} was trained in the static form, which is its only one.")
         if not self.exists:
+            if self.is_idle:
+                return self.simplest_matrix()
             raise NotCalibratedError(f"{name} is not calibrated: {WAYS_OUT}.")
         if not self.check():
             raise StaleCalibrationError(f"{_outdated(self.adapter_name)}: {WAYS_OUT}.")

@@ -66,7 +66,8 @@ class AuroraConfig(PeftConfig):
         eval_form: what `model.eval()` computes and what merge and export produce: `"calibrated"`,
             `B A_cal x` with the best linear stand-in that `calibrate` finds; `"static"`, the paper's merge (Eq. 9); or
             `"dynamic"`, which cannot be merged. `None` is calibrated after dynamic training and static after static
-            training. Until `calibrate` has run, the calibrated form computes the dynamic one and refuses to merge.
+            training. Until `calibrate` has run, the calibrated form computes the dynamic one and refuses to merge,
+            unless B is 0, as at the start, where every form adds nothing.
         fixed_activation: the activation of Eq. 6: `"tanh"`, `"leaky_relu"`, `"sigmoid"`, `"relu"`.
             `None` leaves F out.
         spline: how Eq. 7 is read: `"channelwise"` or `"summed"`. `None` leaves L out. With

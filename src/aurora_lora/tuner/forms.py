@@ -22,7 +22,7 @@ from .fields import one_of
 
 
 def check_calibrated(model: nn.Module) -> None:
-    """See that each active adapter has a calibrated matrix that belongs to its present weights.
+    """See that each active adapter has a calibrated matrix that belongs to its present weights, or B = 0.
 
     Raises:
         NotCalibratedError, StaleCalibrationError: one has none, or an outdated one.

@@ -251,11 +251,13 @@ class AdapterState(nn.Module, BaseTunerLayer):
             form: `"static"`, `"calibrated"`, or None for what the adapter's `eval_form` names.
 
         Returns:
-            lora_A (r, d_in) = sigma(A) or A_cal, and lora_B (d_out, r) = s B, in at least float32.
+            lora_A (r, d_in) = sigma(A) or A_cal, and lora_B (d_out, r) = s B, in at least float32. Where there is no
+            A_cal and B is 0, as at the start, lora_A is A.
 
         Raises:
             FormError: the form is dynamic, which is no linear map.
-            NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix, or an old one.
+            NotCalibratedError, StaleCalibrationError: the form is calibrated and there is no matrix though B is not 0,
+                or an old one.
         """
         config = self.aurora_config[adapter_name]
         form = config.resolved_eval_form if form is None else form
