@@ -1,10 +1,12 @@
+from typing import get_args
+
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
 
 from aurora_lora import AuroraConfig, FormError, calibrate, set_form
-from aurora_lora.forms import FORMS, MERGED, form_named
+from aurora_lora.forms import FORMS, MERGED, FormName, TrainForm, form_named
 from aurora_lora.lab.report.colours import FORM_STYLES
 from aurora_lora.training.score_tables import score_table
 
@@ -25,6 +27,11 @@ def test_what_the_table_says_of_a_form_is_what_the_adapter_does(name: str) -> No
     else:
         with pytest.raises(ValueError, match="train_form"):
             AuroraConfig(train_form=name)
+
+
+def test_the_types_have_the_forms_of_the_table() -> None:
+    assert get_args(FormName) == tuple(FORMS)
+    assert get_args(TrainForm) == tuple(name for name, form in FORMS.items() if form.trainable)
 
 
 def test_the_order_is_that_of_the_table() -> None:

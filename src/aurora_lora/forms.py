@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal
+
+FormName = Literal["dynamic", "static", "calibrated"]
+"""The forms, which are told of in `FORMS`."""
+TrainForm = Literal["dynamic", "static"]
+"""Those that can be trained in."""
 
 MERGED = "merged"
 """The single form of every method but AuroRA: it has this name in results also where `merge` refuses."""
-CALIBRATED = "calibrated"
+CALIBRATED: Final = "calibrated"
 """The form that `calibrate` makes."""
-DYNAMIC = "dynamic"
+DYNAMIC: Final = "dynamic"
 """The form `B sigma(A x)`."""
-STATIC = "static"
+STATIC: Final = "static"
 """The form that the paper merges, `B sigma(A) x`."""
-REFERENCE_FORM = DYNAMIC
+REFERENCE_FORM: Final = DYNAMIC
 """The form that the others are compared with."""
 
 

@@ -1,11 +1,13 @@
 """AuroraConfig: defaults, presets, what is refused, and its way through a file."""
 
+import dataclasses
 import json
 import pickle
 from collections import UserDict, UserList
 from collections.abc import Sequence
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
+from transformers import HfArgumentParser
 
 from aurora_lora import AuroraConfig
+from aurora_lora.ops.anl import ACTIVATIONS
 
 
 def test_defaults_are_the_papers_sizes():
@@ -120,6 +124,75 @@ def test_bad_values_name_the_field_the_value_and_what_is_allowed(fields, message
     with pytest.raises(ValueError, match=message) as caught:
         AuroraConfig(**fields)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("r", 0), ("eval_form", "static_"), ("train_form", "static_"), ("spline_range", None), ("rank_pattern", {"0": 0})],
+)
+def test_fields_that_were_set_since_are_checked_when_an_adapter_is_made(field, value):
+    config = AuroraConfig(target_modules=["0"])
+    setattr(config, field, value)
+    base = nn.Sequential(nn.Linear(8, 6))
+    with pytest.raises(ValueError, match=f"{field}.* is not allowed"):
+        get_peft_model(base, config)
+    model = get_peft_model(base, AuroraConfig(target_modules=["0"]))  # nothing is left of the refused one
+    with pytest.raises(ValueError, match=f"{field}.* is not allowed"):
+        model.add_adapter("other", config)
+    assert list(model.peft_config) == ["default"]
+    assert list(model.base_model.model[0].aurora_A) == ["default"]
+
+
+def test_fields_that_were_set_since_become_what_a_file_holds(tmp_path):
+    config = AuroraConfig()
+    config.target_modules, config.r, config.init_weights = ["0"], np.int64(3), True
+    get_peft_model(nn.Sequential(nn.Linear(8, 6)), config).save_pretrained(tmp_path)
+    assert (config.target_modules, type(config.r), config.init_weights) == ({"0"}, int, "identity")
+    assert AuroraConfig.from_pretrained(tmp_path).r == 3
+
+
+CHOICES = {
+    "train_form": ("dynamic", "static"),
+    "eval_form": ("dynamic", "static", "calibrated", None),
+    "fixed_activation": (*ACTIVATIONS, None),
+    "spline": ("channelwise", "summed", None),
+    "init_weights": ("identity", "paper", True, False),
+    "bias": ("none", "all", "aurora_only"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_types_of_choices_are_what_is_allowed(name):
+    """A type checker and an editor know them; what is said of a value that is none has all of them."""
+    hint = get_type_hints(AuroraConfig)[name]
+    members = [one for one in get_args(hint) if get_origin(one) is Literal] or [hint]
+    optional = (None,) if type(None) in get_args(hint) else ()
+    assert (*get_args(members[0]), *optional) == CHOICES[name]
+    for value in CHOICES[name]:
+        assert AuroraConfig(**{name: value}).to_dict()[name] in (value, "identity")
+    with pytest.raises(ValueError, match=f"{name}='nope'") as caught:
+        AuroraConfig(**{name: "nope"})
+    assert all(repr(value) in str(caught.value) for value in CHOICES[name])
+
+
+def test_a_script_takes_the_choices_as_its_options():
+    """Transformers' parser takes no whole config, of LoRA neither: it cannot read some unions of PEFT's fields."""
+    hints, fields = get_type_hints(AuroraConfig), {one.name: one for one in dataclasses.fields(AuroraConfig)}
+    script = dataclasses.make_dataclass(
+        "Script", [(name, hints[name], dataclasses.field(default=fields[name].default)) for name in CHOICES]
+    )
+    assert HfArgumentParser(script).parse_args_into_dataclasses([])[0] == script()
+    options = ["--train_form", "static", "--eval_form", "static", "--spline", "summed", "--init_weights", "False"]
+    (given,) = HfArgumentParser(script).parse_args_into_dataclasses([*options, "--bias", "all"])
+    config = AuroraConfig(**dataclasses.asdict(given))
+    assert (config.resolved_eval_form, config.spline, config.init_weights, config.bias) == (
+        "static",
+        "summed",
+        False,
+        "all",
+    )
+    with pytest.raises(SystemExit):
+        HfArgumentParser(script).parse_args_into_dataclasses(["--spline", "cubic"])
 
 
 def test_numbers_and_names_become_what_a_file_holds():

@@ -280,12 +280,38 @@ def test_static_training_has_no_other_form():
         aurora_lora.calibrate(model, [X])
 
 
+def test_set_form_says_what_it_has_set():
+    """As the last line of a notebook's cell it is printed."""
+    model, _ = adapt()
+    assert repr(set_form(model, "static")) == "set_form('static', of 'default')"
+    model.add_adapter("other", AuroraConfig(target_modules=["lin"]))
+    assert repr(set_form(model, "dynamic", adapter_name="other")) == "set_form('dynamic', of 'other')"
+    model.base_model.set_adapter(["default", "other"])
+    assert repr(set_form(model, "dynamic")) == "set_form('dynamic', of 'default', 'other')"
+
+
+@pytest.mark.parametrize("form", ["static_", None, ["static"], "merged"])
+def test_a_form_that_is_set_by_hand_is_checked(form):
+    """`eval_form` is looked up in each pass: one that is misspelt must not pass for the calibrated."""
+    model, layer = adapt()
+    model.eval()
+    model.peft_config["default"].eval_form = form
+    if form is None:
+        assert layer.form("default") == "dynamic"
+        return
+    for use in (lambda: model(X), model.merge_adapter, lambda: layer.get_factors("default")):
+        with pytest.raises(ValueError, match=r"eval_form=.* is not allowed: it must be one of None, 'dynamic'"):
+            use()
+
+
 def test_set_form_refuses_what_does_not_exist():
     model, _ = adapt()
     with pytest.raises(ValueError, match=r"'merged'.*'calibrated'"):
         set_form(model, "merged")
     with pytest.raises(ValueError, match="no AuroRA adapter named 'other'"):
-        set_form(model, "static", "other")
+        set_form(model, "static", adapter_name="other")
+    with pytest.raises(TypeError, match=r"adapter_name=\['default'\] is not allowed: it must be one name, or None"):
+        set_form(model, "static", adapter_name=["default"])
     with pytest.raises(ValueError, match="no AuroRA adapter"):
         set_form(Net(), "static")
 

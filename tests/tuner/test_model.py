@@ -374,7 +374,7 @@ def test_a_config_object_can_be_used_for_two_adapters(make_bert, config):
     model = get_peft_model(make_bert(), shared)
     assert model.peft_config["default"] is shared  # as in PEFT
     model.add_adapter("other", shared)
-    set_form(model, "static", "other")
+    set_form(model, "static", adapter_name="other")
     assert (model.peft_config["other"].eval_form, model.peft_config["default"].eval_form) == ("static", None)
     for _, layer in aurora_layers(model):
         assert layer.aurora_config["other"] is model.peft_config["other"]

@@ -220,7 +220,7 @@ def trained_state(model: nn.Module) -> Iterator[None]:
         stack.enter_context(evaluated(model))
         for name, config in active_configs(model).items():
             if config.train_form == DYNAMIC:
-                stack.enter_context(set_form(model, DYNAMIC, name))
+                stack.enter_context(set_form(model, DYNAMIC, adapter_name=name))
         yield
 
 

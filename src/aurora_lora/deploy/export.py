@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..finite import check_finite
 from ..folders import new_folder, settle
+from ..forms import FormName
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.adapters import adapter_names, check_not_merged, no_adapter
 from ..tuner.calibration import BUFFERS
@@ -33,7 +34,7 @@ OF_ONE_FORMAT = {"prefix": DIFFUSERS, "processor": PEFT, "base_name": PEFT, "all
 def export_lora(
     model: nn.Module,
     folder: str | Path,
-    form: str | None = None,
+    form: FormName | None = None,
     *,
     adapter_name: str | None = None,
     dtype: torch.dtype | str = torch.float32,
@@ -164,7 +165,7 @@ def _auto_mapping(config: LoraConfig, model: nn.Module) -> dict[str, str] | None
 
 
 def lora_factors(
-    model: nn.Module, form: str | None = None, *, adapter_name: str | None = None
+    model: nn.Module, form: FormName | None = None, *, adapter_name: str | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The exact LoRA factors of each layer: path in the plain model -> lora_A (r, d_in), lora_B (d_out, r); with scale.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import NotCalibratedError
 from ..finite import nan_as_infinite
-from ..forms import CALIBRATED, DYNAMIC, STATIC
+from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from ..tuner.adapters import active_layers
 from ..tuner.fields import one_of
@@ -186,12 +186,14 @@ def _gap_of_forms(model: nn.Module, data: Passes, metric: Metric | None, *, perp
     forms = _forms(model)
     with trained_state(model), Runner(model, "merge_gap") as runner:
         sums = FormSums(model, runner, [form for form in forms if form != DYNAMIC])
-        variants = {form: partial(set_form, model, form) for form in forms}
+        variants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            form: partial(set_form, model, form) for form in forms
+        }
         ends, n = compare(runner, data.one_pass(), variants, metric, watch=sums.watching, perplexity=perplexity)
     return MergeGap(sums.result(), ends, n)
 
 
-def _forms(model: nn.Module) -> tuple[str, ...]:
+def _forms(model: nn.Module) -> tuple[FormName, ...]:
     """The forms that can be compared; calibrated only where every active adapter has a fresh matrix."""
     with set_form(model, DYNAMIC):  # refuses adapters that were trained static
         pass

@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..forms import FormName
 from ..tuner import AuroraLayer, active_layers
 from .float64 import ROUNDING, float64_pieces, to_float64
 from .inputs import Runner, not_reached, watched_inputs
@@ -36,7 +37,7 @@ class LayerGap:
 class FormSums:
     """The squared errors of each layer's linear maps, summed over the inputs that reach it."""
 
-    def __init__(self, model: nn.Module, runner: Runner, forms: list[str]) -> None:
+    def __init__(self, model: nn.Module, runner: Runner, forms: list[FormName]) -> None:
         self.runner = runner
         self.layers: dict[tuple[str, str], _LayerSums] = {}
         for path, layer, name in active_layers(model):
@@ -66,7 +67,7 @@ class FormSums:
 class _LayerSums:
     """The sums of one adapter of one layer. |B v|^2 = v^T (B^T B) v is taken in the rank space."""
 
-    def __init__(self, layer: AuroraLayer, name: str, forms: list[str]) -> None:
+    def __init__(self, layer: AuroraLayer, name: str, forms: list[FormName]) -> None:
         self.layer, self.name = layer, name
         factors = {form: layer.get_factors(name, form) for form in forms}
         self.matrices = {form: to_float64(lora_A) for form, (lora_A, _) in factors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import get_peft_model_state_dict
@@ -13,7 +13,7 @@ from ..deploy import export_lora
 from ..deploy.export import of_one_rank
 from ..deploy.export_diffusers import write_component
 from ..deploy.export_file import check_replaceable, in_dtype
-from ..forms import form_named
+from ..forms import FormName, form_named
 from ..methods.aurora import AuroraMethod
 from ..tuner.stacked import plain_path
 
@@ -55,7 +55,7 @@ def write_lora(model: nn.Module, folder: Path, method: Method, form: str, dtype:
             folder that holds anything but an earlier export.
     """
     if isinstance(method, AuroraMethod):
-        export_lora(model, folder, form, format="diffusers", dtype=dtype)
+        export_lora(model, folder, cast("FormName", form), format="diffusers", dtype=dtype)
         return
     weights = in_dtype(_lora_state(model), dtype)
     check_replaceable(folder)

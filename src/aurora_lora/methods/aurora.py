@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..forms import CALIBRATED
 from ..tuner.config import PAPER, PAPER_DYNAMIC, PAPER_STATIC, AuroraConfig
@@ -14,6 +14,8 @@ from .start import PROBED, ProbedMethod, probing
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..forms import FormName
 
 
 def _config_maker(preset: Options) -> Callable[..., Any]:
@@ -50,7 +52,7 @@ class AuroraMethod(ProbedMethod):
 
         if form == CALIBRATED:  # eval() would compute the dynamic form where there is no such matrix
             check_calibrated(model)
-        context: AbstractContextManager[Any] = set_form(model, form)
+        context: AbstractContextManager[Any] = set_form(model, cast("FormName", form))
         return context
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..errors import FormError
-from ..forms import MERGED
+from ..forms import MERGED, FormName
 from ..tuner import AuroraLayer
 from ..tuner.stacked import by_plain_path
 from ..tuner.tensors import gathered
@@ -40,7 +40,7 @@ def low_rank_updates(model: nn.Module, form: str = MERGED) -> dict[str, Factors]
 def _factors(module: nn.Module, form: str) -> Factors | None:
     if isinstance(module, AuroraLayer):
         (name,) = _active(module, module.aurora_A)
-        lora_A, lora_B = module.get_factors(name, form)
+        lora_A, lora_B = module.get_factors(name, cast("FormName", form))
         return lora_B.detach(), lora_A.detach()
     if isinstance(module, LoraLayer):
         (name,) = _active(module, module.lora_A)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +19,11 @@ Kept = tuple[Tensor | None, ...]
 Derivatives = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """u = sigma(z) again, and the derivatives dz, dH and dW_s."""
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Activation = Literal["tanh", "leaky_relu", "sigmoid", "relu"]
+Spline = Literal["channelwise", "summed"]
+SPLINES: tuple[Spline, ...] = get_args(Spline)
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "leaky_relu": lambda z: functional.leaky_relu(z, LEAKY_RELU_SLOPE),
     "sigmoid": torch.sigmoid,
@@ -30,8 +35,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ANL:
     """What sigma is made of. The weights are passed beside it; see `adaptive_nonlinear`."""
 
-    fixed_activation: str | None = "tanh"
-    spline: str | None = "channelwise"
+    fixed_activation: Activation | None = "tanh"
+    spline: Spline | None = "channelwise"
     grid_size: int = 5
     order: int = 3
     spline_range: tuple[float, float] = (-1.0, 1.0)

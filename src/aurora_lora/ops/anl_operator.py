@@ -7,12 +7,12 @@ there. torch.compile sees one opaque call, from which z alone is kept for the ba
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .anl import ANL, Derivatives, Kept
+from .anl import ANL, Activation, Derivatives, Kept, Spline
 from .anl_aten import aten_backward, aten_forward
 
 # ---------------------------------------------------------------- as functions of an ANL
@@ -61,7 +61,7 @@ _WEIGHTS = "Tensor? H, Tensor? spline_weight"
 
 
 def _anl(fixed_activation: str, spline: str, grid_size: int, order: int, low: float, high: float, skip: bool) -> ANL:
-    return ANL(fixed_activation, spline, grid_size, order, (low, high), skip)
+    return ANL(cast("Activation", fixed_activation), cast("Spline", spline), grid_size, order, (low, high), skip)
 
 
 # ---------------------------------------------------------------- the operators

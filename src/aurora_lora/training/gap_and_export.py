@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from ..deploy.export_file import check_replaceable
 from ..deploy.formats import check_quantization
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..folders import is_occupied, new_folder, settle
-from ..forms import CALIBRATED
+from ..forms import CALIBRATED, FormName
 from ..methods.aurora import AuroraMethod
 from ..methods.base import PeftMethod
 from ..tasks.models import hub_name
@@ -107,7 +108,15 @@ def export(
     base = hub_name(run.recipe.model)
     try:
         with new_folder(output, last=[CONFIG_NAME]) as partial:
-            export_lora(model, partial, form, dtype=dtype, processor=processor, base_name=base, all_layers=all_layers)
+            export_lora(
+                model,
+                partial,
+                cast("FormName", form),
+                dtype=dtype,
+                processor=processor,
+                base_name=base,
+                all_layers=all_layers,
+            )
             name_revision(partial, run.recipe)
             if carded:
                 write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding_of(model.config)), form)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from ..forms import CALIBRATED, DYNAMIC, FORMS, STATIC
-from ..ops.anl import ACTIVATIONS, ANL
+from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName, TrainForm
+from ..ops.anl import ACTIVATIONS, ANL, SPLINES, Activation, Spline
 from .fields import (
     ALPHA,
     MAX_RANK,
@@ -31,9 +31,9 @@ from .registration import METHOD
 
 AS_GIVEN = "_calibrated_as_given"
 """Where a config remembers its `calibrated` of before its first adapter: PEFT shares the object among models."""
-TRAIN_FORMS = tuple(name for name, form in FORMS.items() if form.trainable)
-SPLINES = ("channelwise", "summed")
-BIASES = ("none", "all", "aurora_only")
+InitWeights = Literal["identity", "paper", True, False]
+Bias = Literal["none", "all", "aurora_only"]
+_FORMS: tuple[FormName, ...] = get_args(FormName)
 PAPER: dict[str, Any] = {
     "train_form": DYNAMIC,
     "eval_form": STATIC,
@@ -107,17 +107,19 @@ class AuroraConfig(PeftConfig):
     r: int = field(default=2, metadata={"help": "Rank."})
     alpha: float = field(default=4, metadata={"help": "The update is scaled by alpha / r."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout probability on x before A."})
-    train_form: str = field(default=DYNAMIC, metadata={"help": "What train() computes: 'dynamic' or 'static'."})
-    eval_form: str | None = field(
+    train_form: TrainForm = field(default=DYNAMIC, metadata={"help": "What train() computes: 'dynamic' or 'static'."})
+    eval_form: FormName | None = field(
         default=None, metadata={"help": "What eval() computes: 'calibrated', 'static' or 'dynamic'; None to match."}
     )
-    fixed_activation: str | None = field(default="tanh", metadata={"help": "Activation of Eq. 6; None leaves F out."})
-    spline: str | None = field(default="channelwise", metadata={"help": "Reading of Eq. 7; None leaves L out."})
+    fixed_activation: Activation | None = field(
+        default="tanh", metadata={"help": "Activation of Eq. 6; None leaves F out."}
+    )
+    spline: Spline | None = field(default="channelwise", metadata={"help": "Reading of Eq. 7; None leaves L out."})
     spline_grid_size: int = field(default=5, metadata={"help": "Grid intervals of the B-spline."})
     spline_order: int = field(default=3, metadata={"help": "Polynomial degree of the B-spline."})
     spline_range: tuple[float, float] = field(default=(-1.0, 1.0), metadata={"help": "Interval of the grid."})
     skip: bool = field(default=True, metadata={"help": "sigma(z) = z + F(z) + L(z)."})
-    init_weights: str | bool = field(default="identity", metadata={"help": "'identity', 'paper' or False."})
+    init_weights: InitWeights = field(default="identity", metadata={"help": "'identity', 'paper' or False."})
     use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)."})
     calibrated: bool = field(default=False, metadata={"help": "Set by calibrate: the adapter has calibrated matrices."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
@@ -131,15 +133,25 @@ class AuroraConfig(PeftConfig):
         default=None, metadata={"help": "Tokens whose embedding vectors are trained too."}
     )
     target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported: refused."})
-    bias: str = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'aurora_only'."})
+    bias: Bias = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'aurora_only'."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Weights are stored as (d_in, d_out)."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[METHOD.upper()]
-        if self.init_weights is True:
-            self.init_weights = "identity"
-        self._check()
+        self.check()
+
+    def check(self) -> None:
+        """See that each field is what is allowed, as it may have been set since the config was made.
+
+        Raises:
+            ValueError: for one that is not; the message names the field, the value and what is allowed.
+        """
+        self._check_choices()
+        self._check_numbers()
+        self._check_names()
+        self._check_patterns()
+        self._check_together()
         self._as_in_a_file()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,6 +160,8 @@ class AuroraConfig(PeftConfig):
 
     def _as_in_a_file(self) -> None:
         """Plain types, so that what is saved reads back as itself; names of modules are sets, as in PEFT."""
+        if self.init_weights is True:
+            self.init_weights = "identity"
         for name in ("target_modules", "exclude_modules"):
             if is_list_of(is_name, given := getattr(self, name)):
                 setattr(self, name, set(given))
@@ -161,30 +175,29 @@ class AuroraConfig(PeftConfig):
         self.alpha_pattern = {name: _plain(alpha) for name, alpha in self.alpha_pattern.items()}
         self.spline_range = (float(self.spline_range[0]), float(self.spline_range[1]))
 
-    def _check(self) -> None:
+    def _check_choices(self) -> None:
+        one_of("train_form", self.train_form, get_args(TrainForm))
+        one_of("eval_form", self.eval_form, (None, *_FORMS))
+        one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
+        one_of("spline", self.spline, (*SPLINES, None))
+        one_of("init_weights", self.init_weights, get_args(InitWeights))
+        one_of("bias", self.bias, get_args(Bias))
+        for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
+            one_of(name, getattr(self, name), (True, False))
+
+    def _check_numbers(self) -> None:
         for name, least, most in (("r", 1, MAX_RANK), ("spline_grid_size", 1, 1024), ("spline_order", 0, 16)):
             given = getattr(self, name)
             require(is_int(given, least), name, given, f"a whole number of at least {least}")
             require(is_int(given, least, most), name, given, f"a whole number of at most {most}")
         require(is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
-        one_of("train_form", self.train_form, TRAIN_FORMS)
-        one_of("eval_form", self.eval_form, (None, *FORMS))
-        one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
-        one_of("spline", self.spline, (*SPLINES, None))
-        one_of("init_weights", self.init_weights, ("identity", "paper", True, False))
-        one_of("bias", self.bias, BIASES)
-        for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
-            one_of(name, getattr(self, name), (True, False))
         require(
             is_grid(self.spline_range, self.spline_grid_size),
             "spline_range",
             self.spline_range,
             "two finite numbers (low, high) with low < high, whose grid float32 can tell apart",
         )
-        self._check_names()
-        self._check_patterns()
-        self._check_together()
 
     def _check_names(self) -> None:
         """The fields that say which modules, layers and tokens."""
@@ -240,13 +253,19 @@ class AuroraConfig(PeftConfig):
         )
 
     @property
-    def forms(self) -> tuple[str, ...]:
+    def forms(self) -> tuple[FormName, ...]:
         """The forms that differ and can be evaluated: one after static training or for plain LoRA, else all three."""
-        return (STATIC,) if self.train_form == STATIC or self.anl.is_identity else tuple(FORMS)
+        return (STATIC,) if self.train_form == STATIC or self.anl.is_identity else _FORMS
 
     @property
-    def resolved_eval_form(self) -> str:
-        """What `eval()` computes and merge produces: the only form, or `eval_form`, or what `None` stands for."""
+    def resolved_eval_form(self) -> FormName:
+        """What `eval()` computes and merge produces: the only form, or `eval_form`, or what `None` stands for.
+
+        Raises:
+            ValueError: `eval_form` was set to what is none.
+        """
+        if self.eval_form is not None and self.eval_form not in _FORMS:
+            one_of("eval_form", self.eval_form, (None, *_FORMS))
         return STATIC if len(self.forms) == 1 else self.eval_form or CALIBRATED
 
     def scaling(self, r: int, alpha: float) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import get_args
 
 from torch import nn
 
 from ..errors import FormError
-from ..forms import CALIBRATED, FORMS, STATIC
+from ..forms import CALIBRATED, STATIC, FormName
 from .adapters import (
     active_adapters,
     active_layers,
@@ -18,7 +19,7 @@ from .adapters import (
     plain_layers,
 )
 from .config import AuroraConfig
-from .fields import one_of
+from .fields import one_of, short
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -53,12 +54,15 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
 
     Raises:
         ValueError: no such form or adapter, or no AuroRA adapter in the model.
+        TypeError: `adapter_name` is no string, as a list of names is.
         FormError: the adapter was trained in the static form, which is its only one.
         AlreadyMergedError: it is merged at present.
     """
 
-    def __init__(self, model: nn.Module, form: str, adapter_name: str | None = None) -> None:
-        one_of("form", form, tuple(FORMS))
+    def __init__(self, model: nn.Module, form: FormName, *, adapter_name: str | None = None) -> None:
+        one_of("form", form, get_args(FormName))
+        if not isinstance(adapter_name, str | None):
+            raise TypeError(f"adapter_name={short(adapter_name)} is not allowed: it must be one name, or None.")
         names = active_adapters(model) if adapter_name is None else [adapter_name]
         configs: dict[int, AuroraConfig] = {}
         for path, layer in plain_layers(model):
@@ -77,9 +81,13 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
                         )
         if adapter_name is not None and not configs:
             raise no_adapter(adapter_name, adapter_names(model))
+        self._form, self._names = form, names
         self._earlier = [(config, config.eval_form) for config in configs.values()]
         for config in configs.values():
             config.eval_form = form
+
+    def __repr__(self) -> str:
+        return f"set_form({self._form!r}, of {', '.join(map(repr, self._names))})"
 
     def __enter__(self) -> set_form:
         return self

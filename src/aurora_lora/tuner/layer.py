@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..finite import is_finite
+from ..forms import FormName
 from ..ops import sigma, without_autocast
 from .base_weight import check_takes_merge
 from .changed_weight import changed_by_others, keep_change, take_out
@@ -156,7 +157,7 @@ class AuroraLayer(AdapterState):
 
     # ---------------------------------------------------------------- merging
 
-    def get_delta_weight(self, adapter_name: str, form: str | None = None) -> Tensor:
+    def get_delta_weight(self, adapter_name: str, form: FormName | None = None) -> Tensor:
         """dW of Eq. 9 in the layout of the base weight, in at least float32. Errors as `get_factors`."""
         return self._product(*self.get_factors(adapter_name, form))
 

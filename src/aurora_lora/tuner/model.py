@@ -55,6 +55,7 @@ class AuroraModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As in PEFT; a config that another adapter of the model has is copied, as it holds the adapter's form.
+        Its fields are checked once more: they may have been set since it was made.
 
         TRL makes its reference policy by `add_adapter("ref", model.peft_config["default"])` and then copies what is
         named as LoRA's weights are: with that name and another adapter's own config, the weights are copied here. The
@@ -69,6 +70,7 @@ class AuroraModel(BaseTuner):
                 config.calibrated, config.eval_form = False, config.train_form
         else:  # calibrating another model's adapter may have changed it
             config.calibrated = vars(config).setdefault(AS_GIVEN, config.calibrated)
+        config.check()
         warn_of_fused_experts(config.target_modules, model)
         leave_out_uncalled(config, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FormError
-from ..forms import CALIBRATED, DYNAMIC, STATIC
+from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..ops import ANL, IDENTITY, identity_weights, sigma
 from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
-from .config import AuroraConfig
+from .config import AuroraConfig, InitWeights
 from .fields import one_of
 from .offloaded import AdapterBuffers, AdapterParameters
 from .original_weight import is_dequantized
@@ -125,7 +125,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
         return device, None if dtype is not None and is_float8(dtype) else dtype
 
-    def reset_aurora_parameters(self, adapter_name: str, init_weights: str | bool) -> None:
+    def reset_aurora_parameters(self, adapter_name: str, init_weights: InitWeights) -> None:
         """Initialise, see docs/deviations.md: A Kaiming-uniform and B = 0 as in LoRA; H and W_s by `init_weights`."""
         self.reset_A(self.aurora_A[adapter_name])
         if init_weights is False:
@@ -203,7 +203,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         """Whether every form computes the same linear map: plain LoRA (sigma(z) = z), or one-hot inputs."""
         return not self.has_forms or self.aurora_config[adapter_name].anl.is_identity
 
-    def form(self, adapter_name: str) -> str:
+    def form(self, adapter_name: str) -> FormName:
         """The form that the next forward computes for this adapter."""
         config = self.aurora_config[adapter_name]
         if self.forms_coincide(adapter_name):
@@ -244,7 +244,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def _anl_weights(self, adapter_name: str) -> tuple[Tensor | None, Tensor | None]:
         return self.aurora_H.get(adapter_name), self.aurora_spline_weight.get(adapter_name)
 
-    def get_factors(self, adapter_name: str, form: str | None = None) -> tuple[Tensor, Tensor]:
+    def get_factors(self, adapter_name: str, form: FormName | None = None) -> tuple[Tensor, Tensor]:
         """The linear update of a form as exact LoRA factors: `dW = lora_B @ lora_A` (Eq. 9).
 
         Args:

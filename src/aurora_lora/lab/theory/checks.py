@@ -13,7 +13,7 @@ from torch import Tensor
 from ..._version import __version__
 from ...forms import CALIBRATED, DYNAMIC, STATIC
 from ...ops import ANL, adaptive_nonlinear, nonlinear_columns
-from ...ops.anl import ACTIVATIONS
+from ...ops.anl import ACTIVATIONS, SPLINES
 from .approximation import Adapter, best_linear, isotropic_inputs, linear_floor, mean_square, output_floor, update
 from .rank_one import check_cases, check_reach, circle
 from .search import fit, fit_best, fit_supremum
@@ -37,7 +37,7 @@ INPUTS, HELD_OUT = 256, 4_096
 
 def every_anl() -> list[ANL]:
     """Every combination of activation, spline and skip that is not zero: 29, plain LoRA among them."""
-    options = itertools.product((*ACTIVATIONS, None), ("channelwise", "summed", None), (False, True))
+    options = itertools.product((*ACTIVATIONS, None), (*SPLINES, None), (False, True))
     return [ANL(act, spline, skip=skip) for act, spline, skip in options if act or spline or skip]
 
 
