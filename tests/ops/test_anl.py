@@ -1,12 +1,24 @@
 """sigma(z) against a plain loop over Eqs. 5 to 7, its gradients, and sigma(A) column by column."""
 
+import dataclasses
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis, nonlinear_columns, sigma
+from aurora_lora import AuroraConfig
+from aurora_lora.ops import (
+    ANL,
+    adaptive_nonlinear,
+    add_update,
+    bspline_basis,
+    linear_with_update,
+    nonlinear_columns,
+    sigma,
+)
+from aurora_lora.ops.anl import ACTIVATIONS, Activation
 
 ACTS = {
     "tanh": math.tanh,
@@ -21,7 +33,7 @@ PARTS = [
     for skip in (False, True)
     for grid_size, order in ((5, 3),)
     if activation or spline or skip
-] + [ANL("tanh", "summed", 4, 2), ANL("tanh", "channelwise", 7, 1, (-2.0, 3.0))]
+] + [ANL("tanh", "summed", 4, 2, skip=False), ANL("tanh", "channelwise", 7, 1, (-2.0, 3.0), skip=False)]
 
 
 def weights(anl: ANL, r: int) -> tuple[Tensor | None, Tensor | None]:
@@ -41,7 +53,7 @@ def sigma_by_loop(z: Tensor, H: Tensor | None, W: Tensor | None, anl: ANL) -> Te
         for i in range(r):
             out[i] += act(sum(float(H[i, j]) * inner[j] for j in range(r)))
     if anl.spline:
-        basis = [bspline_basis(z[i], anl.grid_size, anl.order, anl.spline_range) for i in range(r)]
+        basis = [bspline_basis(z[i], anl.spline_grid_size, anl.spline_order, anl.spline_range) for i in range(r)]
         for i in range(r):
             for k in range(anl.n_basis):
                 b = basis[i][k] if anl.spline == "channelwise" else sum(basis[j][k] for j in range(r))
@@ -71,7 +83,7 @@ def test_the_static_matrix_is_taken_column_by_column(anl):
         torch.testing.assert_close(got[:, column], expected, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("anl", [a for a in PARTS if a.order >= 2], ids=str)
+@pytest.mark.parametrize("anl", [a for a in PARTS if a.spline_order >= 2], ids=str)
 def test_gradcheck(anl):
     H, W = weights(anl, 2)
     z = (0.7 * torch.randn(5, 2, dtype=torch.float64)).requires_grad_()
@@ -91,7 +103,7 @@ def test_no_parts_and_a_skip_is_the_identity():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_computed_in_float32_also_under_autocast(dtype):
-    anl = ANL()
+    anl = ANL(skip=False)
     H, W = weights(anl, 2)
     z = torch.randn(64, 2).to(dtype)
     expected = adaptive_nonlinear(z.double(), H, W, anl)
@@ -106,10 +118,63 @@ def test_low_precision_is_computed_in_float32_also_under_autocast(dtype):
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
 def test_a_spline_of_order_0_at_its_knots(spline: str) -> None:
     """Intervals are half-open, [knot, next): z = 0, which masked features have, is on a knot of every even grid."""
-    anl = ANL(None, spline, 4, 0)  # the knots -1, -0.5, 0, 0.5, 1 are exact
+    anl = ANL(None, spline, 4, 0, skip=False)  # the knots -1, -0.5, 0, 0.5, 1 are exact
     z = torch.tensor([[-1.0], [-0.5], [0.0], [0.5], [1.0]], dtype=torch.float64)
     W = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64, requires_grad=True)
     for function in (sigma, adaptive_nonlinear):
         found = function(z, None, W, anl)
         assert found.flatten().tolist() == [1, 2, 3, 4, 0]
         assert torch.autograd.grad(found.sum(), W)[0].tolist() == [[1, 1, 1, 1]]
+
+
+BAD = [
+    ({"fixed_activation": "gelu"}, r"fixed_activation='gelu' .*'leaky_relu'"),
+    ({"spline": "foo"}, r"spline='foo' .*'channelwise', 'summed', None"),
+    ({"spline": True}, r"spline=True"),
+    ({"spline_grid_size": 0}, r"spline_grid_size=0 .*at least 1"),
+    ({"spline_grid_size": 2.0}, r"spline_grid_size=2\.0"),
+    ({"spline_order": 17}, r"spline_order=17 .*at most 16"),
+    ({"spline_range": (1, -1)}, r"spline_range=\(1, -1\) .*low < high"),
+    ({"skip": 1}, r"skip=1 .*True, False"),
+    ({"fixed_activation": None, "spline": None}, r"sigma = 0: .*skip=True"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=[str(fields) for fields, _ in BAD])
+def test_parts_that_there_are_not(fields, message):
+    """As `AuroraConfig` says it: the fields have its names."""
+    for make in (ANL, AuroraConfig):
+        with pytest.raises(ValueError, match=message):
+            make(**{"skip": False, **fields})
+
+
+def test_parts_are_those_of_a_config():
+    names = [field.name for field in dataclasses.fields(ANL)]
+    config = AuroraConfig(skip=False, spline_grid_size=4, spline_range=(-2, 2))
+    assert config.anl == ANL(**{name: getattr(config, name) for name in names})
+    assert AuroraConfig().anl == ANL(skip=True)
+    with pytest.raises(TypeError, match="skip"):  # the paper has none, and AuroraConfig one by default
+        ANL()
+    assert hash(ANL(spline_range=[-1, 1], skip=False)) == hash(ANL(skip=False))
+
+
+def test_activations_are_those_of_the_type():
+    assert get_args(Activation) == tuple(ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        adaptive_nonlinear,
+        sigma,
+        nonlinear_columns,
+        lambda z, H, W, anl: add_update(z, z, torch.ones(2, 2), torch.ones(2, 2), H, W, 1.0, anl),
+        lambda z, H, W, anl: linear_with_update(z, z, None, torch.ones(2, 2), torch.ones(2, 2), H, W, 1.0, anl),
+    ],
+)
+def test_missing_weights_are_named(compute):
+    z, H, W = torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 8)
+    with pytest.raises(ValueError, match=r"H=None does not go with fixed_activation='tanh': it must be \(r, r\)"):
+        compute(z, None, W, ANL(skip=True))
+    with pytest.raises(ValueError, match=r"spline_weight=None .* spline='channelwise': it must be \(r, 8\)"):
+        compute(z, H, None, ANL(skip=True))

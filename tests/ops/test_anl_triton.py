@@ -27,7 +27,9 @@ CHECKS = Path(__file__).with_name("triton_checks.py")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 PARTS = [
     ANL(act, spline, skip=skip)
-    for act, spline, skip in itertools.product(("tanh", "leaky_relu", None), ("channelwise", "summed", None), (0, 1))
+    for act, spline, skip in itertools.product(
+        ("tanh", "leaky_relu", None), ("channelwise", "summed", None), (False, True)
+    )
     if act or spline
 ]
 
@@ -95,9 +97,9 @@ def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch, target):
     triton.runtime.driver.set_active(Driver())
     try:
         for r, n, dtype, anl in (
-            (2, 4096, torch.bfloat16, ANL()),
+            (2, 4096, torch.bfloat16, ANL(skip=False)),
             (3, 1, torch.float64, ANL("sigmoid", "summed", 3, 2, skip=True)),  # a size of 1 is compiled in
-            (16, 33, torch.float32, ANL("relu")),
+            (16, 33, torch.float32, ANL("relu", skip=False)),
         ):
             du, z, H, W = make(anl, r, n, dtype)
             triton_forward(z, H, W, anl)
@@ -137,7 +139,9 @@ def test_the_operators_are_the_eager_formula(anl):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("anl", [ANL(), ANL(None, "summed", skip=True), ANL("relu", None)], ids=str)
+@pytest.mark.parametrize(
+    "anl", [ANL(skip=False), ANL(None, "summed", skip=True), ANL("relu", None, skip=False)], ids=str
+)
 def test_opcheck(anl, dtype):
     du, *tensors = make(anl, dtype=dtype)
     flat = anl_operator._flat(anl)
@@ -168,7 +172,7 @@ class Operators(TorchDispatchMode):
 
 
 def calls_of_sigma(r=2, anl=None, **where):
-    anl = anl or ANL()
+    anl = anl or ANL(skip=False)
     z, H, W = torch.randn(4, r, **where), torch.randn(r, r, **where), torch.randn(r, anl.n_basis, **where)
     with Operators() as seen:
         sigma(z, H, W, anl)
@@ -184,7 +188,7 @@ def test_they_are_used_where_triton_compiles(monkeypatch):
     assert calls_of_sigma() == 1
     assert calls_of_sigma(r=64) == 1
     assert calls_of_sigma(r=65) == 0  # more than the registers hold
-    assert calls_of_sigma(r=64, anl=ANL(grid_size=100)) == 0
+    assert calls_of_sigma(r=64, anl=ANL(spline_grid_size=100, skip=False)) == 0
     monkeypatch.setenv("AURORA_LORA_EAGER", "1")
     assert calls_of_sigma() == 0
 

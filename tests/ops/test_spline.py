@@ -74,3 +74,19 @@ def test_the_spline_that_is_the_identity(grid_size, order, spline_range):
     expected = z if order else low + step * (((z - low) / step).floor() + 0.5)
     weights = identity_weights(grid_size, order, spline_range).double()
     torch.testing.assert_close(bspline_basis(z, grid_size, order, spline_range) @ weights, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"grid_size": 0}, r"^grid_size=0 .*at least 1"),
+        ({"order": -1}, r"^order=-1 .*at least 0"),
+        ({"order": 99}, r"^order=99 .*at most 16"),
+        ({"spline_range": (1, -1)}, r"^spline_range=\(1, -1\) .*low < high"),
+    ],
+)
+def test_grids_that_are_none(fields, message):
+    with pytest.raises(ValueError, match=message):
+        bspline_basis(torch.zeros(3), **fields)
+    with pytest.raises(ValueError, match=message):
+        identity_weights(**fields)

@@ -91,7 +91,7 @@ def test_the_eager_path_is_the_formula(anl, monkeypatch):
     st.integers(0, 10**6),
 )
 def test_equals_the_eager_path_for_any_spline(parts, r, grid_size, order, low, width, seed):
-    anl = ANL(parts.fixed_activation, parts.spline, grid_size, order, (low, low + width), parts.skip)
+    anl = ANL(parts.fixed_activation, parts.spline, grid_size, order, (low, low + width), skip=parts.skip)
     tensors = make(anl, r=r, seed=seed)
     expected = value_and_gradients(formula, tensors, 0.5, anl)
     assert_same(value_and_gradients(add_update, tensors, 0.5, anl), expected, rtol=1e-8, atol=1e-8)
@@ -129,7 +129,9 @@ def test_second_derivatives(anl, by_hand, monkeypatch):
         assert_same(second_derivatives(sigma, (z, *weights), anl), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("anl", [ANL(), ANL("sigmoid", "summed", skip=True), ANL("tanh", None), IDENTITY], ids=str)
+@pytest.mark.parametrize(
+    "anl", [ANL(skip=False), ANL("sigmoid", "summed", skip=True), ANL("tanh", None, skip=False), IDENTITY], ids=str
+)
 def test_gradgradcheck(anl):
     tensors = make(anl, r=2, d_in=3, d_out=2, seed=3)
     assert torch.autograd.gradgradcheck(lambda *t: add_update(*t, 1.3, anl), tensors, atol=1e-5)
@@ -141,7 +143,7 @@ def test_gradgradcheck(anl):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_second_derivatives_of_a_float32_adapter_on_a_low_precision_result(dtype):
-    anl = ANL()
+    anl = ANL(skip=False)
     result, *rest = make(anl, dtype=torch.float32)
     tensors = [result.detach().to(dtype).requires_grad_(), *rest]
     expected = second_derivatives(formula, tensors, 1.7, anl)
@@ -152,7 +154,7 @@ def test_second_derivatives_of_a_float32_adapter_on_a_low_precision_result(dtype
 
 def test_second_derivatives_of_one_tensor_in_several_places():
     """What A is made of, or is itself, is not taken for the part that x has in the update."""
-    anl = ANL()
+    anl = ANL(skip=False)
     result, x, _, B, H, W = make(anl, d_in=4)
 
     def shared(path):
@@ -181,7 +183,7 @@ def test_a_gradient_penalty_of_a_model(train_form, monkeypatch):
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("anl", [ANL(), ANL(spline="summed", skip=True), IDENTITY], ids=str)
+@pytest.mark.parametrize("anl", [ANL(skip=False), ANL(spline="summed", skip=True), IDENTITY], ids=str)
 def test_with_the_base_layer_in_it(anl, with_bias):
     _, x, A, B, H, W = make(anl)
     generator = torch.Generator().manual_seed(9)
@@ -204,7 +206,7 @@ def test_with_the_base_layer_in_it(anl, with_bias):
 
 def test_the_output_can_be_changed_in_place():
     """DeBERTa divides its queries in place, through a view of the output of a linear layer."""
-    anl = ANL("tanh", "channelwise")
+    anl = ANL("tanh", "channelwise", skip=False)
     tensors = make(anl)
     weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
 
@@ -237,7 +239,7 @@ def test_an_empty_batch(anl, shape):
 
 
 def test_columns():
-    anl = ANL()
+    anl = ANL(skip=False)
     A, H, W = torch.randn(2, 9), torch.randn(2, 2), torch.randn(2, 8)
     torch.testing.assert_close(sigma(A.T, H, W, anl).T, nonlinear_columns(A, H, W, anl))
     z = torch.randn(3, 4, 2)
@@ -256,7 +258,7 @@ def test_the_pieces_are_the_basis(grid_size, order):
 
 
 def test_float32_keeps_its_precision_on_a_fine_grid():
-    anl = ANL(None, "channelwise", 50, 3)
+    anl = ANL(None, "channelwise", 50, 3, skip=False)
     z = torch.linspace(-1.2, 1.2, 5001, dtype=torch.float64)[:, None]
     W = torch.randn(1, 53, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = adaptive_nonlinear(z, None, W, anl)
@@ -268,7 +270,7 @@ def test_float32_keeps_its_precision_on_a_fine_grid():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision(dtype):
-    anl = ANL()
+    anl = ANL(skip=False)
     tensors = [t if t is None else t.detach().requires_grad_() for t in make(anl, dtype=dtype)]
     exact = value_and_gradients(formula, [t.detach().double().requires_grad_() for t in tensors], 1.7, anl)
     found = value_and_gradients(add_update, tensors, 1.7, anl)
@@ -281,7 +283,7 @@ def test_low_precision(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_float32_adapter_on_a_low_precision_result(dtype):
-    anl = ANL()
+    anl = ANL(skip=False)
     result, *rest = make(anl, dtype=torch.float32)
     tensors = [result.detach().to(dtype).requires_grad_(), *rest]
     expected = value_and_gradients(formula, tensors, 1.7, anl)
@@ -290,7 +292,7 @@ def test_a_float32_adapter_on_a_low_precision_result(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    anl = ANL()
+    anl = ANL(skip=False)
     tensors = make(anl, dtype=torch.float32)
     with torch.autocast("cpu", dtype=dtype):
         found = value_and_gradients(add_update, tensors, 1.7, anl)
@@ -309,12 +311,12 @@ def with_base(x, A, B, H, W, anl):
 @pytest.mark.parametrize("call", [lambda *args: add_update(torch.zeros(5, 7), *args[:5], 1.7, args[5]), with_base])
 def test_a_backward_pass_under_autocast_is_that_of_its_forward_pass(call):
     """Autocast's region ends before the forward pass, or not: the backward pass may be within another."""
-    anl = ANL()
+    anl = ANL(skip=False)
 
     def gradients(context):
         torch.manual_seed(0)
         tensors = [torch.randn(shape, requires_grad=True) for shape in ((5, 6), (2, 6), (7, 2), (2, 2))]
-        tensors.append(torch.randn(2, anl.grid_size + anl.order, requires_grad=True))
+        tensors.append(torch.randn(2, anl.spline_grid_size + anl.spline_order, requires_grad=True))
         with context:
             with torch.autocast("cpu", enabled=False):
                 out = call(*tensors, anl)
@@ -328,7 +330,7 @@ def test_a_backward_pass_under_autocast_is_that_of_its_forward_pass(call):
 
 
 def test_autocast_leaves_float64_alone():
-    anl = ANL()
+    anl = ANL(skip=False)
     tensors = make(anl)
     expected = value_and_gradients(add_update, tensors, 1.7, anl)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -345,7 +347,7 @@ def test_the_weights_of_sigma_in_another_precision(anl):
 
 
 def test_the_default_device_does_not_matter():
-    anl = ANL(grid_size=7)
+    anl = ANL(spline_grid_size=7, skip=False)
     tensors = make(anl, dtype=torch.float32)
     expected = value_and_gradients(formula, tensors, 1.7, anl)
     anl_aten._table.cache_clear()
@@ -355,7 +357,7 @@ def test_the_default_device_does_not_matter():
 
 
 def test_nan_shows():
-    anl = ANL(None, "channelwise")
+    anl = ANL(None, "channelwise", skip=False)
     assert sigma(torch.tensor([[float("nan")]]), None, torch.ones(1, 8), anl).isnan().all()
     assert sigma(torch.tensor([[1e30]]), None, torch.ones(1, 8), anl).item() == 0
 
@@ -363,7 +365,7 @@ def test_nan_shows():
 @pytest.mark.parametrize("spline", ["channelwise", "summed"])
 @pytest.mark.parametrize("order", [0, 1, 3])
 def test_infinite_arguments_are_outside_the_support(spline, order):
-    anl = ANL("tanh", spline, order=order)
+    anl = ANL("tanh", spline, spline_order=order, skip=False)
     z = torch.tensor([[float("inf"), 0.3], [-0.3, -float("inf")]], dtype=torch.float64, requires_grad=True)
     generator = torch.Generator().manual_seed(0)
     H, W = (torch.randn(2, n, dtype=torch.float64, generator=generator).requires_grad_() for n in (2, anl.n_basis))
@@ -376,7 +378,7 @@ def test_infinite_arguments_are_outside_the_support(spline, order):
 
 
 def test_torch_func_takes_the_eager_path():
-    anl = ANL()
+    anl = ANL(skip=False)
     result, x, A, B, H, W = (t.detach() for t in make(anl))
 
     def loss(A, x, result):
@@ -390,8 +392,8 @@ def test_torch_func_takes_the_eager_path():
 @pytest.mark.parametrize("off", ["1", "0", ""])
 def test_the_environment_turns_it_off(monkeypatch, off):
     monkeypatch.setenv("AURORA_LORA_EAGER", off)
-    assert choose(1, ANL(), torch.ones(1)) is (FORMULA if off == "1" else ATEN)
-    assert choose(1, ANL(), torch.ones(1, device="meta")) is FORMULA
+    assert choose(1, ANL(skip=False), torch.ones(1)) is (FORMULA if off == "1" else ATEN)
+    assert choose(1, ANL(skip=False), torch.ones(1, device="meta")) is FORMULA
 
 
 def test_a_hook_on_the_base_layer_is_called():
@@ -438,7 +440,7 @@ def test_a_trained_base_has_its_gradient():
     assert model.base_model.model[0].base_layer.bias.grad is not None
 
 
-@pytest.mark.parametrize("anl", [ANL(), ANL(skip=True), IDENTITY])
+@pytest.mark.parametrize("anl", [ANL(skip=False), ANL(skip=True), IDENTITY])
 def test_derivatives_in_forward_mode(anl):
     torch.manual_seed(0)
     x, A, B = torch.randn(5, 4), torch.randn(2, 4), torch.randn(3, 2)

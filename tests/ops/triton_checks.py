@@ -31,7 +31,7 @@ PARTS = [
     if act or spline
 ]
 SPLINES = [
-    ANL("tanh", spline, grid_size, order, spline_range)
+    ANL("tanh", spline, grid_size, order, spline_range, skip=False)
     for spline in ("channelwise", "summed")
     for order in (0, 1, 2, 3, 4)
     for grid_size, spline_range in ((1, (-1.0, 1.0)), (4, (-2.0, 1.5)))
@@ -91,7 +91,7 @@ def test_every_spline(anl):
     assert_same(kernels(*tensors, anl), twin(*tensors, anl), 1e-11)
 
 
-@pytest.mark.parametrize("anl", [ANL(), ANL("sigmoid", "summed", skip=True)], ids=str)
+@pytest.mark.parametrize("anl", [ANL(skip=False), ANL("sigmoid", "summed", skip=True)], ids=str)
 @pytest.mark.parametrize(("n", "dtype", "tolerance"), [(1, torch.float64, 1e-12), (70, torch.float32, 3e-5)])
 @pytest.mark.parametrize("r", [1, 2, 3, 5, 8, 16])
 def test_shapes(r, n, dtype, tolerance, anl):
@@ -108,7 +108,7 @@ def test_large_ranks(r):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_low_precision_is_computed_in_float32(dtype, tolerance):
-    anl = ANL()
+    anl = ANL(skip=False)
     tensors = make(anl, 2, 70, dtype)
     found, expected = kernels(*tensors, anl), twin(*tensors, anl)
     assert_same(found, expected, tolerance)  # one rounding of the result
@@ -116,7 +116,7 @@ def test_low_precision_is_computed_in_float32(dtype, tolerance):
 
 
 def test_weights_of_another_precision_than_z():
-    anl = ANL()
+    anl = ANL(skip=False)
     du, z, H, W = make(anl, 2, 9, torch.float32)
     assert_same(kernels(du, z, H.bfloat16(), W.half(), anl), twin(du, z, H.bfloat16(), W.half(), anl), 3e-5)
 
@@ -130,7 +130,7 @@ def test_strides():
 
 
 def test_programs_that_take_several_blocks(monkeypatch):
-    anl = ANL()
+    anl = ANL(skip=False)
     tensors = make(anl, 2, 200)
     expected = kernels(*tensors, anl)
     monkeypatch.setattr(anl_triton, "_programs", lambda *_: 2)
@@ -147,7 +147,7 @@ def test_the_partial_sums_are_bounded():
 
 
 def test_no_columns():
-    anl = ANL()
+    anl = ANL(skip=False)
     u, dz, dH, dW = kernels(*make(anl, 2, 0), anl)
     assert u.shape == dz.shape == (2, 0)
     assert not dH.any()
@@ -168,7 +168,7 @@ def test_nan_shows_and_infinity_saturates(anl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tanh_to_the_last_digits(dtype):
     """F(z) = tanh(H tanh(z)) with H = 1, from 1e-30 over the seam of the two formulas to where it is 1."""
-    anl = ANL("tanh", None)
+    anl = ANL("tanh", None, skip=False)
     z = torch.cat([torch.logspace(-30, 1.5, 300, dtype=torch.float64), torch.linspace(0.39, 0.45, 101)]).to(dtype)
     z = torch.cat([-z, z])[None].to(DEVICE)
     found = triton_forward(z, torch.ones(1, 1, dtype=dtype, device=DEVICE), None, anl)
@@ -195,7 +195,9 @@ def through_the_kernels(monkeypatch):
 
 
 @pytest.mark.usefixtures("through_the_kernels")
-@pytest.mark.parametrize("anl", [ANL(grid_size=3), ANL("sigmoid", "summed", 2, 2, skip=True)], ids=str)
+@pytest.mark.parametrize(
+    "anl", [ANL(spline_grid_size=3, skip=False), ANL("sigmoid", "summed", 2, 2, skip=True)], ids=str
+)
 def test_gradcheck_of_the_whole_path(anl):
     generator = torch.Generator().manual_seed(3)
 
@@ -216,7 +218,7 @@ def test_gradcheck_of_the_whole_path(anl):
 
 @pytest.mark.usefixtures("through_the_kernels")
 def test_opcheck():
-    anl = ANL(grid_size=2)
+    anl = ANL(spline_grid_size=2, skip=False)
     du, z, H, W = make(anl, 2, 5, torch.float32)
     leaves = [t.requires_grad_() for t in (z, H, W)]
     flat = anl_operator._flat(anl)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
 from ..tuner.adapters import no_adapter
-from ..tuner.fields import is_number, require
+from ..values import is_number, require
 from .probe import Probe
 from .ranks import fits
 from .sketch import LayerProbe

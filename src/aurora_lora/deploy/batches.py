@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CalibrationError
-from ..tuner.fields import is_int, require
+from ..values import is_int, require
 from .batch import Batch
 from .loaders import iterations_of_now
 from .texts import CONVERSATIONS, Tokenized, conversations

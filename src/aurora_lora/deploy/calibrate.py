@@ -16,7 +16,7 @@ from ..finite import is_finite
 from ..forms import DYNAMIC, STATIC
 from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
 from ..tuner.adapters import plain_layers
-from ..tuner.fields import is_number, require
+from ..values import is_number, require
 from .batches import as_batches
 from .collector import Collector
 from .inputs import Runner

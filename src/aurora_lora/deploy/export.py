@@ -15,12 +15,12 @@ from ..forms import FormName
 from ..tuner import AuroraConfig, AuroraLayer, active_adapters, aurora_layers
 from ..tuner.adapters import adapter_names, check_not_merged, no_adapter
 from ..tuner.calibration import BUFFERS
-from ..tuner.fields import one_of
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from ..tuner.stacked import plain_path
+from ..values import one_of
 from .all_layers import zero_factors
 from .export_diffusers import component_of, write_component
 from .export_file import check_replaceable, in_dtype, write_export

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import NotFiniteError
 from ..finite import check_finite, is_finite
-from ..tuner.fields import require
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
+from ..values import require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"

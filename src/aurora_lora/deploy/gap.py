@@ -15,7 +15,7 @@ from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from ..tuner.adapters import active_layers
-from ..tuner.fields import one_of
+from ..values import one_of
 from .adapted import AdaptedLayer, adapted_layers
 from .batches import as_batches
 from .calibrate import check_unmerged, trained_state

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import CalibrationError
 from ..main_memory import free_memory
-from ..tuner.fields import is_int, require
+from ..values import is_int, require
 from .processes import least_of_processes, processes
 
 T = TypeVar("T")

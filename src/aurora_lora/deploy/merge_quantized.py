@@ -19,8 +19,8 @@ from ..finite import nan_as_infinite
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
 from ..tuner.adapters import check_before_merge, note_shared_weights
-from ..tuner.fields import is_number, require
 from ..tuner.original_weight import OriginalWeight, parameter_like
+from ..values import is_number, require
 from .adapted import AdaptedLayer, held_format, input_moments
 from .batches import as_batches
 from .inputs import Runner

@@ -15,10 +15,11 @@ from ..finite import is_finite
 from ..forms import DYNAMIC
 from ..tuner import active_layers
 from ..tuner.adapters import check_not_merged
-from ..tuner.fields import MODULE_FIELDS, is_int, require
+from ..tuner.fields import MODULE_FIELDS
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.tensors import outside_inference_mode
+from ..values import is_int, require
 from .at_rest import at_rest, is_reentrant
 from .batches import as_batches, no_batches, read_once
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
-from ..tuner.fields import is_int, is_number, require
 from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
+from ..values import is_int, is_number, require
 from .gradients import frozen_weights
 from .probe import Probe
 from .sketch import LayerProbe

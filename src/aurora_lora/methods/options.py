@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from ..field_errors import allowed
-from ..tuner.fields import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_number, is_pattern, short
+from ..tuner.fields import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern
+from ..values import is_number, short
 from .base import Options, PeftMethod, check_names
 
 Table = Mapping[str, tuple[Any, Any]]

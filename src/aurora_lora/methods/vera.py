@@ -1,6 +1,6 @@
 """VeRA (Kopiczko et al., ICLR 2024), PEFT's own: two vectors scale one frozen random pair of matrices."""
 
-from ..tuner.fields import is_number
+from ..values import is_number
 from .options import TARGETS, dropout, integer, peft_method, rank, that
 
 VERA = peft_method(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .spline import bspline_basis
+from ..values import one_of
+from .spline import basis_functions, check_grid
 
 LEAKY_RELU_SLOPE = 0.01
 
@@ -33,24 +34,58 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class ANL:
-    """What sigma is made of. The weights are passed beside it; see `adaptive_nonlinear`."""
+    """What sigma is made of. The weights are passed beside it; see `adaptive_nonlinear`.
+
+    Args:
+        fixed_activation: this and the others as in `AuroraConfig`.
+        spline: how Eq. 7 is read, or None.
+        spline_grid_size: grid intervals.
+        spline_order: polynomial degree.
+        spline_range: the interval of the grid.
+        skip: whether z is a term of its own, as by default in `AuroraConfig`, or not, as in the paper: to be given.
+
+    Raises:
+        ValueError: for a value that is not allowed; the message names the field, the value and what is allowed.
+    """
 
     fixed_activation: Activation | None = "tanh"
     spline: Spline | None = "channelwise"
-    grid_size: int = 5
-    order: int = 3
+    spline_grid_size: int = 5
+    spline_order: int = 3
     spline_range: tuple[float, float] = (-1.0, 1.0)
-    skip: bool = False
+    skip: bool = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
+        one_of("spline", self.spline, (*SPLINES, None))
+        one_of("skip", self.skip, (True, False))
+        check_grid(self.spline_grid_size, self.spline_order, self.spline_range, "spline_")
+        if self.is_identity and not self.skip:
+            raise ValueError(
+                "fixed_activation=None with spline=None leaves sigma = 0: keep one of the two, "
+                "or set skip=True for plain LoRA."
+            )
+        low, high = self.spline_range
+        object.__setattr__(self, "spline_range", (float(low), float(high)))  # a list has no hash
 
     @property
     def n_basis(self) -> int:
         """K, the number of B-spline basis functions."""
-        return self.grid_size + self.order
+        return self.spline_grid_size + self.spline_order
 
     @property
     def is_identity(self) -> bool:
         """Whether sigma(z) = z, so that the adapter is plain LoRA."""
         return self.fixed_activation is None and self.spline is None
+
+    def check_weights(self, H: Tensor | None, spline_weight: Tensor | None) -> None:
+        """Raise a ValueError where sigma has a part whose weight is None."""
+        if self.fixed_activation is not None and H is None:
+            raise ValueError(f"H=None does not go with fixed_activation={self.fixed_activation!r}: it must be (r, r).")
+        if self.spline is not None and spline_weight is None:
+            raise ValueError(
+                f"spline_weight=None does not go with spline={self.spline!r}: it must be (r, {self.n_basis})."
+            )
 
     def weight_sizes(self, r: int) -> tuple[int, int]:
         """The numbers of entries of H and of W_s; 0 for a part that sigma lacks."""
@@ -74,9 +109,13 @@ def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None
     Returns:
         (..., r) in z's dtype. bfloat16 and float16 are computed in float32, also under autocast: r is tiny, and the
         spline of a rounded argument would be the larger error.
+
+    Raises:
+        ValueError: H or spline_weight is None where sigma needs it.
     """
     if anl.is_identity:
         return z
+    anl.check_weights(H, spline_weight)
     device = "cpu" if z.is_meta else z.device.type  # there is no autocast for meta tensors
     with torch.autocast(device, enabled=False):
         dtype = torch.promote_types(z.dtype, torch.float32)
@@ -89,7 +128,7 @@ def adaptive_nonlinear(z: Tensor, H: Tensor | None, spline_weight: Tensor | None
         if anl.spline is not None:
             assert spline_weight is not None
             W = spline_weight.to(dtype)
-            basis = bspline_basis(x, anl.grid_size, anl.order, anl.spline_range)  # (..., r, K)
+            basis = basis_functions(x, anl.spline_grid_size, anl.spline_order, anl.spline_range)  # (..., r, K)
             parts.append((basis * W).sum(-1) if anl.spline == "channelwise" else _times(basis.sum(-2), W))
         return sum(parts[1:], parts[0]).to(z.dtype)
 

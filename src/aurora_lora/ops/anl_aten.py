@@ -22,7 +22,9 @@ from .spline import piecewise_polynomials
 def _table(anl: ANL, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """(boundaries, columns): for each interval, the coefficients of the K basis functions, and its middle."""
     with torch.inference_mode(False):
-        boundaries, middles, coefficients = piecewise_polynomials(anl.grid_size, anl.order, anl.spline_range)
+        boundaries, middles, coefficients = piecewise_polynomials(
+            anl.spline_grid_size, anl.spline_order, anl.spline_range
+        )
         columns = torch.cat([coefficients.flatten(1), middles[:, None]], 1).T.contiguous()
         return boundaries.to(device, dtype), columns.to(device, dtype)
 
@@ -31,7 +33,7 @@ def _look_up(interval: Tensor, columns: Tensor, anl: ANL) -> tuple[list[Tensor],
     """The coefficients (K, r, n) of each power in the intervals (r, n), and their middles (r, n)."""
     found = columns.index_select(1, interval.reshape(-1)).view(len(columns), *interval.shape)
     K = anl.n_basis
-    return [found[j * K : (j + 1) * K] for j in range(anl.order + 1)], found[-1]
+    return [found[j * K : (j + 1) * K] for j in range(anl.spline_order + 1)], found[-1]
 
 
 def _basis(z: Tensor, anl: ANL) -> tuple[Tensor, Tensor, Tensor]:

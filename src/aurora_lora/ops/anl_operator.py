@@ -53,15 +53,23 @@ def _as_weight(entries: Tensor, weight: Tensor | None) -> Tensor | None:
 
 def _flat(anl: ANL) -> tuple[str | None, str | None, int, int, float, float, bool]:
     low, high = anl.spline_range
-    return anl.fixed_activation, anl.spline, anl.grid_size, anl.order, low, high, anl.skip
+    return anl.fixed_activation, anl.spline, anl.spline_grid_size, anl.spline_order, low, high, anl.skip
 
 
 _ANL = "str? fixed_activation, str? spline, SymInt grid_size, SymInt order, float low, float high, bool skip"
 _WEIGHTS = "Tensor? H, Tensor? spline_weight"
 
 
+class _Checked(ANL):
+    """An ANL of what `_flat` has taken from one: it is not checked in each call, nor where sizes are symbols."""
+
+    def __post_init__(self) -> None:
+        """Nothing."""
+
+
 def _anl(fixed_activation: str, spline: str, grid_size: int, order: int, low: float, high: float, skip: bool) -> ANL:
-    return ANL(cast("Activation", fixed_activation), cast("Spline", spline), grid_size, order, (low, high), skip)
+    activation = cast("Activation", fixed_activation)
+    return _Checked(activation, cast("Spline", spline), grid_size, order, (low, high), skip=skip)
 
 
 # ---------------------------------------------------------------- the operators

@@ -38,6 +38,7 @@ def sigma(z: Tensor, H: Tensor | None, spline_weight: Tensor | None, anl: ANL) -
     """As `adaptive_nonlinear`, fast: z (..., r) -> (..., r)."""
     if anl.is_identity:
         return z
+    anl.check_weights(H, spline_weight)
     chosen = choose(z.shape[-1], anl, z, H, spline_weight)
     if not isinstance(chosen, ByHand):
         return chosen.sigma(z, H, spline_weight, anl)
@@ -71,7 +72,11 @@ def add_update(
 
     Returns:
         (..., d_out) in the dtype of `result`.
+
+    Raises:
+        ValueError: H or spline_weight is None where sigma needs it.
     """
+    anl.check_weights(H, spline_weight)
     chosen = choose(A.shape[0], anl, result, x, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand):
         z = sigma(functional.linear(x, A), H, spline_weight, anl)
@@ -109,7 +114,11 @@ def linear_with_update(
         spline_weight: (r, K).
         scaling: s.
         anl: which parts sigma has.
+
+    Raises:
+        ValueError: as `add_update`.
     """
+    anl.check_weights(H, spline_weight)
     chosen = choose(A.shape[0], anl, x, weight, bias, A, B, H, spline_weight)
     if not isinstance(chosen, ByHand) or torch.is_autocast_enabled(x.device.type):
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tasks.loading import reason
-from ..tuner.fields import is_int, is_number
+from ..values import is_int, is_number
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor

@@ -11,22 +11,9 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName, TrainForm
-from ..ops.anl import ACTIVATIONS, ANL, SPLINES, Activation, Spline
-from .fields import (
-    ALPHA,
-    MAX_RANK,
-    MODULE_FIELDS,
-    PATTERN_FIELDS,
-    is_alpha,
-    is_grid,
-    is_int,
-    is_list_of,
-    is_name,
-    is_number,
-    is_pattern,
-    one_of,
-    require,
-)
+from ..ops.anl import ANL, Activation, Spline
+from ..values import is_int, is_number, one_of, require
+from .fields import ALPHA, MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_alpha, is_list_of, is_name, is_pattern
 from .registration import METHOD
 
 AS_GIVEN = "_calibrated_as_given"
@@ -178,26 +165,17 @@ class AuroraConfig(PeftConfig):
     def _check_choices(self) -> None:
         one_of("train_form", self.train_form, get_args(TrainForm))
         one_of("eval_form", self.eval_form, (None, *_FORMS))
-        one_of("fixed_activation", self.fixed_activation, (*ACTIVATIONS, None))
-        one_of("spline", self.spline, (*SPLINES, None))
         one_of("init_weights", self.init_weights, get_args(InitWeights))
         one_of("bias", self.bias, get_args(Bias))
-        for name in ("skip", "use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
+        for name in ("use_rslora", "calibrated", "fan_in_fan_out", "inference_mode"):
             one_of(name, getattr(self, name), (True, False))
 
     def _check_numbers(self) -> None:
-        for name, least, most in (("r", 1, MAX_RANK), ("spline_grid_size", 1, 1024), ("spline_order", 0, 16)):
-            given = getattr(self, name)
-            require(is_int(given, least), name, given, f"a whole number of at least {least}")
-            require(is_int(given, least, most), name, given, f"a whole number of at most {most}")
+        require(is_int(self.r, 1), "r", self.r, "a whole number of at least 1")
+        require(is_int(self.r, 1, MAX_RANK), "r", self.r, f"a whole number of at most {MAX_RANK}")
         require(is_alpha(self.alpha), "alpha", self.alpha, ALPHA)
         require(is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
-        require(
-            is_grid(self.spline_range, self.spline_grid_size),
-            "spline_range",
-            self.spline_range,
-            "two finite numbers (low, high) with low < high, whose grid float32 can tell apart",
-        )
+        _ = self.anl  # which checks the fields of sigma
 
     def _check_names(self) -> None:
         """The fields that say which modules, layers and tokens."""
@@ -226,11 +204,6 @@ class AuroraConfig(PeftConfig):
                 f"eval_form={self.eval_form!r} does not go with train_form='static': "
                 "an adapter trained in the static form is evaluated and merged in it (allowed: None, 'static')."
             )
-        if self.fixed_activation is None and self.spline is None and not self.skip:
-            raise ValueError(
-                "fixed_activation=None with spline=None leaves sigma = 0: keep one of the two, "
-                "or set skip=True for plain LoRA."
-            )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -242,20 +215,21 @@ class AuroraConfig(PeftConfig):
 
     @property
     def anl(self) -> ANL:
-        """The parts of sigma, as the ops take them."""
+        """The parts of sigma, as the ops take them. Errors as those of the config."""
         return ANL(
             self.fixed_activation,
             self.spline,
             self.spline_grid_size,
             self.spline_order,
             self.spline_range,
-            self.skip,
+            skip=self.skip,
         )
 
     @property
     def forms(self) -> tuple[FormName, ...]:
         """The forms that differ and can be evaluated: one after static training or for plain LoRA, else all three."""
-        return (STATIC,) if self.train_form == STATIC or self.anl.is_identity else _FORMS
+        is_plain_lora = self.fixed_activation is None and self.spline is None
+        return (STATIC,) if self.train_form == STATIC or is_plain_lora else _FORMS
 
     @property
     def resolved_eval_form(self) -> FormName:

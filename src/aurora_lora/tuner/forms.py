@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import FormError
 from ..forms import CALIBRATED, STATIC, FormName
+from ..values import one_of, short
 from .adapters import (
     active_adapters,
     active_layers,
@@ -19,7 +20,6 @@ from .adapters import (
     plain_layers,
 )
 from .config import AuroraConfig
-from .fields import one_of, short
 
 
 def check_calibrated(model: nn.Module) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..errors import FormError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..ops import ANL, IDENTITY, identity_weights, sigma
+from ..values import one_of
 from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
 from .config import AuroraConfig, InitWeights
-from .fields import one_of
 from .offloaded import AdapterBuffers, AdapterParameters
 from .original_weight import is_dequantized
 from .peft_names import (
@@ -35,7 +35,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     d_in is the length of the vectors that the module's weight acts on: the input width of a linear layer, a patch of a
     convolution, the vocabulary of an embedding. An adapter's `AuroraConfig` is the one place where its forms are kept:
-    layers refer to it.
+    layers refer to it. What sigma is made of (`anl`) is settled
+    when the adapter is made, as its weights are.
     """
 
     adapter_layer_names: tuple[str, ...] = ("aurora_A", "aurora_B", "aurora_H", "aurora_spline_weight")
@@ -44,6 +45,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         "aurora_dropout",
         "aurora_config",
         "calibration",
+        "anl",
         "r",
         "alpha",
         "scaling",
@@ -62,6 +64,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         self.alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.aurora_config: dict[str, AuroraConfig] = {}
+        self.anl: dict[str, ANL] = {}
         self.calibration: dict[str, Calibration] = {}  # of each adapter, where the forms differ
         self.aurora_dropout = nn.ModuleDict()
         self.aurora_A = AdapterParameters()
@@ -101,7 +104,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, r: int, alpha: float, config: AuroraConfig) -> None:
         """Add the adapter `adapter_name` with rank `r` to this layer, initialised as `config` says."""
-        anl = config.anl
+        anl = self.anl[adapter_name] = config.anl
         self.r[adapter_name] = r
         self.alpha[adapter_name] = alpha
         self.scaling[adapter_name] = config.scaling(r, alpha)
@@ -144,14 +147,14 @@ class AdapterState(nn.Module, BaseTunerLayer):
                 nn.init.eye_(H)
         if adapter_name in self.aurora_spline_weight:
             spline_weight = self.aurora_spline_weight[adapter_name]
-            anl = config.anl
+            anl = self.anl[adapter_name]
             # W_s = 0 with neither F nor skip would be sigma = 0, where no weight ever gets a gradient
             spline_alone = anl.fixed_activation is None and not anl.skip
             if random_anl or (spline_alone and anl.spline == "summed"):  # sums over channels are never the identity
                 nn.init.uniform_(spline_weight, -0.1, 0.1)
             elif spline_alone:
                 with torch.no_grad():
-                    spline_weight.copy_(identity_weights(anl.grid_size, anl.order, anl.spline_range))
+                    spline_weight.copy_(identity_weights(anl.spline_grid_size, anl.spline_order, anl.spline_range))
             else:
                 nn.init.zeros_(spline_weight)
 
@@ -201,7 +204,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     def forms_coincide(self, adapter_name: str) -> bool:
         """Whether every form computes the same linear map: plain LoRA (sigma(z) = z), or one-hot inputs."""
-        return not self.has_forms or self.aurora_config[adapter_name].anl.is_identity
+        return not self.has_forms or self.anl[adapter_name].is_identity
 
     def form(self, adapter_name: str) -> FormName:
         """The form that the next forward computes for this adapter."""
@@ -221,21 +224,21 @@ class AdapterState(nn.Module, BaseTunerLayer):
     def sigma(self, adapter_name: str, z: Tensor) -> Tensor:
         """sigma(z) of Eq. 5 with this adapter's weights, z (..., r)."""
         H, spline_weight = self._anl_weights(adapter_name)
-        return sigma(z, H, spline_weight, self.aurora_config[adapter_name].anl)
+        return sigma(z, H, spline_weight, self.anl[adapter_name])
 
     def static_matrix(self, adapter_name: str) -> Tensor:
         """sigma(A) of Eq. 9, (r, d_in)."""
         weights = (self.aurora_A[adapter_name], *self._anl_weights(adapter_name))
         A, H, spline_weight = (None if weight is None else gathered(weight) for weight in weights)
         assert A is not None
-        return sigma(A.T, H, spline_weight, self.aurora_config[adapter_name].anl).T
+        return sigma(A.T, H, spline_weight, self.anl[adapter_name]).T
 
     def update_of(self, adapter_name: str) -> Update:
         """The update in the adapter's present form: with A and sigma, or with a matrix that needs none (Eq. 9)."""
         form, B, scaling = self.form(adapter_name), self.aurora_B[adapter_name], self.scaling[adapter_name]
         if form == DYNAMIC:
             weights = self._anl_weights(adapter_name)
-            return self.aurora_A[adapter_name], B, *weights, scaling, self.aurora_config[adapter_name].anl
+            return self.aurora_A[adapter_name], B, *weights, scaling, self.anl[adapter_name]
         if form == STATIC:
             return self.static_matrix(adapter_name), B, None, None, scaling, IDENTITY
         # FSDP's mixed precision casts parameters, and no buffers

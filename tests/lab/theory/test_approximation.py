@@ -87,7 +87,9 @@ def test_inputs_are_isotropic() -> None:
     torch.testing.assert_close(x.T @ x / 30, torch.eye(5, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("anl", [ANL(None, None, skip=True), ANL("tanh", None), ANL("relu", skip=True), ANL()])
+@pytest.mark.parametrize(
+    "anl", [ANL(None, None, skip=True), ANL("tanh", None, skip=False), ANL("relu", skip=True), ANL(skip=False)]
+)
 def test_a_search_comes_to_the_floor_of_a_linear_target_and_stays_above(anl: ANL) -> None:
     M = linear_matrix(1)
     x = isotropic_inputs(64, 6, torch.Generator().manual_seed(1))
@@ -108,14 +110,14 @@ def test_on_nonlinear_targets_the_nonlinearity_wins() -> None:
     x = isotropic_inputs(200, 6, torch.Generator().manual_seed(2))
     f = nonlinear_targets(2)["tanh teacher"](x)
     linear = mean_square(f - x @ best_linear(x, f, 2).T)
-    _, error = min((fit(x, f, 2, ANL(), seed) for seed in (None, 0, 1)), key=lambda pair: pair[1])
+    _, error = min((fit(x, f, 2, ANL(skip=False), seed) for seed in (None, 0, 1)), key=lambda pair: pair[1])
     assert output_floor(f, 2) * (1 - 1e-9) <= error < 0.1 * linear
 
 
 def test_the_residual_is_no_function_of_z() -> None:
     generator = torch.Generator().manual_seed(3)
     M = linear_matrix(3)
-    found: dict[str, Any] = slip(M, any_adapter(generator, 2, 6, 6, ANL(), 1.0))
+    found: dict[str, Any] = slip(M, any_adapter(generator, 2, 6, 6, ANL(skip=False), 1.0))
     assert found["difference_of_z"] < 1e-12
     assert found["difference_of_outputs"] < 1e-12
     assert found["difference_of_targets"] >= 2 * linear_floor(M, 2)[1] * (1 - 1e-9)

@@ -48,7 +48,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         "SEEDS": (None,),
         "LINEAR_SEEDS": (None,),
         "GAINS": (0.5, 4.0),
-        "every_anl": lambda: [ANL(), ANL("tanh", None, skip=True)],
+        "every_anl": lambda: [ANL(skip=False), ANL("tanh", None, skip=True)],
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in few.items():

@@ -13,7 +13,7 @@ from typing import Any
 from ...ops import ANL
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-SIGMA = ANL()
+SIGMA = ANL(skip=False)
 """The default spline and activation."""
 
 
@@ -79,7 +79,7 @@ class Method:
         Backward: the two derivatives of tanh (3 each), dH and H^T dp (4r), both Horner schemes (4 K p), dW_s and the
         slope (4 K), and what joins them (3).
         """
-        K, p, r = SIGMA.n_basis, SIGMA.order, self.r
+        K, p, r = SIGMA.n_basis, SIGMA.spline_order, self.r
         forward = 2 + 2 * r + 2 * K * p + 2 * K + 2
         backward = 6 + 4 * r + 4 * K * p + 4 * K + 3
         return r * (forward + backward)

@@ -13,7 +13,7 @@ from ...text_table import TextTable
 from ...training.reading import task_name
 from ...training.results import task_chance
 from ...training.score_tables import chance_row
-from ...tuner.fields import is_number
+from ...values import is_number
 from .answers import every_answer, note
 from .groups import plain
 from .tables import count, mean_and_std

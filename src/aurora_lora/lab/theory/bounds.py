@@ -102,9 +102,9 @@ def slope_bound(layer: Layer, anl: ANL) -> Tensor:
     bound = torch.ones_like(layer.A[0, 0]) * float(anl.skip)
     if anl.fixed_activation is not None:
         bound = bound + SLOPES[anl.fixed_activation] ** 2 * torch.linalg.matrix_norm(layer.H, ord=2)
-    if anl.spline is not None and anl.order > 0:
+    if anl.spline is not None and anl.spline_order > 0:
         lo, hi = anl.spline_range
-        steps = functional.pad(layer.spline_weight, (1, 1)).diff(dim=1) * (anl.grid_size / (hi - lo))
+        steps = functional.pad(layer.spline_weight, (1, 1)).diff(dim=1) * (anl.spline_grid_size / (hi - lo))
         if anl.spline == "channelwise":
             bound = bound + steps.abs().max()
         else:  # r columns, each W_s B'(z_j)
@@ -114,7 +114,7 @@ def slope_bound(layer: Layer, anl: ANL) -> Tensor:
 
 def basis_bound(anl: ANL) -> float:
     """The largest |B(z)|: the values are not negative and sum to at most 1, so |B|^2 <= max B = beta_p(0)."""
-    p = anl.order
+    p = anl.spline_order
     # on the grid [0, 1] of one interval, one of the functions has its peak here
     centre = torch.tensor(0.0 if p % 2 else 0.5, dtype=torch.float64)
     return float(bspline_basis(centre, 1, p, (0.0, 1.0)).max().sqrt())

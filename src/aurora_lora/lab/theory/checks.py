@@ -23,9 +23,15 @@ from .worst_gradients import attacked_ratios, growth, random_ratios
 Record = dict[str, Any]
 Advance = Callable[[], None]
 
-SIGMAS = {"AuroRA": ANL(), "AuroRA, summed": ANL(spline="summed"), "LoRA": ANL(None, None, skip=True)}
+AURORA = ANL(skip=False)
+"""The sigma of the paper."""
+SIGMAS = {
+    "AuroRA": AURORA,
+    "AuroRA, summed": ANL(spline="summed", skip=False),
+    "LoRA": ANL(None, None, skip=True),
+}
 """What is attacked in the check of Proposition 2.2."""
-STUDENTS = {"channelwise": ANL(), "summed": ANL(spline="summed")}
+STUDENTS = {"channelwise": AURORA, "summed": ANL(spline="summed", skip=False)}
 """What is fitted to the nonlinear targets."""
 GAINS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 ATTACK_STEPS, ATTACK_STARTS, DRAWS = 400, 16, 10_000
@@ -107,7 +113,7 @@ def linear(seed: int, advance: Advance) -> Record:
             "supremum": float(torch.linalg.matrix_norm(M - svd, ord=2)) / sup_floor,
         },
         "rows": rows,
-        "slip": slip(M, fit(x, f, RANK, ANL(), None)[0]),
+        "slip": slip(M, fit(x, f, RANK, AURORA, None)[0]),
     }
 
 
@@ -116,7 +122,7 @@ def slip(M: Tensor, adapter: Adapter) -> Record:
     null = torch.linalg.svd(adapter.A)[2][len(adapter.A) :]  # (d_in - r, d_in), A null^T = 0
     direction = torch.linalg.svd(M @ null.T)[2][0] @ null
     pair = torch.stack([direction, -direction])
-    outputs = update(adapter, pair, ANL())
+    outputs = update(adapter, pair, AURORA)
     return {
         "difference_of_z": float((pair @ adapter.A.T).diff(dim=0).norm()),
         "difference_of_outputs": float(outputs.diff(dim=0).norm()),
@@ -149,9 +155,9 @@ def gains(seed: int, advance: Advance) -> list[Record]:
     for gain in GAINS:
         f, g = _centred(gain_target(seed, gain), x, held_out)
         whole = mean_square(g)
-        adapter, _ = fit_best(x, f, RANK, ANL(), SEEDS, advance)
+        adapter, _ = fit_best(x, f, RANK, AURORA, SEEDS, advance)
         line = mean_square(g - held_out @ best_linear(held_out, g, RANK).T) / whole
-        rows.append({"gain": gain, "linear": line, DYNAMIC: mean_square(g - update(adapter, held_out, ANL())) / whole})
+        rows.append({"gain": gain, "linear": line, DYNAMIC: mean_square(g - update(adapter, held_out, AURORA)) / whole})
     return rows
 
 

@@ -20,11 +20,11 @@ CASES = ("+ +", "- +", "+ -", "- -")
 """Signs of a_1 and a_2, in the order of Eq. 11."""
 REACHES = {
     "LoRA": ANL(None, None, skip=True),
-    "tanh": ANL("tanh", None),
-    "leaky_relu": ANL("leaky_relu", None),
-    "sigmoid": ANL("sigmoid", None),
-    "relu": ANL("relu", None),
-    "spline": ANL(None),
+    "tanh": ANL("tanh", None, skip=False),
+    "leaky_relu": ANL("leaky_relu", None, skip=False),
+    "sigmoid": ANL("sigmoid", None, skip=False),
+    "relu": ANL("relu", None, skip=False),
+    "spline": ANL(None, skip=False),
 }
 
 

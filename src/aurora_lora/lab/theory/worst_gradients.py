@@ -54,7 +54,7 @@ def growth(seed: int) -> list[dict[str, float]]:
     rows = []
     for scale in (1.0, 10.0, 100.0):
         row = {"scale": scale}
-        for name, anl in (("AuroRA", ANL()), ("LoRA", ANL(None, None, skip=True))):
+        for name, anl in (("AuroRA", ANL(skip=False)), ("LoRA", ANL(None, None, skip=True))):
             W0, A, B, H, W, x, y = _draw(100, anl, torch.Generator().manual_seed(seed))
             found = torch.func.vmap(
                 lambda *one, anl=anl: gradient_norms(
