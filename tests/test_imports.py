@@ -55,6 +55,33 @@ def test_every_public_name_is_there() -> None:
         aurora_lora.calibrat  # type: ignore[attr-defined]  # noqa: B018
 
 
+def test_every_package_is_there_without_an_import_of_its_own() -> None:
+    python("""
+        import sys
+        import aurora_lora
+        packages = "tuner", "deploy", "ops", "methods", "tasks", "training", "diffusion", "lab"
+        assert set(packages) <= set(dir(aurora_lora))
+        assert not [name for name in packages if f"aurora_lora.{name}" in sys.modules]
+        for name in packages:
+            assert getattr(aurora_lora, name) is sys.modules[f"aurora_lora.{name}"]
+        assert aurora_lora.training.load_recipe and aurora_lora.tasks.TASKS and aurora_lora.methods.METHODS
+    """)
+
+
+def test_a_package_says_which_extra_it_needs() -> None:
+    python("""
+        import sys
+        import aurora_lora
+        sys.modules["pydantic"] = None
+        try:
+            aurora_lora.methods
+        except aurora_lora.errors.UserError as error:
+            assert "'pydantic' is missing: pip install 'aurora-lora[train]' installs it" in str(error), error
+        else:
+            raise AssertionError("imported")
+    """)
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_load_no_library(option: str) -> None:
     """They answer in a fraction of a second; torch, PEFT and Transformers take several."""

@@ -27,8 +27,14 @@ from .errors import (
     NotFiniteError,
     StaleCalibrationError,
 )
+from .extras import extra
 
 if TYPE_CHECKING:
+    from . import diffusion as diffusion
+    from . import lab as lab
+    from . import methods as methods
+    from . import tasks as tasks
+    from . import training as training
     from .deploy import (
         CalibrationReport,
         EndToEndGap,
@@ -106,10 +112,16 @@ __all__ = [
 _ROOMS = ("tuner", "deploy", "ops")
 """Imported when something of them is asked for: they import torch and PEFT, which takes seconds."""
 
+_OF_RECIPES = ("methods", "tasks", "training", "diffusion", "lab")
+"""Imported likewise; they need what the extra `train` installs."""
+
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
+    if name in _OF_RECIPES:
+        with extra("train"):
+            return importlib.import_module(f".{name}", __name__)
     if name in __all__:
         rooms = (importlib.import_module(f".{room}", __name__) for room in _ROOMS)
         value = next(getattr(room, name) for room in rooms if name in room.__all__)
@@ -119,7 +131,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_ROOMS, *_OF_RECIPES})
 
 
 register_with_peft()

@@ -268,6 +268,18 @@ def test_its_elements_are_checked_as_those_of_a_list(field, value):
         AuroraConfig(**{field: value})
 
 
+@pytest.mark.parametrize("alpha", [0, -1])
+def test_an_alpha_of_any_sign_is_as_in_lora(alpha):
+    """An alpha of 0 switches an adapter off, a negative one takes an update away."""
+    for fields in ({"alpha": alpha}, {"alpha_pattern": {"0": alpha}}):
+        base = nn.Sequential(nn.Linear(8, 6))
+        names = {"target_modules": ["0"], "init_weights": False, "fixed_activation": None, "spline": None}
+        model = get_peft_model(base, AuroraConfig(**names, **fields))
+        layer = model.base_model.model[0]
+        expected = alpha / 2 * layer.aurora_B["default"] @ layer.aurora_A["default"]
+        assert_close(layer.get_delta_weight("default"), expected)
+
+
 def test_an_unknown_field_is_named():
     with pytest.raises(TypeError, match="rnak"):
         AuroraConfig(rnak=3)
