@@ -617,3 +617,28 @@ def test_weighted_combination_refuses_biases(make_bert, config):
     model = get_peft_model(make_bert(), config(task_type=None, eval_form="static", bias="aurora_only"))
     with pytest.raises(ValueError, match="with bias"):
         model.add_weighted_adapter(["default"], [1.0], "sum")
+
+
+def test_no_folder_is_not_the_current_one(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="folder='' is not allowed: it must be the path of a folder"):
+        export_lora(model, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_way_out_of_the_dynamic_form(model, make_bert, config, tmp_path):
+    """Following it works: a calibration alone would not be used."""
+    set_form(model, "dynamic")
+    with pytest.raises(
+        FormError, match=r"exported: choose the calibrated form with .*set_form\(model, 'calibrated'\), or"
+    ):
+        export_lora(model, tmp_path / "lora")
+    with pytest.raises(FormError, match=r"choose the calibrated form with"):
+        model.merge_adapter()
+    set_form(model, "calibrated")
+    model.merge_adapter()
+    fresh = get_peft_model(make_bert(), config(eval_form="dynamic"))
+    with pytest.raises(
+        FormError, match=r"run aurora_lora\.calibrate\(model, batches\), and choose the calibrated form"
+    ):
+        fresh.merge_adapter()

@@ -20,7 +20,7 @@ from ..tuner.naming import exactly
 from ..tuner.offloaded import present
 from ..tuner.peft_names import CONFIG_NAME, PEFT_PREFIX, SAFETENSORS_WEIGHTS_NAME
 from ..tuner.stacked import plain_path
-from ..values import one_of
+from ..values import one_of, require
 from .all_layers import zero_factors
 from .export_diffusers import component_of, write_component
 from .export_file import check_replaceable, in_dtype, write_export
@@ -53,8 +53,8 @@ def export_lora(
     Args:
         model: a model with the adapter, not merged.
         folder: where to write `adapter_config.json` and `adapter_model.safetensors`, or, for diffusers,
-            `pytorch_lora_weights.safetensors`. An earlier export there is replaced; what it holds of other components
-            of a pipeline stays: delete the folder first where it should not.
+            `pytorch_lora_weights.safetensors`. An earlier export there is replaced, as PEFT's `save_pretrained` does;
+            what it holds of other components of a pipeline stays: delete the folder first where it should not.
         form: `"calibrated"` or `"static"`; the adapter's `eval_form` if None.
         adapter_name: which adapter; the active one if None.
         dtype: of the written factors: float32, bfloat16 or float16.
@@ -82,6 +82,7 @@ def export_lora(
             over; or, for diffusers, `modules_to_save` or trained biases, which its LoRA files cannot hold, or a class
             that does not tell which component of a pipeline the model is, and no `prefix`.
     """
+    require(str(folder) != "", "folder", folder, "the path of a folder; '.' is the current one")
     model = unwrapped(model)
     one_of("format", format, FORMATS)
     _check_goes_with(format, prefix=prefix, processor=processor, base_name=base_name, all_layers=all_layers or None)

@@ -20,10 +20,9 @@ from .tensors import State, computing_device, gathered, ordinary_tensors, state_
 BUFFERS = ("aurora_A_cal", "aurora_A_cal_fingerprint")
 """The names by which a layer holds the two tensors of its calibrations, and files have them."""
 
-WAYS_OUT = (
-    "run aurora_lora.calibrate(model, batches), or choose the paper's lossy merge with "
-    "aurora_lora.set_form(model, 'static')"
-)
+_CALIBRATE = "run aurora_lora.calibrate(model, batches)"
+_STATIC_WAY = "or choose the paper's lossy merge with aurora_lora.set_form(model, 'static')"
+WAYS_OUT = f"{_CALIBRATE}, {_STATIC_WAY}"
 
 # An adapter may be saved, loaded or cast in any of these: each has its own hash, so that a cast's rounding is not taken
 # for training.
@@ -105,6 +104,11 @@ class Calibration:
     def _states(self) -> list[State]:
         """Which tensor each weight is, and how often it was changed in place; B last."""
         return [state_of(weight) for weight in (*self._sigma_weights(), self._B[self.adapter_name])]
+
+    def ways_out_of_dynamic(self) -> str:
+        """What to do where a linear form is asked for and the adapter evaluates in the dynamic one."""
+        first = "" if self.check() else f"{_CALIBRATE}, and "
+        return f"{first}choose the calibrated form with aurora_lora.set_form(model, 'calibrated'), {_STATIC_WAY}"
 
     def notice_changes(self) -> None:
         """In eval mode: weights that are not what they were at the last check, as when an average is copied in.

@@ -13,7 +13,7 @@ from ..errors import FormError
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..ops import ANL, IDENTITY, identity_weights, sigma
 from ..values import one_of
-from .calibration import BUFFERS, WAYS_OUT, Calibration, stale
+from .calibration import BUFFERS, Calibration, stale
 from .config import AuroraConfig, InitWeights
 from .offloaded import AdapterBuffers, AdapterParameters
 from .original_weight import is_dequantized
@@ -273,7 +273,7 @@ class AdapterState(nn.Module, BaseTunerLayer):
         elif form == DYNAMIC:
             raise FormError(
                 f"Adapter {adapter_name!r} has the form 'dynamic', B sigma(A x), which is no linear map and cannot be "
-                f"merged or exported: {WAYS_OUT}."
+                f"merged or exported: {self.calibration[adapter_name].ways_out_of_dynamic()}."
             )
         else:
             matrix = self.calibration[adapter_name].fresh_matrix()
