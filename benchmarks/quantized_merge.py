@@ -177,7 +177,7 @@ def compare(name: str, run: Path, base: Path, bits: int, data: Data) -> dict[str
         result["no adapter"] = measured()
     for tag, inputs in (("by inputs", own), ("by other texts", film)):
         report = merge_quantized(model, inputs)
-        worst = report.worst(1)[0]
+        worst = report.worst(n=1)[0]
         result[tag] = {
             **measured(),
             "layers": sum(layer.by_inputs for layer in report.layers) / len(report.layers),

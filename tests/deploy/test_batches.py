@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import PreTrainedTokenizerFast
 
-from aurora_lora import AuroraConfig, calibrate
+from aurora_lora import AuroraConfig, calibrate, merge_gap, probe
 from aurora_lora.deploy.batches import as_batches
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,7 +70,7 @@ def test_a_dataset_with_its_tokenizer(bert):
     assert first.layers[0].vectors == sum(map(len, texts[:2]))
     with pytest.raises(TypeError, match=r"may have no end: .*stream\.take"):
         calibrate(bert, dataset.to_iterable_dataset(), tokenizer=Words())
-    with pytest.raises(TypeError, match="needs a tokenizer"):
+    with pytest.raises(TypeError, match="needs tokenizer="):
         calibrate(bert, dataset)
     with pytest.raises(ValueError, match=r"no column 'sentence' \(it has text, other\)"):
         calibrate(bert, dataset, tokenizer=Words(), text_columns=("sentence",))
@@ -151,3 +151,64 @@ def test_a_row_without_a_text_is_named() -> None:
 def test_the_first_batches_of_an_iterator_are_the_same_in_each_pass() -> None:
     batches = as_batches(iter([torch.full((2, 3), float(n)) for n in range(6)]), examples=4)
     assert [[float(batch[0, 0]) for batch in batches] for _ in range(2)] == [[0.0, 1.0]] * 2
+
+
+def test_what_goes_with_a_dataset_is_refused_without_one(bert, batches):
+    """It would not be used."""
+    for name, value in {"text_columns": "text", "batch_size": 32, "max_length": 7}.items():
+        with pytest.raises(TypeError, match=rf"{name} goes with a datasets\.Dataset and its tokenizer"):
+            calibrate(bert, batches, **{name: value})
+    for wrong in (5, (), ("a", "b", "c"), [1]):
+        with pytest.raises(ValueError, match=r"text_columns=.* is not allowed: it must be the name of a column"):
+            as_batches(Dataset.from_dict({"text": ["a"]}), Words(), text_columns=wrong)
+    conversations = Dataset.from_dict({"messages": [[{"role": "user", "content": "a"}]]})
+    with pytest.raises(ValueError, match=r"no column 'text' \(it has messages\)"):
+        as_batches(conversations, letters(), text_columns="text")
+
+
+def test_a_batch_of_one_number(bert):
+    with pytest.raises(TypeError, match="a tensor of several examples, not a tensor of one number"):
+        calibrate(bert, [torch.tensor(3)])
+
+
+ON_TEXTS = {
+    "calibrate": calibrate,
+    "merge_gap": merge_gap,
+    "probe": lambda *given, **options: probe(*given, rank=2, **options),
+}
+
+
+@pytest.mark.parametrize("name", ON_TEXTS)
+def test_every_pass_takes_texts_and_shows_its_progress(make_gpt2, name, capsys):
+    texts = ["a film", "a good film", "no", "not a good one", "why"]
+    dataset = Dataset.from_dict({"said": texts})
+    fields = {"target_modules": ["c_attn"], "init_weights": False, "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(make_gpt2(), AuroraConfig(**fields))
+    options = {"text_columns": "said", "batch_size": 2, "examples": 4, "progress": True}
+    found = ON_TEXTS[name](model, dataset, tokenizer=Words(), **options)
+    assert "pass 1" in capsys.readouterr().err
+    sizes = {"merge_gap": lambda: found.predictions, "calibrate": lambda: found.layers[0].vectors}
+    if name in sizes:
+        assert sizes[name]() == sum(map(len, texts[:4]))
+    else:
+        assert found.batches == 2
+
+
+def test_texts_are_probed_by_the_next_token(make_gpt2, make_bert):
+    """Padding left out; without labels, only where that is what the model is for, or with a loss."""
+    texts = ["a film", "a good film", "no", "not a good one"]
+    dataset = Dataset.from_dict({"text": texts})
+    found = probe(make_gpt2(), dataset, tokenizer=Words(), batch_size=2, rank=2)
+    batches = list(as_batches(dataset, Words(), batch_size=2))
+    labelled = [
+        {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in batches
+    ]
+    expected = probe(make_gpt2(), labelled, rank=2)
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        torch.testing.assert_close(one.singular_values, other.singular_values)
+    with pytest.raises(TypeError, match=r"have no labels, .*: give loss="):
+        probe(make_bert(), dataset, tokenizer=Words())
+    own = probe(
+        make_bert(), dataset, tokenizer=Words(), loss=lambda model, batch: model(**batch).logits.square().mean()
+    )
+    assert own.layers

@@ -87,7 +87,7 @@ def test_the_patches_of_a_convolution_are_laid_out_in_pieces(monkeypatch):
         torch.testing.assert_close(others[2][key], values)
 
 
-@pytest.mark.parametrize("size", ["4 GiB", "4gib", "4096MiB", 2**32, np.int64(2**32), "4294967296"])
+@pytest.mark.parametrize("size", ["4 GiB", "4gib", "4096MiB", 2**32, np.int64(2**32), 4e9, "4294967296"])
 def test_sizes(bert, batches, size):
     assert calibrate(bert, batches, max_memory=size).groups == 1
 

@@ -28,10 +28,10 @@ import aurora_lora
 from aurora_lora import AlreadyMergedError, AuroraConfig, CalibrationError, FormError, MergeError, merge_gap, set_form
 from aurora_lora.deploy import float64, predictions
 from aurora_lora.deploy.gap import MergeGap
-from aurora_lora.deploy.gap_tables import as_text
 from aurora_lora.deploy.layer_gaps import LayerGap
 from aurora_lora.deploy.merge_losses import LayerLoss, MergeLoss
 from aurora_lora.deploy.predictions import EndToEndGap
+from aurora_lora.deploy.tables import as_text
 from aurora_lora.lab.bench.counts import peak_bytes
 from aurora_lora.tuner import aurora_layers
 
@@ -250,7 +250,7 @@ def test_own_metric(model, labelled):
 
 def test_worst_layers_report_and_tables(model, labelled):
     gap = merge_gap(model, labelled)
-    worst = gap.worst("static", 2)
+    worst = gap.worst("static", n=2)
     assert len(worst) == 2
     assert worst[0].relative_error >= worst[1].relative_error
     assert worst[0].relative_error == max(e.relative_error for e in gap.layers if e.form == "static")
@@ -272,9 +272,9 @@ def test_what_is_refused(make_bert, config, batches):
     inactive.base_model.set_adapter([])
     prompts = get_peft_model(make_bert(), PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
     for other in (make_bert(), inactive, prompts):
-        for quantizations in (None, ()):
+        for merges in (None, True):
             with pytest.raises(ValueError, match="no active adapter that changes a weight"):
-                merge_gap(other, batches, quantizations=quantizations)
+                merge_gap(other, batches, merges=merges)
     with pytest.raises(CalibrationError, match="at least one batch"):
         merge_gap(get_peft_model(make_bert(), config()), [])
 
@@ -393,7 +393,7 @@ def test_a_broken_form_does_not_look_perfect(model, batches, labelled):
     assert all(map(math.isnan, (end.largest_logit_difference, end.kl, end.agreement)))
     (broken,) = [entry for entry in gap.layers if math.isnan(entry.relative_error)]
     assert (broken.form, math.isnan(broken.explained_variance)) == ("calibrated", True)
-    assert gap.worst("calibrated", 1) == (broken,)
+    assert gap.worst("calibrated", n=1) == (broken,)
     scored = merge_gap(model, labelled)
     assert all(map(math.isnan, scored.end_to_end[2].metric.values()))
     console = Console(width=100, record=True, file=io.StringIO())
@@ -681,4 +681,56 @@ def test_an_adapter_of_trained_rows_alone_has_no_merge_to_measure(make_gpt2, bat
 def test_a_metric_is_not_asked_without_labels(model, labelled):
     for batch in labelled:
         batch["labels"] = torch.full_like(batch["labels"], -100)
-    assert all(entry.metric == {} for entry in merge_gap(model, labelled, metric=count_and_least).end_to_end)
+    with pytest.warns(UserWarning, match="metric was never called: no batch has labels"):
+        gap = merge_gap(model, labelled, metric=count_and_least)
+    assert all(entry.metric == {} for entry in gap.end_to_end)
+
+
+def test_a_metric_that_is_none(model, labelled):
+    """Noticed before any pass where that is possible."""
+    with pytest.raises(TypeError, match=r"metric='f1' is not allowed: it must be a function of"):
+        merge_gap(model, iter(()), metric="f1")
+    for given in (0.5, {"f1": "0.5"}, {"f1": torch.ones(2)}, {"f1": None}):
+        with pytest.raises(TypeError, match="metric must return numbers by their names"):
+            merge_gap(model, labelled, metric=lambda *_, given=given: given)
+
+
+def test_which_merges_are_measured(model, make_bert, batches):
+    """None is by the method; what would not be used is refused."""
+    assert merge_gap(model, batches).merges == merge_gap(model, batches, merges=False).merges == ()
+    assert [merge.merge for merge in merge_gap(model, batches, merges=True).merges] == ["float32", "bfloat16"]
+    lora = get_peft_model(make_bert(), LoraConfig(target_modules=["query"], init_lora_weights=False))
+    assert [merge.merge for merge in merge_gap(lora, batches).merges] == ["float32", "bfloat16"]
+    with pytest.raises(ValueError, match="merges=False is not allowed: of methods other than AuroRA"):
+        merge_gap(lora, batches, merges=False)
+    for given in (4, None, [1], {"nf4": 1}):
+        with pytest.raises(TypeError, match=r"quantizations=.* is not allowed: it must be one of 'nf4', 'fp4', 'int8'"):
+            merge_gap(model, batches, quantizations=given)
+    with pytest.raises(ValueError, match="quantizations='' is not allowed: it must be one of 'nf4'"):
+        merge_gap(model, batches, quantizations="")
+    with pytest.raises(TypeError, match=r"merges='nf4' is not allowed: it must be True, False or None"):
+        merge_gap(model, batches, merges="nf4")
+    for other, merges in ((model, None), (model, True), (lora, None)):
+        with pytest.raises(ValueError, match="rounding_batches are not used"):
+            merge_gap(other, batches, merges=merges, rounding_batches=batches)
+
+
+def test_a_format_is_a_merge(model, batches):
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(ValueError, match="merges=False is not allowed with quantizations"):
+        merge_gap(model, batches, merges=False, quantizations="nf4")
+    gap = merge_gap(model, batches, quantizations="nf4", rounding_batches=batches[:1])
+    assert [merge.merge for merge in gap.merges][2:] == ["nf4 nearest", "nf4 by inputs"]
+
+
+def test_the_memory_of_merges_is_bounded(model, batches):
+    with pytest.raises(CalibrationError, match=r"max_memory allows \(1 MiB\)"):
+        merge_gap(model, batches, merges=True, max_memory="1MiB")
+    expected = merge_gap(model, batches, merges=True)
+    found = merge_gap(model, iter(batches), merges=True, max_memory=2 * 32 * 2**20 + 84_000)  # groups of layers
+    for one, other in zip(found.merges, expected.merges, strict=True):
+        assert one.end_to_end.kl == pytest.approx(other.end_to_end.kl, rel=1e-6, abs=1e-12)
+        losses = [{loss.layer: loss.relative_error for loss in merge.layers} for merge in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-7)
+    with pytest.raises(ValueError, match="max_memory='foo' is not allowed"):
+        merge_gap(model, batches, max_memory="foo")

@@ -21,10 +21,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from aurora_lora import AuroraConfig, calibrate, merge_gap
+from aurora_lora import AuroraConfig, CalibrationError, align, calibrate, lora_factors, merge_gap, probe
 from aurora_lora.deploy.inputs import Runner, watched_inputs
 from aurora_lora.deploy.predictions import _positions
-from aurora_lora.deploy.wrappers import without_ddp
+from aurora_lora.deploy.wrappers import without_parallel
 from aurora_lora.tuner import aurora_layers
 
 
@@ -269,7 +269,54 @@ def test_only_the_wrapper_that_sends_buffers_is_taken_off() -> None:
     wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without processes
     nn.Module.__init__(wrapped)
     wrapped.module = inner
-    assert without_ddp(wrapped) is inner
-    assert without_ddp(torch.compile(wrapped)) is inner
+    assert without_parallel(wrapped) is inner
+    assert without_parallel(torch.compile(wrapped)) is inner
     compiled = torch.compile(inner)
-    assert without_ddp(compiled) is compiled
+    assert without_parallel(compiled) is compiled
+    assert without_parallel(nn.DataParallel(inner)) is inner
+
+
+def test_a_model_in_data_parallel_is_that_within(make_gpt2, batches):
+    """Its layers have the same paths, and its output layer is known."""
+    labelled = [{**batch, "labels": batch["input_ids"]} for batch in batches]
+    plain = probe(make_gpt2(), labelled, rank=2)
+    found = probe(nn.DataParallel(make_gpt2()), labelled, rank=2)
+    assert [layer.layer for layer in found.layers] == [layer.layer for layer in plain.layers]
+    fields = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(make_gpt2(), AuroraConfig(**fields))
+    wrapped = nn.DataParallel(model)
+    assert align(wrapped, found) == ("transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "aurora_B" in name:
+                parameter.normal_()
+    assert [layer.layer for layer in calibrate(wrapped, batches).layers] == list(align_names(found))
+    assert {layer.layer for layer in merge_gap(wrapped, batches).layers} == set(align_names(found))
+    assert set(lora_factors(wrapped)) == set(align_names(found))
+
+
+def align_names(found):
+    return [layer.layer for layer in found.layers if layer.layer.endswith("c_attn")]
+
+
+def test_inputs_that_are_all_padding(make_bert, batches, config):
+    model = get_peft_model(make_bert(), config())
+    padding = [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])} for batch in batches]
+    with pytest.raises(CalibrationError, match="All positions of the inputs of calibrate are padding"):
+        calibrate(model, padding)
+    with pytest.raises(CalibrationError, match="All positions of the inputs of merge_gap are padding"):
+        merge_gap(model, padding)
+    assert calibrate(model, [*padding, *batches]).layers[0].vectors == sum(
+        int(batch["attention_mask"].sum()) for batch in batches
+    )
+
+
+def test_a_model_without_values():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(6, 4))
+    model = get_peft_model(net, AuroraConfig(target_modules=["0"]))
+    x = torch.randn(5, 6)
+    with pytest.raises(CalibrationError, match="is on the meta device, without values: load the model's weights first"):
+        calibrate(model, [x])
+    with pytest.raises(CalibrationError, match="is on the meta device"):
+        probe(net, [x], loss=lambda model, batch: model(batch).sum())

@@ -64,7 +64,7 @@ def test_of_aurora(way, process_group):
         "hidden_values": [path for path, _ in hidden_values(wrapped, INPUTS)],
         "lora_factors": list(lora_factors(wrapped)),
         "low_rank_updates": list(low_rank_updates(wrapped, "calibrated")),
-        "merges": sorted(entry.layer for entry in merge_gap(wrapped, INPUTS, quantizations=[]).merges[0].layers),
+        "merges": sorted(entry.layer for entry in merge_gap(wrapped, INPUTS, merges=True).merges[0].layers),
     }
     assert reports == dict.fromkeys(reports, NAMES)
     assert all(isinstance(Net().get_submodule(name), nn.Linear) for name in NAMES)
@@ -76,7 +76,7 @@ def test_of_aurora(way, process_group):
 def test_of_lora(way, process_group):
     model = get_peft_model(Net(), LoraConfig(r=2, target_modules=["a", "b"]))
     wrapped = WAYS[way](model)
-    found = probe(wrapped, INPUTS, lambda model, batch: model(batch).square().mean(), rank=2)
+    found = probe(wrapped, INPUTS, loss=lambda model, batch: model(batch).square().mean(), rank=2)
     assert [layer.layer for layer in found.layers] == list(align(model, found)) == NAMES
     with torch.no_grad():
         for layer in model.get_base_model().block.children():

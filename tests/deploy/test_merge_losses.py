@@ -88,7 +88,7 @@ def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches):
     gap = merge_gap(model, batches)
     assert (gap.layers, [end.form for end in gap.end_to_end]) == ((), ["unmerged"])
     own, rounded = by_name(gap)["float32"], by_name(gap)["bfloat16"]
-    assert all(loss.lost < 1e-6 for loss in own.layers)
+    assert all(loss.relative_error < 1e-6 for loss in own.layers)
     assert own.end_to_end.kl < 1e-10
     assert own.end_to_end.agreement == 1
     half = adapted(make_bert(), method)
@@ -105,8 +105,8 @@ def test_merges_in_a_dtype_are_those_of_peft(method, make_bert, batches):
         off = layers(half)[path].get_base_layer().weight.data - exact
         effect = x[path] @ (exact - stored[path]).double().T
         expected[path] = float((x[path] @ off.double().T).norm() / effect.norm())
-    assert {loss.layer: loss.lost for loss in rounded.layers} == pytest.approx(expected, rel=1e-3)
-    lost = [loss.lost for loss in rounded.layers]
+    assert {loss.layer: loss.relative_error for loss in rounded.layers} == pytest.approx(expected, rel=1e-3)
+    lost = [loss.relative_error for loss in rounded.layers]
     assert lost == sorted(lost, reverse=True)
     merged = all_logits(half, batches)
     assert rounded.end_to_end.kl == pytest.approx(kl(reference, merged), rel=1e-3, abs=1e-9)
@@ -137,7 +137,7 @@ def test_bfloat16_rounds_by_two_to_the_minus_nine(make_bert, batches):
         layer = layers(model)[loss.layer]
         update = layer.get_delta_weight("default").detach().double()
         whole = layer.get_base_layer().weight.detach().double() + update
-        share = loss.lost * float((x[loss.layer] @ update.T).norm() / (x[loss.layer] @ whole.T).norm())
+        share = loss.relative_error * float((x[loss.layer] @ update.T).norm() / (x[loss.layer] @ whole.T).norm())
         assert 2**-11 < share < 2**-8
 
 
@@ -145,7 +145,7 @@ def test_a_merge_into_a_bfloat16_base(make_bert, batches):
     model = adapted(make_bert().bfloat16())
     gap = merge_gap(model, batches)
     assert list(by_name(gap)) == ["bfloat16"]
-    assert all(0 < loss.lost < 1 for loss in gap.merges[0].layers)
+    assert all(0 < loss.relative_error < 1 for loss in gap.merges[0].layers)
 
 
 def test_a_merge_computes_in_the_dtype_of_its_layer(make_bert, batches):
@@ -172,7 +172,7 @@ def test_conv1d_and_perplexity(make_gpt2, batches):
     model = get_peft_model(make_gpt2(), config).eval()
     gap = merge_gap(model, batches)
     assert by_name(gap)["float32"].end_to_end.kl < 1e-10
-    assert all(0 < loss.lost < 0.1 for loss in by_name(gap)["bfloat16"].layers)
+    assert all(0 < loss.relative_error < 0.1 for loss in by_name(gap)["bfloat16"].layers)
     total = n = 0.0
     with torch.no_grad():
         for batch in batches:
@@ -245,10 +245,10 @@ def test_quantised_merges_of_an_unquantised_base(name, make_bert, batches):
         error, effect = x[path] @ (rounded - exact).double().T, x[path] @ (exact - base).double().T
         expected[path] = float(error.norm() / effect.norm())
         layer.get_base_layer().weight.data = rounded
-    assert {loss.layer: loss.lost for loss in naive.layers} == pytest.approx(expected, rel=1e-3)
+    assert {loss.layer: loss.relative_error for loss in naive.layers} == pytest.approx(expected, rel=1e-3)
     assert naive.end_to_end.kl == pytest.approx(kl(reference, all_logits(other, batches)), rel=1e-3)
     for loss in by_inputs.layers:
-        assert 0 < loss.lost < 0.8 * expected[loss.layer]
+        assert 0 < loss.relative_error < 0.8 * expected[loss.layer]
     assert by_inputs.end_to_end.kl < naive.end_to_end.kl
 
 
@@ -257,9 +257,9 @@ def test_calibration_inputs_of_their_own(make_bert, batches):
     pytest.importorskip("bitsandbytes")
     model = adapted(make_bert())
     on_them = by_name(merge_gap(model, batches[:2], quantizations=["nf4"]))
-    on_others = by_name(merge_gap(model, batches[:2], quantizations=["nf4"], calibration=batches[2:]))
+    on_others = by_name(merge_gap(model, batches[:2], quantizations=["nf4"], rounding_batches=batches[2:]))
     assert on_them["nf4 nearest"] == on_others["nf4 nearest"]
-    total = lambda merge: sum(loss.lost for loss in merge.layers)  # noqa: E731
+    total = lambda merge: sum(loss.relative_error for loss in merge.layers)  # noqa: E731
     assert total(on_them["nf4 by inputs"]) < total(on_others["nf4 by inputs"]) < total(on_them["nf4 nearest"])
 
 
@@ -312,7 +312,7 @@ def test_a_bias_that_the_adapter_changes_is_merged_in_a_copy(method, make_bert, 
         assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert torch.equal(all_logits(model, batches), reference)
     own = by_name(gap)["float32"]
-    assert all(loss.lost < 1e-5 for loss in own.layers)
+    assert all(loss.relative_error < 1e-5 for loss in own.layers)
     assert own.end_to_end.agreement == 1
     model.merge_adapter()
     merged = all_logits(model, batches)
@@ -335,7 +335,7 @@ def test_aurora_has_its_forms_and_the_merges(make_bert, config, batches, train_s
     model = get_peft_model(make_bert(), config())
     train_step(model, n=8)
     with pytest.raises(NotCalibratedError):
-        merge_gap(model, batches, quantizations=[])
+        merge_gap(model, batches, merges=True)
     aurora_lora.calibrate(model, batches)
     plain = merge_gap(model, batches)
     gap = merge_gap(model, batches, quantizations=["nf4"])
@@ -348,16 +348,16 @@ def test_aurora_has_its_forms_and_the_merges(make_bert, config, batches, train_s
     for merge in ("float32", "nf4 nearest"):
         assert len(merges[merge].layers) == 6
     with aurora_lora.set_form(model, "dynamic"), pytest.raises(FormError):
-        merge_gap(model, batches, quantizations=[])
+        merge_gap(model, batches, merges=True)
     static = get_peft_model(make_bert(), config(train_form="static"))
-    assert [end.form for end in merge_gap(static, batches, quantizations=[]).end_to_end] == ["unmerged"]
+    assert [end.form for end in merge_gap(static, batches, merges=True).end_to_end] == ["unmerged"]
 
 
 def test_an_adapter_that_does_nothing(make_bert, batches):
     model = get_peft_model(make_bert(), LoraConfig(target_modules=TARGETS)).eval()
     merges = by_name(merge_gap(model, batches))
-    assert all(loss.lost == 0 for loss in merges["float32"].layers)
-    assert all(math.isinf(loss.lost) for loss in merges["bfloat16"].layers)  # rounded for nothing
+    assert all(loss.relative_error == 0 for loss in merges["float32"].layers)
+    assert all(math.isinf(loss.relative_error) for loss in merges["bfloat16"].layers)  # rounded for nothing
 
 
 def test_worst_first_in_80_columns_and_as_json(make_bert, labelled):
@@ -374,7 +374,7 @@ def test_worst_first_in_80_columns_and_as_json(make_bert, labelled):
     rows = [line for line in text.splitlines() if "attention.self" in line]
     assert len(rows) == 4
     assert all(row.count("%") == 6 for row in rows)
-    worst = max((loss for merge in gap.merges for loss in merge.layers), key=lambda loss: loss.lost)
+    worst = max((loss for merge in gap.merges for loss in merge.layers), key=lambda loss: loss.relative_error)
     place = "layer." + worst.layer.split("layer.")[1]
     assert place.removeprefix("layer.") in rows[0]
     record = json.loads(json.dumps(gap.to_dict()))
@@ -388,7 +388,7 @@ def test_what_is_not_finite_comes_with_the_worst(column, make_bert, batches, mon
     shares = iter([loss if place == column else 0.05 for loss in measured for place in range(2)])
     monkeypatch.setattr(merge_losses, "lost_share", lambda *_: next(shares))
     gap = merge_gap(adapted(make_bert()), batches)
-    lost = [loss.lost for loss in gap.merges[column].layers]
+    lost = [loss.relative_error for loss in gap.merges[column].layers]
     assert math.isnan(lost[0])
     assert lost[1:] == [0.3, 0.2, 0.1]
     rows = [re.findall(r"[\d.]+%|not finite", row) for row in str(gap).splitlines() if "attention.self" in row]
@@ -429,7 +429,7 @@ def quantised():
 def test_a_quantised_base_is_measured_in_its_own_format(quantised, tmp_path):
     folder, inputs = quantised.save_base(tmp_path), quantised.batches()
     model = quantised.adapted(quantised.load(folder, "nf4, double"), "lora")
-    gap = by_name(merge_gap(model, inputs[:3], calibration=inputs[3:]))
+    gap = by_name(merge_gap(model, inputs[:3], rounding_batches=inputs[3:]))
     assert list(gap) == ["bfloat16", "nf4 nearest", "nf4 by inputs"]
     expected = quantised.logits(model, inputs[0])
     with pytest.warns(UserWarning, match="Merging into quantised weights"):
@@ -476,7 +476,7 @@ def test_what_a_quantised_base_has_in_float_stays_in_float(quantised, quantisati
     inputs = quantised.batches()
     model = with_output_layer(quantised.load(quantised.save_base(tmp_path), quantisation))
     name = "torchao" if "torchao" in quantisation else quantisation
-    gap = by_name(merge_gap(model, inputs[:3], calibration=inputs[3:]))
+    gap = by_name(merge_gap(model, inputs[:3], rounding_batches=inputs[3:]))
     assert list(gap) == ["bfloat16", f"{name} nearest", f"{name} by inputs"]
     predicted = lambda: torch.cat([quantised.logits(model, batch) for batch in inputs[:3]]).double()  # noqa: E731
     reference = predicted()

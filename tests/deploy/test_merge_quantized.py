@@ -163,7 +163,7 @@ def test_the_sum_within_autocast_is_as_exact(method, folder):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(merged_linear(path, layer, dense(layer, model), ["default"])[0], exact)
         measured = {
-            loss.layer: loss.lost
+            loss.layer: loss.relative_error
             for merge in merge_gap(model, INPUTS, quantizations=["nf4"]).merges
             for loss in merge.layers
             if merge.merge == "nf4 by inputs"
@@ -385,7 +385,7 @@ def report_of(**by_inputs):
 
 def test_a_layer_whose_loss_is_not_finite_is_the_worst_and_counted():
     report = report_of(a=0.1, b=float("nan"), c=0.5, d=float("inf"))
-    assert [layer.layer for layer in report.worst(4)] == ["b", "d", "c", "a"]
+    assert [layer.layer for layer in report.worst(n=4)] == ["b", "d", "c", "a"]
     assert report.summary == (
         "10% to 50% on the inputs given (the nearest values: 20% to 60%), over 4 layers, 2 of them not finite"
     )

@@ -124,9 +124,9 @@ def test_small_gradients_of_float16(make_gpt2, texts):
     def large(model, batch):
         return model(**batch).loss * 2.0**4
 
-    exact = probe(make_gpt2(), texts, small)
+    exact = probe(make_gpt2(), texts, loss=small)
     for loss, times in ((small, 1), (large, 2.0**16)):
-        half = probe(make_gpt2().half(), texts, loss)
+        half = probe(make_gpt2().half(), texts, loss=loss)
         for one, other in zip(half.layers, exact.layers, strict=True):
             assert one.singular_values[0] == pytest.approx(times * float(other.singular_values[0]), rel=0.05)
             assert abs(float(one.directions[0] @ other.directions[0])) > 0.99
@@ -170,7 +170,7 @@ def test_convolutions():
     data = [{"x": torch.randn(5, 4, 11, 13), "labels": torch.randint(0, 3, (5,))} for _ in range(3)]
     found = probe(model, data, rank=4)
     assert found.without_gradient == ("unused",)
-    assert {layer.layer: layer.groups for layer in found.layers}["dilated"] == 12
+    assert {layer.layer: layer.conv_groups for layer in found.layers}["dilated"] == 12
     names = [layer.layer for layer in found.layers]
     assert_found(found, full_gradients(model, data, names), least=4)
     patches = nn.functional.unfold(data[0]["x"], 3, stride=2).transpose(1, 2).reshape(-1, 36)
@@ -267,7 +267,7 @@ def test_rounding_is_no_deviation():
 
     torch.manual_seed(0)
     batches = [torch.randn(12, 16) for _ in range(10)]
-    found = {one.layer: one for one in probe(Two(), batches, lambda model, x: model(x), rank=4).layers}
+    found = {one.layer: one for one in probe(Two(), batches, loss=lambda model, x: model(x), rank=4).layers}
     assert not found["same"].deviations.any()
     assert (found["other"].deviations > 0.1).all()
     torch.testing.assert_close(aligned_rows(found["same"], 2).norm(dim=1), torch.ones(2))
@@ -284,7 +284,7 @@ def test_deviations_need_not_all_batches():
 
     torch.manual_seed(0)
     data = [torch.randn(300, 4) for _ in range(4)]
-    found = probe(model, data, loss)
+    found = probe(model, data, loss=loss)
     assert (seen, found.batches) == ([300, 300], 4)
     expected = (torch.cat(data[:2]) @ found.layers[0].directions.T).std(0, correction=0)
     torch.testing.assert_close(found.layers[0].deviations, expected, atol=1e-5, rtol=1e-4)
@@ -304,7 +304,7 @@ def test_deviations_of_a_layer_that_sees_few_vectors_are_over_all_batches():
     torch.manual_seed(0)
     model = Pooled()
     data = [scale * torch.randn(8, 64, 4) for scale in (1.0, 3.0, 9.0)]
-    found = {one.layer: one for one in probe(model, data, lambda model, x: model(x).square().sum(), rank=2).layers}
+    found = {one.layer: one for one in probe(model, data, loss=lambda model, x: model(x).square().sum(), rank=2).layers}
     inputs = torch.cat([model.each(x).mean(1) for x in data]).detach()
     expected = (inputs @ found["pooled"].directions.T).std(0, correction=0)
     torch.testing.assert_close(found["pooled"].deviations, expected, atol=1e-5, rtol=1e-4)
@@ -344,7 +344,7 @@ def test_gradient_checkpointing_without_dropout(texts):
         called.append([layer.training for layer in model.model.decoder.layers])
         return model(**batch).loss
 
-    assert_same(probe(model, texts, loss, rank=2), expected)
+    assert_same(probe(model, texts, loss=loss, rank=2), expected)
     assert called[0] == [True, True]  # without which nothing would be checkpointed
     assert [layer._gradient_checkpointing_func for layer in model.model.decoder.layers] == functions
     assert not any(module.training for module in model.modules())
@@ -370,7 +370,7 @@ def test_gradient_checkpointing_of_layers_whose_parts_bear_its_mark(texts, reent
         called.append({module for module in model.modules() if module.training})
         return model(**batch).loss
 
-    assert_same(probe(model, texts, loss, rank=2), expected)
+    assert_same(probe(model, texts, loss=loss, rank=2), expected)
     assert called[0] == set(blocks)
     assert not any(module.training for module in model.modules())
 
@@ -449,7 +449,7 @@ def test_each_pass_draws_the_same(make_bert, labelled):
         drawn.append(torch.rand(()).item())
         return model(**batch).loss
 
-    found = probe(make_bert(), labelled, loss)
+    found = probe(make_bert(), labelled, loss=loss)
     n = len(labelled)
     assert found.passes >= 2
     assert drawn[:n] == drawn[n : 2 * n]
@@ -464,7 +464,7 @@ def test_each_pass_has_the_batches_of_a_shuffled_loader(make_bert, labelled):
         return model(**batch).loss
 
     rows = [{name: value[at] for name, value in labelled[0].items()} for at in range(8)]
-    probe(make_bert(), DataLoader(rows, batch_size=3, shuffle=True, drop_last=True), loss)
+    probe(make_bert(), DataLoader(rows, batch_size=3, shuffle=True, drop_last=True), loss=loss)
     first, second, *_ = torch.stack(seen).split(2)
     assert torch.equal(first, second)
     assert not torch.equal(first.flatten(0, 1), labelled[0]["input_ids"][:6])
@@ -479,7 +479,7 @@ def test_what_a_loss_does_to_its_batch_reaches_no_other_pass():
         seen.append(batch.clone())
         return model(batch.mul_(2)).square().mean()
 
-    probe(nn.Sequential(nn.Linear(4, 3)), [given], loss)
+    probe(nn.Sequential(nn.Linear(4, 3)), [given], loss=loss)
     assert len(seen) == 3
     assert all(torch.equal(batch, kept) for batch in (given, *seen))
 
@@ -517,7 +517,7 @@ def test_what_it_leaves_behind(make_bert, labelled):
         torch.rand(1)
         return model(**batch).loss
 
-    probe(model, iter(labelled), loss)
+    probe(model, iter(labelled), loss=loss)
     assert torch.equal(torch.get_rng_state(), state)
     assert {module: module.training for module in model.modules()} == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -541,7 +541,7 @@ def test_what_stands_outside_the_model_gets_no_gradient(make_gpt2, texts, reentr
         return heads[1](heads[0](model(**batch).last_hidden_state)).square().mean()
 
     kept = earlier.clone()
-    found = probe(body, given, loss, rank=2)
+    found = probe(body, given, loss=loss, rank=2)
     assert len(found.layers) == len(frozen_weights(body))
     assert heads[0].weight.grad is earlier
     assert torch.equal(earlier, kept)
@@ -556,7 +556,7 @@ def test_no_weight_ever_requires_a_gradient(make_bert, labelled):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         return model(**batch).loss
 
-    probe(model, labelled, loss)
+    probe(model, labelled, loss=loss)
 
 
 def test_whole_numbers_of_numpy(make_bert, labelled):
@@ -572,9 +572,9 @@ def test_what_it_refuses(make_bert, labelled, batches):
     with pytest.raises(CalibrationError, match="needs at least one batch"):
         probe(model, [])
     with pytest.raises(CalibrationError, match="depends on none of the layers"):
-        probe(model, labelled, lambda model, batch: torch.zeros(()))
+        probe(model, labelled, loss=lambda model, batch: torch.zeros(()))
     with pytest.raises(CalibrationError, match=r"The gradient of .*query is not finite"):
-        probe(model, labelled, lambda model, batch: model(**batch).loss * float("nan"), target_modules=["query"])
+        probe(model, labelled, loss=lambda model, batch: model(**batch).loss * float("nan"), target_modules=["query"])
     with pytest.raises(ValueError, match=r"target_modules=\['nothing'\] names no linear layer"):
         probe(model, labelled, target_modules=["nothing"])
     for rank in (0, True, 1.5):
@@ -583,12 +583,14 @@ def test_what_it_refuses(make_bert, labelled, batches):
     for name, value in (("seed", "x"), ("seed", -1), ("target_modules", 5), ("exclude_modules", [1])):
         with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))} is not allowed: it must be a "):
             probe(model, labelled, **{name: value})
-    with pytest.raises(TypeError, match="probe takes batches with labels"):
+    with pytest.raises(TypeError, match="loss='x' is not allowed: it must be a function of"):
+        probe(model, labelled, loss="x")
+    with pytest.raises(TypeError, match="needs tokenizer="):
         probe(model, Dataset.from_dict({"text": ["a"]}))
     with pytest.raises(CalibrationError, match="must return a tensor with one element, and gave float"):
-        probe(model, labelled, lambda model, batch: 1.0)
+        probe(model, labelled, loss=lambda model, batch: 1.0)
     with pytest.raises(CalibrationError, match=r"and gave a tensor of shape \(8, 2\)"):
-        probe(model, labelled, lambda model, batch: model(**batch).logits)
+        probe(model, labelled, loss=lambda model, batch: model(**batch).logits)
 
 
 def test_a_merged_adapter(make_bert, labelled, batches, config):
@@ -608,7 +610,7 @@ def test_a_weight_that_is_computed_from_others_is_left_out():
     torch.manual_seed(0)
     old, new = nn.utils.weight_norm(nn.Linear(6, 6)), nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), old, nn.Tanh(), new)
-    found = probe(model, [torch.randn(5, 6)], lambda model, batch: model(batch).square().mean())
+    found = probe(model, [torch.randn(5, 6)], loss=lambda model, batch: model(batch).square().mean())
     assert [layer.layer for layer in found.layers] == ["0"]
 
 
@@ -678,7 +680,7 @@ def test_autocast_around_it_costs_no_precision():
     torch.manual_seed(0)
     layer, x, g = nn.Linear(8, 6), torch.randn(600, 8), torch.randn(600, 6).bfloat16().float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = probe(layer, [x], lambda model, batch: (model(batch) * g).sum(), rank=3).layers[0]
+        found = probe(layer, [x], loss=lambda model, batch: (model(batch) * g).sum(), rank=3).layers[0]
     _, S, V = torch.linalg.svd((g.T @ x).double(), full_matrices=False)
     torch.testing.assert_close(found.singular_values.double(), S[:3], atol=0, rtol=1e-5)
     deviations = (x.double() @ V[:3].T).std(0, correction=0)

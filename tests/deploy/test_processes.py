@@ -51,13 +51,13 @@ def gap_of_one(rank):
 
 def probed_inside_ddp(rank):
     """DDP sends the buffers of the batch normalisation in each forward pass, and the second process makes one more."""
-    found = probe(DistributedDataParallel(normalised()), UNEVEN[rank], squared, rank=2)
+    found = probe(DistributedDataParallel(normalised()), UNEVEN[rank], loss=squared, rank=2)
     return [layer.singular_values for layer in found.layers]
 
 
 def probed(rank):
     """The first process has seen enough vectors for the deviations in its first batch."""
-    found = probe(sharded(), [[REACHES[:600], REACHES[600:]], [REACHES[:4], REACHES[4:8]]][rank], squared, rank=2)
+    found = probe(sharded(), [[REACHES[:600], REACHES[600:]], [REACHES[:4], REACHES[4:8]]][rank], loss=squared, rank=2)
     return [layer.deviations for layer in found.layers]
 
 
@@ -99,7 +99,7 @@ def test_one_process_measures_merges_by_itself(found):
 
 
 def test_uneven_batches_inside_ddp(found):
-    expected = probe(normalised(), [*UNEVEN[0], *UNEVEN[1]], squared, rank=2)
+    expected = probe(normalised(), [*UNEVEN[0], *UNEVEN[1]], loss=squared, rank=2)
     for one in found["probed_inside_ddp"]:
         torch.testing.assert_close(one, [layer.singular_values for layer in expected.layers], atol=1e-6, rtol=1e-4)
 

@@ -175,7 +175,7 @@ def test_a_path_that_ends_another(config, ranks, plain, tmp_path):
 def test_a_probe_of_a_model_with_a_path_that_ends_another(config):
     model, x = Nested(), torch.randn(5, 4)
     loss = lambda model, x: model(x).square().sum()  # noqa: E731
-    measured = probe(model, [x], loss, target_modules="proj|out")
+    measured = probe(model, [x], loss=loss, target_modules="proj|out")
     shared = share_out(measured.layers, 10)
     assert shared.keys() <= {"proj", "out"}
     shared = share_out(measured.layers, 40)
@@ -194,7 +194,7 @@ def test_lora_is_not_put_on_groups_of_a_convolution():
 def test_a_grouped_convolution_of_lora_keeps_its_start():
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1), nn.Flatten())
-    measured = probe(base, [torch.randn(6, 4, 5, 5)], lambda model, batch: model(batch).square().mean())
+    measured = probe(base, [torch.randn(6, 4, 5, 5)], loss=lambda model, batch: model(batch).square().mean())
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1"]))
     before = model.get_base_model()[0].lora_A["default"].weight.clone()
     assert align(model, measured) == ("1",)
@@ -401,7 +401,7 @@ def test_a_start_inside_a_wrapper_or_of_a_part(config):
         return align(model, measured), A.clone()
 
     base = nn.Sequential(nn.Sequential(nn.Linear(6, 2)))
-    measured = probe(base, [torch.randn(8, 6)], lambda model, batch: model(batch).square().mean(), rank=2)
+    measured = probe(base, [torch.randn(8, 6)], loss=lambda model, batch: model(batch).square().mean(), rank=2)
     model = get_peft_model(base, config(r=2, target_modules=["0.0"]))
     paths, A = aligned(model)
     assert paths == ("0.0",)
@@ -426,7 +426,7 @@ def test_the_start_of_a_convolution(config, layout):
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     x = torch.randn(6, 3, 5, 5)
-    measured = probe(base, [x], lambda model, batch: model(batch).square().mean())
+    measured = probe(base, [x], loss=lambda model, batch: model(batch).square().mean())
     model = get_peft_model(base, config(r=2, target_modules=["0"])).to(memory_format=layout)
     assert align(model, measured, deviation=2.0) == ("0",)
     module = model.get_base_model()[0]
@@ -439,7 +439,7 @@ def test_the_start_of_a_convolution(config, layout):
 def test_more_rows_than_a_layer_has_directions_keep_their_start(config):
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(6, 2))
-    measured = probe(base, [torch.randn(8, 6)], lambda model, batch: model(batch).square().mean())
+    measured = probe(base, [torch.randn(8, 6)], loss=lambda model, batch: model(batch).square().mean())
     model = get_peft_model(base, config(r=3, target_modules=["0"]))
     module = model.get_base_model()[0]
     A = module.aurora_A["default"] if config is AuroraConfig else module.lora_A["default"].weight
@@ -455,13 +455,49 @@ def test_what_cannot_be_aligned(make_bert, labelled):
     with pytest.raises(CalibrationError, match=r"query has r=3, and was probed for 2 directions: use rank=3"):
         align(model, measured)
     with pytest.raises(ValueError, match="no AuroRA or LoRA adapter named 'other'"):
-        align(model, measured, "other")
+        align(model, measured, adapter_name="other")
     trained = get_peft_model(make_bert(), AuroraConfig(r=2, target_modules=["query"], init_weights=False))
     with pytest.raises(CalibrationError, match="B is not 0"):
         align(trained, measured)
     for deviation in (0, -1.0, float("nan"), float("inf"), True, "0.5"):
         with pytest.raises(ValueError, match=r"deviation=.* is not allowed: it must be a finite number above 0"):
             align(model, measured, deviation=deviation)
-    inside = probe(make_bert().bert, labelled, lambda model, batch: model(batch["input_ids"])[0].square().mean())
+    inside = probe(make_bert().bert, labelled, loss=lambda model, batch: model(batch["input_ids"])[0].square().mean())
     with pytest.raises(CalibrationError, match=r"None .* it has bert\.encoder.*query, and the probe encoder.*query"):
         align(model, inside)
+
+
+@pytest.mark.parametrize("config", [AuroraConfig, LoraConfig])
+def test_the_active_adapter_is_aligned(make_bert, labelled, config):
+    """Whatever its name is."""
+    measured = probe(make_bert(), labelled, rank=2)
+    model = get_peft_model(make_bert(), config(r=2, target_modules=["query"]), adapter_name="mine")
+    model.add_adapter("default", config(r=2, target_modules=["query"]))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    model.set_adapter("mine")
+    assert align(model, measured)
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert len(changed) == 2
+    assert all(".mine" in name and "_A." in name for name in changed)
+    assert align(model, measured, adapter_name="default")
+    model.base_model.set_adapter(["mine", "default"])
+    with pytest.raises(ValueError, match=r"2 adapters of AuroRA or LoRA are active \(mine, default\): name one"):
+        align(model, measured)
+    with pytest.raises(ValueError, match=r"0 adapters of AuroRA or LoRA are active \(none\)"):
+        align(make_bert(), measured)
+
+
+def test_what_is_no_probe(make_bert):
+    model = get_peft_model(make_bert(), AuroraConfig(target_modules=["query"]))
+    for wrong in (lambda: align(model, model), lambda: ranked_config(model, 1000)):
+        with pytest.raises(TypeError, match=r"found must be a Probe, the result of aurora_lora\.probe, not Peft"):
+            wrong()
+
+
+def test_a_worth_that_is_none():
+    measured = found(layer("l", 4, 4, [2.0, 1.0]))
+    with pytest.raises(ValueError, match="worth gives numbers that are not finite, of l"):
+        ranked_config(measured, 1000, worth=lambda layer: layer.singular_values * float("nan"))
+    for worth, given in ((lambda _: 1.0, "float"), (lambda _: torch.ones(3), r"shape \(3,\)")):
+        with pytest.raises(TypeError, match=rf"worth must return a tensor .* \(2,\), and gave {given}"):
+            ranked_config(measured, 1000, worth=worth)

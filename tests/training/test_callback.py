@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import Trainer, TrainerControl, TrainingArguments
 
-from aurora_lora import AuroraConfig, calibrate
+from aurora_lora import AuroraConfig, CalibrationError, calibrate
 from aurora_lora.training import CalibrationCallback
 from aurora_lora.tuner import aurora_layers
 
@@ -74,8 +74,20 @@ def test_inputs_are_those_of_calibrate():
         CalibrationCallback(loader, examples=0)
     with pytest.raises(ValueError, match="ridge=-1 is not allowed: it must be a finite number of at least 0"):
         CalibrationCallback([], ridge=-1)
-    with pytest.raises(TypeError, match="needs a tokenizer"):
+    with pytest.raises(TypeError, match="needs tokenizer="):
         CalibrationCallback(rows)
+    with pytest.raises(ValueError, match="max_memory='x' is not allowed"):
+        CalibrationCallback(loader, max_memory="x")
+
+
+def test_its_memory_is_bounded_and_its_progress_shown(make_bert, batches, config, capsys):
+    model = get_peft_model(make_bert(), config())
+    control = TrainerControl(should_evaluate=True)
+    CalibrationCallback(batches, max_memory=2**27, progress=True).on_step_end(None, None, control, model=model)
+    assert "calibrating, pass 1" in capsys.readouterr().err
+    callback = CalibrationCallback(batches, max_memory="1MiB")
+    with pytest.raises(CalibrationError, match=r"max_memory allows \(1 MiB\)"):
+        callback.on_step_end(None, None, control, model=model)
 
 
 def test_its_ridge_is_that_of_calibrate(make_bert, batches, config):

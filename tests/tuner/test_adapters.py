@@ -28,7 +28,7 @@ REFUSED = {
     "hidden_values": lambda model: hidden_values(model, INPUTS),
     "merge_gap": lambda model: merge_gap(model, INPUTS),
     "merge_quantized": lambda model: merge_quantized(model, INPUTS),
-    "probe": lambda model: probe(model, INPUTS, lambda model, batch: model(batch).sum()),
+    "probe": lambda model: probe(model, INPUTS, loss=lambda model, batch: model(batch).sum()),
     "the export": lora_factors,
 }
 

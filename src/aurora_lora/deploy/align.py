@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
 from ..tuner.adapters import no_adapter
 from ..values import is_number, require
-from .probe import Probe
+from .probe import Probe, check_probe
 from .ranks import fits
 from .sketch import LayerProbe
 from .wrappers import plain_model, unwrapped
@@ -41,19 +41,34 @@ def aligned_rows(layer: LayerProbe, rank: int, deviation: float = DEVIATION) -> 
 
 def layers_of_adapter(model: Any, adapter_name: str) -> dict[str, Any]:
     """The linear layers and convolutions with this adapter, AuroRA's or LoRA's, by their path in the plain model."""
-    found = {}
+    return {path: module for path, module, names in _layers(model) if adapter_name in names}
+
+
+def _layers(model: Any) -> Iterator[tuple[str, Any, Collection[str]]]:
+    """(path, layer, names of its adapters)"""
     for path, module in plain_model(model).named_modules():
         if isinstance(module, AuroraLayer) and not isinstance(module, AuroraEmbedding):
-            has_it = adapter_name in module.aurora_A
-        else:
-            has_it = isinstance(module, LoraLayer) and adapter_name in module.lora_A
-        if has_it:
-            found[path] = module
-    return found
+            yield path, module, module.aurora_A.keys()
+        elif isinstance(module, LoraLayer):
+            yield path, module, module.lora_A.keys()
+
+
+def _active(model: Any) -> str:
+    """The name of the one adapter that is active."""
+    layers = list(_layers(model))
+    names: list[str] = list(
+        dict.fromkeys(name for _, layer, held in layers for name in layer.active_adapters if name in held)
+    )
+    if len(names) != 1:
+        raise ValueError(
+            f"{len(names)} adapters of AuroRA or LoRA are active ({', '.join(names) or 'none'}): name one with "
+            "adapter_name."
+        )
+    return names[0]
 
 
 def align(
-    model: nn.Module, found: Probe, adapter_name: str = "default", *, deviation: float = DEVIATION
+    model: nn.Module, found: Probe, *, adapter_name: str | None = None, deviation: float = DEVIATION
 ) -> tuple[str, ...]:
     """Let an untrained adapter start along the gradient: A is the leading directions of each layer.
 
@@ -63,7 +78,7 @@ def align(
     Args:
         model: a PEFT model with an adapter of AuroRA or LoRA.
         found: of `probe` on the same model, with or without the adapter.
-        adapter_name: which adapter.
+        adapter_name: which adapter; the active one if None.
         deviation: standard deviation of each z on the probed inputs.
 
     Returns:
@@ -73,9 +88,12 @@ def align(
     Raises:
         CalibrationError: the adapter is not at its start (B is not 0), a layer has a larger rank than was probed, or
             none of the adapter's layers was probed.
-        ValueError: no adapter of that name, or a deviation that is not above 0.
+        TypeError: `found` is no result of `probe`.
+        ValueError: no adapter of that name, several active ones and none named, or a deviation that is not above 0.
     """
+    check_probe(found)
     require(is_number(deviation) and deviation > 0, "deviation", deviation, "a finite number above 0")
+    adapter_name = _active(model) if adapter_name is None else adapter_name
     layers = layers_of_adapter(model, adapter_name)
     configs: Mapping[str, Any] = getattr(unwrapped(model), "peft_config", {})
     if not layers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,7 +26,11 @@ from .moments import Target, by_input
 from .passes import Passes, evaluated
 from .plan import plan
 from .products import LEAST_RIDGE_OF_SLICES
+from .reports import Report, worst_of
 from .solve import Solution, solve
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class LayerCalibration:
 
 
 @dataclass(frozen=True)
-class CalibrationReport:
+class CalibrationReport(Report):
     """The result of `calibrate`."""
 
     layers: tuple[LayerCalibration, ...]
@@ -56,9 +60,34 @@ class CalibrationReport:
     """Groups of layers that were solved one after another to stay within `max_memory`."""
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+    def worst(self, *, n: int = 3) -> tuple[LayerCalibration, ...]:
+        """The n layers of which the least is explained.
+
+        Raises:
+            ValueError: n is no whole number of at least 1.
+        """
+        return worst_of(self.layers, lambda layer: 1 - layer.explained, n)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Layer by layer, those of which the least is explained first, for a terminal. Needs rich."""
+        from .tables import first_table, shown
+
+        several = len({layer.adapter for layer in self.layers}) > 1
+        rows = [
+            (
+                layer.layer,
+                [
+                    *([layer.adapter] if several else []),
+                    f"{layer.vectors:,}",
+                    shown(layer.explained, ".2%"),
+                    shown(layer.ridge, ".2e"),
+                ],
+            )
+            for layer in self.worst(n=len(self.layers))
+        ]
+        headings = ["layer", *(["adapter"] if several else []), "inputs", "explained", "ridge"]
+        title = "layers{}: explained share of E|sigma(Ax)|^2"
+        return (first_table(title, headings, rows, "layers of which more is explained"),)
 
 
 def calibrate(
@@ -67,11 +96,11 @@ def calibrate(
     *,
     adapter_name: str | None = None,
     ridge: float = 1e-4,
-    max_memory: int | str | None = None,
+    max_memory: float | str | None = None,
     share_inputs: bool = True,
     tokenizer: Any = None,
-    text_columns: str | Sequence[str] = "text",
-    batch_size: int = 32,
+    text_columns: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
     examples: int | None = None,
     max_length: int | None = None,
     progress: bool = False,
@@ -105,10 +134,10 @@ def calibrate(
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
             time and memory, and is needed only by models that do so in some passes and not in others.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.
-        text_columns: the column of the dataset with the texts, or the two of pairs of texts. A dataset of conversations
-            (`messages`, or `prompt` and `completion`) or of preferences (`chosen`, with `prompt` or without) needs
-            none: the tokenizer's chat template reads them, with `tools` and `chat_template_kwargs`.
-        batch_size: examples of the dataset in a batch.
+        text_columns: the column of the dataset with the texts, "text" if None, or the two of pairs of texts. A dataset
+            of conversations (`messages`, or `prompt` and `completion`) or of preferences (`chosen`, with `prompt` or
+            without) needs none: the tokenizer's chat template reads them, with `tools` and `chat_template_kwargs`.
+        batch_size: examples of the dataset in a batch; 32 if None.
         examples: at most that many: an even sample of a dataset, or the first of the batches.
         max_length: tokens; longer texts of the dataset are cut, as in the training. None: what the tokenizer allows.
         progress: show a progress bar.
@@ -123,6 +152,7 @@ def calibrate(
         AlreadyMergedError: the adapter is merged.
         FormError: the adapter was trained in the static form, or sigma is the identity in all of its layers (plain
             LoRA, embeddings): it merges exactly as it is.
+        TypeError: batches of no such kind, or an argument that goes with a dataset where there is none.
         ValueError: no AuroRA adapter, no such active adapter, or an argument that is not allowed.
     """
     check_ridge(ridge)

@@ -11,7 +11,7 @@ from ..errors import CalibrationError, NotFiniteInputsError
 from ..tuner.tensors import computing_device
 from .batch import Batch
 from .batches import no_batches
-from .inputs import Runner, input_geometry, not_reached, watched_inputs
+from .inputs import Runner, input_geometry, watched_inputs
 from .moments import LayerMoments, SharedInput, Target
 from .processes import calls_of_processes, several_processes
 
@@ -140,7 +140,7 @@ class Collector:
                 if leader_of.setdefault(i, leader) != leader:
                     raise self._apart(_SHARED_ELSEWHERE.format(names[i]))
         if trained := self._trained(name for i, name in enumerate(names) if i not in leader_of):
-            raise not_reached(trained, self.runner.action)
+            raise self.runner.not_reached(trained)
         return {names[i]: names[leader] for i, leader in leader_of.items()}
 
     def finish(self) -> list[LayerMoments]:

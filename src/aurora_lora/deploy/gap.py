@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..errors import NotCalibratedError
-from ..finite import nan_as_infinite
 from ..forms import CALIBRATED, DYNAMIC, STATIC, FormName
 from ..tuner import AuroraLayer, aurora_layers, check_calibrated, set_form
 from ..tuner.adapters import active_layers
-from ..values import one_of
+from ..tuner.fields import is_list_of, is_name
+from ..values import one_of, require, short
 from .adapted import AdaptedLayer, adapted_layers
 from .batches import as_batches
 from .calibrate import check_unmerged, trained_state
 from .formats import QUANTIZATIONS, check_quantization
 from .inputs import Runner
 from .layer_gaps import FormSums, LayerGap
-from .merge_losses import MergeLoss, MergeSums
+from .memory_bound import check_memory
+from .merge_losses import LayerLoss, MergeLoss, MergeSums
 from .passes import Passes, evaluated
 from .predictions import EndToEndGap, Metric, compare
 from .processes import alone
+from .reports import Report, worst_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +38,7 @@ UNMERGED = "unmerged"
 
 
 @dataclass(frozen=True)
-class MergeGap:
+class MergeGap(Report):
     """The report of `merge_gap`. Where a form gives NaN or infinity, so are its figures: never 0 or 1."""
 
     layers: tuple[LayerGap, ...]
@@ -46,14 +49,24 @@ class MergeGap:
     merges: tuple[MergeLoss, ...] = ()
     """What each kind of merge loses, beside the first entry of `end_to_end`."""
 
-    def worst(self, form: str, n: int = 3) -> tuple[LayerGap, ...]:
-        """The n layers that lose most in a form."""
-        entries = [entry for entry in self.layers if entry.form == form]
-        return tuple(sorted(entries, key=lambda entry: nan_as_infinite(entry.relative_error), reverse=True)[:n])
+    def worst(self, form: str | None = None, *, n: int = 3) -> tuple[LayerGap | LayerLoss, ...]:
+        """The n layers that lose most.
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        Args:
+            form: a form (`"static"`, `"calibrated"`) or a merge (`"bfloat16"`, `"nf4 by inputs"`); the last form if
+                None, or where there are no forms the last merge.
+            n: how many.
+
+        Raises:
+            ValueError: no such form or merge was measured, or n is no whole number of at least 1.
+        """
+        entries: dict[str, list[LayerGap | LayerLoss]] = {merge.merge: list(merge.layers) for merge in self.merges}
+        for entry in self.layers:
+            entries.setdefault(entry.form, []).append(entry)
+        if form is None and entries:
+            form = self.layers[-1].form if self.layers else self.merges[-1].merge
+        require(form in entries, "form", form, f"one of those measured: {', '.join(map(repr, entries)) or 'none'}")
+        return worst_of(entries[str(form)], lambda entry: entry.relative_error, n)
 
     def tables(self) -> tuple[Table, ...]:
         """End to end, and layer by layer for forms and for merges, for a terminal. Needs rich."""
@@ -61,26 +74,11 @@ class MergeGap:
 
         tables = [end_to_end_table(self.end_to_end, self.merges, self.predictions)]
         if self.layers or not self.merges:
-            tables.append(layer_table(self.layers, self.worst(self.layers[-1].form) if self.layers else ()))
+            last = [entry for entry in self.layers if entry.form == self.layers[-1].form]
+            tables.append(layer_table(self.layers, worst_of(last, lambda entry: entry.relative_error, 3)))
         if self.merges:
             tables.append(merge_table(self.merges))
         return tuple(tables)
-
-    def __str__(self) -> str:
-        """The tables, 80 characters wide; all fields, where rich is not installed."""
-        try:
-            from .gap_tables import as_text
-        except ModuleNotFoundError:
-            return repr(self)
-        return as_text(self.tables())
-
-    def _repr_html_(self) -> str | None:
-        """The tables for a notebook."""
-        try:
-            from .gap_tables import as_html
-        except ModuleNotFoundError:
-            return None
-        return as_html(self.tables())
 
 
 @alone()
@@ -88,20 +86,23 @@ def merge_gap(
     model: nn.Module,
     batches: Any,
     *,
-    quantizations: Sequence[str] | str | None = None,
-    calibration: Any = None,
+    merges: bool | None = None,
+    quantizations: str | Sequence[str] = (),
+    rounding_batches: Any = None,
     metric: Metric | None = None,
+    max_memory: float | str | None = None,
     tokenizer: Any = None,
-    text_columns: str | Sequence[str] = "text",
-    batch_size: int = 32,
+    text_columns: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
     examples: int | None = None,
     max_length: int | None = None,
+    progress: bool = False,
 ) -> MergeGap:
     """Measure what a merge would lose, by layer and end to end, beside the model as it was trained.
 
-    Of AuroRA: the static and, if calibrated, the calibrated form beside the trained one. Of every method of PEFT, and
-    of AuroRA where `quantizations` is given: the merge in the base's own dtype, in bfloat16, and in each of the
-    quantised formats, with the nearest values and with those that `merge_quantized` chooses.
+    Of AuroRA: the static and, if calibrated, the calibrated form beside the trained one. With `merges`, as always of
+    other methods of PEFT: the merge in the base's own dtype, in bfloat16, and in each of the quantised formats, with
+    the nearest values and with those that `merge_quantized` chooses.
 
     A merge is measured on the adapted linear layers alone: their merged weight is rounded, in a copy; all else, and the
     precision of the computation, is as in the model. Changes nothing: weights, forms, training mode and random state
@@ -117,17 +118,21 @@ def merge_gap(
             of -100, or of pixels the one that the model's config leaves out of the loss, is not scored, and its example
             counts as a prediction all the same. With merges, a causal language model without labels is scored on its
             inputs, and its perplexity is given.
-        quantizations: of "nf4", "fp4" and "int8", as bitsandbytes has them; as there, the output layer of a language
-            model stays in its dtype, and so does what a quantised base has in float. None measures no merge of AuroRA
-            adapters.
-        calibration: the inputs by which such merges round, as `batches`; `batches` themselves if None, and
-            then what they lose is what they lose on inputs that they were made for.
-        metric: computes other figures from the (predictions, labels) of all batches, which are then kept in memory.
+        merges: whether to measure what rounding the merged weights loses. None is yes where `quantizations` are given,
+            and of methods other than AuroRA, which have nothing else to measure.
+        quantizations: to merge into, one or several of "nf4", "fp4" and "int8", as bitsandbytes has them; as there, the
+            output layer of a language model stays in its dtype, and so does what a quantised base has in float.
+        rounding_batches: the inputs by which merges into a quantised format round, as `batches`; `batches` themselves
+            if None, and then what they lose is what they lose on inputs that they were made for.
+        metric: `metric(predictions, labels)`, of all batches, which are then kept in memory: other figures, numbers by
+            their names.
+        max_memory: as in `merge_quantized`, for merges.
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
-        examples: as in `calibrate`; of `calibration` as many.
+        examples: as in `calibrate`; of `rounding_batches` as many.
         max_length: as in `calibrate`.
+        progress: as in `calibrate`.
 
     Raises:
         CalibrationError: no batches, a layer that no input reached, a trained adapter that gives NaN or infinity, or
@@ -136,34 +141,89 @@ def merge_gap(
         MergeError: an adapter of a layer that is not linear, or one that is no change of the weight.
         NotFiniteError: a merged weight that is not finite.
         UserError: bitsandbytes is missing.
-        TypeError: a model whose output has neither logits nor hidden states.
-        ValueError: no active adapter that changes a weight, or an argument that is not allowed, such as an unknown
-            quantisation.
-        FormError: AuroRA was trained in the static form, which merges exactly, and `quantizations` is None; or merges
-            are asked for and it evaluates in the dynamic form.
+        TypeError: a model whose output has neither logits nor hidden states; a `metric` that is no function or gives no
+            numbers; as `calibrate`.
+        ValueError: no active adapter that changes a weight, or an argument that is not allowed or not used, such as an
+            unknown quantisation, or `rounding_batches` where no merge rounds by inputs.
+        FormError: AuroRA was trained in the static form, which merges exactly, and no merges are asked for; or they are
+            and it evaluates in the dynamic form.
         NotCalibratedError, StaleCalibrationError: merges are asked for, and there is no calibrated matrix to merge.
     """
 
-    def as_passes(given: Any) -> Passes:
+    def as_passes(given: Any, doing: str) -> Passes:
         source = as_batches(
             given, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
         )
-        return Passes(source)
+        return Passes(source, doing if progress else "")
 
-    quantizations = (quantizations,) if isinstance(quantizations, str) else quantizations
-    for name in quantizations or ():
+    names = _checked(quantizations)
+    check_memory(max_memory)
+    if metric is not None and not callable(metric):
+        raise TypeError(f"metric={short(metric)} is not allowed: it must be a function of (predictions, labels).")
+    layers = _layers_to_merge(model, merges, names)
+    if not layers and not any(active_layers(model)):
+        raise ValueError("The model has no active adapter that changes a weight: merge_gap has nothing to measure.")
+    if rounding_batches is not None and not _rounds_by_inputs(layers, names):
+        raise ValueError("rounding_batches are not used: no merge into a quantised format is measured.")
+    data = as_passes(batches, "measuring")
+    if layers:
+        rounding = None if rounding_batches is None else as_passes(rounding_batches, "reading inputs to round by")
+        found = _gap_of_merges(model, layers, names, data, rounding, metric, max_memory)
+    else:
+        found = _gap_of_forms(model, data, metric)
+    if metric is not None and not any(end.metric for end in found.end_to_end):
+        warnings.warn("metric was never called: no batch has labels, one for each prediction.", stacklevel=3)
+    return found
+
+
+def rounds_by_inputs(model: nn.Module, merges: bool | None = None, quantizations: str | Sequence[str] = ()) -> bool:
+    """Whether `merge_gap` with these arguments tries merges that round by inputs, and so can use `rounding_batches`."""
+    names = _checked(quantizations)
+    return _rounds_by_inputs(_layers_to_merge(model, merges, names), names)
+
+
+def _rounds_by_inputs(layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> bool:
+    return bool(layers) and (bool(quantizations) or any(layer.format is not None for layer in layers))
+
+
+def _checked(quantizations: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of formats, each of which can be merged into."""
+    names = [quantizations] if isinstance(quantizations, str) else quantizations
+    if not is_list_of(is_name, names):
+        allowed = ", ".join(map(repr, QUANTIZATIONS))
+        raise TypeError(f"quantizations={short(quantizations)} is not allowed: it must be one of {allowed}, or a list.")
+    for name in names:
         one_of("quantizations", name, QUANTIZATIONS)
         check_quantization(name)
-    data = as_passes(batches)
-    layers = [] if quantizations is None and any(aurora_layers(model)) else adapted_layers(model)
-    if not layers:
-        if not any(active_layers(model)):
-            raise ValueError("The model has no active adapter that changes a weight: merge_gap has nothing to measure.")
-        return _gap_of_forms(model, data, metric)
+    return tuple(names)
+
+
+def _layers_to_merge(model: nn.Module, merges: bool | None, quantizations: Sequence[str]) -> list[AdaptedLayer]:
+    """The layers whose merges are measured; none where it is about AuroRA's forms alone."""
+    if merges is not None and not isinstance(merges, bool):
+        raise TypeError(f"merges={short(merges)} is not allowed: it must be True, False or None.")
+    of_aurora = any(aurora_layers(model))
+    if merges is False:
+        if quantizations:
+            raise ValueError("merges=False is not allowed with quantizations, which are merges.")
+        if not of_aurora:
+            raise ValueError("merges=False is not allowed: of methods other than AuroRA, merges alone are measured.")
+    wanted = bool(quantizations) or not of_aurora if merges is None else merges
+    return adapted_layers(model) if wanted else []
+
+
+def _gap_of_merges(
+    model: nn.Module,
+    layers: Sequence[AdaptedLayer],
+    quantizations: Sequence[str],
+    data: Passes,
+    rounding: Passes | None,
+    metric: Metric | None,
+    max_memory: float | str | None,
+) -> MergeGap:
     data.hold()
-    rounding = None if calibration is None else as_passes(calibration)
     forms = _gap_of_forms(model, data, metric, perplexity=True) if _is_dynamic(layers) else None
-    sums = MergeSums(layers, quantizations or ())
+    sums = MergeSums(layers, quantizations, max_memory)
     with evaluated(model), Runner(model, "merge_gap") as runner:
         sums.measure(runner, data, rounding)
         reference: tuple[str, Callable[[], AbstractContextManager[Any]]] = (UNMERGED, nullcontext)

@@ -18,20 +18,7 @@ from ..tuner import AuroraLayer
 from ..tuner.tensors import computing_device
 from .batch import Batch, copied
 from .float64 import rows_of_piece
-from .wrappers import output_embeddings, plain_model, unwrapped, without_ddp
-
-
-def not_reached(names: Sequence[str], action: str) -> CalibrationError:
-    """What to raise where no input reached trained layers.
-
-    Args:
-        names: of the layers.
-        action: the function that watched them.
-    """
-    return CalibrationError(
-        f"No input reached {abridged(names)}: the inputs of {action} must use every layer whose adapter is trained (B "
-        "is not 0); exclude_modules leaves out those that they cannot reach."
-    )
+from .wrappers import output_embeddings, plain_model, unwrapped, without_parallel
 
 
 class Runner:
@@ -47,15 +34,35 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, action: str) -> None:
-        self.model, self.action = without_ddp(model), action
+        self.model, self.action = without_parallel(model), action
         found = (computing_device(p) for p in model.parameters() if not p.is_meta)
         self.devices = list(dict.fromkeys(found)) or [torch.device("cpu")]
         self.device = self.devices[0]
         self.masks: dict[str, Tensor] = {}
+        self._has_content: Tensor | None = None  # whether some position of the batches so far is no padding
+        self._check_loaded()
         self._encoder_output: weakref.ref[Tensor] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self.encoder = self._find_encoder()
         self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()
+
+    def _check_loaded(self) -> None:
+        """Raise a CalibrationError for weights that are nowhere: neither in memory, nor fetched by Accelerate."""
+        if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
+            return
+        if missing := next((name for name, p in self.model.named_parameters() if p.is_meta), None):
+            raise CalibrationError(f"{missing} is on the meta device, without values: load the model's weights first.")
+
+    def not_reached(self, names: Sequence[str]) -> CalibrationError:
+        """What to raise where no input reached these layers, which are trained."""
+        if self._has_content is not None and not self._has_content:
+            return CalibrationError(
+                f"All positions of the inputs of {self.action} are padding: their attention_mask is 0 everywhere."
+            )
+        return CalibrationError(
+            f"No input reached {abridged(names)}: the inputs of {self.action} must use every layer whose adapter is "
+            "trained (B is not 0); exclude_modules leaves out those that they cannot reach."
+        )
 
     def _find_encoder(self) -> nn.Module | None:
         inner = unwrapped(self.model)
@@ -95,6 +102,8 @@ class Runner:
         inputs = self.read(batch)
         if isinstance(inputs, (tuple, list)):
             inputs = inputs[0]  # (inputs, labels), as the data sets of torch give them
+        if isinstance(inputs, Tensor) and not inputs.dim():
+            raise TypeError("A batch must be a tensor of several examples, not a tensor of one number.")
         model = _without_regulariser(self.model)
         by_name = isinstance(inputs, dict) and not _is_one_argument(inputs, plain_model(self.model))
         if by_name and watched and self._can_spare_logits(watched):
@@ -122,6 +131,7 @@ class Runner:
         self.masks, self._encoder_output = {}, None
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(first, Tensor):
+            self._has_content = torch.ones((), dtype=torch.bool, device=self.device)
             return copied(batch, self.device)
         if not isinstance(batch, Mapping) and not hasattr(batch, "keys"):
             raise TypeError(
@@ -137,6 +147,9 @@ class Runner:
                 self.masks[name] = mask.bool()
         if self.encoder is not None and "decoder_attention_mask" not in self.masks:
             self._note_decoder_mask(inputs)
+        here = [mask.any() for mask in self.masks.values()] or [torch.ones((), dtype=torch.bool, device=self.device)]
+        before = [] if self._has_content is None else [self._has_content]
+        self._has_content = torch.stack([*before, *here]).any()
         return inputs
 
     def _note_decoder_mask(self, inputs: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from ..errors import CalibrationError
 from ..forms import FormName
 from ..tuner import AuroraLayer, active_layers
 from .float64 import ROUNDING, float64_pieces, to_float64
-from .inputs import Runner, not_reached, watched_inputs
+from .inputs import Runner, watched_inputs
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FormSums:
         """
         trained = dict.fromkeys(path for (path, _), entry in self.layers.items() if entry.n == 0 and entry.gram.any())
         if trained:
-            raise not_reached(list(trained), self.runner.action)
+            raise self.runner.not_reached(list(trained))
         return tuple(gap for (path, name), entry in self.layers.items() if entry.n for gap in entry.result(path, name))
 
 

@@ -34,11 +34,11 @@ class MemoryBound:
     name: str = "max_memory allows"
 
 
-def memory_bound(max_memory: int | str | None, *devices: torch.device) -> MemoryBound:
+def memory_bound(max_memory: float | str | None, *devices: torch.device) -> MemoryBound:
     """The bound that the user has set, or half of what is free.
 
     Args:
-        max_memory: in bytes or as in "4GiB"; half of what is free if None.
+        max_memory: in bytes, a whole number such as 4e9, or as in "4GiB"; half of what is free if None.
         devices: of the model; the one with the least that is free counts.
 
     Raises:
@@ -46,12 +46,23 @@ def memory_bound(max_memory: int | str | None, *devices: torch.device) -> Memory
     """
     if max_memory is None:
         return MemoryBound(_half_of_free(*devices), "half of the memory that is free")
-    if isinstance(max_memory, str):
-        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", max_memory.upper())
+    return MemoryBound(_bytes(max_memory))
+
+
+def check_memory(max_memory: float | str | None) -> None:
+    """Raise a ValueError for a `max_memory` that is not allowed."""
+    if max_memory is not None:
+        _bytes(max_memory)
+
+
+def _bytes(size: float | str) -> int:
+    if isinstance(size, str):
+        parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B|)\s*", size.upper())
         if parts and parts[2] in _UNITS:
-            return MemoryBound(int(float(parts[1]) * _UNITS[parts[2]]))
-    require(is_int(max_memory, 1), "max_memory", max_memory, "a number of bytes, or a size as '4GiB'")
-    return MemoryBound(int(max_memory))
+            return int(float(parts[1]) * _UNITS[parts[2]])
+    whole = int(size) if isinstance(size, float) and size.is_integer() else size  # 4e9
+    require(is_int(whole, 1), "max_memory", size, "a number of bytes, or a size as '4GiB'")
+    return int(whole)
 
 
 class Need(NamedTuple):

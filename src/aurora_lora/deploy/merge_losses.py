@@ -31,7 +31,7 @@ class LayerLoss:
 
     layer: str
     """Its path in the plain model."""
-    lost: float
+    relative_error: float
     """sqrt(E|(W_q - W) x|^2 / E|dW x|^2), with W = W0 + dW, and W_q the weight that the merge gives."""
 
 
@@ -69,22 +69,26 @@ class MergeSums:
     Args:
         layers: all adapted layers of a model.
         quantizations: the formats to merge into, beside the base's own format or dtype and bfloat16.
+        max_memory: see `memory_bound`.
     """
 
-    def __init__(self, layers: Sequence[AdaptedLayer], quantizations: Sequence[str]) -> None:
+    def __init__(
+        self, layers: Sequence[AdaptedLayer], quantizations: Sequence[str], max_memory: float | str | None = None
+    ) -> None:
+        self.max_memory = max_memory
         self.layers = {layer.path: layer for layer in layers}
         self.merges = _merges(layers, quantizations)
         self._chosen: dict[tuple[str, str], tuple[Tensor, Grid]] = {}  # by merge and layer: codes, and their grid
         self._lost: dict[str, list[LayerLoss]] = {merge.name: [] for merge in self.merges}
 
-    def measure(self, runner: Runner, data: Passes, calibration: Passes | None) -> None:
-        """Choose weights by the inputs of `calibration`, and take each layer's losses over `data`."""
-        if calibration is not None and any(merge.by_inputs for merge in self.merges):
-            for S, together in input_moments(self.layers, runner, calibration):
+    def measure(self, runner: Runner, data: Passes, rounding: Passes | None) -> None:
+        """Choose weights by the inputs of `rounding`, and take each layer's losses over `data`."""
+        if rounding is not None and any(merge.by_inputs for merge in self.merges):
+            for S, together in input_moments(self.layers, runner, rounding, self.max_memory):
                 self._choose(S, [layer for layer, _ in together])
-        for S, together in input_moments(self.layers, runner, data):
+        for S, together in input_moments(self.layers, runner, data, self.max_memory):
             layers = [layer for layer, _ in together]
-            if calibration is None:
+            if rounding is None:
                 self._choose(S, layers)
             for layer in layers:
                 self._measure(S, layer)
@@ -127,17 +131,18 @@ class MergeSums:
 
     def layers_of(self, merge: str) -> tuple[LayerLoss, ...]:
         """What a merge loses in each layer, the worst first."""
-        return tuple(sorted(self._lost[merge], key=lambda loss: nan_as_infinite(loss.lost), reverse=True))
+        return tuple(sorted(self._lost[merge], key=lambda loss: nan_as_infinite(loss.relative_error), reverse=True))
 
     def compare(
         self, runner: Runner, data: Passes, reference: Variants, metric: Metric | None
     ) -> tuple[tuple[EndToEndGap, ...], int]:
         """The predictions of each merge beside those of the reference, which comes first.
 
-        As many merges at once as half of the free memory holds, with a pass over the inputs for each such group.
+        As many merges at once as the bound on memory holds, but at least one, with a pass over the inputs for each
+        such group.
         """
         entry = sum(FLOAT32_BYTES * d_out * d_in for d_out, d_in in map(_shape, self.layers.values()))
-        at_once = max(1, memory_bound(None, *runner.devices).size // entry)
+        at_once = max(1, memory_bound(self.max_memory, *runner.devices).size // entry)
         found: dict[str, EndToEndGap] = {}
         n = 0
         for start in range(0, len(self.merges), at_once):

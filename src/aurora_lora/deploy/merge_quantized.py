@@ -6,16 +6,15 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError
 from ..files import NOT_FINITE
-from ..finite import nan_as_infinite
 from ..ops.rounding import InputMoment, input_moment, lost_share, output_error
 from ..tuner import AuroraLayer
 from ..tuner.adapters import check_before_merge, note_shared_weights
@@ -26,6 +25,10 @@ from .batches import as_batches
 from .inputs import Runner
 from .merged_weight import adapters_of, bias_change, check_change, layers_with_adapters, trains_bias
 from .passes import Passes, evaluated
+from .reports import Report, worst_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class LayerMerge:
 
 
 @dataclass(frozen=True)
-class QuantizedMerge:
+class QuantizedMerge(Report):
     """The result of `merge_quantized`."""
 
     layers: tuple[LayerMerge, ...]
@@ -53,9 +56,13 @@ class QuantizedMerge:
     """Passes over the batches."""
     seconds: float
 
-    def worst(self, n: int = 3) -> tuple[LayerMerge, ...]:
-        """The n layers that lose most."""
-        return tuple(sorted(self.layers, key=lambda layer: nan_as_infinite(layer.by_inputs), reverse=True)[:n])
+    def worst(self, *, n: int = 3) -> tuple[LayerMerge, ...]:
+        """The n layers that lose most.
+
+        Raises:
+            ValueError: n is no whole number of at least 1.
+        """
+        return worst_of(self.layers, lambda layer: layer.by_inputs, n)
 
     @property
     def summary(self) -> str:
@@ -68,9 +75,17 @@ class QuantizedMerge:
             f"over {len(self.layers)} layers" + (f", {broken} of them {NOT_FINITE}" if broken else "")
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+    def tables(self) -> tuple[Table, ...]:
+        """Layer by layer, those that lose most first, for a terminal. Needs rich."""
+        from .tables import first_table, share
+
+        rows = [
+            (layer.layer, [layer.format, share(layer.nearest), share(layer.by_inputs)])
+            for layer in self.worst(n=len(self.layers))
+        ]
+        headings = ["layer", "format", "nearest", "by inputs"]
+        title = "layers{}: error, as a share of the adapter's effect"
+        return (first_table(title, headings, rows, "layers that lose less"),)
 
 
 def _range_of(losses: Sequence[float]) -> str:
@@ -84,12 +99,13 @@ def merge_quantized(
     batches: Any,
     *,
     damping: float = 1e-3,
-    max_memory: int | str | None = None,
+    max_memory: float | str | None = None,
     tokenizer: Any = None,
-    text_columns: str | Sequence[str] = "text",
-    batch_size: int = 32,
+    text_columns: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
     examples: int | None = None,
     max_length: int | None = None,
+    progress: bool = False,
 ) -> QuantizedMerge:
     """Merge the active adapters into a quantised base model, rounding by the inputs that its layers see.
 
@@ -111,6 +127,7 @@ def merge_quantized(
         batch_size: as in `calibrate`.
         examples: as in `calibrate`.
         max_length: as in `calibrate`.
+        progress: as in `calibrate`.
 
     Returns:
         What rounding has cost in each layer, which a warning says in a line too.
@@ -123,6 +140,7 @@ def merge_quantized(
             are switched off.
         NotFiniteError: a merged weight that is not finite.
         FormError, NotCalibratedError, StaleCalibrationError: of an AuroRA adapter; see `AuroraModel.merge_adapter`.
+        TypeError: as `calibrate`.
         ValueError: an argument that is not allowed.
     """
     require(is_number(damping) and damping > 0, "damping", damping, "a finite number above 0")
@@ -130,7 +148,7 @@ def merge_quantized(
     source = as_batches(
         batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
     )
-    data = Passes(source)
+    data = Passes(source, "reading inputs" if progress else "")
     layers, others = _layers(model)
     check_before_merge((path, module) for path, module in others.items() if isinstance(module, AuroraLayer))
     for path, module in others.items():

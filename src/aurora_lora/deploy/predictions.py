@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..values import short
 from .batch import Batch
 from .batches import no_batches
 from .float64 import float64_pieces
@@ -68,7 +69,7 @@ def compare(
     Raises:
         CalibrationError: no batches.
     """
-    causal = _predicts_next_token(runner.model)
+    causal = predicts_next_token(runner.model)
     found = {name: _Predictions(metric, perplexity and causal) for name in variants}
     n = 0
     for batch in batches:
@@ -82,7 +83,7 @@ def compare(
                 keep = _positions(runner, reference)
                 labels = None if _is_matched(output) else _labels(runner.model, batch, reference)
                 if labels is None and perplexity and causal:
-                    labels = _next_tokens(batch, reference.device)
+                    labels = next_tokens(batch, reference.device)
             found[name].add(_predictions(output), reference, keep, labels, shift=causal, kind=kind)
     if n == 0:
         raise no_batches("merge_gap")
@@ -152,13 +153,32 @@ class _Predictions:
     def result(self, form: str) -> EndToEndGap:
         figures = self.score.result()
         if self.metric is not None and self.labels:
-            figures = dict(self.metric(torch.cat(self.kept), torch.cat(self.labels)))
+            figures = _figures(self.metric(torch.cat(self.kept), torch.cat(self.labels)))
         elif self.perplexity and "nll" in figures:
             figures["perplexity"] = math.exp(min(figures["nll"], 700.0))  # where exp is still finite
         kl, agreement = self.kl / max(self.n, 1), self.same / max(self.n, 1)
         if not self.classes:
             return EndToEndGap(form, None, self.largest, None, figures)
         return EndToEndGap(form, kl, self.largest, agreement, figures)
+
+
+def _figures(found: Any) -> dict[str, float]:
+    """What a metric has given, as numbers.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(found, Mapping):
+        raise TypeError(f"metric must return numbers by their names, such as {{'f1': 0.9}}, and gave {short(found)}.")
+    figures = {}
+    for name, value in found.items():
+        try:
+            if isinstance(value, str):
+                raise ValueError(value)
+            figures[str(name)] = float(value)  # also a tensor or an array with one element
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"metric must return numbers by their names, and gave {short({name: value})}.") from error
+    return figures
 
 
 class _Score:
@@ -217,7 +237,8 @@ def _positions(runner: Runner, logits: Tensor) -> Tensor | None:
     return mask.to(logits.device) if mask is not None and fits else None
 
 
-def _predicts_next_token(model: nn.Module) -> bool:
+def predicts_next_token(model: nn.Module) -> bool:
+    """Whether it is a causal language model, by the name of its class."""
     base = plain_model(model)
     name = type(base).__name__
     if name.endswith("ForConditionalGeneration"):  # encoder-decoder models, and decoders that also read images
@@ -283,7 +304,7 @@ def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
     return labels.long().masked_fill(labels == left_out, -100) if pixels and left_out is not None else labels
 
 
-def _next_tokens(batch: Any, device: torch.device) -> Tensor | None:
+def next_tokens(batch: Any, device: torch.device) -> Tensor | None:
     """A causal language model's inputs as labels: (batch, tokens), -100 for padding, and for what comes right after it:
     where texts are padded on the left, their first tokens, which are predicted from nothing."""
     ids = batch.get("input_ids") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None

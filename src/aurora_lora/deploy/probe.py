@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, CheckpointError, counted
 from ..finite import is_finite
 from ..forms import DYNAMIC
 from ..tuner import active_layers
@@ -19,16 +20,22 @@ from ..tuner.fields import MODULE_FIELDS
 from ..tuner.fused_experts import fused_experts
 from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.tensors import outside_inference_mode
-from ..values import is_int, require
+from ..values import is_int, require, short
 from .at_rest import at_rest, is_reentrant
 from .batches import as_batches, no_batches, read_once
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, watched_inputs
 from .memory_bound import MemoryBound, Need, memory_bound, pack
 from .passes import Passes, seed_torch
+from .predictions import next_tokens, predicts_next_token
+from .probe_file import read_probe, write_probe
 from .processes import least_of_processes, several_processes, sum_over_processes
+from .reports import Report
 from .sketch import LayerProbe, Sketch
 from .wrappers import plain_model
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ENOUGH = 512
 """Vectors of each layer that its deviations are taken over at least, where the batches have as many. Several processes
@@ -37,8 +44,8 @@ take all batches."""
 Loss = Callable[[Any, Any], Tensor]
 
 
-@dataclass(frozen=True)
-class Probe:
+@dataclass(frozen=True, eq=False)
+class Probe(Report):
     """The result of `probe`."""
 
     layers: tuple[LayerProbe, ...]
@@ -57,20 +64,95 @@ class Probe:
     taken_for_experts: tuple[str, ...] = ()
     """Layers that PEFT's LoRA cannot be put on: it takes their names for those of the model's fused experts."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, without the directions: `save` keeps these, too."""
+        found = super().to_dict()
+        for layer in found["layers"]:
+            del layer["directions"]
+        return found
+
+    def tables(self) -> tuple[Table, ...]:
+        """Layer by layer, those with the largest singular values first, for a terminal. Needs rich."""
+        from .tables import first_table, shown
+
+        squares = {layer.layer: float(layer.singular_values.double().square().sum()) for layer in self.layers}
+        total = sum(squares.values())
+        largest = {layer.layer: float(layer.singular_values[0]) for layer in self.layers}
+        rows = [
+            (
+                layer.layer,
+                [
+                    f"{layer.d_out} x {layer.d_in}",
+                    str(len(layer.singular_values)),
+                    shown(largest[layer.layer], ".2e"),
+                    shown(squares[layer.layer] / total, ".1%"),
+                ],
+            )
+            for layer in sorted(self.layers, key=lambda layer: largest[layer.layer], reverse=True)
+        ]
+        left_out = self.without_gradient and f"no gradient came through {counted(len(self.without_gradient), 'layer')}"
+        title = f"layers{{}}: singular values S of the gradient, mean over {self.batches:,} batches"
+        headings = ["layer", "weight", "directions", "largest S", "of all S^2"]
+        return (first_table(title, headings, rows, "layers with less", left_out or ""),)
+
+    def save(self, path: str | Path) -> None:
+        """Keep all of it in a file, such as `probe.safetensors`: a probe takes passes over the model.
+
+        Args:
+            path: of the file, whose folder is made if need be, and which is replaced.
+        """
+        sizes = [[layer.layer, layer.d_out, layer.d_in, layer.conv_groups] for layer in self.layers]
+        tensors = {name: {layer.layer: getattr(layer, name) for layer in self.layers} for name in _OF_LAYER}
+        facts = {name: getattr(self, name) for name in _OF_PROBE}
+        write_probe(Path(path), tensors, {**facts, "layers": sizes})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        """What `save` has kept.
+
+        Raises:
+            CheckpointError: the file cannot be read, is damaged, or is none of `save`.
+        """
+        tensors, facts = read_probe(Path(path))
+        if "layers" not in facts:
+            raise CheckpointError(f"{path} keeps what a run began with, not all directions that Probe.save keeps.")
+        layers = tuple(
+            LayerProbe(name, *sizes, *(tensors[what][name] for what in _OF_LAYER)) for name, *sizes in facts["layers"]
+        )
+        found: dict[str, Any] = {
+            name: tuple(facts[name]) if isinstance(facts[name], list) else facts[name] for name in _OF_PROBE
+        }
+        return cls(layers, **found)
+
+
+_OF_LAYER = ("singular_values", "directions", "deviations")
+_OF_PROBE = ("without_gradient", "batches", "passes", "groups", "seconds", "modules", "taken_for_experts")
+
+
+def check_probe(found: Any) -> None:
+    """Raise a TypeError for what is no result of `probe`."""
+    if not isinstance(found, Probe):
+        raise TypeError(f"found must be a Probe, the result of aurora_lora.probe, not {type(found).__name__}.")
+
 
 @outside_inference_mode()
 def probe(
     model: nn.Module,
     batches: Any,
-    loss: Loss | None = None,
     *,
+    loss: Loss | None = None,
     rank: int = 16,
     target_modules: Sequence[str] | str | None = None,
     exclude_modules: Sequence[str] | str | None = None,
     power_iterations: int = 1,
-    examples: int | None = None,
     seed: int = 0,
-    max_memory: int | str | None = None,
+    max_memory: float | str | None = None,
+    tokenizer: Any = None,
+    text_columns: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    examples: int | None = None,
+    max_length: int | None = None,
+    progress: bool = False,
 ) -> Probe:
     """Find the directions of each frozen weight's gradient along which a low-rank adapter would learn most at first.
 
@@ -88,7 +170,8 @@ def probe(
     Args:
         model: a plain model, or one with adapters of PEFT.
         batches: some hundred training examples with what the loss needs: an iterable of dicts of tensors, of tensors or
-            of tuples. Each pass has the same ones, as in `calibrate`.
+            of tuples. Each pass has the same ones, as in `calibrate`. A `datasets.Dataset`, with `tokenizer`, has no
+            labels: it needs a `loss`, or a causal language model, which is then probed by the loss of each next token.
         loss: `loss(model, batch)`, a scalar; `model(**batch).loss` if None.
         rank: directions to find in each layer, where it has as many.
         target_modules: names or a regular expression of the layers, as in PEFT. None is every linear layer and
@@ -96,10 +179,15 @@ def probe(
         exclude_modules: layers to leave out, in the same way.
         power_iterations: further ones sharpen the directions where singular values lie close together, at two backward
             passes each.
-        examples: as in `calibrate`: the first of the batches, until there are so many.
         seed: of the random columns.
         max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None.
             Layers are worked through in groups that fit, with passes of their own for each.
+        tokenizer: as in `calibrate`.
+        text_columns: as in `calibrate`.
+        batch_size: as in `calibrate`.
+        examples: as in `calibrate`.
+        max_length: as in `calibrate`.
+        progress: as in `calibrate`.
 
     Returns:
         A `LayerProbe` of each layer, in main memory: singular values (k,), directions (k, d_in), deviations (k,), with
@@ -110,7 +198,7 @@ def probe(
             that is not finite, weights that were made in `torch.inference_mode()`, or a `max_memory` that not even one
             layer fits in.
         AlreadyMergedError: an adapter is merged that was trained in the dynamic form.
-        TypeError: batches of no such kind.
+        TypeError: batches of no such kind; a `loss` that is no function, or a dataset without one; as `calibrate`.
         ValueError: an argument that is not allowed, or `target_modules` that name no layer.
     """
     for name, value in (("rank", rank), ("power_iterations", power_iterations)):
@@ -119,12 +207,12 @@ def probe(
     for name, modules in (("target_modules", target_modules), ("exclude_modules", exclude_modules)):
         accepts, words = MODULE_FIELDS[name]
         require(modules is None or accepts(modules), name, modules, words)
-    if isinstance(getattr(batches, "column_names", None), list):
-        raise TypeError(
-            "probe takes batches with labels, no datasets.Dataset: give a DataLoader of the tokenised dataset."
-        )
     start = time.perf_counter()
-    data = Passes(as_batches(batches, examples=examples))
+    source = as_batches(
+        batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
+    )
+    loss = _chosen_loss(loss, model, tokenizer is not None)
+    data = Passes(source, "probing" if progress else "")
     data.hold()
     _check_not_merged(model)
     _check_not_of_inference(model)
@@ -134,7 +222,7 @@ def probe(
         sketches = [
             Sketch(name, weight, int(rank), seed + i, runner) for i, (name, weight) in enumerate(chosen.items())
         ]
-        work = _Work(runner, data, loss or _own_loss, seed, memory_bound(max_memory, *runner.devices))
+        work = _Work(runner, data, loss, seed, memory_bound(max_memory, *runner.devices))
         for _ in range(power_iterations):
             work.backward(sketches, Sketch.sees_inputs, Sketch.end_of_range, lambda one: one.bytes)
             work.backward(sketches, Sketch.sees_both, Sketch.end_of_co_range, lambda one: one.bytes + one.held)
@@ -202,6 +290,24 @@ def _taken_for_experts(paths: Sequence[str], model: nn.Module) -> tuple[str, ...
 
     taken = {name for name in {path.rpartition(".")[2] for path in paths} if is_taken(name)}
     return tuple(path for path in paths if path.rpartition(".")[2] in taken)
+
+
+def _chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool) -> Loss:
+    if loss is not None:
+        if not callable(loss):
+            raise TypeError(f"loss={short(loss)} is not allowed: it must be a function of (model, batch).")
+        return loss
+    if of_texts and not predicts_next_token(model):
+        raise TypeError(
+            "The texts of a datasets.Dataset have no labels, which only a causal language model can do without: give "
+            "loss=, or a DataLoader of batches with labels."
+        )
+    return _loss_of_texts if of_texts else _own_loss
+
+
+def _loss_of_texts(model: Any, batch: Any) -> Tensor:
+    """That of each next token."""
+    return _own_loss(model, {**batch, "labels": next_tokens(batch, batch["input_ids"].device)})
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:

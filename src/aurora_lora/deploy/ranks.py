@@ -6,18 +6,19 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from ..finite import is_finite
 from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
 from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from ..values import is_int, is_number, require
 from .gradients import frozen_weights
-from .probe import Probe
+from .probe import Probe, check_probe
 from .sketch import LayerProbe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}
@@ -109,11 +110,13 @@ def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squar
         The ranks of the layers that have one, in the order of the model.
 
     Raises:
-        ValueError: the budget is too small for any direction.
+        TypeError: `worth` gives something else.
+        ValueError: the budget is too small for any direction, or a worth is not finite.
     """
     known = list(layers)
+    worths = {layer.layer: _worths(layer, worth) for layer in known}
     budget = weights_of(budget, {layer.layer: cost(layer) for layer in known})
-    listed = [(-float(value), i, j) for i, layer in enumerate(known) for j, value in enumerate(worth(layer))]
+    listed = [(-value, i, j) for i, layer in enumerate(known) for j, value in enumerate(worths[layer.layer])]
     ranks, left = [0] * len(known), budget
     for value, i, j in sorted(listed):
         if value < 0 and j == ranks[i] and cost(known[i]) <= left:
@@ -123,6 +126,17 @@ def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squar
         least = min(map(cost, known), default=0)
         raise ValueError(f"budget={budget!r} is not allowed: one direction takes {least} weights at least.")
     return {layer.layer: rank for layer, rank in zip(known, ranks, strict=True) if rank}
+
+
+def _worths(layer: LayerProbe, worth: Worth) -> list[float]:
+    k, found = len(layer.singular_values), worth(layer)
+    if not isinstance(found, Tensor) or found.shape != (k,):
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"worth must return a tensor of a number for each direction, ({k},), and gave {given}.")
+    if not is_finite(found):
+        raise ValueError(f"worth gives numbers that are not finite, of {layer.layer}.")
+    numbers: list[float] = found.tolist()
+    return numbers
 
 
 def rank_fields(
@@ -168,7 +182,7 @@ def _pattern(layer: str, layers: Iterable[str]) -> str:
 
 def fits(layer: LayerProbe, of_lora: bool) -> bool:
     """Whether the directions are rows of A: LoRA's A of a grouped convolution is wider."""
-    return layer.groups == 1 or not of_lora
+    return layer.conv_groups == 1 or not of_lora
 
 
 def _of_experts(layers: Collection[str]) -> str:
@@ -185,10 +199,25 @@ def offered(found: Probe, of_lora: bool) -> list[LayerProbe]:
     return [layer for layer in found.layers if fits(layer, of_lora) and layer.layer not in refused]
 
 
+C = TypeVar("C", bound=LoraConfig | AuroraConfig)
+
+
+@overload
+def ranked_config(
+    found: Probe, budget: Budget, *, scaling: float = ..., worth: Worth = ..., **fields: Any
+) -> AuroraConfig: ...
+
+
+@overload
+def ranked_config(
+    found: Probe, budget: Budget, config: type[C], *, scaling: float = ..., worth: Worth = ..., **fields: Any
+) -> C: ...
+
+
 def ranked_config(
     found: Probe,
     budget: Budget,
-    config: type[AuroraConfig] | type[LoraConfig] = AuroraConfig,
+    config: type[Any] = AuroraConfig,
     *,
     scaling: float = 2.0,
     worth: Worth = squared_by_weight,
@@ -214,8 +243,10 @@ def ranked_config(
         A `config` with `target_modules`, and `rank_pattern` and `alpha_pattern` by layer.
 
     Raises:
+        TypeError: `found` is no result of `probe`, or `worth` does not give what it should.
         ValueError: the budget is too small, no layer is left, or a field's value is not allowed.
     """
+    check_probe(found)
     is_class = isinstance(config, type) and issubclass(config, AuroraConfig | LoraConfig)
     require(is_class, "config", config, "the class AuroraConfig or LoraConfig, whose other fields follow by name")
     require(is_number(scaling) and scaling > 0, "scaling", scaling, "a finite number above 0")

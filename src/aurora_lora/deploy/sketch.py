@@ -21,7 +21,7 @@ OVERSAMPLING = 8
 """Columns of a sketch beyond the wanted rank."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerProbe:
     """What was found in one layer: the k leading directions of its gradient G, (d_out, d_in).
 
@@ -29,7 +29,7 @@ class LayerProbe:
         layer: its path in the plain model.
         d_out: rows of its weight.
         d_in: columns of its weight; of a convolution, the length of a patch.
-        groups: of a convolution.
+        conv_groups: of a convolution; 1 of a linear layer.
         singular_values: (k,), of G, largest first.
         directions: (k, d_in), the right singular vectors of G, one a row.
         deviations: (k,), the standard deviation of `z = v x` over the inputs x, for each direction v.
@@ -38,7 +38,7 @@ class LayerProbe:
     layer: str
     d_out: int
     d_in: int
-    groups: int
+    conv_groups: int
     singular_values: Tensor = field(repr=False)
     directions: Tensor = field(repr=False)
     deviations: Tensor = field(repr=False)

@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+PARALLEL = (DataParallel, DistributedDataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model without the wrappers of torch.compile and of distributed training."""
     # not by attribute: a PEFT model has those of the compiled model below it, too
-    while (inner := model._modules.get("_orig_mod")) is not None or isinstance(model, DistributedDataParallel):
+    while (inner := model._modules.get("_orig_mod")) is not None or isinstance(model, PARALLEL):
         model = model.module if inner is None else inner  # type: ignore[assignment]
     return model
 
 
-def without_ddp(model: nn.Module) -> nn.Module:
-    """The model without DDP's wrapper, which sends buffers to all processes in each forward pass."""
-    if isinstance(model, DistributedDataParallel):
-        return without_ddp(model.module)
+def without_parallel(model: nn.Module) -> nn.Module:
+    """The model without DDP's wrapper, which sends buffers to all processes in each forward pass, and DataParallel's,
+    which runs copies of the model, whose layers nobody watches."""
+    if isinstance(model, PARALLEL):
+        return without_parallel(model.module)
     compiled = model._modules.get("_orig_mod")  # Accelerate compiles what is wrapped
-    return without_ddp(compiled) if isinstance(compiled, DistributedDataParallel) else model
+    return without_parallel(compiled) if isinstance(compiled, PARALLEL) else model
 
 
 def plain_model(model: Any) -> nn.Module:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..deploy import MergeGap, merge_gap
 from ..deploy.adapted import adapted_layers
 from ..deploy.formats import check_quantization
+from ..deploy.gap import rounds_by_inputs
 from ..errors import ArgumentError, UserError, check_count
 from ..files import read_json
 from ..finite import check_finite
@@ -122,8 +123,10 @@ def adapter_gap(
     def batches(chosen: list[Example], labels: dict[int, float] | None = None) -> list[dict[str, Tensor]]:
         return [_batch(tokenizer, part, longest, labels) for part in in_batches(chosen, BATCH)]
 
-    calibration = batches(rounding) or None
-    found = merge_gap(adapted, batches(measured, labels), quantizations=quantizations, calibration=calibration)
+    merges: dict[str, Any] = {"merges": True, "quantizations": quantizations}
+    if rounding and rounds_by_inputs(adapted, **merges):
+        merges["rounding_batches"] = batches(rounding)
+    found = merge_gap(adapted, batches(measured, labels), **merges)
     return AdapterGap(found, str(base), len(measured), len(rounding), unlabelled)
 
 

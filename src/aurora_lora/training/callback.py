@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from aurora_lora import calibrate
 from aurora_lora.deploy.batches import as_batches, no_batches
 from aurora_lora.deploy.calibrate import check_ridge
+from aurora_lora.deploy.memory_bound import check_memory
 from aurora_lora.deploy.processes import several_processes
 from aurora_lora.forms import CALIBRATED
 from aurora_lora.tuner import active_layers
@@ -31,11 +32,14 @@ class CalibrationCallback(TrainerCallback):
         batches: training inputs as `aurora_lora.calibrate` takes them, a few hundred: they are kept in memory, and gone
             through at each evaluation. On several processes, each may hold its own share.
         ridge: as of `calibrate`.
+        max_memory: as of `calibrate`.
+        share_inputs: as of `calibrate`.
         tokenizer: as of `calibrate`.
         text_columns: as of `calibrate`.
         batch_size: as of `calibrate`.
         examples: as of `calibrate`: a part of a dataset, or of a loader of the whole training set.
         max_length: as of `calibrate`.
+        progress: as of `calibrate`.
         at_end: whether to calibrate at the end of training, too.
 
     Raises:
@@ -48,14 +52,18 @@ class CalibrationCallback(TrainerCallback):
         batches: Any,
         *,
         ridge: float = 1e-4,
+        max_memory: float | str | None = None,
+        share_inputs: bool = True,
         tokenizer: Any = None,
-        text_columns: str | Sequence[str] = "text",
-        batch_size: int = 32,
+        text_columns: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
         examples: int | None = None,
         max_length: int | None = None,
+        progress: bool = False,
         at_end: bool = True,
     ) -> None:
         check_ridge(ridge)
+        check_memory(max_memory)
         read = as_batches(
             batches,
             tokenizer,
@@ -68,6 +76,12 @@ class CalibrationCallback(TrainerCallback):
         if not self.batches and not several_processes():
             raise no_batches("CalibrationCallback")
         self.ridge, self.at_end = ridge, at_end
+        self._options: dict[str, Any] = {
+            "ridge": ridge,
+            "max_memory": max_memory,
+            "share_inputs": share_inputs,
+            "progress": progress,
+        }
         self._checked = False
 
     # Transformers' own flow callback comes first in both events and decides whether to evaluate.
@@ -90,7 +104,7 @@ class CalibrationCallback(TrainerCallback):
     ) -> None:
         model = kwargs["model"]
         if self.at_end and _awaits_calibration(model):
-            calibrate(model, self.batches, ridge=self.ridge)
+            calibrate(model, self.batches, **self._options)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -114,7 +128,7 @@ class CalibrationCallback(TrainerCallback):
 
     def _calibrate(self, control: TrainerControl, model: nn.Module) -> None:
         if control.should_evaluate and deploys_calibrated(model):
-            calibrate(model, self.batches, ridge=self.ridge)
+            calibrate(model, self.batches, **self._options)
 
 
 def _awaits_calibration(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from ..deploy import MergeGap, export_lora, merge_gap
 from ..deploy.batches import even_sample
 from ..deploy.export_file import check_replaceable
 from ..deploy.formats import check_quantization
+from ..deploy.gap import rounds_by_inputs
 from ..errors import ArgumentError, FormError, UserError, check_count
 from ..folders import is_occupied, new_folder, settle
 from ..forms import CALIBRATED, FormName
@@ -46,7 +47,8 @@ def gap(
         split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: an even sample of so many of the split; all if None.
         batch_size: examples of one forward pass.
-        quantizations: what `merge_gap` merges into; one of the merges rounds by the run's calibration inputs.
+        quantizations: what `merge_gap` merges into, beside the base's own dtype and bfloat16; one of the merges of each
+            rounds by the run's calibration inputs. None measures no merges of AuroRA.
 
     Raises:
         UserError: a run without such an adapter, no such split, no examples, or no such quantisation.
@@ -70,15 +72,16 @@ def gap(
     chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
     kind = kind_of(data.task)
     batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
-    # on a quantised base a merge rounds by inputs without being asked
-    calibration = data.calibration_batches(run.recipe.calibration)
+    merges: dict[str, Any] = {"merges": None if quantizations is None else True, "quantizations": quantizations or ()}
+    if rounds_by_inputs(trainer.module, **merges):  # on a quantised base without being asked
+        merges["rounding_batches"] = data.calibration_batches(run.recipe.calibration)
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())
 
     if not kind.scores_batches:  # merge_gap's own: the next token of language models, nothing of hidden states
-        return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration)
-    return merge_gap(trainer.module, batches, quantizations=quantizations, calibration=calibration, metric=metric)
+        return merge_gap(trainer.module, batches, **merges)
+    return merge_gap(trainer.module, batches, **merges, metric=metric)
 
 
 def export(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from torch import Tensor, nn
 
-from .. import kept_tensors
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
 from ..deploy.probe import Loss, Probe, probe
+from ..deploy.probe_file import read_probe, write_probe
 from ..deploy.ranks import budget_in, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
@@ -136,7 +135,7 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     ranks = (MOST,) if budget is not None else (options["r"], *(options.get("rank_pattern") or {}).values())
     own = own_part(_batches(recipe, data))
     exact = exactly(paths, [path for path, _ in base.named_modules()])
-    return probe(base, own, loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
+    return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
 
 def _decided(method: Method, found: Probe, budget: int | None) -> Start:
@@ -228,8 +227,7 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
 
 
 def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path: Path) -> None:
-    kept = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
-    tensors = {f"{layer}/{end}": value.contiguous() for end, values in kept.items() for layer, value in values.items()}
+    tensors = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
     facts = {
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
@@ -239,7 +237,7 @@ def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path
         "mistakable": start.mistakable,
         "without_gradient": start.without_gradient,
     }
-    kept_tensors.write(path, tensors, probe=json.dumps(facts, sort_keys=True))
+    write_probe(path, tensors, facts)
 
 
 def kept_start(folder: Path) -> Start | None:
@@ -252,13 +250,9 @@ def kept_start(folder: Path) -> Start | None:
     if not path.exists():
         return None
     try:
-        tensors, texts = kept_tensors.read(path)
+        tensors, facts = read_probe(path)
     except CheckpointError as error:
         raise UserError(f"{error} Remove it to probe again") from error
-    by_end: dict[str, dict[str, Tensor]] = {"start": {}, "singular_values": {}, "deviations": {}}
-    for name, value in tensors.items():
-        layer, _, end = name.rpartition("/")
-        by_end[end][layer] = value
-    facts = json.loads(texts["probe"])
+    rows, spectra, deviations = (tensors.get(what, {}) for what in ("start", "singular_values", "deviations"))
     modules, without = (tuple(facts[name]) for name in ("mistakable", "without_gradient"))
-    return Start(facts["ranks"], by_end["start"], by_end["singular_values"], by_end["deviations"], modules, without)
+    return Start(facts["ranks"], rows, spectra, deviations, modules, without)

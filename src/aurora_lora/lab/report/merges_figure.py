@@ -27,7 +27,7 @@ def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
     if not names:
         raise UserError("the figure of merges needs a merge")
     ends = _by_merge(gaps, lambda merge: [merge["end_to_end"]["kl"]])
-    layers = _by_merge(gaps, lambda merge: [entry["lost"] for entry in merge["layers"]])
+    layers = _by_merge(gaps, lambda merge: [_lost(entry) for entry in merge["layers"]])
     figure, axes = new_figure(2, 7.2, 2.0 + 0.25 * len(names))
     panels = (
         (ends, "KL from the unmerged model, nats"),
@@ -50,6 +50,11 @@ def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
     axes[0].set_title("end to end", fontsize=9, loc="left")
     axes[1].set_title("each layer; the line is the median", fontsize=9, loc="left")
     return figure
+
+
+def _lost(entry: Mapping[str, Any]) -> float | None:
+    found: float | None = entry["relative_error"] if "relative_error" in entry else entry["lost"]  # as it was called
+    return found
 
 
 def _by_merge(gaps: tuple[Mapping[str, Any], ...], values: Any) -> dict[str, list[float]]:

@@ -1,0 +1,167 @@
+"""What the four reports can do, and a probe in its file."""
+
+import inspect
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from aurora_lora import AuroraConfig, Probe, align, calibrate, merge_gap, merge_quantized, probe, ranked_config
+from aurora_lora.deploy.calibrate import CalibrationReport, LayerCalibration
+from aurora_lora.deploy.merge_quantized import LayerMerge, QuantizedMerge
+from aurora_lora.deploy.probe_file import write_probe
+from aurora_lora.deploy.sketch import LayerProbe
+from aurora_lora.errors import CheckpointError
+from aurora_lora.training import CalibrationCallback
+
+COMMON = ["max_memory", "tokenizer", "text_columns", "batch_size", "examples", "max_length", "progress"]
+
+
+@pytest.mark.parametrize("function", [calibrate, merge_gap, merge_quantized, probe, CalibrationCallback])
+def test_what_takes_inputs_has_the_same_keywords(function):
+    parameters = inspect.signature(function).parameters
+    assert [name for name in parameters if name in COMMON] == COMMON
+    positional = [name for name, one in parameters.items() if one.kind is not one.KEYWORD_ONLY]
+    assert positional == (["batches"] if function is CalibrationCallback else ["model", "batches"])
+    expected = inspect.signature(calibrate).parameters
+    assert all(parameters[name].default == expected[name].default for name in COMMON)
+
+
+def probed(*layers, without=()):
+    """With singular values by layer."""
+    found = []
+    for name, values in layers:
+        k = len(values)
+        found.append(LayerProbe(name, 3, 4, 1, torch.tensor(values), torch.eye(k, 4), torch.ones(k)))
+    return Probe(tuple(found), without, 2, 3, 1, 0.5, ("a", "b"), ("c",))
+
+
+def reports(losses):
+    """One of each, whose layers are 0.a, 1.a, ... with these losses."""
+    layers = [f"blocks.{i}.a" for i in range(len(losses))]
+    explained = [
+        LayerCalibration(name, "default", 1200, 1 - loss, 1e-3) for name, loss in zip(layers, losses, strict=True)
+    ]
+    merged = [LayerMerge(name, "nf4", 2 * loss, loss) for name, loss in zip(layers, losses, strict=True)]
+    return {
+        "calibrate": CalibrationReport(tuple(explained), 1, 1, 0.5),
+        "merge_quantized": QuantizedMerge(tuple(merged), 8, 1, 0.5),
+        "probe": probed(*((name, [loss, loss / 2]) for name, loss in zip(layers, losses, strict=True))),
+    }
+
+
+@pytest.mark.parametrize("kind", ["calibrate", "merge_quantized", "probe"])
+def test_a_report_is_shown_as_a_table_of_the_layers_that_matter(kind):
+    losses = [i / 100 for i in range(1, 31)]
+    report = reports(losses)[kind]
+    shown = str(report)
+    assert max(map(len, shown.splitlines())) <= 80
+    rows = [line.split() for line in shown.splitlines() if line.split()[0:1] and line.split()[0].endswith(".a")]
+    assert [row[0] for row in rows] == [f"{i}.a" for i in range(29, 9, -1)]  # the worst first, the others counted
+    assert "and 10 layers" in shown
+    expected = {"calibrate": ["1,200", "70.00%", "1.00e-03"], "merge_quantized": ["nf4", "60.00%", "30.00%"]}
+    assert rows[0][1:] == expected.get(kind, rows[0][1:])
+    html = report._repr_html_()
+    assert html.count("<table>") == 1
+    assert html.count("<tr>") == 21
+
+
+def test_the_adapter_is_a_column_where_there_are_several():
+    layers = tuple(LayerCalibration("lin", name, 5, 0.9, 0.0) for name in ("a", "b"))
+    assert "adapter" in str(CalibrationReport(layers, 1, 1, 0.0))
+    assert "adapter" not in str(CalibrationReport(layers[:1], 1, 1, 0.0))
+
+
+def test_layers_without_a_gradient_are_counted():
+    assert "no gradient came through 2 layers" in str(probed(("l", [1.0]), without=("m", "n")))
+    assert "no gradient" not in str(probed(("l", [1.0])))
+
+
+@pytest.mark.parametrize("kind", ["calibrate", "merge_quantized"])
+def test_the_worst(kind):
+    report = reports([0.1, 0.4, math.nan, 0.2])[kind]
+    assert [layer.layer for layer in report.worst()] == ["blocks.2.a", "blocks.1.a", "blocks.3.a"]
+    assert len(report.worst(n=1)) == 1
+    for n in (0, -1, 1.5, "2"):
+        with pytest.raises(ValueError, match=r"n=.* is not allowed: it must be a whole number of at least 1"):
+            report.worst(n=n)
+
+
+@pytest.mark.parametrize("kind", ["calibrate", "merge_quantized", "probe"])
+def test_as_json(kind):
+    report = reports([0.1, math.nan])[kind]
+    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert [layer["layer"] for layer in found["layers"]] == ["blocks.0.a", "blocks.1.a"]
+    if kind == "probe":
+        assert found["layers"][0]["singular_values"] == pytest.approx([0.1, 0.05])
+        assert found["layers"][1]["singular_values"] == [None, None]
+        assert "directions" not in found["layers"][0]
+
+
+def test_the_forms_and_merges_of_a_gap(make_bert, config, batches, labelled):
+    model = get_peft_model(make_bert(), config())
+    calibrate(model, batches)
+    gap = merge_gap(model, labelled, merges=True, metric=lambda p, _: {"mean": p.mean(), "none": float("nan")})
+    assert gap.worst("bfloat16") == gap.merges[-1].layers[:3]
+    assert gap.worst() == gap.worst("calibrated")
+    assert len(gap.worst("static", n=100)) == 6
+    with pytest.raises(ValueError, match=r"form='foo' .*: 'float32', 'bfloat16', 'static', 'calibrated'"):
+        gap.worst("foo")
+    with pytest.raises(ValueError, match="n=-1 is not allowed"):
+        gap.worst("static", n=-1)
+    metric = json.loads(json.dumps(gap.to_dict(), allow_nan=False))["end_to_end"][0]["metric"]
+    assert (type(metric["mean"]), metric["none"]) == (float, None)
+    lora = get_peft_model(make_bert(), LoraConfig(target_modules=["query"], init_lora_weights=False))
+    gap = merge_gap(lora, batches)
+    assert gap.worst(n=1) == gap.worst("bfloat16", n=1) == gap.merges[-1].layers[:1]
+
+
+def test_a_probe_can_be_compared(make_bert, labelled):
+    """By identity: its tensors have no one truth."""
+    found = probe(make_bert(), labelled, rank=2)
+    assert found == found
+    assert found != pickle.loads(pickle.dumps(found))
+    assert found.layers[0] != found.layers[1]
+    assert len({found, *found.layers}) == 1 + len(found.layers)
+
+
+def test_a_probe_in_a_file(make_bert, labelled, tmp_path):
+    found = probe(make_bert(), labelled, rank=3)
+    path = tmp_path / "kept" / "probe.safetensors"
+    found.save(path)
+    again = Probe.load(str(path))
+    assert again.to_dict() == found.to_dict()
+    assert repr(again) == repr(found)
+    assert isinstance(again.without_gradient, tuple)
+    for one, other in zip(again.layers, found.layers, strict=True):
+        for what in ("singular_values", "directions", "deviations"):
+            assert torch.equal(getattr(one, what), getattr(other, what))
+    config = ranked_config(found, 500)
+    assert ranked_config(again, 500).to_dict() == config.to_dict()
+    models = [get_peft_model(make_bert(), config) for _ in range(2)]
+    assert align(models[0], found) == align(models[1], again)
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_file_that_keeps_no_probe(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Probe.load(tmp_path / "nothing")
+    path = tmp_path / "probe.safetensors"
+    write_probe(path, {"start": {"l": torch.ones(1, 2)}}, {"ranks": None})
+    with pytest.raises(CheckpointError, match="keeps what a run began with"):
+        Probe.load(path)
+    probed(("l", [1.0])).save(path)
+    assert Probe.load(path).layers[0].layer == "l"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Probe.load(path)
+
+
+def test_the_class_of_a_configuration_is_kept(make_bert, labelled):
+    found = probe(make_bert(), labelled, rank=2)
+    assert type(ranked_config(found, 500)) is AuroraConfig
+    assert type(ranked_config(found, 500, LoraConfig)) is LoraConfig
