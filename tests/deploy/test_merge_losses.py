@@ -379,7 +379,7 @@ def test_worst_first_in_80_columns_and_as_json(make_bert, labelled):
     assert place.removeprefix("layer.") in rows[0]
     record = json.loads(json.dumps(gap.to_dict()))
     assert record["merges"][2]["merge"] == "nf4 nearest"
-    assert {"layer", "lost"} == set(record["merges"][2]["layers"][0])
+    assert {"layer", "relative_error"} == set(record["merges"][2]["layers"][0])
 
 
 @pytest.mark.parametrize("column", [0, 1])
@@ -486,7 +486,7 @@ def test_what_a_quantised_base_has_in_float_stays_in_float(quantised, quantisati
     model.unmerge_adapter()
     model.merge_adapter()
     for merged, loss in ((by_inputs, gap[f"{name} by inputs"]), (predicted(), gap[f"{name} nearest"])):
-        assert {layer.layer.endswith("lm_head"): layer.lost < 1e-6 for layer in loss.layers} == {
+        assert {layer.layer.endswith("lm_head"): layer.relative_error < 1e-6 for layer in loss.layers} == {
             True: True,
             False: False,
         }
@@ -501,9 +501,9 @@ def test_so_does_what_alone_is_adapted_there(quantised, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": "cpu"})
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
     gap = by_name(merge_gap(model, quantised.batches(), quantizations=["nf4"]))
-    own = next(iter(gap.values())).layers[0].lost
+    own = next(iter(gap.values())).layers[0].relative_error
     assert own < 1e-2
-    assert {loss.layers[0].lost for name, loss in gap.items() if name.startswith("nf4")} == {own}
+    assert {loss.layers[0].relative_error for name, loss in gap.items() if name.startswith("nf4")} == {own}
 
 
 def test_layers_in_several_formats_keep_each_its_own():
@@ -518,7 +518,7 @@ def test_layers_in_several_formats_keep_each_its_own():
     with pytest.warns(UserWarning, match="Merging into quantised weights"):
         report = aurora_lora.merge_quantized(model, inputs)
     for merge, field in (("own formats nearest", "nearest"), ("own formats by inputs", "by_inputs")):
-        lost = {layer.layer: layer.lost for layer in gap[merge].layers}
+        lost = {layer.layer: layer.relative_error for layer in gap[merge].layers}
         assert lost.pop("3") < 1e-6
         assert lost == pytest.approx({layer.layer: getattr(layer, field) for layer in report.layers}, rel=1e-3)
 
@@ -528,7 +528,7 @@ def test_the_output_layer_is_not_quantised(quantised, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(quantised.save_base(tmp_path))
     gap = by_name(merge_gap(with_output_layer(base), quantised.batches(2), quantizations=["nf4"]))
     for merge in ("nf4 nearest", "nf4 by inputs"):
-        lost = {layer.layer: layer.lost for layer in gap[merge].layers}
+        lost = {layer.layer: layer.relative_error for layer in gap[merge].layers}
         assert lost.pop("lm_head") < 1e-6
         assert len(lost) == 2
         assert min(lost.values()) > 1e-2

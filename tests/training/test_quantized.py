@@ -381,10 +381,14 @@ def test_the_gap_of_a_run_is_in_float32_and_rounds_by_its_calibration_inputs(
     seen: dict[str, Any] = {}
     monkeypatch.setattr(gap_and_export, "merge_gap", lambda model, _, **more: seen.update(more, model=model))
     gap_and_export.gap(run)
+    assert not seen.keys() & {"rounding_batches"}  # nothing is rounded by inputs
+    gap_and_export.gap(run, quantizations=["nf4"])
     assert {weight.dtype for weight in seen["model"].parameters()} == {torch.float32}
     _, data = make_trainer(recipe, tmp_path / "nothing", (), run.folder / "adapter")
     expected = data.calibration_batches(recipe.calibration)
-    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(seen["calibration"], expected, strict=True))
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(seen["rounding_batches"], expected, strict=True)
+    )
 
 
 def test_a_merge_rounds_by_the_data_that_the_run_was_trained_on(tmp_path: Path) -> None:
