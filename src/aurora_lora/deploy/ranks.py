@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
+import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from ..tuner import AuroraConfig
 from ..tuner.config import scaling_divisor
 from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
-from ..values import is_int, is_number, require
+from ..values import is_int, is_number, require, short
 from .gradients import frozen_weights
 from .probe import Probe, check_probe
 from .sketch import LayerProbe
@@ -129,10 +130,13 @@ def share_out(layers: Iterable[LayerProbe], budget: Budget, worth: Worth = squar
 
 
 def _worths(layer: LayerProbe, worth: Worth) -> list[float]:
-    k, found = len(layer.singular_values), worth(layer)
-    if not isinstance(found, Tensor) or found.shape != (k,):
-        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"worth must return a tensor of a number for each direction, ({k},), and gave {given}.")
+    k, given = len(layer.singular_values), worth(layer)
+    try:
+        found = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
+    if found.shape != (k,):
+        raise TypeError(f"worth must return a number for each of {k} directions, and gave {short(given)}.")
     if not is_finite(found):
         raise ValueError(f"worth gives numbers that are not finite, of {layer.layer}.")
     numbers: list[float] = found.tolist()
