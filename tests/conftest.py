@@ -37,7 +37,7 @@ FIRST = {
     "test_peft_names.py",
     "test_probe.py",
     "test_products.py",
-    "test_push.py",
+    "test_pushing.py",
     "test_quantized.py",
     "test_registration.py",
     "test_reproduce.py",

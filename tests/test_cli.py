@@ -284,7 +284,7 @@ def test_a_dtype_of_an_export_is_checked_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(gap_and_export, "load_trained_model", lambda run: pytest.fail("it is loaded"))
     with pytest.raises(ArgumentError, match=r"^`dtype`: 'bf16' is not allowed: it must be one of float32, bfloat16"):
-        gap_and_export.export(load_run(finished[0]), None, tmp_path / "lora", dtype="bf16")
+        gap_and_export.export(load_run(finished[0]), tmp_path / "lora", dtype="bf16")
 
 
 def test_export_over_the_lora_of_the_run(aurora: Invoke, finished: Any, tmp_path: Path) -> None:

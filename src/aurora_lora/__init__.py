@@ -12,7 +12,7 @@ Importing this package registers the method with PEFT, in memory:
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .after_peft import register_with_peft
@@ -30,11 +30,14 @@ from .errors import (
 from .extras import extra
 
 if TYPE_CHECKING:
+    from . import deploy as deploy
     from . import diffusion as diffusion
     from . import lab as lab
     from . import methods as methods
+    from . import ops as ops
     from . import tasks as tasks
     from . import training as training
+    from . import tuner as tuner
     from .deploy import (
         CalibrationReport,
         EndToEndGap,
@@ -116,18 +119,20 @@ _OF_RECIPES = ("methods", "tasks", "training", "diffusion", "lab")
 """Imported likewise; they need what the extra `train` installs."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f".{name}", __name__)
-    if name in _OF_RECIPES:
-        with extra("train"):
+if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistake
+
+    def __getattr__(name):
+        if name in _ROOMS:
             return importlib.import_module(f".{name}", __name__)
-    if name in __all__:
-        rooms = (importlib.import_module(f".{room}", __name__) for room in _ROOMS)
-        value = next(getattr(room, name) for room in rooms if name in room.__all__)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        if name in _OF_RECIPES:
+            with extra("train"):
+                return importlib.import_module(f".{name}", __name__)
+        if name in __all__:
+            rooms = (importlib.import_module(f".{room}", __name__) for room in _ROOMS)
+            value = next(getattr(room, name) for room in rooms if name in room.__all__)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

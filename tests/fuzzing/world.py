@@ -59,9 +59,9 @@ class World:
         recipe = load_recipe(self.recipe)
         train(recipe, self.run)
         with contextlib.suppress(KeyboardInterrupt):
-            train(recipe, self.begun, lambda: [tiny.Stop(7)])
+            train(recipe, self.begun, make_callbacks=lambda: [tiny.Stop(7)])
         self.merged = folder / "merged"
-        merge(load_run(self.run), None, self.merged)
+        merge(load_run(self.run), self.merged)
         self.said = strict_json(self.command("predict", str(self.merged), *TEXTS, "--json")[1])
         self._expected: dict[str, Any] = {}
 

@@ -79,9 +79,9 @@ def test_everything_is_loaded_from_the_revision(cache: Path, write_recipe: Write
     found, _ = load_trained_model(load_run(run.folder))
     stored = load_file(cache / "snapshots" / SECOND / "model.safetensors")["embeddings.word_embeddings.weight"]
     assert torch.equal(found.get_submodule("base_model.model.bert.embeddings.word_embeddings").weight, stored)
-    scored = evaluate(load_run(run.folder), ["calibrated"])["calibrated"]
+    scored = evaluate(load_run(run.folder), forms=["calibrated"])["calibrated"]
     assert scored == pytest.approx(run.result["metric"]["by_form"]["calibrated"], abs=1e-6)
-    merged = merge(load_run(run.folder), "calibrated", tmp_path / "merged").folder
+    merged = merge(load_run(run.folder), tmp_path / "merged", form="calibrated").folder
     texts = ["the film was good", "a dull plot"]
     for one, other in zip(predict(run.folder, texts), predict(merged, texts), strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
@@ -118,7 +118,7 @@ def test_another_commit_of_the_hub_is_told(
     )
     for load in (
         lambda: load_trained_model(load_run(run.folder)),
-        lambda: evaluate(load_run(run.folder), ["calibrated"]),
+        lambda: evaluate(load_run(run.folder), forms=["calibrated"]),
     ):
         with pytest.warns(UserWarning, match="was trained on commit") as warned:
             load()

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from aurora_lora import set_form
 from aurora_lora.tasks.models import MODELS
-from aurora_lora.training import Run, card, load_recipe, outcome, train, yaml_text
+from aurora_lora.training import TrainedRun, card, load_recipe, outcome, train, yaml_text
 
 WriteRecipe = Callable[..., Path]
 TEXTS = ["the film was good and warm", "a dull plot"]
@@ -38,13 +38,13 @@ def logits(model: Any, folder: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     folder = tmp_path_factory.mktemp("cards")
     (folder / "recipe.yaml").write_text(yaml_text.dump(tiny.recipe(model, reference={"method": "linear-probe"})))
     return train(load_recipe(folder / "recipe.yaml"), folder / "run")
 
 
-def test_code_of_the_adapters_card(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_adapters_card(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run_code(run.folder / "adapter", monkeypatch)
     assert found["model"].peft_config["default"].calibrated
     assert found["labels"] == ("negative", "positive")
@@ -59,7 +59,7 @@ def test_code_of_the_adapters_card(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(logits(plain, run.folder / "adapter"), merged, rtol=0, atol=1e-5)
 
 
-def test_what_the_adapters_card_says(run: Run, model: Path) -> None:
+def test_what_the_adapters_card_says(run: TrainedRun, model: Path) -> None:
     written = ModelCard.load(run.folder / "adapter" / card.CARD)
     assert written.data.library_name == "peft"
     assert written.data.base_model == str(model)
@@ -81,7 +81,7 @@ def test_what_the_adapters_card_says(run: Run, model: Path) -> None:
     assert "{} in the adapter and {} in the head".format(*counts) in written.text
 
 
-def test_cards_of_the_lora_and_of_the_reference(run: Run) -> None:
+def test_cards_of_the_lora_and_of_the_reference(run: TrainedRun) -> None:
     plain = ModelCard.load(run.folder / "lora" / card.CARD)
     assert {"lora", "transformers", "aurora-lora"} < set(plain.data.tags)
     assert (plain.data.library_name, plain.data.pipeline_tag) == ("peft", "text-classification")

@@ -36,7 +36,7 @@ from aurora_lora.training.data import load_data, notes
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.models import load_tokenizer
 from aurora_lora.training.predicting import load_predictor
-from aurora_lora.training.push import _stage
+from aurora_lora.training.pushing import _stage
 from aurora_lora.training.recipe import Recipe
 from aurora_lora.training.run import train
 
@@ -94,7 +94,7 @@ def test_the_losses_are_those_of_trl(
         form, f"task.loss_on={loss_on}", *packing, "training.gradient_accumulation_steps=2", "training.warmup_steps=1"
     )
     ours = Losses()
-    train(recipe, tmp_path / "run", lambda: [ours])
+    train(recipe, tmp_path / "run", make_callbacks=lambda: [ours])
 
     theirs = Losses()
     splits = recipe.task.definition.load_splits(SplitSizes(None, None, None), 0, ("test",), None)
@@ -228,7 +228,7 @@ def test_scores_are_summed_where_float64_can_be(model: Path, monkeypatch: pytest
 
 def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp_path: Path) -> None:
     run = load_run(train(read(), tmp_path / "run").folder)
-    scores = evaluate(run, ["dynamic"])["dynamic"]
+    scores = evaluate(run, forms=["dynamic"])["dynamic"]
     network, _ = load_trained_model(run)
     nll, right, count = 0.0, 0, 0
     with run.recipe.method.using(network, "dynamic"), torch.no_grad():
@@ -266,7 +266,7 @@ def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) 
     changes = ["messages", f"task.packing={packing}", "training.checkpoint_every=2"]
     whole = train(read(*changes), tmp_path / "whole").folder
     with pytest.raises(KeyboardInterrupt):
-        train(read(*changes), tmp_path / "run", lambda: [tiny.Stop(3)])
+        train(read(*changes), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(3)])
     again = train(read(*changes), tmp_path / "run").folder
     weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (whole, again)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -318,11 +318,11 @@ def test_a_template_that_has_changed_is_noticed_and_a_run_keeps_its_own(read: Re
     path = tmp_path / "own.jinja"
     path.write_text(chats.GENERATION)
     run = train(read("messages", f"task.chat_template={path}"), tmp_path / "run").folder
-    scored = evaluate(load_run(run), ["calibrated"])
+    scored = evaluate(load_run(run), forms=["calibrated"])
     path.unlink()
-    assert evaluate(load_run(run), ["calibrated"]) == scored
+    assert evaluate(load_run(run), forms=["calibrated"]) == scored
     path.write_text(chats.GENERATION.replace("' : '", "' - '"))
-    assert evaluate(load_run(run), ["calibrated"]) == scored
+    assert evaluate(load_run(run), forms=["calibrated"]) == scored
     (run / "result.json").unlink()  # as if it had been interrupted
     with pytest.raises(UserError, match=r"own.jinja has changed since this run began"):
         train(read("messages", f"task.chat_template={path}"), run)

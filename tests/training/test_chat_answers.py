@@ -172,7 +172,7 @@ def test_a_talk_has_the_options_of_the_command(few: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(chat_answers, "Talk", talk)
     options = ("--form", "static", "--dtype", "bfloat16", "--max-new-tokens", 5, "--system", "the film")
     ask("chat", few, *options, "--seed", 3, "--temperature", 1)
-    load.assert_called_once_with(few, "static", dtype="bfloat16")
+    load.assert_called_once_with(few, form="static", dtype="bfloat16")
     talk.assert_called_once_with(load.return_value, 5, system="the film", temperature=1.0, seed=3)
 
 
@@ -209,7 +209,7 @@ def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, for
         assert said.stderr == "the model was trained on plain text: what is typed is continued as it stands\n"
         with pytest.raises(ArgumentError, match="`system` goes with conversations"):
             Talk(predictor, system="the film")
-        messages = predictor.answers([user(SHORT)])  # through the template, as asked
+        messages = predictor.answers_to([user(SHORT)], 1)  # through the template, as asked
         assert messages[0]["answer"] == write_answers(predictor.model, tokenizer, [user(SHORT)])[0][0]
     if form == "texts":
         sample = run.result["samples"][0]
@@ -226,12 +226,12 @@ def test_a_merged_model_without_a_record_is_asked_in_its_template(model: Path, t
     del settings[KEY]
     path.write_text(json.dumps(settings))
     predictor = load_predictor(tmp_path / "merged")
-    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers([user(SHORT)])[0]["answer"]
+    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers_to([user(SHORT)], 1)[0]["answer"]
     (tmp_path / "merged" / "chat_template.jinja").unlink()
     predictor = load_predictor(tmp_path / "merged")
     assert predictor.answers([SHORT])
     with pytest.raises(UserError, match="merged answers plain texts alone, and no messages"):
-        predictor.answers([user(SHORT)])
+        predictor.answers_to([user(SHORT)], 1)
 
 
 def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_conversation_after_plain_texts_is_one_again(model: Path, tmp_path: Pa
     ask("merge", plain, "-o", tmp_path / "base")
     run = train(chats.read(tmp_path, tmp_path / "base", "messages", "training.epochs=1"), tmp_path / "run").folder
     predictor = load_predictor(run)
-    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers([user(SHORT)])[0]["answer"]
+    assert predictor.answers([SHORT])[0]["answer"] == predictor.answers_to([user(SHORT)], 1)[0]["answer"]
     assert "plain text" not in ask("chat", run, stdin=f"{SHORT}\n").stderr
 
 

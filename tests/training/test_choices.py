@@ -190,9 +190,9 @@ def test_run(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) -> None:
         result["metric"]["validation_by_form"]["calibrated"]["accuracy"]
     )
     again = load_run(run.folder)
-    assert evaluate(again, again.forms) == result["metric"]["by_form"]
+    assert evaluate(again, forms=again.forms) == result["metric"]["by_form"]
 
-    merged = merge(again, "calibrated", tmp_path / "merged").folder
+    merged = merge(again, tmp_path / "merged", form="calibrated").folder
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(merged).eval(), AutoTokenizer.from_pretrained(merged)
     lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lm), run.folder / "lora").eval()
     trainer, data = make_trainer(recipe, tmp_path / "none", (), run.folder / "adapter")
@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on(write_recipe: WriteRecipe, lm: Path, tmp_pat
     task = {**TASK, "train_size": 60}
     recipe = load_recipe(write_recipe(model=lm, task=task, method={"name": "lora", "r": 2, "lora_dropout": 0.2}))
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "stopped", lambda: [Stop()])
+        train(recipe, tmp_path / "stopped", make_callbacks=lambda: [Stop()])
     assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-8").is_dir()
     one, other = train(recipe, tmp_path / "stopped"), train(recipe, tmp_path / "whole")
     weights = [(run.folder / "adapter/adapter_model.safetensors").read_bytes() for run in (one, other)]

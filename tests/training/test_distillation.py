@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from aurora_lora.errors import UserError
 from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.tasks import get_task
-from aurora_lora.training import Run, distillation, load_recipe, load_run, train
+from aurora_lora.training import TrainedRun, distillation, load_recipe, load_run, train
 from aurora_lora.training.distillation import states_loss
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
@@ -26,7 +26,7 @@ TASK = {"name": "tiny-sentiment", "train_size": 64, "validation_size": 32, "test
 
 
 @pytest.fixture(scope="module")
-def teacher(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def teacher(model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A classifier of the tiny model, all of it trained."""
     import tiny
 
@@ -46,7 +46,7 @@ def states(model: Any, tokenizer: Any, texts: list[str]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["aurora", "lora", "full"])
 def test_the_score_is_the_share_of_the_teachers_effect(
-    write_recipe: WriteRecipe, teacher: Run, model: Path, tmp_path: Path, method: str
+    write_recipe: WriteRecipe, teacher: TrainedRun, model: Path, tmp_path: Path, method: str
 ) -> None:
     options: dict[str, Any] = {"name": method}
     if method != "full":
@@ -59,8 +59,8 @@ def test_the_score_is_the_share_of_the_teachers_effect(
     assert set(found["by_form"]) >= {deployed}
     assert run.result["params"]["head"] == 0
 
-    merged = merge(load_run(run.folder), deployed, tmp_path / "merged")
-    trained = merge(load_run(teacher.folder), None, tmp_path / "teacher")
+    merged = merge(load_run(run.folder), tmp_path / "merged", form=deployed)
+    trained = merge(load_run(teacher.folder), tmp_path / "teacher")
     tokenizer = AutoTokenizer.from_pretrained(merged.folder)
     splits = get_task("tiny-sentiment").load_splits(load_sizes(), 0)
     texts = list(splits["test"]["text"])
@@ -71,7 +71,7 @@ def test_the_score_is_the_share_of_the_teachers_effect(
     effect = sum((one - other).square().sum() for one, other in zip(base, wanted, strict=True))
     assert found["by_form"][deployed]["captured"] == pytest.approx(1 - (error / effect).item(), abs=1e-4)
     assert found["by_form"][deployed]["captured"] > 0.02
-    again = evaluate(load_run(run.folder), [deployed])
+    again = evaluate(load_run(run.folder), forms=[deployed])
     assert again[deployed]["captured"] == pytest.approx(found["by_form"][deployed]["captured"], abs=1e-6)
     card = (run.folder / "adapter" / "README.md").read_text()
     assert "pipeline_tag: feature-extraction" in card
@@ -80,7 +80,7 @@ def test_the_score_is_the_share_of_the_teachers_effect(
 
 
 def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
-    write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distillation, "_lessons", OrderedDict())
     asked: list[int] = []
@@ -107,7 +107,7 @@ def test_a_second_run_on_the_same_texts_asks_the_teacher_nothing(
 
 
 def test_another_teacher_at_its_place_is_noticed(
-    write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is captured of one teacher is not compared with what is captured of another."""
     path = tmp_path / "teacher"
@@ -174,7 +174,7 @@ def test_the_loss_is_the_mean_over_what_is_no_padding() -> None:
     assert states_loss({"last_hidden_state": found}, labels, 10).item() == pytest.approx(expected.sum() / 10, rel=1e-6)
 
 
-def test_mistakes(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, model_without_dropout: Path) -> None:
+def test_mistakes(write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, model_without_dropout: Path) -> None:
     task = {**TASK, "teacher": str(tmp_path / "none")}
     with pytest.raises(UserError, match=r"task\.teacher: .*none is not the folder of a run"):
         train(load_recipe(write_recipe(task=task)), tmp_path / "run")
@@ -191,7 +191,7 @@ def test_mistakes(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, model
 
 @pytest.mark.parametrize("method", ["aurora", "lora"])
 def test_the_gap_is_that_of_the_hidden_states(
-    write_recipe: WriteRecipe, teacher: Run, tmp_path: Path, method: str
+    write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path, method: str
 ) -> None:
     options = {"name": method, "target_modules": ["query", "value"]}
     run = train(
@@ -203,11 +203,13 @@ def test_the_gap_is_that_of_the_hidden_states(
     assert all(end.largest_logit_difference > 0 for end in found.end_to_end[1:])
 
 
-def test_a_merged_model_has_nothing_to_say_either(write_recipe: WriteRecipe, teacher: Run, tmp_path: Path) -> None:
+def test_a_merged_model_has_nothing_to_say_either(
+    write_recipe: WriteRecipe, teacher: TrainedRun, tmp_path: Path
+) -> None:
     options = {"name": "lora", "target_modules": ["query", "value"]}
     run = train(
         load_recipe(write_recipe(task={**TASK, "teacher": str(teacher.folder)}, method=options)), tmp_path / "run"
     )
-    merge(load_run(run.folder), None, tmp_path / "merged")
+    merge(load_run(run.folder), tmp_path / "merged")
     with pytest.raises(UserError, match="has learned hidden states: it has nothing to say about a text"):
         load_predictor(tmp_path / "merged")

@@ -46,5 +46,5 @@ def test_matched_and_mismatched(write_recipe: WriteRecipe, tmp_path: Path) -> No
         parts = [metric["by_test_set"][name][form]["accuracy"] for name in ("matched", "mismatched")]
         assert scores["accuracy"] == pytest.approx(sum(parts) / 2)
     again = load_run(run.folder)
-    assert evaluate(again, ["static"]) == {"static": metric["by_form"]["static"]}
-    assert evaluate(again, ["static"], "matched") == {"static": metric["by_test_set"]["matched"]["static"]}
+    assert evaluate(again, forms=["static"]) == {"static": metric["by_form"]["static"]}
+    assert evaluate(again, forms=["static"], split="matched") == {"static": metric["by_test_set"]["matched"]["static"]}

@@ -117,7 +117,7 @@ def test_a_pipeline_answers_as_predict_does(kind: str, tmp_path: Path) -> None:
 def test_a_run_is_saved_with_what_it_was_scored_on(tmp_path: Path) -> None:
     vit = tiny.save_vit(tmp_path / "vit")
     run = train(validate(tiny.image_recipe(vit), "test"), tmp_path / "run")
-    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
     for folder in (merged, run.folder / "adapter", run.folder / "lora"):
         saved = json.loads((folder / "preprocessor_config.json").read_text())
         assert (saved["size"], saved["do_center_crop"]) == ({"shortest_edge": 8}, True)

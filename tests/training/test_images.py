@@ -187,7 +187,7 @@ def test_every_kind_of_method(vit: Path, tmp_path: Path, method: str) -> None:
     assert result["params"]["head"] == 16 * 3 + 3
     assert result["labels"] == ["red", "green", "blue"]
     assert result["metric"]["examples"] == {"train": 96, "validation": 30, "test": 30}
-    assert evaluate(again, again.forms[:1]) == {again.forms[0]: result["metric"]["by_form"][again.forms[0]]}
+    assert evaluate(again, forms=again.forms[:1]) == {again.forms[0]: result["metric"]["by_form"][again.forms[0]]}
 
 
 def body(vit: Path) -> list[torch.nn.Parameter]:
@@ -201,7 +201,7 @@ def test_training_learns_and_the_merge_predicts(vit: Path, tmp_path: Path) -> No
     run = train(recipe(vit, training=training, task={"name": "tiny-images"}), tmp_path / "run")
     form = run.result["metric"]["selected_by"]["form"]
     assert run.result["metric"]["by_form"][form]["accuracy"] > 0.8
-    merged = merge(load_run(run.folder), form, tmp_path / "merged").folder
+    merged = merge(load_run(run.folder), tmp_path / "merged", form=form).folder
     model = AutoModelForImageClassification.from_pretrained(merged)
     assert model.config.id2label == {0: "red", 1: "green", 2: "blue"}
     assert AutoImageProcessor.from_pretrained(merged).image_mean == pytest.approx(tuple(MEAN))
@@ -270,7 +270,7 @@ def test_splits_are_written_down_and_kept(vit: Path, tmp_path: Path) -> None:
     stored["test"]["rows"][0] += 1
     (run.folder / SPLITS).write_text(json.dumps(stored))
     with pytest.raises(UserError, match="the test split is no longer the one that this run began with"):
-        evaluate(load_run(run.folder), ["static"])
+        evaluate(load_run(run.folder), forms=["static"])
 
 
 @pytest.mark.parametrize("step", [6, 10])  # of 6 an epoch; the last checkpoint is then that of step 4, or of step 8
@@ -279,7 +279,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(vit: Path, tmp_path: Path
     wanted = recipe(vit, training=training, task={"name": "tiny-images", "train_size": 96, "augment": "crop-flip"})
     whole = train(wanted, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(wanted, tmp_path / "run", lambda: [tiny.Stop(step)])
+        train(wanted, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(step)])
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{4 if step == 6 else 8}").is_dir()
     run = train(wanted, tmp_path / "run")
     one, other = (load_file(str(each.folder / "adapter" / "adapter_model.safetensors")) for each in (whole, run))

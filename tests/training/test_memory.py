@@ -92,7 +92,7 @@ def test_a_run_in_bf16_scores_again_as_it_did(write_recipe: WriteRecipe, tmp_pat
     method = options(name, ["query", "value"])
     run = train(load_recipe(write_recipe(method=method, training=training)), tmp_path / "run")
     trained = load_run(run.folder)
-    assert evaluate(trained, trained.forms) == run.result["metric"]["by_form"]
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]
     state = load_file(next((run.folder / "adapter").glob("*.safetensors")))
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
 
@@ -108,7 +108,7 @@ def test_a_merge_rounds_no_weight(write_recipe: WriteRecipe, language_model: Pat
     """The base is stored in float32: what the run did not adapt is written as it is stored."""
     method = options(name, ["q_proj", "v_proj"])
     run = train(load_recipe(write_recipe(**questions(language_model, method=method))), tmp_path / "run")
-    merged = merge(load_run(run.folder), None, tmp_path / "merged")
+    merged = merge(load_run(run.folder), tmp_path / "merged")
     base = load_file(language_model / "model.safetensors")
     written = load_file(merged.folder / "model.safetensors")
     adapted = [key for key in base if "q_proj" in key or "v_proj" in key]
@@ -118,7 +118,7 @@ def test_a_merge_rounds_no_weight(write_recipe: WriteRecipe, language_model: Pat
     texts = ["film : warm plot", "dull film"]
     assert predict(run.folder, texts) == predict(merged.folder, texts)
     scores = run.result["metric"]["by_form"][load_run(run.folder).deployed_form]
-    again = evaluate(load_run(run.folder).in_float32, [load_run(run.folder).deployed_form])
+    again = evaluate(load_run(run.folder).in_float32, forms=[load_run(run.folder).deployed_form])
     assert again[load_run(run.folder).deployed_form]["nll"] == pytest.approx(scores["nll"], rel=2e-2)
 
 
@@ -165,7 +165,7 @@ def test_a_run_of_an_earlier_version_is_not_gone_on_with(write_recipe: WriteReci
     """It kept its frozen weights in float32, which its checkpoints do not say."""
     recipe = load_recipe(write_recipe(), ["training.precision=bf16"])
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", lambda: [tiny.Stop(12)])
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(12)])
     (state,) = (tmp_path / "run/checkpoints").glob("*/run_state.json")
     values = json.loads(state.read_text())
     assert values.pop("frozen") == "torch.bfloat16"
@@ -229,7 +229,7 @@ def test_checkpointed_training_resumes_and_ends_as_without(write_recipe: WriteRe
         recipe = load_recipe(write_recipe(), [f"training.gradient_checkpointing={checkpointing}"])
         if checkpointing == "true":
             with pytest.raises(KeyboardInterrupt):
-                train(recipe, tmp_path / checkpointing, lambda: [tiny.Stop(12)])
+                train(recipe, tmp_path / checkpointing, make_callbacks=lambda: [tiny.Stop(12)])
         train(recipe, tmp_path / checkpointing)
         results.append(load_file(tmp_path / checkpointing / "adapter/adapter_model.safetensors"))
     for key, value in results[0].items():
@@ -271,7 +271,7 @@ def test_answers_are_written_in_the_precision_of_the_run(
     self_vocabulary = json.loads((language_model / "config.json").read_text())["vocab_size"]
     monkeypatch.setattr(torch.nn.Linear, "forward", watch)
     monkeypatch.setattr(DynamicLayer, "update", kept)
-    evaluate(run, [run.deployed_form])
+    evaluate(run, forms=[run.deployed_form])
     assert seen == {"cache": {torch.bfloat16}, "logits": {torch.bfloat16}}
 
 

@@ -67,16 +67,16 @@ def test_run(
     again = load_run(run.folder)
     assert run.result["method"] == method["name"]
     assert run.result["params"]["adapter"] > 0
-    assert evaluate(again, ["merged"]) == run.result["metric"]["by_form"]
+    assert evaluate(again, forms=["merged"]) == run.result["metric"]["by_form"]
     card = (run.folder / "adapter" / "README.md").read_text()
     if method["name"] in ("loda", "adapter-h"):
         monkeypatch.setattr(merging, "load_trained_model", None)  # the base model is not loaded for it
         with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
-            merge(again, None, tmp_path / "merged")
+            merge(again, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
         assert "They cannot be merged: " in card
         return
-    merged = merge(again, None, tmp_path / "merged")
+    merged = merge(again, tmp_path / "merged")
     answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
     for one, other in zip(*answers, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
@@ -96,12 +96,12 @@ def test_run_of_a_language_model(write_recipe: WriteRecipe, tmp_path: Path, kind
     assert run.result["params"]["adapter"] > 0
     assert run.result["params"]["head"] == 0
     assert run.result["epochs"][-1]["train_loss"] < run.result["epochs"][0]["train_loss"]
-    assert evaluate(again, ["merged"]) == run.result["metric"]["by_form"]
+    assert evaluate(again, forms=["merged"]) == run.result["metric"]["by_form"]
     if method["name"] in ("loda", "adapter-p"):
         with pytest.raises(FormError, match=f"{method['name']} cannot be merged: "):
-            merge(again, None, tmp_path / "merged")
+            merge(again, tmp_path / "merged")
         return
-    merged = merge(again, None, tmp_path / "merged").folder
+    merged = merge(again, tmp_path / "merged").folder
     config = AutoModelForCausalLM.from_pretrained(merged).config
     assert config.tie_word_embeddings
     assert predict(merged, ["the film was good"]) == predict(run.folder, ["the film was good"])
@@ -167,7 +167,7 @@ def test_preset_of_aurora(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     assert (run.folder / "lora" / "adapter_config.json").is_file()
     trained = load_run(run.folder)
     assert gap(trained, examples=8).predictions == 8
-    assert export(trained, None, tmp_path / "lora")[1] == "static"
+    assert export(trained, tmp_path / "lora")[1] == "static"
 
 
 def test_adalora_in_too_few_steps(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], t
         ),
         tmp_path / "run",
     )
-    merged = merge(load_run(run.folder), None, tmp_path / "merged")
+    merged = merge(load_run(run.folder), tmp_path / "merged")
     (head,) = (
         value for name, value in load_file(merged.folder / "model.safetensors").items() if name == "classifier.weight"
     )
@@ -160,7 +160,7 @@ def test_a_pooler_without_weights_is_trained_and_saved_as_the_head_is(
     teller = TrainerCallback()
     teller.say = told.extend  # type: ignore[attr-defined]
     recipe = load_recipe(write_recipe(model=str(no_pooler), method=method), ["training.epochs=1"])
-    run = load_run(train(recipe, tmp_path / "run", callbacks=lambda: [teller]).folder)
+    run = load_run(train(recipe, tmp_path / "run", make_callbacks=lambda: [teller]).folder)
     assert told == [
         f"{no_pooler} has no weights for bert.pooler.dense: it starts at random, and is trained and saved with the head"
     ]

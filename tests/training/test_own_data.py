@@ -268,7 +268,7 @@ def test_images_of_a_table_that_changed(here: Path) -> None:
 
 
 def test_a_file_that_changed_before_the_run_goes_on(here: Path) -> None:
-    stopped = {"callbacks": lambda: [tiny.Stop(7)]}
+    stopped = {"make_callbacks": lambda: [tiny.Stop(7)]}
     from aurora_lora.lab.experiments.recipe_kinds import load_any
     from aurora_lora.training import train as run_recipe
 

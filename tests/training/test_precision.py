@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, NotFiniteError
 from aurora_lora.methods.parameters import is_head
-from aurora_lora.training import Run, load_recipe, load_run, merging, predict_file, predicting, train
+from aurora_lora.training import TrainedRun, load_recipe, load_run, merging, predict_file, predicting, train
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.merging import merge
@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def run(write_recipe: WriteRecipe, tmp_path: Path) -> Run:
+def run(write_recipe: WriteRecipe, tmp_path: Path) -> TrainedRun:
     return train(load_recipe(write_recipe(), ["training.epochs=1"]), tmp_path / "run")
 
 
@@ -83,9 +83,11 @@ def test_in_bf16_it_computes_what_a_run_in_bf16_is_scored_by(write_recipe: Write
     assert [one["probability"] for one in found] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_what_goes_to_the_device_is_rounded_before(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_to_the_device_is_rounded_before(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU never holds the model in float32."""
-    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
     gpu, own_to, moved = SimpleNamespace(type="gpu"), nn.Module.to, []
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -123,7 +125,7 @@ def test_a_language_model_writes_in_a_dtype(write_recipe: WriteRecipe, tmp_path:
         "method": {"name": "aurora", "target_modules": ["q_proj", "v_proj"]},
     }
     run = load_run(train(load_recipe(write_recipe(**changes), ["training.epochs=1"]), tmp_path / "run").folder)
-    merge(run, None, tmp_path / "merged", dtype="bfloat16")
+    merge(run, tmp_path / "merged", dtype="bfloat16")
     written = load_file(tmp_path / "merged" / "model.safetensors")
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
@@ -146,7 +148,7 @@ def test_images_in_a_dtype(write_recipe: WriteRecipe, tmp_path: Path) -> None:
 
     recipe = load_recipe(write_recipe(**tiny.image_recipe(tiny.save_vit(tmp_path / "vit"))), ["training.epochs=1"])
     run = load_run(train(recipe, tmp_path / "run").folder)
-    merge(run, None, tmp_path / "merged", dtype="bfloat16")
+    merge(run, tmp_path / "merged", dtype="bfloat16")
     picture = tmp_path / "red.png"
     Image.new("RGB", (8, 8), (200, 20, 30)).save(picture)
     (exact,) = predict(run.folder, [str(picture)])
@@ -177,7 +179,7 @@ def test_pixels_are_given_in_the_models_dtype(model: Path, tmp_path: Path) -> No
     assert taken == [torch.bfloat16]
 
 
-def test_the_rows_of_a_file_are_not_gone_on_with_in_another_dtype(run: Run, tmp_path: Path) -> None:
+def test_the_rows_of_a_file_are_not_gone_on_with_in_another_dtype(run: TrainedRun, tmp_path: Path) -> None:
     rows, output = tmp_path / "rows.csv", tmp_path / "said.jsonl"
     rows.write_text("\n".join(["text", *TEXTS]), encoding="utf-8")
 
@@ -205,7 +207,7 @@ def test_a_merge_is_rounded_once(write_recipe: WriteRecipe, tmp_path: Path, meth
     run = load_run(
         train(load_recipe(recipe, ["training.precision=bf16", "training.epochs=1"]), tmp_path / "run").folder
     )
-    exact, low = (merge(run, None, tmp_path / one, dtype=one).folder for one in ("float32", dtype))
+    exact, low = (merge(run, tmp_path / one, dtype=one).folder for one in ("float32", dtype))
     expected, written = (load_file(folder / "model.safetensors") for folder in (exact, low))
     assert expected.keys() == written.keys()
     for name, value in expected.items():
@@ -219,7 +221,7 @@ def test_a_merge_is_rounded_once(write_recipe: WriteRecipe, tmp_path: Path, meth
     assert predict(low, TEXTS) == predict(low, TEXTS, dtype=dtype) != predict(low, TEXTS, dtype="float32")
 
 
-def test_a_merge_of_another_dtype_is_another_merge(run: Run, tmp_path: Path) -> None:
+def test_a_merge_of_another_dtype_is_another_merge(run: TrainedRun, tmp_path: Path) -> None:
     output = tmp_path / "merged"
     assert asked("merge", run.folder, "-o", output).exit_code == 0
     assert "already holds this merge" in asked("merge", run.folder, "-o", output, "--dtype", "float32").stdout
@@ -234,13 +236,13 @@ def test_a_merge_of_another_dtype_is_another_merge(run: Run, tmp_path: Path) -> 
     assert asked("merge", run.folder, "-o", output).exit_code == 2
 
 
-def test_a_note_without_a_dtype_is_of_float32(run: Run, tmp_path: Path) -> None:
+def test_a_note_without_a_dtype_is_of_float32(run: TrainedRun, tmp_path: Path) -> None:
     """That of an earlier version."""
-    merge(load_run(run.folder), None, tmp_path / "merged")
+    merge(load_run(run.folder), tmp_path / "merged")
     assert "dtype" not in json.loads((tmp_path / "merged" / "aurora_merge.json").read_text())["source"]
 
 
-def test_dtypes_are_checked_before_anything_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtypes_are_checked_before_anything_is_loaded(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (merging, predicting):
         monkeypatch.setattr(module, "load_trained_model", lambda *_, **__: pytest.fail("it is loaded"))
     for command in (
@@ -252,11 +254,11 @@ def test_dtypes_are_checked_before_anything_is_loaded(run: Run, monkeypatch: pyt
         assert (done.exit_code, done.stdout) == (2, "")
         assert done.stderr == "--dtype: 'bf16' is not allowed: it must be one of float32, bfloat16, float16\n"
     with pytest.raises(ArgumentError, match=r"^`dtype` 'float16' does not go with `quantization`: what is not quanti"):
-        merge(load_run(run.folder), None, run.folder / "merged", dtype="float16", quantization="nf4")
+        merge(load_run(run.folder), run.folder / "merged", dtype="float16", quantization="nf4")
 
 
-def test_what_float16_cannot_hold_is_refused(run: Run, tmp_path: Path) -> None:
-    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+def test_what_float16_cannot_hold_is_refused(run: TrainedRun, tmp_path: Path) -> None:
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
     weights = load_file(merged / "model.safetensors")
     weights["classifier.bias"][0] = 70_000
     save_file(weights, merged / "model.safetensors", {"format": "pt"})
@@ -294,7 +296,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_scores_are_as_they_were(run: Run) -> None:
+def test_scores_are_as_they_were(run: TrainedRun) -> None:
     """Nothing but an asked dtype changes what a finished run computes."""
     trained = load_run(run.folder)
-    assert evaluate(trained, trained.forms) == run.result["metric"]["by_form"]
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]

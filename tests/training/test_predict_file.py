@@ -21,7 +21,7 @@ def lines(folder: Path, file: str) -> list[dict[str, Any]]:
         folder=folder / "run",
         form_name=None,
         dtype=None,
-        answers=lambda texts, batch_size: [{"text": text} for text in texts],
+        answers_to=lambda texts, batch_size: [{"text": text} for text in texts],
     )
     predict_file(predictor, str(folder / file), folder / "answers.jsonl")
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]

@@ -49,7 +49,7 @@ def load(folder: Path, **changes: Any) -> Any:
 def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     run = train(load(model, method=method), tmp_path / "run")
     again = load_run(run.folder)
-    assert evaluate(again, again.forms) == run.result["metric"]["by_form"]
+    assert evaluate(again, forms=again.forms) == run.result["metric"]["by_form"]
     assert run.result["recipe"]["method"]["probe_examples"] == 48
     saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
     assert not {"budget", "start", "probe_examples"} & saved.keys()
@@ -67,7 +67,7 @@ def test_run(model: Path, tmp_path: Path, method: dict[str, Any]) -> None:
             assert [shape[0] for name, shape in shapes.items() if f".{layer}." in name] == [rank]
         counted = sum(v.numel() for name, v in weights.items() if name.rpartition("_")[2].startswith(("A.w", "B.w")))
         assert counted <= 500
-    merge(again, None, tmp_path / "merged")
+    merge(again, tmp_path / "merged")
 
 
 def test_a_path_that_ends_another(tmp_path: Path) -> None:

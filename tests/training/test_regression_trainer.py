@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import TASKS
 from aurora_lora.tasks.own.kinds import OWN
-from aurora_lora.training import Run, gap_and_export, load_run, train
+from aurora_lora.training import TrainedRun, gap_and_export, load_run, train
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.label_scale import LabelScale
@@ -63,7 +63,7 @@ def recipe(models: Path) -> MakeRecipe:
 
 
 @pytest.fixture(scope="module")
-def runs(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Run]:
+def runs(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], TrainedRun]:
     """The same run for labels in three units."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def values(folder: Path) -> torch.Tensor:
     return torch.tensor([answer["value"] for answer in predict(folder, TEXTS)], dtype=torch.float64)
 
 
-def test_units_do_not_matter(runs: dict[tuple[int, int], Run]) -> None:
+def test_units_do_not_matter(runs: dict[tuple[int, int], TrainedRun]) -> None:
     """Predictions, and all scores on the way, are those of the plain labels, in their own units."""
     plain = runs[0, 1]
     for (shift, scale), run in runs.items():
@@ -93,7 +93,7 @@ def test_units_do_not_matter(runs: dict[tuple[int, int], Run]) -> None:
         assert mine["metric"]["selected_by"]["epoch"] == its["metric"]["selected_by"]["epoch"]
 
 
-def test_what_is_written_down(runs: dict[tuple[int, int], Run]) -> None:
+def test_what_is_written_down(runs: dict[tuple[int, int], TrainedRun]) -> None:
     for (shift, scale), run in runs.items():
         labels = json.loads((run.folder / "data.json").read_text())["labels"]
         assert labels == run.result["data"]["labels"]
@@ -103,14 +103,14 @@ def test_what_is_written_down(runs: dict[tuple[int, int], Run]) -> None:
         assert labels["trained"] == "standardised"
 
 
-def test_plain_loads_give_label_units(runs: dict[tuple[int, int], Run], models: Path, tmp_path: Path) -> None:
+def test_plain_loads_give_label_units(runs: dict[tuple[int, int], TrainedRun], models: Path, tmp_path: Path) -> None:
     """The plain LoRA in PEFT, and the merged model in Transformers."""
     run = runs[300_000, 50_000]
     expected = values(run.folder)
     assert (expected > 50_000).all()
     batch = AutoTokenizer.from_pretrained(run.folder / "adapter")(TEXTS, padding=True, return_tensors="pt")
     base = AutoModelForSequenceClassification.from_pretrained(models / "bert", num_labels=1)
-    merge(load_run(run.folder), None, tmp_path / "merged")
+    merge(load_run(run.folder), tmp_path / "merged")
     for plain in (
         PeftModel.from_pretrained(base, run.folder / "lora"),
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged"),
@@ -121,22 +121,27 @@ def test_plain_loads_give_label_units(runs: dict[tuple[int, int], Run], models: 
     torch.testing.assert_close(values(tmp_path / "merged"), expected, rtol=1e-5, atol=0)
 
 
-def test_a_finished_run_is_not_scaled_again(runs: dict[tuple[int, int], Run]) -> None:
+def test_a_finished_run_is_not_scaled_again(runs: dict[tuple[int, int], TrainedRun]) -> None:
     run = load_run(runs[300_000, 50_000].folder)
-    assert evaluate(run, run.forms) == run.result["metric"]["by_form"]
-    assert evaluate(run, ["static"], "validation")["static"] == run.result["metric"]["validation_by_form"]["static"]
+    assert evaluate(run, forms=run.forms) == run.result["metric"]["by_form"]
+    assert (
+        evaluate(run, forms=["static"], split="validation")["static"]
+        == run.result["metric"]["validation_by_form"]["static"]
+    )
     for measured in gap_and_export.gap(run).end_to_end:
         expected = run.result["metric"]["by_form"][measured.form]["mse"]
         assert measured.metric["mse"] == pytest.approx(expected, rel=1e-4)
     assert train(run.recipe, run.folder).was_finished
 
 
-def test_interrupted_and_gone_on_with(runs: dict[tuple[int, int], Run], recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_interrupted_and_gone_on_with(
+    runs: dict[tuple[int, int], TrainedRun], recipe: MakeRecipe, tmp_path: Path
+) -> None:
     """The weights, to the last bit, also where the training was over."""
     whole, wanted = runs[300_000, 50_000], recipe(300_000, 50_000)
     for step in (7, 12):
         with pytest.raises(KeyboardInterrupt):
-            train(wanted, tmp_path, lambda step=step: [tiny.Stop(step)])
+            train(wanted, tmp_path, make_callbacks=lambda step=step: [tiny.Stop(step)])
     again = train(wanted, tmp_path)
     for name in ("adapter", "lora"):
         mine, its = (load_file(run.folder / name / "adapter_model.safetensors") for run in (again, whole))
@@ -148,7 +153,7 @@ def test_interrupted_and_gone_on_with(runs: dict[tuple[int, int], Run], recipe: 
 
 def test_a_run_of_an_earlier_version_does_not_go_on(recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(recipe(1000, 1), tmp_path, lambda: [tiny.Stop(6)])
+        train(recipe(1000, 1), tmp_path, make_callbacks=lambda: [tiny.Stop(6)])
     record = json.loads((tmp_path / "data.json").read_text())
     del record["labels"]
     (tmp_path / "data.json").write_text(json.dumps(record))
@@ -163,9 +168,9 @@ def test_every_kind_of_method(method: str, recipe: MakeRecipe, tmp_path: Path) -
     found = values(run.folder)
     assert ((found > 50_000) & (found < 550_000)).all()
     trained = load_run(run.folder)
-    assert evaluate(trained, trained.forms) == run.result["metric"]["by_form"]
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]
     if method != "adapter-h":
-        merge(trained, None, tmp_path / "merged")
+        merge(trained, tmp_path / "merged")
         torch.testing.assert_close(values(tmp_path / "merged"), found, rtol=1e-5, atol=0)
 
 
@@ -176,8 +181,8 @@ def test_half_precision(recipe: MakeRecipe, tmp_path: Path) -> None:
     assert head.dtype == torch.float32
     trained = load_run(run.folder)
     scores = run.result["metric"]["by_form"]
-    assert evaluate(trained, trained.forms) == scores
-    for form, exact in evaluate(trained.in_float32, trained.forms).items():
+    assert evaluate(trained, forms=trained.forms) == scores
+    for form, exact in evaluate(trained.in_float32, forms=trained.forms).items():
         assert scores[form]["mse"] == pytest.approx(exact["mse"], rel=0.1)
     assert (values(run.folder) - 2000).abs().max() < 5
 
@@ -193,7 +198,7 @@ def test_a_head_without_a_bias(recipe: MakeRecipe, tmp_path: Path) -> None:
     run = train(wanted, tmp_path / "run")
     assert run.result["data"]["labels"]["trained"] == "divided by their root mean square"
     trained = load_run(run.folder)
-    assert evaluate(trained, trained.forms) == run.result["metric"]["by_form"]
+    assert evaluate(trained, forms=trained.forms) == run.result["metric"]["by_form"]
     assert values(run.folder).abs().max() > 10_000
 
 

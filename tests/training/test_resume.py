@@ -200,7 +200,7 @@ def test_kept_checkpoints(model: Path, tmp_path: Path) -> None:
     training = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-2, "threads": 1, "eval_every": 2}
     recipe = validate(tiny.recipe(model, training=training), "tiny")
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path, lambda: [tiny.Stop(13)])
+        train(recipe, tmp_path, make_callbacks=lambda: [tiny.Stop(13)])
     found = {int(path.name[11:]): path for path in (tmp_path / "checkpoints").glob("checkpoint-*")}
     states = [json.loads((found[step] / "trainer_state.json").read_text()) for step in (10, 12)]
     assert set(found) == {10, 12, *(state["best_global_step"] for state in states)}

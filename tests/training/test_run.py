@@ -23,7 +23,16 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from aurora_lora import calibrate, files
 from aurora_lora.errors import FormError, RunLockedError, UserError
 from aurora_lora.lab.report.tables import load_results
-from aurora_lora.training import CalibrationCallback, Run, load_recipe, load_run, merging, predicting, train, yaml_text
+from aurora_lora.training import (
+    CalibrationCallback,
+    TrainedRun,
+    load_recipe,
+    load_run,
+    merging,
+    predicting,
+    train,
+    yaml_text,
+)
 from aurora_lora.training.batches import Share
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.distributed import state
@@ -40,11 +49,11 @@ LORA = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
 
 
 @pytest.fixture
-def run(write_recipe: WriteRecipe, tmp_path: Path) -> Run:
+def run(write_recipe: WriteRecipe, tmp_path: Path) -> TrainedRun:
     return train(load_recipe(write_recipe(reference={"method": "linear-probe"})), tmp_path / "run")
 
 
-def test_result(run: Run) -> None:
+def test_result(run: TrainedRun) -> None:
     result = json.loads((run.folder / "result.json").read_text())
     assert result == run.result
     names = "schema, recipe, method, model, task, seed, metric, params, time, memory, epochs, versions, git_commit"
@@ -62,7 +71,7 @@ def test_result(run: Run) -> None:
     assert result["processes"] == 1
 
 
-def test_best_epoch_is_chosen_in_the_deployed_form(run: Run) -> None:
+def test_best_epoch_is_chosen_in_the_deployed_form(run: TrainedRun) -> None:
     chosen = run.result["metric"]["selected_by"]
     best = max(run.result["epochs"], key=lambda entry: entry["validation"]["accuracy"])
     assert chosen["form"] == "calibrated"
@@ -101,7 +110,7 @@ def test_calibrated_once_for_each_evaluation(
     assert done == [("calibrating", 0.01)]
 
 
-def test_parameter_counts(run: Run) -> None:
+def test_parameter_counts(run: TrainedRun) -> None:
     # 2 layers x q and v: A and B (2 x 16 each), H (2 x 2), spline (2 x 8); head: 16 x 2 + 2
     assert run.result["params"]["adapter"] == 4 * (2 * 32 + 4 + 16)
     assert run.result["params"]["head"] == 34
@@ -110,12 +119,12 @@ def test_parameter_counts(run: Run) -> None:
     assert run.reference["params"]["total"] == run.result["params"]["total"] - run.result["params"]["adapter"]
 
 
-def test_only_what_is_finished_remains(run: Run) -> None:
+def test_only_what_is_finished_remains(run: TrainedRun) -> None:
     names = {path.name for path in run.folder.iterdir()}
     assert names - {".lock"} == {"recipe.yaml", "adapter", "lora", "result.json", "reference"}
 
 
-def test_finished_run_is_not_run_again(run: Run, write_recipe: WriteRecipe) -> None:
+def test_finished_run_is_not_run_again(run: TrainedRun, write_recipe: WriteRecipe) -> None:
     written = (run.folder / "result.json").stat().st_mtime_ns
     again = train(load_recipe(write_recipe(reference={"method": "linear-probe"})), run.folder)
     assert again.was_finished
@@ -124,7 +133,7 @@ def test_finished_run_is_not_run_again(run: Run, write_recipe: WriteRecipe) -> N
     assert (run.folder / "result.json").stat().st_mtime_ns == written
 
 
-def test_same_recipe_same_weights(run: Run, tmp_path: Path) -> None:
+def test_same_recipe_same_weights(run: TrainedRun, tmp_path: Path) -> None:
     again = train(load_recipe(run.folder / "recipe.yaml"), tmp_path / "again")
     for name in ("adapter/adapter_model.safetensors", "reference/adapter/trained.safetensors"):
         assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes()
@@ -132,7 +141,7 @@ def test_same_recipe_same_weights(run: Run, tmp_path: Path) -> None:
     assert other.result["epochs"] != run.result["epochs"]
 
 
-def test_another_recipes_folder(run: Run, write_recipe: WriteRecipe) -> None:
+def test_another_recipes_folder(run: TrainedRun, write_recipe: WriteRecipe) -> None:
     other = load_recipe(write_recipe(reference={"method": "linear-probe"}), ["method.r=3", "seed=1"])
     with pytest.raises(UserError) as caught:
         train(other, run.folder)
@@ -168,7 +177,7 @@ def test_a_mistake_that_is_found_late_leaves_the_folder_too(
 
 
 def test_the_recipe_says_the_precision_whatever_accelerate_is_set_to(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`accelerate launch` gives every process what `accelerate config` was answered."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -198,7 +207,7 @@ def test_a_recipe_of_the_users_own_is_not_replaced(change: str, write_recipe: Wr
     assert (folder / "recipe.yaml").read_text() == mine
 
 
-def test_a_run_goes_on_with_its_own_recipe(run: Run, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_own_recipe(run: TrainedRun, write_recipe: WriteRecipe, tmp_path: Path) -> None:
     assert train(load_recipe(run.folder / "recipe.yaml"), run.folder).was_finished
     folder = tmp_path / "other"
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -319,7 +328,7 @@ def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
 def test_the_peak_before_an_interruption_counts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(), ["training.eval_every=1"])
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", lambda: [tiny.Stop(2)])
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(2)])
     (checkpoint,) = checkpoints(tmp_path / "run" / "checkpoints").values()
     saved = json.loads((checkpoint / RUN_STATE).read_text())
     (checkpoint / RUN_STATE).write_text(json.dumps({**saved, "peak_mb": 1e9}))
@@ -347,9 +356,9 @@ def test_other_methods(write_recipe: WriteRecipe, tmp_path: Path, method: object
     run = train(load_recipe(write_recipe(method=method)), tmp_path / "run")
     (form,) = run.result["metric"]["by_form"]
     assert form == ("static" if isinstance(method, dict) and method["name"] == "aurora" else "merged")
-    again = evaluate(load_run(run.folder), [form])
+    again = evaluate(load_run(run.folder), forms=[form])
     assert again == run.result["metric"]["by_form"]
-    merged = merge(load_run(run.folder), None, tmp_path / "merged")
+    merged = merge(load_run(run.folder), tmp_path / "merged")
     answers = [predict(folder, ["good film", "bad film"]) for folder in (run.folder, merged.folder)]
     for one, other in zip(*answers, strict=True):
         assert one["label"] == other["label"]
@@ -357,10 +366,10 @@ def test_other_methods(write_recipe: WriteRecipe, tmp_path: Path, method: object
 
 
 def test_answers_are_computed_where_training_computes(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device that Accelerate names, as for the trainer."""
-    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
     moved: list[torch.nn.Module] = []
     gpu, own_to = SimpleNamespace(type="gpu"), torch.nn.Module.to
 
@@ -390,7 +399,7 @@ def test_regression(write_recipe: WriteRecipe, tmp_path: Path) -> None:
 def test_bfloat16(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = train(load_recipe(write_recipe(), ["training.precision=bf16"]), tmp_path / "run")
     assert load_file(run.folder / "adapter/adapter_model.safetensors")
-    assert evaluate(load_run(run.folder), ["calibrated"])["calibrated"] == pytest.approx(
+    assert evaluate(load_run(run.folder), forms=["calibrated"])["calibrated"] == pytest.approx(
         run.result["metric"]["by_form"]["calibrated"], abs=2e-2
     )
 
@@ -398,20 +407,22 @@ def test_bfloat16(write_recipe: WriteRecipe, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- afterwards
 
 
-def test_evaluate_again(run: Run) -> None:
+def test_evaluate_again(run: TrainedRun) -> None:
     again = load_run(run.folder)
-    assert evaluate(again, again.forms) == run.result["metric"]["by_form"]
-    assert evaluate(again, ["static"], "validation") == {"static": run.result["metric"]["validation_by_form"]["static"]}
+    assert evaluate(again, forms=again.forms) == run.result["metric"]["by_form"]
+    assert evaluate(again, forms=["static"], split="validation") == {
+        "static": run.result["metric"]["validation_by_form"]["static"]
+    }
     with pytest.raises(FormError, match="allowed: 'dynamic', 'static', 'calibrated'"):
-        evaluate(again, ["merged"])
+        evaluate(again, forms=["merged"])
     with pytest.raises(UserError, match="not one of train, validation, test"):
-        evaluate(again, ["static"], "dev")
+        evaluate(again, forms=["static"], split="dev")
     assert {path.name for path in run.folder.iterdir()} >= {"recipe.yaml", "adapter", "result.json"}
 
 
 @pytest.mark.parametrize("form", ["calibrated", "static"])
-def test_merged_model_is_plain_and_equal(run: Run, tmp_path: Path, form: str) -> None:
-    merged = merge(load_run(run.folder), form, tmp_path / "merged")
+def test_merged_model_is_plain_and_equal(run: TrainedRun, tmp_path: Path, form: str) -> None:
+    merged = merge(load_run(run.folder), tmp_path / "merged", form=form)
     plain = AutoModelForSequenceClassification.from_pretrained(merged.folder).eval()
     assert plain.config.id2label == {0: "negative", 1: "positive"}
     assert not any("aurora" in name for name, _ in plain.named_parameters())
@@ -426,73 +437,73 @@ def test_merged_model_is_plain_and_equal(run: Run, tmp_path: Path, form: str) ->
     assert len(labels) == 32
 
 
-def test_merge_refuses_what_it_cannot_do(run: Run, tmp_path: Path) -> None:
+def test_merge_refuses_what_it_cannot_do(run: TrainedRun, tmp_path: Path) -> None:
     trained = load_run(run.folder)
     with pytest.raises(FormError, match="dynamic"):
-        merge(trained, "dynamic", tmp_path / "merged")
+        merge(trained, tmp_path / "merged", form="dynamic")
     assert not (tmp_path / "merged").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="something that `aurora merge` did not write"):
-            merge(trained, None, tmp_path / "mine", overwrite=overwrite)
+            merge(trained, tmp_path / "mine", overwrite=overwrite)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     with pytest.raises(UserError, match="cannot write /proc/merged"):
-        merge(trained, None, "/proc/merged")
+        merge(trained, "/proc/merged")
 
 
-def test_merging_twice(run: Run, tmp_path: Path) -> None:
+def test_merging_twice(run: TrainedRun, tmp_path: Path) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
-    assert not merge(trained, "calibrated", output).was_there
-    assert merge(trained, None, output).was_there
+    assert not merge(trained, output, form="calibrated").was_there
+    assert merge(trained, output).was_there
     with pytest.raises(UserError, match="another merged model: `overwrite` replaces it"):
-        merge(trained, "static", output)
-    assert not merge(trained, "static", output, overwrite=True).was_there
+        merge(trained, output, form="static")
+    assert not merge(trained, output, form="static", overwrite=True).was_there
     (output / "model.safetensors").write_bytes(b"")  # damaged: no longer that merge
     with pytest.raises(UserError, match="`overwrite`"):
-        merge(trained, "static", output)
+        merge(trained, output, form="static")
 
 
-def test_merging_into_the_current_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_into_the_current_folder(run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, here = load_run(run.folder), tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert not merge(trained, "calibrated", ".").was_there
-    assert merge(trained, "calibrated", here).was_there
+    assert not merge(trained, ".", form="calibrated").was_there
+    assert merge(trained, here, form="calibrated").was_there
     assert AutoModelForSequenceClassification.from_pretrained(".").config.num_labels == 2
     first = {path.name: path.read_bytes() for path in Path().iterdir()}
     assert "model.safetensors" in first
     interrupted = Path(files.PARTIAL)  # a merge that was killed
     interrupted.mkdir()
     (interrupted / "model.safetensors").write_bytes(b"half")
-    assert not merge(trained, "static", ".", overwrite=True).was_there
+    assert not merge(trained, ".", form="static", overwrite=True).was_there
     assert first.keys() == {path.name for path in Path().iterdir()}
     assert first["model.safetensors"] != Path("model.safetensors").read_bytes()
 
 
-def test_the_same_merge_clears_away_what_a_killed_one_left(run: Run, tmp_path: Path) -> None:
+def test_the_same_merge_clears_away_what_a_killed_one_left(run: TrainedRun, tmp_path: Path) -> None:
     """Killed before, between or after the two renames by which a new model takes the place of an earlier one."""
     trained, output = load_run(run.folder), tmp_path / "models" / "merged"
     partial, trash = (output.with_name(f".merged{ending}") for ending in (files.PARTIAL, files.TRASH))
-    merge(trained, "calibrated", output)
+    merge(trained, output, form="calibrated")
     for at in ("before", "between", "after"):
         shutil.copytree(output, partial if at == "before" else trash)
         if at == "between":
             output.rename(partial)
-        assert merge(trained, "calibrated", output, overwrite=True).was_there, at
+        assert merge(trained, output, form="calibrated", overwrite=True).was_there, at
         assert [path.name for path in output.parent.iterdir()] == ["merged"], at
 
 
 def test_a_form_that_there_is_not_is_found_before_the_model_is_loaded(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predicting, "load_trained_model", None)
     with pytest.raises(FormError, match="form='merged' is not one of the aurora run"):
-        load_predictor(run.folder, "merged")
+        load_predictor(run.folder, form="merged")
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class WorkError(Exception):
         pass
@@ -502,31 +513,33 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
 
     monkeypatch.setattr(merging, "load_trained_model", work)
     with pytest.raises(UserError, match="cannot write /proc/merged"):
-        merge(load_run(run.folder), None, "/proc/merged")
+        merge(load_run(run.folder), "/proc/merged")
     with pytest.raises(WorkError):
-        merge(load_run(run.folder), None, tmp_path / "merged")
+        merge(load_run(run.folder), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
-def test_merging_anew_keeps_what_was_added(run: Run, tmp_path: Path) -> None:
+def test_merging_anew_keeps_what_was_added(run: TrainedRun, tmp_path: Path) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
-    merge(trained, "calibrated", output)
+    merge(trained, output, form="calibrated")
     for name in ("notes.txt", "evaluation/scores.csv", ".git/HEAD"):
         added = output / name
         added.parent.mkdir(exist_ok=True)
         added.write_text("mine")
         with pytest.raises(UserError, match=f"holds {name}, which `aurora merge` did not write: move it away"):
-            merge(trained, "static", output, overwrite=True)
+            merge(trained, output, form="static", overwrite=True)
         assert added.read_text() == "mine"
         added.unlink()
         if added.parent != output:
             added.parent.rmdir()
-    assert not merge(trained, "static", output, overwrite=True).was_there
+    assert not merge(trained, output, form="static", overwrite=True).was_there
 
 
-def test_what_is_added_while_a_model_is_merged_stays(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_added_while_a_model_is_merged_stays(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained, output = load_run(run.folder), tmp_path / "merged"
-    merge(trained, "calibrated", output)
+    merge(trained, output, form="calibrated")
     load = merging.load_trained_model
 
     def meanwhile(*args: Any) -> Any:
@@ -535,7 +548,7 @@ def test_what_is_added_while_a_model_is_merged_stays(run: Run, tmp_path: Path, m
 
     monkeypatch.setattr(merging, "load_trained_model", meanwhile)
     with pytest.raises(UserError, match=r"holds notes\.txt"):
-        merge(trained, "static", output, overwrite=True)
+        merge(trained, output, form="static", overwrite=True)
     assert (output / "notes.txt").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir() if "merged" in path.name} == {"merged"}
 
@@ -559,7 +572,7 @@ def test_a_users_own_files_stay_in_the_folder_of_a_run(write_recipe: WriteRecipe
     assert mine[2].exists()
 
 
-def test_a_finished_run_is_what_was_written(run: Run) -> None:
+def test_a_finished_run_is_what_was_written(run: TrainedRun) -> None:
     labels = [answer["label"] for answer in predict(run.folder, ["good", "bad"])]
     recipe = run.folder / "recipe.yaml"
     text = recipe.read_text()
@@ -579,8 +592,8 @@ def test_a_finished_run_is_what_was_written(run: Run) -> None:
         load_run(run.folder)
 
 
-def test_a_model_folder_that_lacks_weights(run: Run, tmp_path: Path) -> None:
-    merged = merge(load_run(run.folder), None, tmp_path / "merged").folder
+def test_a_model_folder_that_lacks_weights(run: TrainedRun, tmp_path: Path) -> None:
+    merged = merge(load_run(run.folder), tmp_path / "merged").folder
     weights = load_file(merged / "model.safetensors")
     del weights["classifier.weight"]
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
@@ -588,7 +601,7 @@ def test_a_model_folder_that_lacks_weights(run: Run, tmp_path: Path) -> None:
         predict(merged, ["good"])
 
 
-def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
+def test_unfinished_and_damaged_runs(run: TrainedRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not the folder of a run: it has no recipe\.yaml"):
         load_run(tmp_path / "none")
     with pytest.raises(UserError, match=r"neither the folder of a run .* nor a model"):
@@ -622,7 +635,7 @@ def test_unfinished_and_damaged_runs(run: Run, tmp_path: Path) -> None:
         load_run(run.folder)
 
 
-def test_an_adapter_of_another_method_is_refused(run: Run) -> None:
+def test_an_adapter_of_another_method_is_refused(run: TrainedRun) -> None:
     config = run.folder / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "LORA"}))
     earlier = {name: value for name, value in run.result.items() if name != "adapter_sha256"}

@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl
 
 from aurora_lora.errors import UserError
-from aurora_lora.training import load_recipe, load_run, step_callbacks
+from aurora_lora.training import TrainedRun, load_recipe, load_run, step_callbacks, train
 from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.merging import merge
 from aurora_lora.training.predicting import predict
-from aurora_lora.training.run import Run, train
 from aurora_lora.training.step_callbacks import Clock, EarlyStop
 
 WriteRecipe = Callable[..., Path]
@@ -43,9 +42,9 @@ class Rates(TrainerCallback):
             self.decays |= {names[parameter]: group["weight_decay"] for parameter in group["params"]}
 
 
-def run_with(recipe: Path, folder: Path, *changes: str) -> tuple[Run, Rates]:
+def run_with(recipe: Path, folder: Path, *changes: str) -> tuple[TrainedRun, Rates]:
     rates = Rates()
-    return train(load_recipe(recipe, changes), folder, lambda: [rates]), rates
+    return train(load_recipe(recipe, changes), folder, make_callbacks=lambda: [rates]), rates
 
 
 def test_weight_decay_is_for_weights(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -165,8 +164,8 @@ def test_select_by(
     recipe = load_recipe(write_recipe(), changes)
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "run", lambda: [seen, tiny.Stop(4 * 8 + 3)])
-    result = train(recipe, tmp_path / "run", lambda: [seen]).result
+            train(recipe, tmp_path / "run", make_callbacks=lambda: [seen, tiny.Stop(4 * 8 + 3)])
+    result = train(recipe, tmp_path / "run", make_callbacks=lambda: [seen]).result
     assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3, 4, 5, 6]
     chosen = {"split": "validation", "form": "calibrated", "name": "nll", "value": 0.3, "epoch": 4.0}
     assert result["metric"]["selected_by"] == chosen
@@ -266,7 +265,7 @@ def test_tensorboard(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pyt
     done, rates = run_with(write_recipe(), tmp_path / "run", "training.report_to=[tensorboard]")
     assert written["train/learning_rate"] == pytest.approx(rates.rates)
     assert written["eval/accuracy"] == [entry["validation"]["accuracy"] for entry in done.result["epochs"]]
-    assert evaluate(load_run(done.folder), ["calibrated"])  # a finished run reports nothing more
+    assert evaluate(load_run(done.folder), forms=["calibrated"])  # a finished run reports nothing more
     assert len(written["eval/accuracy"]) == 3
     again = train(load_recipe(write_recipe()), done.folder)  # with or without loggers, it is the same run
     assert again.was_finished
@@ -301,10 +300,10 @@ def test_a_quantised_base(write_recipe: WriteRecipe, tmp_path: Path, quantizatio
     plain, _ = run_with(write_recipe(model=model), tmp_path / "plain")
     assert done.result["params"] == plain.result["params"]
     run = load_run(done.folder)
-    scores = evaluate(run, run.forms)
+    scores = evaluate(run, forms=run.forms)
     reported = done.result["metric"]["by_form"]
     assert scores["calibrated"]["nll"] == pytest.approx(reported["calibrated"]["nll"], rel=1e-4)
-    merged = merge(run, None, tmp_path / "merged").folder
+    merged = merge(run, tmp_path / "merged").folder
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     # what was trained, on the base that it was trained on
     weights = load_file(merged / "model.safetensors")

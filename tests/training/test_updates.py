@@ -89,7 +89,7 @@ def test_an_update_comes_before_the_checkpoint_of_its_epoch(write_recipe: WriteR
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             written.append((tmp_path / "run" / "updates" / f"epoch-{len(written) + 1:03d}.safetensors").exists())
 
-    train(recipe, tmp_path / "run", lambda: [Look()])
+    train(recipe, tmp_path / "run", make_callbacks=lambda: [Look()])
     assert written == [True, True]
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_has_the_same_updates(write_recipe: WriteRecipe, tmp_
     recipe = load_recipe(write_recipe(training=TRAINING))
     train(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "run", lambda: [tiny.Stop(step)])
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(step)])
     (tmp_path / "run" / "updates" / f".epoch-001.safetensors.1{files.PARTIAL}").write_bytes(b"half")
     train(recipe, tmp_path / "run")
     expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "updates").iterdir()}

@@ -35,7 +35,7 @@ def chat(
     from aurora_lora.training.predicting import load_predictor
 
     with stderr().status("loading the model"):
-        predictor = load_predictor(folder, form, dtype=dtype)
+        predictor = load_predictor(folder, form=form, dtype=dtype)
         talk = Talk(predictor, max_new_tokens, system=system, temperature=temperature, seed=seed)
     if talk.is_plain:
         plain = "the model was trained on plain text: what is typed is continued as it stands"

@@ -43,8 +43,8 @@ def merge(
     with stderr().status("merging"):
         merged = merge_run(
             run,
-            form,
             output,
+            form=form,
             overwrite=overwrite,
             dtype=dtype,
             quantization=quantization,
@@ -128,7 +128,7 @@ def gap(
     quiet()
     split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
-        found = measure(run, split, examples, quantizations=quantization or ([] if merges else None))
+        found = measure(run, split=split, examples=examples, quantizations=quantization or ([] if merges else None))
     record = {"run": str(folder), "split": split, **found.to_dict()}
     if not as_json:
         for table in found.tables():
@@ -207,15 +207,15 @@ def sigma(
     """
     from aurora_lora.files import check_writable
     from aurora_lora.lab.report.sigma_figure import SIGMA, sigma_figure
+    from aurora_lora.training.activation import learned_activation as measure
     from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.sigma import sigma as measure
 
     run = load_run(folder)
     target = output or folder
     check_writable(target)
     quiet()
     with stderr().status("running the calibration inputs"):
-        record = {"run": str(folder), **measure(run, examples)}
+        record = {"run": str(folder), **measure(run, examples=examples)}
     write_measured(target / SIGMA, record, {"sigma": sigma_figure}, run.subject, as_json)
 
 
@@ -250,10 +250,10 @@ def export(
 
         if all_layers:
             raise ArgumentError("`all_layers`: a LoRA file of diffusers is read layer by layer, and needs no others")
-        written, used = export_subject(subject, form, output, dtype=dtype, overwrite=overwrite)
+        written, used = export_subject(subject, output, form=form, dtype=dtype, overwrite=overwrite)
     else:
         written, used = export_run(
-            load_run(folder), form, output, dtype=dtype, overwrite=overwrite, all_layers=all_layers
+            load_run(folder), output, form=form, dtype=dtype, overwrite=overwrite, all_layers=all_layers
         )
         more = beyond_lora(written)
     if as_json:
@@ -285,12 +285,12 @@ def push(
     `hf auth login`, or HF_TOKEN, says who pushes.
     """
     from aurora_lora.training.finished_run import load_run
-    from aurora_lora.training.push import push as upload
+    from aurora_lora.training.pushing import push as upload
 
     run = load_run(folder)
     quiet()
     with stderr().status(f"pushing to {repo}"):
-        address, what = upload(run, repo, form, private=private)
+        address, what = upload(run, repo, form=form, private=private)
     if as_json:
         print_json({"repository": repo, "form": what, "url": address})
     else:

@@ -12,6 +12,7 @@ from rich.table import Table
 from aurora_lora.errors import UserError, counted
 from aurora_lora.main_process import launched_as_main
 from aurora_lora.text_table import printable
+from aurora_lora.training.defaults import BATCH_SIZE
 
 from .common import (
     Json,
@@ -67,7 +68,7 @@ def evaluate(
         _evaluate_file(run, data, form, encoding, as_json)
         return
     with progress_bars() as bar:
-        scores = score(run, run.forms if form is None else (form,), split, [bar("scoring")])
+        scores = score(run, forms=form, split=split, callbacks=[bar("scoring")])
     if as_json and launched_as_main():
         print_json({"folder": str(folder), "split": split or ", ".join(run.test_sets), "by_form": scores})
     elif launched_as_main():
@@ -82,8 +83,7 @@ def _evaluate_file(run: TrainedRun, data: str, form: str | None, encoding: str |
     from aurora_lora.training.evaluating import evaluate_file
 
     with progress_bars() as bar:
-        forms = None if form is None else (form,)
-        scored = evaluate_file(run, data, forms, encoding=encoding, callbacks=[bar("scoring")])
+        scored = evaluate_file(run, data, forms=form, encoding=encoding, callbacks=[bar("scoring")])
     if not launched_as_main():
         return
     for line in scored.notes:
@@ -163,7 +163,9 @@ def predict(
     encoding: Annotated[
         str | None, typer.Option("--encoding", metavar="NAME", help="Of FILE, as `cp1252`; by default as in training.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows or texts at a time.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Rows or texts at a time.")
+    ] = BATCH_SIZE,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file OUT that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -184,7 +186,7 @@ def predict(
         check_output(texts[0], output, overwrite)
     quiet()
     with stderr().status("loading the model"):
-        predictor = load_predictor(folder, form, dtype=dtype)
+        predictor = load_predictor(folder, form=form, dtype=dtype)
     if output is None:
         _label(predictor, texts, batch_size, as_json)
         return
@@ -213,7 +215,7 @@ def _label(predictor: Predictor, texts: list[str], batch_size: int, as_json: boo
     if predictor.kind.inputs == "text":
         for text in filter(os.path.isfile, texts):
             complain(f"aurora: {text} is a file: --output OUT.jsonl answers its rows")
-    answers = predictor.answers(texts, batch_size)
+    answers = predictor.answers(texts, batch_size=batch_size)
     cut = [one["cut_at"] for one in answers if "cut_at" in one]
     _say_cut(len(cut), len(answers), cut[0] if cut else None)
     if as_json:

@@ -15,9 +15,9 @@ from .dry_run import show
 from .help import UsageError
 
 if TYPE_CHECKING:
+    from aurora_lora.training.finished_run import TrainedRun
     from aurora_lora.training.progress import ProgressBar
     from aurora_lora.training.recipe import Recipe
-    from aurora_lora.training.run import Run
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
     print_run(stdout(), run)
 
 
-def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
+def _train(plan: Recipe, output: Path, stage: Stages) -> TrainedRun:
     """`aurora train` for all but subject-driven generation."""
     quiet()
     stage.done()
@@ -93,13 +93,13 @@ def _train(plan: Recipe, output: Path, stage: Stages) -> Run:
 
     with progress_bars() as bar:
 
-        def callbacks() -> list[ProgressBar]:
+        def make_callbacks() -> list[ProgressBar]:
             is_reference = plan.reference is not None and (output / RESULT).exists()
             shown = bar(plan.reference.method.name if plan.reference and is_reference else plan.method.name)
             shown.before = stage.done
             return [shown]
 
-        return run_recipe(plan, output, callbacks)
+        return run_recipe(plan, output, make_callbacks=make_callbacks)
 
 
 def _train_subject(plan: Any, output: Path, as_json: bool) -> None:
@@ -141,12 +141,12 @@ def pretrain(
     """
     from aurora_lora.files import read_json
     from aurora_lora.training.base_commit import RESULT_OF_PRETRAINING
-    from aurora_lora.training.pretrain import pretrain as make
+    from aurora_lora.training.pretraining import pretrain as make
 
     quiet()
     with progress_bars() as bar:
         shown = bar(name)
-        folder = make(name, lambda: [shown])
+        folder = make(name, make_callbacks=lambda: [shown])
     result = read_json(folder / RESULT_OF_PRETRAINING)
     if as_json:
         print_json({"folder": str(folder), "result": result})

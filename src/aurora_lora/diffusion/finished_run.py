@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,23 @@ from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import reason
 from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
-from ..training.gap_and_export import check_output
+from ..training.gap_and_export import Exported, check_output
 from ..training.precision import check_dtype
 from ..training.reading import task_name, validate_as
 from ..training.storage import ADAPTER, RECIPE
 from .card import write_lora_card
 from .export import no_lora, write_lora
-from .grid import write_grid, write_png
+from .grid import GRID, write_grid, write_png
 from .pipeline import load_diffusion
 from .random_numbers import seed_of
 from .recipe import SubjectRecipe
-from .run import GRID
 
 
 @dataclass(frozen=True)
 class SubjectRun(FinishedRun):
-    """A finished run of subject-driven generation."""
+    """A finished run of subject-driven generation: what `train_subject` and `load_subject_run` give."""
 
-    recipe: SubjectRecipe
+    recipe: SubjectRecipe = field(repr=False)
 
 
 def load_subject_run(folder: Path | str) -> SubjectRun:
@@ -52,18 +51,15 @@ def load_subject_run(folder: Path | str) -> SubjectRun:
 
 
 def export_subject(
-    run: SubjectRun, form: str | None, output: Path, *, dtype: str = "float32", overwrite: bool = False
-) -> tuple[Path, str]:
+    run: SubjectRun, output: Path | str, *, form: str | None = None, dtype: str = "float32", overwrite: bool = False
+) -> Exported:
     """Write a run's adapter as a LoRA that `pipe.load_lora_weights` of diffusers reads.
-
-    Returns:
-        The folder and the form that was exported.
 
     Raises:
         UserError: the method is no LoRA; an unknown dtype; a folder that holds something else.
         FormError: the run has no such form, or it cannot be exported.
     """
-    method, form = run.recipe.method, form or run.deployed_form
+    method, form, output = run.recipe.method, form or run.deployed_form, Path(output)
     check_dtype(dtype)
     run.check_form(form)
     if (why := no_lora(method, form)) is not None:
@@ -86,7 +82,7 @@ def export_subject(
         raise
     except ValueError as error:
         raise UserError(str(error).rstrip(".")) from error
-    return output, form
+    return Exported(output, form)
 
 
 def generate(

@@ -12,6 +12,8 @@ from .. import files
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+GRID = "grid.png"
+"""What the file with all of them is called."""
 SIDE = 256
 """Pixels of an image in the grid, at most."""
 GAP, HEAD, LABEL = 8, 28, 168

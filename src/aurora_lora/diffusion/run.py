@@ -24,12 +24,12 @@ from ..training.batches import divide
 from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
 from ..training.results import Result, build_result
-from ..training.run import Run
 from ..training.storage import CHECKPOINTS, LORA
 from .card import write_adapter_card, write_lora_card
 from .export import no_lora, write_lora
 from .fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
-from .grid import write_grid, write_png
+from .finished_run import SubjectRun
+from .grid import GRID, write_grid, write_png
 from .loop import Loop, make_accelerator, prediction_scores
 from .pipeline import load_diffusion
 from .progress import SilentWatcher, Watcher
@@ -38,12 +38,12 @@ from .recipe import SubjectRecipe
 from .subject import Subject, class_images, prepare_class_images
 
 IMAGES, CLASS_IMAGES = "images", "class-images"
-GRID, FORMS = "grid.png", "forms.png"
+FORMS = "forms.png"
 EXPLAINED = "explained"
 """The main score of a run without others; higher is better, as in all tasks."""
 
 
-def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | None = None) -> Run:
+def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | None = None) -> SubjectRun:
     """Fine-tune on images of a subject, calibrate, generate in every form; go on with an interrupted run.
 
     Writes into `output`: `recipe.yaml`; `images/` and `grid.png`, generated while it trains; `forms.png`, the same
@@ -66,9 +66,9 @@ def train_subject(recipe: SubjectRecipe, output: Path | str, watcher: Watcher | 
         on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, inside)))
         finished = on_main(lambda: run_folder.finished(folder))
         if finished is not None:
-            return Run(folder, finished, None, True)
+            return SubjectRun(folder, recipe, finished)
         reset_peak_memory()
-        return Run(folder, _Training(recipe, folder, watcher).run(), None, False)
+        return SubjectRun(folder, recipe, _Training(recipe, folder, watcher).run(), was_finished=False)
 
 
 def needed_prompts(recipe: SubjectRecipe) -> list[str]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from ..tasks.metrics import METRICS
-from ..training.run import Run
+from ..training.finished_run import FinishedRun
 from ..training.score_tables import examples_scored, score_table
 from ..training.storage import ADAPTER, LORA, RECIPE, RESULT
 from ..training.summary import parameters, print_table, rate
-from .run import FORMS, GRID, IMAGES
+from .grid import GRID
+from .run import FORMS, IMAGES
 
 
-def print_subject_run(console: Console, run: Run) -> None:
+def print_subject_run(console: Console, run: FinishedRun) -> None:
     """Scores of every form, parameter counts, and what was written."""
     result = run.result
     table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
@@ -30,7 +31,7 @@ def print_subject_run(console: Console, run: Run) -> None:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def written(run: Run) -> list[Path]:
+def written(run: FinishedRun) -> list[Path]:
     """What a run leaves behind."""
     paths = [run.folder / name for name in (RECIPE, IMAGES, GRID, FORMS, ADAPTER, LORA, RESULT)]
     return [path for path in paths if path.exists()]  # not every method is a LoRA

@@ -17,7 +17,7 @@ from ..tasks.own.source import open_data, open_test
 from .build import make_trainer
 from .data import cut_notes
 from .data_record import check_record
-from .finished_run import TrainedRun
+from .finished_run import TrainedRun, as_run
 from .outcome import score
 from .own_section import either, own_source
 from .results import Scores, mean_scores
@@ -28,22 +28,30 @@ TEST = "test"
 
 
 def evaluate(
-    run: TrainedRun, forms: Sequence[str], split: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+    run: TrainedRun | Path | str,
+    *,
+    forms: Sequence[str] | str | None = None,
+    split: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Scores:
     """Score a finished run again.
 
     Args:
-        run: which.
-        forms: which forms of it.
+        run: which, or its folder.
+        forms: which forms of it, or which one; all if None.
         split: `"train"`, `"validation"` or a test set; None is what the result reports: the mean over its test sets.
         callbacks: further Trainer callbacks, such as a progress bar.
 
+    Returns:
+        The metrics of each form, by name.
+
     Raises:
         FormError: the run has no such form.
-        UserError: no such split; the data or the adapter cannot be read.
+        UserError: no such split, or no form; the run, its data or its adapter cannot be read.
+        TypeError: `run` is neither a run nor a path.
     """
-    for form in forms:
-        run.check_form(form)
+    run = as_run(run)
+    forms = run.chosen_forms(forms)
     if split is not None:
         run.check_split(split)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, but Transformers wants a folder
@@ -74,10 +82,10 @@ class FileScores:
 
 
 def evaluate_file(
-    run: TrainedRun,
-    data: str,
-    forms: Sequence[str] | None = None,
+    run: TrainedRun | Path | str,
+    data: Path | str,
     *,
+    forms: Sequence[str] | str | None = None,
     encoding: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FileScores:
@@ -85,9 +93,9 @@ def evaluate_file(
     units of its labels. Nothing is written, and its own data need not be there.
 
     Args:
-        run: which.
+        run: which, or its folder.
         data: what `task.test_data` may be: a file, a folder, or a data set of the hub.
-        forms: which forms of it; all if None.
+        forms: which forms of it, or which one; all if None.
         encoding: of a text file; None is that of the data that the run was trained on.
         callbacks: further Trainer callbacks, such as a progress bar.
 
@@ -96,10 +104,10 @@ def evaluate_file(
         ArgumentError: the run is of no data of the user's own, or the data cannot be read.
         UserError: a column is missing, a row cannot be used, or its label is none of the run's; or the model or the
             adapter cannot be read.
+        TypeError: `run` is neither a run nor a path.
     """
-    forms = run.forms if forms is None else forms
-    for form in forms:
-        run.check_form(form)
+    run, data = as_run(run), str(data)
+    forms = run.chosen_forms(forms)
     section = run.recipe.task
     kind = OWN.get(section.name)
     if kind is None:

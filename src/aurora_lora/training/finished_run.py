@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import FormError, UserError
+from ..errors import ArgumentError, FormError, UserError
 from ..forms import form_named
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
@@ -16,16 +17,48 @@ from .reading import task_name, validate
 from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 from .results import Result, read_result
 from .sections import Precision
-from .storage import ADAPTER, RECIPE, RESULT, check_adapter, flatten
+from .storage import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter, flatten
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of any kind: its recipe and its result."""
+    """A finished run of any kind; in a notebook or printed, its scores.
+
+    Args:
+        folder: of the run.
+        recipe: every field as it was used.
+        result: what `result.json` holds: the scores of every form, losses, time, memory, versions.
+        reference: the result of the recipe's reference, if it has one.
+        was_finished: whether it was finished before: then `train` has trained nothing.
+    """
 
     folder: Path
-    recipe: RunRecipe
-    result: Result
+    recipe: RunRecipe = field(repr=False)
+    result: Result = field(repr=False)
+    reference: Result | None = field(default=None, repr=False)
+    was_finished: bool = True
+
+    def __str__(self) -> str:
+        """The scores of every form, 80 characters wide."""
+        from ..deploy.gap_tables import as_text
+
+        return as_text([self._table()])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        from ..deploy.gap_tables import as_html
+
+        return as_html([self._table()])
+
+    def _table(self) -> Table:
+        from .score_tables import examples_scored
+        from .summary import run_table, shown_table
+
+        title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"
+        return shown_table(title, run_table(self.result, self.reference))
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -45,6 +78,22 @@ class FinishedRun:
                 f"(allowed: {', '.join(map(repr, self.forms))})"
             )
 
+    def chosen_forms(self, forms: Sequence[str] | str | None) -> tuple[str, ...]:
+        """The forms that are meant: several, one, or, by None, all.
+
+        Raises:
+            ArgumentError: none are meant.
+            FormError: the run has no such form.
+        """
+        if forms is None:
+            return self.forms
+        chosen = tuple(dict.fromkeys([forms] if isinstance(forms, str) else forms))
+        if not chosen:
+            raise ArgumentError(f"`forms` is empty (allowed: {', '.join(map(repr, self.forms))}, or None for all)")
+        for form in chosen:
+            self.check_form(form)
+        return chosen
+
     def check_mergeable(self, form: str) -> None:
         """Raise a FormError if the run has no such form, or the form is no update of the weight."""
         self.check_form(form)
@@ -59,9 +108,9 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class TrainedRun(FinishedRun):
-    """A finished run of a classifier or a language model."""
+    """A finished run of a classifier or a language model: what `train` and `load_run` give."""
 
-    recipe: Recipe
+    recipe: Recipe = field(repr=False)
 
     @property
     def subject(self) -> str:
@@ -119,6 +168,9 @@ class TrainedRun(FinishedRun):
 def load_run(folder: Path | str) -> TrainedRun:
     """A finished run.
 
+    Args:
+        folder: of the run.
+
     Raises:
         UserError: the folder holds none.
     """
@@ -130,7 +182,23 @@ def load_run(folder: Path | str) -> TrainedRun:
         )
     recipe = validate(values, str(folder / RECIPE))
     check_own_recipe(folder, recipe, result)
-    return TrainedRun(folder, recipe, result)
+    reference = None if recipe.reference is None else read_result(folder / REFERENCE)
+    return TrainedRun(folder, recipe, result, reference)
+
+
+def as_run(run: TrainedRun | Path | str) -> TrainedRun:
+    """A run, or the one in a folder.
+
+    Raises:
+        TypeError: it is neither a run nor a path.
+        UserError: the folder holds none.
+    """
+    if isinstance(run, TrainedRun):
+        return run
+    if isinstance(run, (str, Path)):
+        return load_run(run)
+    allowed = "a run, as `train` and `load_run` give it, or its folder"
+    raise TypeError(f"run={run!r:.80} is a {type(run).__name__}: it must be {allowed}")
 
 
 PLACES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from ..tuner.peft_names import CONFIG_NAME
 from .batches import in_batches
 from .build import load_trained_model, make_trainer
 from .card import Facts, replaceable_card, write_lora_card
-from .finished_run import TrainedRun
+from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
 from .model_inputs import padding_of
 from .outcome import name_revision
@@ -34,16 +34,17 @@ from .storage import ADAPTER
 
 
 def gap(
-    run: TrainedRun,
+    run: TrainedRun | Path | str,
+    *,
     split: str | None = None,
     examples: int | None = None,
     batch_size: int = 64,
-    quantizations: Sequence[str] | None = None,
+    quantizations: Sequence[str] | str | None = None,
 ) -> MergeGap:
     """The merge gap of a run on a split, in float32: what it measures is often below the noise of a lower precision.
 
     Args:
-        run: of AuroRA, or of another adapter of PEFT.
+        run: of AuroRA, or of another adapter of PEFT; or its folder.
         split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: an even sample of so many of the split; all if None.
         batch_size: examples of one forward pass.
@@ -54,7 +55,9 @@ def gap(
         UserError: a run without such an adapter, no such split, no examples, or no such quantisation.
         FormError: the run was trained in the static form, which merges exactly.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
+        TypeError: `run` is neither a run nor a path.
     """
+    run = as_run(run)
     if not isinstance(run.recipe.method, PeftMethod):
         raise UserError(
             f"{run.folder} is a run of {run.recipe.method.name}: only adapters of PEFT have a merge to measure"
@@ -62,6 +65,8 @@ def gap(
     split = split or run.test_sets[0]
     run.check_split(split)
     check_count("examples", examples)
+    check_count("batch_size", batch_size)
+    quantizations = [quantizations] if isinstance(quantizations, str) else quantizations
     for name in quantizations or ():
         check_quantization(name)
     with tempfile.TemporaryDirectory() as nowhere:
@@ -84,24 +89,38 @@ def gap(
     return merge_gap(trainer.module, batches, **merges, metric=metric)
 
 
+class Exported(NamedTuple):
+    """A plain LoRA on disk."""
+
+    folder: Path
+    form: str
+
+
 def export(
-    run: TrainedRun,
-    form: str | None,
-    output: Path,
+    run: TrainedRun | Path | str,
+    output: Path | str,
     *,
+    form: str | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
     all_layers: bool = False,
-) -> tuple[Path, str]:
+) -> Exported:
     """Write a run's adapter as a plain LoRA, with its card where it replaces one that has a card; see `export_lora`.
 
-    Returns:
-        The folder and the form that was exported.
+    Args:
+        run: of AuroRA, or its folder.
+        output: a new or empty folder.
+        form: which form of it; the deployed one if None.
+        dtype: "float32", "bfloat16" or "float16".
+        overwrite: replace an earlier export there; anything else is never replaced.
+        all_layers: zeros for layers that are not adapted, for engines that need them all.
 
     Raises:
         UserError: no AuroRA run, an unknown dtype, or a folder that holds something else.
         FormError: the run has no such form, or it cannot be exported.
+        TypeError: `run` is neither a run nor a path.
     """
+    run, output = as_run(run), Path(output)
     need_aurora(run)
     check_dtype(dtype)
     form = form or run.deployed_form
@@ -127,7 +146,7 @@ def export(
         raise
     except ValueError as error:
         raise UserError(str(error).rstrip(".")) from error
-    return output, form
+    return Exported(output, form)
 
 
 def need_aurora(run: TrainedRun) -> None:

@@ -17,7 +17,7 @@ from ..finite import check_finite
 from .build import load_trained_model
 from .contamination_guard import trained_on
 from .data_record import data_format
-from .finished_run import TrainedRun
+from .finished_run import TrainedRun, as_run
 from .kinds import kind_of
 from .merge_note import MERGE_NOTE, merge_note, write_merge_note
 from .model_inputs import Processor
@@ -40,10 +40,10 @@ class Merged:
 
 
 def merge(
-    run: TrainedRun,
-    form: str | None,
+    run: TrainedRun | Path | str,
     output: Path | str,
     *,
+    form: str | None = None,
     overwrite: bool = False,
     dtype: str = FLOAT32,
     quantization: str | None = None,
@@ -56,9 +56,9 @@ def merge(
     weights, dequantised.
 
     Args:
-        run: which.
-        form: which form of it; the deployed one if None.
+        run: which, or its folder.
         output: a new or empty folder. One that already holds this very merge is left as it is.
+        form: which form of it; the deployed one if None.
         overwrite: replace another merged model there; anything else is never replaced, nor what was added to one.
         dtype: that the weights are written in, "float32", "bfloat16" or "float16": each is rounded once.
         quantization: "nf4", "fp4" or "int8": the base is loaded in this format, and the adapter merged into it.
@@ -70,7 +70,9 @@ def merge(
         UserError: the folder holds something else or cannot be written; no such dtype, or one and `quantization`;
             quantisation: no such format, bitsandbytes is missing, or a method that has none.
         MergeError: see `merge_quantized`.
+        TypeError: `run` is neither a run nor a path.
     """
+    run = as_run(run)
     form, output = form or run.deployed_form, Path(output)
     run.check_mergeable(form)
     source: dict[str, Any] = {"adapter": adapter_digests(run.folder), "form": form, "version": __version__}

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .. import files
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError, UserError, check_count
 from ..tasks.list_types import item_type
 from ..tasks.own.files import FORMATS
 from ..tasks.own.source import as_files, open_file
 from ..tasks.own.split import BadRow
+from .defaults import BATCH_SIZE
 from .predicting import Predictor
 from .storage import hold
 
@@ -37,7 +38,7 @@ class Written:
     cut_at: int | None
 
 
-def check_output(file: str, output: Path, overwrite: bool = False) -> None:
+def check_output(file: Path | str, output: Path, overwrite: bool = False) -> None:
     """Raise an ArgumentError where the answers to the rows of a file cannot be written to `output`."""
     if Path(file).exists() and Path(file).resolve() == output.resolve():
         raise ArgumentError(f"`output`: {output} is the file that is read: choose another")
@@ -53,12 +54,12 @@ def check_output(file: str, output: Path, overwrite: bool = False) -> None:
 
 def predict_file(
     predictor: Predictor,
-    file: str,
-    output: Path,
+    file: Path | str,
+    output: Path | str,
     columns: Sequence[str] = (),
     *,
     encoding: str | None = None,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Written:
@@ -82,7 +83,9 @@ def predict_file(
     Raises:
         UserError: the file cannot be read, or a row cannot be answered: none is, then; or `output` cannot be written.
     """
+    file, output = str(file), Path(output)
     check_output(file, output, overwrite)
+    check_count("batch_size", batch_size)
     kind = predictor.kind
     named = {**predictor.columns, **(kind.named(columns) if columns else {})}
     piece = open_file(file, encoding or predictor.encoding)
@@ -109,7 +112,7 @@ def predict_file(
         for start in range(len(earlier), len(rows), batch_size):
             batch = [rows[at] for at in range(start, min(start + batch_size, len(rows)))]
             texts = [asked(number, row) for number, row in enumerate(batch, start=start + 1)]
-            answers = zip(batch, predictor.answers(texts, batch_size), strict=True)
+            answers = zip(batch, predictor.answers_to(texts, batch_size), strict=True)
             for number, (row, answer) in enumerate(answers, start=start + 1):
                 said = {_column(name, row): value for name, value in answer.items() if name != "text"}
                 shown = {name: _shown(value, rows.features[name], number) for name, value in row.items()}

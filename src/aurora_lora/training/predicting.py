@@ -12,15 +12,16 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..deploy.export_file import DTYPES
-from ..errors import AuroraError, FormError, NotFiniteError, UserError
+from ..errors import AuroraError, FormError, NotFiniteError, UserError, check_count
 from ..finite import check_finite
 from ..tasks.loading import NO_CODE, reason
 from ..tasks.own.split import BadRow
 from .batches import in_batches
 from .build import load_trained_model
 from .chat_format import recorded_format
+from .defaults import BATCH_SIZE
 from .distributed import state
-from .finished_run import load_run
+from .finished_run import TrainedRun, as_run
 from .kinds import KINDS, Kind, kind_of, kind_of_model
 from .kinds.base import TrainedWith
 from .kinds.chat import CHAT
@@ -34,34 +35,48 @@ from .storage import RECIPE
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that answers, of the kind of task that it was made for: a run in its deployed form, or a plain model."""
+    """A model that answers, of the kind of task that it was made for: a run in one form, or a plain model."""
 
     folder: Path
-    kind: Kind
-    model: nn.Module
-    processor: Processor
-    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    kind: Kind = field(repr=False)
+    model: nn.Module = field(repr=False)
+    processor: Processor = field(repr=False)
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     """Of a file to predict, by the field of a recipe's task that names them."""
-    encoding: str | None = None
+    encoding: str | None = field(default=None, repr=False)
     """Of the data that it was trained on."""
-    trained: TrainedWith = field(default_factory=TrainedWith)
-    form: Any = None
+    trained: TrainedWith = field(default_factory=TrainedWith, repr=False)
+    form: Any = field(default=None, repr=False)
     """The context in which the model computes its form."""
     form_name: str | None = None
     """Of a run."""
     dtype: str | None = None
     """That it was asked to be loaded in."""
 
-    def answers(self, texts: Sequence[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+    def answers(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[dict[str, Any]]:
         """As `predict`."""
+        _check_list(texts)
+        check_count("batch_size", batch_size)
+        asked = [self._checked(number, text) for number, text in enumerate(texts, start=1)]
+        return self.answers_to(asked, batch_size)
+
+    def _checked(self, number: int, text: Any) -> str:
+        if isinstance(text, Path) and self.kind.inputs == "image":
+            return str(text)
+        if not isinstance(text, str):
+            raise TypeError(f"text {number} must be a str, and is a {type(text).__name__}: {text!r:.80}")
+        return text
+
+    def answers_to(self, asked: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
+        """As `answers`, also to what `Kind.asked` gives of the rows of a file."""
         found: list[dict[str, Any]] = []
-        for number, given in enumerate(texts, start=1):
+        for number, given in enumerate(asked, start=1):
             if isinstance(given, str):
                 try:
                     self.kind.check_text(given, f"text {number}", self.columns)
                 except BadRow as error:
                     raise UserError(str(error)) from error
-        for batch in in_batches(texts, batch_size):
+        for batch in in_batches(asked, batch_size):
             try:
                 found += self.kind.answers(self.model, self.processor, batch, str(self.folder), self.trained)
             except AuroraError:
@@ -72,15 +87,21 @@ class Predictor:
 
 
 def predict(
-    folder: Path | str, texts: Sequence[str], batch_size: int = 32, *, dtype: str | None = None
+    run: TrainedRun | Path | str,
+    texts: Sequence[str],
+    *,
+    batch_size: int = BATCH_SIZE,
+    form: str | None = None,
+    dtype: str | None = None,
 ) -> list[dict[str, Any]]:
     """What a model says about texts, or about images.
 
     Args:
-        folder: a finished run (its deployed form is used), or any sequence or image classifier or causal language model
+        run: a finished run or its folder; or the folder of any sequence or image classifier or causal language model
             that plain Transformers can load, such as the output of `merge`.
-        texts: the texts; the paths of the files for an image classifier.
+        texts: a list of texts; the paths of the files for an image classifier.
         batch_size: texts of one forward pass.
+        form: see `load_predictor`.
         dtype: see `load_predictor`.
 
     Returns:
@@ -91,19 +112,29 @@ def predict(
         model reads the end alone, as it has no positions for more.
 
     Raises:
-        UserError: the folder holds neither; no such dtype; an image cannot be read; a text is empty or no UTF-8, or
-            one where the run was trained on pairs.
+        UserError: the folder holds neither; no such dtype or batch size; an image cannot be read; a text is empty or
+            no UTF-8, or one where the run was trained on pairs.
         NotFiniteError: NaN or infinity among the weights, also as rounded, or in the logits of a classifier.
         StaleCalibrationError: the run's calibrated matrix does not belong to its adapter.
+        FormError: the run has no such form, or the folder is no run.
+        TypeError: `run` is neither a run nor a path, or `texts` is no list of texts.
     """
-    return load_predictor(folder, dtype=dtype).answers(texts, batch_size)
+    _check_list(texts)
+    check_count("batch_size", batch_size)
+    return load_predictor(run, form=form, dtype=dtype).answers(texts, batch_size=batch_size)
 
 
-def load_predictor(folder: Path | str, form: str | None = None, *, dtype: str | None = None) -> Predictor:
-    """What answers with the model in a folder; the errors are those of `predict`.
+def _check_list(texts: Any) -> None:
+    """Raise a TypeError for a single text, whose letters would be taken for texts."""
+    if isinstance(texts, (str, bytes, Path)):
+        raise TypeError(f"texts={texts!r:.80} is a {type(texts).__name__}: it must be a list, such as [{texts!r:.80}]")
+
+
+def load_predictor(run: TrainedRun | Path | str, *, form: str | None = None, dtype: str | None = None) -> Predictor:
+    """What answers with a run or with the model in a folder; the errors are those of `predict`.
 
     Args:
-        folder: a finished run, or a plain model.
+        run: a finished run, its folder, or that of a plain model.
         form: of the run; the one that it deploys if None.
         dtype: "float32", "bfloat16" or "float16": of the weights, which are read in it one by one, and of the
             computation. Of a run, adapter and head stay in float32, as in a training of that precision. None is float32
@@ -114,33 +145,37 @@ def load_predictor(folder: Path | str, form: str | None = None, *, dtype: str | 
     """
     if dtype is not None:
         check_dtype(dtype)
-    return _load_predictor(Path(folder), form, dtype)
+    if isinstance(run, (str, Path)) and not (Path(run) / RECIPE).is_file():
+        return _of_model(Path(run), form, dtype)
+    return _of_run(as_run(run), form, dtype)
 
 
-def _load_predictor(folder: Path, form: str | None, dtype: str | None) -> Predictor:
-    if (folder / RECIPE).is_file():
-        run = load_run(folder)
-        kind = kind_of(run.task)
-        if kind.no_answer:
-            raise UserError(f"the run in {folder} {kind.no_answer}")
-        form = form or run.deployed_form
-        run.check_form(form)
-        if dtype in (None, FLOAT32):
-            model, processor = load_trained_model(run.in_float32)
-            model = _ready(model)
-        else:
-            assert dtype is not None
-            model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=True)
-            _check_rounded(model, folder, dtype)  # what was trained is rounded only now
-            model = _ready(model)
-            compute_in(model, dtype)
-            kind.keep_exact(model)
-        computes = run.recipe.method.using(model, form)
-        computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
-        encoding = run.recipe.task.encoding
-        return Predictor(
-            folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form, dtype or FLOAT32
-        )
+def _of_run(run: TrainedRun, form: str | None, dtype: str | None) -> Predictor:
+    folder, kind = run.folder, kind_of(run.task)
+    if kind.no_answer:
+        raise UserError(f"the run in {folder} {kind.no_answer}")
+    form = form or run.deployed_form
+    run.check_form(form)
+    if dtype in (None, FLOAT32):
+        model, processor = load_trained_model(run.in_float32)
+        model = _ready(model)
+    else:
+        assert dtype is not None
+        model, processor = load_trained_model(run.in_precision(precision_of(dtype)), rounded=True)
+        _check_rounded(model, folder, dtype)  # what was trained is rounded only now
+        model = _ready(model)
+        compute_in(model, dtype)
+        kind.keep_exact(model)
+    computes = run.recipe.method.using(model, form)
+    computes.__enter__()  # for as long as it answers; refuses a calibration of other weights
+    encoding = run.recipe.task.encoding
+    return Predictor(
+        folder, kind, model, processor, run.columns, encoding, run.trained_with, computes, form, dtype or FLOAT32
+    )
+
+
+def _of_model(folder: Path, form: str | None, dtype: str | None) -> Predictor:
+    """Of a plain model."""
     if form is not None:
         raise FormError(f"form={form!r}: {folder} is not the folder of a run, and has no forms")
     if not (folder / "config.json").is_file():

@@ -188,13 +188,13 @@ def task_chance(name: str) -> dict[str, float]:
     return {} if task is None or task.num_labels < 2 else chance_levels([task.num_labels])
 
 
-def read_result(folder: Path) -> Result | None:
+def read_result(folder: Path | str) -> Result | None:
     """The result of a finished run, or None.
 
     Raises:
         UserError: the file is not a result that this version can read.
     """
-    path = folder / RESULT
+    path = Path(folder) / RESULT
     with files.reading(path):
         try:
             result = files.parse_json(path.read_text(encoding="utf-8"), finite=True)

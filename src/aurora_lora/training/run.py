@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -23,26 +22,20 @@ from .contamination_guard import check_contamination
 from .data import notes
 from .data_record import check_files, keep_data
 from .distributed import draw_apart, on_main, state
+from .finished_run import TrainedRun
 from .kinds import kind_of
 from .memory import reset_peak_memory
 from .outcome import score, scored_result, write_run
+from .reading import load_recipe
 from .recipe import Recipe
-from .results import Result, lacking, with_test_sets, write_result
+from .results import Result, lacking, test_sets, with_test_sets, write_result
 from .storage import ADAPTER, CHECKPOINTS, RECIPE, REFERENCE, UPDATES
 
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run."""
-
-    folder: Path
-    result: Result
-    reference: Result | None
-    was_finished: bool
-    """The run was finished before: nothing was trained."""
+MakeCallbacks = Callable[[], Sequence[TrainerCallback]]
+"""Makes Trainer callbacks, new ones for each training."""
 
 
-def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[TrainerCallback]] = tuple) -> Run:
+def train(recipe: Recipe | Path | str, output: Path | str, *, make_callbacks: MakeCallbacks = tuple) -> TrainedRun:
     """Fine-tune, choose the best epoch, calibrate, score every form; go on with an interrupted run.
 
     Writes `recipe.yaml`, `adapter/` with its model card, and `result.json` into `output`; for images also
@@ -51,38 +44,60 @@ def train(recipe: Recipe, output: Path | str, callbacks: Callable[[], Sequence[T
     sets that it has no scores of are scored.
 
     Args:
-        recipe: what to do.
+        recipe: what to do; or what `load_recipe` takes, a YAML file or the name of a packaged recipe.
         output: folder of the run.
-        callbacks: makes further Trainer callbacks, such as a progress bar; called once for each run.
+        make_callbacks: makes further Trainer callbacks, such as a progress bar; called once for the run, and once for
+            that of the reference.
+
+    Returns:
+        The run, for `evaluate`, `merge` and the others.
 
     Raises:
+        TypeError: the recipe is none.
         UserError: the folder holds another recipe's run or cannot be written; what the recipe names cannot be had; a
             step's examples cannot be divided among the processes; the training diverged.
     """
-    folder = Path(output)
+    folder, recipe = Path(output), _as_recipe(recipe)
     check_contamination(recipe)
     divide(recipe.training, state().num_processes)  # joins the other processes, if there are any
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(run_folder.open_run(folder, recipe, [folder / UPDATES])))
-        result, was_finished = _train(recipe, folder, callbacks)
+        result, was_finished = _train(recipe, folder, make_callbacks)
         reference, reference_recipe = None, recipe.reference_recipe()
         if reference_recipe is not None:
             own = folder / REFERENCE
             on_main(lambda: run_folder.prepare(own, reference_recipe, [own / UPDATES]))
-            reference, reference_was = _train(reference_recipe, own, callbacks)
+            reference, reference_was = _train(reference_recipe, own, make_callbacks)
             was_finished = was_finished and reference_was
-    return Run(folder, result, reference, was_finished)
+    return TrainedRun(folder, _with_all_scored(recipe, result), result, reference, was_finished)
 
 
-def _train(recipe: Recipe, folder: Path, callbacks: Callable[[], Sequence[TrainerCallback]]) -> tuple[Result, bool]:
+def _as_recipe(recipe: Recipe | Path | str) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, (str, Path)):
+        return load_recipe(recipe)
+    kind = type(recipe).__name__
+    raise TypeError(f"recipe={recipe!r:.80} is a {kind}: it must be a Recipe, or what `load_recipe` takes")
+
+
+def _with_all_scored(recipe: Recipe, result: Result) -> Recipe:
+    """A recipe with the test sets of a run that was finished before, of which it may name but some."""
+    scored = test_sets(result)
+    if set(scored) <= set(recipe.task.test_sets or ()):
+        return recipe
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": scored})})
+
+
+def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple[Result, bool]:
     finished = on_main(lambda: run_folder.finished(folder))
     if finished is not None:
         on_main(lambda: check_files(folder, recipe.task))
         more = lacking(finished, recipe)
-        return (_score_more(recipe, folder, finished, more, callbacks), False) if more else (finished, True)
+        return (_score_more(recipe, folder, finished, more, make_callbacks), False) if more else (finished, True)
     on_main(lambda: check_access(recipe.model))
     reset_peak_memory()
-    bars = callbacks()
+    bars = make_callbacks()
     trainer, data = make_trainer(recipe, folder / CHECKPOINTS, bars)
     on_main(lambda: keep_data(folder, data))
     told = [*notes(data.record or {}), *_notes_of_model(recipe, trainer.module)]
@@ -120,11 +135,11 @@ def _score_more(
     folder: Path,
     finished: Result,
     names: Sequence[str],
-    callbacks: Callable[[], Sequence[TrainerCallback]],
+    make_callbacks: MakeCallbacks,
 ) -> Result:
     """Score a finished run on further test sets, and write them into its recipe and its result."""
     wanted = recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": tuple(names)})})
-    trainer, data = make_trainer(wanted, folder / CHECKPOINTS, callbacks(), folder / ADAPTER)
+    trainer, data = make_trainer(wanted, folder / CHECKPOINTS, make_callbacks(), folder / ADAPTER)
     forms = recipe.method.forms
     scored = {name: score(wanted, trainer, data, name, forms) for name in names}
     kind = kind_of(data.task)

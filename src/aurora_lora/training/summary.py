@@ -10,8 +10,8 @@ from rich.table import Table
 from ..forms import MERGED
 from ..tasks.metrics import in_order, metric_named
 from ..text_table import TextTable, column_widths
+from .finished_run import FinishedRun
 from .results import Result, Scores
-from .run import Run
 from .score_tables import examples_scored, rows_without_model, score_table
 from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
 
@@ -25,14 +25,19 @@ def scores_of(result: Result) -> TextTable:
     return table
 
 
-def print_run(console: Console, run: Run) -> None:
-    """Scores of every form beside the reference, parameter counts, and what was written."""
-    result, reference = run.result, run.reference
+def run_table(result: Result, reference: Result | None) -> TextTable:
+    """The scores of a run beside those of its reference and of what takes no model."""
     table = scores_of(result)
     if reference is not None:
         table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
     table.rows.extend(rows_without_model(result, in_order(next(iter(result["metric"]["by_form"].values())))))
-    print_table(console, f"{result['task']}: {examples_scored(result)}", table)
+    return table
+
+
+def print_run(console: Console, run: FinishedRun) -> None:
+    """Scores of every form beside the reference, parameter counts, and what was written."""
+    result = run.result
+    print_table(console, f"{result['task']}: {examples_scored(result)}", run_table(result, run.reference))
     if len(by_test_set := result["metric"].get("by_test_set", {})) > 1:
         _print_test_sets(console, result, by_test_set)
     console.print(parameters(result), highlight=False)
@@ -77,7 +82,7 @@ def print_scores(console: Console, title: str, method: str, scores: Scores, depl
     print_table(console, title, score_table(method, scores, deployed))
 
 
-def written(run: Run) -> list[Path]:
+def written(run: FinishedRun) -> list[Path]:
     """What a run leaves behind."""
     paths = [run.folder / name for name in (RECIPE, DATA, SPLITS, ADAPTER, LORA, LOGS, RESULT)]
     if run.reference is not None:
@@ -86,19 +91,24 @@ def written(run: Run) -> list[Path]:
 
 
 def print_table(console: Console, title: str, table: TextTable) -> None:
-    """A table of scores. Where it is too wide, headings are broken at their spaces."""
+    """A table of scores."""
+    console.print(shown_table(title, table, console.width))
+
+
+def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
+    """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
     columns = [*zip(table.headers, *table.rows, strict=True)]
     spaces = 1
-    widths = column_widths(columns, console.width - 3 * len(columns) - 1)
+    widths = column_widths(columns, width - 3 * len(columns) - 1)
     if widths[0] < max(map(len, columns[0])):  # without spaces beside the borders, no name need be broken
         spaces = 0
-        widths = column_widths(columns, console.width - len(columns) - 1)
+        widths = column_widths(columns, width - len(columns) - 1)
     shown = Table(title=title, title_justify="left", padding=(0, spaces))
     for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
         shown.add_column(header, justify="right" if number else "left", width=width)
     for name, *values in table.rows:
         shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
-    console.print(shown)
+    return shown
 
 
 def parameters(result: Result) -> str:

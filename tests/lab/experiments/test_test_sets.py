@@ -93,7 +93,9 @@ def test_further_sets_are_scored_without_training(of: Of, tmp_path: Path) -> Non
     for name in ("examples", "chance"):
         assert more["metric"][name] == both["metric"][name]
     again = load_run(tmp_path / "run")
-    assert evaluate(again, ["static"], "boolq")["static"] == more["metric"]["by_test_set"]["boolq"]["static"]
+    assert (
+        evaluate(again, forms=["static"], split="boolq")["static"] == more["metric"]["by_test_set"]["boolq"]["static"]
+    )
     assert train(of("piqa"), tmp_path / "run").result == more  # it has more than is asked for
 
 

@@ -14,7 +14,7 @@ from ...training.recipe import Recipe, RunRecipe
 from .recipes import Found, find
 
 if TYPE_CHECKING:
-    from ...training.run import Run
+    from ...training.finished_run import FinishedRun
 
 
 def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
@@ -48,7 +48,7 @@ def as_recipe(values: Any, source: str) -> RunRecipe:
     return validate(values, source)
 
 
-def train_any(recipe: RunRecipe, output: Path) -> Run:
+def train_any(recipe: RunRecipe, output: Path) -> FinishedRun:
     """Run a recipe of any kind; as `train`."""
     if isinstance(recipe, SubjectRecipe):
         from ...diffusion.progress import quiet

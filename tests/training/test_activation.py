@@ -9,8 +9,8 @@ import torch
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_recipe, load_run, train
+from aurora_lora.training.activation import learned_activation
 from aurora_lora.training.build import load_trained_model, make_trainer
-from aurora_lora.training.sigma import sigma
 
 WriteRecipe = Callable[..., Path]
 LAYER = "bert.encoder.layer.0.attention.self.query"
@@ -23,7 +23,7 @@ def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: 
     recipe = load_recipe(write_recipe(method=method, training=SHORT))
     train(recipe, tmp_path / "run")
     torch.manual_seed(5)  # of no consequence
-    record = sigma(load_run(tmp_path / "run"))
+    record = learned_activation(load_run(tmp_path / "run"))
     assert (record["examples"], record["train_form"]) == (32, "dynamic")
     assert record["layers"][0]["layer"] == LAYER
     assert len(record["layers"]) == 4
@@ -47,20 +47,20 @@ def test_curves_and_histogram(write_recipe: WriteRecipe, tmp_path: Path, start: 
 def test_fewer_examples(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     train(load_recipe(write_recipe(training=SHORT)), tmp_path / "run")
     run = load_run(tmp_path / "run")
-    record = sigma(run, 4)
+    record = learned_activation(run, examples=4)
     assert record["examples"] == 4
-    assert sigma(run, 1000)["examples"] == 32  # of the recipe
-    assert record["layers"][0]["vectors"] < sigma(run)["layers"][0]["vectors"]
+    assert learned_activation(run, examples=1000)["examples"] == 32  # of the recipe
+    assert record["layers"][0]["vectors"] < learned_activation(run)["layers"][0]["vectors"]
     with pytest.raises(UserError, match="`examples` must be at least 1"):
-        sigma(run, 0)
+        learned_activation(run, examples=0)
 
 
 def test_runs_without_a_sigma(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     lora = {"name": "lora", "r": 2, "target_modules": ["query", "value"]}
     train(load_recipe(write_recipe(method=lora, training=SHORT)), tmp_path / "lora")
     with pytest.raises(UserError, match="is a run of lora: only AuroRA"):
-        sigma(load_run(tmp_path / "lora"))
+        learned_activation(load_run(tmp_path / "lora"))
     plain = {"name": "aurora", "fixed_activation": None, "spline": None, "skip": True, "target_modules": ["query"]}
     train(load_recipe(write_recipe(method=plain, training=SHORT)), tmp_path / "plain")
     with pytest.raises(UserError, match="sigma is the identity in every layer"):
-        sigma(load_run(tmp_path / "plain"))
+        learned_activation(load_run(tmp_path / "plain"))

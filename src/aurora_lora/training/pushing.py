@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -15,32 +15,38 @@ from ..methods.base import edit_config
 from ..tasks.loading import reason
 from ..tasks.models import MODELS
 from .card import CARD
-from .finished_run import TrainedRun
+from .finished_run import TrainedRun, as_run
 from .storage import ADAPTER, LORA
 
 What = Literal["export", "adapter"]
 
 
-def push(run: TrainedRun, repo: str, what: str | None = None, *, private: bool = False) -> tuple[str, What]:
+class Pushed(NamedTuple):
+    """An upload: the address of its commit, and what was uploaded."""
+
+    url: str
+    form: What
+
+
+def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, private: bool = False) -> Pushed:
     """Upload a run's adapter with its card and its tokenizer or image processor; the repository is made if need be.
 
     Args:
-        run: which.
+        run: which, or its folder.
         repo: `owner/name` on the hub.
-        what: `"export"`, an AuroRA adapter as a plain LoRA, or `"adapter"`, as it was trained; the first if None, where
+        form: `"export"`, an AuroRA adapter as a plain LoRA, or `"adapter"`, as it was trained; the first if None, where
             the run has one.
         private: whether a new repository is seen by its owner alone.
 
-    Returns:
-        The address of the commit, and what was uploaded.
-
     Raises:
         UserError: the run has no such export, nobody is logged in, or the hub refuses or does not answer.
+        TypeError: `run` is neither a run nor a path.
     """
+    run = as_run(run)
     has_export = (run.folder / LORA).is_dir()
-    chosen: What = "export" if what == "export" or (what is None and has_export) else "adapter"
-    if what not in (None, *get_args(What)):
-        raise ArgumentError(f"`form` {what!r} is not one of {', '.join(get_args(What))}")
+    chosen: What = "export" if form == "export" or (form is None and has_export) else "adapter"
+    if form not in (None, *get_args(What)):
+        raise ArgumentError(f"`form` {form!r} is not one of {', '.join(get_args(What))}")
     if chosen == "export" and not has_export:
         raise ArgumentError(f"{run.folder} has no plain LoRA ({LORA}/): `form` adapter pushes its adapter as it is")
     if get_token() is None:
@@ -64,7 +70,7 @@ def push(run: TrainedRun, repo: str, what: str | None = None, *, private: bool =
             if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
                 raise
             raise UserError(f"{api.endpoint} does not answer: {reason(error)}") from error
-    return str(done.commit_url), chosen
+    return Pushed(str(done.commit_url), chosen)
 
 
 def _stage(run: TrainedRun, folder: Path, what: What) -> None:

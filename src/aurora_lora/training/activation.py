@@ -17,7 +17,7 @@ from ..forms import DYNAMIC
 from ..tuner import AuroraLayer
 from ..tuner.adapters import plain_layers
 from .build import make_model, make_trainer
-from .finished_run import TrainedRun
+from .finished_run import TrainedRun, as_run
 from .gap_and_export import need_aurora
 from .memory import base_for
 from .probing import kept_start
@@ -26,13 +26,13 @@ from .storage import ADAPTER
 POINTS, BINS = 41, 32
 
 
-def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
+def learned_activation(run: TrainedRun | Path | str, *, examples: int | None = None) -> dict[str, Any]:
     """Sigma of each layer of a run, along each channel of the rank space, and a histogram of the z that reach it.
 
     The inputs are those that the run was calibrated with. The start is made again from the recipe's seed.
 
     Args:
-        run: an AuroRA run.
+        run: an AuroRA run, or its folder.
         examples: at most so many; the recipe's number if None.
 
     Returns:
@@ -43,7 +43,9 @@ def sigma(run: TrainedRun, examples: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: no AuroRA run, no examples, or one whose sigma is the identity.
         CalibrationError, NotFiniteError: something that reaches sigma, or sigma itself, is not finite.
+        TypeError: `run` is neither a run nor a path.
     """
+    run = as_run(run)
     need_aurora(run)
     check_count("examples", examples)
     recipe, calibration = run.recipe, run.recipe.calibration

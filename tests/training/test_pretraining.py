@@ -22,7 +22,7 @@ from aurora_lora.tasks.models import MODELS, VIT_FASHION, PretrainedHere, resolv
 from aurora_lora.training import load_run, train, yaml_text
 from aurora_lora.training.base_commit import RESULT_OF_PRETRAINING
 from aurora_lora.training.build import load_trained_model
-from aurora_lora.training.pretrain import ensure, pretrain
+from aurora_lora.training.pretraining import ensure, pretrain
 from aurora_lora.training.reading import validate
 
 
@@ -70,7 +70,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     made: PretrainedHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        pretrain("vit-tiny", lambda: [tiny.Stop(10)])
+        pretrain("vit-tiny", make_callbacks=lambda: [tiny.Stop(10)])
     assert not made.is_there
     first = load_file(str(pretrain("vit-tiny") / "model.safetensors"))
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "another"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification
 
 from .. import files, folders
 from ..errors import UserError, unknown
@@ -20,20 +20,18 @@ from .build import load_trained_model
 from .finished_run import load_run
 from .reading import validate
 from .recipe import Recipe
-from .run import train
+from .run import MakeCallbacks, train
 from .storage import RECIPE, RESULT
 
-Callbacks = Callable[[], Sequence[TrainerCallback]]
 
-
-def pretrain(name: str, callbacks: Callbacks = tuple) -> Path:
+def pretrain(name: str, *, make_callbacks: MakeCallbacks = tuple) -> Path:
     """Train a model of `MODELS` that is pretrained here, or go on with it; one that is there is left as it is.
 
     Several processes may ask at once: one trains, the others wait.
 
     Args:
         name: of the model.
-        callbacks: makes further Trainer callbacks, such as a progress bar.
+        make_callbacks: makes further Trainer callbacks, such as a progress bar.
 
     Returns:
         Its folder, which plain Transformers can load. It holds the recipe and the result of the training as well.
@@ -51,23 +49,23 @@ def pretrain(name: str, callbacks: Callbacks = tuple) -> Path:
     files.check_writable(work)
     with held(work / ".pretrain.lock"):
         if not made.is_there:  # another process may have trained it while this one waited
-            _make(made, work, callbacks)
+            _make(made, work, make_callbacks)
     shutil.rmtree(work, ignore_errors=True)
     return made.folder
 
 
-def ensure(models: Sequence[str], callbacks: Callable[[str], Callbacks] = lambda name: tuple) -> None:
+def ensure(models: Sequence[str], callbacks_for: Callable[[str], MakeCallbacks] = lambda name: tuple) -> None:
     """`pretrain` those of the models that are pretrained here and have not been yet."""
     for name in dict.fromkeys(models):
         if is_missing(name):
-            pretrain(name, callbacks(name))
+            pretrain(name, make_callbacks=callbacks_for(name))
 
 
-def _make(made: PretrainedHere, work: Path, callbacks: Callbacks) -> None:
+def _make(made: PretrainedHere, work: Path, make_callbacks: MakeCallbacks) -> None:
     start, run = work / "start", work / "run"
     if not (start / "config.json").is_file():
         _write_start(made, start)
-    train(pretraining_recipe(made, start), run, callbacks)
+    train(pretraining_recipe(made, start), run, make_callbacks=make_callbacks)
     model, processor = load_trained_model(load_run(run))
     body: Any = model.base_model  # without its head: the classes of Fashion-MNIST are nobody's start
     with folders.new_folder(made.folder) as partial:

@@ -110,7 +110,7 @@ def test_what_cannot_be_pushed(run: Path, tmp_path: Path, push: Push, monkeypatc
         odd = push(hub.url, "a/b/c")
         form = push(hub.url, "someone/reviews", "--form", "merged")
         with monkeypatch.context() as patch:
-            patch.setattr("aurora_lora.training.push.get_token", lambda: None)
+            patch.setattr("aurora_lora.training.pushing.get_token", lambda: None)
             nobody = push(hub.url, "someone/reviews")
         url = hub.url
     closed = push("http://127.0.0.1:9", "someone/reviews")
