@@ -18,6 +18,7 @@ from ._version import __version__
 from .after_peft import register_with_peft
 from .errors import (
     AlreadyMergedError,
+    ArgumentError,
     AuroraError,
     CalibrationError,
     CheckpointError,
@@ -26,6 +27,7 @@ from .errors import (
     NotCalibratedError,
     NotFiniteError,
     StaleCalibrationError,
+    UserError,
 )
 from .extras import extra
 
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyMergedError",
+    "ArgumentError",
     "AuroraConfig",
     "AuroraConv1d",
     "AuroraConv2d",
@@ -100,6 +103,7 @@ __all__ = [
     "Probe",
     "QuantizedMerge",
     "StaleCalibrationError",
+    "UserError",
     "__version__",
     "align",
     "calibrate",

@@ -6,6 +6,27 @@ Everything here derives from `AuroraError`. Bad values in an `AuroraConfig` rais
 import difflib
 from collections.abc import Iterable, Sequence
 
+__all__ = [
+    "DIVERGED",
+    "AlreadyMergedError",
+    "ArgumentError",
+    "AuroraError",
+    "CalibrationError",
+    "CheckpointError",
+    "FormError",
+    "MergeError",
+    "NotCalibratedError",
+    "NotFiniteError",
+    "RunLockedError",
+    "StaleCalibrationError",
+    "UserError",
+    "abridged",
+    "check_count",
+    "counted",
+    "one_line",
+    "unknown",
+]
+
 DIVERGED = "training diverged"
 """How the message of a `UserError` begins where a loss or the scores are no longer numbers."""
 
@@ -60,7 +81,7 @@ class UserError(AuroraError):
     """A mistake that the user can correct. The command line prints it as one plain line and exits with code 2."""
 
 
-class ArgumentError(UserError):
+class ArgumentError(UserError, ValueError):
     """An argument has a value that is not allowed, or is missing.
 
     Arguments are named in backticks; the command line puts its own options in their place.

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from aurora_lora.errors import UserError
-from aurora_lora.training import load_recipe, yaml_text
+from aurora_lora.training import Recipe, load_recipe, yaml_text
+from aurora_lora.training.packaged import recipes_folder
 from aurora_lora.training.reading import set_field
 
 WriteRecipe = Callable[..., Path]
@@ -20,6 +21,41 @@ def test_resolved_recipe_reads_back_as_itself(write_recipe: WriteRecipe, tmp_pat
     assert load_recipe(again) == recipe
     assert recipe.resolved()["method"]["alpha"] == 4
     assert recipe.resolved()["seed"] == 0
+
+
+def test_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = load_recipe("demo", "seed=3")
+    assert (demo.name, demo.seed) == ("demo", 3)
+    assert demo == load_recipe(recipes_folder() / "demo.yaml", ["seed=3"])
+    assert load_recipe("classification", ["task.data=a.csv"]).task.name == "classification"
+    Path("demo").write_text("- no recipe\n")
+    assert load_recipe("demo", ["seed=3"]) == demo  # as the commands
+    for path in ("./demo", Path("demo")):
+        with pytest.raises(UserError, match=r"demo: a recipe is a mapping of fields"):
+            load_recipe(path)
+    with pytest.raises(UserError, match=r"^'demoo' is no file, and an unknown recipe; did you mean 'demo'"):
+        load_recipe("demoo")
+    with pytest.raises(UserError, match=r"^'table1/base-lora-rte' is neither a file nor a recipe of the package; of a"):
+        load_recipe("table1/base-lora-rte")
+
+
+@pytest.mark.parametrize("by_alias", [False, True])
+def test_a_recipe_in_python_reads_back_as_itself(write_recipe: WriteRecipe, by_alias: bool) -> None:
+    recipe = load_recipe(write_recipe(reference="linear-probe"), ["model.quantization=nf4", "reference=null"])
+    values = recipe.model_dump(by_alias=by_alias)
+    assert list(values) == list(recipe.resolved())
+    assert Recipe.model_validate(values) == Recipe(**values) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json(by_alias=by_alias)) == recipe
+
+
+def test_a_copy_has_no_other_fields(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe())
+    assert recipe.model_copy(update={"seed": 3}).seed == 3
+    with pytest.raises(ValueError, match=r"^`update`: 'model' is a property, and the field is 'base'$"):
+        recipe.model_copy(update={"model": "minilm-l6"})
+    with pytest.raises(ValueError, match=r"^`update`: 'epoch' is an unknown field; did you mean 'epochs'"):
+        recipe.training.model_copy(update={"epoch": 3})
 
 
 def test_the_model_is_a_name_or_a_section(write_recipe: WriteRecipe) -> None:

@@ -142,7 +142,7 @@ def export(
             name_revision(partial, run.recipe)
             if carded:
                 write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding_of(model.config)), form)
-    except FormError:
+    except (FormError, ArgumentError):
         raise
     except ValueError as error:
         raise UserError(str(error).rstrip(".")) from error

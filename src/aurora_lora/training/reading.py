@@ -14,22 +14,25 @@ from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.own.kinds import OWN
 from . import yaml_text
 from .own_section import own_task
+from .packaged import find_recipe
 from .recipe import Recipe, RunRecipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(recipe: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
     Args:
-        path: the YAML file.
-        overrides: see `override`.
+        recipe: a YAML file, or the name of a recipe that comes with the package: `"demo"`, or as `aurora init` takes
+            it, `"classification"`. A name is looked up first; a `Path` is always a file.
+        overrides: `["training.epochs=1"]`, see `override`.
 
     Raises:
-        UserError: the file cannot be read, or a value is wrong; one line for each mistake.
+        UserError: there is no such recipe, it cannot be read, or a value is wrong; one line for each mistake.
     """
-    return validate(override(yaml_text.read(Path(path)), overrides), str(path))
+    found = find_recipe(recipe)
+    return validate(override(found.values(), overrides), found.source)
 
 
 def override(
@@ -46,6 +49,7 @@ def override(
     Raises:
         UserError: an override is wrong.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     for one in overrides if isinstance(data, dict) else ():
         key, equals, text = one.partition("=")
         if not equals or not key or not all(key.split(".")):

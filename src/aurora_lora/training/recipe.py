@@ -272,6 +272,11 @@ class Recipe(RunRecipe):
             raise PydanticCustomError("below", "model.dtype: {why}", {"why": why})
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {"model" if name == "base" else name: value for name, value in values.items()}
+
     def reference_recipe(self) -> Recipe | None:
         """The run of the reference as a recipe of its own."""
         if self.reference is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ..deploy.formats import Quantization
-from ..errors import one_line
+from ..errors import ArgumentError, one_line, unknown
 from ..methods import Method, get_method
 from ..tasks.models import MODELS
 
@@ -46,6 +46,20 @@ class Section(BaseModel):
     """Unknown fields are errors, a switch is no number nor a number a text, and nothing changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values of some fields, as attributes are called; they are not validated.
+
+        Raises:
+            ArgumentError: there is no such field, which pydantic would add without a word.
+        """
+        known = type(self).model_fields
+        if others := [name for name in update or () if name not in known]:
+            field = known.get("base")
+            what = "a property, and the field is 'base'" if field and others[0] == field.alias else None
+            what = what or f"an {unknown('field', known, others[0])}"
+            raise ArgumentError(f"`update`: '{others[0]}' is {what}")
+        return super().model_copy(update=None if update is None else dict(update), deep=deep)
 
 
 class ModelSection(Section):

@@ -9,58 +9,20 @@ import copy
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import UserError, unknown
 from ...training import yaml_text
+from ...training.packaged import RecipeFile, files_in, starting
 
 if TYPE_CHECKING:  # the cells need PyTorch; a file does not
     from .suite import Suite
 
 Kind = Literal["recipe", "study"]
 _LISTS = {"recipe": "recipes", "study": "studies"}
-
-
-@dataclass(frozen=True)
-class RecipeFile:
-    """A recipe or a study that is a YAML file."""
-
-    path: Path
-    name: str | None = None
-    """Of one that comes with the package."""
-
-    @property
-    def source(self) -> str:
-        """As a user types it."""
-        return self.name or str(self.path)
-
-    def values(self) -> Any:
-        """What is in it.
-
-        Raises:
-            UserError: the file cannot be read or is not valid YAML.
-        """
-        return yaml_text.read(self.path)
-
-    def yaml(self) -> str:
-        """Its text.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        return yaml_text.read_text(self.path)
-
-    def opening(self) -> list[str]:
-        """The lines of the comment that it opens with: its command, and what it is."""
-        lines = []
-        for line in self.yaml().splitlines():
-            if not line.startswith("#"):
-                break
-            lines.append(line.lstrip("# ").rstrip())
-        return lines
+_FOLDERS = {"recipe": ".", "study": "studies"}
 
 
 @dataclass(frozen=True)
@@ -93,30 +55,6 @@ class RecipeOfCell:
 Found = RecipeFile | RecipeOfCell
 
 
-def recipes_folder() -> Path:
-    """Where the files are: in the package, or beside it in a checkout."""
-    package = Path(str(files("aurora_lora")))
-    packaged = package / "recipes"
-    return packaged if packaged.is_dir() else package.parents[1] / "recipes"
-
-
-def starting() -> dict[str, RecipeFile]:
-    """The recipes to start from with data of one's own, by the kind of task."""
-    return {path.stem: RecipeFile(path, path.stem) for path in sorted((recipes_folder() / "own").glob("*.yaml"))}
-
-
-def start(kind: str) -> RecipeFile:
-    """The one of a kind.
-
-    Raises:
-        UserError: there is no such kind.
-    """
-    known = starting()
-    if kind not in known:
-        raise UserError(f"'{kind}' is an {unknown('kind', known, kind)}")
-    return known[kind]
-
-
 def suites() -> dict[str, list[str]]:
     """The suites that there are, and the scales of each."""
     from .paper import SUITES
@@ -142,18 +80,12 @@ def load_suite(name: str, scale: str) -> Suite:
 
 def named(kind: Kind) -> dict[str, Found]:
     """The recipes or studies that have a name: the files of the package, then the cells of its suites."""
-    found: dict[str, Found] = {**_files(kind)}
+    found: dict[str, Found] = {**files_in(_FOLDERS[kind])}
     if kind == "recipe":
         for suite in (load_suite(name, scale) for name, scales in suites().items() for scale in scales):
             cells = (RecipeOfCell(suite, name) for name in suite.recipes)
             found.update((cell.source, cell) for cell in cells)
     return found
-
-
-def _files(kind: Kind) -> dict[str, RecipeFile]:
-    """Those that are files of the package."""
-    folder = recipes_folder() / ("studies" if kind == "study" else ".")
-    return {path.stem: RecipeFile(path, path.stem) for path in sorted(folder.glob("*.yaml"))}
 
 
 def find(given: Path | str, kind: Kind) -> Found:
@@ -172,7 +104,7 @@ def find(given: Path | str, kind: Kind) -> Found:
     if isinstance(given, Path):
         return RecipeFile(given)
     start_from = starting() if kind == "recipe" else {}
-    if (file := {**start_from, **_files(kind)}.get(given)) is not None:
+    if (file := {**start_from, **files_in(_FOLDERS[kind])}.get(given)) is not None:
         return file
     if given.endswith((".yaml", ".yml")) or ("/" not in given and exists(given)):  # no cell is called so
         return RecipeFile(Path(given))
