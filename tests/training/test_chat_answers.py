@@ -265,7 +265,7 @@ def predictor_of(answers: Callable[[list[Any], int], list[dict[str, Any]]], fold
     """A model of conversations, in a folder of its own."""
     fields = {"columns": {}, "encoding": None, "folder": folder / "model", "form_name": None}
     tokenizer = SimpleNamespace(chat_template=None)
-    return SimpleNamespace(kind=KINDS["chat"], answers=answers, processor=tokenizer, **{"dtype": None, **fields})
+    return SimpleNamespace(kind=KINDS["chat"], answers_to=answers, processor=tokenizer, **{"dtype": None, **fields})
 
 
 def test_an_interrupted_file_is_gone_on_with(tmp_path: Path) -> None:
