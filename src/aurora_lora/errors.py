@@ -17,6 +17,7 @@ __all__ = [
     "MergeError",
     "NotCalibratedError",
     "NotFiniteError",
+    "NotFiniteInputsError",
     "RunLockedError",
     "StaleCalibrationError",
     "UserError",
