@@ -13,7 +13,7 @@ import tiny
 import torch
 from huggingface_hub import constants
 from peft import AutoPeftModelForSequenceClassification
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from aurora_lora import cli
@@ -30,6 +30,7 @@ from aurora_lora.training.predicting import predict
 from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
 from aurora_lora.training.sections import ModelSection
+from aurora_lora.training.weights_digest import sampled_digest
 
 WriteRecipe = Callable[..., Path]
 NAME = "some/model"
@@ -130,15 +131,49 @@ def test_another_commit_of_the_hub_is_told(
     assert commit_of(model) == FIRST
 
 
-def test_a_folder_has_no_commit(cache: Path, model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Nor has one of the cache itself, which is given by its path."""
+def test_a_folder_has_a_digest(cache: Path, model: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """So has one of the cache itself, which is given by its path."""
     from aurora_lora.tasks import get_task
 
     task = get_task("tiny-sentiment")
     assert commit_of(load_base_model(NAME, task, load_tokenizer(NAME))) == FIRST
     for folder in (model, cache / "snapshots" / FIRST):
-        assert commit_of(load_base_model(str(folder), task, load_tokenizer(str(folder)))) is None
-    assert train(load_recipe(write_recipe()), tmp_path / "run").result["model_commit"] is None
+        found = commit_of(load_base_model(str(folder), task, load_tokenizer(str(folder))))
+        assert found == sampled_digest(folder)
+    assert train(load_recipe(write_recipe()), tmp_path / "run").result["model_commit"] == sampled_digest(model)
+
+
+def test_other_weights_in_the_folder_are_told(
+    model: Path, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is copied beside a model of the same name and shapes: the commands say that it is another."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    shutil.copytree(model, "bert")
+    train(load_recipe(write_recipe(model="bert"), ["training.epochs=1"]), "run")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(tmp_path / "there" / "run", "run")
+    shutil.copytree(model, "bert")
+    uses: list[Callable[[], Any]] = [
+        lambda: predict("run", ["the film was good"]),
+        lambda: merge(load_run("run"), "calibrated", f"merged{len(list(Path().iterdir()))}"),
+        lambda: evaluate(load_run("run"), ["calibrated"]),
+    ]
+    for use in uses:
+        use()  # any warning is an error here
+
+    tensors = load_file("bert/model.safetensors")
+    tensors["encoder.layer.0.attention.self.query.weight"] += 0.01
+    save_file(tensors, "bert/model.safetensors", {"format": "pt"})
+    for use in uses:
+        with pytest.warns(UserWarning, match="^run was trained on other weights than bert has here, and does not fit"):
+            use()
+    # of a model of the hub that lies in a folder now, nothing can be said
+    result = json.loads(Path("run/result.json").read_text())
+    for commit in (FIRST, None):
+        Path("run/result.json").write_text(json.dumps({**result, "model_commit": commit}))
+        load_trained_model(load_run("run"))
 
 
 def test_a_revision_that_is_not_there_is_named(cache: Path) -> None:

@@ -105,6 +105,35 @@ def test_interrupted_with_ctrl_c(aurora: Aurora, whole: tuple[Path, Path, int], 
     assert weights(output) == weights(expected)
 
 
+@pytest.mark.parametrize("step", [3, 8, 11, 24])  # within an epoch, and each of its last steps
+def test_terminated(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path, step: int) -> None:
+    """SIGTERM, as schedulers send it: the step is finished, and written down."""
+    recipe, expected, _ = whole
+    output = tmp_path / "run"
+    (answer,) = aurora(order(recipe, output, terminate_in=step))
+    assert answer["status"] == 143, answer["stderr"]
+    assert answer["stderr"].splitlines()[-1] == "interrupted: the same command resumes where it was"
+    assert "Traceback" not in answer["stderr"]
+    assert (output / "checkpoints" / f"checkpoint-{step}" / "manifest.json").exists()
+    (answer,) = aurora(order(recipe, output))
+    assert answer["status"] == 0, answer["stderr"]
+    assert weights(output) == weights(expected)
+    assert scores(output)[0] == scores(expected)[0]
+
+
+def test_terminated_before_it_trains(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
+    """And while it writes a checkpoint, or the result: at once, or after it."""
+    recipe, expected, events = whole
+    output = tmp_path / "run"
+    for at in (1, events // 4, events // 3):
+        (answer,) = aurora(order(recipe, output, terminate_at=at))
+        assert answer["status"] == 143, answer["stderr"]
+        assert "Traceback" not in answer["stderr"]
+    (answer,) = aurora(order(recipe, output))
+    assert answer["status"] == 0, answer["stderr"]
+    assert weights(output) == weights(expected)
+
+
 def test_time_adds_up(aurora: Aurora, whole: tuple[Path, Path, int], tmp_path: Path) -> None:
     """The seconds before the kill count, those of steps that had to be done again do not."""
     recipe, _, events = whole

@@ -41,7 +41,7 @@ from aurora_lora.training.memory import peak_memory, reset_peak_memory
 from aurora_lora.training.merging import merge
 from aurora_lora.training.predicting import load_predictor, predict
 from aurora_lora.training.results import chance_of, epochs_from_log
-from aurora_lora.training.storage import checkpoints, write_manifest
+from aurora_lora.training.storage import adapter_digests, checkpoints, write_manifest
 from aurora_lora.training.trainer import RUN_STATE, training_arguments
 
 WriteRecipe = Callable[..., Path]
@@ -418,6 +418,14 @@ def test_evaluate_again(run: TrainedRun) -> None:
     with pytest.raises(UserError, match="not one of train, validation, test"):
         evaluate(again, forms=["static"], split="dev")
     assert {path.name for path in run.folder.iterdir()} >= {"recipe.yaml", "adapter", "result.json"}
+
+
+def test_a_setting_of_a_later_version_is_told(run: Run) -> None:
+    path = run.folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**files.read_json(path), "sigma_gate": "x"}))
+    (run.folder / "result.json").write_text(json.dumps({**run.result, "adapter_sha256": adapter_digests(run.folder)}))
+    with pytest.warns(UserWarning, match=r"does not know and leaves out: sigma_gate \('x'\)"):
+        predict(run.folder, ["the film was good"])
 
 
 @pytest.mark.parametrize("form", ["calibrated", "static"])

@@ -1,8 +1,9 @@
 """Forks a run of `aurora` for each order, to be killed or interrupted at any moment.
 
-An order has `args` of the command, the run's `folder`, and, if wanted, `kill_at`, `interrupt_at` (numbers of the
-child's writing operations in that folder: it is killed -9 or interrupted just before) and `file_limit` (bytes). Its
-answer has the number of `events` (writing operations). Arguments of the script are further modules to import.
+An order has `args` of the command, the run's `folder`, and, if wanted, `kill_at`, `interrupt_at`, `terminate_at`
+(numbers of the child's writing operations in that folder: it is killed -9, or gets the signal, just before),
+`terminate_in` (a step: SIGTERM comes in it) and `file_limit` (bytes). Its answer has the number of `events` (writing
+operations). Arguments of the script are further modules to import.
 """
 
 import gc
@@ -12,6 +13,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
@@ -21,6 +23,7 @@ import torch
 import forks
 from aurora_lora import cli
 from aurora_lora.training import evaluating, merging, predicting, run, summary  # noqa: F401 (what the commands import)
+from aurora_lora.training import step_callbacks
 from aurora_lora.training.progress import quiet_libraries
 
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -39,8 +42,23 @@ def count_events(order: forks.Order, answer: forks.Order) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if answer["events"] == order.get("interrupt_at"):
             raise KeyboardInterrupt
+        if answer["events"] == order.get("terminate_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     sys.addaudithook(hook)
+
+
+def terminate_in(step: int) -> None:
+    """SIGTERM, once in a step; a second one as well, as some schedulers send it."""
+    begun = step_callbacks.Clock.on_step_begin
+
+    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        begun(self, args, state, control, **kwargs)
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    step_callbacks.Clock.on_step_begin = on_step_begin  # type: ignore[method-assign]
 
 
 def command(order: forks.Order, answer: forks.Order) -> None:
@@ -48,6 +66,8 @@ def command(order: forks.Order, answer: forks.Order) -> None:
     if order.get("file_limit"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.RLIM_INFINITY))
+    if order.get("terminate_in"):
+        terminate_in(order["terminate_in"])
     count_events(order, answer)
     sys.argv = ["aurora", *map(str, order["args"])]
     cli.main()

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, cast
 from aurora_lora.errors import ArgumentError, AuroraError, FormError, one_line
 from aurora_lora.extras import missing
 from aurora_lora.main_process import launched_as_main
+from aurora_lora.termination import TerminatedError, watched
 
 try:
     import typer
@@ -79,8 +80,9 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            done = command(*args, **kwargs)
-            _leave_processes()
+            with watched():
+                done = command(*args, **kwargs)
+                _leave_processes()
             return done
         except AuroraError as error:
             if (cause := _out_of_memory(error)) is None:
@@ -98,11 +100,11 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             complain(f"{error.filename or 'cannot write'}: {error.strerror or error}")
             raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, TerminatedError) as error:
             # `predict` where it answers the rows of a file
             resumes = command.__name__ in RESUMABLE or (command.__name__ == "predict" and kwargs.get("output"))
             complain("interrupted" + ": the same command resumes where it was" * bool(resumes))
-            raise typer.Exit(130) from error
+            raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 143) from error
         except BaseException as error:
             if (cause := _out_of_memory(error)) is not None:
                 _say_out_of_memory(cause, command.__name__)

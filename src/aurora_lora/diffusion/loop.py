@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from .. import files, folders
+from .. import files, folders, termination
 from ..errors import DIVERGED, UserError
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
 from ..training.batches import divide, examples_of_a_step
-from ..training.distributed import check_as_many, check_precision, on_main, state
+from ..training.distributed import asked_to_stop, check_as_many, check_precision, on_main, state
 from ..training.memory import peak_memory
 from .loss import snr_weights, squared_errors, total_loss
 from .random_numbers import seed_of
@@ -119,6 +119,7 @@ class Loop:
 
         Raises:
             UserError: the loss is no number any more.
+            TerminatedError: SIGTERM has come; the step that it came in is in a checkpoint.
         """
         wanted, progress = self.recipe.training, self.progress
         every = self.recipe.validation.every
@@ -136,8 +137,11 @@ class Loop:
             validates = progress.step % every == 0 or progress.step == wanted.steps
             if validates:
                 self._validate(validate)
-            if validates or progress.step % wanted.checkpoint_every == 0:
+            stops = asked_to_stop()
+            if validates or stops or progress.step % wanted.checkpoint_every == 0:
                 self._save()
+            if stops:
+                termination.stop()
 
     def _validate(self, validate: Callable[[], dict[str, Any]]) -> None:
         seen = self.progress.validations[-1]["step"] if self.progress.validations else 0

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from aurora_lora import calibrate
 
-from .. import files
+from .. import files, termination
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
@@ -109,7 +109,8 @@ class _Training:
             self.loop.resume(checkpoint)
             self.watcher.say(f"{recipe.method.name}: going on from step {self.loop.progress.step}")
         each = self.watcher.begin(recipe.method.name, recipe.training.steps, self.loop.progress.step)
-        self.loop.run(self._validate, each)
+        with termination.deferred():
+            self.loop.run(self._validate, each)
         self.watcher.end()
         return self._finish()
 

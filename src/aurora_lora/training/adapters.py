@@ -22,6 +22,7 @@ from ..deploy.gap import rounds_by_inputs
 from ..errors import ArgumentError, UserError, check_count
 from ..files import read_json
 from ..finite import check_finite
+from ..methods.newer_fields import warn_of_newer_fields
 from ..methods.parameters import left_random
 from ..methods.pissa_milora import START_FILE
 from ..tasks.loading import reason
@@ -206,6 +207,7 @@ def _load(adapter: Path, base: str, settings: dict[str, Any]) -> Any:
     """The adapter on its base, in eval mode, on the GPU if there is one."""
     if (adapter / START_FILE).exists() and settings.get("init_lora_weights") is True:
         raise UserError(f"{adapter} belongs to a base weight that its run has changed: give the folder of the run")
+    warn_of_newer_fields(adapter)
     classifier = settings["task_type"] == "SEQ_CLS"
     plain: PreTrainedModel = load_classifier(base, _labels(adapter)) if classifier else load_causal_model(base)
     try:

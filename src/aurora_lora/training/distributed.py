@@ -9,8 +9,9 @@ from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
-from accelerate.utils import broadcast_object_list, set_seed  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, reduce, set_seed  # type: ignore[import-untyped]
 
+from .. import termination
 from ..errors import UserError
 
 T = TypeVar("T")
@@ -57,6 +58,14 @@ def check_as_many(folder: Path, before: int, now: int) -> None:
             f"{folder} was started with {before} process(es), this is {now}: go on with as many, or choose another "
             "output folder"
         )
+
+
+def asked_to_stop() -> bool:
+    """Whether SIGTERM has come to any of the processes, which all ask at the same step."""
+    here = termination.asked()
+    if not termination.is_watched() or state().num_processes == 1:
+        return here
+    return bool(reduce(torch.tensor(float(here), device=state().device), "sum") > 0)
 
 
 def on_main(work: Callable[[], T]) -> T:

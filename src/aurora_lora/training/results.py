@@ -51,7 +51,7 @@ def build_result(
 
     Args:
         recipe: what was run.
-        model_commit: of the base model on the hub, or the digest of one that was pretrained here; None for others.
+        model_commit: of the base model on the hub, or the digest of one in a folder; None for packaged ones.
         metric: name of the task's main metric.
         split: whether the scores are those of test or of validation data.
         examples: how many there are in each split.

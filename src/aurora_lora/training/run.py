@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
-from .. import files
+from .. import files, termination
 from ..errors import DIVERGED, NotFiniteInputsError, UserError, one_line
 from ..finite import check_finite
 from ..methods.parameters import marked_random
@@ -110,7 +110,8 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
         draw_apart(recipe.seed)
     if not trainer.has_ended(checkpoint):
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with termination.deferred():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NotFiniteInputsError as error:  # of a calibration before an evaluation
             if not trainer.state.global_step:
                 raise

@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .. import termination
+from .distributed import asked_to_stop
+
 
 class EarlyStop(TrainerCallback):
     """Ends the training after `patience` evaluations in a row without a better score. It keeps no state of its own."""
@@ -61,8 +64,24 @@ class ExtraCheckpoints(TrainerCallback):
         self.every = every
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # An epoch's last step is followed by the epoch's own evaluation and checkpoint: one before these would let a
-        # resumed run miss them.
-        at_end = state.epoch is not None and float(state.epoch).is_integer()
-        if state.global_step % self.every == 0 and not at_end:
+        if state.global_step % self.every == 0 and not _ends_an_epoch(state):
             control.should_save = True
+
+
+class StopWhenAsked(TrainerCallback):
+    """After SIGTERM, a checkpoint of the step that it came in, and the end; at an epoch's last step its own one."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if asked_to_stop() and not _ends_an_epoch(state):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # not by `should_training_stop`: Trainer would evaluate as at the end of an epoch
+        if asked_to_stop():
+            termination.stop()
+
+
+def _ends_an_epoch(state: TrainerState) -> bool:
+    """An epoch's last step is followed by the epoch's own evaluation and checkpoint: one before these would let a
+    resumed run miss them."""
+    return state.epoch is not None and float(state.epoch).is_integer()

@@ -23,7 +23,7 @@ from .batches import Filled, IgnoreFilling, Share, WholeSteps, steps_of_an_epoch
 from .distributed import check_as_many, check_precision, on_main
 from .memory import frozen_dtype, peak_memory
 from .recipe import Recipe
-from .step_callbacks import Clock, EarlyStop, ExtraCheckpoints
+from .step_callbacks import Clock, EarlyStop, ExtraCheckpoints, StopWhenAsked
 
 TRAINER_STATE = "trainer_state.json"
 """In each checkpoint: Transformers' own state."""
@@ -115,7 +115,7 @@ class RecipeTrainer(Trainer):
         self._writing: Path | None = None
         # Before the others: the clock stops when a step ends, not after what follows it. Transformers' flow callback,
         # which decides what follows, always comes first.
-        callbacks = [self.clock, *kwargs.pop("callbacks", ())]
+        callbacks = [StopWhenAsked(), self.clock, *kwargs.pop("callbacks", ())]
         if recipe.training.checkpoint_every is not None:
             callbacks.insert(0, ExtraCheckpoints(recipe.training.checkpoint_every))
         self.early_stop = None if recipe.training.patience is None else EarlyStop(recipe.training.patience)

@@ -1,0 +1,75 @@
+"""SIGTERM, by which schedulers end a job: what is under way ends at once, a training after the step it is at."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class TerminatedError(BaseException):
+    """SIGTERM has come. No `Exception`, as Ctrl-C is none: nobody takes it for a mistake that could be put right."""
+
+
+class _State:
+    watched = False
+    """Whether SIGTERM comes here."""
+    deferred = False
+    """Whether someone looks from time to time whether it has come."""
+    asked = False
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Within this context SIGTERM raises a `TerminatedError`; at once, or when what is `deferred` looks.
+
+    Does nothing outside the main thread, which alone may say what a signal does.
+    """
+    if _State.watched or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _ask)
+    _State.watched, _State.asked = True, False
+    try:
+        yield
+    finally:
+        _State.watched = False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Within this context nothing is raised: the block asks `asked`, writes down how far it is, and calls `stop`.
+
+    If it ends without that, the error comes then.
+    """
+    _State.deferred = True
+    try:
+        yield
+    finally:
+        _State.deferred = False
+    if _State.asked:
+        stop()
+
+
+def is_watched() -> bool:
+    """Whether SIGTERM is dealt with here: never in a program that only uses the library."""
+    return _State.watched
+
+
+def asked() -> bool:
+    """Whether SIGTERM has come; another one changes nothing."""
+    return _State.asked
+
+
+def stop() -> None:
+    """Raise the error."""
+    raise TerminatedError
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    _State.asked = True
+    if not _State.deferred:
+        stop()
