@@ -313,6 +313,12 @@ def test_export_over_the_lora_of_the_run(aurora: Invoke, finished: Any, tmp_path
         assert card.read_text() == text
 
 
+def test_an_export_says_what_it_came_of(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
+    done = aurora("export", finished[0], "-o", tmp_path / "lora")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "lora" / "README.md").read_bytes() == (finished[0] / "lora" / "README.md").read_bytes()
+
+
 def test_sigma(aurora: Invoke, finished: Any, tmp_path: Path) -> None:
     folder, _ = finished
     done = aurora("sigma", folder, "--examples", "8", "--output", tmp_path / "sigma", "--json")

@@ -31,11 +31,11 @@ def watched() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGTERM, _ask)
-    _State.watched, _State.asked = True, False
+    _State.watched = True
     try:
         yield
     finally:
-        _State.watched = False
+        _State.watched = _State.asked = False
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 

@@ -85,7 +85,7 @@ def test_generate_and_export(aurora: Train, runs: dict[str, Any], tmp_path: Path
     assert "--dtype: 'bf16' is not allowed: it must be one of float32, bfloat16, float16\n" in answers[5]["stderr"]
     assert "--all-layers: a LoRA file of diffusers is read layer by layer, and needs no others" in answers[6]["stderr"]
     assert "computes exactly the static form" in (tmp_path / "lora-static" / "README.md").read_text()
-    assert not (tmp_path / "lora-calibrated" / "README.md").exists()
+    assert "computes exactly the calibrated form" in (tmp_path / "lora-calibrated" / "README.md").read_text()
     static, calibrated, own = (
         load_file(path / "pytorch_lora_weights.safetensors")
         for path in (tmp_path / "lora-static", tmp_path / "lora-calibrated", runs["aurora"] / "lora")

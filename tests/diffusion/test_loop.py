@@ -1,5 +1,8 @@
 """How the loop sets a model up, and what one step after another does."""
 
+import os
+import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject
 from aurora_lora.methods.apply import apply_method
 from aurora_lora.tasks.dreambooth import subject_images
+from aurora_lora.termination import TerminatedError, deferred, watched
 from aurora_lora.training.reading import validate_as
 
 MakeLoop = Callable[..., Loop]
@@ -108,6 +112,29 @@ def test_an_epoch_is_as_many_samples_as_there_are_images(make_loop: MakeLoop) ->
     loop = make_loop(steps=1, batch_size=2, gradient_accumulation_steps=3)
     loop.run(dict, lambda note: None)
     assert [one["epoch"] for one in loop.progress.validations] == [0, 2]  # 6 samples of 3 images
+
+
+def test_terminated_it_goes_on_from_the_step_that_it_was_at(make_loop: MakeLoop) -> None:
+    training = {"steps": 5, "checkpoint_every": 100}
+    whole, begun = make_loop(**training), make_loop(**training)
+    whole.run(dict, lambda note: None)
+    shutil.rmtree(whole.checkpoints)
+
+    def terminate(note: str) -> None:
+        if begun.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TerminatedError), watched(), deferred():
+        begun.run(dict, terminate)
+    resumed = make_loop(**training)
+    checkpoint = resumed.last_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-3"
+    resumed.resume(checkpoint)
+    resumed.run(dict, lambda note: None)
+    assert resumed.progress.losses == whole.progress.losses
+    for ours, expected in zip(resumed.trained, whole.trained, strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_timesteps_are_weighed_if_asked(make_loop: MakeLoop) -> None:

@@ -484,6 +484,15 @@ def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
     assert "samples" not in train(read("text"), tmp_path / "text").result
 
 
+@pytest.mark.parametrize("samples", [0, 1])
+def test_held_out_conversations_are_kept_as_asked(read: Read, tmp_path: Path, samples: int) -> None:
+    done = train(read("messages", f"task.samples={samples}"), tmp_path / "run")
+    assert len(done.result.get("samples", ())) == samples
+    assert load_run(done.folder).recipe.task.samples == samples
+    again = train(read("messages"), tmp_path / "run")  # a finished run stays as it is
+    assert (again.was_finished, again.result) == (True, done.result)
+
+
 def test_packing_changes_no_count_of_conversations(read: Read, model: Path) -> None:
     """What is calibrated and probed with is a sample of the conversations, not of the packed rows."""
     data = examples(read("messages", "task.packing=true"), model)

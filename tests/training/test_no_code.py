@@ -17,9 +17,10 @@ from aurora_lora.lab.experiments.architectures import architecture
 from aurora_lora.lab.experiments.estimate import trained_parameters
 from aurora_lora.tasks import get_task
 from aurora_lora.tasks.hub import COPIES, HubData
-from aurora_lora.training.models import load_base_model, load_image_processor, load_tokenizer
+from aurora_lora.training.models import load_base_model, load_classifier, load_image_processor, load_tokenizer
 from aurora_lora.training.predicting import predict
 from aurora_lora.training.reading import validate
+from aurora_lora.training.sections import ModelSection
 
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\n"
 KINDS = {
@@ -122,6 +123,28 @@ def test_data_set(tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch) ->
     (folder / "data.py").write_text(CODE.format(ran=str(ran)), encoding="utf-8")
     monkeypatch.setenv(COPIES, str(tmp_path / "copies"))
     refused(lambda: HubData("owner/data").load("train", ["text"]), ran)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention(ran: Path, tmp_path: Path, model: Path, key: str) -> None:
+    """A config.json may name a kernel of the hub, for Transformers to fetch and run; what a recipe names counts."""
+    folder = shutil.copytree(model, tmp_path / "kernel")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**values, key: "someone/kernel"}), encoding="utf-8")
+    task, processor = get_task("tiny-sentiment"), load_tokenizer(str(folder))
+    for call in (
+        lambda: load_base_model(str(folder), task, processor),
+        lambda: trained_parameters(validate(tiny.recipe(folder), "recipe")),
+        lambda: load_classifier(str(folder), 2),
+        lambda: predict(folder, ["good"]),
+    ):
+        with pytest.raises(UserError, match="names 'someone/kernel', code of the hub, and aurora-lora never runs such"):
+            call()
+    named = ModelSection(name=str(folder), attention="eager")
+    assert load_base_model(named, task, processor).config._attn_implementation == "eager"
+    values["_attn_implementation_internal"] = "someone/kernel"  # Transformers' own name for it, which it never reads
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    assert "/" not in load_base_model(str(folder), task, processor).config._attn_implementation
 
 
 def test_every_loading_call_says_so() -> None:

@@ -7,16 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import own_files
+import own_runs
 import pytest
 import tiny
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from peft import PeftConfig
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.training import yaml_text
+from aurora_lora.training import load_run, yaml_text
+from aurora_lora.training.pushing import _stage
 from aurora_lora.training.reading import load_recipe
 from aurora_lora.training.run import train
 
@@ -75,6 +78,27 @@ def test_both_forms(run: Path, tmp_path: Path, push: Push) -> None:
         assert (folder / "tokenizer.json").exists()
         assert "## Scores" in (folder / "README.md").read_text()
     assert PeftConfig.from_pretrained(str(export)).peft_type == "LORA"
+
+
+@pytest.mark.parametrize("what", ["export", "adapter"])
+def test_no_path_of_this_machine_is_pushed(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Literal["export", "adapter"]
+) -> None:
+    """Neither of the base nor of the data, however they were named."""
+    given = {"model": f"{here}/./bert", "data": str(here / "reviews.csv")}
+    overrides = [f"model={given['model']}", *own_files.OVERRIDES["classification"], *own_runs.SETTINGS]
+    done = own_runs.aurora("train", "classification", *overrides, f"task.data={given['data']}", "-o", "run")
+    assert done.exit_code == 0, done.output
+    (tmp_path / "staged").mkdir()
+    _stage(load_run("run"), tmp_path / "staged", what)
+    for path in (tmp_path / "staged").rglob("*"):
+        assert str(here).encode() not in path.read_bytes(), path
+    card = (tmp_path / "staged" / "README.md").read_text()
+    assert "\n    model: bert\n" in card
+    assert "\n      data: reviews.csv\n" in card
+    assert "base = 'bert'\n" in card
+    assert "classification: aurora on bert for " in card
+    ModelCard.load(tmp_path / "staged" / "README.md")  # is one still
 
 
 def test_large_files(run: Path, tmp_path: Path, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:

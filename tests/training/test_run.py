@@ -420,7 +420,7 @@ def test_evaluate_again(run: TrainedRun) -> None:
     assert {path.name for path in run.folder.iterdir()} >= {"recipe.yaml", "adapter", "result.json"}
 
 
-def test_a_setting_of_a_later_version_is_told(run: Run) -> None:
+def test_a_setting_of_a_later_version_is_told(run: TrainedRun) -> None:
     path = run.folder / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**files.read_json(path), "sigma_gate": "x"}))
     (run.folder / "result.json").write_text(json.dumps({**run.result, "adapter_sha256": adapter_digests(run.folder)}))

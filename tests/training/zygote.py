@@ -22,8 +22,7 @@ import torch
 
 import forks
 from aurora_lora import cli
-from aurora_lora.training import evaluating, merging, predicting, run, summary  # noqa: F401 (what the commands import)
-from aurora_lora.training import step_callbacks
+from aurora_lora.training import evaluating, merging, predicting, run, step_callbacks, summary  # noqa: F401 (what the commands import)
 from aurora_lora.training.progress import quiet_libraries
 
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import AutoConfig
 
 from ..errors import UserError
 from ..tasks.dreambooth import PLACEHOLDER
-from ..tasks.loading import NO_CODE, only_pickles, reason
+from ..tasks.loading import NO_CODE, check_attention, only_pickles, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,6 +122,7 @@ def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
     repo, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
     where = {"revision": revision or "main"}
     try:
+        check_attention(AutoConfig.from_pretrained(repo, **where, **NO_CODE))
         loaded = model.from_pretrained(repo, use_safetensors=True, **where, **NO_CODE).eval()
         return loaded, processor.from_pretrained(repo, **where, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:

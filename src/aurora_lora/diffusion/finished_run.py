@@ -64,7 +64,7 @@ def export_subject(
     run.check_form(form)
     if (why := no_lora(method, form)) is not None:
         raise UserError(f"{run.folder} cannot be exported: {why}")
-    carded = check_output(output, overwrite)
+    check_output(output, overwrite)
     with extra("diffusion"):
         from diffusers import UNet2DConditionModel
     try:
@@ -76,8 +76,7 @@ def export_subject(
     try:
         with folders.new_folder(output) as partial:
             write_lora(_with_adapter(run, unet), partial, method, form, dtype)
-            if carded:
-                write_lora_card(partial, run.recipe, run.result, form)
+            write_lora_card(partial, run.recipe, run.result, form)
     except FormError:
         raise
     except ValueError as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from ..errors import UserError
 from ..extras import extra
 from ..finite import check_finite
-from ..tasks.loading import NO_CODE, reason
+from ..tasks.loading import NO_CODE, check_attention, reason
 from ..training.memory import PRECISIONS
 from .random_numbers import generator
 
@@ -165,6 +167,7 @@ def load_diffusion(
         except (OSError, ValueError) as error:
             raise UserError(f"vae: {recipe.vae!r} cannot be loaded: {reason(error)}") from error
     try:
+        _check_text_encoders(recipe.model)
         pipe = StableDiffusionXLPipeline.from_pretrained(
             recipe.model, variant=recipe.variant, **kept, **more, **NO_CODE
         )
@@ -175,3 +178,10 @@ def load_diffusion(
     pipe.set_progress_bar_config(disable=True)
     pipe.watermark = None  # an invisible watermark needs another package, and would be learned from class images
     return Diffusion(pipe, prompts, device, recipe.task.resolution)
+
+
+def _check_text_encoders(model: str) -> None:
+    """Raise a ValueError where one of them asks for code of the hub."""
+    for part in ("text_encoder", "text_encoder_2"):
+        with contextlib.suppress(OSError):  # the pipeline says what is not there
+            check_attention(AutoConfig.from_pretrained(model, subfolder=part, **NO_CODE))

@@ -10,6 +10,25 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """An argument of each such call. Without it Transformers asks whether to run the code of a folder, and takes a `yes`
 from wherever stdin comes from."""
 
+
+def check_attention(config: Any) -> None:
+    """Raise a ValueError where a model's configuration names code of the hub for its attention, `owner/kernel`, which
+    Transformers would fetch and run.
+
+    Args:
+        config: of Transformers, with those of its parts.
+    """
+    for field, value in vars(config).items():
+        if "implementation" in field and "/" in str(value):
+            raise ValueError(
+                f"its config.json names {value!r}, code of the hub, and aurora-lora never runs such code: "
+                "`model.attention` of a recipe names an implementation of Transformers"
+            )
+        if hasattr(value, "model_type"):
+            check_attention(value)
+
+
+_OWN_CODE = "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
 _WANTS_CODE = re.compile(r"trust_remote_code|custom code|Dataset scripts")
 
 
@@ -70,7 +89,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, OnlyPicklesError):
         return text
     if wants_code(error):
-        return "it comes with code of its own, to be run when it is loaded, and aurora-lora never runs such code"
+        return _OWN_CODE
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):  # torch's heading
         lines = lines[1:]

@@ -271,12 +271,17 @@ def made_by(recipe: Mapping[str, Any], versions: Mapping[str, str | None]) -> st
 
 `aurora train recipe.yaml --output RUN`, where recipe.yaml is
 
-{indent(yaml_text.dump(recipe).rstrip(), "    ")}
+{recipe_block(recipe)}
 
 ### Framework versions
 
 {there}
 """
+
+
+def recipe_block(recipe: Mapping[str, Any]) -> str:
+    """A recipe as a card shows it."""
+    return indent(yaml_text.dump(recipe).rstrip(), "    ")
 
 
 _NAMES = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch", "python": "Python"}

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ROWS_EACH = 10_000
 """Of conversations, for which a further process is worth its start."""
+SAMPLES = 3
+"""Held-out conversations that answers are written for, where `task.samples` does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def encode_chats(
         unchanged=unpacked if packed else None,
         record=record,
         lengths={name: _lengths(split).tolist() for name, split in made.items()},
-        asked=_asked(splits),
+        asked=_asked(splits, SAMPLES if section.samples is None else section.samples),
     )
 
 
@@ -130,10 +132,10 @@ def asked_in(row: Mapping[str, Any], trained: str | None = None) -> Question | s
     return question_of(_plain(row), trained)
 
 
-def _asked(splits: Mapping[str, datasets.Dataset]) -> list[dict[str, Any]]:
+def _asked(splits: Mapping[str, datasets.Dataset], most: int) -> list[dict[str, Any]]:
     """The first held-out conversations, of the last split."""
     held_out = splits[[name for name in splits if name != "train"][-1]]
-    rows = (held_out[number] for number in range(min(3, len(held_out))))
+    rows = (held_out[number] for number in range(min(most, len(held_out))))
     return [
         {"prompt": prompt, "expected": answer_of(row)} for row in rows if (prompt := opening(_plain(row))) is not None
     ]

@@ -43,13 +43,13 @@ class FinishedRun:
 
     def __str__(self) -> str:
         """The scores of every form, 80 characters wide."""
-        from ..deploy.gap_tables import as_text
+        from ..deploy.tables import as_text
 
         return as_text([self._table()])
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
-        from ..deploy.gap_tables import as_html
+        from ..deploy.tables import as_html
 
         return as_html([self._table()])
 

@@ -105,7 +105,7 @@ def export(
     overwrite: bool = False,
     all_layers: bool = False,
 ) -> Exported:
-    """Write a run's adapter as a plain LoRA, with its card where it replaces one that has a card; see `export_lora`.
+    """Write a run's adapter as a plain LoRA, with a card that says what it came of; see `export_lora`.
 
     Args:
         run: of AuroRA, or its folder.
@@ -125,7 +125,7 @@ def export(
     check_dtype(dtype)
     form = form or run.deployed_form
     run.check_mergeable(form)
-    carded = check_output(output, overwrite)
+    check_output(output, overwrite)
     model, processor = load_trained_model(run)
     base = hub_name(run.recipe.model)
     try:
@@ -140,8 +140,7 @@ def export(
                 all_layers=all_layers,
             )
             name_revision(partial, run.recipe)
-            if carded:
-                write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding_of(model.config)), form)
+            write_lora_card(partial, Facts(run.recipe, run.task, run.result, padding_of(model.config)), form)
     except (FormError, ArgumentError):
         raise
     except ValueError as error:
@@ -155,18 +154,13 @@ def need_aurora(run: TrainedRun) -> None:
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only AuroRA runs have forms to compare")
 
 
-def check_output(output: Path, overwrite: bool) -> bool:
-    """Whether the folder of an export has a card that this package wrote, as the one of a run: it gets a new one then.
-
-    Raises:
-        UserError: an export would replace something that it may not.
-    """
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise a UserError where an export would replace something that it may not: anything but an export and its
+    card."""
     settle(output)
     if is_occupied(output) and not overwrite:
         raise ArgumentError(f"{output} is not empty: choose another folder, or `overwrite` replaces an earlier export")
-    card = replaceable_card(output)
     try:
-        check_replaceable(output, card)
+        check_replaceable(output, replaceable_card(output))
     except ValueError as error:
         raise UserError(str(error).rstrip(".")) from error
-    return bool(card)

@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
-from ..tasks.loading import NO_CODE, OnlyPicklesError, only_pickles, reason, wants_code
+from ..tasks.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
 from .base_commit import with_commit
 from .kinds import kind_of
@@ -175,7 +175,9 @@ def _as_asked(
 ) -> PreTrainedModel:
     """As `_pretrained`, with the section's attention, and quantised as it says."""
     if base.attention is not None:
-        more["attn_implementation"] = base.attention
+        more["attn_implementation"] = config._attn_implementation = base.attention
+    else:
+        check_attention(config)
     if base.quantization is not None:
         more |= quantized_while_loading(kind, config, base.quantization, dtype)
     return trainable(_pretrained(kind, source, config, dtype=dtype, **more))
@@ -218,6 +220,8 @@ def from_safetensors(kind: Any, source: str, **more: Any) -> tuple[Any, dict[str
         OnlyPicklesError: its weights are there as pickles alone.
     """
     try:
+        if "attn_implementation" not in more:  # which counts in the place of the config's
+            check_attention(more.get("config") or AutoConfig.from_pretrained(source, **NO_CODE))
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             source,
             use_safetensors=True,  # a pickle can run code

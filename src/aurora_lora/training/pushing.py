@@ -14,11 +14,14 @@ from ..errors import ArgumentError, UserError
 from ..methods.base import edit_config
 from ..tasks.loading import reason
 from ..tasks.models import MODELS
-from .card import CARD
+from .card import CARD, recipe_block
 from .finished_run import TrainedRun, as_run
+from .recipe import Recipe
 from .storage import ADAPTER, LORA
 
 What = Literal["export", "adapter"]
+_FILES = ("data", "validation_data", "test_data", "teacher", "chat_template")
+"""Fields of a recipe's task that may name some."""
 
 
 class Pushed(NamedTuple):
@@ -74,7 +77,7 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
 
 
 def _stage(run: TrainedRun, folder: Path, what: What) -> None:
-    """Copy what is pushed, with a base model that others can find, or none."""
+    """Copy what is pushed, with a base model that others can find, or none, and without paths of this machine."""
     # the tokenizer goes with an export, too
     ignored = shutil.ignore_patterns() if what == "adapter" else shutil.ignore_patterns("adapter*", f"{CARD}*")
     shutil.copytree(run.folder / ADAPTER, folder, ignore=ignored, dirs_exist_ok=True)
@@ -90,3 +93,30 @@ def _stage(run: TrainedRun, folder: Path, what: What) -> None:
         data.base_model = None  # a path of this machine, which the hub would refuse
         data.tags = [tag for tag in data.tags or () if not tag.startswith("base_model:")]
         card.save(folder / CARD)
+    path = folder / CARD
+    path.write_text(_without_paths(path.read_text(encoding="utf-8"), run.recipe), encoding="utf-8")
+
+
+def _without_paths(card: str, recipe: Recipe) -> str:
+    """A card that names models, data and other files of this machine without the folders that they are in."""
+    given = [recipe.model, *(getattr(recipe.task, field) for field in _FILES)]
+    names = {path: Path(path).name for path in given if path is not None and _is_local(path)}
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(one) for key, one in value.items()}
+        return names.get(value, value) if isinstance(value, str) else value
+
+    card = card.replace(recipe_block(recipe.resolved()), recipe_block(named(recipe.resolved())))
+    shown = {str(Path(path).expanduser()): name for path, name in names.items()} | names
+    for path in sorted(shown, key=len, reverse=True):
+        if "/" in path or "\\" in path:
+            card = card.replace(path, shown[path])
+    return card
+
+
+def _is_local(path: str) -> bool:
+    """Whether it is a path of this machine, also one where nothing is any more, and no `owner/name` of the hub."""
+    if path in MODELS:
+        return False
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path or Path(path).exists()

@@ -40,7 +40,7 @@ from .sections import (
 if TYPE_CHECKING:
     from ..tasks import Task
 
-CHANGE_NOTHING = ("task.test_sets", "training.report_to")
+CHANGE_NOTHING = ("task.test_sets", "task.samples", "training.report_to")
 """Fields that may change when a run goes on: what is trained does not depend on them."""
 
 
@@ -73,6 +73,9 @@ class TaskSection(OwnFields, Section):
     """Conversations: a file (Jinja), or `chatml`; `null`: the tokenizer's own."""
     packing: bool | None = None
     """Conversations: several in a row of `max_length` tokens, each by itself."""
+    samples: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Conversations: of so many held-out ones `result.json` keeps what is asked and answered, before the training and
+    after; 0: of none. `null`: 3."""
     augment: Augment | None = None
     """Images: what is done to those that are trained on. `null`: the task's own, of your own images
     `crop-flip`; `none`: nothing."""

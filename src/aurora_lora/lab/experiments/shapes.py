@@ -25,7 +25,7 @@ from ...methods.options import TARGETS
 from ...methods.parameters import head_modules, is_in
 from ...methods.start import ordinary
 from ...methods.targets import check_modules, target_paths
-from ...tasks.loading import NO_CODE, reason
+from ...tasks.loading import NO_CODE, check_attention, reason
 from ...training.kinds import KINDS
 from ...training.memory import frozen_dtype
 from ...training.model_inputs import positions
@@ -137,6 +137,7 @@ def _pretrained(key: _Key, layers: int | None = None) -> Any:
         config.get_text_config().num_hidden_layers = layers
     with torch.device("meta"):
         try:
+            check_attention(config)
             return getattr(transformers, KINDS[key.kind].auto).from_config(config, dtype=key.dtype, **NO_CODE)
         except ValueError as error:
             raise UserError(f"model: '{key.model.name}' cannot be loaded: {reason(error)}") from error

@@ -16,6 +16,7 @@ from ...extras import extra
 from ...files import file_digest
 from ..loading import NO_CODE, reason
 from .broken import check_json, csv_options, is_blank, no_split, suffix_of, why_broken
+from .card_files import CARD, check_card_files
 from .image_folders import IMAGES, more_suffixes, read_as_images, splits_of_images
 from .json_files import as_one, with_dates_as_text
 
@@ -88,7 +89,8 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     known = {*ImageFolder.EXTENSIONS, *more}
     images = [file for file in every if file.suffix.lower() in known]
     unread = [file for file in every if file.suffix.lower() in IMAGES - known]
-    card = path / "README.md"
+    check_card_files(path)
+    card = path / CARD
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text("utf-8", "replace")):
         if glob.has_magic(str(path)):  # `datasets` takes the path for a pattern
             raise UserError(f"{path} has a README.md with `configs`, and *, ? or [ in its path: rename the folder")

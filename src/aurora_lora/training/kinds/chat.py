@@ -28,7 +28,7 @@ class Chat(Kind):
     auto = "AutoModelForCausalLM"
     pipeline = "text-generation"
     metrics = ("nll", "perplexity", "token_accuracy")
-    fields = ("max_length", "loss_on", "chat_template", "packing")
+    fields = ("max_length", "loss_on", "chat_template", "packing", "samples")
     scores_batches = False
 
     def compute_metrics(self, task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
