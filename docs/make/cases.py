@@ -116,8 +116,7 @@ CASES = {
             f"{TWO_METHODS[1]}, both with LoRA's start",
         ),
         "ranks-movie-rating": (
-            *_SAME_PAIRS[:3],
-            *_SAME_PAIRS[4:],
+            *_SAME_PAIRS,
             *_NO_SKIP.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO[:2],
@@ -151,7 +150,7 @@ CASES = {
             "Does the aligned start help a quarter",
         ),
         "ranks-movie-rating": (
-            *(f"Does the aligned start help {method} r={r}" for r in (4, 8) for method in ("AuroRA", "LoRA")),
+            *(f"Does the aligned start help {method} r={r}" for r in (2, 4, 8) for method in ("AuroRA", "LoRA")),
             *_START_OF_RANKS,
         ),
         **dict.fromkeys(_OTHERS, (*_START, _LORA_START)),
