@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,8 +25,10 @@ from aurora_lora.training.sections import TrainingSection
 Aurora = Callable[..., list[dict[str, Any]]]
 
 
-def launch(aurora: Aurora, recipe: Path, output: Path, processes: int = 2, **more: Any) -> list[dict[str, Any]]:
-    """What `accelerate launch --num_processes N` does: the command N times, with a rank each."""
+def launch(
+    aurora: Aurora, recipe: Path, output: Path, processes: int = 2, last: Mapping[str, Any] | None = None, **more: Any
+) -> list[dict[str, Any]]:
+    """What `accelerate launch --num_processes N` does: the command N times, with a rank each; `last` is of the last."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -38,6 +40,7 @@ def launch(aurora: Aurora, recipe: Path, output: Path, processes: int = 2, **mor
                 "folder": str(output),
                 "env": {**common, "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 **more,
+                **((last or {}) if rank == processes - 1 else {}),
             }
             for rank in range(processes)
         )
@@ -305,6 +308,22 @@ def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> No
 
 
 # ---------------------------------------------------------------- going on, mistakes, methods
+
+
+def test_sigterm_to_one_of_them_is_to_all(
+    aurora: Aurora, write_recipe: Callable[..., Path], model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """They end at the same step, and go on from it together."""
+    recipe = recipe_with(write_recipe, model_without_dropout)
+    answers = launch(aurora, recipe, tmp_path / "run", last={"terminate_in": 2})
+    assert [answer["status"] for answer in answers] == [143, 143], answers
+    assert "interrupted: the same command resumes where it was" in answers[0]["stderr"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    for output in ("run", "whole"):
+        answers = launch(aurora, recipe, tmp_path / output)
+        assert [answer["status"] for answer in answers] == [0, 0], answers
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_resumes_with_as_many_processes_only(
