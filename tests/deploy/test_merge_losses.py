@@ -448,7 +448,7 @@ def test_an_adapter_that_does_nothing_to_a_quantised_base(quantised, tmp_path, k
     base = quantised.load(quantised.save_base(tmp_path), kind)
     gap = by_name(merge_gap(get_peft_model(base, LoraConfig(target_modules=["q_proj"])), quantised.batches()[:1]))
     for name, merge in gap.items():
-        assert name == "bfloat16" or all(layer.lost == 0 for layer in merge.layers)
+        assert name == "bfloat16" or all(layer.relative_error == 0 for layer in merge.layers)
 
 
 def test_a_quantised_layer_says_what_it_computes_in(quantised, tmp_path):
