@@ -128,7 +128,7 @@ def gap(
     quiet()
     split = split or run.test_sets[0]
     with stderr().status(f"running the forms on the {split} split"):
-        found = measure(run, split=split, examples=examples, quantizations=quantization or ([] if merges else None))
+        found = measure(run, split=split, examples=examples, merges=merges or None, quantizations=quantization or ())
     record = {"run": str(folder), "split": split, **found.to_dict()}
     if not as_json:
         for table in found.tables():

@@ -39,7 +39,8 @@ def gap(
     split: str | None = None,
     examples: int | None = None,
     batch_size: int = 64,
-    quantizations: Sequence[str] | str | None = None,
+    merges: bool | None = None,
+    quantizations: Sequence[str] | str = (),
 ) -> MergeGap:
     """The merge gap of a run on a split, in float32: what it measures is often below the noise of a lower precision.
 
@@ -48,8 +49,10 @@ def gap(
         split: `"train"`, `"validation"` or a test set; the first test set if None.
         examples: an even sample of so many of the split; all if None.
         batch_size: examples of one forward pass.
-        quantizations: what `merge_gap` merges into, beside the base's own dtype and bfloat16; one of the merges of each
-            rounds by the run's calibration inputs. None measures no merges of AuroRA.
+        merges: whether merges of AuroRA are measured, too, as `merge_gap` does; without it, where there are
+            `quantizations`.
+        quantizations: what is merged into, beside the base's own dtype and bfloat16; one of the merges of each rounds
+            by the run's calibration inputs.
 
     Raises:
         UserError: a run without such an adapter, no such split, no examples, or no such quantisation.
@@ -67,7 +70,7 @@ def gap(
     check_count("examples", examples)
     check_count("batch_size", batch_size)
     quantizations = [quantizations] if isinstance(quantizations, str) else quantizations
-    for name in quantizations or ():
+    for name in quantizations:
         check_quantization(name)
     with tempfile.TemporaryDirectory() as nowhere:
         trainer, data = make_trainer(run.recipe.in_float32, Path(nowhere), (), run.folder / ADAPTER)
@@ -77,16 +80,16 @@ def gap(
     chosen = even_sample(len(rows), examples)  # of texts, which are sorted by length, some of each
     kind = kind_of(data.task)
     batches = (kind.gap_batch(data.collate([rows[i] for i in some])) for some in in_batches(chosen, batch_size))
-    merges: dict[str, Any] = {"merges": None if quantizations is None else True, "quantizations": quantizations or ()}
-    if rounds_by_inputs(trainer.module, **merges):  # on a quantised base without being asked
-        merges["rounding_batches"] = data.calibration_batches(run.recipe.calibration)
+    wanted: dict[str, Any] = {"merges": merges, "quantizations": quantizations}
+    if rounds_by_inputs(trainer.module, **wanted):  # on a quantised base without being asked
+        wanted["rounding_batches"] = data.calibration_batches(run.recipe.calibration)
 
     def metric(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         return kind.compute_metrics(data.task, predictions.numpy(), labels.numpy())
 
     if not kind.scores_batches:  # merge_gap's own: the next token of language models, nothing of hidden states
-        return merge_gap(trainer.module, batches, **merges)
-    return merge_gap(trainer.module, batches, **merges, metric=metric)
+        return merge_gap(trainer.module, batches, **wanted)
+    return merge_gap(trainer.module, batches, **wanted, metric=metric)
 
 
 class Exported(NamedTuple):
