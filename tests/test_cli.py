@@ -212,7 +212,7 @@ def test_list_one(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_names_work_from_any_folder(aurora: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(run_module, "train", lambda recipe, output, *_: seen.append(recipe) or sys.exit(3))
+    monkeypatch.setattr(run_module, "train", lambda recipe, output, **_: seen.append(recipe) or sys.exit(3))
     monkeypatch.chdir(tmp_path)
     assert aurora("train", "demo", "model=none", "-o", "run").exit_code == 3
     assert aurora("train", "table1/base-lora-rte", "-o", "run").exit_code == 3
@@ -509,7 +509,7 @@ def test_a_tokenizer_that_panics(aurora: Invoke, finished: Any, tmp_path: Path) 
 def test_what_takes_long_before_the_training_is_said(
     aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wait(*_: object) -> None:
+    def wait(*_: object, **__: object) -> None:
         time.sleep(0.5)
         raise KeyboardInterrupt
 
@@ -522,7 +522,7 @@ def test_what_takes_long_before_the_training_is_said(
 
 
 def test_ctrl_c(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "train", interrupt)
@@ -554,7 +554,7 @@ def test_too_little_gpu_memory(
 def test_arguments_are_called_as_the_options_are(
     aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ArgumentError("`inference_steps`: 0 is not allowed; `of_layer` or `options` too, but not `aurora gap`")
 
     monkeypatch.setattr(run_module, "train", refuse)
@@ -566,7 +566,7 @@ def test_arguments_are_called_as_the_options_are(
 
 
 def test_missing_extra(aurora: Invoke, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
 
     monkeypatch.setattr(run_module, "train", missing)

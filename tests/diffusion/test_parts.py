@@ -288,20 +288,26 @@ def test_weights_that_are_pickles_alone_are_named(dino_folder: Path, tmp_path: P
 
 def test_a_revision_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """`owner/name@revision` asks for that revision; without one, for the main branch."""
-    from transformers import CLIPModel
+    from transformers import CLIPConfig, CLIPModel
 
-    asked = []
+    asked, configured = [], []
 
     def refuse(repo: str, **options: Any) -> None:
         asked.append((repo, options["revision"], options["use_safetensors"]))
         raise OSError("not here")
 
+    def configure(repo: str, **options: Any) -> CLIPConfig:
+        configured.append((repo, options["revision"]))
+        return CLIPConfig()
+
+    monkeypatch.setattr(CLIPConfig, "from_pretrained", configure)
     monkeypatch.setattr(CLIPModel, "from_pretrained", refuse)
     monkeypatch.setattr(fidelity, "only_pickles", lambda repo, revision: None)
     for name in ("owner/name@refs/pr/15", "owner/name"):
         with pytest.raises(UserError, match=f"scores.clip: '{name}' cannot be loaded: not here"):
             Clip(name)
     assert asked == [("owner/name", "refs/pr/15", True), ("owner/name", "main", True)]
+    assert configured == [(repo, revision) for repo, revision, _ in asked]
 
 
 def test_a_missing_diffusers_is_said(model: Path, images: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,8 +157,8 @@ def test_other_weights_in_the_folder_are_told(
     shutil.copytree(model, "bert")
     uses: list[Callable[[], Any]] = [
         lambda: predict("run", ["the film was good"]),
-        lambda: merge(load_run("run"), "calibrated", f"merged{len(list(Path().iterdir()))}"),
-        lambda: evaluate(load_run("run"), ["calibrated"]),
+        lambda: merge("run", f"merged{len(list(Path().iterdir()))}", form="calibrated"),
+        lambda: evaluate("run", forms=["calibrated"]),
     ]
     for use in uses:
         use()  # any warning is an error here

@@ -122,7 +122,8 @@ def _load(field: str, name: str, model: Any, processor: Any) -> tuple[Any, Any]:
     repo, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
     where = {"revision": revision or "main"}
     try:
-        check_attention(AutoConfig.from_pretrained(repo, **where, **NO_CODE))
+        config = getattr(model, "config_class", None) or AutoConfig
+        check_attention(config.from_pretrained(repo, **where, **NO_CODE))
         loaded = model.from_pretrained(repo, use_safetensors=True, **where, **NO_CODE).eval()
         return loaded, processor.from_pretrained(repo, **where, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
