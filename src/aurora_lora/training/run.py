@@ -113,8 +113,6 @@ def _train(recipe: Recipe, folder: Path, make_callbacks: MakeCallbacks) -> tuple
             with termination.deferred():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NotFiniteInputsError as error:  # of a calibration before an evaluation
-            if not trainer.state.global_step:
-                raise
             raise UserError(f"{DIVERGED}: {one_line(error)} Lower training.learning_rate") from error
     trainer.load_best()
     check_finite(trainer.module.named_parameters(), DIVERGED)
