@@ -31,7 +31,6 @@ class Form:
         title: beside the scores of one run.
         label: in tables and figures over many runs.
         description: what it computes, for model cards.
-        trainable: whether `model.train()` can compute it.
         mergeable: whether it is an update of the weight, which can be merged and exported.
     """
 
@@ -39,7 +38,6 @@ class Form:
     title: str
     label: str
     description: str
-    trainable: bool = False
     mergeable: bool = True
 
 
@@ -51,7 +49,6 @@ FORMS = {
             "trained (dynamic)",
             "dynamic (trained)",
             "the dynamic form, `B sigma(A x)`, as it was trained",
-            trainable=True,
             mergeable=False,
         ),
         Form(
@@ -59,7 +56,6 @@ FORMS = {
             "static (the paper's merge)",
             "static (the paper's merge)",
             "the static form, `B sigma(A) x`",
-            trainable=True,
         ),
         Form(
             CALIBRATED,

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from aurora_lora import AuroraConfig, CalibrationError, align, probe, ranked_config
-from aurora_lora.deploy.probe import Probe
+from aurora_lora.deploy.probe_result import Probe
 from aurora_lora.deploy.ranks import budget_in, rank_fields, share_out, weights_of
 from aurora_lora.deploy.sketch import LayerProbe
 from aurora_lora.tuner.naming import mistakable

@@ -283,11 +283,11 @@ def test_static_training_has_no_other_form():
 def test_set_form_says_what_it_has_set():
     """As the last line of a notebook's cell it is printed."""
     model, _ = adapt()
-    assert repr(set_form(model, "static")) == "set_form('static', of 'default')"
+    assert repr(set_form(model, "static")) == "set_form(form='static', adapters=['default'])"
     model.add_adapter("other", AuroraConfig(target_modules=["lin"]))
-    assert repr(set_form(model, "dynamic", adapter_name="other")) == "set_form('dynamic', of 'other')"
+    assert repr(set_form(model, "dynamic", adapter_name="other")) == "set_form(form='dynamic', adapters=['other'])"
     model.base_model.set_adapter(["default", "other"])
-    assert repr(set_form(model, "dynamic")) == "set_form('dynamic', of 'default', 'other')"
+    assert repr(set_form(model, "dynamic")) == "set_form(form='dynamic', adapters=['default', 'other'])"
 
 
 @pytest.mark.parametrize("form", ["static_", None, ["static"], "merged"])

@@ -8,7 +8,8 @@ from .layer_gaps import LayerGap
 from .merge_losses import LayerLoss, MergeLoss
 from .merge_quantized import LayerMerge, QuantizedMerge, merge_quantized
 from .predictions import EndToEndGap
-from .probe import Probe, probe
+from .probe import probe
+from .probe_result import Probe
 from .ranks import ranked_config
 from .sketch import LayerProbe
 

@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from ..tuner import AuroraEmbedding, AuroraLayer
 from ..tuner.adapters import no_adapter
 from ..values import is_number, require
-from .probe import Probe, check_probe
+from .probe_result import Probe, check_probe
 from .ranks import fits
 from .sketch import LayerProbe
 from .wrappers import plain_model, unwrapped

@@ -19,7 +19,7 @@ from ..tuner.naming import ALL_LINEAR, exactly, named, trained_whole
 from ..tuner.peft_names import SEQ_CLS_HEAD_NAMES, get_pattern_key
 from ..values import is_int, is_number, require, short
 from .gradients import frozen_weights
-from .probe import Probe, check_probe
+from .probe_result import Probe, check_probe
 from .sketch import LayerProbe
 
 HEADS = {"SEQ_CLS": SEQ_CLS_HEAD_NAMES, "TOKEN_CLS": SEQ_CLS_HEAD_NAMES, "QUESTION_ANS": ["qa_outputs"]}

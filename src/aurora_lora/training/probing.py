@@ -13,8 +13,9 @@ from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from torch import Tensor, nn
 
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
-from ..deploy.probe import Loss, Probe, probe
+from ..deploy.probe import Loss, probe
 from ..deploy.probe_file import read_probe, write_probe
+from ..deploy.probe_result import Probe
 from ..deploy.ranks import budget_in, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method

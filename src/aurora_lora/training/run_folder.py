@@ -23,7 +23,7 @@ def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> It
         UserError: as `prepare`; or another process writes there.
     """
     storage.check_recipe(folder, recipe)
-    if _is_anothers(folder):
+    if _is_read_only(folder):
         yield
         return
     files.check_writable(folder)
@@ -44,7 +44,7 @@ def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> Non
         UserError: the folder holds another recipe's run, or cannot be written.
     """
     storage.check_recipe(folder, recipe)
-    if _is_anothers(folder):
+    if _is_read_only(folder):
         return
     storage.check_links(folder)
     files.check_writable(folder)
@@ -53,7 +53,7 @@ def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> Non
     storage.write_recipe(folder, recipe)
 
 
-def _is_anothers(folder: Path) -> bool:
+def _is_read_only(folder: Path) -> bool:
     """Whether a run is finished and only to be read, as one of a colleague."""
     return (folder / RESULT).exists() and not os.access(folder, os.W_OK)
 

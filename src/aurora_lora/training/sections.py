@@ -69,8 +69,8 @@ class ModelSection(Section):
     """A packaged model, a hub id or a local folder."""
     revision: Annotated[str, Field(min_length=1)] | None = None
     """Of a model of the hub: a branch, a tag or a commit; `null`: the default branch. The commit that was loaded is
-    `model_commit` of `result.json`, and a finished run warns where it is loaded with another. Of a
-    local folder that is a digest of its weights."""
+    `model_commit` of `result.json`, and a finished run warns where it is loaded with another. Of a local folder that is
+    a digest of its weights."""
     quantization: Quantization | None = None
     """Train an adapter on a base whose linear layers are in 4 or 8 bits (bitsandbytes), as QLoRA does."""
     dtype: Precision | None = None

@@ -87,7 +87,7 @@ class set_form:  # noqa: N801 - used as a function and as a context manager, lik
             config.eval_form = form
 
     def __repr__(self) -> str:
-        return f"set_form({self._form!r}, of {', '.join(map(repr, self._names))})"
+        return f"set_form(form={self._form!r}, adapters={self._names!r})"
 
     def __enter__(self) -> set_form:
         return self

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from aurora_lora.chat_template import without_none
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
-from aurora_lora.tasks.own.held_rows import without_none
 from aurora_lora.tasks.own.kinds import OWN
 from aurora_lora.tasks.own.source import OwnData, open_data
 
