@@ -4,6 +4,9 @@ Imported by tests and by the processes that they start and kill.
 """
 
 import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,14 @@ from aurora_lora.tasks.vision import split_images, with_rows
 GOOD, BAD = ("good", "fine", "warm", "funny"), ("bad", "dull", "cold", "slow")
 PLAIN = ("the", "a", "film", "plot", "was", "and", "very", "of", "scene", "actor")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+@contextmanager
+def no_warning(message: str) -> Iterator[None]:
+    """Within this context a warning of this pattern is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=message)
+        yield
 
 
 def _examples(count: int, rng: random.Random) -> list[tuple[str, float]]:
