@@ -1,6 +1,7 @@
 """How the loop sets a model up, and what one step after another does."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -16,10 +17,12 @@ from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.diffusion.run import needed_prompts
 from aurora_lora.diffusion.subject import Noised, Subject
+from aurora_lora.errors import UserError
 from aurora_lora.methods.apply import apply_method
 from aurora_lora.tasks.dreambooth import subject_images
 from aurora_lora.termination import TerminatedError, deferred, watched
 from aurora_lora.training.reading import validate_as
+from aurora_lora.training.weights_digest import SAMPLED, sampled_digest
 
 MakeLoop = Callable[..., Loop]
 
@@ -97,6 +100,17 @@ def test_a_run_that_goes_on_has_the_rate_of_its_step(make_loop: MakeLoop) -> Non
     for loop in (first, again):
         loop._step(3)
     assert all(torch.equal(one, other) for one, other in zip(first.trained, again.trained, strict=True))
+
+
+def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, model: Path) -> None:
+    first, again = make_loop(), make_loop()
+    assert first.progress.model_commit == sampled_digest(model)
+    first._save()
+    checkpoint = again.last_checkpoint()
+    assert checkpoint is not None
+    again.progress.model_commit = f"{SAMPLED}{'0' * 64}"
+    with pytest.raises(UserError, match=rf" was started on other weights than {re.escape(str(model))} has here: "):
+        again.resume(checkpoint)
 
 
 def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from aurora_lora.training.models import load_base_model, load_tokenizer, stored_
 from aurora_lora.training.predicting import predict
 from aurora_lora.training.ranking import ranking
 from aurora_lora.training.reading import validate
+from aurora_lora.training.results import read_result
 from aurora_lora.training.sections import ModelSection
 from aurora_lora.training.weights_digest import sampled_digest
 
@@ -176,6 +178,42 @@ def test_other_weights_in_the_folder_are_told(
     for commit in (FIRST, None):
         Path("run/result.json").write_text(json.dumps({**result, "model_commit": commit}))
         load_trained_model(load_run("run"))
+
+
+def test_a_run_goes_on_with_the_weights_it_was_started_on(
+    model: Path, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe, before = load_recipe(write_recipe(), ["training.epochs=2"]), load_file(model / "model.safetensors")
+    last_of_the_first_epoch = train(recipe, tmp_path / "whole").result["epochs"][0]["step"]
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(last_of_the_first_epoch + 1)])
+    name = "encoder.layer.0.attention.self.query.weight"
+    save_file({**before, name: before[name] + 0.01}, model / "model.safetensors", {"format": "pt"})
+    try:
+        with pytest.raises(UserError) as refused:
+            train(recipe, tmp_path / "run")
+    finally:
+        save_file(before, model / "model.safetensors", {"format": "pt"})
+    assert str(refused.value) == (
+        f"{tmp_path / 'run'} was started on other weights than {model} has here: put those back, or choose another "
+        "output folder"
+    )
+    with tiny.no_warning(".*was started on"):
+        resumed = train(recipe, tmp_path / "run")
+    assert resumed.result["epochs"] == read_result(tmp_path / "whole")["epochs"]
+
+
+def test_a_run_that_goes_on_with_a_newer_commit_says_so(cache: Path, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Most often one of the README: that is no reason to give up a run."""
+    recipe = load_recipe(write_recipe(model=NAME), ["training.eval_every=1"])
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", make_callbacks=lambda: [tiny.Stop(2)])
+    third = "c" * 40
+    shutil.copytree(cache / "snapshots" / FIRST, cache / "snapshots" / third)
+    (cache / "refs" / "main").write_text(third)
+    expected = f"{tmp_path / 'run'} was started on commit {FIRST} of {NAME}, and goes on with commit {third}"
+    with pytest.warns(UserWarning, match=f"^{re.escape(expected)}$"):
+        train(recipe, tmp_path / "run")
 
 
 def test_a_revision_that_is_not_there_is_named(cache: Path) -> None:

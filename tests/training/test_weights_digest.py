@@ -84,5 +84,26 @@ def test_a_pipeline_has_the_weights_of_its_parts(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+def test_a_pipeline_has_those_of_the_variant_that_is_loaded(tmp_path: Path) -> None:
+    """Files of others, which a copy may lack, do not count; parts without the variant have their plain ones."""
+    (tmp_path / "model_index.json").write_text("{}")
+    unet, vae = tmp_path / "unet", tmp_path / "vae"
+    names = ("unet/model.safetensors", "unet/model.fp16-00001-of-00002.safetensors", "unet/model.fp16-2.safetensors")
+    for value, name in enumerate((*names, "vae/model.safetensors")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_file({f"w{value}": torch.full((2,), float(value))}, tmp_path / name)
+    plain, half = sampled_digest(tmp_path), sampled_digest(tmp_path, "fp16")
+    assert len({plain, half, sampled_digest(tmp_path, "other")}) == 2
+
+    save_file({"w0": torch.zeros(2) + 9}, unet / "model.safetensors")
+    assert sampled_digest(tmp_path, "fp16") == half
+    assert sampled_digest(tmp_path) != plain
+    save_file({"w2": torch.zeros(2) + 9}, unet / "model.fp16-2.safetensors")
+    changed = sampled_digest(tmp_path, "fp16")
+    assert changed != half
+    save_file({"w3": torch.zeros(2) + 9}, vae / "model.safetensors")
+    assert sampled_digest(tmp_path, "fp16") != changed
+
+
 def test_no_weights_have_none(tmp_path: Path) -> None:
     assert sampled_digest(tmp_path) is None

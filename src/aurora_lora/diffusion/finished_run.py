@@ -16,6 +16,7 @@ from ..extras import extra
 from ..methods.base import load_finite
 from ..tasks.dreambooth import DREAMBOOTH
 from ..tasks.loading import reason
+from ..training.base_commit import commit_of_pipeline, warn_of_another_commit
 from ..training.finished_run import FinishedRun, check_own_recipe, read_finished
 from ..training.gap_and_export import Exported, check_output
 from ..training.precision import check_dtype
@@ -73,9 +74,10 @@ def export_subject(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model: {run.recipe.model!r} cannot be loaded: {reason(error)}") from error
+    commit = commit_of_pipeline(run.recipe.model, run.recipe.variant)
     try:
         with folders.new_folder(output) as partial:
-            write_lora(_with_adapter(run, unet), partial, method, form, dtype)
+            write_lora(_with_adapter(run, unet, commit), partial, method, form, dtype)
             write_lora_card(partial, run.recipe, run.result, form)
     except FormError:
         raise
@@ -126,7 +128,7 @@ def generate(
     no_fp16 = device.type == "cpu" and recipe.training.precision == "fp16"
     filled = [recipe.task.fill(prompt) for prompt in prompts]
     diffusion = load_diffusion(recipe, filled, device, "fp32" if no_fp16 else None)
-    model = _with_adapter(run, diffusion.unet)
+    model = _with_adapter(run, diffusion.unet, diffusion.commit)
     made: dict[str, list[Path]] = {f"image {number + 1}": [] for number in range(images)}
     with recipe.method.using(model, form):
         for row, prompt in enumerate(filled):
@@ -139,6 +141,7 @@ def generate(
     return [output / GRID, *(path for row in zip(*made.values(), strict=True) for path in row)]
 
 
-def _with_adapter(run: SubjectRun, unet: Any) -> nn.Module:
-    """The U-Net with the run's adapter."""
+def _with_adapter(run: SubjectRun, unet: Any, commit: str | None) -> nn.Module:
+    """The U-Net with the run's adapter; a warning where it is of another commit than the run was trained on."""
+    warn_of_another_commit(run.folder, run.result, commit)
     return load_finite(run.recipe.method, unet, run.folder / ADAPTER).eval()

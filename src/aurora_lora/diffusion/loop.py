@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .. import files, folders, termination
 from ..errors import DIVERGED, UserError
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
+from ..training.base_commit import check_same_commit
 from ..training.batches import divide, examples_of_a_step
 from ..training.distributed import asked_to_stop, check_as_many, check_precision, on_main, state
 from ..training.memory import peak_memory
@@ -63,6 +64,8 @@ class Progress:
     """The mean loss of each step."""
     validations: list[dict[str, Any]] = field(default_factory=list)
     processes: int = 1
+    model_commit: str | None = None
+    """Of the pipeline, see `commit_of_pipeline`."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
 
@@ -96,7 +99,8 @@ class Loop:
         self.recipe, self.module, self.subject, self.checkpoints = recipe, model, subject, checkpoints
         self.accelerator = accelerator
         self.share = divide(recipe.training, accelerator.num_processes)
-        self.progress = Progress(processes=accelerator.num_processes)
+        commit = subject.diffusion.commit
+        self.progress = Progress(processes=accelerator.num_processes, model_commit=commit)
         wanted = recipe.training
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if wanted.gradient_checkpointing:
@@ -210,11 +214,13 @@ class Loop:
         """Go on from a checkpoint.
 
         Raises:
-            UserError: the run was started with another number of processes.
+            UserError: the run was started with another number of processes, or on another model of the same name.
         """
-        saved = files.read_json(checkpoint / STATE)
-        check_as_many(self.checkpoints.parent, saved["processes"], self.accelerator.num_processes)
-        self.progress = Progress(**saved)
+        here, there = self.progress, Progress(**files.read_json(checkpoint / STATE))
+        folder = self.checkpoints.parent
+        check_as_many(folder, there.processes, here.processes)
+        check_same_commit(folder, self.recipe.model, there.model_commit, here.model_commit)
+        self.progress = replace(there, model_commit=here.model_commit)
         load_trained(self.module, checkpoint)
         kept: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(checkpoint / OPTIMIZER).items():

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..extras import extra
 from ..finite import check_finite
 from ..tasks.loading import NO_CODE, check_attention, reason
+from ..training.base_commit import commit_of_pipeline
 from ..training.memory import PRECISIONS
 from .random_numbers import generator
 
@@ -42,12 +43,15 @@ class Diffusion:
         prompts: the prompts that will be needed; their embeddings are kept, the text encoders are not.
         device: where to compute.
         resolution: side of the images, in pixels.
+        commit: `commit_of_pipeline` what was loaded.
     """
 
-    def __init__(self, pipe: Any, prompts: Iterable[str], device: torch.device, resolution: int) -> None:
+    def __init__(
+        self, pipe: Any, prompts: Iterable[str], device: torch.device, resolution: int, commit: str | None = None
+    ) -> None:
         from diffusers import DDPMScheduler
 
-        self.pipe, self.device, self.resolution = pipe, device, resolution
+        self.pipe, self.device, self.resolution, self.commit = pipe, device, resolution, commit
         self.noise = DDPMScheduler.from_config(pipe.scheduler.config)
         prediction = self.noise.config.prediction_type
         if prediction not in PREDICTIONS:
@@ -177,7 +181,8 @@ def load_diffusion(
         raise UserError(f"model: {recipe.model!r} has one text encoder: it is a refiner, not a base model")
     pipe.set_progress_bar_config(disable=True)
     pipe.watermark = None  # an invisible watermark needs another package, and would be learned from class images
-    return Diffusion(pipe, prompts, device, recipe.task.resolution)
+    commit = commit_of_pipeline(recipe.model, recipe.variant)
+    return Diffusion(pipe, prompts, device, recipe.task.resolution, commit)
 
 
 def _check_text_encoders(model: str) -> None:

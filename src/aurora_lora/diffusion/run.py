@@ -19,7 +19,6 @@ from ..methods.apply import apply_method
 from ..tasks.access import check_access
 from ..tasks.dreambooth import subject_images
 from ..training import run_folder
-from ..training.base_commit import cached_commit
 from ..training.batches import divide
 from ..training.distributed import on_main, own_part, state
 from ..training.memory import reset_peak_memory
@@ -227,7 +226,7 @@ class _Training:
         progress = loop.progress
         result = build_result(
             recipe,
-            model_commit=cached_commit(recipe.model, file="model_index.json"),
+            model_commit=self.diffusion.commit,
             metric=EXPLAINED if recipe.scores is None else "clip_i",
             split=scored,
             examples=examples,

@@ -19,7 +19,7 @@ from ..methods.base import load_finite
 from ..methods.parameters import is_head
 from ..methods.targets import check_modules
 from ..tasks.own.split import Splits
-from .base_commit import warn_of_another_commit
+from .base_commit import commit_of, warn_of_another_commit
 from .batches import Share, divide
 from .calibrating import own_share
 from .callback import CalibrationCallback
@@ -78,7 +78,7 @@ def make_trainer(
     if adapter is None:  # a trained one gives label units
         data = kind.standardised(data, base)
     elif (finished := read_result(adapter.parent)) is not None:
-        warn_of_another_commit(adapter.parent, finished, base)
+        warn_of_another_commit(adapter.parent, finished, commit_of(base))
     if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
         check_positions(base, recipe.model, min(length, processor.model_max_length))
 
@@ -201,7 +201,7 @@ def base_of(run: TrainedRun, recipe: Recipe) -> tuple[PreTrainedModel, Processor
     """
     processor = load_processor(str(run.folder / ADAPTER), run.task)
     base = base_for(recipe, run.task, processor, run.labels)
-    warn_of_another_commit(run.folder, run.result, base)
+    warn_of_another_commit(run.folder, run.result, commit_of(base))
     return base, processor
 
 

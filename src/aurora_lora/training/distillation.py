@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base_commit import warn_of_another_commit
+from .base_commit import commit_of, warn_of_another_commit
 from .batches import IGNORED, in_batches
 from .build import make_model
 from .data import Data, Encoded, Example, Pad, without_targets
@@ -71,7 +71,7 @@ def taught(data: Data, recipe: Recipe) -> Data:
     key = _key(run, recipe, data)
     if key not in _lessons:
         base = load_base_model(recipe.base, data.task, data.processor)
-        warn_of_another_commit(run.folder, run.result, base)
+        warn_of_another_commit(run.folder, run.result, commit_of(base))
         with_head = load_base_model(recipe.base, run.task, data.processor, run.labels)
         _keep(key, lessons(data, base, make_model(run.recipe, with_head, run.folder / ADAPTER), batch_size))
     record = data.record or {}

@@ -19,6 +19,7 @@ from ..errors import DIVERGED, UserError
 from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
 from ..tasks.metrics import metric_named
 from . import storage
+from .base_commit import check_same_commit, commit_of
 from .batches import Filled, IgnoreFilling, Share, WholeSteps, steps_of_an_epoch
 from .distributed import check_as_many, check_precision, on_main
 from .memory import frozen_dtype, peak_memory
@@ -188,17 +189,20 @@ class RecipeTrainer(Trainer):
         """Read the run's own state from the last checkpoint that is whole, as is its best one; its path for `train`.
 
         Raises:
-            UserError: the run was started with another number of processes, or with its weights in another precision.
+            UserError: the run was started with another number of processes, on another base model of the same name, or
+                with its weights in another precision.
         """
         last = on_main(lambda: storage.last_intact(self.checkpoints, self._best_at))
         if last is None:
             return None
         saved = files.read_json(last / RUN_STATE)
-        check_as_many(self.checkpoints.parent, saved["processes"], self.args.world_size)
+        folder = self.checkpoints.parent
+        check_as_many(folder, saved["processes"], self.args.world_size)
+        check_same_commit(folder, self.recipe.model, saved.get("model_commit"), commit_of(self.module))
         there, here = saved.get("frozen", str(torch.float32)), str(frozen_dtype(self.recipe))  # once it was always so
         if there != here:
             raise UserError(
-                f"{self.checkpoints.parent} was started by a version that kept its frozen weights in {there}, this one "
+                f"{folder} was started by a version that kept its frozen weights in {there}, this one "
                 f"keeps them in {here}: finish it with that version, or choose another output folder"
             )
         for callback in self._stateful_callbacks():
@@ -280,6 +284,7 @@ class RecipeTrainer(Trainer):
             "train_s": self.clock.seconds,
             "peak_mb": self.measure_memory(),
             "processes": self.args.world_size,
+            "model_commit": commit_of(self.module),
             "frozen": str(frozen_dtype(self.recipe)),
         }
         (written / RUN_STATE).write_text(json.dumps(run_state), encoding="utf-8")

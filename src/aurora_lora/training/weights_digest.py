@@ -15,7 +15,7 @@ BLOCK, BLOCKS = 4096, 16
 """Of a tensor that is larger than all blocks together, so many bytes are read in so many places."""
 
 
-def sampled_digest(folder: Path) -> str | None:
+def sampled_digest(folder: Path, variant: str | None = None) -> str | None:
     """The sha256 of every tensor's name, dtype, shape and a sample of its bytes; None where no safetensors are.
 
     A tensor of up to 64 KiB is read whole; of a larger one, 16 blocks of 4 KiB, evenly spread from its first byte to
@@ -24,8 +24,9 @@ def sampled_digest(folder: Path) -> str | None:
 
     Args:
         folder: of a model, as Transformers writes it; or of a pipeline of diffusers, with a folder for each part.
+        variant: of a pipeline's weights that is loaded, such as `fp16`; parts without it have their plain weights.
     """
-    tensors = dict(_tensors(folder))
+    tensors = dict(_tensors(folder, variant))
     if not tensors:
         return None
     digest = hashlib.sha256()
@@ -38,9 +39,9 @@ def sampled_digest(folder: Path) -> str | None:
     return f"{SAMPLED}{digest.hexdigest()}"
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, int, dict[str, Any]]]]:
+def _tensors(folder: Path, variant: str | None) -> Iterator[tuple[str, tuple[Path, int, dict[str, Any]]]]:
     """Each tensor by its name, with its file, where the bytes begin there, and what the file's header says of it."""
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, variant):
         part = "" if path.parent == folder else f"{path.parent.name}/"
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -50,16 +51,27 @@ def _tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, int, dict[str, Any
                 yield part + name, (path, 8 + length, entry)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
     """What Transformers loads: `model.safetensors`, or the files of an index; of a pipeline all that its parts have."""
     if (folder / "model_index.json").is_file():
-        return sorted(folder.glob("*/*.safetensors"))
+        parts = sorted({path.parent for path in folder.glob("*/*.safetensors")})
+        return [path for part in parts for path in _of_variant(part, variant) or _of_variant(part, None)]
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
         return [whole]
     if not index.is_file():
         return []
     return [folder / name for name in sorted(set(files.read_json(index)["weight_map"].values()))]
+
+
+def _of_variant(part: Path, variant: str | None) -> list[Path]:
+    """The files that diffusers loads of a pipeline's part, such as `model.fp16.safetensors`, or its shards: with the
+    variant's name, and `-00001-of-00002` after that."""
+    return [path for path in sorted(part.glob("*.safetensors")) if _variant(path) == variant]
+
+
+def _variant(path: Path) -> str | None:
+    return path.stem.partition(".")[2].partition("-")[0] or None
 
 
 def _sample(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
