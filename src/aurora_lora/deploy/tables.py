@@ -8,11 +8,11 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ..files import NOT_FINITE
 from ..text_table import column_widths
@@ -26,7 +26,8 @@ ROWS = 20
 def as_text(tables: Iterable[Table]) -> str:
     """The tables, one below the other, 80 characters wide."""
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "color_system": None}  # names of layers, as they are
+    console = Console(file=text, width=WIDTH, force_terminal=False, force_jupyter=False, **plain)
     console.print(*tables, sep="\n")
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
@@ -35,7 +36,7 @@ def as_html(tables: Iterable[Table]) -> str:
     """The tables as HTML."""
 
     def cell(content: object) -> str:
-        return html.escape(Text.from_markup(str(content)).plain.replace(".\n", "."))
+        return html.escape(str(content).replace(".\n", "."))
 
     parts = []
     for made in tables:
