@@ -110,7 +110,7 @@ WAYS = {
 
 def second_pass(recipe: Recipe, base: nn.Module, data: Data, loss: Loss, steps: int) -> Probe:
     """The probe of the base with an update that was trained for some steps, merged into it."""
-    first = probing._decided(recipe.method, probe_for(recipe, base, data, loss), recipe.method.options["budget"])
+    first = probing.decided(recipe.method, probe_for(recipe, base, data, loss), recipe.method.options["budget"])
     adapted = first.resolved(recipe).method.apply(copy.deepcopy(base), recipe.task.kind.task_type)
     first.align(adapted)
     adapted.train()

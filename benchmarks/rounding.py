@@ -40,7 +40,7 @@ from aurora_lora import merge_quantized
 from aurora_lora.deploy.collector import Collector
 from aurora_lora.deploy.formats import Format, format_of
 from aurora_lora.deploy.inputs import Runner
-from aurora_lora.deploy.merge_quantized import _layers, _put, _rounded
+from aurora_lora.deploy.merge_quantized import hold_rounded, quantized_layers, round_layer
 from aurora_lora.deploy.merged_weight import adapters_of, merged_linear
 from aurora_lora.deploy.moments import Target, means_by_input
 from aurora_lora.files import write_json
@@ -144,7 +144,7 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
     merge_quantized(model, batches)
     result = {"inputs of the unmerged model (used)": measured()}
     model.unmerge_adapter()
-    layers, _ = _layers(model)
+    layers, _ = quantized_layers(model)
     blocks: dict[str, list[str]] = {}
     for path in layers:
         blocks.setdefault(path.split(".layers.")[1].split(".")[0], []).append(path)
@@ -155,9 +155,9 @@ def in_order(model: Any, batches: list[Batch], test: list[Batch]) -> dict[str, d
             for S, together in means_by_input(Collector(runner, targets).collect(batches)):
                 inputs = input_moment(S)
                 for each in together:
-                    rounded[each.target.name] = _rounded(layers[each.target.name], S, inputs, each.vectors)
+                    rounded[each.target.name] = round_layer(layers[each.target.name], S, inputs, each.vectors)
         for path in paths:
-            _put(layers[path], rounded[path])
+            hold_rounded(layers[path], rounded[path])
     result["inputs of the merged blocks before"] = measured()
     model.unmerge_adapter()
     return result

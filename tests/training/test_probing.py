@@ -88,7 +88,7 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     model = Nested()
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]
-    start = probing._decided(method, found, 30)
+    start = probing.decided(method, found, 30)
     probing._write(start, recipe, [0, 1], found.batches, tmp_path / PROBE)
     for one in (start, kept_start(tmp_path)):
         assert one is not None

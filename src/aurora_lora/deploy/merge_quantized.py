@@ -149,22 +149,22 @@ def merge_quantized(
         batches, tokenizer, text_columns=text_columns, batch_size=batch_size, examples=examples, max_length=max_length
     )
     data = Passes(source, "reading inputs" if progress else "")
-    layers, others = _layers(model)
+    layers, others = quantized_layers(model)
     check_before_merge((path, module) for path, module in others.items() if isinstance(module, AuroraLayer))
     for path, module in others.items():
         for name in adapters_of(module):
             trains_bias(path, module, name)  # PEFT's own merge refuses only when it has changed the weight
     with evaluated(model), Runner(model, "merge_quantized") as runner:
-        rounded: dict[str, _Rounded] = {}
+        rounded: dict[str, RoundedLayer] = {}
         for S, together in input_moments(layers, runner, data, max_memory):
             inputs = input_moment(S, damping)  # layers that share an input share its factors
-            rounded |= {layer.path: _rounded(layer, S, inputs, vectors) for layer, vectors in together}
+            rounded |= {layer.path: round_layer(layer, S, inputs, vectors) for layer, vectors in together}
             del S, inputs  # before the next ones are collected
     for path, layer in layers.items():
         if path not in rounded:  # no input reached it, and its adapters add nothing
             assert layer.format is not None
             kind = layer.format.backend.backend_name
-            rounded[path] = _Rounded(None, None, LayerMerge(path, kind, 0.0, 0.0), 0)
+            rounded[path] = RoundedLayer(None, None, LayerMerge(path, kind, 0.0, 0.0), 0)
     note_shared_weights(model)
     merged: list[Any] = []
     try:
@@ -173,7 +173,7 @@ def merge_quantized(
             module.merge()
         for path, layer in layers.items():
             merged.append(layer.module)
-            _put(layer, rounded[path])
+            hold_rounded(layer, rounded[path])
         report = QuantizedMerge(
             tuple(rounded[path].report for path in layers),
             max(each.vectors for each in rounded.values()),
@@ -189,7 +189,7 @@ def merge_quantized(
 
 
 @dataclass(frozen=True)
-class _Rounded:
+class RoundedLayer:
     """The quantised weight that a layer is to hold."""
 
     weight: nn.Parameter | None
@@ -200,25 +200,32 @@ class _Rounded:
     vectors: int
 
 
-def _rounded(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: int) -> _Rounded:
-    """Changes nothing. S = E[x x^T], (d_in, d_in)."""
+def round_layer(layer: AdaptedLayer, S: Tensor, inputs: InputMoment, vectors: int) -> RoundedLayer:
+    """The quantised weight that a layer's merged one is rounded to by its inputs; changes nothing.
+
+    Args:
+        layer: that is adapted.
+        S: E[x x^T] of its inputs, (d_in, d_in).
+        inputs: `input_moment` of S.
+        vectors: how many inputs S was taken over.
+    """
     assert layer.format is not None
     base, merged, bias = layer.weights()
     check_change(layer.path, layer.module, layer.names, merged - base, bias, S)
     bias = None if bias_change(layer.module, bias) is None else bias
     kind = layer.format.backend.backend_name
     if torch.equal(merged, base):
-        return _Rounded(None, bias, LayerMerge(layer.path, kind, 0.0, 0.0), vectors)
+        return RoundedLayer(None, bias, LayerMerge(layer.path, kind, 0.0, 0.0), vectors)
     own = layer.format.fitted(merged)
     codes, grid = layer.format.chosen(merged, S, inputs)
     effect = output_error(merged - base, S)
     lost = (output_error(on.dequantised(at) - merged, S) for on, at in ((own, own.round(merged)), (grid, codes)))
     nearest, by_inputs = (lost_share(error, effect) for error in lost)
     report = LayerMerge(layer.path, kind, nearest, by_inputs)
-    return _Rounded(layer.format.stored(codes, grid), bias, report, vectors)
+    return RoundedLayer(layer.format.stored(codes, grid), bias, report, vectors)
 
 
-def _put(layer: AdaptedLayer, rounded: _Rounded) -> None:
+def hold_rounded(layer: AdaptedLayer, rounded: RoundedLayer) -> None:
     """Let the base layer hold the weight and the bias, and keep the originals for `unmerge`."""
     assert layer.format is not None
     module, base = layer.module, layer.module.get_base_layer()
@@ -247,7 +254,7 @@ def _unmerge(layer: Any) -> None:
     layer.merged_adapters.clear()
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], dict[str, Any]]:
+def quantized_layers(model: nn.Module) -> tuple[dict[str, AdaptedLayer], dict[str, Any]]:
     """The quantised layers to merge, and those that are not quantised, by path.
 
     Raises:

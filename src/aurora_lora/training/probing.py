@@ -111,7 +111,7 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
         else:
             budget = budget_in(base, recipe.method.options["budget"])
             found = probe_for(recipe, base, data, loss())
-            start, batches = _decided(recipe.method, found, budget), found.batches
+            start, batches = decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error
     on_main(lambda: _write(start, recipe, data.rows_of_share(_share(recipe, data)), batches, folder / PROBE))
@@ -139,7 +139,14 @@ def probe_for(recipe: Recipe, base: nn.Module, data: Data, loss: Loss) -> Probe:
     return probe(base, own, loss=loss, rank=max(ranks), target_modules=exact, seed=recipe.seed)
 
 
-def _decided(method: Method, found: Probe, budget: int | None) -> Start:
+def decided(method: Method, found: Probe, budget: int | None) -> Start:
+    """The ranks that a budget buys by what was probed, and the rows of an aligned start, of the layers that get one.
+
+    Args:
+        method: of the recipe.
+        found: the probe.
+        budget: weights to share out; None where the recipe has ranks.
+    """
     options, ranks, of_lora = method.options, None, method.name == LORA.name
     layers = offered(found, of_lora)
     if budget is not None:
