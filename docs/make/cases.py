@@ -118,6 +118,7 @@ CASES = {
         "ranks-movie-rating": (
             *_SAME_PAIRS,
             *_NO_SKIP.values(),
+            *_NO_SKIP_ALIGNED.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO[:2],
         ),
@@ -134,7 +135,9 @@ CASES = {
         ),
         "ranks-converged": ("Does the skip help at r=2",),
         **dict.fromkeys(_OTHERS, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
-        "ranks-movie-rating": tuple(f"Does the skip help at r={r}" for r in (2, 4, 8)),
+        "ranks-movie-rating": tuple(
+            f"Does the skip help at r={r}{start}" for start in ("", " with the aligned start") for r in (2, 4, 8)
+        ),
         "high-rates": (_HIGH_SKIP,),
     },
     "start": {
