@@ -105,7 +105,7 @@ CASES = {
         "ranks-short": (
             *_SAME_PAIRS,
             *_NO_SKIP.values(),
-            *(_NO_SKIP_ALIGNED[r] for r in (2, 8)),
+            *_NO_SKIP_ALIGNED.values(),
             *TWO_METHODS,
             *_TWO_METHODS_TOO,
         ),
@@ -131,7 +131,7 @@ CASES = {
         **dict.fromkeys(("captured-effect", "movie-sentiment", "movie-rating"), _SKIP),
         "ranks-short": (
             *(f"Does the skip help at r={r}" for r in (2, 8, 4)),
-            *(f"Does the skip help at r={r} with the aligned start" for r in (2, 8)),
+            *(f"Does the skip help at r={r} with the aligned start" for r in (2, 4, 8)),
         ),
         "ranks-converged": ("Does the skip help at r=2",),
         **dict.fromkeys(_OTHERS, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
