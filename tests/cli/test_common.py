@@ -4,13 +4,15 @@ import io
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 import typer
 
-from aurora_lora.cli.common import plain_errors, print_tables, stdout
+from aurora_lora.cli import common
+from aurora_lora.cli.common import plain_errors, plain_warnings, print_tables, stdout
 from aurora_lora.errors import UserError
 from aurora_lora.text_table import TextTable
 
@@ -177,3 +179,13 @@ except BaseException as error:
             [sys.executable, "-c", code.format(error=error)], capture_output=True, text=True, check=True
         )
         assert done.stdout.split() == [raised, "False"]
+
+
+def test_a_warning_of_this_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another package says where it comes from."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back in the end
+    expected = warnings.formatwarning("no label", UserWarning, "other.py", 7, "fit(labels)")
+    plain_warnings()
+    assert warnings.formatwarning("no label", UserWarning, common.__file__, 7) == "aurora: warning: no label\n"
+    assert warnings.formatwarning("no label", UserWarning, "other.py", 7, "fit(labels)") == expected
+    assert "other.py:7: UserWarning: no label" in expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from aurora_lora._version import __version__
-from aurora_lora.cli.common import PlainGroup, plain_errors
+from aurora_lora.cli.common import PlainGroup, plain_errors, plain_warnings
 from aurora_lora.cli.help import Command
 from aurora_lora.import_noise import drop_import_noise
 
@@ -41,4 +41,5 @@ def main_options(
 
 def main() -> None:
     """The entry point of the command `aurora`."""
+    plain_warnings()
     app()

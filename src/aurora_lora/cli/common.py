@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
@@ -236,6 +237,20 @@ def print_json(value: Any) -> None:
 def complain(text: str) -> None:
     if launched_as_main():
         print(text, file=sys.stderr)
+
+
+def plain_warnings() -> None:
+    """Print a warning of this package as one line; one of another package as Python does, which says whose it is."""
+    ours, as_python_does = str(Path(__file__).parents[1]), warnings.formatwarning
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(ours):
+            return f"aurora: warning: {message}\n"
+        return as_python_does(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
 
 
 def note(text: str, style: str | None = None) -> None:
