@@ -44,6 +44,34 @@ def test_a_hub_model_that_is_also_packaged_names_that(monkeypatch: pytest.Monkey
         load_tokenizer("owner/other")
 
 
+@pytest.mark.parametrize("length", [{"a": 1}, "32", 0, -1, 20.5, float("nan"), True, [32]])
+def test_a_length_that_is_none_is_refused(model: Path, tmp_path: Path, length: object) -> None:
+    folder = with_length(model, tmp_path, length)
+    with pytest.raises(UserError) as refused:
+        load_tokenizer(str(folder))
+    assert str(refused.value) == (
+        f"model: '{folder}' cannot be loaded: the tokenizer's model_max_length={length!r} is not allowed: it must be a "
+        "whole number of tokens from 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(20.0, 20), (1e30, int(1e30)), (float("inf"), int(1e30)), (None, int(1e30))]
+)
+def test_a_length_is_a_whole_number(model: Path, tmp_path: Path, length: object, expected: int) -> None:
+    """Some have a float; none, or no limit, is as Transformers has it."""
+    found = load_tokenizer(str(with_length(model, tmp_path, length))).model_max_length
+    assert (found, type(found)) == (expected, int)
+
+
+def with_length(model: Path, tmp_path: Path, length: object) -> Path:
+    """A copy of a model whose tokenizer says how long a text may be."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": length}))
+    return folder
+
+
 @pytest.mark.parametrize("task", ["tiny-rating", "tiny-sentiment"])
 def test_a_head_of_another_task_is_replaced(write_recipe: Callable[..., Path], tmp_path: Path, task: str) -> None:
     """A checkpoint that was trained on five classes, as that of another data set."""

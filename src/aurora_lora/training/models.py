@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..errors import UserError
 from ..extras import extra
@@ -27,6 +29,7 @@ from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
 from ..tasks.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason, wants_code
 from ..tasks.models import MODELS, resolve_model
+from ..values import is_number, require
 from .base_commit import with_commit
 from .kinds import kind_of
 from .model_inputs import Processor, fill_padding
@@ -73,11 +76,17 @@ def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
     """The tokenizer of a packaged model, a local folder or a hub model; it can pad.
 
     Raises:
-        UserError: it cannot be loaded, or has no token to pad with.
+        UserError: it cannot be loaded, or has no token to pad with, or a length that is none.
     """
     base = _section(model)
     with _loading(base, "texts") as (source, where):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **where, **NO_CODE)
+        length: Any = tokenizer.model_max_length
+        if length == math.inf:
+            length = VERY_LARGE_INTEGER  # as of tokenizers that name no limit
+        is_whole = is_number(length) and length >= 1 and int(length) == length
+        require(is_whole, "the tokenizer's model_max_length", length, "a whole number of tokens from 1")
+        tokenizer.model_max_length = int(length)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
