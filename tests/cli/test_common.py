@@ -11,8 +11,9 @@ import pytest
 import torch
 import typer
 
+from aurora_lora import cli
 from aurora_lora.cli import common
-from aurora_lora.cli.common import plain_errors, plain_warnings, print_tables, stdout
+from aurora_lora.cli.common import plain_errors, print_tables, stdout
 from aurora_lora.errors import UserError
 from aurora_lora.text_table import TextTable
 
@@ -181,11 +182,12 @@ except BaseException as error:
         assert done.stdout.split() == [raised, "False"]
 
 
-def test_a_warning_of_this_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_a_warning_of_this_package_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of another package says where it comes from."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back in the end
     expected = warnings.formatwarning("no label", UserWarning, "other.py", 7, "fit(labels)")
-    plain_warnings()
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
     assert warnings.formatwarning("no label", UserWarning, common.__file__, 7) == "aurora: warning: no label\n"
     assert warnings.formatwarning("no label", UserWarning, "other.py", 7, "fit(labels)") == expected
     assert "other.py:7: UserWarning: no label" in expected

@@ -112,6 +112,12 @@ def test_a_run_goes_on_with_the_weights_it_was_started_on(make_loop: MakeLoop, m
     with pytest.raises(UserError, match=rf" was started on other weights than {re.escape(str(model))} has here: "):
         again.resume(checkpoint)
 
+    first.progress.model_commit = None  # as in a checkpoint of an earlier version
+    first._save()
+    again.progress.model_commit = sampled_digest(model)
+    again.resume(checkpoint)
+    assert again.progress.model_commit == sampled_digest(model)
+
 
 def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop) -> None:
     loop = make_loop(steps=4, gradient_accumulation_steps=1)
