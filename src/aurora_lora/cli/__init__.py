@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from aurora_lora._version import __version__
-from aurora_lora.cli.common import PlainGroup, plain_errors, plain_warnings
+from aurora_lora.cli.common import PlainGroup, plain_errors
 from aurora_lora.cli.help import Command
+from aurora_lora.cli.printing import plain_warnings
 from aurora_lora.import_noise import drop_import_noise
 
 # isort: split

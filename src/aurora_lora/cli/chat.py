@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .common import LoadedIn, complain, note, quiet, stderr
+from .common import LoadedIn, quiet
+from .printing import complain, note, stderr
 
 
 def chat(

@@ -1,4 +1,4 @@
-"""What the commands share: errors as one plain line, consoles, JSON, progress."""
+"""What the commands share: options, errors as one plain line, progress."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ import os
 import re
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from shutil import get_terminal_size
-from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 from aurora_lora.errors import ArgumentError, AuroraError, FormError, one_line
 from aurora_lora.extras import missing
-from aurora_lora.main_process import launched_as_main
 from aurora_lora.termination import TerminatedError, watched
 
 try:
     import typer
-    from rich.console import Console
     from typer.core import TyperGroup
+
+    from .printing import complain, stderr
 except ModuleNotFoundError as error:
     print(missing(error, "train"), file=sys.stderr)
     raise SystemExit(2) from None
@@ -34,13 +32,11 @@ except ModuleNotFoundError as error:
 from .help import Help, UsageError, usage_mistake
 
 if TYPE_CHECKING:
-    from aurora_lora.text_table import TextTable
     from aurora_lora.training.progress import ProgressBar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WIDTH = 80
 RESUMABLE = ("train", "pretrain", "reproduce", "sweep", "bench")
 TRAINING = ("train", "reproduce", "sweep", "rank")
 """Commands whose memory the fields of a recipe decide."""
@@ -188,78 +184,6 @@ def _forget_output() -> None:
     """Nothing more is written to stdout, so that Python does not fail once more when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _WithoutBlanks:
-    """A file or a pipe that gets no blanks at the end of a line, with which a console fills its width."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> Any:
-        return self._stream.write(re.sub(" +(?=\n)", "", text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def stdout() -> Console:
-    """What is printed there has texts, names and paths of the user's: brackets in them are no markup.
-
-    As wide as the terminal, but no narrower than `WIDTH`, which it is in a file or a pipe.
-    """
-    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
-    if sys.stdout.isatty():
-        return Console(width=max(WIDTH, get_terminal_size((WIDTH, 0)).columns), **plain)
-    return Console(file=cast(IO[str], _WithoutBlanks(sys.stdout)), width=WIDTH, **plain)
-
-
-def print_tables(tables: Iterable[TextTable]) -> None:
-    """Tables on stdout. No number in them is broken where nothing sets the width: in a file or a pipe."""
-    for table in tables:
-        console = stdout()
-        if not sys.stdout.isatty():
-            console.width = max(console.width, table.least_width)
-        console.print(table)
-
-
-def stderr() -> Console:
-    """As `stdout`; silent in other processes than the one that prints."""
-    return Console(stderr=True, quiet=not launched_as_main(), markup=False, emoji=False, highlight=False)
-
-
-def print_json(value: Any) -> None:
-    from aurora_lora.files import json_text
-
-    print(json_text(value, ascii_only=False))
-
-
-def complain(text: str) -> None:
-    if launched_as_main():
-        print(text, file=sys.stderr)
-
-
-def plain_warnings() -> None:
-    """Print a warning of this package as one line; one of another package as Python does, which says whose it is."""
-    ours, as_python_does = str(Path(__file__).parents[1]), warnings.formatwarning
-
-    def formatted(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        if filename.startswith(ours):
-            return f"aurora: warning: {message}\n"
-        return as_python_does(message, category, filename, lineno, line)
-
-    warnings.formatwarning = formatted
-
-
-def note(text: str, style: str | None = None) -> None:
-    """A line on stderr, as long as it is, beside what the command gives."""
-    stderr().print(text, style=style, soft_wrap=True)
-
-
-def say_written(paths: Iterable[Path]) -> None:
-    stdout().print("wrote " + ", ".join(map(str, paths)), soft_wrap=True)
 
 
 def quiet() -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RunFolder, Split, complain, note, print_json, quiet, stderr, stdout
+from .common import Json, RunFolder, Split, quiet
 from .measured import Figures, MeasuredInto, write_measured
+from .printing import complain, note, print_json, stderr, stdout
 
 
 def merge(

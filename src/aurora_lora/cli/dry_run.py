@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .common import Stages, complain, importing, print_json, quiet, stdout
+from .common import Stages, importing, quiet
+from .printing import complain, print_json, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.training.recipe import RunRecipe

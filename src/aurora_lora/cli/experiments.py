@@ -10,7 +10,8 @@ import typer
 
 from aurora_lora.errors import DIVERGED, UserError, counted
 
-from .common import Json, complain, importing, make_models, note, print_json, print_tables, stderr, stdout
+from .common import Json, importing, make_models
+from .printing import complain, note, print_json, print_tables, stderr, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.lab.experiments.reproduce import Reproduction

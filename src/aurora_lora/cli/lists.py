@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import WIDTH, Json, print_json, stdout
+from .common import Json
+from .printing import WIDTH, print_json, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.lab.experiments.recipes import Found, Kind

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import note, print_json, say_written
+from .printing import note, print_json, say_written
 
 Figures = dict[str, Callable[[dict[str, Any]], Any]]
 """What draws what was measured, by the name of the file."""

@@ -10,8 +10,9 @@ import typer
 
 from aurora_lora.errors import abridged, counted
 
-from .common import Json, make_models, note, print_json, print_tables, quiet, stderr
+from .common import Json, make_models, quiet
 from .measured import write_measured
+from .printing import note, print_json, print_tables, stderr
 
 NAMED = 3
 """Of the layers that a note is about."""

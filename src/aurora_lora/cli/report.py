@@ -9,7 +9,7 @@ import typer
 
 from aurora_lora.errors import UserError
 
-from .common import print_tables, say_written, stdout
+from .printing import print_tables, say_written, stdout
 
 
 def report(

@@ -14,19 +14,8 @@ from aurora_lora.main_process import launched_as_main
 from aurora_lora.text_table import printable
 from aurora_lora.training.defaults import BATCH_SIZE
 
-from .common import (
-    Json,
-    LoadedIn,
-    RunFolder,
-    Split,
-    complain,
-    note,
-    print_json,
-    progress_bars,
-    quiet,
-    stderr,
-    stdout,
-)
+from .common import Json, LoadedIn, RunFolder, Split, progress_bars, quiet
+from .printing import complain, note, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.training.finished_run import TrainedRun

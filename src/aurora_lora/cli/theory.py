@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json, print_tables, quiet, say_written, stderr
+from .common import Json, quiet
+from .printing import print_json, print_tables, say_written, stderr
 
 
 def theory(

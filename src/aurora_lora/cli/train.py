@@ -10,9 +10,10 @@ import typer
 from aurora_lora.errors import UserError
 from aurora_lora.main_process import launched_as_main
 
-from .common import Json, Stages, importing, make_models, note, print_json, progress_bars, quiet, stderr, stdout
+from .common import Json, Stages, importing, make_models, progress_bars, quiet
 from .dry_run import show
 from .help import UsageError
+from .printing import note, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from aurora_lora.training.finished_run import TrainedRun

@@ -76,7 +76,7 @@ def load_tokenizer(model: ModelSection | str) -> PreTrainedTokenizerBase:
     """The tokenizer of a packaged model, a local folder or a hub model; it can pad.
 
     Raises:
-        UserError: it cannot be loaded, or has no token to pad with, or a length that is none.
+        UserError: it cannot be loaded, has no token to pad with, or names a longest text that is no number of tokens.
     """
     base = _section(model)
     with _loading(base, "texts") as (source, where):
