@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +95,49 @@ def test_other_threads_and_programs_are_left_alone() -> None:
     assert seen == [(False, before)]
     with deferred():
         assert not termination.asked()
+
+
+SLOW = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.5)  # as a step and its checkpoint take
+    pathlib.Path("checkpoint").write_text("")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("begun").write_text("")
+time.sleep(60)
+"""
+"""What ends in its own time."""
+LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))"
+"""What ends at once and leaves what it has started behind, as `accelerate launch` does."""
+
+
+def test_a_command(tmp_path: Path) -> None:
+    with (tmp_path / "log.txt").open("w") as log:
+        assert termination.call([sys.executable, "-c", "print('here'); raise SystemExit(3)"], log) == 3
+    assert (tmp_path / "log.txt").read_text() == "here\n"
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_ends_all_of_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: signal.Signals
+) -> None:
+    """The process that the command has started ends in its own time, and is waited for."""
+    monkeypatch.chdir(tmp_path)
+
+    def strike() -> None:
+        while not Path("begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), interruption)
+        time.sleep(0.2)
+        if interruption == signal.SIGTERM:
+            os.kill(os.getpid(), interruption)  # another one changes nothing
+
+    def work() -> None:
+        with (tmp_path / "log.txt").open("w") as log, watched():
+            threading.Thread(target=strike).start()
+            termination.call([sys.executable, "-c", LAUNCHER, SLOW], log)
+
+    with pytest.raises(TerminatedError if interruption == signal.SIGTERM else KeyboardInterrupt):
+        work()
+    assert Path("checkpoint").exists()

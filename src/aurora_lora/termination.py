@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import IO
 
 
 class TerminatedError(BaseException):
@@ -67,6 +69,34 @@ def asked() -> bool:
 def stop() -> None:
     """Raise the error."""
     raise TerminatedError
+
+
+def call(command: Sequence[str], output: IO[str]) -> int:
+    """The exit code of a command.
+
+    What interrupts this process meanwhile is passed on as SIGTERM to the command and to all that it has started, and
+    comes here when they have ended: a training among them writes its checkpoint first.
+    """
+    with subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            with deferred():  # another one changes nothing
+                _terminate(process.pid)
+            raise
+
+
+def _terminate(pid: int) -> None:
+    """End a process and its descendants, and wait for them."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        family = [first, *first.children(recursive=True)]  # before any ends: its children would be nobody's
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+        psutil.wait_procs(family)
 
 
 def _ask(number: int, frame: FrameType | None) -> None:

@@ -3,12 +3,13 @@
 import importlib
 import json
 import os
-import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -151,11 +152,11 @@ def test_accelerate_is_given_the_recipe_that_is_asked_for(todo: Reproduction, mo
     other = Job(job.name, job.recipe.model_copy(update={"seed": 7}), job.folder)
     launched: list[dict[str, Any]] = []
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def call(command: list[str], output: object) -> int:
         launched.append(yaml_text.read(Path(command[command.index("train") + 1])))
-        return subprocess.CompletedProcess(command, 2)
+        return 2
 
-    monkeypatch.setattr("aurora_lora.lab.experiments.jobs.subprocess.run", run)
+    monkeypatch.setattr("aurora_lora.termination.call", call)
     assert "exit code 2" in str(launch_job(other).error)
     assert "exit code 2" in str(launch_job(job).error)
     assert [values["seed"] for values in launched] == [7, job.recipe.seed]
@@ -228,12 +229,12 @@ def test_accelerate_leaves_a_run_to_the_process_that_is_at_it(
     launched: list[Any] = []
     lock = storage.lock(job.folder)
 
-    def refused(command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+    def refused(command: list[str], output: object) -> int:
         launched.append(command)
         lock.__enter__()
-        return subprocess.CompletedProcess(command, 2)
+        return 2
 
-    monkeypatch.setattr("aurora_lora.lab.experiments.jobs.subprocess.run", refused)
+    monkeypatch.setattr("aurora_lora.termination.call", refused)
     if locked == "before":
         lock.__enter__()
     assert launch_job(job).is_elsewhere
@@ -267,6 +268,50 @@ def test_a_killed_worker_is_the_failure_of_its_run_alone(
     killed = "its worker process was killed (out of memory?)"
     assert [found[f"lora-sentiment, seed {seed}"] for seed in (0, 1)] == [killed, killed]
     assert {found[f"aurora-sentiment, seed {seed}"] for seed in (0, 1)} <= {"3", "5"}
+
+
+@pytest.mark.slow
+def test_a_worker_ends_after_a_checkpoint(todo: Reproduction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where SIGTERM comes to it alone, which is the failure of its run, and where the command is interrupted."""
+    (tmp_path / "patient_run.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "from aurora_lora import termination\n"
+        "def run(job):\n"
+        "    job.folder.mkdir(parents=True)\n"
+        "    with termination.deferred():\n"
+        "        (job.folder / 'begun').write_text(str(os.getpid()))\n"
+        "        if job.name.startswith('lora'):\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        while not termination.asked():\n"
+        "            time.sleep(0.01)\n"
+        "        (job.folder / 'checkpoint').write_text('')\n"
+        "        termination.stop()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("aurora_lora.lab.experiments.engines.run_job", importlib.import_module("patient_run").run)
+    alone, other = todo.jobs["lora-sentiment", 0], todo.jobs["aurora-sentiment", 0]
+
+    def wait_for(file: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert file.exists()
+
+    def interrupted() -> None:
+        with Workers(1, []).open() as submit:
+            error = submit(alone).result().error
+            assert error == "its worker process got SIGTERM; it goes on from its last checkpoint"
+            assert (alone.folder / "checkpoint").exists()
+            submit(other)
+            wait_for(other.folder / "begun")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    wait_for(other.folder / "checkpoint")
+    process = int((other.folder / "begun").read_text())
+    psutil.wait_procs([psutil.Process(process)] if psutil.pid_exists(process) else [], timeout=30)
+    assert not psutil.pid_exists(process)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ...cores import usable_cores
 from ...errors import ArgumentError, UserError, check_count, unknown
+from ...termination import TerminatedError, watched
 from ...training.storage import is_locked
 from .cluster import Cluster
 from .jobs import Job, Outcome, launch_job, run_job
@@ -215,7 +216,7 @@ class _Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         for worker in self.workers:
-            if kind is not None:  # an interrupt must not wait for runs that will be gone on with later
+            if kind is not None:  # an interrupt waits for a step and its checkpoint, not for the runs
                 for process in list((getattr(worker.executor, "_processes", None) or {}).values()):
                     process.terminate()
             worker.executor.shutdown(wait=kind is None, cancel_futures=True)
@@ -232,10 +233,10 @@ class _Worker:
     def submit(self, job: Job) -> Future[Outcome]:
         with _visible(self.device):  # the first job starts the process
             try:
-                running = self.executor.submit(run_job, job)
+                running = self.executor.submit(_run_watched, run_job, job)
             except BrokenProcessPool:  # the process died in the run before this one, or after it
                 self.executor = self._start()
-                running = self.executor.submit(run_job, job)
+                running = self.executor.submit(_run_watched, run_job, job)
         outcome: Future[Outcome] = Future()
         running.add_done_callback(lambda ended: self._end(job, ended, outcome))
         return outcome
@@ -279,6 +280,15 @@ def _start_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def _run_watched(run: Callable[[Job], Outcome], job: Job) -> Outcome:
+    """Run a job in a worker process, where SIGTERM ends it after a checkpoint of the step that it comes in."""
+    try:
+        with watched():
+            return run(job)
+    except TerminatedError:
+        return Outcome(job, error="its worker process got SIGTERM; it goes on from its last checkpoint")
 
 
 def _exit_after(parent: Any) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import files
+from ... import files, termination
 from ...errors import AuroraError, RunLockedError, UserError, one_line
 from ...training.recipe import RunRecipe
 from ...training.results import Result, lacking, read_result
@@ -132,14 +131,14 @@ def launch_job(job: Job) -> Outcome:
         if sets := getattr(job.recipe.task, "test_sets", None):  # may be others than those of an earlier run there
             command.append(f"task.test_sets={json.dumps(sets)}")
         with (job.folder / LOG).open("a", encoding="utf-8") as log:
-            done = subprocess.run([*command, "--output", folder], stdout=log, stderr=log, check=False)
+            code = termination.call([*command, "--output", folder], log)
         result = job.result()
     except UserError as error:
         return Outcome(job, error=str(error))
     if result is None and is_locked(job.folder):  # another process was quicker
         return Outcome(job)
     if result is None:
-        return Outcome(job, error=f"exit code {done.returncode}: {_last_line(job.folder / LOG)}")
+        return Outcome(job, error=f"exit code {code}: {_last_line(job.folder / LOG)}")
     return Outcome(job, result)
 
 
