@@ -98,16 +98,19 @@ def test_other_threads_and_programs_are_left_alone() -> None:
 
 
 SLOW = """
-import pathlib, signal, sys, time
+import pathlib, signal, subprocess, sys, time
+loader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 def end(*_):
     time.sleep(0.5)  # as a step and its checkpoint take
-    pathlib.Path("checkpoint").write_text("")
+    if loader.poll() is None:
+        pathlib.Path("checkpoint").write_text("")
+    loader.kill()
     sys.exit(143)
 signal.signal(signal.SIGTERM, end)
 pathlib.Path("begun").write_text("")
 time.sleep(60)
 """
-"""What ends in its own time."""
+"""What ends in its own time, and needs what it has started for that."""
 LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))"
 """What ends at once and leaves what it has started behind, as `accelerate launch` does."""
 

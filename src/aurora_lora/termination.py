@@ -74,8 +74,9 @@ def stop() -> None:
 def call(command: Sequence[str], output: IO[str]) -> int:
     """The exit code of a command.
 
-    What interrupts this process meanwhile is passed on as SIGTERM to the command and to all that it has started, and
-    comes here when they have ended: a training among them writes its checkpoint first.
+    What interrupts this process meanwhile is passed on as SIGTERM to the command and to what it has started itself, and
+    comes here when these and all that they have started have ended: a training among them writes its checkpoint first,
+    for which it needs its loading processes.
     """
     with subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
@@ -87,13 +88,13 @@ def call(command: Sequence[str], output: IO[str]) -> int:
 
 
 def _terminate(pid: int) -> None:
-    """End a process and its descendants, and wait for them."""
+    """Terminate a process and its children, and wait for all its descendants."""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
         first = psutil.Process(pid)
-        family = [first, *first.children(recursive=True)]  # before any ends: its children would be nobody's
-        for one in family:
+        told, family = [first, *first.children()], [first, *first.children(recursive=True)]
+        for one in told:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.terminate()
         psutil.wait_procs(family)

@@ -186,6 +186,17 @@ def test_the_gap_of_an_adapter(language_model: tuple[Path, Path], tmp_path: Path
     assert record["end_to_end"][0]["metric"]["nll"] == pytest.approx(total / n, rel=1e-4)
 
 
+def test_examples_of_an_adapter_are_an_even_sample(language_model: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = language_model
+    (tmp_path / "all.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "every-other.txt").write_text("\n".join(TEXTS[::2]))
+    sample, same = (
+        json.loads(aurora("gap", adapter, "--model", base, "--data", tmp_path / name, *more, "--json").stdout)
+        for name, more in (("all.txt", ("--examples", "3")), ("every-other.txt", ()))
+    )
+    assert (sample["texts"], sample["end_to_end"]) == (same["texts"], same["end_to_end"])
+
+
 def test_quantised_merges_of_an_adapter_round_by_other_texts(language_model: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = language_model
     file = tmp_path / "texts.txt"

@@ -306,6 +306,14 @@ def test_several_gpus_without_a_launcher_keep_the_batch(
     assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
 
 
+def test_trackio_gets_the_project_that_the_environment_names(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers gives Trackio the project of these arguments, whatever the environment says."""
+    monkeypatch.setenv("TRACKIO_PROJECT", "mine")
+    assert training_arguments(load_recipe(write_recipe()), Share(8, 1), tmp_path, 64, "accuracy").project == "mine"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
 def test_peak_memory_is_that_of_the_run() -> None:
     with mmap.mmap(-1, 160 * 2**20) as fresh:  # not from memory that the process has freed and kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..deploy import MergeGap, merge_gap
 from ..deploy.adapted import adapted_layers
+from ..deploy.batches import even_sample
 from ..deploy.formats import check_quantization
 from ..deploy.gap import rounds_by_inputs
 from ..errors import ArgumentError, UserError, check_count
@@ -90,7 +90,7 @@ def adapter_gap(
         encoding: of a text file; None is UTF-8.
         quantizations: see `merge_gap`. With any, or on a quantised base, every other text is for rounding, and none of
             those is measured on.
-        examples: the first so many texts; all if None.
+        examples: an even sample of so many texts; all if None.
 
     Raises:
         UserError: what is named cannot be loaded or does not fit, or there are too few texts.
@@ -102,7 +102,7 @@ def adapter_gap(
     if not base:
         raise ArgumentError(f"{adapter / CONFIG_NAME} names no base model: `model` says which")
     check_count("examples", examples)
-    rows = list(itertools.islice(_read(file, column, encoding), examples))
+    rows = _sample(file, column, encoding, examples)
     has_rounding = bool(quantizations) or stored_quantization(str(base)) is not None
     if len(rows) < (2 if has_rounding else 1):
         raise UserError(f"{file} has {len(rows)} texts in column '{column}': too few to measure on")
@@ -146,6 +146,13 @@ def _settings(adapter: Path) -> dict[str, Any]:
         )
     inferred = "CAUSAL_LM" if _labels(adapter) is None else "SEQ_CLS"
     return {**settings, "task_type": settings.get("task_type") or inferred}
+
+
+def _sample(file: Path, column: str, encoding: str | None, examples: int | None) -> list[Example]:
+    if examples is None:
+        return list(_read(file, column, encoding))
+    chosen = set(even_sample(sum(1 for _ in _read(file, column, encoding)), examples))
+    return [row for place, row in enumerate(_read(file, column, encoding)) if place in chosen]
 
 
 def _read(file: Path, column: str, encoding: str | None) -> Iterator[Example]:

@@ -86,6 +86,7 @@ def training_arguments(
         log_level_replica="passive",
         report_to="none",  # see `loggers`
         run_name=recipe.name,
+        project=os.environ.get("TRACKIO_PROJECT", "huggingface"),  # Transformers' default, which never looks for it
         disable_tqdm=True,
     )
     # On several GPUs without a launcher, Trainer would use DataParallel, with as many times the recipe's batch.
