@@ -11,11 +11,14 @@ from aurora_lora.lab.experiments.recipes import find
 from aurora_lora.lab.experiments.study import load_study
 from aurora_lora.lab.report.catalogue import figures_of
 from aurora_lora.lab.report.convergence import convergence_note
-from aurora_lora.lab.report.figures import about, forms_figure, gap_figure, save
+from aurora_lora.lab.report.figures import about, save
+from aurora_lora.lab.report.forms_figure import forms_figure
+from aurora_lora.lab.report.gap_figure import gap_figure
 from aurora_lora.lab.report.ranks_figure import ranks_figure
+from aurora_lora.lab.report.results import load_results
 from aurora_lora.lab.report.sections import Section, load_sections
 from aurora_lora.lab.report.sigma_figure import sigma_figure
-from aurora_lora.lab.report.tables import forms_table, insert, load_results
+from aurora_lora.lab.report.tables import forms_table, insert
 from aurora_lora.lab.report.theory import theory_tables
 from aurora_lora.lab.report.theory_figures import theory_figures
 from aurora_lora.lab.report.trajectory import trajectories_figure

@@ -24,21 +24,25 @@ class _State:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def watched(*more: signal.Signals) -> Iterator[None]:
     """Within this context SIGTERM raises a `TerminatedError`; at once, or when what is `deferred` looks.
 
     Does nothing outside the main thread, which alone may say what a signal does.
+
+    Args:
+        more: signals that do the same.
     """
     if _State.watched or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _ask)
+    before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, *more)}
     _State.watched = True
     try:
         yield
     finally:
         _State.watched = _State.asked = False
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager

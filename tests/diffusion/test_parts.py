@@ -137,6 +137,22 @@ def test_a_batch_is_noised_latents_with_their_prompt_and_their_cut(subject: Subj
     assert len({tuple(one.flatten().tolist()) for one in noised.wanted}) == 8
 
 
+def test_latents_are_normalised_as_the_pipeline_undoes_it(subject: Subject) -> None:
+    """Where the autoencoder tells a mean and a deviation of each channel."""
+    vae = subject.diffusion.pipe.vae
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain, scale = subject.diffusion.latents(pixels), vae.config.scaling_factor
+    mean, std = [0.5, -1.0, 0.0, 2.0], [2.0, 0.5, 1.0, 3.0]
+    before = {name: getattr(vae.config, name) for name in ("latents_mean", "latents_std")}
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    try:
+        found = subject.diffusion.latents(pixels)
+    finally:
+        vae.register_to_config(**before)
+    shift, width = (torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std))
+    torch.testing.assert_close(found * width / scale + shift, plain / scale)  # StableDiffusionXLPipeline's own line
+
+
 def test_fixed_samples_spread_timesteps_and_take_turns_with_prompts(subject: Subject) -> None:
     diffusion = subject.diffusion
     first, second = (subject.fixed(10, ["a photo of a sks dog", None], "calibration", batch_size=4) for _ in range(2))

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
-from aurora_lora.training import chat_answers, distributed, predicting
-from aurora_lora.training.chat_answers import Talk, room, sample_answers, write_answers
-from aurora_lora.training.chat_data import ChatData
+from aurora_lora.training import chat_answers, predicting
+from aurora_lora.training.chat_answers import Talk, write_answers
 from aurora_lora.training.chat_format import KEY
 from aurora_lora.training.kinds import KINDS
+from aurora_lora.training.model_inputs import room
 from aurora_lora.training.predict_file import predict_file
 from aurora_lora.training.predicting import Predictor, load_predictor
 from aurora_lora.training.run import train
@@ -108,15 +108,6 @@ def test_samples_of_long_conversations(few: Path, tmp_path: Path) -> None:
     method = "method={name: aurora, target_modules: [c_attn]}"
     recipe = chats.read(tmp_path, few, "messages", method, "task.max_length=32", "training.epochs=1")
     assert len(train(recipe, tmp_path / "run").result["samples"]) == 3
-
-
-@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_no_samples_of_a_model_that_is_shared_out(sharded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "state", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
-    trainer: Any = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, sharded: True})
-    data: Any = Mock(spec=ChatData, asked=[{"prompt": user(SHORT), "expected": "fine"}])
-    with pytest.warns(UserWarning, match="no sample answers are written"):
-        assert sample_answers(Mock(), trainer, data) == []
 
 
 def test_a_message_that_is_too_long_ends_no_talk(few: Path) -> None:

@@ -18,21 +18,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks.prompts import target
 from aurora_lora.training import load_recipe, load_run, train
 from aurora_lora.training.build import make_trainer
 from aurora_lora.training.choices import (
+    NEW_TOKENS,
     Questions,
     TrainingText,
     check_room,
     choice_scores,
     cut_left,
     encode_questions,
+    generated_choices,
     next_token_loss,
     write_answers,
 )
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
 from aurora_lora.training.merging import merge
+from aurora_lora.training.model_inputs import most_tokens
 from aurora_lora.training.predicting import predict
 
 WriteRecipe = Callable[..., Path]
@@ -342,6 +346,22 @@ def test_the_papers_test_data_are_never_mixed(
     with pytest.raises(UserError, match=f"~/merged was trained on {before}"):
         train(load_recipe(write_recipe(model="~/merged", task=after)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None:
+    """Of a question that is too long, the end is read, with what the model writes left free behind it."""
+    model, tokenizer = language_model
+    long = " ".join(["film"] * 200)
+    (question,) = encode_questions(tokenizer, [long], [[target("true"), target("false")]], [0])
+    positions = most_tokens(model)
+    assert positions in (128, None)  # Llama's are rotary
+    batch = Questions(tokenizer, 2, positions, room=NEW_TOKENS)([question])
+    assert batch["prompt_ids"].shape[1] <= (128 if positions is None else 128 - NEW_TOKENS)
+    assert generated_choices(model, batch, 2, tokenizer).shape == (1, 2, 1)
+    (answer, short), cut = write_answers(model, tokenizer, [long, "film"])
+    assert cut == [128 - NEW_TOKENS, None]
+    assert ([answer], [None]) != write_answers(model, tokenizer, ["film"])
+    assert write_answers(model, tokenizer, ["film"]) == ([short], [None])
 
 
 def test_the_models_own_settings_do_not_write_the_answers(lm: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from aurora_lora import calibrate, files
 from aurora_lora.errors import FormError, RunLockedError, UserError
-from aurora_lora.lab.report.tables import load_results
+from aurora_lora.lab.report.results import load_results
 from aurora_lora.training import (
     CalibrationCallback,
     TrainedRun,

@@ -92,6 +92,24 @@ def test_links_within_a_run_and_to_it_stay(tmp_path: Path) -> None:
     storage.check_links(tmp_path / "link")
 
 
+def test_loggers_and_updates_do_not_keep_a_folder_in_which_nothing_was_trained(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    """As when memory was too small for the first step, and half the batch size is advised."""
+    recipe = load_recipe(write_recipe())
+    training = recipe.training.model_copy(update={"batch_size": 4})
+    smaller = recipe.model_copy(update={"training": training})
+    tmp_path /= "run"
+    storage.write_recipe(tmp_path, recipe)
+    for name in ("logs", "updates"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "begun").touch()
+    storage.check_recipe(tmp_path, smaller)
+    assert (tmp_path / "logs" / "begun").exists()
+    storage.write_recipe(tmp_path, smaller)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "model_index.json"])
 def test_no_run_is_written_into_a_model(name: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe, folder = load_recipe(write_recipe()), tmp_path / "run"

@@ -148,6 +148,23 @@ def test_every_weight_learns_after_b_has_moved(activation, init, skip):
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("method", ["aurora", "lora"])
+def test_dropout_that_is_trained_alone_drops_out(method):
+    """As for Monte Carlo dropout, with LoRA of PEFT as well."""
+    if method == "aurora":
+        model, _ = adapt(dropout=0.5)
+    else:
+        config = LoraConfig(target_modules=["lin"], lora_dropout=0.5, init_lora_weights=False)
+        model = get_peft_model(Net(), config)
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    assert not torch.equal(model(X), model(X))
+    model.eval()
+    assert torch.equal(model(X), model(X))
+
+
 def test_dropout_is_on_x_and_only_in_training():
     model, layer = adapt(dropout=0.5)
     assert not torch.equal(model.train()(X), model(X))

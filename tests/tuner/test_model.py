@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import (
     AutoPeftModelForSequenceClassification,
+    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
@@ -407,6 +408,91 @@ def test_a_config_of_a_calibrated_adapter_makes_room_in_each_model(make_bert, co
         assert all("default" in layer.aurora_A_cal for _, layer in aurora_layers(model))
         model.load_state_dict(weights)
         assert not shared.calibrated  # the weights came without a matrix
+
+
+def trained(model):
+    """By adapter, whether its weights are trained."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if "aurora_" in name or "lora_" in name:
+            found.setdefault("other" if ".other" in name else "default", set()).add(parameter.requires_grad)
+    return found
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["lora", "aurora"])
+def test_adapters_are_frozen_over_a_base_of_any_precision(
+    make_bert, config, tmp_path, method, dtype, low_cpu_mem_usage
+):
+    """PEFT casts their weights to float32 when it is done with all else."""
+    lora = LoraConfig(target_modules=["query", "key", "value"], task_type="SEQ_CLS")
+    first, second = (config() if method == "aurora" else copy.deepcopy(lora) for _ in range(2))
+    model = get_peft_model(make_bert().to(dtype), first)
+    model.add_adapter("other", second)
+    assert trained(model) == {"default": {True}, "other": {False}}
+    model.set_adapter("other")
+    assert trained(model) == {"default": {False}, "other": {True}}
+    model.save_pretrained(tmp_path)
+    options = {"low_cpu_mem_usage": low_cpu_mem_usage}
+    loaded = PeftModel.from_pretrained(make_bert().to(dtype), tmp_path, **options)
+    assert trained(loaded) == {"default": {False}}
+    loaded.load_adapter(tmp_path / "other", "other", **options)
+    assert trained(loaded) == {"default": {False}, "other": {False}}
+    loaded.load_adapter(tmp_path / "other", "third", is_trainable=True, **options)
+    assert trained(loaded)["default"] == {False, True}  # of "default" and "third", which is active to be trained
+    if method == "aurora":
+        assert {p.dtype for name, p in loaded.named_parameters() if "aurora_" in name} == {torch.float32}
+
+
+@pytest.mark.parametrize("calibrated_first", [False, True])
+def test_a_second_adapter_of_the_same_name_replaces_the_first(
+    make_bert, config, batches, logits, tmp_path, calibrated_first
+):
+    """As where the cell of a notebook runs again: PEFT warns, and LoRA starts anew."""
+    base = make_bert()
+    first = get_peft_model(base, config())
+    if calibrated_first:
+        calibrate(first, batches)
+    with pytest.warns(UserWarning, match="second time"):
+        model = get_peft_model(base, config(fixed_activation=None, spline=None, skip=True, r=4, init_weights=True))
+    assert forms(model.eval()) == {"static"}  # LoRA's
+    model.save_pretrained(tmp_path)
+    assert not any(
+        "aurora_H" in name or "aurora_A_cal" in name for name in load_file(tmp_path / "adapter_model.safetensors")
+    )
+    loaded = PeftModel.from_pretrained(make_bert(), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    plain = logits(make_bert())
+    torch.testing.assert_close(logits(model.merge_and_unload()), plain)
+
+
+def test_an_adapter_made_from_a_calibrated_ones_config_takes_an_uncalibrated_checkpoint(
+    make_bert, config, batches, logits, tmp_path
+):
+    model = get_peft_model(make_bert(), config()).eval()
+    model.save_pretrained(tmp_path)
+    calibrate(model, batches)
+    model.add_adapter("other", model.peft_config["default"])
+    model.load_adapter(tmp_path, "other", is_trainable=True)
+    model.set_adapter("other")
+    assert forms(model, "other") == {"dynamic"}
+    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(make_bert(), tmp_path).eval()))
+    model.save_pretrained(tmp_path / "both")
+    assert not json.loads((tmp_path / "both" / "other" / "adapter_config.json").read_text())["calibrated"]
+
+
+def test_a_calibrated_model_moves_where_torch_swaps_parameters(calibrated, logits):
+    """As it does of DTensors, which FSDP2 makes: a weak reference to one forbids it."""
+    before = logits(calibrated)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        calibrated.to(torch.float64)
+        calibrated.to(torch.float32)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert torch.equal(logits(calibrated), before)
+    assert forms(calibrated) == {"calibrated"}
 
 
 def test_a_refused_checkpoint_leaves_the_calibration(calibrated, logits, tmp_path):

@@ -575,6 +575,19 @@ def test_the_calibrated_form_refuses_to_merge_by_default():
         model.merge_and_unload()
 
 
+def test_a_reference_adapter_begins_as_a_copy_over_a_base_in_bfloat16():
+    """Where the adapter that is copied is in float32."""
+    model = adapt(llama().bfloat16())
+    model.add_adapter("ref", model.peft_config["default"])
+    weights = dict(model.named_parameters())
+    pairs = [(name, name.replace(".default", ".ref")) for name in weights if "aurora_" in name and ".default" in name]
+    assert pairs
+    for one, other in pairs:
+        assert weights[one].dtype == torch.float32
+        assert torch.equal(weights[one], weights[other])
+        assert (weights[one].requires_grad, weights[other].requires_grad) == (True, False)
+
+
 @pytest.mark.parametrize("state", ["trained", "scaled", "calibrated", "stale"])
 def test_a_reference_adapter_begins_as_a_copy(state):
     """As TRL makes it of a trained adapter; it copies by names that LoRA's weights have."""

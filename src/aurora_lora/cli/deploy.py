@@ -110,7 +110,7 @@ def gap(
     """
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
-    from aurora_lora.lab.report.figures import GAP
+    from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.storage import RECIPE
 
     if not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file()):
@@ -151,7 +151,7 @@ def _adapter_gap(
     """As `gap`, of the folder of an adapter."""
     from aurora_lora.errors import UserError
     from aurora_lora.files import check_writable
-    from aurora_lora.lab.report.figures import GAP
+    from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.adapters import adapter_gap
 
     if data is None:
@@ -186,7 +186,7 @@ def _adapter_gap(
 
 def _gap_figures(record: dict[str, Any]) -> Figures:
     """Those that a gap report has something for."""
-    from aurora_lora.lab.report.figures import gap_figure
+    from aurora_lora.lab.report.gap_figure import gap_figure
     from aurora_lora.lab.report.merges_figure import merges_figure
 
     found: Figures = {"gap": gap_figure} if record["layers"] else {}

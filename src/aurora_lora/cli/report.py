@@ -55,7 +55,8 @@ def report(
     elif only:
         raise UserError("--only goes with --figures DIR")
     from aurora_lora.lab.report.convergence import convergence_note
-    from aurora_lora.lab.report.figures import forms_figure, save
+    from aurora_lora.lab.report.figures import save
+    from aurora_lora.lab.report.forms_figure import forms_figure
     from aurora_lora.lab.report.sections import load_sections
     from aurora_lora.lab.report.study import study_tables
     from aurora_lora.lab.report.tables import forms_table, insert

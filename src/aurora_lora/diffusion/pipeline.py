@@ -99,7 +99,18 @@ class Diffusion:
         sampled = found.mode() if draw is None else found.sample(draw)
         if overflows:
             vae.to(torch.float16)
-        latents: Tensor = sampled.float() * vae.config.scaling_factor
+        return self._normalised(sampled.float())
+
+    def _normalised(self, sampled: Tensor) -> Tensor:
+        """As the U-Net was trained on, and the pipeline undoes before it decodes: some autoencoders tell the mean and
+        the deviation of each channel."""
+        config = self.pipe.vae.config
+        mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is not None and std is not None:
+            shape = (1, -1, 1, 1)
+            mean, std = (torch.tensor(x, device=sampled.device).view(shape) for x in (mean, std))
+            sampled = (sampled - mean) / std
+        latents: Tensor = sampled * config.scaling_factor
         return latents
 
     def inputs(self, noisy: Tensor, timesteps: Tensor, prompts: Sequence[Prompt], time_ids: Tensor) -> dict[str, Any]:

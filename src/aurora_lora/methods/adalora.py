@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import UserError
+from ..meanwhile import meanwhile
 from .base import Options, PeftMethod
 from .options import TARGETS, dropout, integer, number, peft_method, positive, rank
 
@@ -78,11 +80,15 @@ class ShareOutRanks(TrainerCallback):
         tuner, step = _tuner(kwargs["model"]), state.global_step + 1
         allocator, config = tuner.rankallocator, tuner.peft_config[tuner.trainable_adapter_name]
         last = config.total_step - config.tfinal
-        if step <= last:
-            _, pattern = allocator.update_and_allocate(tuner.model, step, force_mask=step == last)
+        # by the scaler of fp16, whose gradients overflowed: they would make the running importances NaN for good
+        was_skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)
+        if step > last:
+            if self.pattern is not None:
+                allocator.mask_using_rank_pattern(tuner.model, self.pattern)
+        elif not was_skipped or allocator.exp_avg_ipt:
+            with meanwhile([allocator], update_ipt=lambda model: None) if was_skipped else nullcontext():
+                _, pattern = allocator.update_and_allocate(tuner.model, step, force_mask=step == last)
             self.pattern = pattern or self.pattern
-        else:
-            allocator.mask_using_rank_pattern(tuner.model, self.pattern)
 
     def save_state(self, folder: Path) -> None:
         """Write the running importances and the present ranks."""

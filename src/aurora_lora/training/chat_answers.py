@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,23 +11,19 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from ..errors import ArgumentError, UserError
 from ..tasks.loading import reason
-from ..tasks.own.chat import Question, text_of
+from ..tasks.own.chat import Question
 from ..tasks.own.columns import text
 from ..tasks.own.split import BadRow
-from .chat_data import ChatData
 from .chat_format import is_plain, recorded_format, template_ids
-from .model_inputs import positions
-from .tokens import PLAIN, open_ended, padded, written_after
+from .model_inputs import room
+from .tokens import PLAIN, answers_after, open_ended
 
 if TYPE_CHECKING:
-    from .data import Data
     from .predicting import Predictor
-    from .recipe import Recipe
-    from .trainer import RecipeTrainer
 
 Prompt = Question | Sequence[Any] | str
 """The messages so far, with what else the chat template gets or without, or a text to go on with."""
-NEW_TOKENS, SAMPLE_TOKENS = 256, 64
+NEW_TOKENS = 256
 _COLDEST = 1e-3
 """Below it, logits that are divided by the temperature leave float32."""
 
@@ -45,20 +40,11 @@ def write_answers(
         max_new_tokens: of each answer.
 
     Returns:
-        The answers, and the number of tokens that each prompt was cut to, if it was.
+        As `answers_after`.
     """
     most, max_new_tokens = room(model, max_new_tokens)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    ids, mask = padded([row[-most:] for row in rows], tokenizer.pad_token_id, left=True)
-    texts = written_after(model, tokenizer, ids, mask, generation(model, tokenizer, max_new_tokens))
-    return texts, [most if len(row) > most else None for row in rows]
-
-
-def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
-    """The tokens of a prompt and of its answer that a model has positions for: at most half are the answer's."""
-    most = positions(model.config.get_text_config()) or 2**31
-    new = min(max_new_tokens, max(1, most // 2))
-    return most - new, new
+    return answers_after(model, tokenizer, rows, most, generation(model, tokenizer, max_new_tokens))
 
 
 def generation(
@@ -225,67 +211,3 @@ class _Show(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.show(text)
-
-
-def untrained_scores(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict[str, float]:
-    """The metrics of the base model, below its adapter; none where the base's own weights were trained."""
-    model: Any = trainer.module
-    if not _is_untouched(recipe, model):
-        return {}
-    examples: Any = data.fixed((recipe.task.test_sets or ("test",))[0])
-    with model.disable_adapter():
-        found = trainer.evaluate(examples, metric_key_prefix="before")
-    return {name: found[f"before_{name}"] for name in recipe.task.kind.metric_names(data.task)}
-
-
-def _is_untouched(recipe: Recipe, model: Any) -> bool:
-    """Whether the base model is there, below its adapter."""
-    return recipe.method.base_use == "frozen" and hasattr(model, "disable_adapter")
-
-
-def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
-    """Answers in held-out conversations, before the training and after, in the form that is deployed.
-
-    Of several processes, the main one writes them while the others wait; none where each has a part of the model alone.
-
-    Returns:
-        Of each: `prompt`, the last message; `expected`, the conversation's own answer; `before` and `after`.
-    """
-    from .distributed import is_main, on_main, state
-
-    assert isinstance(data, ChatData)
-    if not data.asked:
-        return []
-    if state().num_processes > 1 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        if is_main():
-            warnings.warn("no sample answers are written: the processes share out the model", stacklevel=2)
-        return []
-    return on_main(lambda: _sample_answers(recipe, trainer, data))
-
-
-def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> list[dict[str, str]]:
-    tokenizer: Any = data.processor
-    prompts = [one["prompt"] for one in data.asked]
-    trainer.module.eval()
-    with recipe.method.using(trainer.module, recipe.method.deployed_form):
-        after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
-    with _untrained(recipe, trainer, data) as model:
-        before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
-    said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
-    return [
-        {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}
-        for prompt, asked, old, new in zip(said, data.asked, before, after, strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def _untrained(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Iterator[Any]:
-    """The base model: below its adapter, or loaded anew where its own weights were trained."""
-    model: Any = trainer.module
-    if _is_untouched(recipe, model):
-        with model.disable_adapter():
-            yield model
-        return
-    from .memory import base_for
-
-    yield base_for(recipe, data.task, data.processor, data.labels).to(next(model.parameters()).device).eval()

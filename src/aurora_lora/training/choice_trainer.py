@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..meanwhile import meanwhile
-from .choices import Questions, choice_scores, generated_choices, learned_positions, takes
+from .choices import NEW_TOKENS, Questions, choice_scores, generated_choices, learned_positions, takes
+from .model_inputs import most_tokens
 from .recipe import Recipe
 from .trainer import RecipeTrainer
 
@@ -60,7 +62,9 @@ class ChoiceTrainer(LanguageTrainer):
         self.generate = task.scorer == "generated" and split in (task.test_sets or ())
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
-        with meanwhile([self], data_collator=self.questions):
+        room = NEW_TOKENS if self.generate else 0
+        questions = replace(self.questions, positions=most_tokens(self.module), room=room)
+        with meanwhile([self], data_collator=questions):
             loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
         return loader
 

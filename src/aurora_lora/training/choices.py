@@ -16,7 +16,8 @@ from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
 from .batches import IGNORED
-from .tokens import PLAIN, open_ended, pad, padded, written_after
+from .model_inputs import room
+from .tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
 
 Example = dict[str, Any]
 
@@ -90,14 +91,24 @@ class Questions:
     Args:
         padding: the tokenizer.
         max_choices: the most choices of any question of the task.
+        positions: that the model has embeddings of; None if they are rotary or relative.
+        room: tokens that are left free behind each prompt, for what the model writes; a choice has its own anyway.
     """
 
     padding: PreTrainedTokenizerBase
     max_choices: int
+    positions: int | None = None
+    room: int = 0
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of a prompt with its choice: those of the tokenizer, or of the model if it has fewer."""
+        stated = self.padding.model_max_length
+        return stated if self.positions is None else min(stated, self.positions)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        filler, limit = self.padding.pad_token_id, self.padding.model_max_length
-        longest = [max(map(len, one["choices"])) for one in examples]
+        filler, limit = self.padding.pad_token_id, self.limit
+        longest = [max(self.room, *map(len, one["choices"])) for one in examples]
         prompts = [
             cut_left(one["prompt"], limit - length, self.padding.bos_token_id, f"the model's length of {limit} tokens")
             for one, length in zip(examples, longest, strict=True)
@@ -237,10 +248,12 @@ def generated_choices(
     return chosen
 
 
-def write_answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
-    """What a causal language model writes after each prompt, as in `generated_choices`."""
-    ids, mask = padded(open_ended(tokenizer, prompts), tokenizer.pad_token_id, left=True)
-    return written_after(model, tokenizer, ids, mask, _generation(tokenizer))
+def write_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> tuple[list[str], list[int | None]]:
+    """What a causal language model writes after each prompt, as in `generated_choices`; see `answers_after`."""
+    most, _ = room(model, NEW_TOKENS)
+    return answers_after(model, tokenizer, open_ended(tokenizer, prompts), most, _generation(tokenizer))
 
 
 def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -56,3 +56,10 @@ def positions(config: PretrainedConfig) -> int | None:
     """How long a text its config gives a model positions for, learned or rotary; None where it does not say."""
     most = getattr(config, "max_position_embeddings", None)
     return int(most) if most is not None and most > 0 else None  # XLNet has -1
+
+
+def room(model: Any, max_new_tokens: int) -> tuple[int, int]:
+    """The tokens of a prompt and of its answer that a model has positions for: at most half are the answer's."""
+    most = positions(model.config.get_text_config()) or 2**31
+    new = min(max_new_tokens, max(1, most // 2))
+    return most - new, new

@@ -164,6 +164,16 @@ def mean_scores(test: Mapping[str, Mapping[str, Mapping[str, float | None]]]) ->
     return {form: {name: mean(form, name) for name in metrics} for form, metrics in sets[0].items()}
 
 
+def validation_score(result: Mapping[str, Any], metric: str | None = None) -> float | None:
+    """A validation score of the epoch that was chosen: that by which it was if `metric` is None; None if not known."""
+    chosen = result["metric"]["selected_by"]
+    if metric is None or metric == (chosen.get("name") or result["metric"]["name"]):
+        value: float | None = chosen.get("value")
+        return value
+    of_epoch = [entry["validation"] for entry in result["epochs"] if entry["epoch"] == chosen.get("epoch")]
+    return of_epoch[0].get(metric) if of_epoch else None
+
+
 def chance_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of uniform guessing, the mean over the test sets; those that the result has scores of.
 

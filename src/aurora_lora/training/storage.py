@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -233,7 +234,7 @@ def check_recipe(folder: Path, recipe: RunRecipe) -> None:
                 f"{folder / RECIPE} was not written by a run, which would replace it: choose another output folder, or "
                 "give the recipe another name"
             )
-        written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG}
+        written = {RECIPE, DATA, SPLITS, CHECKPOINTS, LOG, LOGS, UPDATES}
         if {path.name for path in folder.iterdir() if not path.name.startswith(".")} <= written:
             return
     check_same_recipe(yaml_text.read(folder / RECIPE), recipe, folder / RECIPE, f"{folder} holds")
@@ -245,6 +246,9 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
     path = folder / RECIPE
     # an interrupted run may have had other test sets, and one that made nothing another recipe
     if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
+        if not is_begun(folder):
+            for name in (LOGS, UPDATES):  # which belong to the recipe before
+                shutil.rmtree(folder / name, ignore_errors=True)
         files.write_text(path, text)
 
 

@@ -31,6 +31,23 @@ def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = Fal
     return pad(rows, value, left=left), pad([[1] * len(row) for row in rows], 0, left=left)
 
 
+def answers_after(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    settings: GenerationConfig,
+) -> tuple[list[str], list[int | None]]:
+    """What a model writes after each prompt, of which the last `most` tokens are read.
+
+    Returns:
+        The answers, and the number of tokens that each prompt was cut to, if it was.
+    """
+    ids, mask = padded([prompt[-most:] for prompt in prompts], tokenizer.pad_token_id, left=True)
+    texts = written_after(model, tokenizer, ids, mask, settings)
+    return texts, [most if len(prompt) > most else None for prompt in prompts]
+
+
 def written_after(
     model: Any, tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, settings: GenerationConfig
 ) -> list[str]:

@@ -53,6 +53,12 @@ def check_takes_merge(base: nn.Module, backend: QuantizationBackend | None) -> N
             "unquantised to merge, or serve the adapter beside it with aurora_lora.export_lora(model, folder)."
         )
     weight = getattr(base, "weight", None)
+    if backend is None and hasattr(base, "weight_scale_inv"):
+        raise MergeError(
+            f"A {type(base).__name__} has its weight in float8 with a scale for each block, which cannot be merged "
+            "into: load the base model dequantised to merge, or serve the adapter beside it with "
+            "aurora_lora.export_lora(model, folder)."
+        )
     if backend is None and isinstance(weight, Tensor) and is_float8(weight.dtype):
         raise MergeError(
             "The base weight is stored in float8, which is too coarse for a merge: merge before diffusers' "

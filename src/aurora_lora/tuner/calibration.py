@@ -101,6 +101,10 @@ class Calibration:
         self._seen = self._states()
         return self.is_fresh
 
+    def forget(self) -> None:
+        """Let go of the weights that were seen at the last check: the next look at them compares them anew."""
+        self._seen = []
+
     def _states(self) -> list[State]:
         """Which tensor each weight is, and how often it was changed in place; B last."""
         return [state_of(weight) for weight in (*self._sigma_weights(), self._B[self.adapter_name])]

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from ..ops import add_update, linear_with_update
+from ..ops.update import is_in_one
 from .layer import AuroraLayer
 
 
@@ -29,10 +30,13 @@ class AuroraLinear(AuroraLayer):
             return None
         if type(base) is not nn.Linear or _is_hooked(base):
             return None
+        if not is_in_one(x, base.weight, base.bias, self.aurora_B[adapter_name]):
+            return None  # before sigma(A) is computed in vain
         return linear_with_update(x, base.weight, base.bias, *self.update_of(adapter_name))
 
     def _drops_out(self, adapter_name: str) -> bool:
-        return self.training and self.aurora_config[adapter_name].dropout > 0
+        dropout = self.aurora_dropout[adapter_name]  # which may be trained alone, as for Monte Carlo dropout
+        return dropout.training and getattr(dropout, "p", 0.0) > 0
 
     def add_adapter_output(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
         """result + s B sigma(A x), in one call."""

@@ -76,10 +76,15 @@ class AuroraModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         keep_padding(model, AuroraLayer)
         add_tags(self.model)
-        if adapter_name == REFERENCE and source is not None:
-            for _, layer in aurora_layers(self.model):
-                if source in layer.aurora_A:
-                    layer.copy_adapter(source, adapter_name)
+        if source is None:
+            return
+        for _, layer in aurora_layers(self.model):
+            if (
+                adapter_name in layer.calibration
+            ):  # room, and no promise: the matrix that its config has is the source's
+                layer.calibration[adapter_name].is_awaited = False
+            if adapter_name == REFERENCE and source in layer.aurora_A:
+                layer.copy_adapter(source, adapter_name)
 
     def _create_and_replace(  # type: ignore[override]
         self,

@@ -24,6 +24,13 @@ class AdapterParameters(nn.ParameterDict):
             _load_group(self)
         return present(self, key, super().__getitem__(key))
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        """A plain tensor, as PEFT assigns where it casts or moves an entry, becomes a parameter that is trained if the
+        entry was: `nn.ParameterDict` would always train it."""
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and key in self:
+            value = nn.Parameter(value.detach(), super().__getitem__(key).requires_grad)
+        super().__setitem__(key, value)
+
 
 class AdapterBuffers(BufferDict):
     """PEFT's `BufferDict`, in the same way.

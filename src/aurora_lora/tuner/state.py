@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,7 +104,20 @@ class AdapterState(nn.Module, BaseTunerLayer):
     # ---------------------------------------------------------------- making an adapter
 
     def update_layer(self, adapter_name: str, r: int, alpha: float, config: AuroraConfig) -> None:
-        """Add the adapter `adapter_name` with rank `r` to this layer, initialised as `config` says."""
+        """Add the adapter `adapter_name` with rank `r` to this layer, initialised as `config` says.
+
+        One of that name that is there, as where `get_peft_model` is called twice, is replaced.
+        """
+        self.calibration.pop(adapter_name, None)
+        of_some: tuple[Any, ...] = (
+            self.aurora_H,
+            self.aurora_spline_weight,
+            self.aurora_A_cal,
+            self.aurora_A_cal_fingerprint,
+        )
+        for holder in of_some:
+            if adapter_name in holder:
+                del holder[adapter_name]
         anl = self.anl[adapter_name] = config.anl
         self.r[adapter_name] = r
         self.alpha[adapter_name] = alpha
@@ -160,10 +174,11 @@ class AdapterState(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def copy_adapter(self, source: str, target: str) -> None:
-        """Give an adapter the weights of another of the same settings; not its calibration."""
+        """Give an adapter the weights of another of the same settings, in their dtype; not its calibration."""
         for holder in (self.aurora_A, self.aurora_B, self.aurora_H, self.aurora_spline_weight):
             if source in holder:
-                holder[target].copy_(holder[source])
+                # PEFT casts adapters to float32 only after they are made: until then one has the base's precision
+                holder[target] = nn.Parameter(holder[source].detach().clone(), holder[target].requires_grad)
         self.scaling[target] = self.scaling[source]
 
     @staticmethod
@@ -191,6 +206,13 @@ class AdapterState(nn.Module, BaseTunerLayer):
         for calibration in self.calibration.values():
             calibration.before_load(state_dict, prefix, errors=rest[-1])
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterState:
+        """As `nn.Module` does; without the weak references to weights that keep torch from swapping these."""
+        for calibration in self.calibration.values():
+            calibration.forget()
+        super()._apply(fn, recurse)
+        return self
 
     def train(self, mode: bool = True) -> AdapterState:
         """As `nn.Module.train`; on the way to eval, the calibration is checked against the weights."""

@@ -1,6 +1,7 @@
 """Runs as jobs of a cluster: what Slurm is asked for, and what becomes of it, with stand-ins for its commands."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from aurora_lora import cli
-from aurora_lora.lab.experiments.engines import make_engine
+from aurora_lora import cli, termination
+from aurora_lora.lab.experiments import cluster
+from aurora_lora.lab.experiments.engines import make_engine, outcomes
+from aurora_lora.lab.experiments.jobs import Job, Outcome
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
 
@@ -82,3 +85,42 @@ def test_what_is_given_counts(
     found = parameters(slurm)
     names = ("time", "gpus-per-node", "gres", "mem")
     assert {name: found[name] for name in names if name in found} == asked
+
+
+def test_what_the_cluster_does_not_take_is_the_failure_of_its_run_alone(
+    tiny_suite: Callable[..., Suite], slurm: Path, tmp_path: Path
+) -> None:
+    (slurm.parent / "sbatch").write_text("#!/bin/bash\necho 'invalid partition specified: fsat' >&2; exit 1\n")
+    tiny_suite()
+    todo = prepare("tiny", "packaged", tmp_path / "runs")
+    engine = make_engine("slurm", 2, {"logs": str(tmp_path / "logs"), "slurm_partition": "fsat"})
+    found = list(outcomes(list(todo.jobs.values())[:3], engine))
+    assert len(found) == 3
+    for outcome in found:
+        assert str(outcome.error).startswith("the cluster did not take it: ")
+
+
+def test_a_job_whose_time_is_up_ends_as_by_sigterm(
+    tiny_suite: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitit tells it by a signal of its own."""
+    pytest.importorskip("submitit")
+    tiny_suite()
+    job = next(iter(prepare("tiny", "packaged", tmp_path / "runs").jobs.values()))
+    done = []
+
+    def run(job: Job) -> Outcome:
+        with termination.deferred():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            signal.getsignal(signal.SIGUSR2)  # the handler runs before the next line
+            done.append(termination.asked())
+            termination.stop()
+        raise AssertionError
+
+    monkeypatch.setattr(cluster, "run_job", run)
+    before = signal.getsignal(signal.SIGUSR2)
+    engine = make_engine("slurm", None, {"cluster": "debug", "logs": str(tmp_path / "logs"), "timeout_min": "5"})
+    with engine.open() as submit:
+        outcome = submit(job).result()
+    assert (done, outcome.error) == ([True], "its process was told to end; it goes on from its last checkpoint")
+    assert signal.getsignal(signal.SIGUSR2) is before

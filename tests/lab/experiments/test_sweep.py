@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,13 @@ from typer.testing import CliRunner
 
 from aurora_lora import cli
 from aurora_lora.errors import DIVERGED, UserError
+from aurora_lora.lab.experiments.chosen import Choices
 from aurora_lora.lab.experiments.engines import InProcess
 from aurora_lora.lab.experiments.jobs import Job, Outcome, run_job
 from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.lab.experiments.study import Study, load_study
-from aurora_lora.lab.experiments.sweep import Sweep
+from aurora_lora.lab.experiments.study_scores import by_form_and_metric
+from aurora_lora.lab.experiments.sweep import Sweep, _JournalLock
 from aurora_lora.lab.report.sections import load_sections
 from aurora_lora.lab.report.study import study_tables
 from aurora_lora.training import storage, yaml_text
@@ -571,6 +575,61 @@ def test_a_killed_study_goes_on(write: Callable[..., Path], tmp_path: Path) -> N
         assert None not in [score for _, score in sweep.trials(setting)]
 
 
+def test_half_a_line_of_the_journal_is_removed(write: Callable[..., Path], tmp_path: Path) -> None:
+    """As a full disk leaves it: what is appended to it could never be read again."""
+    study = load_study(write())
+    Sweep(study, tmp_path / "out", InProcess(fake))
+    with (tmp_path / "out" / "journal.log").open("a") as journal:
+        journal.write('{"op_code": 4, "wor')
+    for _ in range(2):
+        Sweep(study, tmp_path / "out", InProcess(fake)).tune()
+    assert all(map(json.loads, (tmp_path / "out" / "journal.log").read_text().splitlines()))
+
+
+def test_a_process_that_was_killed_while_it_wrote_to_the_journal_stops_no_other(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system lets go of its lock."""
+    monkeypatch.chdir(tmp_path)
+    study = load_study(write())
+    Sweep(study, "out", InProcess(fake))
+
+    def die_with_the_lock() -> None:
+        lock = _JournalLock(Path("out/journal.log"))
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=die_with_the_lock)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    Sweep(study, "out", InProcess(fake)).tune()
+
+
+def test_finalists_are_different_values(write: Callable[..., Path], tmp_path: Path) -> None:
+    """A sampler may draw the best one twice."""
+    tuning = {"budget": 2, "finalists": 2, "space": {"training.learning_rate": RATES}}
+    study = load_study(write(tuning=tuning, settings=[ONE]))
+    first, second = ({"training.learning_rate": rate} for rate in RATES)
+    choices = Choices(study, tmp_path, lambda setting: [(first, 0.9), (first, 0.9), (second, 0.8)], lambda *_: None)
+    assert choices.finalists(study.settings[0]) == [first, second]
+
+
+def test_a_field_that_every_recipe_needs_may_be_tuned(write: Callable[..., Path], base: dict[str, Any]) -> None:
+    own = {key: value for key, value in base.items() if key not in ("name", "method", "model")}
+    tuning = {"budget": 2, "space": {"model": [base["model"], "minilm-l6"]}}
+    assert load_study(write(base=own, tuning=tuning)).metric.name == "accuracy"
+
+
+def test_runs_of_an_earlier_version_may_lack_a_metric() -> None:
+    old, new = ({"metric": {"by_form": {"merged": scores}}} for scores in ({"nll": 2.0}, {"nll": 1.0, "nll_norm": 0.5}))
+    for results in ([old, new], [new, old]):
+        table = by_form_and_metric(results)["merged"]
+        assert table["nll"]["mean"] == 1.5
+        assert sorted(table["nll_norm"]["scores"], key=str) == [0.5, None]
+        assert table["nll_norm"]["mean"] == 0.5
+
+
 def test_a_finished_run_of_a_killed_study_is_not_run_again(write: Callable[..., Path], tmp_path: Path) -> None:
     study = load_study(write(settings=[ONE]))
 
@@ -701,10 +760,19 @@ def test_data_that_changes_between_runs(write: Callable[..., Path], tmp_path: Pa
     sweep = Sweep(load_study(write()), tmp_path / "out", InProcess(on_files))
     sweep.tune()
     digest[0] = "two"
-    with pytest.raises(UserError, match=r"the data has changed: .* were run on files of other contents"):
+    with pytest.raises(UserError, match=r"the data has changed: .* were run on other contents of mine\.csv"):
         sweep.run_seeds()
     with pytest.raises(UserError, match="the data has changed"):
         Sweep(load_study(write()), tmp_path / "out", InProcess(on_files))
+
+
+def test_settings_may_have_files_of_their_own(tmp_path: Path) -> None:
+    """Such as chat templates, or the data of each."""
+    inputs = SameInputs()
+    for number, files in enumerate(({"rows.csv": "one"}, {"rows.csv": "one", "mine.jinja": "two"}, {"b.csv": "three"})):
+        inputs.check({"data": {"files": files}}, tmp_path / str(number))
+    with pytest.raises(UserError, match=r"4 and .*1 were run on other contents of mine\.jinja"):
+        inputs.check({"data": {"files": {"mine.jinja": "other"}}}, tmp_path / "4")
 
 
 def test_another_base_model_is_found_before_a_run_is_done(

@@ -1,6 +1,7 @@
 """The figures that are written, and what is said of those that are not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def test_what_commands_left_in_the_folders_is_drawn(runs: Path, tmp_path: Path) 
     (aurora[1] / "gap.json").write_text("{")
     with pytest.raises(UserError, match=r"gap\.json cannot be read"):
         write_figures(sections, tmp_path / "figures", ["gap"])
+
+
+def test_figures_of_settings_that_differ_in_a_rate_have_files_of_their_own(
+    make_result: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """The names have dots."""
+    for rate in (0.001, 0.005):
+        folder = tmp_path / "runs" / str(rate)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(make_result("aurora", rate, 0, 40, {"static": 0.7}, r=2)))
+        gap = {"layers": [{"layer": "l.0.q", "form": "static", "relative_error": rate}]}
+        (folder / "gap.json").write_text(json.dumps(gap))
+    written, _ = write_figures(load_sections([tmp_path / "runs"]), tmp_path / "figures", ["gap"])
+    assert len({path.name for path in written}) == len(written) == 4, written
+    assert all(path.is_file() for path in written)
 
 
 def test_what_was_asked_for_must_apply(runs: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t
 
 from aurora_lora.lab.report.groups import Group, chosen, groups, half_interval, interval, labels
-from aurora_lora.lab.report.tables import by_learning_rate
+from aurora_lora.lab.report.results import by_learning_rate
 from aurora_lora.training.reading import validate
 
 

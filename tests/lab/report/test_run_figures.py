@@ -135,7 +135,7 @@ def test_learning_curves(results: list[Result]) -> None:
         if one["method"] == "aurora":
             one["metric"]["selected_by"]["value"] = 0.9
     (found,) = groups(results).values()
-    figure = curves_figure(found, "accuracy")
+    figure = curves_figure(found)
     loss, score = figure.axes
     assert [ax.get_ylabel() for ax in figure.axes] == ["training loss", "validation accuracy, %"]
     assert score.get_xlabel() == "epoch"
@@ -147,17 +147,15 @@ def test_learning_curves(results: list[Result]) -> None:
     assert figure.legends[0].get_texts()[0].get_text() == "aurora (calibrated)"
     for one in results:
         one["metric"]["name"] = "clip_i"  # measured in the end only
-    assert (
-        curves_figure(next(iter(groups(results).values())), "clip_i").axes[1].get_ylabel() == "validation accuracy, %"
-    )
+    assert curves_figure(next(iter(groups(results).values()))).axes[1].get_ylabel() == "validation accuracy, %"
     for one in results:
         one["epochs"] = one["epochs"][:2]
     with pytest.raises(UserError, match="evaluated at least 3 times"):
-        curves_figure(next(iter(groups(results).values())), "accuracy")
+        curves_figure(next(iter(groups(results).values())))
     for one in results:
         one["epochs"] = []
     with pytest.raises(UserError, match="results with epochs"):
-        curves_figure(next(iter(groups(results).values())), "accuracy")
+        curves_figure(next(iter(groups(results).values())))
 
 
 def test_no_two_series_look_alike() -> None:

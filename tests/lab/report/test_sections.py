@@ -150,6 +150,23 @@ def test_a_study_beside_other_runs(study: Path, make_result: Callable[..., Resul
     assert titles == ["s", "t, <m>"]
 
 
+@pytest.mark.parametrize("beside_a_study", [False, True])
+def test_a_damaged_result_is_not_left_out(
+    study: Path, make_result: Callable[..., Result], tmp_path: Path, beside_a_study: bool
+) -> None:
+    """A mean over two of three seeds would look like one over all."""
+    place = study.parent if beside_a_study else tmp_path / "runs"
+    for seed in (0, 1):
+        (place / f"run{seed}").mkdir(parents=True)
+        text = json.dumps(make_result("lora", 0.005, seed, 200, {"merged": 0.7}, r=2, lora_alpha=4))
+        (place / f"run{seed}" / "result.json").write_text(text if seed else text[:100])
+    with pytest.raises(UserError, match=r"run0/result\.json"):
+        load_sections([place])
+    (place / "run0" / "result.json").unlink()
+    (place / "other.json").write_text("{")  # nobody's
+    assert len(load_sections([place])) == (2 if beside_a_study else 1)
+
+
 def test_two_studies_of_one_name_have_figures_of_their_own(study: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere"
     shutil.copytree(study, other)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError, one_line
 from ...extras import extra
-from .jobs import Job, Outcome, run_job
+from .jobs import Job, Outcome, run_job, run_until_asked
 
 
 class Cluster:
@@ -26,6 +28,7 @@ class Cluster:
         with extra("slurm"):
             import submitit
         self.slots = slots
+        self.signal = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
         self.minutes = None if {"timeout_min", "slurm_time"} & set(options) else minutes
         cluster = options.pop("cluster", None)
         folder = Path(options.pop("logs", "runs/submitit"))
@@ -37,16 +40,35 @@ class Cluster:
             if self.executor.cluster == "slurm" and not any("gpu" in name or "gres" in name for name in options):
                 wanted["gpus_per_node"] = 1
             self.executor.update_parameters(**wanted, **{name: _number(value) for name, value in options.items()})
+        except ArgumentError:
+            raise
         except (NameError, ValueError, TypeError, RuntimeError) as error:
             raise ArgumentError(f"`options`: {one_line(error)}") from error
 
     def open(self) -> AbstractContextManager[Callable[[Job], Any]]:
         return nullcontext(self._submit)
 
-    def _submit(self, job: Job) -> _ClusterJob:
-        if self.minutes is not None:
-            self.executor.update_parameters(timeout_min=self.minutes(job))
-        return _ClusterJob(job, self.executor.submit(run_job, job))
+    def _submit(self, job: Job) -> _ClusterJob | _Refused:
+        try:
+            if self.minutes is not None:
+                self.executor.update_parameters(timeout_min=self.minutes(job))
+            # a little before its time is up, or where it is preempted, submitit's job gets that signal
+            return _ClusterJob(job, self.executor.submit(run_until_asked, run_job, job, self.signal))
+        except Exception as error:
+            return _Refused(Outcome(job, error=f"the cluster did not take it: {one_line(error)[:200]}"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Refused:
+    """A job that the cluster did not take, such as one more than a user may have there: an error of that run alone."""
+
+    outcome: Outcome
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Outcome:
+        return self.outcome
 
 
 class _ClusterJob:

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 from ...cores import usable_cores
 from ...errors import ArgumentError, UserError, check_count, unknown
-from ...termination import TerminatedError, watched
 from ...training.storage import is_locked
 from .cluster import Cluster
-from .jobs import Job, Outcome, launch_job, run_job
+from .jobs import Job, Outcome, launch_job, run_job, run_until_asked
 
 LAUNCHERS = ("local", "accelerate", "slurm")
 DAY = 24 * 60
@@ -233,10 +232,10 @@ class _Worker:
     def submit(self, job: Job) -> Future[Outcome]:
         with _visible(self.device):  # the first job starts the process
             try:
-                running = self.executor.submit(_run_watched, run_job, job)
+                running = self.executor.submit(run_until_asked, run_job, job)
             except BrokenProcessPool:  # the process died in the run before this one, or after it
                 self.executor = self._start()
-                running = self.executor.submit(_run_watched, run_job, job)
+                running = self.executor.submit(run_until_asked, run_job, job)
         outcome: Future[Outcome] = Future()
         running.add_done_callback(lambda ended: self._end(job, ended, outcome))
         return outcome
@@ -280,15 +279,6 @@ def _start_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _run_watched(run: Callable[[Job], Outcome], job: Job) -> Outcome:
-    """Run a job in a worker process, where SIGTERM ends it after a checkpoint of the step that it comes in."""
-    try:
-        with watched():
-            return run(job)
-    except TerminatedError:
-        return Outcome(job, error="its worker process got SIGTERM; it goes on from its last checkpoint")
 
 
 def _exit_after(parent: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +118,16 @@ def run_job(job: Job) -> Outcome:
     except Exception as error:
         kind = "" if isinstance(error, AuroraError) else f"{type(error).__name__}: "
         return Outcome(job, error=f"{kind}{one_line(error)}")
+
+
+def run_until_asked(run: Callable[[Job], Outcome], job: Job, *signals: signal.Signals) -> Outcome:
+    """Run a job in a process of its own, which SIGTERM or another of these signals ends after a checkpoint of the step
+    that it comes in."""
+    try:
+        with termination.watched(*signals):
+            return run(job)
+    except termination.TerminatedError:
+        return Outcome(job, error="its process was told to end; it goes on from its last checkpoint")
 
 
 def launch_job(job: Job) -> Outcome:

@@ -44,17 +44,17 @@ class SameInputs:
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[Any, Path]] = {}
-        """Of each of the two, what the first run with one had, and its folder."""
+        """Of each file and model, what the first run with it had, and its folder."""
 
     def check(self, result: Result, folder: Path) -> None:
         """Raise a UserError for a run on other files, or on another base model of the same name, than the runs before:
         their scores are not compared."""
-        files = (result.get("data") or {}).get("files")
-        if files and (other := self._other("data", sorted(files.values()), folder)):
-            raise UserError(
-                f"the data has changed: {folder} and {other} were run on files of other contents: choose another "
-                "output folder"
-            )
+        for file, sha256 in ((result.get("data") or {}).get("files") or {}).items():
+            if other := self._other(f"file {file}", sha256, folder):
+                raise UserError(
+                    f"the data has changed: {folder} and {other} were run on other contents of {file}: choose another "
+                    "output folder"
+                )
         name, commit = result.get("model", ""), result.get("model_commit")
         if commit or isinstance(MODELS.get(name), PretrainedHere):  # early results do not say it of these
             asked = (result.get("recipe") or {}).get("model")

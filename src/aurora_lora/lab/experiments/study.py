@@ -243,8 +243,11 @@ class Study(Section):
     @property
     def metric(self) -> Metric:
         """What values are chosen by."""
-        own = self.tuning.metric or self.recipe(self.settings[0], {}, self.seeds[0]).task.definition.metric
-        return metric_named(own)
+        if self.tuning.metric is not None:
+            return metric_named(self.tuning.metric)
+        setting = self.settings[0]
+        first = {field: _samples(values)[0] for field, values in self.space(setting).items()}
+        return metric_named(self.recipe(setting, first, self.seeds[0]).task.definition.metric)
 
     def space(self, setting: Setting) -> Space:
         """What is tuned of a setting."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import UserError
-from ...training.results import Result
+from ...training.results import Result, validation_score
 
 
 def with_own_forms(result: Mapping[str, Any], own: Mapping[str, Mapping[int, Mapping[str, Any]]], seed: int) -> Result:
@@ -47,24 +47,27 @@ def validation_of(form: str, result: Result, metric: str | None) -> float | None
 
 
 def validation(result: Result, metric: str | None) -> float | None:
-    """A validation score of the epoch that was chosen; the one that it was chosen by if `metric` is None."""
-    chosen = result["metric"]["selected_by"]
-    if metric in (None, chosen["name"]):
-        value: float | None = chosen["value"]
-        return value
-    epoch = next(entry for entry in result["epochs"] if entry["epoch"] == chosen["epoch"])
-    if metric not in epoch["validation"]:
-        there = ", ".join(epoch["validation"])
-        raise UserError(f"tuning.metric: the validation scores have no {metric} (they have {there})")
-    return epoch["validation"][metric]  # type: ignore[no-any-return]
+    """As `validation_score`.
+
+    Raises:
+        UserError: the run has no such score.
+    """
+    epochs = [name for epoch in result["epochs"] for name in epoch["validation"]]
+    there = dict.fromkeys([result["metric"]["selected_by"]["name"], *epochs])
+    if metric is not None and metric not in there:
+        raise UserError(f"tuning.metric: the validation scores have no {metric} (they have {', '.join(there)})")
+    return validation_score(result, metric)
 
 
 def by_form_and_metric(results: list[Result]) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each form and metric: the scores seed by seed, their mean, and their standard deviation."""
+    """For each form and metric: the scores seed by seed (None where there is none), their mean, and their standard
+    deviation."""
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for form in results[0]["metric"]["by_form"] if results else ():
-        for metric in results[0]["metric"]["by_form"][form]:
-            scores = [result["metric"]["by_form"][form][metric] for result in results]
+    by_form = [result["metric"]["by_form"] for result in results]
+    for form in dict.fromkeys(form for one in by_form for form in one):
+        # runs of an earlier version may lack some
+        for metric in dict.fromkeys(metric for one in by_form for metric in one.get(form, {})):
+            scores = [one.get(form, {}).get(metric) for one in by_form]
             numbers = [score for score in scores if score is not None]
             table.setdefault(form, {})[metric] = {
                 "scores": scores,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,31 @@ _DIVERGED = "diverged"
 Report = Callable[[str, Outcome], Any]
 
 
+class _JournalLock:
+    """What a process holds while it appends to Optuna's journal.
+
+    Optuna's own locks outlive a process that is killed with one.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal, self._held = journal, ExitStack()
+
+    def acquire(self) -> bool:
+        self._held.enter_context(held(self.journal.with_name(f".{self.journal.name}.lock")))
+        self._remove_half_a_line()
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+    def _remove_half_a_line(self) -> None:
+        """What a full disk or a kill has left: what is appended to it could never be read again."""
+        with self.journal.open("r+b") as file:
+            whole = file.read()
+            if not whole.endswith(b"\n"):
+                file.truncate(whole.rfind(b"\n") + 1)
+
+
 class Sweep:
     """A study in its folder.
 
@@ -76,7 +101,9 @@ class Sweep:
         self._inputs = SameInputs()
         for folder, result in self.runs.read().items():
             self._inputs.check(result, folder)
-        storage = JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
+        journal = self.folder / JOURNAL
+        lock: Any = _JournalLock(journal)
+        storage = JournalStorage(JournalFileBackend(str(journal), lock))
         self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
 
     # ---------------------------------------------------------------- tuning

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError, unknown
 from ...files import read_json, reading, slug, write_json, write_text
-from .figures import GAP, about, gap_figure, save
+from .figures import about, save
+from .gap_figure import GAP, gap_figure
 from .groups import Group
 from .merges_figure import merges_figure
 from .rates_figure import rates_figure
@@ -67,7 +68,8 @@ def _of_section(draw: Callable[[Sequence[Any], str], Figure]) -> Callable[[Secti
 def _rates(section: Section) -> list[Made]:
     if section.study is None:
         raise UserError("score against learning rate needs the study.json of aurora sweep, with what was tried")
-    return [Made(rates_figure(section.study, section.groups, section.metric))]
+    chosen_by = section.study["study"]["tuning"].get("metric") or section.groups[0].selected_by
+    return [Made(rates_figure(section.study, section.groups, chosen_by))]
 
 
 def _trajectories(section: Section) -> list[Made]:
@@ -153,7 +155,7 @@ KINDS = (
         "curves",
         "Learning curves",
         "Mean over the seeds, and their range. Validation scores are those of the deployed form.",
-        _of_section(curves_figure),
+        lambda section: [Made(curves_figure(section.groups))],
     ),
     Kind(
         "updates",
@@ -237,8 +239,9 @@ def write_figures(sections: Sequence[Section], folder: Path, only: Sequence[str]
                 path = place / "-".join(filter(None, (kind.name, one.slug)))
                 written += save(one.figure, path)
                 if one.record is not None:
-                    write_json(path.with_suffix(".json"), one.record)
-                    written.append(path.with_suffix(".json"))
+                    record = path.with_name(f"{path.name}.json")
+                    write_json(record, one.record)
+                    written.append(record)
         if not only:
             write_text(place / "times.md", time_table(section.groups) + "\n")
             written.append(place / "times.md")

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
 from ...extras import extra
 from ...files import new_file
-from ...forms import FORMS
-from ...methods.targets import blocks_and_kinds
-from ...tuner.peft_names import PEFT_PREFIX
-from .colours import FORM_STYLES
-from .tables import Result, by_learning_rate, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-GAP = "gap.json"
-"""In the folder of a run: what `aurora gap` measured."""
-MOST_COLUMNS = 3
-"""Panels of the gap figure beside each other."""
 
 
 def check_matplotlib() -> None:
@@ -107,80 +96,9 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
     written = []
     for ending in (".png", ".svg"):
-        target = path.with_suffix(ending)
+        target = path.with_name(path.name + ending)  # a name may have dots: a learning rate
         # without a salt the names within an SVG are random
         with new_file(target) as partial, matplotlib.rc_context({"svg.hashsalt": path.name}):
             literal(figure).savefig(partial, format=ending[1:], metadata={"Date": None} if ending == ".svg" else None)
         written.append(target)
     return written
-
-
-def forms_figure(results: Sequence[Result]) -> Figure:
-    """Accuracy and negative log-likelihood of each form against the learning rate; bars are the range over seeds."""
-    groups = by_learning_rate(results)
-    forms = {form for runs in groups.values() for run in runs for form in run["metric"]["by_form"]}
-    if forms != FORMS.keys():
-        raise UserError(f"the forms figure needs runs with the forms {', '.join(FORMS)}")
-    every = (scores for runs in groups.values() for run in runs for scores in run["metric"]["by_form"].values())
-    if not all({"accuracy", "nll"} <= scores.keys() for scores in every):
-        raise UserError("the forms figure is for classification tasks, whose results have accuracy and nll")
-    figure, axes = new_figure(2, 7.2, 2.9)
-    rates = list(groups)
-    places = range(len(rates))
-    seeds = max(map(len, groups.values()))
-    panels = (("accuracy", "accuracy, %", 100.0), ("nll", "negative log-likelihood", 1.0))
-    for ax, (name, label, factor) in zip(axes, panels, strict=True):
-        for offset, form in zip((-0.06, 0.0, 0.06), FORMS.values(), strict=True):
-            scores = [[run["metric"]["by_form"][form.name][name] for run in groups[rate]] for rate in rates]
-            values = [[factor * value for value in finite(found)] for found in scores]
-            draw_range(ax, [place + offset for place in places], values, label=form.label, **FORM_STYLES[form.name])
-        ax.set_xticks(list(places), [f"{rate:g}" for rate in rates])
-        ax.set_xlabel("learning rate of the adapter")
-        ax.set_ylabel(label)
-    legend(figure, axes[0])
-    axes[0].set_title(f"test accuracy, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=9, loc="left")
-    axes[1].set_title("lower is better", fontsize=9, loc="left")
-    first = next(iter(groups.values()))[0]
-    return about(figure, f"{first['task']}, {first['model']}")
-
-
-def gap_figure(*gaps: Mapping[str, Any]) -> Figure:
-    """The relative error of each form, a panel for each kind of module, along the depth of the model.
-
-    Args:
-        gaps: `MergeGap.to_dict()` of runs that differ in their seed: the mean is drawn, bars are the range. What is not
-            finite is a gap in the line.
-    """
-    # files of earlier versions have PEFT's prefix
-    entries = [(entry["layer"].removeprefix(PEFT_PREFIX), entry) for gap in gaps for entry in gap["layers"]]
-    places = blocks_and_kinds(layer for layer, _ in entries)
-    kinds: dict[str, dict[str, dict[int | None, list[float]]]] = {}
-    for layer, entry in entries:
-        block, kind = places[layer]
-        blocks = kinds.setdefault(kind, {}).setdefault(entry["form"], {})
-        blocks.setdefault(block, []).extend(100 * value for value in finite([entry["relative_error"]]))
-    if not kinds:
-        raise UserError("the gap figure needs the gap of at least one layer")
-    columns = min(len(kinds), MOST_COLUMNS)
-    rows = -(-len(kinds) // columns)
-    figure, axes = new_figure(columns, max(3.6, 2.4 * columns), 0.5 + 2.4 * rows, rows)
-    every = [values for forms in kinds.values() for blocks in forms.values() for values in blocks.values()]
-    top = max((value for values in every for value in values), default=0.0)
-    for ax, (kind, forms) in zip(axes, kinds.items(), strict=False):
-        for form, blocks in forms.items():
-            along = sorted((block or 0, values) for block, values in blocks.items())
-            x, drawn = [block for block, _ in along], [values for _, values in along]
-            draw_range(ax, x, drawn, label=FORMS[form].label, **FORM_STYLES[form])
-        ax.set_title(kind, fontsize=9, loc="left")
-        if any(None in blocks for blocks in forms.values()):
-            ax.set_xticks([])  # it is in no list of layers
-        else:
-            ax.set_xlabel("layer")
-            ax.locator_params(axis="x", integer=True)
-        ax.set_ylim(0, 1.05 * top if top > 0 else 1)
-    for ax in axes[::columns]:
-        ax.set_ylabel("error of the adapter's output, %", fontsize=9 if rows == 1 else 8)
-    for ax in axes[len(kinds) :]:
-        ax.set_axis_off()
-    legend(figure, axes[0])
-    return figure

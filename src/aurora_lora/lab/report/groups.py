@@ -12,8 +12,10 @@ from typing import Any
 
 from ...errors import UserError
 from ...tasks.metrics import metric_named
+from ...training.results import validation_score
 from ...training.storage import REFERENCE, flatten
-from .tables import Result, count, finite, setting
+from .results import Result, setting
+from .tables import count, finite
 
 OF_RANK = ("r", "alpha", "lora_alpha")
 """Options that change with the rank: settings that differ in these alone are one line of a figure."""
@@ -90,7 +92,7 @@ class Group:
 
     def validation_by(self, metric: str) -> float:
         """The same of another validation score, in the epochs that the runs were selected for."""
-        numbers = finite([_score_of_best(run, metric) for run in self.runs])
+        numbers = finite([validation_score(run, metric) for run in self.runs])
         return metric_named(metric).sign * statistics.fmean(numbers) if numbers else -math.inf
 
     @property
@@ -116,15 +118,6 @@ class Group:
     def with_form(self, label: str) -> str:
         """A label with the form that is deployed, where there are several."""
         return f"{label} ({self.deployed})" if len(self.forms) > 1 else label
-
-
-def _score_of_best(run: Result, metric: str) -> Any:
-    """A validation score of the best epoch; None where it is not known."""
-    best = run["metric"]["selected_by"]
-    if metric == best.get("name", run["metric"]["name"]):
-        return best.get("value")
-    of_epoch = [entry["validation"] for entry in run["epochs"] if entry["epoch"] == best.get("epoch")]
-    return of_epoch[0].get(metric) if of_epoch else None
 
 
 def groups(results: Sequence[Result], folders: Sequence[Path | None] = ()) -> dict[tuple[str, str], list[Group]]:

@@ -19,9 +19,10 @@ from .catalogue import figures_of
 from .convergence import convergence_note
 from .figures import literal
 from .groups import Group, interval
+from .results import Result
 from .sections import Section
 from .study import chance, tuning_note
-from .tables import Result, left_out
+from .tables import left_out
 from .training_cost import COLUMNS, time_rows
 
 if TYPE_CHECKING:

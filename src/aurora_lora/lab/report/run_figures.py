@@ -104,7 +104,7 @@ def rank_figure(found: Sequence[Group], metric: str) -> Figure:
     return figure
 
 
-def curves_figure(found: Sequence[Group], metric: str) -> Figure:
+def curves_figure(found: Sequence[Group]) -> Figure:
     """Training loss and validation score by epoch: the mean over the seeds, with their range.
 
     The score is that by which the best epoch is chosen. Of many settings, those that score best on validation data are

@@ -17,8 +17,8 @@ from ...training.storage import RESULT
 from ..experiments.runs_file import RunsFile
 from ..experiments.study import SUMMARY, Setting, Study
 from .groups import Group, groups
+from .results import Result, find_results
 from .study import chosen_values
-from .tables import Result, find_results
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,7 @@ def load_sections(paths: Iterable[Path | str]) -> list[Section]:
             studies.setdefault(file.resolve(), (file, _read_study(file)))
         if is_study:
             continue
-        try:
-            others += find_results([path], [file.parent for file in found], seen)
-        except UserError:
-            if not found:  # studies alone will do
-                raise
+        others += find_results([path], [file.parent for file in found], seen, may_be_none=bool(found))
     sections = [_study_section(summary, path.parent) for path, summary in studies.values()]
     by_place = groups([result for _, result in others], [file.parent for file, _ in others])
     sections += [Section(f"{task}, {model}", model, found) for (task, model), found in by_place.items()]

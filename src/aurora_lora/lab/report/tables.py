@@ -5,122 +5,18 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ...errors import ArgumentError, UserError, abridged
-from ...files import NOT_FINITE, parse_json, reading, write_text
+from ...errors import UserError
+from ...files import NOT_FINITE, reading, write_text
 from ...forms import REFERENCE_FORM, form_named
 from ...tasks.metrics import METRICS, in_order
 from ...text_table import TextTable
-from ...training.reading import is_result
-from ...training.results import check_result
-from ...training.storage import RESULT, differences, flatten
-from ..experiments.recipe_kinds import as_recipe
-from ..experiments.runs_file import RUNS_FILE, RunsFile
-
-Result = Mapping[str, Any]
-
-NO_EFFECT_ON_RESULT = ("save_updates", "threads", "workers", "checkpoint_every", "eval_batch_size", "report_to")
-"""Fields of `training` that do not change the result."""
+from .results import Result, by_learning_rate
 
 SHOWN = METRICS["accuracy"], METRICS["nll"]
 """Metrics of the tables of forms."""
-
-
-def load_results(paths: Iterable[Path | str]) -> list[Result]:
-    """The results of runs: each path a `result.json`, a `runs.jsonl`, a run's folder, or a folder of such.
-
-    Raises:
-        UserError: a path with no result in or below it, or one that is not a result.
-    """
-    return [result for _, result in find_results(paths)]
-
-
-def find_results(
-    paths: Iterable[Path | str], leave_out: Collection[Path] = (), seen: set[Path] | None = None
-) -> list[tuple[Path, Result]]:
-    """As `load_results`, each with its file, or with what the file of a run in `runs.jsonl` would be. A file that
-    several paths lead to is there once.
-
-    Args:
-        paths: as there.
-        leave_out: folders below them that are not looked into.
-        seen: files, resolved, that were found before and are left out; those found now are added.
-    """
-    seen = set() if seen is None else seen
-    results = []
-    for path in map(Path, paths):
-        files = [path] if path.is_file() else [*path.rglob(RUNS_FILE), *path.rglob("*.json")]
-        files = [file for file in files if not any(folder in file.parents for folder in leave_out)]
-        found = [one for file in files for one in _read(file, must_be=path.is_file())]
-        found.sort(key=lambda one: one[0])  # of a run that is there as a folder, too, the line stays first
-        if not found:
-            raise UserError(f"{path} holds no result.json of a finished run")
-        for file, result in found:
-            if (place := file.resolve()) not in seen:
-                seen.add(place)
-                results.append((file, result))
-    return results
-
-
-def _read(path: Path, *, must_be: bool) -> list[tuple[Path, Result]]:
-    if path.name == RUNS_FILE:
-        return [(folder / RESULT, result) for folder, result in RunsFile(path.parent).read().items()]
-    try:
-        with reading(path):
-            value = parse_json(path.read_text(encoding="utf-8"), finite=True)
-    except UserError:
-        if must_be:
-            raise
-        return []
-    if must_be and not is_result(value):
-        raise UserError(f"{path} is not a result of aurora train")
-    return [(path, check_result(value, str(path)))] if is_result(value) else []
-
-
-def by_learning_rate(results: Sequence[Result]) -> dict[float, list[Result]]:
-    """The runs of AuroRA by their learning rate, lowest first.
-
-    Raises:
-        UserError: none, or runs whose recipes differ in more than the learning rate and the seed.
-    """
-    groups: dict[float, list[Result]] = {}
-    chosen = [result for result in results if result["method"] == "aurora"]
-    if not chosen:
-        raise ArgumentError("there is no result of a run of aurora: `html` FILE.html shows any runs")
-    first, *others = (flatten(setting(result["recipe"], "learning_rate")) for result in chosen)
-    for other in others:
-        if differing := differences(first, other, names=("one", "another")):
-            raise ArgumentError(
-                f"the runs differ in more than learning rate and seed, in {abridged(differing, 4)}: report those of "
-                "one setting at a time; `html` FILE.html shows any runs"
-            )
-    for result in chosen:
-        groups.setdefault(float(result["recipe"]["training"]["learning_rate"]), []).append(result)
-    return dict(sorted(groups.items()))
-
-
-def setting(recipe: Mapping[str, Any], *but: str) -> dict[str, Any]:
-    """What tells a recipe from others but for the seed: without what does not change the scores.
-
-    Args:
-        recipe: of a result.
-        but: further fields of `training` to leave out.
-    """
-    whole = _complete(recipe)
-    kept = {key: value for key, value in whole.items() if key not in ("seed", "name", "reference")}
-    left_out = (*NO_EFFECT_ON_RESULT, *but)
-    return {**kept, "training": {k: v for k, v in whole.get("training", {}).items() if k not in left_out}}
-
-
-def _complete(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the defaults of the fields that an earlier version did not have; as it is, where this one has none."""
-    try:
-        return as_recipe(recipe, "recipe").resolved()
-    except UserError:
-        return recipe
 
 
 def spread(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:

@@ -53,12 +53,12 @@ class Chat(Kind):
         return ChatTrainer
 
     def before(self, recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict[str, float]:
-        from ..chat_answers import untrained_scores
+        from ..chat_samples import untrained_scores
 
         return untrained_scores(recipe, trainer, data)
 
     def samples(self, recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[dict[str, str]]:
-        from ..chat_answers import sample_answers
+        from ..chat_samples import sample_answers
 
         return sample_answers(recipe, trainer, data)
 

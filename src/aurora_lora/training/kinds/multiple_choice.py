@@ -144,8 +144,11 @@ class MultipleChoice(Kind):
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         if isinstance(texts[0], Question):
             return self._chosen(model, tokenizer, texts, source, trained)
-        written = write_answers(model, tokenizer, [alpaca(text) for text in texts])
-        return [{"text": text, "answer": answer} for text, answer in zip(texts, written, strict=True)]
+        written, cut = write_answers(model, tokenizer, [alpaca(text) for text in texts])
+        return [
+            {"text": text, "answer": answer, **({"cut_at": cut_at} if cut_at else {})}
+            for text, answer, cut_at in zip(texts, written, cut, strict=True)
+        ]
 
     def _chosen(
         self,
@@ -161,12 +164,14 @@ class MultipleChoice(Kind):
         from ...finite import check_finite
         from ...tasks.prompts import QUESTION_FORMS
         from ..choices import Questions, choice_scores, encode_questions
+        from ..model_inputs import most_tokens
 
         form = QUESTION_FORMS[trained.prompt or "cloze"]
         prompts, choices = zip(*(form(one.text, list(one.options)) for one in asked), strict=True)
         examples = encode_questions(tokenizer, prompts, choices, [0] * len(asked))
         most = max(map(len, choices))
-        batch, device = Questions(tokenizer, most)(examples), next(model.parameters()).device
+        collate, device = Questions(tokenizer, most, most_tokens(model)), next(model.parameters()).device
+        batch = collate(examples)
         batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
         with torch.no_grad():
             scores = choice_scores(model, batch, most)[:, :, 0]
@@ -178,8 +183,8 @@ class MultipleChoice(Kind):
             by_place = dict(zip(one.places, row.tolist(), strict=True))
             answer = {"text": one.text, "answer": one.options[best], "index": one.places[best]}
             answer["scores"] = [by_place.get(place) for place in range(max(one.places) + 1)]
-            if len(example["prompt"]) + max(map(len, example["choices"])) > tokenizer.model_max_length:
-                answer["cut_at"] = tokenizer.model_max_length
+            if len(example["prompt"]) + max(map(len, example["choices"])) > collate.limit:
+                answer["cut_at"] = collate.limit
             answers.append(answer)
         return answers
 
