@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from aurora_lora import AuroraConfig, calibrate, merge_quantized
 from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.moments import Target
-from aurora_lora.deploy.plan import pack, rounding_bytes
+from aurora_lora.deploy.plan import pack_layers, rounding_bytes
 from aurora_lora.files import write_json
 from aurora_lora.lab.bench.timing import cpu_seconds
 from aurora_lora.training.data import load_data
@@ -141,7 +141,7 @@ def llama3_8b(measured: dict[str, Any], memory: str = "16 GiB", vectors: int = 2
         for name, (d_in, d_out) in shapes(D, D_KV, D_FF).items():
             together.setdefault(INPUTS[name], []).append(Target(f"{i}.{name}", _Shape(d_in, d_out)))
         units += list(together.values())
-    passes = len(pack(units, MemoryBound(int(memory.split()[0]) * 2**30), work=rounding_bytes))
+    passes = len(pack_layers(units, MemoryBound(int(memory.split()[0]) * 2**30), rounding_bytes))
     full, small, took = operations(D, D_KV, D_FF), measured["operations_a_block"], measured["seconds_a_block"]
     rounding = BLOCKS * took["rounding"] * full["rounding"] / small["rounding"]
     # with little memory the forward pass is repeated; its share of the time of a vector is that of its operations

@@ -9,9 +9,9 @@ for seed in ${*:-0 1 2}; do
     for rate in 2e-3 5e-3 1e-2; do
         name=lr$rate-seed$seed
         aurora train demo reference=null training.threads=1 method.skip=false training.learning_rate=$rate seed=$seed \
-            --output "runs/forms/$name"
+            --output "results/forms/runs/$name"
     done
 done
 python -c 'from pathlib import Path
 from aurora_lora.lab.experiments.runs_file import RunsFile
-RunsFile(Path("results/forms")).collect("runs/forms")'
+RunsFile(Path("results/forms")).collect()'

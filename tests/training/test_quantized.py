@@ -99,6 +99,25 @@ def test_an_output_layer_that_was_trained_whole_is_not_tied_again(tmp_path: Path
     assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize("round_by_inputs", [True, False])
+@pytest.mark.parametrize(
+    ("method", "ways"),
+    [("adalora", []), ("neat", []), ("hira", [False]), ("fourierft", [True]), ("vera", [True, False])],
+)
+def test_methods_that_peft_cannot_merge_into_a_quantised_base(
+    write_recipe: Callable[..., Path], tmp_path: Path, method: str, ways: list[bool], round_by_inputs: bool
+) -> None:
+    options = {"adalora": {"tinit": 1, "tfinal": 1}, "fourierft": {"n_frequency": 10}}.get(method, {})
+    recipe = write_recipe(method={"name": method, "target_modules": ["query"], **options})
+    folder = train(load_recipe(recipe), tmp_path / "run").folder
+    wanted = ["--round-by-inputs"] if round_by_inputs else []
+    done = aurora("merge", folder, "-o", tmp_path / "merged", "--quantization", "nf4", *wanted)
+    assert (done.exit_code == 0) == (round_by_inputs in ways) == (tmp_path / "merged").exists(), done.output
+    if done.exit_code:
+        assert f"a run of {method}, which PEFT cannot merge so into a quantised base" in done.stderr
+        assert ("`--round-by-inputs`" in done.stderr or "--round-by-inputs" in done.stderr) == bool(ways)
+
+
 def test_mistakes_of_quantised_merges(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: object) -> str:
         done = aurora("merge", run, "-o", tmp_path / "merged", *args)

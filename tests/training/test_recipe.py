@@ -67,7 +67,7 @@ def test_the_model_is_a_name_or_a_section(write_recipe: WriteRecipe) -> None:
     assert load_recipe(write_recipe(), [f"model.name={plain.model}"]) == plain
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "pissa"])
+@pytest.mark.parametrize("method", ["full", "bitfit", "pissa", "neat"])
 def test_a_quantised_base_is_for_adapters(write_recipe: WriteRecipe, method: str) -> None:
     with pytest.raises(UserError, match=f"model.quantization: '{method}' is not allowed: it must be an adapter"):
         load_recipe(write_recipe(method=method), ["model.quantization=int8"])

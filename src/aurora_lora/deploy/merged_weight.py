@@ -139,7 +139,7 @@ def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
     method, kind = type(layer).__module__.split(".")[-2:]
     if kind not in QUANTISING:
         return _own_merge(layer, weight, name)
-    if not hasattr(layer, "get_delta_weight"):
+    if not hasattr(layer, "get_delta_weight") or method == "hira":  # which tells B A, where W0 * (B A) is added
         raise MergeError(f"{path}: {method} has no update that could be added to the weight of a quantised layer.")
     update: Tensor = layer.get_delta_weight(name)
     if with_bias:  # with the scale, as in the forward pass: PEFT's merge into a quantised layer leaves it out

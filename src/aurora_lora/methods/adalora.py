@@ -153,5 +153,6 @@ ADALORA = peft_method(
         **TARGETS,
     },
     kind=AdaLoRAMethod,
+    quantised_merges=(),  # PEFT's quantised layers have neither a merge nor an update to tell
     total_step=UNKNOWN_STEPS,
 )

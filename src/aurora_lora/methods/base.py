@@ -178,6 +178,10 @@ class Method:
             raise FormError(f"form={form!r}: {self.name} has one form only (allowed: {MERGED!r}).")
 
 
+NEAREST, BY_INPUTS = "nearest", "by inputs"
+"""How weights are rounded to a quantised base's: by PEFT's own layers, or by `merge_quantized`."""
+
+
 @dataclass(frozen=True)
 class PeftMethod(Method):
     """A method of PEFT: `make_config(options, **PEFT's own fields)` gives its configuration.
@@ -186,11 +190,15 @@ class PeftMethod(Method):
         make_config: makes the PEFT configuration; raises ValueError for a value that is not allowed.
         names: the options that a recipe may give.
         defaults: the options that every result records, given or not.
+        is_trained_quantised: whether PEFT's layers compute the method on a base that bitsandbytes has quantised.
+        quantised_merges: how an adapter can be merged into such a base.
     """
 
     make_config: Callable[..., Any]
     names: Collection[str]
     defaults: Options
+    is_trained_quantised: bool = True
+    quantised_merges: Collection[str] = (NEAREST, BY_INPUTS)
 
     def checked(self, options: Options) -> dict[str, Any]:
         check_names(options, self.names)

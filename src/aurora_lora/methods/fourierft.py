@@ -1,5 +1,6 @@
 """FourierFT (Gao et al., ICML 2024), PEFT's own: a few spectral coefficients of dW are trained."""
 
+from .base import BY_INPUTS
 from .options import TARGETS, integer, optional_integer, peft_method, positive
 
 FOURIERFT = peft_method(
@@ -12,4 +13,5 @@ FOURIERFT = peft_method(
         "random_loc_seed": optional_integer(0, default=777),
         **TARGETS,
     },
+    quantised_merges=(BY_INPUTS,),  # PEFT adds to the stored weight, codes or packed bytes
 )

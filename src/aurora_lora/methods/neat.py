@@ -15,4 +15,6 @@ NEAT = peft_method(
         "scaling": positive(1.0),
         **TARGETS,
     },
+    is_trained_quantised=False,  # PEFT takes the stored weight, codes or packed bytes, for W0
+    quantised_merges=(),
 )

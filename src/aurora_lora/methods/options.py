@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from ..field_errors import allowed
 from ..tuner.fields import MAX_RANK, MODULE_FIELDS, PATTERN_FIELDS, is_index, is_pattern
 from ..values import is_number, short
-from .base import Options, PeftMethod, check_names
+from .base import BY_INPUTS, NEAREST, Options, PeftMethod, check_names
 
 Table = Mapping[str, tuple[Any, Any]]
 """The type of each option, and its default."""
@@ -155,7 +155,15 @@ def check(options: Options, of: Fields) -> dict[str, Any]:
 
 
 def peft_method(
-    name: str, description: str, config: str, table: Table, kind: type[PeftMethod] = PeftMethod, **fixed: Any
+    name: str,
+    description: str,
+    config: str,
+    table: Table,
+    kind: type[PeftMethod] = PeftMethod,
+    *,
+    is_trained_quantised: bool = True,
+    quantised_merges: Collection[str] = (NEAREST, BY_INPUTS),
+    **fixed: Any,
 ) -> PeftMethod:
     """A method of PEFT whose options are a table.
 
@@ -165,6 +173,8 @@ def peft_method(
         config: the name of PEFT's configuration class.
         table: the options; one that is None is left to PEFT.
         kind: the class of the method.
+        is_trained_quantised: as in `PeftMethod`.
+        quantised_merges: as in `PeftMethod`.
         fixed: fields of the configuration that are no options.
     """
     own = fields(table)
@@ -176,4 +186,5 @@ def peft_method(
         given = {option: value for option, value in options.items() if value is not None}
         return getattr(peft, config)(**given, **fixed)
 
-    return kind(name, description, make_config, table.keys(), defaults(own))
+    own_defaults = defaults(own)
+    return kind(name, description, make_config, table.keys(), own_defaults, is_trained_quantised, quantised_merges)

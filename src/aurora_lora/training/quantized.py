@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..deploy import QuantizedMerge, merge_quantized
 from ..errors import ArgumentError, UserError
-from ..methods.base import PeftMethod, merge_and_unload
+from ..methods.base import BY_INPUTS, NEAREST, PeftMethod, merge_and_unload
 from ..methods.linear import untie_adapted
 from ..tasks.loading import reason
 from .build import base_of, make_model
@@ -37,7 +37,8 @@ def merge_into(
         The model, its tokenizer or image processor, and what rounding lost where it was by the inputs.
 
     Raises:
-        UserError: a run of another method, or of one that starts from the base's exact weights.
+        UserError: a run of another method, of one that starts from the base's exact weights, or of one that PEFT
+            cannot merge so.
     """
     recipe = run.in_float32.recipe.unquantized
     method = recipe.method
@@ -45,6 +46,14 @@ def merge_into(
         raise ArgumentError(
             f"{run.folder} is a run of {recipe.method.name}, whose update is not one of a quantised base: merge it "
             "without `quantization`"
+        )
+    way = BY_INPUTS if round_by_inputs else NEAREST
+    if way not in method.quantised_merges:
+        other = "without" if round_by_inputs else "with"
+        ways = f"merge it {other} `round_by_inputs`, or" if method.quantised_merges else "merge it"
+        raise ArgumentError(
+            f"{run.folder} is a run of {method.name}, which PEFT cannot merge so into a quantised base: {ways} without "
+            "`quantization`"
         )
     base, processor = base_of(run, recipe)
     base = quantized(base, quantization)

@@ -264,7 +264,7 @@ class Recipe(RunRecipe):
             return self
         reference = [] if self.reference is None else [self.reference.method]
         for one in (method, *reference):
-            if not isinstance(one, PeftMethod) or one.base_use != "frozen":
+            if not isinstance(one, PeftMethod) or one.base_use != "frozen" or not one.is_trained_quantised:
                 why = f"{one.name!r} is not allowed: it must be an adapter of PEFT on a frozen base"
                 raise PydanticCustomError("below", "model.quantization: {why}", {"why": why})
         if self.task.teacher is not None:
