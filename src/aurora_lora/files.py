@@ -107,6 +107,14 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
+def expanded(path: Path | str) -> Path:
+    """With the home folder in place of a `~` at its beginning; as it is, where that is nobody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def json_text(value: Any, *, ascii_only: bool = True) -> str:
     """A value as JSON, as `finite_or_none` has it."""
     return json.dumps(finite_or_none(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)

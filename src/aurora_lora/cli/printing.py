@@ -61,7 +61,8 @@ def stderr() -> Console:
 def print_json(value: Any) -> None:
     from aurora_lora.files import json_text
 
-    print(json_text(value, ascii_only=False))
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json_text(value, ascii_only=not is_utf8))
 
 
 def complain(text: str) -> None:

@@ -48,12 +48,12 @@ def report(
     """
     if title is not None and html is None:
         raise UserError("--title goes with --html FILE.html")
+    if only and figures is None:
+        raise UserError("--only goes with --figures DIR")
     if html is not None or figures is not None:
         _page_and_figures(runs, html, title or "Fine-tuning runs", figures, only or [])
         if into is None and output is None:
             return
-    elif only:
-        raise UserError("--only goes with --figures DIR")
     from aurora_lora.lab.report.convergence import convergence_note
     from aurora_lora.lab.report.figures import save
     from aurora_lora.lab.report.forms_figure import forms_figure

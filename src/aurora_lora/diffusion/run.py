@@ -13,6 +13,7 @@ from transformers import set_seed
 from aurora_lora import calibrate
 
 from .. import files, termination
+from ..files import expanded
 from ..forms import CALIBRATED
 from ..methods import Sample, count_parameters
 from ..methods.apply import apply_method
@@ -124,7 +125,7 @@ class _Training:
         prior = self.recipe.prior
         if prior is None:
             return []
-        folder = self.folder / CLASS_IMAGES if prior.folder is None else Path(prior.folder).expanduser()
+        folder = self.folder / CLASS_IMAGES if prior.folder is None else expanded(prior.folder)
         each = self.watcher.begin("images of the class", prior.images)
         on_main(lambda: prepare_class_images(self.recipe, folder))
         made = class_images(self.recipe, self.diffusion, folder, lambda: each(""))

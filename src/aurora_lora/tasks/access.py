@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError
+from ..files import expanded
 from .models import MODELS
 
 CONFIGS = ("config.json", "model_index.json")
@@ -19,7 +18,7 @@ def why_no_access(model: str) -> str | None:
 
     Packaged models, folders and models in the cache are not asked about, and a hub that cannot be reached is no answer.
     """
-    if model in MODELS or Path(model).expanduser().exists():
+    if model in MODELS or expanded(model).exists():
         return None
     try:
         if any(isinstance(try_to_load_from_cache(model, name), str) for name in CONFIGS):

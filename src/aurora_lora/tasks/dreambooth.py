@@ -6,11 +6,11 @@ DreamBooth (Ruiz et al. 2023) has 30 subjects with four to six images each.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import expanded
 from .hub import HubData
 from .vision import read_image, rgb
 
@@ -60,7 +60,7 @@ def subject_images(source: str, subject: str | None = None) -> list[Image]:
     """
     with extra("diffusion"):
         from PIL import ImageOps
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         if source.count("/") != 1 or source.startswith((".", "/", "~")):
             raise UserError(f"task.images: {source!r} is neither a folder nor the hub's owner/name of a data set")

@@ -15,7 +15,7 @@ from typing import IO, Literal
 
 from ..errors import UserError
 from ..extras import extra
-from ..files import file_digest, read_json
+from ..files import expanded, file_digest, read_json
 from ..locks import held
 from . import _pip
 from ._pip import OfflineError
@@ -69,7 +69,7 @@ class Archive:
 def cache_dir() -> Path:
     """`AURORA_LORA_CACHE` if set, else the user's cache folder of the platform."""
     if folder := os.environ.get("AURORA_LORA_CACHE"):
-        return Path(folder).expanduser().absolute()
+        return expanded(folder).absolute()
     with extra("train"):
         from platformdirs import user_cache_dir
     return Path(user_cache_dir("aurora-lora", appauthor=False))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import expanded
 from .loading import NO_CODE, reason
 from .order import seeded_order
 from .task import check_size
@@ -98,7 +99,7 @@ class HubData:
         folder = os.environ.get(COPIES)
         if not folder:
             return None
-        path = Path(folder).expanduser() / self.repo
+        path = expanded(folder) / self.repo
         return path if path.is_dir() else None
 
     def _failure(self, copy: Path | None, what: str, error: Exception) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
+
+from ..files import expanded
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """An argument of each such call. Without it Transformers asks whether to run the code of a folder, and takes a `yes`
@@ -49,7 +51,7 @@ def only_pickles(model: str, revision: str | None = None) -> str | None:
         model: a folder or a hub model.
         revision: of a hub model.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     try:
         if folder.is_dir():
             names = sorted(path.name for path in folder.iterdir())

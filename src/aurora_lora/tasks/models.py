@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..files import expanded
 from .fetch import Archive, cache_dir, fetch
 from .gguf import converted
 
@@ -195,7 +196,7 @@ def resolve_model(name: str) -> str:
     if source is not None:
         folder = fetch(source.archive)
         return str(folder if source.gguf_file is None else converted(folder, source.gguf_file))
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from .. import files
 from ..errors import UserError
+from ..files import expanded
 from ..tasks.fetch import cache_dir
 from .storage import RESULT
 from .weights_digest import SAMPLED, sampled_digest
@@ -62,7 +63,7 @@ def digest_of(source: str, variant: str | None = None) -> str | None:
         source: its folder; of a model of the hub or a packaged one, which was verified when it was fetched, None.
         variant: of a pipeline of diffusers, see `sampled_digest`.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if (folder / RESULT_OF_PRETRAINING).is_file():
         return f"sha256:{files.file_digest(folder / 'model.safetensors')}"
     if not folder.is_dir() or folder.is_relative_to(cache_dir()):
@@ -77,7 +78,7 @@ def cached_commit(source: str, revision: str | None = None, file: str = "config.
         source, revision: as for `with_commit`.
         file: one that was loaded.
     """
-    if Path(source).expanduser().exists():
+    if expanded(source).exists():
         return None
     found = try_to_load_from_cache(source, file, revision=revision)
     commit = _SNAPSHOT.search(found) if isinstance(found, str) else None

@@ -6,13 +6,12 @@ It goes with the tokenizer: into a run, its merge, its export and whatever is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..files import file_digest
+from ..files import expanded, file_digest
 
 CHATML = """{%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
@@ -47,8 +46,8 @@ def set_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> dict[
         tokenizer.chat_template = CHATML.replace("END", str(end))
     elif given is not None:
         try:
-            tokenizer.chat_template = Path(given).expanduser().read_text(encoding="utf-8")
-            return {given: file_digest(Path(given).expanduser())}
+            tokenizer.chat_template = expanded(given).read_text(encoding="utf-8")
+            return {given: file_digest(expanded(given))}
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"task.chat_template: {given} is neither 'chatml' nor a file to read: {why}") from error

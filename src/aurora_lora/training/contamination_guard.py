@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..errors import UserError
+from ..files import expanded
 from ..tasks import TASKS
 from .merge_note import merge_note
 from .recipe import Recipe
@@ -12,7 +11,7 @@ from .recipe import Recipe
 
 def trained_on(recipe: Recipe) -> list[str]:
     """The tasks that a model trained by a recipe has seen, those of its base model first."""
-    earlier = (merge_note(Path(recipe.model).expanduser()) or {}).get("trained_on", [])
+    earlier = (merge_note(expanded(recipe.model)) or {}).get("trained_on", [])
     return list(dict.fromkeys([*earlier, recipe.task_title]))
 
 

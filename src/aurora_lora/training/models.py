@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..errors import UserError
 from ..extras import extra
+from ..files import expanded
 from ..methods.parameters import is_head, mark_random
 from ..tasks import Task
 from ..tasks.loading import NO_CODE, OnlyPicklesError, check_attention, only_pickles, reason, wants_code
@@ -313,7 +313,7 @@ def _unusable(base: ModelSection, error: Exception) -> Exception:
     if isinstance(error, UserError):
         return error
     model, revision = base.name, "" if base.revision is None else f" at revision '{base.revision}'"
-    is_here = model in MODELS or Path(model).expanduser().exists()
+    is_here = model in MODELS or expanded(model).exists()
     where = "" if is_here else ", which is no folder here,"
     # not the same weights, as a GGUF file rounds them: `packaged_name` does not take it for this one
     packaged = next((name for name, one in MODELS.items() if not is_here and one.hub_id == model), None)

@@ -104,9 +104,12 @@ def predict_file(
             raise UserError(f"{piece.name}, row {number}: {error}") from error
 
     of = hashlib.sha256(repr((_model(predictor), sorted(named.items()), batch_size)).encode())
-    for number, row in enumerate(rows, start=1):  # before hours of answers are in vain
-        asked(number, row, is_first=True)
-        of.update(repr(row).encode("utf-8", "surrogatepass"))
+    try:
+        for number, row in enumerate(rows, start=1):  # before hours of answers are in vain
+            asked(number, row, is_first=True)
+            of.update(repr(row).encode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{piece.name} has text that is no UTF-8: {error}") from error
     with _gathered(output, of.hexdigest(), batch_size) as (out, earlier):
         cut += [line[cut_at] for line in earlier if (cut_at := _column("cut_at", rows.column_names)) in line]
         for start in range(len(earlier), len(rows), batch_size):

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ..errors import ArgumentError, UserError
+from ..files import expanded
 from ..methods.base import edit_config
 from ..tasks.loading import reason
 from ..tasks.models import MODELS
@@ -83,7 +84,7 @@ def _stage(run: TrainedRun, folder: Path, what: What) -> None:
     shutil.copytree(run.folder / ADAPTER, folder, ignore=ignored, dirs_exist_ok=True)
     if what == "export":
         shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
-    source, is_local = MODELS.get(run.recipe.model), Path(run.recipe.model).expanduser().exists()
+    source, is_local = MODELS.get(run.recipe.model), expanded(run.recipe.model).exists()
     if source is not None or is_local:
         named = {"base_model_name_or_path": source.hub_id if source is not None else None}
         edit_config(folder, lambda config: config.update(named))
@@ -108,7 +109,7 @@ def _without_paths(card: str, recipe: Recipe) -> str:
         return names.get(value, value) if isinstance(value, str) else value
 
     card = card.replace(recipe_block(recipe.resolved()), recipe_block(named(recipe.resolved())))
-    shown = {str(Path(path).expanduser()): name for path, name in names.items()} | names
+    shown = {str(expanded(path)): name for path, name in names.items()} | names
     for path in sorted(shown, key=len, reverse=True):
         if "/" in path or "\\" in path:
             card = card.replace(path, shown[path])

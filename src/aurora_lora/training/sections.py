@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -21,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from ..deploy.formats import Quantization
 from ..errors import ArgumentError, one_line, unknown
+from ..files import expanded
 from ..methods import Method, get_method
 from ..tasks.models import MODELS
 
@@ -86,9 +86,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _of_the_hub(self) -> ModelSection:
-        what = (
-            "a packaged model" if self.name in MODELS else "a folder" if Path(self.name).expanduser().exists() else ""
-        )
+        what = "a packaged model" if self.name in MODELS else "a folder" if expanded(self.name).exists() else ""
         if self.revision is not None and what:
             why = f"{self.revision!r} is not allowed with '{self.name}', {what}: only models of the hub have revisions"
             raise PydanticCustomError("below", "revision: {why}", {"why": why})

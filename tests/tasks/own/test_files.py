@@ -364,3 +364,80 @@ def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
                 assert there == [row for row in csv.reader(file) if row][1:], repr(rows)
             read += 1
     assert read > 150
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_a_format_that_is_saved_with_a_data_set_changes_nothing(form: str, tmp_path: Path) -> None:
+    rows = [{"text": f"film {n}", "label": n % 2, "input_ids": [n, n]} for n in range(4)]
+    data = Dataset.from_list(rows)
+    data.set_format(form, columns=["input_ids", "label"])
+    data.save_to_disk(tmp_path / "saved")
+    (piece,) = open_data(OwnData("saved")).values()
+    assert list(piece.rows(["text"])) == [{"text": row["text"]} for row in rows]
+    assert list(piece.rows(["text", "label"])) == [{"text": row["text"], "label": row["label"]} for row in rows]
+
+
+def test_a_folder_that_is_a_link_is_not_left_out(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        _csv(tmp_path / split / "rows.csv")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "test").rename(tmp_path / "data" / "test")
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "train")
+    with pytest.raises(UserError, match=r"data/train is a link to a folder, which is not followed"):
+        open_data(OwnData("data"))
+    (tmp_path / "data" / "train").unlink()
+    (tmp_path / "data" / ".cache").symlink_to(tmp_path / "train")
+    (tmp_path / "link").symlink_to("data")
+    assert [*open_data(OwnData("link"))] == ["train"]
+
+
+def test_files_that_are_links_are_read(tmp_path: Path) -> None:
+    """As in the cache of the hub."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        _csv(tmp_path / "blobs" / name[::-1])
+        (tmp_path / "data" / f"{name}.csv").symlink_to(f"../blobs/{name[::-1]}")
+    assert [*open_data(OwnData("data"))] == ["train", "test"]
+
+
+def test_a_file_that_is_called_like_a_cache_is_one_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("cache-one.csv", "other.csv"):
+        _csv(tmp_path / "data" / name)
+    assert len(open_data(OwnData("data"))["train"].data) == 2 * len(ROWS)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_json_list_in_another_encoding(encoding: str, tmp_path: Path) -> None:
+    rows = [{"text": f"café {n}", "label": str(n % 2)} for n in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
+    assert open_data(OwnData("rows.json", encoding=encoding))["train"].data.to_list() == rows
+    assert open_data(OwnData("rows.json", encoding=encoding))["train"].data.to_list() == rows, "from the cache"
+
+
+def test_the_numbers_of_a_json_list_have_all_their_digits(tmp_path: Path) -> None:
+    rows = [{"text": "film", "label": 3.2e-11}, {"text": "plot", "label": 1.2345678901234567e-9}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert open_data(OwnData("rows.json"))["train"].data.to_list() == rows
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("damage", ["cut off", "flipped"])
+def test_a_packed_file_that_is_damaged(kind: str, damage: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    FORMATS[f"rows.{kind}"](tmp_path / "rows")
+    packed = bytearray(gzip.compress((tmp_path / "rows").read_bytes() * 50))
+    half = len(packed) // 2
+    damaged = packed[:half] if damage == "cut off" else packed[:half] + bytes(b ^ 255 for b in packed[half:])
+    (tmp_path / "data" / f"train.{kind}.gz").write_bytes(damaged)
+    with pytest.raises(UserError) as error:
+        open_data(OwnData("data"))
+    assert "data" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_whose_home_is_nobodys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.data: '~nobodys-name/x\.csv' is no file, no folder and no data set"):
+        open_data(OwnData("~nobodys-name/x.csv"))

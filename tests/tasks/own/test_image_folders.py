@@ -1,5 +1,6 @@
 """Folders of images by class: each image is an example, or refused by its name."""
 
+import json
 import re
 from pathlib import Path
 
@@ -97,3 +98,31 @@ def test_a_table_of_images_in_each_split(tmp_path: Path) -> None:
         (tmp_path / "all" / split / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
     pieces = open_data(OwnData("all"))
     assert {name: piece.data["label"][:] for name, piece in pieces.items()} == {"train": ["x", "y"], "test": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "cell"), [(["007", "12"], "007"), (["cat", "NA"], "NA"), (["None", "bird"], "None")]
+)
+def test_a_label_in_a_table_of_images_is_not_read_as_something_else(
+    labels: list[str], cell: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(2):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(folder / f"{n}.png")
+    lines = [f"{n}.png,{label}" for n, label in enumerate(labels)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"metadata\.csv, row \d: '{cell}' in column 'label' would be read as"):
+        open_data(OwnData(str(folder)))
+    rows = [json.dumps({"file_name": f"{n}.png", "label": label}) for n, label in enumerate(labels)]
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert open_data(OwnData(str(folder)))["train"].data["label"][:] == labels
+
+
+def test_a_class_that_datasets_would_leave_out(tmp_path: Path) -> None:
+    for name in ("cat", "__background__"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "pictures" / name / "0.png")
+    with pytest.raises(UserError, match=r"__background__/0\.png: what is called __\.\.\. is left out"):
+        open_data(OwnData(str(tmp_path / "pictures")))

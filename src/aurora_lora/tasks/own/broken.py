@@ -154,6 +154,21 @@ def _marked(encoding: str | None) -> str:
     return UTF8 if encoding is None or re.fullmatch("utf[-_ ]?8", encoding, re.IGNORECASE) else encoding
 
 
+def is_utf8(encoding: str | None) -> bool:
+    """Whether that is what an encoding means; None does."""
+    return _marked(encoding) == UTF8
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file in UTF-8, by the names in its header, each cell as it stands there; checked as
+    `csv_options` does."""
+    options = csv_options(path, None)
+    with _text(path, None, newline="") as file:
+        for number, cells in enumerate(csv.reader(file, delimiter=options["sep"])):
+            if number and cells:
+                yield dict(zip(options["column_names"], cells, strict=False))
+
+
 def _text(path: Path, encoding: str | None, **more: Any) -> IO[str]:
     try:
         file: IO[str] = _open(path, "rt", encoding=_marked(encoding), **more)
@@ -199,6 +214,12 @@ def _has_null_row(path: Path, encoding: str | None) -> bool:
                 json.loads(line)
             return True
     return False
+
+
+def is_list(path: Path, encoding: str | None) -> bool:
+    """Whether a JSON file is one list."""
+    with _text(path, encoding) as file:
+        return _is_list(file)
 
 
 def _is_list(file: IO[str]) -> bool:

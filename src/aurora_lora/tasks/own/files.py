@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...extras import extra
-from ...files import file_digest
+from ...files import expanded, file_digest
 from ..loading import NO_CODE, reason
-from .broken import check_json, csv_options, is_blank, no_split, suffix_of, why_broken
+from .broken import check_json, csv_options, is_blank, is_utf8, no_split, suffix_of, why_broken
 from .card_files import CARD, check_card_files
-from .image_folders import IMAGES, more_suffixes, read_as_images, splits_of_images
-from .json_files import as_one, with_dates_as_text
+from .image_folders import IMAGES, check_described, more_suffixes, read_as_images, splits_of_images
+from .json_files import as_one, as_they_stand, from_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -73,12 +74,14 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
         from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         try:
-            found = datasets.load_from_disk(str(path))
+            # a format is saved with it: tensors in place of values, and some of the columns
+            found = datasets.load_from_disk(str(path)).with_format(None)
         except Exception as error:
             raise UserError(f"{path} cannot be loaded: {reason(error)}") from error
         return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
     if not any(path.iterdir()):
         raise UserError(f"{path} is empty")
+    _check_links(path)
     every = [file for file in _files(path) if file.name not in FILES_TO_IGNORE]
     tables = {
         file: kind
@@ -106,6 +109,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
                 f"{of_classes[0]} cannot be read: Pillow has no reader of '{of_classes[0].suffix}' files here; convert "
                 "them to .jpg, .png or .webp, say, or move them away"
             )
+        check_described(described, encoding)
         with read_as_images(more):
             return _load(path, "imagefolder", data_files=splits_of_images(path, images, described))
     if len(set(tables.values())) > 1:
@@ -117,7 +121,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
     data = [file for file in tables or every if suffix_of(file) in _DATA]
     splits = _by_split(path, data) if data else {}
     named = {file for some in splits.values() for file in some}
-    if left := [file for file in data if str(file.resolve()) not in named]:
+    if left := [file for file in data if str(_absolute(file, path)) not in named]:
         raise no_split(path, left[0])
     if not tables or PACKED.keys() & tables.values():
         for file in filter(_holds_csv, tables):
@@ -155,9 +159,22 @@ def _by_split(folder: Path, data: Sequence[Path]) -> dict[str, list[str]]:
         from datasets.data_files import DataFilesDict, get_data_patterns
     base = glob.escape(folder.resolve().as_posix())
     found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
-    wanted = {str(file.resolve()) for file in data}
+    wanted = {str(_absolute(file, folder)) for file in data}
     splits = {str(name): [file for file in some if file in wanted] for name, some in found.items()}
     return {name: some for name, some in splits.items() if some}
+
+
+def _absolute(file: Path, folder: Path) -> Path:
+    """As `datasets` names a file of a folder: a link to a file keeps its own name."""
+    return folder.resolve() / file.relative_to(folder)
+
+
+def _check_links(folder: Path) -> None:
+    """Raise a UserError for a folder in it that is a link: its files would be left out."""
+    for within, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if linked := next((path for name in folders if (path := Path(within, name)).is_symlink()), None):
+            raise UserError(f"{linked} is a link to a folder, which is not followed: copy what it leads to here")
 
 
 def _load(path: Path, kind: str, encoding: str | None = None, **more: Any) -> datasets.DatasetDict:
@@ -185,6 +202,8 @@ def _load_json(
     """
 
     def load(path: Path, data_files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
+        if not is_utf8(encoding):  # `datasets` takes a list for UTF-8, and long files apart within a character
+            return from_rows(data_files, encoding)
         escaped = {
             name: [glob.escape(str(Path(file).absolute())) for file in some] for name, some in data_files.items()
         }
@@ -193,7 +212,7 @@ def _load_json(
     filled = {name: [file for file in some if not is_blank(Path(file), encoding)] for name, some in splits.items()}
     filled = {name: some or list(splits[name][:1]) for name, some in filled.items()}
     try:
-        return with_dates_as_text(load(path, filled), filled, encoding)
+        return as_they_stand(load(path, filled), filled, encoding)
     except UserError:
         if sum(map(len, filled.values())) == 1:
             raise
@@ -229,7 +248,7 @@ def _cause(error: BaseException) -> str:
 
 def sha256_of(given: str) -> str | None:
     """That of a file or of a folder's files; None where there is none that can be read."""
-    path = Path(given).expanduser()
+    path = expanded(given)
     try:
         if path.is_file():
             return file_digest(path)
@@ -247,9 +266,15 @@ def folder_digest(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those of a folder that are neither hidden nor of a cache."""
+    """Those of a folder that are neither hidden nor a cache that `datasets` keeps beside what it saved."""
+
+    def is_cache(path: Path) -> bool:
+        return path.name.startswith("cache-") and (path.parent / "state.json").is_file()
+
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith((".", "cache-")) for part in path.relative_to(folder).parts)
+        if path.is_file()
+        and not is_cache(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]

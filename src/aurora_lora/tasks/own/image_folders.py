@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ...errors import UserError
 from ...extras import extra
-from .broken import no_split
+from .broken import csv_rows, is_utf8, no_split
 
 IMAGES = {
     ".arw",
@@ -75,6 +76,8 @@ def splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[P
     """
     with extra("train"):
         from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
+    if special := next((one for one in images if "__" in {part[:2] for part in one.relative_to(folder).parts}), None):
+        raise UserError(f"{special}: what is called __... is left out by `datasets`: rename it")
     of = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
     top = folder
     while len(inside := {file.relative_to(top).parts[0] for file in images}) == 1:
@@ -99,6 +102,33 @@ def splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[P
         name: sorted({_all_below(top / file.relative_to(top).parts[0]) for file, its in found.items() if its == name})
         for name in dict.fromkeys(names)
     }
+
+
+_NOTHING = {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
+_NOTHING |= {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+"""Cells that pandas takes for empty ones."""
+
+
+def check_described(described: Sequence[Path], encoding: str | None) -> None:
+    """Raise a UserError where a table of images, which `datasets` reads, has cells that it would read as others.
+
+    It takes `007` for a number and `NA` for nothing; texts in metadata.jsonl stay as they are.
+    """
+    for path in described:
+        if path.suffix.lower() != ".csv":
+            continue
+        if not is_utf8(encoding):
+            raise UserError(f"task.encoding: '{encoding}': {path} is read as UTF-8")
+        rows = list(csv_rows(path))
+        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        for name, cells in columns.items():
+            are_numbers = all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells if cell)
+            for number, cell in enumerate(cells, start=1):
+                if cell and (cell in _NOTHING or (are_numbers and cell != str(int(cell)))):
+                    raise UserError(
+                        f"{path}, row {number}: '{cell}' in column '{name}' would be read as something else: describe "
+                        "the images in a metadata.jsonl, where a text stays as it is"
+                    )
 
 
 def _all_below(folder: Path) -> str:

@@ -11,7 +11,7 @@ from ...extras import extra
 from ...files import file_digest
 from ..list_types import item_type
 from ..loading import reason
-from .broken import json_rows
+from .broken import is_list, json_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -27,10 +27,26 @@ class _Differ(Exception):  # noqa: N818
     """Two types that no type holds: of which field, and what they are."""
 
 
-def with_dates_as_text(
+def from_rows(files: Mapping[str, Sequence[str]], encoding: str | None) -> datasets.DatasetDict:
+    """The rows of files as Python's own reader has them, with the fields of all of them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    with extra("train"):
+        import datasets
+    made = {}
+    for name, some in files.items():
+        names = dict.fromkeys(field for file in some for row in json_rows(Path(file), encoding) for field in row)
+        made[name] = _reread(some, None, encoding, tuple(names))
+    return datasets.DatasetDict(made)
+
+
+def as_they_stand(
     loaded: datasets.DatasetDict, files: Mapping[str, Sequence[str]], encoding: str | None
 ) -> datasets.DatasetDict:
-    """The same rows, with what Arrow takes for times in JSON, which has none, as the texts that stand there.
+    """The same rows, with what Arrow takes for times in JSON, which has none, as the texts that stand there; and with
+    all digits of the numbers in a list, of which `datasets` keeps ten behind the point.
 
     Args:
         loaded: as `datasets` reads the files.
@@ -45,7 +61,9 @@ def with_dates_as_text(
     made = {}
     for name, data in loaded.items():
         wanted = datasets.Features(_dates_as_text(data.features))
-        made[name] = data if wanted == data.features else _reread(files[name], wanted, encoding)
+        is_rounded = "double" in str(wanted.arrow_schema) and any(is_list(Path(file), encoding) for file in files[name])
+        is_same = wanted == data.features and not is_rounded
+        made[name] = data if is_same else _reread(files[name], wanted, encoding, tuple(wanted))
     return datasets.DatasetDict(made)
 
 
@@ -74,7 +92,10 @@ def as_one(
     wanted = datasets.Features(every)
     made = {}
     for name, files in splits.items():
-        parts = [data if _has(data, wanted) else _reread([str(path)], wanted, encoding) for path, data in files]
+        parts = [
+            data if _has(data, wanted) else _reread([str(path)], wanted, encoding, tuple(wanted))
+            for path, data in files
+        ]
         made[name] = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return datasets.DatasetDict(made)
 
@@ -85,11 +106,13 @@ def _has(data: datasets.Dataset, wanted: Any) -> bool:
     return bool(there.names == asked.names and there.types == asked.types and data.features == wanted)
 
 
-def _reread(files: Sequence[str], features: datasets.Features, encoding: str | None) -> datasets.Dataset:
+def _reread(
+    files: Sequence[str], features: datasets.Features | None, encoding: str | None, names: tuple[str, ...]
+) -> datasets.Dataset:
     with extra("train"):
         import datasets
     # by which it is kept in the cache: their content, too; a list would be a source of data
-    found = {"files": tuple(files), "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(features)}
+    found = {"files": tuple(files), "of": tuple(file_digest(Path(file)) for file in files), "names": names}
     try:
         return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs={**found, "encoding": encoding})
     except Exception as error:  # `datasets` raises many kinds, some of them its own

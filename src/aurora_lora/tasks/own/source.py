@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import lzma
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ArgumentError, UserError
 from ...extras import extra
-from ...files import file_digest
+from ...files import expanded, file_digest
 from ..hub import HubData
 from .files import FORMATS, folder_digest, read_file, read_folder
 
@@ -150,7 +152,7 @@ def open_data(own: OwnData) -> Pieces:
 
 def _check_used(own: OwnData) -> None:
     """Raise a UserError for a field that nothing of what is opened has a use for."""
-    given = [Path(one).expanduser() for one in (own.data, own.validation_data, own.test_data) if one is not None]
+    given = [expanded(one) for one in (own.data, own.validation_data, own.test_data) if one is not None]
     for field, what, unused in (("config", "a folder or ", Path.is_file), ("revision", "", Path.exists)):
         value = getattr(own, field)
         if value is not None and all(map(unused, given)):
@@ -181,7 +183,7 @@ def open_test(own: OwnData, data: str) -> Pieces:
         ArgumentError: as the UserError of `open_data`, of the arguments `data` and `encoding`.
     """
     is_named = data in (own.data, own.validation_data, own.test_data)
-    is_here = Path(data).expanduser().exists()
+    is_here = expanded(data).exists()
     plain = replace(
         own, config=None if is_here and not is_named else own.config, revision=own.revision if is_named else None
     )
@@ -205,13 +207,13 @@ def _split_of(source: datasets.DatasetDict, given: str, name: str, wanted: str |
         chosen = next(iter(source))
     if chosen is None:
         raise UserError(f"task.{name}_split: {given} has no split '{names[0]}' (it has {', '.join(source)})")
-    path = Path(given).expanduser()
+    path = expanded(given)
     folder = path.parent if path.is_file() else path if path.is_dir() else None
     return Piece(source[chosen], given if len(source) == 1 else f"{given}, {chosen}", folder)
 
 
 def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datasets.DatasetDict:
-    path = Path(given).expanduser()
+    path = expanded(given)
     try:
         if path.is_file():
             files[given] = file_digest(path)
@@ -221,6 +223,8 @@ def _open(own: OwnData, given: str, field: str, files: dict[str, str]) -> datase
             return read_folder(path, own.config, own.encoding)
     except OSError as error:
         raise UserError(f"task.{field}: {given}: {error.strerror or error}") from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"task.{field}: {given}: a packed file is cut off or damaged: {error}") from error
     if path.suffix.lower() in FORMATS or not _REPO.fullmatch(given):
         beside = _names_beside(path)
         near = [name for name in beside if Path(name).stem == path.name]  # the suffix was left out
