@@ -54,7 +54,8 @@ _MERGE = "Does the calibrated merge lose against the trained form"
 _MERGES_TOO = ("Does the calibrated merge lose without the skip", "Does the calibrated merge lose at r=2 everywhere")
 _HIGH = tuple(f"At a rate far too high, is AuroRA {form}above LoRA" for form in ("", "without the skip "))
 _HIGH_SKIP = "At a rate far too high, does the skip help"
-_OTHERS = ("ranks-digits", "ranks-cifar10", "ranks-wikihow-goal")
+_IMAGES = ("ranks-digits", "ranks-cifar10")
+_OTHERS = (*_IMAGES, "ranks-wikihow-goal")
 _SAME = {r: f"Does AuroRA r={r} without skip beat LoRA r={r}" for r in (1, 2, 4, 8, 16)}
 _SAME_WITH_SKIP = "Does AuroRA r=2 beat LoRA r=2"
 SAME_LAYERS = "Is AuroRA above LoRA at r=8"
@@ -84,7 +85,16 @@ CASES = {
             _EVERYWHERE_ALIGNED,
             *AS_MANY,
         ),
-        **dict.fromkeys(_OTHERS, (*RANKS[:2], *_LORA_RANKS, *SAME_START, *QUARTER, EVERYWHERE, *_TWO_EVERYWHERE)),
+        **dict.fromkeys(_IMAGES, (*RANKS[:2], *_LORA_RANKS, *SAME_START, *QUARTER, EVERYWHERE, *_TWO_EVERYWHERE)),
+        "ranks-wikihow-goal": (
+            *RANKS,
+            *_LORA_RANKS,
+            *SAME_START,
+            *QUARTER,
+            _LORA_HALF,
+            EVERYWHERE,
+            *_TWO_EVERYWHERE,
+        ),
         "layers": ("Are all linear layers better than query and value",),
         "ranks-movie-rating": (
             *RANKS,
@@ -123,8 +133,15 @@ CASES = {
             *_TWO_METHODS_TOO[:2],
         ),
         **dict.fromkeys(
-            _OTHERS,
+            _IMAGES,
             (SAME_LAYERS, *_SAME_TOO, *(_NO_SKIP[r] for r in (2, 8)), *TWO_METHODS, _TWO_METHODS_TOO[1]),
+        ),
+        "ranks-wikihow-goal": (
+            *_SAME_PAIRS[:3],
+            f"{SAME_LAYERS}, both with the aligned start",
+            *_NO_SKIP.values(),
+            *TWO_METHODS,
+            _TWO_METHODS_TOO[1],
         ),
     },
     "skip": {
@@ -134,7 +151,8 @@ CASES = {
             *(f"Does the skip help at r={r} with the aligned start" for r in (2, 4, 8)),
         ),
         "ranks-converged": ("Does the skip help at r=2",),
-        **dict.fromkeys(_OTHERS, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
+        **dict.fromkeys(_IMAGES, tuple(f"Does the skip help at r={r}" for r in (8, 2))),
+        "ranks-wikihow-goal": tuple(f"Does the skip help at r={r}" for r in (2, 4, 8)),
         "ranks-movie-rating": tuple(
             f"Does the skip help at r={r}{start}" for start in ("", " with the aligned start") for r in (2, 4, 8)
         ),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import get_peft_model, inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     BartConfig,
@@ -17,6 +17,8 @@ from transformers import (
     BertForMultipleChoice,
     BioGptConfig,
     BioGptForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -320,3 +322,26 @@ def test_a_model_without_values():
         calibrate(model, [x])
     with pytest.raises(CalibrationError, match="is on the meta device"):
         probe(net, [x], loss=lambda model, batch: model(batch).sum())
+
+
+@pytest.mark.parametrize(("texts", "length"), [(3, 5), (4, 6), (8, 7)])
+def test_padding_that_a_model_adds_is_left_out(texts: int, length: int) -> None:
+    """Longformer pads to whole windows of its attention, in which the tokens come first."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LongformerConfig(**sizes, intermediate_size=24, attention_window=4, max_position_embeddings=40)
+    model = LongformerForSequenceClassification(config).eval()
+    ids = torch.randint(3, 50, (texts, length))
+    mask = torch.ones_like(ids)
+    mask[0, 2:] = 0
+    layer = model.longformer.encoder.layer[1]
+    seen: dict[str, Tensor] = {}
+    with Runner(model, "calibrate") as runner, torch.no_grad():
+        parts = {"query": layer.attention.self.query, "dense": layer.intermediate.dense}
+        for name, part in parts.items():
+            hook = lambda module, args, name=name: seen.update({name: runner.vectors(module, args[0])})  # noqa: E731
+            part.register_forward_pre_hook(hook)
+        runner.run({"input_ids": ids, "attention_mask": mask})
+        hidden = model.longformer(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    assert len(seen["dense"]) == mask.sum()
+    torch.testing.assert_close(seen["query"], hidden[1][:, :length][mask.bool()])

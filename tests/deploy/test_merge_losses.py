@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import GloraConfig, IA3Config, LoHaConfig, LoraConfig, OFTConfig, RoadConfig, get_peft_model
+from peft import (
+    GloraConfig,
+    HiraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    RoadConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,6 +31,7 @@ from aurora_lora import AlreadyMergedError, CalibrationError, FormError, MergeEr
 from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.deploy.memory_bound import MemoryBound
+from aurora_lora.deploy.merged_weight import merged_linear
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 
@@ -551,3 +562,50 @@ def test_a_layer_that_no_input_reaches_and_that_adds_nothing(with_idle_layer):
     gap = merge_gap(model, [x], quantizations=["nf4"])
     assert all([loss.layer for loss in merge.layers] == ["used"] for merge in gap.merges)
     assert {"nf4 nearest", "nf4 by inputs"} <= {merge.merge for merge in gap.merges}
+
+
+@pytest.mark.parametrize("target", ["c_attn", "attn.c_proj"])
+def test_aurora_on_conv1d(make_gpt2, batches, config, target):
+    """Whose weight is held transposed; a square one would not be noticed."""
+    fields = {"target_modules": [target], "fan_in_fan_out": True, "task_type": "CAUSAL_LM", "train_form": "static"}
+    model = get_peft_model(make_gpt2(), config(**fields)).eval()
+    gap = merge_gap(model, batches, merges=True)
+    assert by_name(gap)["float32"].end_to_end.kl < 1e-9
+    assert all(loss.relative_error < 1e-4 for loss in by_name(gap)["float32"].layers)
+
+
+@pytest.mark.parametrize("methods", [("dora", "dora"), ("lora", "dora"), ("dora", "lora"), ("lora", "lora")])
+def test_several_adapters_are_merged_as_peft_does(make_bert, methods):
+    """DoRA's norms are those of the base weight, whatever was merged before."""
+    model = get_peft_model(make_bert(), METHODS[methods[0]]())
+    model.add_adapter("other", METHODS[methods[1]]())
+    model.base_model.set_adapter(["default", "other"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude" in name:
+                parameter.mul_(1.5)
+    names = ["default", "other"]
+    found = {
+        path: merged_linear(path, layer, layer.get_base_layer().weight.data.clone(), names)[0]
+        for path, layer in layers(model).items()
+    }
+    model.base_model.merge_adapter(adapter_names=names)
+    for path, layer in layers(model).items():
+        torch.testing.assert_close(found[path], layer.get_base_layer().weight.data, atol=1e-5, rtol=1e-4)
+
+
+def test_no_copy_of_the_weight_is_left_behind(make_bert, batches):
+    """PEFT's HiRA keeps W0 when it merges."""
+    model = get_peft_model(make_bert(), HiraConfig(target_modules=TARGETS, init_weights=False)).eval()
+    merge_gap(model, batches)
+    kept = [layer._base_weight_before_merge for layer in layers(model).values()]
+    assert kept
+    assert all(weight is None for weight in kept)
+
+
+def test_an_adapter_around_another_ones_layer_is_refused(make_bert, batches):
+    """Each would be merged without the other."""
+    model = adapted(make_bert())
+    inject_adapter_in_model(METHODS["loha"](), model.base_model.model, "outer")
+    with pytest.raises(MergeError, match=r"has an adapter of .* around one of .*: merge_gap takes one kind at a time"):
+        merge_gap(model, batches)

@@ -152,7 +152,7 @@ def held_format(path: str, module: Any, model: nn.Module, action: str) -> Format
         MergeError: in a format whose codes cannot be read and written.
     """
     base: Any = module.get_base_layer()
-    backend = resolve_quantization_backend(base, **get_quantization_kwargs(model))
+    backend = resolve_quantization_backend(base, **get_quantization_kwargs(plain_model(model)))
     if backend is None:
         return None
     if (found := format_of(base, backend)) is None:

@@ -44,6 +44,9 @@ class Runner:
         self._encoder_output: weakref.ref[Tensor] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self.encoder = self._find_encoder()
+        self._model_type = getattr(getattr(unwrapped(model), "config", None), "model_type", None)
+        attention = (module for module in model.modules() if type(module).__name__ in _TOKEN_FIRST)
+        self._token_first = {part for module in attention for part in module.modules()}
         self._encoder_modules = set(self.encoder.modules()) if self.encoder is not None else set()
 
     def _check_loaded(self) -> None:
@@ -170,11 +173,17 @@ class Runner:
         mask = self.masks.get(self._mask_name(module, x))
         if mask is not None:
             mask = mask.to(x.device)  # a model over several devices
-            if x.shape[:-1] == mask.shape:
-                return x[mask]
+            if (tokens := self._as_in_mask(module, x, mask)) is not None:
+                return tokens[mask]
             if x.dim() == 2 and x.shape[0] == mask.numel():
                 return x[mask.reshape(-1)]
         return _input_vectors(module, x)
+
+    def _as_in_mask(self, module: nn.Module, x: Tensor, mask: Tensor) -> Tensor | None:
+        """x as (*mask.shape, d_in), if it is of those tokens; some models pad texts further by themselves."""
+        if x.dim() == 3 and self._model_type in _PAD_FURTHER:
+            x = (x.transpose(0, 1) if module in self._token_first else x)[:, : mask.shape[1]]
+        return x if x.shape[:-1] == mask.shape else None
 
     def pieces(self, module: Any, x: Tensor) -> Iterator[Tensor]:
         """`vectors`, the patches of a convolution a few at a time."""
@@ -218,6 +227,10 @@ def _has_choices(inputs: Mapping[str, Any], mask: Tensor) -> bool:
 
 
 _TEXTS = ("input_ids", "inputs_embeds")
+_PAD_FURTHER = {"longformer", "led", "big_bird", "bigbird_pegasus"}
+"""Models that pad texts to whole windows of their attention."""
+_TOKEN_FIRST = {"LongformerSelfAttention", "LEDEncoderSelfAttention"}
+"""Attention whose layers get (tokens, batch, width)."""
 _DECODER_TOKENS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 

@@ -106,7 +106,7 @@ class MergeSums:
                 if own is None or (own is layer.format and torch.equal(held, exact)):
                     continue  # nothing to round, or nothing to merge: the weight stays what it is
                 codes, grid = own.chosen(exact, S, inputs)
-                self._chosen[merge.name, layer.path] = codes.to(torch.uint8), grid
+                self._chosen[merge.name, layer.path] = codes.to("cpu", torch.uint8), grid  # one for each weight
 
     def _measure(self, S: Tensor, layer: AdaptedLayer) -> None:
         held, exact, bias = layer.weights()
@@ -125,7 +125,7 @@ class MergeSums:
             return held
         if merge.by_inputs and (chosen := self._chosen.get((merge.name, layer.path))):  # not where no input came
             codes, grid = chosen
-            return grid.dequantised(codes.int())
+            return grid.dequantised(codes.to(exact.device).int())
         grid = own.fitted(exact)
         return grid.dequantised(grid.round(exact))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, MergeError
+from ..meanwhile import meanwhile
 from ..ops import without_autocast
 from ..tuner import AuroraLayer
 from ..tuner.adapters import check_not_merged
@@ -31,6 +32,12 @@ def layers_with_adapters(model: nn.Module, action: str) -> Iterator[tuple[str, A
     layers = ((path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     for path, layer in by_plain_path(model, ((path, layer) for path, layer in layers if adapters_of(layer))):
         check_in_use(path, layer, action)
+        inner = getattr(layer, "base_layer", None)
+        if isinstance(inner, BaseTunerLayer) and adapters_of(inner):
+            raise MergeError(
+                f"{path} has an adapter of {type(layer).__name__} around one of {type(inner).__name__}: {action} takes "
+                "one kind at a time. Merge the inner one first, or remove one of the two."
+            )
         yield path, layer, adapters_of(layer)
 
 
@@ -66,8 +73,13 @@ def merged_linear(
     """
     merged = weight.clone()
     with torch.no_grad(), without_autocast(merged), _dense_base(layer, weight) as dense:
-        for name in names:
-            merged = _with_adapter(path, layer, merged, name).to(weight.dtype)
+        if isinstance(layer, AuroraLayer) or _quantises(layer):
+            for name in names:
+                merged = _with_adapter(path, layer, weight, merged, name).to(weight.dtype)
+        else:
+            for name in names:
+                trains_bias(path, layer, name)
+            merged = _own_merge(layer, weight, names).to(weight.dtype)
     return merged.float(), None if dense.bias is None else dense.bias.data.float()
 
 
@@ -128,37 +140,53 @@ def trains_bias(path: str, layer: Any, name: str) -> bool:
     return trains
 
 
-def _with_adapter(path: str, layer: Any, weight: Tensor, name: str) -> Tensor:
+def _quantises(layer: Any) -> bool:
+    """Whether the layer, when it merges, dequantises and quantises by itself."""
+    return type(layer).__module__.rsplit(".", 1)[-1] in QUANTISING
+
+
+def _with_adapter(path: str, layer: Any, base: Tensor, weight: Tensor, name: str) -> Tensor:
+    """A weight, to which other adapters may have been added, with one more; `base` is W0."""
     if isinstance(layer, AuroraLayer):
         return weight + layer.get_delta_weight(name).to(weight)
     if name in getattr(layer, "lora_variant", ()):  # DoRA and its like
         layer.get_base_layer().weight.data = weight
-        merged: Tensor = layer.lora_variant[name].merge_safe(layer, name, weight)
+        with _told_base_weight(layer, base):
+            merged: Tensor = layer.lora_variant[name].merge_safe(layer, name, weight)
         return merged
     with_bias = trains_bias(path, layer, name)
-    method, kind = type(layer).__module__.split(".")[-2:]
-    if kind not in QUANTISING:
-        return _own_merge(layer, weight, name)
-    if not hasattr(layer, "get_delta_weight") or method == "hira":  # which tells B A, where W0 * (B A) is added
+    method = type(layer).__module__.split(".")[-2]
+    if not hasattr(layer, "get_delta_weight"):
         raise MergeError(f"{path}: {method} has no update that could be added to the weight of a quantised layer.")
     update: Tensor = layer.get_delta_weight(name)
+    if method == "hira":  # which tells B A alone
+        update = base * update.to(base)
     if with_bias:  # with the scale, as in the forward pass: PEFT's merge into a quantised layer leaves it out
         layer.get_base_layer().bias.data += layer.lora_B[name].bias * layer.scaling[name]
     return weight + update.to(weight)
 
 
-def _own_merge(layer: Any, weight: Tensor, name: str) -> Tensor:
-    """What the layer's own `merge` makes of an unquantised weight; it merges into the bias of the base too."""
-    backend, layer.quantization_backend = layer.quantization_backend, None
-    already = list(layer.merged_adapters)
+@contextmanager
+def _told_base_weight(layer: Any, base: Tensor) -> Iterator[None]:
+    """While the block runs, PEFT's variants of LoRA take W0 for their norms, and not what others were added to."""
+    layer._caches["unmerged_base_weight"] = base
     try:
-        layer.get_base_layer().weight.data = weight.clone()
-        layer.merged_adapters = []
-        layer.merge(adapter_names=[name])
-        merged: Tensor = layer.get_base_layer().weight.data
+        yield
     finally:
-        layer.quantization_backend = backend
-        layer.merged_adapters = already
+        layer._caches.pop("unmerged_base_weight", None)
+
+
+def _own_merge(layer: Any, weight: Tensor, names: Sequence[str]) -> Tensor:
+    """What the layer's own `merge` makes of an unquantised weight; it merges into the bias of the base too."""
+    own: dict[str, Any] = {"merged_adapters": []}
+    if layer.quantization_backend is not None:
+        own["quantization_backend"] = None
+    if hasattr(layer, "_base_weight_before_merge"):  # a copy of W0 that some methods would keep
+        own["_base_weight_before_merge"] = None
+    with meanwhile([layer], **own):
+        layer.get_base_layer().weight.data = weight.clone()
+        layer.merge(adapter_names=list(names))
+        merged: Tensor = layer.get_base_layer().weight.data
     return merged
 
 

@@ -6,13 +6,10 @@ states are, the calibrated matrix is then further than 1e-5 from the float64 one
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
-from ..meanwhile import meanwhile
-from ..ops import without_autocast
+from ..ops import full_float32, without_autocast
 
 SLICE_BITS, SLICES, SLICED_ROWS = 7, 4, 1024
 """Integers of up to 2^7 in magnitude: the sum of 1,024 products of two is at most 2^24, and so exact in float32."""
@@ -57,7 +54,7 @@ def _add_sliced(total: Tensor, x: Tensor) -> None:
         slices.append(rest.round())
         rest = (rest - slices[-1]) * 2.0 ** (SLICE_BITS + 1)
     half = torch.zeros_like(total)  # and half^T are the product
-    with _full_float32(), without_autocast(total):
+    with full_float32(), without_autocast(total):
         for i, one in enumerate(slices):
             for j, other in enumerate(slices[i : SLICES + 1 - i], i):
                 weight = 2.0 ** (-2 * SLICE_BITS - (SLICE_BITS + 1) * (i + j))
@@ -75,13 +72,3 @@ def mirror(total: Tensor) -> None:
         block = total[start : start + width, start : start + width]
         block.copy_(block.tril() + block.tril(-1).T)
         total[start : start + width, start + width :] = total[start + width :, start : start + width].T
-
-
-def _full_float32() -> AbstractContextManager[None]:
-    """float32 products of a GPU in float32 (no TF32), whatever the process has chosen; that comes back.
-
-    torch refuses to read one of its two switches after the other was set: from version 2.9 on, this one can always be.
-    """
-    matmul = torch.backends.cuda.matmul
-    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    return meanwhile([matmul], **{name: full})

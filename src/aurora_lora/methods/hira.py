@@ -1,6 +1,5 @@
 """HiRA (Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for LLMs", ICLR 2025), through PEFT."""
 
-from .base import NEAREST
 from .options import TARGETS, dropout, peft_method, rank
 
 HIRA = peft_method(
@@ -8,5 +7,4 @@ HIRA = peft_method(
     description="dW = W0 * (B A), entry by entry (PEFT)",
     config="HiraConfig",
     table={"r": rank(32), "hira_dropout": dropout(), **TARGETS},
-    quantised_merges=(NEAREST,),  # what PEFT's quantised layers tell of the update is B A alone
 )

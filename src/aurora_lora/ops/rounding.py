@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..finite import check_finite
-from .autocast import without_autocast
+from .autocast import full_float32, without_autocast
 
 LAZY = 128
 """Columns whose changes are applied to those behind them in one product."""
@@ -88,7 +88,7 @@ class _Columns:
 def output_error(difference: Tensor, moment: Tensor) -> float:
     """E|D x|^2 = tr(D S D^T) for a difference D (d_out, d_in) of weights and S = E[x x^T] (d_in, d_in)."""
     D = difference.to(moment.dtype)
-    with without_autocast(moment):
+    with full_float32(), without_autocast(moment):
         return max(float(((D @ moment) * D).sum()), 0.0)
 
 
@@ -175,7 +175,7 @@ def round_to_moment(weight: Tensor, inputs: InputMoment, grid: Grid, sweeps: int
     """
     columns = grid.transposed(weight.shape)[inputs.order]
     target = weight.T[inputs.order].contiguous()
-    with without_autocast(target):
+    with full_float32(), without_autocast(target):
         nearest, codes = columns.nearest(target), _with_feedback(target, inputs.U, columns)
         errors = [_row_errors(columns.values(each) - target, inputs.S) for each in (codes, nearest)]
         codes = torch.where(errors[0] < errors[1], codes, nearest)

@@ -54,7 +54,7 @@ class AuroraLinear(AuroraLayer):
 
     def as_weight(self, matrix: Tensor) -> Tensor:
         """(d_out, d_in), or its transpose for Conv1D."""
-        return upright(self.get_base_layer(), matrix)
+        return matrix.T if self.fan_in_fan_out else matrix  # also while another base layer stands in
 
     def input_vectors(self, x: Tensor) -> Tensor:
         """x (..., d_in) -> (n, d_in)."""
