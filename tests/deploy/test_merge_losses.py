@@ -24,7 +24,7 @@ from peft import (
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM
 
 import aurora_lora
 from aurora_lora import AlreadyMergedError, CalibrationError, FormError, MergeError, NotCalibratedError, merge_gap
@@ -32,6 +32,7 @@ from aurora_lora.deploy import merge_losses
 from aurora_lora.deploy.adapted import adapted_layers
 from aurora_lora.deploy.memory_bound import MemoryBound
 from aurora_lora.deploy.merged_weight import merged_linear
+from aurora_lora.deploy.probe import _loss_of_texts
 from aurora_lora.errors import UserError
 from aurora_lora.tuner.peft_names import BaseTunerLayer
 
@@ -609,3 +610,19 @@ def test_an_adapter_around_another_ones_layer_is_refused(make_bert, batches):
     inject_adapter_in_model(METHODS["loha"](), model.base_model.model, "outer")
     with pytest.raises(MergeError, match=r"has an adapter of .* around one of .*: merge_gap takes one kind at a time"):
         merge_gap(model, batches)
+
+
+def test_labels_of_models_that_do_not_shift_them(batches):
+    """Bart's decoder alone, as its own loss has them."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "vocab_size": 100}
+    base = BartForCausalLM(BartConfig(**sizes, is_decoder=True, is_encoder_decoder=False, max_position_embeddings=32))
+    model = get_peft_model(base.eval(), LoraConfig(target_modules=["self_attn.q_proj"], init_lora_weights=False)).eval()
+    ids = batches[0]["input_ids"]
+    aligned = torch.cat((ids[:, 1:], torch.full_like(ids[:, :1], -100)), dim=1)
+    with torch.no_grad():
+        own = float(model(input_ids=ids, labels=aligned).loss)
+    given = merge_gap(model, [{"input_ids": ids, "labels": aligned}]).end_to_end[0].metric
+    assert given["nll"] == pytest.approx(own, rel=1e-5)
+    assert merge_gap(model, [{"input_ids": ids}]).end_to_end[0].metric["nll"] == pytest.approx(own, rel=1e-5)
+    assert float(_loss_of_texts(model, {"input_ids": ids})) == pytest.approx(own, rel=1e-5)

@@ -555,6 +555,18 @@ def test_an_error_after_the_merge_undoes_it(folder):
     assert torch.equal(quantised.logits(model, TEST), expected)
 
 
+def test_an_error_in_the_merge_leaves_layers_of_other_methods_exactly(folder):
+    """What PEFT adds to a weight and subtracts again is not the weight."""
+    config = LoraConfig(target_modules=[*quantised.TARGETS, "lm_head"], init_lora_weights=False)
+    model = get_peft_model(quantised.load(folder, "nf4"), config).eval()
+    head = model.base_model.model.lm_head
+    before = head.get_base_layer().weight.clone()
+    with warnings.catch_warnings(action="error"), pytest.raises(UserWarning, match="rounds them again"):
+        merge_quantized(model, INPUTS)
+    assert torch.equal(head.get_base_layer().weight, before)
+    assert not any(layer.merged for layer in layers(model).values())
+
+
 def test_llama3_8b_is_planned_within_16_gib():
     """From shapes: seven projections of 32 layers, in the order in which they are called."""
 

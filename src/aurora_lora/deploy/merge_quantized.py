@@ -168,9 +168,6 @@ def merge_quantized(
     note_shared_weights(model)
     merged: list[Any] = []
     try:
-        for module in others.values():
-            merged.append(module)
-            module.merge()
         for path, layer in layers.items():
             merged.append(layer.module)
             hold_rounded(layer, rounded[path])
@@ -181,6 +178,9 @@ def merge_quantized(
             time.perf_counter() - start,
         )
         _warn(report)  # where warnings are errors, the model is as before
+        for module in others.values():  # last, as PEFT takes back what it merged only up to rounding
+            merged.append(module)
+            module.merge()
     except BaseException:
         for module in filter(lambda one: one.merged, merged):
             module.unmerge()

@@ -82,9 +82,10 @@ def compare(
                 reference, kind = _predictions(output), _kind(runner.model, output)
                 keep = _positions(runner, reference)
                 labels = None if _is_matched(output) else _labels(runner.model, batch, reference)
+                shift = causal and (labels is None or shifts_labels(runner.model))
                 if labels is None and perplexity and causal:
                     labels = next_tokens(batch, reference.device)
-            found[name].add(_predictions(output), reference, keep, labels, shift=causal, kind=kind)
+            found[name].add(_predictions(output), reference, keep, labels, shift=shift, kind=kind)
     if n == 0:
         raise no_batches("merge_gap")
     return tuple(each.result(name) for name, each in found.items()), next(iter(found.values())).n
@@ -244,6 +245,17 @@ def predicts_next_token(model: nn.Module) -> bool:
     if name.endswith("ForConditionalGeneration"):  # encoder-decoder models, and decoders that also read images
         return not getattr(getattr(base, "config", None), "is_encoder_decoder", False)
     return "CausalLM" in name or name.endswith("LMHeadModel")
+
+
+_DECODERS = ("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "MBart", "Marian", "Mvp", "PLBart", "Pegasus")
+_UNSHIFTED = {f"{name}ForCausalLM" for name in (*_DECODERS, "TrOCR", "Whisper")}
+_UNSHIFTED |= {"XLMWithLMHeadModel", "XLNetLMHeadModel"}
+"""Models of Transformers whose labels are of the position that they stand at."""
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether a causal language model takes the label at position t + 1 for what position t predicts, as most do."""
+    return type(plain_model(model)).__name__ not in _UNSHIFTED
 
 
 def _kind(model: nn.Module, output: Any) -> Kind:

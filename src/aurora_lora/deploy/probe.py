@@ -25,7 +25,7 @@ from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gr
 from .inputs import Runner, watched_inputs
 from .memory_bound import MemoryBound, Need, memory_bound, pack
 from .passes import Passes, seed_torch
-from .predictions import next_tokens, predicts_next_token
+from .predictions import next_tokens, predicts_next_token, shifts_labels
 from .probe_result import Probe
 from .processes import least_of_processes, several_processes, sum_over_processes
 from .sketch import Sketch
@@ -210,7 +210,10 @@ def _chosen_loss(loss: Loss | None, model: nn.Module, of_texts: bool) -> Loss:
 
 def _loss_of_texts(model: Any, batch: Any) -> Tensor:
     """That of each next token."""
-    return _own_loss(model, {**batch, "labels": next_tokens(batch, batch["input_ids"].device)})
+    labels = next_tokens(batch, batch["input_ids"].device)
+    if labels is not None and not shifts_labels(model):
+        labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], -100)), dim=1)
+    return _own_loss(model, {**batch, "labels": labels})
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:
