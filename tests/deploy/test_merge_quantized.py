@@ -109,6 +109,22 @@ def test_merge_and_back(quantisation, method, folder):
         assert 0 < (held - exact[n]).norm() < (exact[n] - stored[n]).norm()
 
 
+def test_two_dora_adapters_have_the_norms_of_the_base_weight(folder):
+    """Not of what the first one was added to; merges are compared with what the layer computes."""
+    config = LoraConfig(target_modules=quantised.TARGETS, init_lora_weights=False, use_dora=True)
+    model = get_peft_model(quantised.load(folder, "nf4"), config)
+    model.add_adapter("other", config)
+    model.base_model.set_adapter(["default", "other"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude" in name:
+                parameter.mul_(1.3)
+    model.eval()
+    report = merge_quantized(model, INPUTS)
+    assert all(layer.by_inputs < 0.2 for layer in report.layers)
+    assert not any("unmerged_base_weight" in layer._caches for layer in layers(model).values())
+
+
 def test_damping_keeps_columns_from_making_up_for_each_other(folder):
     """With much of it each weight is rounded by itself, so that the outputs lose more."""
     lost = []
