@@ -12,7 +12,16 @@ from typing import IO
 
 
 class TerminatedError(BaseException):
-    """SIGTERM has come. No `Exception`, as Ctrl-C is none: nobody takes it for a mistake that could be put right."""
+    """SIGTERM has come, or another signal that is watched for. No `Exception`, as Ctrl-C is none: nobody takes it for a
+    mistake that could be put right.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class _State:
@@ -20,7 +29,8 @@ class _State:
     """Whether SIGTERM comes here."""
     deferred = False
     """Whether someone looks from time to time whether it has come."""
-    asked = False
+    asked = 0
+    """The signal that has come."""
 
 
 @contextlib.contextmanager
@@ -40,7 +50,7 @@ def watched(*more: signal.Signals) -> Iterator[None]:
     try:
         yield
     finally:
-        _State.watched = _State.asked = False
+        _State.watched, _State.asked = False, 0
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -67,12 +77,12 @@ def is_watched() -> bool:
 
 def asked() -> bool:
     """Whether SIGTERM has come; another one changes nothing."""
-    return _State.asked
+    return bool(_State.asked)
 
 
 def stop() -> None:
     """Raise the error."""
-    raise TerminatedError
+    raise TerminatedError(_State.asked or signal.SIGTERM)
 
 
 def call(command: Sequence[str], output: IO[str]) -> int:
@@ -105,6 +115,6 @@ def _terminate(pid: int) -> None:
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
-    _State.asked = True
+    _State.asked = number
     if not _State.deferred:
         stop()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,22 @@ def test_no_path_of_this_machine_is_pushed(
     assert "base = 'bert'\n" in card
     assert "classification: aurora on bert for " in card
     ModelCard.load(tmp_path / "staged" / "README.md")  # is one still
+
+
+def test_a_base_that_is_no_longer_there_is_a_path_of_this_machine_all_the_same(
+    write_recipe: Callable[..., Path], model: Path, tmp_path: Path
+) -> None:
+    """A run needs its base no more to be pushed, as where its folder was copied to another machine."""
+    base = tmp_path / "clients" / "acme"
+    shutil.copytree(model, base)
+    run = train(load_recipe(write_recipe(model=str(base))), tmp_path / "run").folder
+    shutil.rmtree(base)
+    _stage(load_run(run), tmp_path / "staged", "adapter")
+    files = [path for path in (tmp_path / "staged").rglob("*") if path.suffix in (".md", ".json")]
+    pushed = "".join(path.read_text("utf-8") for path in files)
+    assert "clients" not in pushed
+    assert json.loads((tmp_path / "staged" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert "base_model" not in (tmp_path / "staged" / "README.md").read_text("utf-8").split("---")[1]
 
 
 def test_large_files(run: Path, tmp_path: Path, push: Push, monkeypatch: pytest.MonkeyPatch) -> None:

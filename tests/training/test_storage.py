@@ -110,6 +110,17 @@ def test_loggers_and_updates_do_not_keep_a_folder_in_which_nothing_was_trained(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
+def test_folders_of_the_users_own_stay(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """As where a run is put into a project, or a job's output is in it already."""
+    recipe = load_recipe(write_recipe())
+    for name in ("logs", "updates"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "precious").touch()
+    storage.check_recipe(tmp_path / "run", recipe)
+    storage.write_recipe(tmp_path / "run", recipe)
+    assert all((tmp_path / "run" / name / "precious").exists() for name in ("logs", "updates"))
+
+
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "model_index.json"])
 def test_no_run_is_written_into_a_model(name: str, write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe, folder = load_recipe(write_recipe()), tmp_path / "run"

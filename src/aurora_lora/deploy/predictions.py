@@ -249,7 +249,8 @@ def predicts_next_token(model: nn.Module) -> bool:
 
 _DECODERS = ("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "MBart", "Marian", "Mvp", "PLBart", "Pegasus")
 _UNSHIFTED = {f"{name}ForCausalLM" for name in (*_DECODERS, "TrOCR", "Whisper")}
-_UNSHIFTED |= {"XLMWithLMHeadModel", "XLNetLMHeadModel"}
+_UNSHIFTED |= {"CpmAntForCausalLM", "FlaubertWithLMHeadModel", "ProphetNetForCausalLM", "XLMWithLMHeadModel"}
+_UNSHIFTED |= {"XLNetLMHeadModel"}
 """Models of Transformers whose labels are of the position that they stand at."""
 
 

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..tasks.own.chat import text_of
 from .chat_answers import write_answers
 from .chat_data import ChatData
@@ -62,8 +64,12 @@ def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> l
     trainer.module.eval()
     with recipe.method.using(trainer.module, recipe.method.deployed_form):
         after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
-    with _untrained(recipe, trainer, data) as model:
-        before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
+    try:
+        with _untrained(recipe, trainer, data) as model:
+            before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
+    except torch.OutOfMemoryError:  # for a base that is loaded beside the trained model: no run is lost for that
+        warnings.warn("no sample answers are written: the base model does not fit beside the trained one", stacklevel=2)
+        return []
     said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
     return [
         {"prompt": prompt, "expected": str(asked["expected"]), "before": old, "after": new}

@@ -252,15 +252,18 @@ def write_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> tuple[list[str], list[int | None]]:
     """What a causal language model writes after each prompt, as in `generated_choices`; see `answers_after`."""
-    most, _ = room(model, NEW_TOKENS)
-    return answers_after(model, tokenizer, open_ended(tokenizer, prompts), most, _generation(tokenizer))
+    most, new = room(model, NEW_TOKENS)
+    rows = open_ended(tokenizer, prompts)
+    kept = [cut_left(row, most, tokenizer.bos_token_id, "the model's length") for row in rows]
+    texts, _ = answers_after(model, tokenizer, kept, most, _generation(tokenizer, new))
+    return texts, [most if len(row) > most else None for row in rows]
 
 
-def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """LLM-Adapters': 4 beams, at most 32 new tokens."""
+def _generation(tokenizer: PreTrainedTokenizerBase, most: int = NEW_TOKENS) -> GenerationConfig:
+    """LLM-Adapters': 4 beams, at most 32 new tokens, or `most` where a model has positions for fewer."""
     return GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=BEAMS,
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=most,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -84,7 +84,7 @@ def _stage(run: TrainedRun, folder: Path, what: What) -> None:
     shutil.copytree(run.folder / ADAPTER, folder, ignore=ignored, dirs_exist_ok=True)
     if what == "export":
         shutil.copytree(run.folder / LORA, folder, dirs_exist_ok=True)
-    source, is_local = MODELS.get(run.recipe.model), expanded(run.recipe.model).exists()
+    source, is_local = MODELS.get(run.recipe.model), _is_local(run.recipe.model)
     if source is not None or is_local:
         named = {"base_model_name_or_path": source.hub_id if source is not None else None}
         edit_config(folder, lambda config: config.update(named))
@@ -120,4 +120,4 @@ def _is_local(path: str) -> bool:
     """Whether it is a path of this machine, also one where nothing is any more, and no `owner/name` of the hub."""
     if path in MODELS:
         return False
-    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path or Path(path).exists()
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1 or "\\" in path or expanded(path).exists()

@@ -64,7 +64,7 @@ class ExtraCheckpoints(TrainerCallback):
         self.every = every
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 and not _ends_an_epoch(state):
+        if state.global_step % self.every == 0 and not _is_saved_anyway(args, state):
             control.should_save = True
 
 
@@ -72,7 +72,7 @@ class StopWhenAsked(TrainerCallback):
     """After SIGTERM, a checkpoint of the step that it came in, and the end; at an epoch's last step its own one."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if asked_to_stop() and not _ends_an_epoch(state):
+        if asked_to_stop() and not _is_saved_anyway(args, state):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,7 +81,9 @@ class StopWhenAsked(TrainerCallback):
             termination.stop()
 
 
-def _ends_an_epoch(state: TrainerState) -> bool:
-    """An epoch's last step is followed by the epoch's own evaluation and checkpoint: one before these would let a
-    resumed run miss them."""
+def _is_saved_anyway(args: Any, state: TrainerState) -> bool:
+    """Whether an evaluation and its checkpoint follow: one before these would let a resumed run miss them. Such is the
+    last step of an epoch, where each is evaluated, and the last one of all."""
+    if args.eval_strategy != "epoch":
+        return bool(state.global_step >= state.max_steps)
     return state.epoch is not None and float(state.epoch).is_integer()

@@ -246,8 +246,8 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
     path = folder / RECIPE
     # an interrupted run may have had other test sets, and one that made nothing another recipe
     if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
-        if not is_begun(folder):
-            for name in (LOGS, UPDATES):  # which belong to the recipe before
+        if path.exists() and not is_begun(folder):
+            for name in (LOGS, UPDATES):  # of the recipe before, which made nothing else
                 shutil.rmtree(folder / name, ignore_errors=True)
         files.write_text(path, text)
 

@@ -3,16 +3,19 @@
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import tiny
 from typer.testing import CliRunner
 
 from aurora_lora import cli, termination
-from aurora_lora.lab.experiments import cluster
+from aurora_lora.lab.experiments import cluster, engines
 from aurora_lora.lab.experiments.engines import make_engine, outcomes
-from aurora_lora.lab.experiments.jobs import Job, Outcome
+from aurora_lora.lab.experiments.jobs import Job, Outcome, run_until_asked
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.suite import Suite
 
@@ -124,3 +127,68 @@ def test_a_job_whose_time_is_up_ends_as_by_sigterm(
         outcome = submit(job).result()
     assert (done, outcome.error) == ([True], "its process was told to end; it goes on from its last checkpoint")
     assert signal.getsignal(signal.SIGUSR2) is before
+
+
+def test_what_the_cluster_has_no_room_for_waits_for_a_job_to_end(
+    tiny_suite: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a user may have fewer jobs there than `--jobs`."""
+    tiny_suite()
+    jobs = list(prepare("tiny", "packaged", tmp_path / "runs").jobs.values())[:4]
+    running: list[Future[Outcome]] = []
+
+    class Full:
+        slots = 4
+
+        def open(self) -> AbstractContextManager[Callable[[Job], Future[Outcome]]]:
+            return nullcontext(self.submit)
+
+        def submit(self, job: Job) -> Future[Outcome]:
+            future: Future[Outcome] = Future()
+            if running and not running[-1].done():
+                future.set_result(Outcome(job, error="full", was_refused=True))
+            else:
+                running.append(future)
+                Timer(0.2, lambda: future.set_result(Outcome(job, error="done"))).start()
+            return future
+
+    monkeypatch.setattr(engines, "PATIENCE", 0.01)
+    assert [outcome.error for outcome in outcomes(jobs, Full())] == ["done"] * 4
+
+
+def test_sigterm_to_a_command_is_its_own(tiny_suite: Callable[..., Suite], tmp_path: Path) -> None:
+    """Where a job runs in the command's process, as submitit's debug cluster does."""
+    tiny_suite()
+    job = next(iter(prepare("tiny", "packaged", tmp_path / "runs").jobs.values()))
+
+    def run(job: Job) -> Outcome:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.getsignal(signal.SIGTERM)  # the handler runs before the next line
+        raise AssertionError
+
+    with termination.watched(), pytest.raises(termination.TerminatedError):
+        run_until_asked(run, job, signal.SIGUSR2)
+
+
+def test_what_deals_with_another_signal_does_so_after_the_checkpoint(
+    tiny_suite: Callable[..., Suite], tmp_path: Path
+) -> None:
+    """As submitit does, which may queue a job that was preempted again."""
+    tiny_suite()
+    job = next(iter(prepare("tiny", "packaged", tmp_path / "runs").jobs.values()))
+    events: list[str] = []
+
+    def run(job: Job) -> Outcome:
+        with termination.deferred():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            signal.getsignal(signal.SIGUSR2)  # the handler runs before the next line
+            events.append("checkpoint")
+            termination.stop()
+        raise AssertionError
+
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: events.append(signal.Signals(number).name))
+    try:
+        assert run_until_asked(run, job, signal.SIGUSR2).error is not None
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert events == ["checkpoint", "SIGUSR2"]

@@ -387,6 +387,10 @@ def test_a_folder_that_is_a_link_is_not_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data/train is a link to a folder, which is not followed"):
         open_data(OwnData("data"))
     (tmp_path / "data" / "train").unlink()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.png").touch()
+    (tmp_path / "data" / "images").symlink_to(tmp_path / "pictures")  # of which a table may have the paths
+    (tmp_path / "data" / "latest").symlink_to("test")
     (tmp_path / "data" / ".cache").symlink_to(tmp_path / "train")
     (tmp_path / "link").symlink_to("data")
     assert [*open_data(OwnData("link"))] == ["train"]
@@ -411,7 +415,8 @@ def test_a_file_that_is_called_like_a_cache_is_one_of_the_folder(tmp_path: Path)
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_a_json_list_in_another_encoding(encoding: str, tmp_path: Path) -> None:
-    rows = [{"text": f"café {n}", "label": str(n % 2)} for n in range(4)]
+    rows = [{"text": f"café {n}", "label": n if n < 1500 else n / 4, "more": None} for n in range(1600)]
+    rows[-1]["more"] = "at last"
     (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
     assert open_data(OwnData("rows.json", encoding=encoding))["train"].data.to_list() == rows
     assert open_data(OwnData("rows.json", encoding=encoding))["train"].data.to_list() == rows, "from the cache"

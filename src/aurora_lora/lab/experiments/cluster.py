@@ -55,7 +55,8 @@ class Cluster:
             # a little before its time is up, or where it is preempted, submitit's job gets that signal
             return _ClusterJob(job, self.executor.submit(run_until_asked, run_job, job, self.signal))
         except Exception as error:
-            return _Refused(Outcome(job, error=f"the cluster did not take it: {one_line(error)[:200]}"))
+            why = f"the cluster did not take it: {one_line(error)[:200]}"
+            return _Refused(Outcome(job, error=why, was_refused=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,6 +80,7 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
     waiting, put_off = iter(jobs), deque[Job]()
     with engine.open() as submit:
         running: dict[Any, Job] = {}
+        beside: set[Any] = set()  # those that were submitted while others were running
         exhausted = False
         while True:
             while len(running) < engine.slots:
@@ -90,7 +91,10 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
                 if (outcome := _without_running(job)) is not None:
                     yield outcome
                 else:
-                    running[submit(job)] = job
+                    future = submit(job)
+                    if running:
+                        beside.add(future)
+                    running[future] = job
             if not running and not put_off:
                 return
             if not running:
@@ -99,11 +103,13 @@ def outcomes(jobs: Iterable[Job], engine: Engine) -> Iterator[Outcome]:
             for future in _ended(running, PATIENCE if exhausted and put_off else None):
                 running.pop(future)
                 outcome = future.result()
-                if not outcome.is_elsewhere:
+                is_full = outcome.was_refused and future in beside
+                beside.discard(future)
+                if not outcome.is_elsewhere and not is_full:
                     yield outcome
                     continue
                 put_off.append(outcome.job)
-                if exhausted:
+                if exhausted or is_full:
                     time.sleep(PATIENCE)
 
 

@@ -80,12 +80,14 @@ class Outcome:
         result: of the finished run.
         error: why there is none.
         was_there: the run was finished before: nothing was run.
+        was_refused: nothing was run, as there was no room for it, which may pass.
     """
 
     job: Job
     result: Result | None = None
     error: str | None = None
     was_there: bool = False
+    was_refused: bool = False
 
     @property
     def is_elsewhere(self) -> bool:
@@ -122,11 +124,18 @@ def run_job(job: Job) -> Outcome:
 
 def run_until_asked(run: Callable[[Job], Outcome], job: Job, *signals: signal.Signals) -> Outcome:
     """Run a job in a process of its own, which SIGTERM or another of these signals ends after a checkpoint of the step
-    that it comes in."""
+    that it comes in. What would have dealt with the other signals does so then, as submitit, which may queue the job
+    again; where this process is watched for SIGTERM already, the error is its own."""
+    before, is_own = {number: signal.getsignal(number) for number in signals}, not termination.is_watched()
     try:
         with termination.watched(*signals):
             return run(job)
-    except termination.TerminatedError:
+    except termination.TerminatedError as error:
+        if not is_own:
+            raise
+        handler = before.get(signal.Signals(error.number))
+        if callable(handler):
+            handler(error.number, None)
         return Outcome(job, error="its process was told to end; it goes on from its last checkpoint")
 
 

@@ -159,16 +159,6 @@ def is_utf8(encoding: str | None) -> bool:
     return _marked(encoding) == UTF8
 
 
-def csv_rows(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file in UTF-8, by the names in its header, each cell as it stands there; checked as
-    `csv_options` does."""
-    options = csv_options(path, None)
-    with _text(path, None, newline="") as file:
-        for number, cells in enumerate(csv.reader(file, delimiter=options["sep"])):
-            if number and cells:
-                yield dict(zip(options["column_names"], cells, strict=False))
-
-
 def _text(path: Path, encoding: str | None, **more: Any) -> IO[str]:
     try:
         file: IO[str] = _open(path, "rt", encoding=_marked(encoding), **more)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ from ...errors import UserError
 from ...extras import extra
 from ...files import expanded, file_digest
 from ..loading import NO_CODE, reason
-from .broken import check_json, csv_options, is_blank, is_utf8, no_split, suffix_of, why_broken
+from .broken import check_json, csv_options, is_blank, is_list, is_utf8, no_split, suffix_of, why_broken
 from .card_files import CARD, check_card_files
-from .image_folders import IMAGES, check_described, more_suffixes, read_as_images, splits_of_images
+from .image_folders import IMAGES, more_suffixes, read_as_images, splits_of_images
 from .json_files import as_one, as_they_stand, from_rows
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
         return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
     if not any(path.iterdir()):
         raise UserError(f"{path} is empty")
-    _check_links(path)
     every = [file for file in _files(path) if file.name not in FILES_TO_IGNORE]
     tables = {
         file: kind
@@ -109,7 +108,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
                 f"{of_classes[0]} cannot be read: Pillow has no reader of '{of_classes[0].suffix}' files here; convert "
                 "them to .jpg, .png or .webp, say, or move them away"
             )
-        check_described(described, encoding)
+        _check_links(path, known)
         with read_as_images(more):
             return _load(path, "imagefolder", data_files=splits_of_images(path, images, described))
     if len(set(tables.values())) > 1:
@@ -118,6 +117,7 @@ def read_folder(path: Path, config: str | None, encoding: str | None) -> dataset
             f"{path} has {', '.join(suffixes[:-1])} and {suffixes[-1]} files: the files of a folder have one format; "
             "or name them one by one, task.data=FILE and task.test_data=FILE"
         )
+    _check_links(path, _DATA)
     data = [file for file in tables or every if suffix_of(file) in _DATA]
     splits = _by_split(path, data) if data else {}
     named = {file for some in splits.values() for file in some}
@@ -169,11 +169,19 @@ def _absolute(file: Path, folder: Path) -> Path:
     return folder.resolve() / file.relative_to(folder)
 
 
-def _check_links(folder: Path) -> None:
-    """Raise a UserError for a folder in it that is a link: its files would be left out."""
+def _check_links(folder: Path, suffixes: Collection[str]) -> None:
+    """Raise a UserError for a folder in it that is a link and leads out of it to files of these suffixes: they would be
+    left out."""
+    inside = folder.resolve()
+
+    def leads_to_some(path: Path) -> bool:
+        if not path.is_symlink() or path.resolve().is_relative_to(inside):
+            return False
+        return any(suffix_of(file) in suffixes or file.suffix.lower() in suffixes for file in path.rglob("*"))
+
     for within, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if linked := next((path for name in folders if (path := Path(within, name)).is_symlink()), None):
+        if linked := next((path for name in folders if leads_to_some(path := Path(within, name))), None):
             raise UserError(f"{linked} is a link to a folder, which is not followed: copy what it leads to here")
 
 
@@ -202,8 +210,9 @@ def _load_json(
     """
 
     def load(path: Path, data_files: Mapping[str, Sequence[str]]) -> datasets.DatasetDict:
-        if not is_utf8(encoding):  # `datasets` takes a list for UTF-8, and long files apart within a character
-            return from_rows(data_files, encoding)
+        every = [file for some in data_files.values() for file in some]
+        if not is_utf8(encoding) and any(is_list(Path(file), encoding) for file in every):
+            return from_rows(data_files, encoding)  # `datasets` takes a list for UTF-8
         escaped = {
             name: [glob.escape(str(Path(file).absolute())) for file in some] for name, some in data_files.items()
         }

@@ -7,10 +7,12 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ...extras import extra
-from .broken import csv_rows, is_utf8, no_split
+from ...meanwhile import meanwhile
+from .broken import no_split
 
 IMAGES = {
     ".arw",
@@ -54,15 +56,19 @@ def more_suffixes() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def read_as_images(more: Sequence[str]) -> Iterator[None]:
-    """Within this context `datasets` takes files of these suffixes for images, too, when it reads a folder of them."""
+    """Within this context `datasets` takes files of these suffixes for images, too, when it reads a folder of them, and
+    the cells of a metadata.csv as the texts that stand there, as those of any other table."""
+    from datasets.packaged_modules.folder_based_builder.folder_based_builder import pd
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-    before = ImageFolder.EXTENSIONS
-    ImageFolder.EXTENSIONS = [*before, *(suffix for suffix in more if suffix not in before)]
-    try:
+    read = pd.read_csv
+
+    def as_texts(*args: Any, **given: Any) -> Any:
+        return read(*args, **{**given, "dtype": str, "keep_default_na": False})
+
+    suffixes = [*ImageFolder.EXTENSIONS, *(suffix for suffix in more if suffix not in ImageFolder.EXTENSIONS)]
+    with meanwhile([ImageFolder], EXTENSIONS=suffixes), meanwhile([pd], read_csv=as_texts):
         yield
-    finally:
-        ImageFolder.EXTENSIONS = before
 
 
 def splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[Path]) -> dict[str, list[str]]:
@@ -76,8 +82,9 @@ def splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[P
     """
     with extra("train"):
         from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
-    if special := next((one for one in images if "__" in {part[:2] for part in one.relative_to(folder).parts}), None):
-        raise UserError(f"{special}: what is called __... is left out by `datasets`: rename it")
+    special = (one for one in images if any(part.startswith("__") for part in one.relative_to(folder).parent.parts))
+    if left_out := next(special, None):
+        raise UserError(f"{left_out}: a folder that is called __... is left out by `datasets`: rename it")
     of = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
     top = folder
     while len(inside := {file.relative_to(top).parts[0] for file in images}) == 1:
@@ -102,33 +109,6 @@ def splits_of_images(folder: Path, images: Sequence[Path], described: Sequence[P
         name: sorted({_all_below(top / file.relative_to(top).parts[0]) for file, its in found.items() if its == name})
         for name in dict.fromkeys(names)
     }
-
-
-_NOTHING = {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
-_NOTHING |= {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
-"""Cells that pandas takes for empty ones."""
-
-
-def check_described(described: Sequence[Path], encoding: str | None) -> None:
-    """Raise a UserError where a table of images, which `datasets` reads, has cells that it would read as others.
-
-    It takes `007` for a number and `NA` for nothing; texts in metadata.jsonl stay as they are.
-    """
-    for path in described:
-        if path.suffix.lower() != ".csv":
-            continue
-        if not is_utf8(encoding):
-            raise UserError(f"task.encoding: '{encoding}': {path} is read as UTF-8")
-        rows = list(csv_rows(path))
-        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-        for name, cells in columns.items():
-            are_numbers = all(re.fullmatch(r"[+-]?\d+", cell) for cell in cells if cell)
-            for number, cell in enumerate(cells, start=1):
-                if cell and (cell in _NOTHING or (are_numbers and cell != str(int(cell)))):
-                    raise UserError(
-                        f"{path}, row {number}: '{cell}' in column '{name}' would be read as something else: describe "
-                        "the images in a metadata.jsonl, where a text stays as it is"
-                    )
 
 
 def _all_below(folder: Path) -> str:

@@ -35,10 +35,16 @@ def from_rows(files: Mapping[str, Sequence[str]], encoding: str | None) -> datas
     """
     with extra("train"):
         import datasets
+        import pyarrow
     made = {}
     for name, some in files.items():
-        names = dict.fromkeys(field for file in some for row in json_rows(Path(file), encoding) for field in row)
-        made[name] = _reread(some, None, encoding, tuple(names))
+        rows = [row for file in some for row in json_rows(Path(file), encoding)]
+        names = tuple(dict.fromkeys(field for row in rows for field in row))
+        try:  # of all rows: `datasets` takes the types of the first ones
+            table = pyarrow.Table.from_pylist([{field: row.get(field) for field in names} for row in rows])
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{some[0]} cannot be loaded: {reason(error)}") from error
+        made[name] = _reread(some, datasets.Features.from_arrow_schema(table.schema), encoding, names)
     return datasets.DatasetDict(made)
 
 
@@ -107,7 +113,7 @@ def _has(data: datasets.Dataset, wanted: Any) -> bool:
 
 
 def _reread(
-    files: Sequence[str], features: datasets.Features | None, encoding: str | None, names: tuple[str, ...]
+    files: Sequence[str], features: datasets.Features, encoding: str | None, names: tuple[str, ...]
 ) -> datasets.Dataset:
     with extra("train"):
         import datasets
