@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,16 +10,30 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..deploy.float64 import to_float64
+from ..deploy.passes import evaluated
+from ..deploy.wrappers import plain_model
+from ..errors import UserError, one_line
 from .batches import IGNORED
 from .choice_trainer import LanguageTrainer
 from .choices import learned_positions, takes
+from .recipe import Recipe
 
 LARGEST = 2**28
 """Logits that are computed at once when conversations are scored."""
 
 
 class ChatTrainer(LanguageTrainer):
-    """The trainer of `aurora train chat`."""
+    """The trainer of `aurora train chat`.
+
+    Raises:
+        UserError: conversations that are packed into a row would see each other in the model.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoints: Path, **kwargs: Any) -> None:
+        super().__init__(recipe, checkpoints, **kwargs)
+        if recipe.task.packing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            with self.accelerator.autocast():
+                check_packing(self.module)
 
     def prediction_step(
         self,
@@ -50,3 +65,24 @@ class ChatTrainer(LanguageTrainer):
         nll = cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
         right = (logits.argmax(-1) == targets) & there
         return torch.stack([to_float64(part).sum(1) for part in (nll, there, right)], dim=1)
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module) -> None:
+    """Raise a UserError where the second of two texts in a row sees the first: where each begins is told by positions
+    alone, of which some models make no mask (OPT, Falcon), and some have none (BLOOM) or a state besides (LFM2)."""
+    device = next(model.parameters()).device
+    first, second = (torch.arange(start, start + 6, device=device)[None] for start in (5, 12))
+    whole, at = torch.cat((first, second), dim=1), torch.arange(6, device=device)[None]
+    with evaluated(model):
+        try:
+            alone = model(input_ids=second, position_ids=at, use_cache=False).logits.float()
+            packed = model(input_ids=whole, position_ids=torch.cat((at, at), dim=1), use_cache=False).logits.float()
+        except TypeError as error:
+            raise UserError(f"task.packing: true is not allowed: {one_line(error)}") from error
+        seen = model(input_ids=whole, use_cache=False).logits.float()  # with nothing between them
+    if (packed[:, 6:] - alone).norm() > 0.1 * (seen[:, 6:] - alone).norm():
+        kind = type(plain_model(model)).__name__
+        raise UserError(
+            f"task.packing: true is not allowed: conversations in a row would see each other in a {kind}: leave it out"
+        )
