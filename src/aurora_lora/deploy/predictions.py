@@ -247,10 +247,12 @@ def predicts_next_token(model: nn.Module) -> bool:
     return "CausalLM" in name or name.endswith("LMHeadModel")
 
 
-_DECODERS = ("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "MBart", "Marian", "Mvp", "PLBart", "Pegasus")
-_UNSHIFTED = {f"{name}ForCausalLM" for name in (*_DECODERS, "TrOCR", "Whisper")}
-_UNSHIFTED |= {"CpmAntForCausalLM", "FlaubertWithLMHeadModel", "ProphetNetForCausalLM", "XLMWithLMHeadModel"}
-_UNSHIFTED |= {"XLNetLMHeadModel"}
+_UNSHIFTED = {
+    *("BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM"),
+    *("CpmAntForCausalLM", "FlaubertWithLMHeadModel", "MBartForCausalLM", "MarianForCausalLM", "MvpForCausalLM"),
+    *("PLBartForCausalLM", "PegasusForCausalLM", "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM"),
+    *("XLMWithLMHeadModel", "XLNetLMHeadModel"),
+}
 """Models of Transformers whose labels are of the position that they stand at."""
 
 

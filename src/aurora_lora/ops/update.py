@@ -91,7 +91,7 @@ def add_update(
     return out.view(result.shape)
 
 
-def is_in_one(x: Tensor, weight: Tensor, bias: Tensor | None, B: Tensor) -> bool:
+def can_fuse(x: Tensor, weight: Tensor, bias: Tensor | None, B: Tensor) -> bool:
     """Whether the base layer is frozen and all is computed in one dtype, without autocast: see `linear_with_update`."""
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     if not frozen or x.is_meta or not x.dtype == weight.dtype == B.dtype:  # autocast knows no meta tensors
@@ -128,7 +128,7 @@ def linear_with_update(
     """
     anl.check_weights(H, spline_weight)
     chosen = choose(A.shape[0], anl, x, weight, bias, A, B, H, spline_weight)
-    if not isinstance(chosen, ByHand) or A.dtype != B.dtype or not is_in_one(x, weight, bias, B):
+    if not isinstance(chosen, ByHand) or A.dtype != B.dtype or not can_fuse(x, weight, bias, B):
         return None
     out: Tensor = _Update.apply((weight, bias), x, A, B, H, spline_weight, scaling, anl, chosen)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], B.shape[0])

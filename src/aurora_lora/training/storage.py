@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -248,7 +247,7 @@ def write_recipe(folder: Path, recipe: RunRecipe) -> None:
     if not (folder / RESULT).exists() and not (path.exists() and path.read_text(encoding="utf-8") == text):
         if path.exists() and not is_begun(folder):
             for name in (LOGS, UPDATES):  # of the recipe before, which made nothing else
-                shutil.rmtree(folder / name, ignore_errors=True)
+                folders.remove(folder / name)
         files.write_text(path, text)
 
 

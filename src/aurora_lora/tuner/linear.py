@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from ..ops import add_update, linear_with_update
-from ..ops.update import is_in_one
+from ..ops.update import can_fuse
 from .layer import AuroraLayer
 
 
@@ -30,7 +30,7 @@ class AuroraLinear(AuroraLayer):
             return None
         if type(base) is not nn.Linear or _is_hooked(base):
             return None
-        if not is_in_one(x, base.weight, base.bias, self.aurora_B[adapter_name]):
+        if not can_fuse(x, base.weight, base.bias, self.aurora_B[adapter_name]):
             return None  # before sigma(A) is computed in vain
         return linear_with_update(x, base.weight, base.bias, *self.update_of(adapter_name))
 

@@ -79,9 +79,7 @@ class AuroraModel(BaseTuner):
         if source is None:
             return
         for _, layer in aurora_layers(self.model):
-            if (
-                adapter_name in layer.calibration
-            ):  # room, and no promise: the matrix that its config has is the source's
+            if adapter_name in layer.calibration:  # the matrix that the config tells of is the source's
                 layer.calibration[adapter_name].is_awaited = False
             if adapter_name == REFERENCE and source in layer.aurora_A:
                 layer.copy_adapter(source, adapter_name)

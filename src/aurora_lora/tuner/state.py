@@ -109,14 +109,8 @@ class AdapterState(nn.Module, BaseTunerLayer):
         One of that name that is there, as where `get_peft_model` is called twice, is replaced.
         """
         self.calibration.pop(adapter_name, None)
-        of_some: tuple[Any, ...] = (
-            self.aurora_H,
-            self.aurora_spline_weight,
-            self.aurora_A_cal,
-            self.aurora_A_cal_fingerprint,
-        )
-        for holder in of_some:
-            if adapter_name in holder:
+        for name in ("aurora_H", "aurora_spline_weight", *BUFFERS):  # that not every adapter has
+            if adapter_name in (holder := getattr(self, name)):
                 del holder[adapter_name]
         anl = self.anl[adapter_name] = config.anl
         self.r[adapter_name] = r

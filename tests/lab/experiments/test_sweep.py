@@ -19,10 +19,11 @@ from aurora_lora.errors import DIVERGED, UserError
 from aurora_lora.lab.experiments.chosen import Choices
 from aurora_lora.lab.experiments.engines import InProcess
 from aurora_lora.lab.experiments.jobs import Job, Outcome, run_job
+from aurora_lora.lab.experiments.journal import JournalLock
 from aurora_lora.lab.experiments.same_study import SameInputs
 from aurora_lora.lab.experiments.study import Study, load_study
 from aurora_lora.lab.experiments.study_scores import by_form_and_metric
-from aurora_lora.lab.experiments.sweep import Sweep, _JournalLock
+from aurora_lora.lab.experiments.sweep import Sweep
 from aurora_lora.lab.report.sections import load_sections
 from aurora_lora.lab.report.study import study_tables
 from aurora_lora.training import storage, yaml_text
@@ -595,7 +596,7 @@ def test_a_process_that_was_killed_while_it_wrote_to_the_journal_stops_no_other(
     Sweep(study, "out", InProcess(fake))
 
     def die_with_the_lock() -> None:
-        lock = _JournalLock(Path("out/journal.log"))
+        lock = JournalLock(Path("out/journal.log"))
         lock.acquire()
         os.kill(os.getpid(), signal.SIGKILL)
 

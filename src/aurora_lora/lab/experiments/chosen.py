@@ -84,9 +84,8 @@ class Choices:
         scored = [(values, score) for values, score in tried if score is not None]
         sign = self.study.metric.sign
         scored.sort(key=lambda one: -sign * one[1])  # equal ones stay as they are
-        values = [one[0] for one in scored]
-        once = [one for place, one in enumerate(scored) if one[0] not in values[:place]]  # a sampler may draw one twice
-        return once[: tuning.finalists]
+        best = distinct(values for values, _ in scored)[: tuning.finalists]  # a sampler may draw one twice
+        return [next(one for one in scored if one[0] == values) for values in best]
 
     def _best(self, setting: Setting, form: str | None) -> Chosen | None:
         """Of several finalists of a form, the one with the best mean over the seeds.

@@ -61,7 +61,7 @@ class Cluster:
 
 @dataclass(frozen=True, eq=False)
 class _Refused:
-    """A job that the cluster did not take, such as one more than a user may have there: an error of that run alone."""
+    """A job that the cluster did not take, such as one more than a user may have there."""
 
     outcome: Outcome
 

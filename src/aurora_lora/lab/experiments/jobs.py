@@ -123,9 +123,17 @@ def run_job(job: Job) -> Outcome:
 
 
 def run_until_asked(run: Callable[[Job], Outcome], job: Job, *signals: signal.Signals) -> Outcome:
-    """Run a job in a process of its own, which SIGTERM or another of these signals ends after a checkpoint of the step
-    that it comes in. What would have dealt with the other signals does so then, as submitit, which may queue the job
-    again; where this process is watched for SIGTERM already, the error is its own."""
+    """Run a job in a worker process, which SIGTERM ends after a checkpoint of the step that it comes in.
+
+    Args:
+        run: runs it.
+        job: what to run.
+        signals: others that do the same; their own handlers are called then, such as submitit's, which may queue the
+            job again.
+
+    Raises:
+        TerminatedError: the process is no worker: it watches for SIGTERM itself.
+    """
     before, is_own = {number: signal.getsignal(number) for number in signals}, not termination.is_watched()
     try:
         with termination.watched(*signals):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ... import files
@@ -29,6 +28,7 @@ from ...training.storage import is_locked
 from .chosen import Choices
 from .engines import PATIENCE, Engine, outcomes
 from .jobs import Job, Outcome
+from .journal import open_journal
 from .runs_file import RunsFile
 from .same_study import SameInputs, base_of, check_same_setting
 from .study import SUMMARY, Range, Setting, Study, Value, point
@@ -45,31 +45,6 @@ _DIVERGED = "diverged"
 """Attribute of a failed trial: it would fail again."""
 
 Report = Callable[[str, Outcome], Any]
-
-
-class _JournalLock:
-    """What a process holds while it appends to Optuna's journal.
-
-    Optuna's own locks outlive a process that is killed with one.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        self.journal, self._held = journal, ExitStack()
-
-    def acquire(self) -> bool:
-        self._held.enter_context(held(self.journal.with_name(f".{self.journal.name}.lock")))
-        self._remove_half_a_line()
-        return True
-
-    def release(self) -> None:
-        self._held.close()
-
-    def _remove_half_a_line(self) -> None:
-        """What a full disk or a kill has left: what is appended to it could never be read again."""
-        with self.journal.open("r+b") as file:
-            whole = file.read()
-            if not whole.endswith(b"\n"):
-                file.truncate(whole.rfind(b"\n") + 1)
 
 
 class Sweep:
@@ -101,9 +76,7 @@ class Sweep:
         self._inputs = SameInputs()
         for folder, result in self.runs.read().items():
             self._inputs.check(result, folder)
-        journal = self.folder / JOURNAL
-        lock: Any = _JournalLock(journal)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock))
+        storage = open_journal(self.folder / JOURNAL)
         self.optuna_studies = {setting.name: self._open(setting, storage) for setting in study.settings}
 
     # ---------------------------------------------------------------- tuning

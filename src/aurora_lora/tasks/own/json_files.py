@@ -39,12 +39,12 @@ def from_rows(files: Mapping[str, Sequence[str]], encoding: str | None) -> datas
     made = {}
     for name, some in files.items():
         rows = [row for file in some for row in json_rows(Path(file), encoding)]
-        names = tuple(dict.fromkeys(field for row in rows for field in row))
+        names = dict.fromkeys(field for row in rows for field in row)
         try:  # of all rows: `datasets` takes the types of the first ones
             table = pyarrow.Table.from_pylist([{field: row.get(field) for field in names} for row in rows])
         except pyarrow.ArrowException as error:
             raise UserError(f"{some[0]} cannot be loaded: {reason(error)}") from error
-        made[name] = _reread(some, datasets.Features.from_arrow_schema(table.schema), encoding, names)
+        made[name] = _reread(some, datasets.Features.from_arrow_schema(table.schema), encoding)
     return datasets.DatasetDict(made)
 
 
@@ -69,7 +69,7 @@ def as_they_stand(
         wanted = datasets.Features(_dates_as_text(data.features))
         is_rounded = "double" in str(wanted.arrow_schema) and any(is_list(Path(file), encoding) for file in files[name])
         is_same = wanted == data.features and not is_rounded
-        made[name] = data if is_same else _reread(files[name], wanted, encoding, tuple(wanted))
+        made[name] = data if is_same else _reread(files[name], wanted, encoding)
     return datasets.DatasetDict(made)
 
 
@@ -98,10 +98,7 @@ def as_one(
     wanted = datasets.Features(every)
     made = {}
     for name, files in splits.items():
-        parts = [
-            data if _has(data, wanted) else _reread([str(path)], wanted, encoding, tuple(wanted))
-            for path, data in files
-        ]
+        parts = [data if _has(data, wanted) else _reread([str(path)], wanted, encoding) for path, data in files]
         made[name] = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return datasets.DatasetDict(made)
 
@@ -112,13 +109,11 @@ def _has(data: datasets.Dataset, wanted: Any) -> bool:
     return bool(there.names == asked.names and there.types == asked.types and data.features == wanted)
 
 
-def _reread(
-    files: Sequence[str], features: datasets.Features, encoding: str | None, names: tuple[str, ...]
-) -> datasets.Dataset:
+def _reread(files: Sequence[str], features: datasets.Features, encoding: str | None) -> datasets.Dataset:
     with extra("train"):
         import datasets
     # by which it is kept in the cache: their content, too; a list would be a source of data
-    found = {"files": tuple(files), "of": tuple(file_digest(Path(file)) for file in files), "names": names}
+    found = {"files": tuple(files), "of": tuple(file_digest(Path(file)) for file in files), "names": tuple(features)}
     try:
         return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs={**found, "encoding": encoding})
     except Exception as error:  # `datasets` raises many kinds, some of them its own
