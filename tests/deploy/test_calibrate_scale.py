@@ -103,17 +103,27 @@ def test_a_bound_that_no_layer_fits_in_names_the_need(bert, batches):
         calibrate(bert, batches, max_memory="10MiB")
 
 
-def test_half_of_the_free_memory_is_the_default_bound(bert, batches, monkeypatch):
-    monkeypatch.setattr(memory_bound, "_half_of_free", lambda device: 2**20)
-    with pytest.raises(CalibrationError, match=r"more than half of the memory that is free \(1 MiB\)"):
+def test_more_than_nine_tenths_of_the_free_memory_is_never_taken_by_default(bert, batches, monkeypatch):
+    monkeypatch.setattr(memory_bound, "_free", lambda device: 10 * 2**20)
+    with pytest.raises(CalibrationError, match=r"more than nine tenths of the memory that is free \(9 MiB\)"):
         calibrate(bert, batches)
+
+
+def test_half_of_the_free_memory_is_taken_by_default_and_more_for_a_layer_that_needs_it(bert, batches, monkeypatch):
+    """LLaMA3-8B in 16 bits leaves 8 GB of a GPU of 24 GB free; its widest layers take 4.8 GB."""
+    assert calibrate(bert, batches).groups == 1
+    expected = matrices(bert)
+    least = 64 * 2**20 + 8 * 40 * (3 * 40 + 2)  # of the widest layer
+    monkeypatch.setattr(memory_bound, "_free", lambda device: 2 * least - 2)
+    assert calibrate(bert, batches).groups > 2
+    assert_same(matrices(bert), expected)
 
 
 def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
     device = torch.device("cuda", 1)
     for name, value in (("mem_get_info", (1000, 9000)), ("memory_reserved", 600), ("memory_allocated", 200)):
         monkeypatch.setattr(torch.cuda, name, lambda asked, value=value: value if asked == device else None)
-    assert memory_bound._half_of_free(device) == 700
+    assert memory_bound._free_everywhere(device) == 1400
 
 
 @pytest.mark.parametrize(("on_this_machine", "size"), [("2", 250), (None, 125)])
@@ -131,7 +141,8 @@ def test_the_gpu_with_the_least_room_counts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 9000))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
-    assert memory_bound.memory_bound(None, *free).size == 500
+    bound = memory_bound.memory_bound(None, *free)
+    assert (bound.size, bound.largest) == (500, 900)
 
 
 LLAMA_SHAPES = """
@@ -206,6 +217,14 @@ def test_the_work_on_a_wide_layer_counts_for_all_that_are_held_with_it():
     least = moment_bytes([wide]) + moment_bytes([narrow]) + work_bytes([wide])
     assert pack_layers([[wide], [narrow]], MemoryBound(least)) == [[wide, narrow]]
     assert pack_layers([[wide], [narrow]], MemoryBound(least - 1)) == [[wide], [narrow]]
+
+
+def test_a_unit_that_needs_more_than_the_bound_is_alone_where_it_may_be():
+    wide, narrow = (Target(str(d), SimpleNamespace(d_in=d, r={"default": 2}), ("default",)) for d in (400, 100))
+    need = moment_bytes([wide]) + work_bytes([wide])
+    assert pack_layers([[narrow], [wide], [narrow]], MemoryBound(need - 1, alone=need)) == [[narrow], [wide], [narrow]]
+    with pytest.raises(CalibrationError, match="input width 400"):
+        pack_layers([[wide]], MemoryBound(need - 2, alone=need - 1))
 
 
 def test_llama3_8b_is_planned_at_full_size():

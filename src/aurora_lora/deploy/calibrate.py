@@ -130,7 +130,8 @@ def calibrate(
         adapter_name: which adapter; all active ones if None. It must be active.
         ridge: the least lambda, in units of the mean of the diagonal of E[x x^T].
         max_memory: bound on the memory for moments and their solution, in bytes or as in "4GiB"; half of what is free
-            if None. Layers are worked through in groups that fit, with a pass over the batches for each.
+            if None, and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with a
+            pass over the batches for each.
         share_inputs: sum E[x x^T] once for layers that are called one after another with the same tensor. Off costs
             time and memory, and is needed only by models that do so in some passes and not in others.
         tokenizer: turns the texts of a `datasets.Dataset` into tokens.

@@ -18,6 +18,9 @@ from .processes import least_of_processes, processes
 
 T = TypeVar("T")
 
+_MOST_OF_FREE = 0.9
+"""The share of the free memory that is taken where half of it is not enough."""
+
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -27,25 +30,33 @@ class MemoryBound:
 
     Args:
         size: in bytes.
-        name: as an error calls it.
+        alone: the most that a unit may take which nothing can be put together with, in bytes; `size` if None.
+        name: of the larger one, as an error calls it.
     """
 
     size: int
+    alone: int | None = None
     name: str = "max_memory allows"
+
+    @property
+    def largest(self) -> int:
+        """The most that one unit may take."""
+        return self.size if self.alone is None else self.alone
 
 
 def memory_bound(max_memory: float | str | None, *devices: torch.device) -> MemoryBound:
-    """The bound that the user has set, or half of what is free.
+    """The bound that the user has set, or half of what is free; nine tenths for a unit that does not fit in that.
 
     Args:
-        max_memory: in bytes, a whole number such as 4e9, or as in "4GiB"; half of what is free if None.
+        max_memory: in bytes, a whole number such as 4e9, or as in "4GiB"; by what is free if None.
         devices: of the model; the one with the least that is free counts.
 
     Raises:
         ValueError: no such size.
     """
     if max_memory is None:
-        return MemoryBound(_half_of_free(*devices), "half of the memory that is free")
+        free = _free_everywhere(*devices)
+        return MemoryBound(free // 2, int(_MOST_OF_FREE * free), "nine tenths of the memory that is free")
     return MemoryBound(_bytes(max_memory))
 
 
@@ -93,10 +104,10 @@ def pack(
     kept = beside = 0
     for unit in units:
         its = need(unit)
-        if sum(its) > bound.size:
+        if sum(its) > bound.largest:
             raise CalibrationError(
                 f"{name(unit)} needs {math.ceil(sum(its) / 2**20):,} MiB for {what}, more than {bound.name} "
-                f"({bound.size // 2**20:,} MiB)."
+                f"({bound.largest // 2**20:,} MiB)."
             )
         kept, beside = kept + its.kept, max(beside, its.beside)
         if not groups or kept + beside > bound.size:
@@ -106,9 +117,9 @@ def pack(
     return groups
 
 
-def _half_of_free(*devices: torch.device) -> int:
-    """Half of the free memory, the same number on every process: they must form the same groups."""
-    return least_of_processes([min(map(_free, devices)) // 2], devices[0])[0]
+def _free_everywhere(*devices: torch.device) -> int:
+    """The free memory, where there is least; the same number on every process: they must form the same groups."""
+    return least_of_processes([min(map(_free, devices))], devices[0])[0]
 
 
 def _free(device: torch.device) -> int:

@@ -83,8 +83,9 @@ def probe(
         power_iterations: further ones sharpen the directions where singular values lie close together, at two backward
             passes each.
         seed: of the random columns.
-        max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None.
-            Layers are worked through in groups that fit, with passes of their own for each.
+        max_memory: bound on the memory for sketches and inputs, in bytes or as in "4GiB"; half of what is free if None,
+            and nine tenths for a layer that needs more. Layers are worked through in groups that fit, with passes of
+            their own for each.
         tokenizer: as in `calibrate`.
         text_columns: as in `calibrate`.
         batch_size: as in `calibrate`.
