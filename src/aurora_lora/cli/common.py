@@ -133,7 +133,8 @@ class _LessMemory:
     train = (
         "halve training.batch_size and double training.gradient_accumulation_steps; set, where the recipe has them, "
         "training.gradient_checkpointing=true, training.precision=bf16 or model.quantization=nf4; or lower "
-        "task.max_length, of texts: `aurora train ... --dry-run` says what fits"
+        "task.max_length, of texts: `aurora train ... --dry-run` says what fits. Of an evaluation, a smaller "
+        "training.eval_batch_size is enough, with which a run that has begun goes on"
     )
 
 

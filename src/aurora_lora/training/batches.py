@@ -109,7 +109,7 @@ class WholeSteps(Sampler[int]):
         return math.ceil(self.size / self.together) * self.together
 
     def set_epoch(self, epoch: int) -> None:
-        """Accelerate says which epoch it is: each has an order of its own."""
+        """Each epoch has an order of its own."""
         self.order.set_epoch(epoch)
 
 

@@ -111,8 +111,10 @@ def make_trainer(
         start.align(model)
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
-    # Of the body's own weights, trained without a PEFT adapter, the task may use only some: then DDP must search.
-    args.ddp_find_unused_parameters = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
+    # Of the body's own weights, trained without a PEFT adapter, the task may use only some, and no text reaches the
+    # part of a model that sees images: then DDP must search.
+    own_weights = not hasattr(model, "peft_config") and count_parameters(model).adapter > 0
+    args.ddp_find_unused_parameters = own_weights or base.config.get_text_config() is not base.config
     if adapter is None:
         callbacks = [*_of_training(recipe, data, checkpoints.parent), *callbacks]
     return trainer_of(model, [*kind.callbacks(data), *recipe.method.callbacks(), *callbacks]), data

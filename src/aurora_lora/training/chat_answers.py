@@ -29,7 +29,11 @@ _COLDEST = 1e-3
 
 
 def write_answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int = NEW_TOKENS
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = NEW_TOKENS,
+    longest: int | None = None,
 ) -> tuple[list[str], list[int | None]]:
     """The most likely next token each time, until the turn ends; the prompts are padded left.
 
@@ -38,11 +42,13 @@ def write_answers(
         tokenizer: with its chat template, where prompts are messages.
         prompts: a batch; of one that is too long for the model, its end is read.
         max_new_tokens: of each answer.
+        longest: tokens of a prompt that are read at most, where that is fewer.
 
     Returns:
         As `answers_after`.
     """
     most, max_new_tokens = room(model, max_new_tokens)
+    most = most if longest is None else min(most, longest)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     return answers_after(model, tokenizer, rows, most, generation(model, tokenizer, max_new_tokens))
 

@@ -268,7 +268,8 @@ class _Preparation:
         trainer._tokenizer, trainer.chat_template = self.tokenizer, template
         trainer.completion_only_loss = self.answers_only
         with tempfile.TemporaryDirectory() as nowhere:
-            settings = SFTConfig(nowhere, packing=packing, **self.options, **options)
+            processes = _processes(len(split))  # on several devices, the others wait for the first
+            settings = SFTConfig(nowhere, packing=packing, dataset_num_proc=processes, **self.options, **options)
         made: datasets.Dataset = trainer._prepare_dataset(split, self.tokenizer, settings, packing, None, "one")
         return made
 

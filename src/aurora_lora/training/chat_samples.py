@@ -61,14 +61,17 @@ def sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> list[d
 def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> list[dict[str, str]]:
     tokenizer: Any = data.processor
     prompts = [one["prompt"] for one in data.asked]
+    longest = recipe.task.max_length  # as in the training: what is held out may be far longer
     trainer.module.eval()
-    with recipe.method.using(trainer.module, recipe.method.deployed_form):
-        after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS)
     try:
+        with recipe.method.using(trainer.module, recipe.method.deployed_form):
+            after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS, longest)
         with _untrained(recipe, trainer, data) as model:
-            before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS)
-    except torch.OutOfMemoryError:  # for a base that is loaded beside the trained model: no run is lost for that
-        warnings.warn("no sample answers are written: the base model does not fit beside the trained one", stacklevel=2)
+            before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
+    except (
+        torch.OutOfMemoryError
+    ):  # such as for a base that is loaded beside the trained model: no run is lost for that
+        warnings.warn("no sample answers are written: the GPU has too little memory for them", stacklevel=2)
         return []
     said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]
     return [

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..extras import extra
 from ..tasks.task import Augment
@@ -48,6 +47,10 @@ class Images(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.data)
 
+    def set_epoch(self, epoch: int) -> None:
+        """What is drawn differs by epoch."""
+        self.epoch = epoch
+
     def targets(self) -> list[int]:
         """The class of each example, without its image."""
         return list(self.data["label"])
@@ -68,18 +71,6 @@ def _drawing(*what: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(before)
-
-
-class EpochOfImages(TrainerCallback):
-    """Tells the training images which epoch it is, before each."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.images.epoch = int(state.epoch or 0)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A run computes in `training.precision`, and keeps what it does not train in it. 
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,7 +69,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 def reset_peak_memory() -> None:
     """Measure `peak_memory` from here on; on a CPU where the system can (Linux), else it is that of the process."""
+    gc.collect()  # a model that was trained before: Accelerate binds its `forward` to itself
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

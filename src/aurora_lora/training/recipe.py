@@ -40,7 +40,14 @@ from .sections import (
 if TYPE_CHECKING:
     from ..tasks import Task
 
-CHANGE_NOTHING = ("task.test_sets", "task.samples", "training.report_to")
+CHANGE_NOTHING = (
+    "task.test_sets",
+    "task.samples",
+    "training.report_to",
+    "training.eval_batch_size",
+    "training.checkpoint_every",
+    "training.workers",
+)
 """Fields that may change when a run goes on: what is trained does not depend on them."""
 
 

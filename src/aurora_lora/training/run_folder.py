@@ -48,7 +48,8 @@ def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> Non
         return
     storage.check_links(folder)
     files.check_writable(folder)
-    for each in (folder, folder / CHECKPOINTS, *inside):
+    own = () if (folder / RESULT).exists() else (folder,)  # in that of a finished run others write: answers, merges
+    for each in (*own, folder / CHECKPOINTS, *inside):
         folders.clear_leftovers(each)
     storage.write_recipe(folder, recipe)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,6 +29,16 @@ class EarlyStop(TrainerCallback):
         scores = [sign * record[name] for record in state.log_history if name in record]
         known = [score for score in scores if not math.isnan(score)]
         return len(scores) - (scores.index(max(known)) + 1 if known else 0) >= self.patience
+
+
+class EachEpoch(TrainerCallback):
+    """Tells something which epoch it is, before each, and before what is left of one that a run goes on with."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.tell(int(state.epoch or 0))
 
 
 class Clock(TrainerCallback):

@@ -24,7 +24,7 @@ from .batches import Filled, IgnoreFilling, Share, WholeSteps, steps_of_an_epoch
 from .distributed import check_as_many, check_precision, on_main
 from .memory import frozen_dtype, peak_memory
 from .recipe import Recipe
-from .step_callbacks import Clock, EarlyStop, ExtraCheckpoints, StopWhenAsked
+from .step_callbacks import Clock, EachEpoch, EarlyStop, ExtraCheckpoints, StopWhenAsked
 
 TRAINER_STATE = "trainer_state.json"
 """In each checkpoint: Transformers' own state."""
@@ -128,6 +128,8 @@ class RecipeTrainer(Trainer):
             kwargs["data_collator"] = IgnoreFilling(kwargs["data_collator"])
         super().__init__(callbacks=callbacks, compute_loss_func=recipe.task.kind.loss(), **kwargs)
         self.remove_callback(PrinterCallback)
+        self._order: WholeSteps | None = None
+        self.add_callback(EachEpoch(self._set_order))
         # Several models accept `num_items_in_batch` without using it, which makes their loss N times too large under
         # gradient accumulation or on N processes. `mean_loss` divides by it instead.
         self.model_accepts_loss_kwargs = False
@@ -166,7 +168,14 @@ class RecipeTrainer(Trainer):
         if self.args.world_size == 1:
             return super()._get_train_sampler(train_dataset)
         dataset: Any = self.train_dataset
-        return WholeSteps(dataset, self.recipe.seed, self.args.per_device_train_batch_size * self.args.world_size)
+        together = self.args.per_device_train_batch_size * self.args.world_size
+        self._order = WholeSteps(dataset, self.recipe.seed, together)
+        return self._order
+
+    def _set_order(self, epoch: int) -> None:
+        """That of an epoch; Accelerate does not reach it through the loader that skips the steps before a checkpoint."""
+        if self._order is not None:
+            self._order.set_epoch(epoch)
 
     def loss_of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a model on a batch, outside the training loop."""

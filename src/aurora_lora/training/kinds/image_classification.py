@@ -56,10 +56,11 @@ class ImageClassification(Classification):
         return Data(task, processor, images, Stack(), labels=labels, unchanged=unchanged, rows=rows)
 
     def callbacks(self, data: Data) -> list[TrainerCallback]:
-        from ..images import EpochOfImages, Images
+        from ..images import Images
+        from ..step_callbacks import EachEpoch
 
         train = data.splits.get("train")
-        return [EpochOfImages(train)] if isinstance(train, Images) else []
+        return [EachEpoch(train.set_epoch)] if isinstance(train, Images) else []
 
     def batch(
         self, processor: Any, texts: Sequence[Any], trained: TrainedWith
