@@ -103,6 +103,7 @@ class _Repository:
         plain: dict[str, Any] = {"private": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
         return {
             **plain,
+            "private": self.hub.private.get(self.name, False),
             "id": self.name,
             "sha": self.commit,
             "gated": gated,

@@ -26,9 +26,9 @@ from aurora_lora.deploy import float64
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.tasks.own import held_rows
-from aurora_lora.training import chat_data, load_run
+from aurora_lora.training import chat_data, chat_samples, load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
-from aurora_lora.training.build import load_trained_model
+from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.chat_answers import Talk
 from aurora_lora.training.chat_trainer import ChatTrainer
 from aurora_lora.training.choices import next_token_loss
@@ -160,20 +160,25 @@ def test_a_template_without_marks_learns_the_same(read: Read, model: Path, tmp_p
 
 
 def test_packed_conversations_do_not_see_each_other(read: Read, model: Path) -> None:
+    """In rows of their own, or for flash attention, which needs no mask, in one."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    totals = []
-    for packing in ("true", "false"):
-        data = examples(read("messages", f"task.packing={packing}"), model)
+    totals, shapes = [], []
+    for packing, attention in (("true", "sdpa"), ("true", "flash_attention_2"), ("false", "sdpa")):
+        data = examples(read("messages", f"task.packing={packing}", f"model.attention={attention}"), model)
         total = 0.0
-        for one in data.splits["train"]:
-            batch = data.collate([one])
+        rows = data.splits["train"]
+        for at in range(0, len(rows), 3):
+            batch = data.collate([rows[row] for row in range(at, min(at + 3, len(rows)))])
             labels = batch.pop("labels")
+            shapes.append((packing, attention, len(labels) == 1))
             with torch.no_grad():
                 total += next_token_loss(network(**batch, use_cache=False), labels, 1).item()
         totals.append(total)
     assert len(data.splits["train"]) == 48
     assert examples(read("messages", "task.packing=true"), model).record["packed"] < 48
-    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+    assert totals == pytest.approx([totals[2]] * 3, rel=1e-5)
+    assert ("true", "sdpa", False) in shapes
+    assert ("true", "flash_attention_2", False) not in shapes
 
 
 def test_what_is_cut_is_counted(read: Read, model: Path) -> None:
@@ -267,7 +272,8 @@ def test_interrupted_and_gone_on_with(read: Read, tmp_path: Path, packing: str) 
     whole = train(read(*changes), tmp_path / "whole").folder
     with pytest.raises(KeyboardInterrupt):
         train(read(*changes), tmp_path / "run", make_callbacks=lambda: [tiny.Stop(3)])
-    again = train(read(*changes), tmp_path / "run").folder
+    may_change = ["training.eval_batch_size=3", "training.checkpoint_every=3", "training.workers=1"]
+    again = train(read(*changes, *may_change), tmp_path / "run").folder
     weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (whole, again)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -407,6 +413,8 @@ def test_a_model_that_sees_images_too(read: Read, tmp_path: Path) -> None:
         config = Gemma3Config(text_config=texts, vision_config=images, mm_tokens_per_image=4)
         config.text_config.pad_token_id = None
         Gemma3ForConditionalGeneration(config).save_pretrained(base)
+    for recipe, searches in ((read(base=base), True), (read(), False)):  # for what has no gradient, on several devices
+        assert make_trainer(recipe, tmp_path / "checkpoints")[0].args.ddp_find_unused_parameters is searches
     run = train(read(base=base), tmp_path / "run").folder
     targets = json.loads((run / "adapter" / "adapter_config.json").read_text())["target_modules"]
     assert "q_proj" in targets
@@ -482,6 +490,23 @@ def test_full_fine_tuning_and_text(read: Read, tmp_path: Path) -> None:
     done = train(read("messages", "method={name: full}", "training.learning_rate=5e-3"), tmp_path / "full")
     assert any(one["before"] != one["after"] for one in done.result["samples"])
     assert "samples" not in train(read("text"), tmp_path / "text").result
+
+
+def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held out may be far longer than what is trained on; and no run is lost for its sample answers."""
+    limits: list[int | None] = []
+
+    def out_of_memory(model: Any, tokenizer: Any, prompts: Any, new: int, longest: int | None = None) -> Any:
+        limits.append(longest)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(chat_samples, "write_answers", out_of_memory)
+    with pytest.warns(UserWarning, match="no sample answers are written: the GPU has too little memory"):
+        done = train(read("messages", "task.max_length=40"), tmp_path / "run")
+    assert not done.result.get("samples")
+    assert limits == [40]
 
 
 @pytest.mark.parametrize("samples", [0, 1])

@@ -17,8 +17,9 @@ def test_conversations_in_a_row_must_not_see_each_other(dtype: torch.dtype) -> N
     """Where each begins is told by positions alone, of which not every model makes a mask."""
     torch.manual_seed(0)
     llama = LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=24, max_position_embeddings=64))
-    check_packing(llama.to(dtype).train())
-    assert llama.training
+    for in_one in (False, True):
+        check_packing(llama.to(dtype).train(), in_one=in_one)
+        assert llama.training
     opt = OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=24, max_position_embeddings=64, word_embed_proj_dim=16))
     bloom = BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2))
     for model in (opt, bloom):

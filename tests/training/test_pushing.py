@@ -69,6 +69,11 @@ def test_both_forms(run: Path, tmp_path: Path, push: Push) -> None:
         other = push(hub.url, "someone/adapter", "--form", "adapter", "--json")
         assert json.loads(other.stdout)["form"] == "adapter"
         assert hub.private == {"someone/reviews": True, "someone/adapter": False}
+        there = (tmp_path / "hub" / "models" / "someone" / "adapter" / "adapter_config.json").stat()
+        refused = push(hub.url, "someone/adapter", "--private")
+        assert refused.exit_code == 2
+        assert "--private: someone/adapter is there already, and public: nothing was uploaded" in refused.output
+        assert (tmp_path / "hub" / "models" / "someone" / "adapter" / "adapter_config.json").stat() == there
         assert not [one for one in hub.unanswered if "agent-harnesses" not in one]  # the client introduces itself
     export, adapter = (tmp_path / "hub" / "models" / "someone" / name for name in ("reviews", "adapter"))
     for folder, kind, weights in ((export, "LORA", run / "lora"), (adapter, "AURORA", run / "adapter")):

@@ -148,6 +148,14 @@ def test_another_recipes_folder(run: TrainedRun, write_recipe: WriteRecipe) -> N
     assert "they differ in method.r (there 2, here 3), seed (there 0, here 1):" in str(caught.value)
 
 
+def test_what_others_write_into_the_folder_of_a_finished_run_is_left(run: TrainedRun, tmp_path: Path) -> None:
+    """The answers of an `aurora predict` that was interrupted, or still writes there."""
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    (folder / f".answers.jsonl{files.PARTIAL}").write_text("half")
+    assert train(load_recipe(folder / "recipe.yaml"), folder).was_finished
+    assert (folder / f".answers.jsonl{files.PARTIAL}").read_text() == "half"
+
+
 def test_a_run_that_made_nothing_leaves_its_folder_to_the_next(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="cannot be loaded"):

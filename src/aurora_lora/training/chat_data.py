@@ -45,18 +45,23 @@ class ChatData(Data):
 
 @dataclass(frozen=True)
 class Conversations:
-    """Collates conversations (batch, longest), padded right; packed ones as one row (1, tokens), each by itself.
+    """Collates conversations (batch, longest), padded right; where several are packed into a row, with the positions
+    of each from 0 on, by which it sees itself alone.
 
     Args:
         pad: TRL's collator.
-        flatten: the same, without padding.
+        pack: the same, of rows with several.
     """
 
     pad: Callable[[list[Example]], dict[str, Tensor]]
-    flatten: Callable[[list[Example]], dict[str, Tensor]]
+    pack: Callable[[list[Example]], dict[str, Tensor]]
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        batch = (self.flatten if "seq_lengths" in examples[0] else self.pad)(list(examples))
+        packed = "seq_lengths" in examples[0]
+        batch = (self.pack if packed else self.pad)(list(examples))
+        if packed:
+            batch.pop("attention_mask", None)  # with one, Transformers does not look at the positions
+            batch["labels"][batch["position_ids"] == 0] = IGNORED
         batch["labels"][:, 0] = IGNORED  # it is predicted from nothing
         return batch
 
@@ -103,9 +108,9 @@ def encode_chats(
     if packed:
         made["train"] = prepare.pack(unpacked, max_length)
     pad_id = tokenizer.pad_token_id
-    collate = Conversations(
-        DataCollatorForLanguageModeling(pad_id), DataCollatorForLanguageModeling(pad_id, padding_free=True)
-    )
+    # flash attention takes all rows as one; of others, whose mask and work grow with the square, each is by itself
+    layout = {"padding_free": True} if is_flash(recipe) else {"return_position_ids": True}
+    collate = Conversations(DataCollatorForLanguageModeling(pad_id), DataCollatorForLanguageModeling(pad_id, **layout))
     record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
     record |= {"without_answer": {name: count for name, count in lost.items() if count}} if any(lost.values()) else {}
     record |= {"packed": len(made["train"])} if packed else {}
@@ -119,6 +124,11 @@ def encode_chats(
         lengths={name: _lengths(split).tolist() for name, split in made.items()},
         asked=_asked(splits, SAMPLES if section.samples is None else section.samples),
     )
+
+
+def is_flash(recipe: Recipe) -> bool:
+    """Whether the model of a recipe computes by flash attention, as far as the recipe says."""
+    return (recipe.base.attention or "").startswith("flash")
 
 
 def asked_in(row: Mapping[str, Any], trained: str | None = None) -> Question | str:

@@ -14,6 +14,7 @@ from ..deploy.passes import evaluated
 from ..deploy.wrappers import plain_model
 from ..errors import UserError, one_line
 from .batches import IGNORED
+from .chat_data import is_flash
 from .choice_trainer import LanguageTrainer
 from .choices import learned_positions, takes
 from .recipe import Recipe
@@ -33,7 +34,7 @@ class ChatTrainer(LanguageTrainer):
         super().__init__(recipe, checkpoints, **kwargs)
         if recipe.task.packing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             with self.accelerator.autocast():
-                check_packing(self.module)
+                check_packing(self.module, in_one=is_flash(recipe))
 
     def prediction_step(
         self,
@@ -68,12 +69,17 @@ class ChatTrainer(LanguageTrainer):
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module) -> None:
+def check_packing(model: nn.Module, *, in_one: bool = False) -> None:
     """Raise a UserError where the second of two texts in a row sees the first: where each begins is told by positions
-    alone, of which some models make no mask (OPT, Falcon), and some have none (BLOOM) or a state besides (LFM2)."""
-    device = next(model.parameters()).device
-    first, second = (torch.arange(start, start + 6, device=device)[None] for start in (5, 12))
-    whole, at = torch.cat((first, second), dim=1), torch.arange(6, device=device)[None]
+    alone, of which some models make no mask (OPT, Falcon), and some have none (BLOOM) or a state besides (LFM2).
+
+    Args:
+        model: a causal language model.
+        in_one: a batch has one row; several otherwise.
+    """
+    device, rows = next(model.parameters()).device, 1 if in_one else 2
+    first, second = (torch.arange(start, start + 6, device=device).expand(rows, -1) for start in (5, 12))
+    whole, at = torch.cat((first, second), dim=1), torch.arange(6, device=device).expand(rows, -1)
     with evaluated(model):
         try:
             alone = model(input_ids=second, position_ids=at, use_cache=False).logits.float()

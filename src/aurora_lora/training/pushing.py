@@ -40,7 +40,7 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
         repo: `owner/name` on the hub.
         form: `"export"`, an AuroRA adapter as a plain LoRA, or `"adapter"`, as it was trained; the first if None, where
             the run has one.
-        private: whether a new repository is seen by its owner alone.
+        private: whether a new repository is seen by its owner alone; one that is there must be so.
 
     Raises:
         UserError: the run has no such export, nobody is logged in, or the hub refuses or does not answer.
@@ -61,6 +61,8 @@ def push(run: TrainedRun | Path | str, repo: str, *, form: str | None = None, pr
         _stage(run, staged, chosen)
         try:
             name = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            if private and not api.repo_info(name).private:  # the hub does not make one private that is there
+                raise ArgumentError(f"`private`: {name} is there already, and public: nothing was uploaded")
             message = f"{run.recipe.name}: {run.recipe.method.name}, {chosen}"
             done = api.upload_folder(repo_id=name, folder_path=staged, commit_message=message)
         except OfflineModeIsEnabled as error:

@@ -173,7 +173,7 @@ class RecipeTrainer(Trainer):
         return self._order
 
     def _set_order(self, epoch: int) -> None:
-        """That of an epoch; Accelerate does not reach it through the loader that skips the steps before a checkpoint."""
+        """That of an epoch; Accelerate does not reach it through a loader that skips what came before a checkpoint."""
         if self._order is not None:
             self._order.set_epoch(epoch)
 
