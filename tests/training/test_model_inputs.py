@@ -13,9 +13,10 @@ import transformers
 from transformers import BertConfig, T5Config, XLNetConfig
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks import get_task
 from aurora_lora.training import load_recipe, train
 from aurora_lora.training.model_inputs import check_positions, fill_padding, padding_of, positions
-from aurora_lora.training.models import load_tokenizer
+from aurora_lora.training.models import load_base_model, load_tokenizer
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -78,3 +79,18 @@ def test_the_padding_token_is_told_where_the_model_looks(config: Any, tmp_path: 
     made.get_text_config().pad_token_id = 7
     fill_padding(made, tokenizer)
     assert made.get_text_config().pad_token_id == 7
+
+
+def test_a_decoder_classifies_by_the_last_token_of_a_text_however_its_config_pads(tmp_path: Path) -> None:
+    """It finds that by the config's padding token, which need not be the tokenizer's."""
+    folder = tiny.save_language_model(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    tokenizer = load_tokenizer(str(folder))
+    (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": tokenizer.pad_token_id + 1}))
+    model = load_base_model(str(folder), get_task("movie-sentiment"), tokenizer).eval()
+    short, long = "the film was good", "the film was good and the plot of the film was very bad"
+    with torch.no_grad():
+        alone, padded = (
+            model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[0] for texts in ([short], [short, long])
+        )
+    torch.testing.assert_close(alone, padded)

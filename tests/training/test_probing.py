@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import own_files
 import pytest
 import tiny
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from aurora_lora.deploy.align import DEVIATION
+from aurora_lora.deploy.probe_file import read_probe
 from aurora_lora.errors import UserError
 from aurora_lora.methods import METHODS
 from aurora_lora.methods.options import TARGETS
@@ -89,7 +91,7 @@ def test_a_path_that_ends_another(tmp_path: Path) -> None:
     found = probing.probe_for(recipe, model, data, lambda model, x: model(x).square().sum())
     assert [one.layer for one in found.layers] == ["proj"]
     start = probing.decided(method, found, 30)
-    probing._write(start, recipe, [0, 1], found.batches, tmp_path / PROBE)
+    probing._write(start, recipe, [0, 1], found.batches, tmp_path / PROBE, {})
     for one in (start, kept_start(tmp_path)):
         assert one is not None
         resolved = one.resolved(recipe).method.options
@@ -339,3 +341,24 @@ def test_what_is_probed_and_how(model: Path, tmp_path: Path, monkeypatch: pytest
     assert len(share) == len(every) // 2
     for mine, expected in zip(share, every[1::2], strict=True):
         assert torch.equal(mine["input_ids"], expected["input_ids"])
+
+
+def test_a_probe_of_other_data_is_not_taken(model: Path, tmp_path: Path) -> None:
+    """Of a run that ended before its first checkpoint, as where the data were corrected then."""
+    own_files.write_texts(tmp_path)
+    task = {"name": "classification", "data": str(tmp_path / "reviews.csv"), "text": "review", "label": "stars"}
+    recipe = load(model, method={"name": "aurora", "budget": 300}, task=task)
+    kept = tmp_path / "run" / PROBE
+    found = []
+    for step in ("new", "as it was", "corrected"):
+        if step == "corrected":
+            lines = (tmp_path / "reviews.csv").read_text().splitlines()
+            (tmp_path / "reviews.csv").write_text("\n".join(lines[:-10]) + "\n")
+        make_trainer(recipe, tmp_path / "run" / "checkpoints")
+        found.append((kept.stat().st_mtime_ns, read_probe(kept)[1]["made_of"]))
+    assert found[0] == found[1]
+    assert found[2][1]["files"] != found[0][1]["files"]
+    (tmp_path / "run" / "adapter").mkdir()  # a run that has made something goes on with what it began with
+    (tmp_path / "reviews.csv").write_text("\n".join(lines[:-12]) + "\n")
+    make_trainer(recipe, tmp_path / "run" / "checkpoints")
+    assert kept.stat().st_mtime_ns == found[2][0]

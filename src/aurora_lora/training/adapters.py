@@ -35,7 +35,7 @@ from ..tasks.own.split import BadRow
 from ..tuner.peft_names import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from .batches import in_batches
 from .data import encode
-from .model_inputs import fill_padding, most_tokens
+from .model_inputs import fill_padding, most_tokens, reads_last_token
 from .models import load_causal_model, load_classifier, load_tokenizer, stored_quantization
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
@@ -109,7 +109,7 @@ def adapter_gap(
     measured, rounding = (rows[::2], rows[1::2]) if has_rounding else (rows, [])
     adapted = _load(adapter, str(base), settings)
     tokenizer = load_tokenizer(str(adapter) if (adapter / "tokenizer_config.json").is_file() else str(base))
-    fill_padding(adapted.config, tokenizer)
+    fill_padding(adapted.config, tokenizer, replace=reads_last_token(adapted.get_base_model()))
 
     labels, unlabelled = None, None
     if settings["task_type"] == "SEQ_CLS" and any(example.label is not None for example in rows):

@@ -21,14 +21,27 @@ def padding_of(config: Any) -> int | None:
     return getattr(config.get_text_config(), "pad_token_id", None) if found is None else found
 
 
-def fill_padding(config: Any, processor: Processor) -> None:
-    """Let a model know its tokenizer's padding token if it names none: by it a decoder finds a text's last token."""
+def fill_padding(config: Any, processor: Processor, *, replace: bool = False) -> None:
+    """Let a model know its tokenizer's padding token if it names none.
+
+    Args:
+        config: of the model.
+        processor: its tokenizer; nothing is done of images.
+        replace: also one that it names; see `reads_last_token`.
+    """
     if not isinstance(processor, PreTrainedTokenizerBase):
         return
     texts = config.get_text_config()  # itself, where a model sees nothing else
     for one in (config, texts):
-        if getattr(one, "pad_token_id", None) is None and (one is texts or hasattr(one, "pad_token_id")):
+        is_open = replace or getattr(one, "pad_token_id", None) is None
+        if is_open and (one is texts or hasattr(one, "pad_token_id")):
             one.pad_token_id = processor.pad_token_id
+
+
+def reads_last_token(model: nn.Module) -> bool:
+    """Whether a model classifies a text by its last token, which it finds as the last that is none of padding: those
+    of Transformers whose head is called so. The padding must be that of the tokenizer then."""
+    return hasattr(model, "score")
 
 
 def check_positions(model: nn.Module, name: str, max_length: int) -> None:

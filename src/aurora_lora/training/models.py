@@ -32,7 +32,7 @@ from ..tasks.models import MODELS, resolve_model
 from ..values import is_number, require
 from .base_commit import with_commit
 from .kinds import kind_of
-from .model_inputs import Processor, fill_padding
+from .model_inputs import Processor, fill_padding, reads_last_token
 from .quantized_base import quantized_while_loading, trainable
 from .sections import ModelSection
 
@@ -128,6 +128,8 @@ def load_base_model(
         kind.set_head(config, names or task.labels or (task.name,))
         auto = getattr(transformers, kind.auto)
         loaded = _as_asked(auto, source, config, base, dtype, **where, **kind.load_options)
+        if reads_last_token(loaded):
+            fill_padding(loaded.config, processor, replace=True)
         return with_commit(loaded, source, base.revision)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from ..methods.targets import check_modules, lora_targets, target_paths
 from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
+from .base_commit import commit_of
 from .batches import IGNORED
 from .data import Data
 from .distributed import on_main, own_part
 from .memory import checkpoint_activations
 from .recipe import Recipe
+from .storage import is_begun
 
 PROBE = "probe.safetensors"
 """In a run's folder: the start of A by layer, what was found in all layers, from which examples, and the ranks."""
@@ -99,7 +101,8 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
     """
     if not wants_probe(recipe.method.options):
         return None
-    if (kept := on_main(lambda: kept_start(folder))) is not None:
+    made_of = {"files": sorted((data.record or {}).get("files", {}).values()), "model_commit": commit_of(base)}
+    if (kept := on_main(lambda: kept_start(folder, made_of))) is not None:
         return kept
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(base)
@@ -114,7 +117,8 @@ def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callabl
             start, batches = decided(recipe.method, found, budget), found.batches
     except (AuroraError, ValueError) as error:
         raise UserError(f"method: {one_line(error)}") from error
-    on_main(lambda: _write(start, recipe, data.rows_of_share(_share(recipe, data)), batches, folder / PROBE))
+    rows = data.rows_of_share(_share(recipe, data))
+    on_main(lambda: _write(start, recipe, rows, batches, folder / PROBE, made_of))
     return start
 
 
@@ -234,13 +238,16 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
 # ---------------------------------------------------------------- what is kept
 
 
-def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path: Path) -> None:
+def _write(
+    start: Start, recipe: Recipe, examples: list[int], batches: int, path: Path, made_of: Mapping[str, Any]
+) -> None:
     tensors = {"start": start.rows, "singular_values": start.spectra, "deviations": start.deviations}
     facts = {
         "options": {name: recipe.method.options[name] for name in PROBED},
         "seed": recipe.seed,
         "examples": examples,  # rows of the training split
         "batches": batches,
+        "made_of": made_of,
         "ranks": start.ranks,
         "mistakable": start.mistakable,
         "without_gradient": start.without_gradient,
@@ -248,8 +255,13 @@ def _write(start: Start, recipe: Recipe, examples: list[int], batches: int, path
     write_probe(path, tensors, facts)
 
 
-def kept_start(folder: Path) -> Start | None:
+def kept_start(folder: Path, made_of: Mapping[str, Any] | None = None) -> Start | None:
     """What the run of this folder began with; None where nothing is kept.
+
+    Args:
+        folder: of the run.
+        made_of: the digests of the data and of the base model as they are now: what a run that has made nothing yet
+            has kept of others is not taken.
 
     Raises:
         UserError: the file is damaged.
@@ -261,6 +273,8 @@ def kept_start(folder: Path) -> Start | None:
         tensors, facts = read_probe(path)
     except CheckpointError as error:
         raise UserError(f"{error} Remove it to probe again") from error
+    if made_of is not None and facts.get("made_of", made_of) != made_of and not is_begun(folder):
+        return None
     rows, spectra, deviations = (tensors.get(what, {}) for what in ("start", "singular_values", "deviations"))
     modules, without = (tuple(facts[name]) for name in ("mistakable", "without_gradient"))
     return Start(facts["ranks"], rows, spectra, deviations, modules, without)
