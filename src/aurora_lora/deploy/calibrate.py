@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import CalibrationError, FormError
 from ..finite import is_finite
-from ..forms import DYNAMIC, STATIC
+from ..forms import DYNAMIC
 from ..tuner import AuroraLayer, active_adapters, active_configs, set_form
 from ..tuner.adapters import plain_layers
 from ..values import is_number, require
@@ -215,13 +215,10 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
         if name not in active:
             raise ValueError(f"adapter_name={name!r} is not an active AuroRA adapter (active: {', '.join(active)}).")
     check_unmerged(model, "calibrate")
-    targets, static = [], []
-    for path, layer in plain_layers(model):
-        adapters = [name for name in names if name in layer.aurora_A and not layer.forms_coincide(name)]
-        static += [name for name in adapters if layer.aurora_config[name].train_form == STATIC]
-        if trained := tuple(name for name in adapters if name not in static):
-            targets.append(Target(path, layer, trained, partial(_is_idle, layer, trained)))
-    if static and not targets:
+    targets = calibrated_layers(model, names)
+    layers = [(layer, name) for _, layer in plain_layers(model) for name in names if name in layer.aurora_A]
+    static = [name for layer, name in layers if not targets and not layer.forms_coincide(name)]
+    if static:
         raise FormError(
             f"Adapter {static[0]!r} was trained in the static form, which merges exactly: nothing to calibrate."
         )
@@ -230,6 +227,27 @@ def _targets(model: nn.Module, adapter_name: str | None) -> list[Target]:
             f"Nothing of {', '.join(names)} can be calibrated: plain LoRA (sigma is the identity) and embeddings merge "
             "exactly as they are."
         )
+    return targets
+
+
+def calibrated_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[Target]:
+    """The layers of a model whose adapters have a calibrated form: trained in the dynamic one, which is no other map.
+
+    Args:
+        model: with AuroRA adapters.
+        names: of the adapters; all if None.
+    """
+    targets = []
+    for path, layer in plain_layers(model):
+        adapters = tuple(
+            name
+            for name in (layer.aurora_A if names is None else names)
+            if name in layer.aurora_A
+            and layer.aurora_config[name].train_form == DYNAMIC
+            and not layer.forms_coincide(name)
+        )
+        if adapters:
+            targets.append(Target(path, layer, adapters, partial(_is_idle, layer, adapters)))
     return targets
 
 

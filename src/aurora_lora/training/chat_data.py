@@ -109,8 +109,11 @@ def encode_chats(
         made["train"] = prepare.pack(unpacked, max_length)
     pad_id = tokenizer.pad_token_id
     # flash attention takes all rows as one; of others, whose mask and work grow with the square, each is by itself
-    layout = {"padding_free": True} if is_flash(recipe) else {"return_position_ids": True}
-    collate = Conversations(DataCollatorForLanguageModeling(pad_id), DataCollatorForLanguageModeling(pad_id, **layout))
+    in_one = is_flash(recipe)
+    collate = Conversations(
+        DataCollatorForLanguageModeling(pad_id),
+        DataCollatorForLanguageModeling(pad_id, padding_free=in_one, return_position_ids=not in_one),
+    )
     record: dict[str, Any] = {"cut": {"max_length": max_length, "texts": texts}, "files": template}
     record |= {"without_answer": {name: count for name, count in lost.items() if count}} if any(lost.values()) else {}
     record |= {"packed": len(made["train"])} if packed else {}

@@ -18,9 +18,10 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer
 
-from aurora_lora.lab.experiments import text_lengths
+from aurora_lora.lab.experiments import shapes, text_lengths
 from aurora_lora.lab.experiments.architectures import architecture
-from aurora_lora.lab.experiments.estimate import training_memory
+from aurora_lora.lab.experiments.estimate import calibration_memory, estimate, training_memory
+from aurora_lora.lab.experiments.machines import named
 from aurora_lora.lab.experiments.reproduce import prepare
 from aurora_lora.lab.experiments.saved_tensors import fused_attention, to_fake
 from aurora_lora.training import choice_trainer, models
@@ -159,6 +160,19 @@ def test_commonsense_fits_in_24_gb(suite: str, name: str, tmp_path: Path) -> Non
     measured = full_peak(recipe, tmp_path)
     assert measured <= LIMIT_GB
     assert training_memory(recipe) / 1e9 == pytest.approx(measured, rel=0.15)
+
+
+def test_the_calibration_after_it_fits_in_24_gb_too(tmp_path: Path) -> None:
+    """Of `down_proj`, whose moment has 14,336^2 numbers of 8 bytes, and two factors of that size while it is solved."""
+    recipe = suite_recipe("table2", "aurora-paper", tmp_path)
+    needs = calibration_memory(recipe)
+    counts = shapes.weights(recipe).params
+    beside = 2 * (counts.total - counts.adapter) + 12 * counts.adapter  # weights in bf16 and float32, AdamW's moments
+    assert needs - beside == pytest.approx(3 * 8 * 14336**2, rel=0.05)
+    assert needs > training_memory(recipe)
+    assert named("RTX 4090").fits(estimate(recipe, named("RTX 4090")).memory_gb)
+    lora = suite_recipe("table2", "lora", tmp_path)
+    assert calibration_memory(lora) == 0
 
 
 def test_aurora_with_all_its_layers(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ is the sum of
 - the weights, each in its precision; of each trained one AdamW's two moments, and its gradient, 4 bytes each;
 - what autograd keeps for the longest texts that there are: counted, see `shapes`; with gradient checkpointing the
   inputs of the layers and all of one;
-- of a causal model's loss, 12 bytes a logit: the log-probabilities, their gradient and that of the logits, in float32.
+- of a causal model's loss, 12 bytes a logit: the log-probabilities, their gradient and that of the logits, in float32;
+
+or, where that is more, the weights with what calibrating the widest layer takes.
 
 Time is work by the speed that a machine attains in a training, see `work` and `machines`; within about a factor of two.
 """
@@ -94,7 +96,8 @@ def _estimate(recipe: RunRecipe, machine: Machine, sizes: Sizes | None) -> Estim
     else:
         assert isinstance(recipe, Recipe)
         reference = recipe.reference_recipe()
-        params, memory = trained_parameters(recipe, sizes), training_memory(recipe, sizes)
+        params = trained_parameters(recipe, sizes)
+        memory = max(training_memory(recipe, sizes), calibration_memory(recipe, sizes))
         memory = memory if reference is None else max(memory, training_memory(reference, sizes))
     return Estimate(params, memory / 1e9 + more, _parts(recipe, machine, sizes))
 
@@ -145,6 +148,16 @@ def training_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
         passing = outside + max(layers * layer, AT_WORK * flops.WIDTH[training.precision] * tokens * inner) + head
     before = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
     return float(own.bytes + 8 * trained + max(gradients, before + passing))
+
+
+def calibration_memory(recipe: Recipe, sizes: Sizes | None = None) -> float:
+    """Bytes of GPU memory while the layer that needs most is calibrated after the training; 0 where there is none.
+
+    Raises:
+        UserError: as `trained_parameters`.
+    """
+    own = shapes.weights(recipe, sizes)
+    return float(own.bytes + 8 * (own.params.adapter + own.params.head) + own.calibration) if own.calibration else 0.0
 
 
 def describe(todo: Reproduction, gpu: str | None = None) -> list[dict[str, Any]]:

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...deploy.calibrate import calibrated_layers
 from ...deploy.gradients import frozen_weights
+from ...deploy.moments import Target
+from ...deploy.plan import moment_bytes, work_bytes
 from ...deploy.ranks import budget_in
 from ...deploy.wrappers import output_embeddings
 from ...errors import UserError
@@ -52,11 +55,13 @@ class Weights:
         params: how many are trained, outside and inside the head, and all.
         bytes: of all of them; where some are quantised, with the widest of these as it is computed with.
         multiplied: how many an example goes through; the look-up of an embedding is no work.
+        calibration: bytes that calibrating the layer that needs most takes beside all of this; 0 where there is none.
     """
 
     params: ParameterCounts
     bytes: int
     multiplied: int
+    calibration: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,12 @@ def _weights(key: _Key, quantization: str | None) -> Weights:
         _counts(model, budget_in(model, json.loads(key.options).get("budget"))),
         size,
         sum(parameter.numel() for parameter in parameters if id(parameter) not in looked_up - used),
+        max(map(_calibration, calibrated_layers(model)), default=0),
     )
+
+
+def _calibration(layer: Target) -> int:
+    return moment_bytes([layer]) + work_bytes([layer])
 
 
 @lru_cache(maxsize=256)
