@@ -150,7 +150,7 @@ def test_another_recipes_folder(run: TrainedRun, write_recipe: WriteRecipe) -> N
 
 def test_what_others_write_into_the_folder_of_a_finished_run_is_left(run: TrainedRun, tmp_path: Path) -> None:
     """The answers of an `aurora predict` that was interrupted, or still writes there."""
-    folder = shutil.copytree(run.folder, tmp_path / "run")
+    folder = shutil.copytree(run.folder, tmp_path / "copy")
     (folder / f".answers.jsonl{files.PARTIAL}").write_text("half")
     assert train(load_recipe(folder / "recipe.yaml"), folder).was_finished
     assert (folder / f".answers.jsonl{files.PARTIAL}").read_text() == "half"
