@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from aurora_lora.errors import UserError
 from aurora_lora.training import load_run, train
-from aurora_lora.training.image_settings import ImageSettings, as_scored
-from aurora_lora.training.images import plain_transform, training_transform
+from aurora_lora.training.image_settings import ImageSettings
+from aurora_lora.training.images import as_scored, plain_transform, training_transform
 from aurora_lora.training.merging import merge
 from aurora_lora.training.models import load_image_processor
 from aurora_lora.training.predicting import predict

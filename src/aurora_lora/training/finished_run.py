@@ -16,6 +16,7 @@ from .kinds.base import TrainedWith
 from .reading import task_name, validate
 from .recipe import CHANGE_NOTHING, Recipe, RunRecipe
 from .results import Result, read_result
+from .score_tables import examples_scored, run_table, shown_table
 from .sections import Precision
 from .storage import ADAPTER, RECIPE, REFERENCE, RESULT, check_adapter, flatten
 
@@ -54,9 +55,6 @@ class FinishedRun:
         return as_html([self._table()])
 
     def _table(self) -> Table:
-        from .score_tables import examples_scored
-        from .summary import run_table, shown_table
-
         title = f"{self.result['task']}, {self.result['model']}: {examples_scored(self.result)}"
         return shown_table(title, run_table(self.result, self.reference))
 

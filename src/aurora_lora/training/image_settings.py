@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from ..errors import UserError
-from ..tasks.loading import reason
 from ..values import is_int, is_number
 
 if TYPE_CHECKING:
@@ -20,9 +16,6 @@ FILE = "preprocessor_config.json"
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's filters by its numbers, those that Transformers resizes with."""
 BYTE = 1 / 255
-_COLOUR = (200, 90, 30)
-"""Its three parts differ, so that their order shows."""
-_PLAIN = "one that only resizes, crops, rescales and normalises, such as 'ViTImageProcessor'"
 
 
 @dataclass(frozen=True)
@@ -91,47 +84,6 @@ class ImageSettings:
         if self.mean is None or self.std is None:
             return CLIPImageProcessor(**fields, do_normalize=False)
         return CLIPImageProcessor(**fields, do_normalize=True, image_mean=list(self.mean), image_std=list(self.std))
-
-
-def as_scored(processor: BaseImageProcessor) -> BaseImageProcessor:
-    """A processor that sees images as `plain_transform` does, to be saved beside the model.
-
-    Raises:
-        UserError: what the given one does to colours cannot be done here, or it cannot be used.
-    """
-    settings = ImageSettings.of(processor)
-    _check_colours(processor, settings)
-    return settings.processor()
-
-
-def _check_colours(processor: BaseImageProcessor, settings: ImageSettings) -> None:
-    """Raise a UserError where a processor makes other numbers of a colour than its fields say, as some classes do."""
-    from PIL import Image
-
-    from .images import plain_transform
-
-    image = Image.new("RGB", (settings.width, settings.height), _COLOUR)
-    kind = type(processor).__name__
-    try:
-        made = processor(image, return_tensors="pt")
-        theirs = torch.as_tensor(made["pixel_values"])[0].float()
-        ours = plain_transform(settings.processor())(image)
-    except KeyError as error:
-        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one gives no pixel_values") from error
-    except Exception as error:
-        raise UserError(f"{FILE} cannot be used: {reason(error)}") from error
-    if theirs.shape != ours.shape:
-        sizes = "images of {} instead of {} pixels".format(
-            *("x".join(map(str, one.shape[-2:])) for one in (theirs, ours))
-        )
-        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes {sizes}")
-    if not torch.allclose(_middle(theirs), _middle(ours), rtol=1e-3, atol=1e-3):
-        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes other numbers of a colour")
-
-
-def _middle(pixels: Tensor) -> Tensor:
-    """The channels of the pixel in the middle."""
-    return pixels[..., pixels.shape[-2] // 2, pixels.shape[-1] // 2]
 
 
 def not_allowed(field: str, value: Any, allowed: str) -> UserError:

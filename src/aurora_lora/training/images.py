@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import UserError
 from ..extras import extra
+from ..tasks.loading import reason
 from ..tasks.task import Augment
 from ..tasks.vision import rgb
-from .image_settings import BYTE, RESAMPLE, ImageSettings
+from .image_settings import BYTE, FILE, RESAMPLE, ImageSettings, not_allowed
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 Example = dict[str, Any]
 Transform = Callable[[Any], Tensor]
 """From a Pillow image to (channels, height, width), float32."""
+_COLOUR = (200, 90, 30)
+"""Its three parts differ, so that their order shows."""
+_PLAIN = "one that only resizes, crops, rescales and normalises, such as 'ViTImageProcessor'"
 
 
 class Images(Dataset[Example]):
@@ -163,3 +168,45 @@ class _Centre:
 
 def _bgr(pixels: Tensor) -> Tensor:
     return pixels.flip(-3)
+
+
+# ---------------------------------------------------------------- processors that do the same
+
+
+def as_scored(processor: BaseImageProcessor) -> BaseImageProcessor:
+    """A processor that sees images as `plain_transform` does, to be saved beside the model.
+
+    Raises:
+        UserError: what the given one does to colours cannot be done here, or it cannot be used.
+    """
+    settings = ImageSettings.of(processor)
+    _check_colours(processor, settings)
+    return settings.processor()
+
+
+def _check_colours(processor: BaseImageProcessor, settings: ImageSettings) -> None:
+    """Raise a UserError where a processor makes other numbers of a colour than its fields say, as some classes do."""
+    from PIL import Image
+
+    image = Image.new("RGB", (settings.width, settings.height), _COLOUR)
+    kind = type(processor).__name__
+    try:
+        made = processor(image, return_tensors="pt")
+        theirs = torch.as_tensor(made["pixel_values"])[0].float()
+        ours = plain_transform(settings.processor())(image)
+    except KeyError as error:
+        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one gives no pixel_values") from error
+    except Exception as error:
+        raise UserError(f"{FILE} cannot be used: {reason(error)}") from error
+    if theirs.shape != ours.shape:
+        sizes = "images of {} instead of {} pixels".format(
+            *("x".join(map(str, one.shape[-2:])) for one in (theirs, ours))
+        )
+        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes {sizes}")
+    if not torch.allclose(_middle(theirs), _middle(ours), rtol=1e-3, atol=1e-3):
+        raise not_allowed("image_processor_type", kind, f"{_PLAIN}: this one makes other numbers of a colour")
+
+
+def _middle(pixels: Tensor) -> Tensor:
+    """The channels of the pixel in the middle."""
+    return pixels[..., pixels.shape[-2] // 2, pixels.shape[-1] // 2]

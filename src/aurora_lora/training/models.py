@@ -61,7 +61,7 @@ def load_image_processor(model: ModelSection | str) -> BaseImageProcessor:
     """
     with extra("vision"):
         import torchvision  # noqa: F401 (Transformers' own error does not name our extra)
-    from .image_settings import as_scored
+    from .images import as_scored
 
     base = _section(model)
     with _loading(base, "images") as (source, where):

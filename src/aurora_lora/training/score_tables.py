@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from ..forms import MERGED, form_named
 from ..tasks.metrics import Metric, in_order
-from ..text_table import TextTable
+from ..text_table import TextTable, column_widths
 from .results import Result, Scores, chance_of, most_frequent_of, test_sets
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MOST_LONG = 3
 """Metrics whose titles, written out, have room beside each other in a table."""
@@ -61,3 +64,39 @@ def score_table(method: str, scores: Scores, deployed: str | None) -> TextTable:
         rows.append([f"{name}, deployed" if form == deployed and len(scores) > 1 else name, *shown])
     headings = [metric.heading if len(metrics) <= MOST_LONG else metric.column for metric in metrics]
     return TextTable("", ["form", *headings], rows)
+
+
+def scores_of(result: Result) -> TextTable:
+    """The scores of a run: of the base model before the training, where it was scored, and of every form."""
+    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
+    if (before := result["metric"].get("before")) is not None:
+        shown = (metric.shown(before[metric.name]) for metric in in_order(before))
+        table.rows.insert(0, ["before the training", *shown])
+    return table
+
+
+def run_table(result: Result, reference: Result | None) -> TextTable:
+    """The scores of a run beside those of its reference and of what takes no model."""
+    table = scores_of(result)
+    if reference is not None:
+        table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
+    table.rows.extend(rows_without_model(result, in_order(next(iter(result["metric"]["by_form"].values())))))
+    return table
+
+
+def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
+    """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
+    from rich.table import Table
+
+    columns = [*zip(table.headers, *table.rows, strict=True)]
+    spaces = 1
+    widths = column_widths(columns, width - 3 * len(columns) - 1)
+    if widths[0] < max(map(len, columns[0])):  # without spaces beside the borders, no name need be broken
+        spaces = 0
+        widths = column_widths(columns, width - len(columns) - 1)
+    shown = Table(title=title, title_justify="left", padding=(0, spaces))
+    for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
+        shown.add_column(header, justify="right" if number else "left", width=width)
+    for name, *values in table.rows:
+        shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
+    return shown

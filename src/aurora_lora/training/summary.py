@@ -5,33 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from ..forms import MERGED
-from ..tasks.metrics import in_order, metric_named
-from ..text_table import TextTable, column_widths
+from ..tasks.metrics import metric_named
+from ..text_table import TextTable
 from .finished_run import FinishedRun
 from .results import Result, Scores
-from .score_tables import examples_scored, rows_without_model, score_table
+from .score_tables import examples_scored, run_table, score_table, shown_table
 from .storage import ADAPTER, DATA, LOGS, LORA, RECIPE, REFERENCE, RESULT, SPLITS
-
-
-def scores_of(result: Result) -> TextTable:
-    """The scores of a run: of the base model before the training, where it was scored, and of every form."""
-    table = score_table(result["method"], result["metric"]["by_form"], result["metric"]["selected_by"]["form"])
-    if (before := result["metric"].get("before")) is not None:
-        shown = (metric.shown(before[metric.name]) for metric in in_order(before))
-        table.rows.insert(0, ["before the training", *shown])
-    return table
-
-
-def run_table(result: Result, reference: Result | None) -> TextTable:
-    """The scores of a run beside those of its reference and of what takes no model."""
-    table = scores_of(result)
-    if reference is not None:
-        table.rows.extend(score_table(reference["method"], reference["metric"]["by_form"], None).rows)
-    table.rows.extend(rows_without_model(result, in_order(next(iter(result["metric"]["by_form"].values())))))
-    return table
 
 
 def print_run(console: Console, run: FinishedRun) -> None:
@@ -93,22 +74,6 @@ def written(run: FinishedRun) -> list[Path]:
 def print_table(console: Console, title: str, table: TextTable) -> None:
     """A table of scores."""
     console.print(shown_table(title, table, console.width))
-
-
-def shown_table(title: str, table: TextTable, width: int = 80) -> Table:
-    """A table of scores for a terminal. Where it is too wide, headings are broken at their spaces."""
-    columns = [*zip(table.headers, *table.rows, strict=True)]
-    spaces = 1
-    widths = column_widths(columns, width - 3 * len(columns) - 1)
-    if widths[0] < max(map(len, columns[0])):  # without spaces beside the borders, no name need be broken
-        spaces = 0
-        widths = column_widths(columns, width - len(columns) - 1)
-    shown = Table(title=title, title_justify="left", padding=(0, spaces))
-    for number, (header, width) in enumerate(zip(table.headers, widths, strict=True)):
-        shown.add_column(header, justify="right" if number else "left", width=width)
-    for name, *values in table.rows:
-        shown.add_row(name, *values, style="bold" if name.endswith("deployed") else None)
-    return shown
 
 
 def parameters(result: Result) -> str:
