@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from aurora_lora.deploy.batch import IGNORED
 from aurora_lora.training import chat_data
-from aurora_lora.training.batches import IGNORED
 from aurora_lora.training.chat_data import _Preparation
 from aurora_lora.training.chat_labels import label_answers
 from aurora_lora.training.models import load_tokenizer

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional
 
-from aurora_lora.training.batches import IGNORED
+from aurora_lora.deploy.batch import IGNORED
 from aurora_lora.training.kinds.multi_label import MULTI_LABEL
 from aurora_lora.training.losses import binary_loss
 

@@ -112,8 +112,9 @@ def gap(
     from aurora_lora.files import check_writable
     from aurora_lora.lab.report.gap_figure import GAP
     from aurora_lora.training.storage import RECIPE
+    from aurora_lora.tuner.peft_names import CONFIG_NAME
 
-    if not (folder / RECIPE).exists() and (data is not None or (folder / "adapter_config.json").is_file()):
+    if not (folder / RECIPE).exists() and (data is not None or (folder / CONFIG_NAME).is_file()):
         if split is not None or merges:
             raise UserError("--split and --merges go with a run, not with the folder of an adapter")
         _adapter_gap(folder, model, data, column, encoding, quantization or [], examples, output, as_json)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = -100
+"""The label that no loss counts, and Transformers does not count as an item of the batch."""
 Batch = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, abridged
 from ..tuner import AuroraLayer
 from ..tuner.tensors import computing_device
-from .batch import Batch, copied
+from .batch import IGNORED, Batch, copied
 from .float64 import rows_of_piece
 from .wrappers import output_embeddings, plain_model, unwrapped, without_parallel
 
@@ -159,7 +159,7 @@ class Runner:
         """Of the decoder, which was given none: its tokens are the labels, or else the encoder's, as in classifiers."""
         labels = inputs.get("labels")
         if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-            self.masks["decoder_attention_mask"] = labels != -100
+            self.masks["decoder_attention_mask"] = labels != IGNORED
         elif not inputs.keys() & _DECODER_TOKENS and "attention_mask" in self.masks:
             self.masks["decoder_attention_mask"] = self.masks["attention_mask"]
 

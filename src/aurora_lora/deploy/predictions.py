@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..values import short
-from .batch import Batch
+from .batch import IGNORED, Batch
 from .batches import no_batches
 from .float64 import float64_pieces
 from .inputs import Runner
@@ -125,14 +125,14 @@ class _Predictions:
             return
         if not _fit(labels, logits):
             return
-        if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; -100 is none
+        if labels.dim() == 2 and logits.dim() == 3:  # a label for each position; `IGNORED` is none
             if shift:  # position t predicts token t + 1
                 labels, logits = labels[:, 1:], logits[:, :-1]
-            logits, labels = logits[labels != -100], labels[labels != -100]
+            logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
         elif kind != "labels":
             logits, labels = logits.reshape(labels.numel(), -1), labels.reshape(-1)
-            if kind == "classes" and not labels.is_floating_point():  # one each, or -100: none
-                logits, labels = logits[labels != -100], labels[labels != -100]
+            if kind == "classes" and not labels.is_floating_point():  # one each, or `IGNORED`: none
+                logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
         if not len(labels):
             return
         if self.metric is None:
@@ -309,25 +309,25 @@ def _predictions(output: Any) -> Tensor:
 
 
 def _labels(model: nn.Module, batch: Any, predictions: Tensor) -> Tensor | None:
-    """Those of a batch, where the predictions are; -100 for pixels that the model's own loss leaves out."""
+    """Those of a batch, where the predictions are; `IGNORED` for pixels that the model's own loss leaves out."""
     labels = batch.get("labels") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
     if not isinstance(labels, Tensor):
         return None
     labels = labels.to(predictions.device)
     left_out = getattr(getattr(plain_model(model), "config", None), "semantic_loss_ignore_index", None)
     pixels = predictions.dim() == 4 and not labels.is_floating_point()  # a classifier's config has such a field, too
-    return labels.long().masked_fill(labels == left_out, -100) if pixels and left_out is not None else labels
+    return labels.long().masked_fill(labels == left_out, IGNORED) if pixels and left_out is not None else labels
 
 
 def next_tokens(batch: Any, device: torch.device) -> Tensor | None:
-    """A causal language model's inputs as labels: (batch, tokens), -100 for padding, and for what comes right after it:
-    where texts are padded on the left, their first tokens, which are predicted from nothing."""
+    """A causal language model's inputs as labels: (batch, tokens), `IGNORED` for padding, and for what comes right
+    after it: where texts are padded on the left, their first tokens, which are predicted from nothing."""
     ids = batch.get("input_ids") if isinstance(batch, Mapping) or hasattr(batch, "keys") else None
     if not isinstance(ids, Tensor):
         return None
     mask = batch.get("attention_mask")
     if mask is None:
         return ids.to(device)
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, 1:][mask[:, :-1] == 0] = -100
+    labels = ids.masked_fill(mask == 0, IGNORED)
+    labels[:, 1:][mask[:, :-1] == 0] = IGNORED
     return labels.to(device)

@@ -20,6 +20,7 @@ from ..tuner.naming import ALL_LINEAR, named
 from ..tuner.tensors import outside_inference_mode
 from ..values import is_int, require, short
 from .at_rest import at_rest, is_reentrant
+from .batch import IGNORED
 from .batches import as_batches, no_batches, read_once
 from .gradients import LOSS_SCALES, Weight, backward, frozen_weights, watched_gradients
 from .inputs import Runner, watched_inputs
@@ -213,7 +214,7 @@ def _loss_of_texts(model: Any, batch: Any) -> Tensor:
     """That of each next token."""
     labels = next_tokens(batch, batch["input_ids"].device)
     if labels is not None and not shifts_labels(model):
-        labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], -100)), dim=1)
+        labels = torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)), dim=1)
     return _own_loss(model, {**batch, "labels": labels})
 
 

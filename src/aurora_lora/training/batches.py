@@ -16,10 +16,9 @@ from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..deploy.batch import IGNORED
 from ..errors import UserError
 
-IGNORED = -100
-"""The label that no loss counts, and Transformers does not count as an item of the batch."""
 FILLS = "fills"
 
 T = TypeVar("T")

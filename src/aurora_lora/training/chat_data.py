@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..chat_template import without_none
 from ..cores import usable_cores
+from ..deploy.batch import IGNORED
 from ..errors import UserError
 from ..extras import extra
 from ..tasks import Task
 from ..tasks.loading import reason
 from ..tasks.own.chat import Question, answer_of, opening, question_of, template_options
-from .batches import IGNORED
 from .chat_format import CONVERSATION, TEXT, format_of_row, record_format, set_template
 from .chat_labels import KEPT, label_answers
 from .data import Data, Example

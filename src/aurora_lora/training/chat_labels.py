@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..deploy.batch import IGNORED
 from ..tasks.own.chat import template_options
-from .batches import IGNORED
 
 KEPT = ("input_ids", "labels")
 Place = tuple[int, int, bool]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..deploy.batch import IGNORED
 from ..deploy.float64 import to_float64
 from ..deploy.passes import evaluated
 from ..deploy.wrappers import plain_model
 from ..errors import UserError, one_line
-from .batches import IGNORED
 from .chat_data import is_flash
 from .choice_trainer import LanguageTrainer
 from .choices import learned_positions, takes

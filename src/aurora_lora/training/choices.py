@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..deploy.batch import IGNORED
 from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
-from .batches import IGNORED
 from .model_inputs import room
 from .tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
 
@@ -53,7 +53,7 @@ def encode_questions(
 class TrainingText:
     """Collates questions into texts to train on: prompt, right choice, end of text; (batch, longest), padded right.
 
-    `labels` are the token ids themselves (the model's loss shifts them), -100 where nothing is to be learned.
+    `labels` are the token ids themselves (the model's loss shifts them), `IGNORED` where nothing is to be learned.
 
     Args:
         padding: the tokenizer.
@@ -163,7 +163,7 @@ def next_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
 
     Args:
         outputs: the model's, with logits (batch, tokens, vocabulary).
-        labels: (batch, tokens), -100 where there is none.
+        labels: (batch, tokens), `IGNORED` where there is none.
         num_items_in_batch: tokens with a label in the whole step, over accumulated batches and all processes.
     """
     logits, targets = outputs["logits"][:, :-1], labels[:, 1:].reshape(-1)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..deploy.batch import IGNORED
 from ..errors import UserError
 from .base_commit import commit_of, warn_of_another_commit
-from .batches import IGNORED, in_batches
+from .batches import in_batches
 from .build import make_model
 from .data import Data, Encoded, Example, Pad, without_targets
 from .distributed import state

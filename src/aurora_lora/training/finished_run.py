@@ -11,6 +11,7 @@ from ..errors import ArgumentError, FormError, UserError
 from ..forms import form_named
 from ..tasks import Task
 from ..tasks.dreambooth import DREAMBOOTH
+from ..tuner.peft_names import CONFIG_NAME
 from . import yaml_text
 from .kinds.base import TrainedWith
 from .reading import task_name, validate
@@ -230,7 +231,7 @@ def read_finished(folder: Path | str) -> tuple[Path, Any, Result]:
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
         hint = "; it holds an adapter: PEFT loads it, and `aurora gap` measures its merge"
-        is_adapter = (folder / "adapter_config.json").is_file()
+        is_adapter = (folder / CONFIG_NAME).is_file()
         raise UserError(f"{folder} is not the folder of a run: it has no {RECIPE}{hint if is_adapter else ''}")
     result = read_result(folder)
     if result is None or not (folder / ADAPTER).is_dir():

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..deploy.batch import IGNORED
 from ..deploy.wrappers import plain_model
 from ..methods.parameters import head_modules
-from .batches import IGNORED
 
 AS_THEY_ARE = "as they are"
 """How labels are trained that no head can give standardised."""

@@ -13,6 +13,7 @@ from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from torch import Tensor, nn
 
 from ..deploy.align import aligned_rows, layers_of_adapter, set_rows
+from ..deploy.batch import IGNORED
 from ..deploy.probe import Loss, probe
 from ..deploy.probe_file import read_probe, write_probe
 from ..deploy.probe_result import Probe
@@ -28,7 +29,6 @@ from ..tuner.config import scaling_divisor
 from ..tuner.linear import linear_shape
 from ..tuner.naming import ALL_LINEAR, exactly, mistakable
 from .base_commit import commit_of
-from .batches import IGNORED
 from .data import Data
 from .distributed import on_main, own_part
 from .memory import checkpoint_activations

@@ -20,6 +20,7 @@ from ..errors import RunLockedError, UserError
 from ..files import file_digest, plain_write_errors
 from ..locks import held
 from ..methods.pissa_milora import START_FILE
+from ..tuner.peft_names import CONFIG_NAME
 from . import yaml_text
 from .reading import validate_as
 from .recipe import CHANGE_NOTHING, RunRecipe
@@ -39,7 +40,7 @@ LOG = "log.txt"
 MANIFEST = "manifest.json"
 _MADE = (ADAPTER, LORA, CHECKPOINTS, RESULT)
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_OF_A_MODEL = ("config.json", "adapter_config.json", "model_index.json")
+_OF_A_MODEL = ("config.json", CONFIG_NAME, "model_index.json")
 """Files of a model or an adapter in a folder of its own."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

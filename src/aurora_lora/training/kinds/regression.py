@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 BESIDE_IGNORED = -99.99999237060547
-"""The number of float32 next to -100."""
+"""The number of float32 next to `IGNORED`."""
 
 
 class Regression(HeadKind):
@@ -38,8 +38,10 @@ class Regression(HeadKind):
         return super().made(config) and config.num_labels == 1
 
     def target(self, label: Any, count: int) -> Any:
-        """-100 itself is the mark of what is not learned, here and in Transformers."""
-        return BESIDE_IGNORED if label == -100 else label
+        """`IGNORED` itself is the mark of what is not learned, here and in Transformers."""
+        from ...deploy.batch import IGNORED
+
+        return BESIDE_IGNORED if label == IGNORED else label
 
     def standardised(self, data: Data, model: Any) -> Data:
         from ..label_scale import AS_THEY_ARE, LabelScale, mean_and_deviation, output_layer
