@@ -16,6 +16,7 @@ from ..deploy.batch import IGNORED
 from ..deploy.wrappers import plain_model
 from ..errors import UserError
 from ..tasks.prompts import RESPONSE, key_of, parse_answer
+from .losses import per_item
 from .model_inputs import room
 from .tokens import PLAIN, answers_after, open_ended, pad, padded, written_after
 
@@ -168,7 +169,7 @@ def next_token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
     """
     logits, targets = outputs["logits"][:, :-1], labels[:, 1:].reshape(-1)
     total = cross_entropy(logits.float().reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="sum")
-    return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+    return per_item(total, targets != IGNORED, num_items_in_batch)
 
 
 def learned_positions(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .build import make_model
 from .data import Data, Encoded, Example, Pad, without_targets
 from .distributed import state
 from .finished_run import TrainedRun, load_run
+from .losses import per_item, squared_errors
 from .models import load_base_model
 from .recipe import Recipe
 from .storage import ADAPTER, adapter_digests
@@ -184,7 +185,7 @@ class DistillationTrainer(RecipeTrainer):
         labels, base_distance = batch.pop("labels"), batch.pop("base_distance")
         with torch.no_grad(), self.compute_loss_context_manager():
             states = model(**batch)["last_hidden_state"].float()
-        distance = torch.where(labels == IGNORED, 0.0, states - labels).square().sum(dim=(1, 2))
+        distance = squared_errors(states - labels, labels).sum(dim=(1, 2))
         return None, torch.stack((distance, base_distance), dim=-1), base_distance
 
 
@@ -196,6 +197,5 @@ def states_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int |
         labels: the teacher's, of the same shape; `IGNORED` for padding.
         num_items_in_batch: numbers compared in the whole step, over accumulated batches and all processes.
     """
-    counted = labels != IGNORED
-    total = torch.where(counted, outputs["last_hidden_state"].float() - labels, 0.0).square().sum()
-    return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+    total = squared_errors(outputs["last_hidden_state"].float() - labels, labels).sum()
+    return per_item(total, labels != IGNORED, num_items_in_batch)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..deploy.batch import IGNORED
 from ..deploy.wrappers import plain_model
 from ..methods.parameters import head_modules
+from .losses import per_item, squared_errors
 
 AS_THEY_ARE = "as they are"
 """How labels are trained that no head can give standardised."""
@@ -41,8 +41,7 @@ class LabelScale:
             num_items_in_batch: as for `losses.mean_loss`.
         """
         errors = outputs["logits"].float().squeeze(-1) - (labels.float() - self.mean) / self.deviation
-        total = torch.where(labels == IGNORED, 0.0, errors).square().sum()
-        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+        return per_item(squared_errors(errors, labels).sum(), labels.numel(), num_items_in_batch)
 
     def in_label_units(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (batch, 1) for the metrics: Trainer's `preprocess_logits_for_metrics`."""

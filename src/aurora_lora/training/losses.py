@@ -21,11 +21,10 @@ def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
     """
     logits = outputs["logits"].float()
     if logits.shape[-1] == 1:
-        errors = logits.squeeze(-1) - labels.float()
-        total = torch.where(labels == IGNORED, 0.0, errors).square().sum()
+        total = squared_errors(logits.squeeze(-1) - labels.float(), labels).sum()
     else:
         total = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+    return per_item(total, labels.numel(), num_items_in_batch)
 
 
 def binary_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -38,4 +37,22 @@ def binary_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int |
     """
     losses = binary_cross_entropy_with_logits(outputs["logits"].float(), labels.clamp(min=0.0), reduction="none")
     total = torch.where(labels == IGNORED, 0.0, losses).sum()
-    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+    return per_item(total, labels.numel(), num_items_in_batch)
+
+
+def squared_errors(errors: Tensor, labels: Tensor) -> Tensor:
+    """The squares of errors, 0 where the label is `IGNORED`; of the labels' shape."""
+    return torch.where(labels == IGNORED, 0.0, errors).square()
+
+
+def per_item(total: Tensor, counted: Tensor | int, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """A sum over the items of a batch, divided by the number of items.
+
+    Args:
+        total: the sum.
+        counted: how many items the batch has, or a mask of them.
+        num_items_in_batch: how many the whole step has; None, outside of training, divides by those of the batch.
+    """
+    if num_items_in_batch is not None:
+        return total / num_items_in_batch
+    return total / (counted.sum() if isinstance(counted, Tensor) else counted)
