@@ -502,7 +502,7 @@ def test_answers_are_written_in_the_memory_of_the_training_or_not_at_all(
         limits.append(longest)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(chat_samples, "write_answers", out_of_memory)
+    monkeypatch.setattr(chat_samples, "answers_greedily", out_of_memory)
     with pytest.warns(UserWarning, match="no sample answers are written: the GPU has too little memory"):
         done = train(read("messages", "task.max_length=40"), tmp_path / "run")
     assert not done.result.get("samples")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from aurora_lora import cli
 from aurora_lora.errors import ArgumentError, UserError
 from aurora_lora.training import chat_answers, predicting
-from aurora_lora.training.chat_answers import Talk, write_answers
+from aurora_lora.training.chat_answers import Talk, answers_greedily
 from aurora_lora.training.chat_format import KEY
 from aurora_lora.training.kinds import KINDS
 from aurora_lora.training.model_inputs import room
@@ -60,11 +60,11 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(few: Path) -> None:
     tokenizer: Any = predictor.processor
     ids = tokenizer.apply_chat_template(user(LONG), add_generation_prompt=True, return_dict=True)["input_ids"]
     assert len(ids) > 40
-    both, cut = write_answers(predictor.model, tokenizer, [user(LONG), user(SHORT)])
+    both, cut = answers_greedily(predictor.model, tokenizer, [user(LONG), user(SHORT)])
     assert cut == [16, None]
     assert both[0] == by_hand(predictor, ids[-16:], 16)
-    assert write_answers(predictor.model, tokenizer, [user(LONG)], 4) == ([by_hand(predictor, ids[-28:], 4)], [28])
-    assert write_answers(predictor.model, tokenizer, [user(SHORT)]) == (both[1:], [None])
+    assert answers_greedily(predictor.model, tokenizer, [user(LONG)], 4) == ([by_hand(predictor, ids[-28:], 4)], [28])
+    assert answers_greedily(predictor.model, tokenizer, [user(SHORT)]) == (both[1:], [None])
     assert [one["answer"] for one in predictor.answers([LONG])] == both[:1]
 
 
@@ -201,7 +201,7 @@ def test_trained_on_texts_it_goes_on_with_texts(model: Path, tmp_path: Path, for
         with pytest.raises(ArgumentError, match="`system` goes with conversations"):
             Talk(predictor, system="the film")
         messages = predictor.answers_to([user(SHORT)], 1)  # through the template, as asked
-        assert messages[0]["answer"] == write_answers(predictor.model, tokenizer, [user(SHORT)])[0][0]
+        assert messages[0]["answer"] == answers_greedily(predictor.model, tokenizer, [user(SHORT)])[0][0]
     if form == "texts":
         sample = run.result["samples"][0]
         assert sample["after"] == load_predictor(run.folder).answers([sample["prompt"]])[0]["answer"]

@@ -25,13 +25,13 @@ from aurora_lora.training.choices import (
     NEW_TOKENS,
     Questions,
     TrainingText,
+    answers_by_beam_search,
     check_room,
     choice_scores,
     cut_left,
     encode_questions,
     generated_choices,
     next_token_loss,
-    write_answers,
 )
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.gap_and_export import gap
@@ -358,15 +358,15 @@ def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None
     batch = Questions(tokenizer, 2, positions, room=NEW_TOKENS)([question])
     assert batch["prompt_ids"].shape[1] <= (128 if positions is None else 128 - NEW_TOKENS)
     assert generated_choices(model, batch, 2, tokenizer).shape == (1, 2, 1)
-    (answer, short), cut = write_answers(model, tokenizer, [long, "film"])
+    (answer, short), cut = answers_by_beam_search(model, tokenizer, [long, "film"])
     assert cut == [128 - NEW_TOKENS, None]
-    assert ([answer], [None]) != write_answers(model, tokenizer, ["film"])
-    assert write_answers(model, tokenizer, ["film"]) == ([short], [None])
+    assert ([answer], [None]) != answers_by_beam_search(model, tokenizer, ["film"])
+    assert answers_by_beam_search(model, tokenizer, ["film"]) == ([short], [None])
 
 
 def test_the_models_own_settings_do_not_write_the_answers(lm: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(lm).eval(), AutoTokenizer.from_pretrained(lm)
-    plain = write_answers(model, tokenizer, ["the film was good ?"])
+    plain = answers_by_beam_search(model, tokenizer, ["the film was good ?"])
     for name, value in {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}.items():
         setattr(model.generation_config, name, value)
-    assert write_answers(model, tokenizer, ["the film was good ?"]) == plain
+    assert answers_by_beam_search(model, tokenizer, ["the film was good ?"]) == plain

@@ -28,7 +28,7 @@ _COLDEST = 1e-3
 """Below it, logits that are divided by the temperature leave float32."""
 
 
-def write_answers(
+def answers_greedily(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],

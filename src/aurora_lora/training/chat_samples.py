@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..tasks.own.chat import text_of
-from .chat_answers import write_answers
+from .chat_answers import answers_greedily
 from .chat_data import ChatData
 
 if TYPE_CHECKING:
@@ -65,12 +65,10 @@ def _sample_answers(recipe: Recipe, trainer: RecipeTrainer, data: ChatData) -> l
     trainer.module.eval()
     try:
         with recipe.method.using(trainer.module, recipe.method.deployed_form):
-            after, _ = write_answers(trainer.module, tokenizer, prompts, SAMPLE_TOKENS, longest)
+            after, _ = answers_greedily(trainer.module, tokenizer, prompts, SAMPLE_TOKENS, longest)
         with _untrained(recipe, trainer, data) as model:
-            before, _ = write_answers(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
-    except (
-        torch.OutOfMemoryError
-    ):  # such as for a base that is loaded beside the trained model: no run is lost for that
+            before, _ = answers_greedily(model, tokenizer, prompts, SAMPLE_TOKENS, longest)
+    except torch.OutOfMemoryError:  # as for a base that is loaded beside the trained model: no run is lost for that
         warnings.warn("no sample answers are written: the GPU has too little memory for them", stacklevel=2)
         return []
     said = [prompt if isinstance(prompt, str) else text_of(prompt.messages[-1]) for prompt in prompts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -249,15 +250,14 @@ def generated_choices(
     return chosen
 
 
-def write_answers(
+def answers_by_beam_search(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> tuple[list[str], list[int | None]]:
     """What a causal language model writes after each prompt, as in `generated_choices`; see `answers_after`."""
     most, new = room(model, NEW_TOKENS)
+    shortened = functools.partial(cut_left, bos=tokenizer.bos_token_id, limit="the model's length")
     rows = open_ended(tokenizer, prompts)
-    kept = [cut_left(row, most, tokenizer.bos_token_id, "the model's length") for row in rows]
-    texts, _ = answers_after(model, tokenizer, kept, most, _generation(tokenizer, new))
-    return texts, [most if len(row) > most else None for row in rows]
+    return answers_after(model, tokenizer, rows, most, _generation(tokenizer, new), shortened)
 
 
 def _generation(tokenizer: PreTrainedTokenizerBase, most: int = NEW_TOKENS) -> GenerationConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,16 +34,25 @@ def padded(rows: Sequence[Sequence[int]], value: int | None, *, left: bool = Fal
 def answers_after(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     most: int,
     settings: GenerationConfig,
+    shortened: Callable[[list[int], int], list[int]] = lambda ids, most: ids[-most:],
 ) -> tuple[list[str], list[int | None]]:
-    """What a model writes after each prompt, of which the last `most` tokens are read.
+    """What a model writes after each prompt, of which it reads at most so many tokens.
+
+    Args:
+        model: a causal language model, in eval mode.
+        tokenizer: its.
+        prompts: a batch of token ids.
+        most: that are read of a prompt.
+        settings: of the generation.
+        shortened: what is read of a prompt that has more; its end, unless something else is given.
 
     Returns:
         The answers, and the number of tokens that each prompt was cut to, if it was.
     """
-    ids, mask = padded([prompt[-most:] for prompt in prompts], tokenizer.pad_token_id, left=True)
+    ids, mask = padded([shortened(prompt, most) for prompt in prompts], tokenizer.pad_token_id, left=True)
     texts = written_after(model, tokenizer, ids, mask, settings)
     return texts, [most if len(prompt) > most else None for prompt in prompts]
 

@@ -5,7 +5,7 @@ These files load neither PyTorch nor Transformers before a method asks for them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -258,3 +258,19 @@ class Kind:
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         """The cells of an answer's line on the terminal."""
         raise NotImplementedError
+
+
+def as_answers(
+    texts: Sequence[Any], said: Iterable[Mapping[str, Any]], cut: Sequence[int | None]
+) -> list[dict[str, Any]]:
+    """What `Kind.answers` gives.
+
+    Args:
+        texts: the batch.
+        said: what the model says of each.
+        cut: the number of tokens that each was cut to, if it was.
+    """
+    return [
+        {"text": text, **one, **({} if cut_at is None else {"cut_at": cut_at})}
+        for text, one, cut_at in zip(texts, said, cut, strict=True)
+    ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import ArgumentError, UserError
 from ...tasks.metrics import chat_metrics
-from .base import Kind, Loss, TrainedWith
+from .base import Kind, Loss, TrainedWith, as_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,18 +72,15 @@ class Chat(Kind):
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:
-        from ..chat_answers import write_answers
+        from ..chat_answers import answers_greedily
         from ..chat_format import is_plain
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         if tokenizer.chat_template is None and not all(isinstance(text, str) for text in texts):
             raise UserError(f"{source} answers plain texts alone, and no messages: its tokenizer has no chat template")
         prompts = texts if is_plain(tokenizer) else [_as_said(text) for text in texts]
-        written, cut = write_answers(model, tokenizer, prompts)
-        return [
-            {"text": text, "answer": answer, **({"cut_at": cut_at} if cut_at else {})}
-            for text, answer, cut_at in zip(texts, written, cut, strict=True)
-        ]
+        written, cut = answers_greedily(model, tokenizer, prompts)
+        return as_answers(texts, ({"answer": answer} for answer in written), cut)
 
     def asked(self, row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> Any:
         """The messages up to the last answer, left out where there is one; or a text, that of a named column."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ...errors import UserError
 from ...tasks.metrics import choice_metrics
 from ...tasks.prompts import alpaca
-from .base import Kind, Loss, TrainedWith
+from .base import Kind, Loss, TrainedWith, as_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,16 +139,13 @@ class MultipleChoice(Kind):
     def answers(
         self, model: Any, processor: Processor, texts: Sequence[Any], source: str, trained: TrainedWith
     ) -> list[dict[str, Any]]:
-        from ..choices import write_answers
+        from ..choices import answers_by_beam_search
 
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         if isinstance(texts[0], Question):
             return self._chosen(model, tokenizer, texts, source, trained)
-        written, cut = write_answers(model, tokenizer, [alpaca(text) for text in texts])
-        return [
-            {"text": text, "answer": answer, **({"cut_at": cut_at} if cut_at else {})}
-            for text, answer, cut_at in zip(texts, written, cut, strict=True)
-        ]
+        written, cut = answers_by_beam_search(model, tokenizer, [alpaca(text) for text in texts])
+        return as_answers(texts, ({"answer": answer} for answer in written), cut)
 
     def _chosen(
         self,
@@ -177,16 +174,16 @@ class MultipleChoice(Kind):
             scores = choice_scores(model, batch, most)[:, :, 0]
         found = [row[: len(one.options)] for row, one in zip(scores, asked, strict=True)]
         check_finite(zip((one.text for one in asked), found, strict=True), f"{source} has no answer")
-        answers = []
+        said: list[dict[str, Any]] = []
+        cut = []
         for one, row, example in zip(asked, found, examples, strict=True):
             best = int(row.argmax())
             by_place = dict(zip(one.places, row.tolist(), strict=True))
-            answer = {"text": one.text, "answer": one.options[best], "index": one.places[best]}
-            answer["scores"] = [by_place.get(place) for place in range(max(one.places) + 1)]
-            if len(example["prompt"]) + max(map(len, example["choices"])) > collate.limit:
-                answer["cut_at"] = collate.limit
-            answers.append(answer)
-        return answers
+            by_option = [by_place.get(place) for place in range(max(one.places) + 1)]
+            said.append({"answer": one.options[best], "index": one.places[best], "scores": by_option})
+            is_cut = len(example["prompt"]) + max(map(len, example["choices"])) > collate.limit
+            cut.append(collate.limit if is_cut else None)
+        return as_answers([one.text for one in asked], said, cut)
 
     def shown(self, answer: Mapping[str, Any]) -> tuple[str, ...]:
         return answer["answer"], "", answer["text"]

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from .base import Kind, TrainedWith
+from .base import Kind, TrainedWith, as_answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,10 +121,7 @@ class HeadKind(TextKind):
             logits = model(**taken).logits.float()
         names = ("an image" if isinstance(text, bytes) else text for text in texts)
         check_finite(zip(names, logits, strict=True), f"{source} has no answer")
-        return [
-            {"text": text, **self.answer(row, model.config), **({"cut_at": cut_at} if cut_at else {})}
-            for text, row, cut_at in zip(texts, logits, cut, strict=True)
-        ]
+        return as_answers(texts, (self.answer(row, model.config) for row in logits), cut)
 
     def answer(self, logits: Tensor, config: Any) -> dict[str, Any]:
         """What the logits (labels,) of one example say."""
