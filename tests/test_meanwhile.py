@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aurora_lora.meanwhile import meanwhile
+from aurora_lora.meanwhile import kept, meanwhile
 
 
 def test_values_of_before_come_back_also_after_an_error():
@@ -19,3 +19,16 @@ def test_values_of_before_come_back_also_after_an_error():
         fail()
     assert seen == [(False, "c")] * 2
     assert [(thing.cache, thing.name) for thing in things] == [(True, "a"), (None, "b")]
+
+
+def test_what_a_block_does_to_attributes_is_undone_also_after_an_error():
+    things = [SimpleNamespace(mode=True, name="a"), SimpleNamespace(mode=False, name="b")]
+
+    def change():
+        for thing in things:
+            thing.mode, thing.name = None, "c"
+        raise KeyError
+
+    with pytest.raises(KeyError), kept(iter(things), "mode"):
+        change()
+    assert [(thing.mode, thing.name) for thing in things] == [(True, "c"), (False, "c")]

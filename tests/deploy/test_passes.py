@@ -173,6 +173,18 @@ def test_batches_of_a_single_pass_are_not_held() -> None:
     assert batches.times == 2
 
 
+def test_each_module_has_its_own_mode_again() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    model.train()
+    model[1].eval()
+    with evaluated(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]
+    with pytest.raises(KeyError), evaluated(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
 def rows(count: int) -> list[Tensor]:
     torch.manual_seed(0)
     return list(torch.randn(count, 8))

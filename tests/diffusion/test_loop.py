@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_lora.diffusion.loop import Loop, make_accelerator
+from aurora_lora.diffusion.loop import Loop, make_accelerator, prediction_scores
 from aurora_lora.diffusion.loss import snr_weights, squared_errors
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.recipe import SubjectRecipe
@@ -126,6 +126,22 @@ def test_a_validation_has_the_mean_loss_since_the_one_before(make_loop: MakeLoop
     loop.run(dict, lambda note: None)
     losses, found = loop.progress.losses, [one["train_loss"] for one in loop.progress.validations]
     assert found == [None, pytest.approx(sum(losses[:2]) / 2), pytest.approx(sum(losses[2:]) / 2)]
+
+
+def test_a_validation_leaves_each_module_its_mode(make_loop: MakeLoop) -> None:
+    loop = make_loop()
+    unet, held = loop.module, [loop.subject.batch([0])]
+    unet.train()
+    frozen = unet.get_submodule("mid_block")
+    frozen.eval()
+    before = {module: module.training for module in unet.modules()}
+    seen: list[bool] = []
+    hook = unet.register_forward_hook(lambda one, *_: seen.append(any(part.training for part in one.modules())))
+    assert prediction_scores(unet, held).keys() == {"explained", "noise_error"}
+    hook.remove()
+    assert seen == [False]
+    assert {module: module.training for module in unet.modules()} == before
+    assert len(set(before.values())) == 2
 
 
 def test_an_epoch_is_as_many_samples_as_there_are_images(make_loop: MakeLoop) -> None:

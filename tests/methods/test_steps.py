@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +250,22 @@ def test_lora_drop_shares_and_starts_anew(make_model: MakeModel, sample: Sample,
     assert {p for p, one in layers_by_path(loaded).items() if one.update is None} == {
         p for p, one in layers.items() if one.update is None
     }
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1e30])
+def test_lora_drop_leaves_each_module_its_mode(make_model: MakeModel, sample: Sample, rate: float) -> None:
+    """Also where it diverges."""
+    model, method = applied(make_model, "lora-drop", r=4, sample_epochs=5)
+    model.train()
+    model.get_submodule("bert.embeddings").eval()
+    before = {module: module.training for module in model.modules()}
+    seen = []
+    hook = model.get_submodule("bert.embeddings").register_forward_hook(lambda one, *_: seen.append(one.training))
+    with nullcontext() if rate < 1 else pytest.raises(UserError, match="training diverged"):
+        method.prepare(model, replace(sample, learning_rate=rate))
+    hook.remove()
+    assert {True, False} == set(seen)  # it is trained, then looked at
+    assert all(module.training == before[module] for module in model.modules())
 
 
 def test_shared_adapter_learns_from_all_its_layers(make_model: MakeModel, sample: Sample) -> None:

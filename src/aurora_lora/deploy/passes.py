@@ -26,22 +26,16 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
     A weight of bitsandbytes stays as it is stored: see `_unpacked_weights`.
     """
-    modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_gpus_of(model)))
         stack.callback(_random_state_of_now())
         stack.callback(iterations_of_now())
         stack.enter_context(torch.no_grad())
         stack.enter_context(_unpacked_weights(model))
-        if any(map(_is_compiled, modes)):
+        if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled graph does not see new hooks
-        try:
-            for module in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        stack.enter_context(meanwhile(model.modules(), training=False))
+        yield
 
 
 def _unpacked_weights(model: nn.Module) -> AbstractContextManager[None]:

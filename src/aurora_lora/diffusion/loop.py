@@ -18,6 +18,7 @@ from transformers import get_scheduler
 
 from .. import files, folders, termination
 from ..errors import DIVERGED, UserError
+from ..meanwhile import kept
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
 from ..training.base_commit import check_same_commit
@@ -260,13 +261,9 @@ def prediction_scores(model: nn.Module, batches: list[Noised]) -> dict[str, floa
         `noise_error`, E|p - t|^2 for the prediction p and its target t, a mean over numbers; and `explained`, the share
         1 - E|p - t|^2 / E|t|^2.
     """
-    was_training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            errors = [squared_errors(model(**b.inputs, return_dict=False)[0], b.wanted) for b in batches]
-    finally:
-        model.train(was_training)
+    with kept(model.modules(), "training"), torch.no_grad():
+        model.eval()
+        errors = [squared_errors(model(**b.inputs, return_dict=False)[0], b.wanted) for b in batches]
     whole = torch.cat([batch.wanted.float().square().flatten(1).mean(1) for batch in batches]).double().mean()
     error = torch.cat(errors).double().mean()
     return {"explained": float(1 - error / whole), "noise_error": float(error)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import DIVERGED, UserError
+from ..meanwhile import kept
 from ..tuner.linear import linear_shape
 from .adapted_module import AdaptedLinear, Update
 from .base import Sample
@@ -54,9 +55,8 @@ def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sampl
     layers = layers_by_path(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    was_training = model.training
     devices = sorted({p.device.index or 0 for p in trained.values() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), kept(model.modules(), "training"):
         torch.manual_seed(sample.seed)
         batches = sample.batches(options["sample_share"])
         optimizer = torch.optim.AdamW(trained.values(), lr=sample.learning_rate, weight_decay=0.0)
@@ -75,7 +75,6 @@ def choose_and_share(model: nn.Module, options: Mapping[str, Any], sample: Sampl
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(start[name])
-    model.train(was_training)
     share(layers, dropped)
 
 
