@@ -50,3 +50,5 @@ def test_every_error_is_listed() -> None:
 def test_a_wrong_argument_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="`examples` must be at least 1, got 0"):
         errors.check_count("examples", 0)
+    with pytest.raises(ValueError, match="`rounds` must be at least 2, got 1"):
+        errors.check_count("rounds", 1, least=2)

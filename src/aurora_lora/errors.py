@@ -93,10 +93,10 @@ class RunLockedError(UserError):
     """Another process is writing into a run's folder."""
 
 
-def check_count(name: str, value: int | None) -> None:
-    """Raise an ArgumentError for an argument that counts something, unless it is at least 1 or was not given."""
-    if value is not None and value < 1:
-        raise ArgumentError(f"`{name}` must be at least 1, got {value}")
+def check_count(name: str, value: int | None, least: int = 1) -> None:
+    """Raise an ArgumentError for an argument that counts something, unless it is at least so many or was not given."""
+    if value is not None and value < least:
+        raise ArgumentError(f"`{name}` must be at least {least}, got {value}")
 
 
 def one_line(error: BaseException) -> str:

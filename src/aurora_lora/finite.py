@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .errors import NotFiniteError
+from .errors import DIVERGED, NotFiniteError, UserError
 
 
 def check_finite(named: Iterable[tuple[str, Tensor]], what: str) -> None:
@@ -38,3 +38,9 @@ def is_finite(tensor: Tensor) -> bool:
 def nan_as_infinite(loss: float) -> float:
     """A loss as a sort key, by which NaN is with the worst: it compares with nothing, and leaves a list unsorted."""
     return math.inf if math.isnan(loss) else loss
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Raise a UserError for a loss of a training that is no number any more."""
+    if not math.isfinite(loss):
+        raise UserError(f"{DIVERGED}: the loss is {loss} at step {step}; lower training.learning_rate")

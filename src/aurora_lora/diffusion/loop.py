@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from .. import files, folders, termination
-from ..errors import DIVERGED, UserError
+from ..errors import UserError
+from ..finite import check_loss
 from ..meanwhile import kept
 from ..methods.parameters import load_trained, save_trained
 from ..training import storage
@@ -135,8 +135,7 @@ class Loop:
             loss = self._step(progress.step)
             progress.train_s += time.perf_counter() - since
             progress.step += 1
-            if not math.isfinite(loss):
-                raise UserError(f"{DIVERGED}: the loss is {loss} at step {progress.step}; lower training.learning_rate")
+            check_loss(loss, progress.step)
             progress.losses.append(loss)
             each(f"loss {loss:.3f}")
             validates = progress.step % every == 0 or progress.step == wanted.steps

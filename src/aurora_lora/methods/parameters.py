@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 
@@ -144,15 +144,31 @@ def load_trained(model: nn.Module, directory: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    state, there = load_file(str(directory / WEIGHTS_FILE)), model.state_dict()
-    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    path = directory / WEIGHTS_FILE
+    state, there = load_file(str(path)), model.state_dict()
     odd = [
         f"{name} has the shape {tuple(state[name].shape)}, in the model {tuple(there[name].shape)}"
         for name in sorted(state.keys() & there.keys())
         if state[name].shape != there[name].shape
     ]
-    if not odd:
-        result = model.load_state_dict(state, strict=False)
-        odd = sorted({*result.unexpected_keys, *(expected & set(result.missing_keys))})
     if odd:
-        raise CheckpointError(f"{directory / WEIGHTS_FILE} does not fit the model: {', '.join(odd[:3])}.")
+        raise misfit(path, odd)
+    check_loaded(model, model.load_state_dict(state, strict=False), path)
+
+
+def check_loaded(model: nn.Module, result: Any, source: Path) -> None:
+    """Raise a CheckpointError if there was no place for a weight, or none for a place that is trained.
+
+    Args:
+        model: after loading.
+        result: the keys that `load_state_dict` gave back.
+        source: of the weights.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if odd := sorted({*result.unexpected_keys, *(trained & set(result.missing_keys))}):
+        raise misfit(source, odd)
+
+
+def misfit(source: Path, odd: Sequence[str]) -> CheckpointError:
+    """What is raised of weights that are not those of a model, for what is odd about them."""
+    return CheckpointError(f"{source} does not fit the model: {', '.join(odd[:3])}.")

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .. import kept_tensors
-from ..errors import CheckpointError
 from ..main_process import launched_as_main
 from ..tuner.stacked import plain_path
 from .base import BaseUse, PeftMethod, TaskType
 from .linear import is_plain_linear, matrix, untie_adapted
 from .lora import LORA_DEFAULTS, LORA_TABLE, lora_config, lora_names
 from .options import TARGETS, peft_method
+from .parameters import check_loaded, misfit
 
 ADAPTER = "default"
 START_FILE = "start.safetensors"
@@ -158,7 +158,7 @@ def _read(kept: Path | None, layers: Mapping[str, Any]) -> dict[str, Tensor]:
         for side, like in (("A", layer.lora_A[ADAPTER].weight), ("B", layer.lora_B[ADAPTER].weight)):
             found = known.get(f"{path}.{side}")
             if found is None or found.shape != like.shape:
-                raise CheckpointError(f"{kept} does not fit the model: {path}.{side}.")
+                raise misfit(kept, [f"{path}.{side}"])
     return known
 
 
@@ -175,11 +175,8 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     Raises:
         CheckpointError: the file does not fit the model.
     """
-    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    odd = sorted({*result.unexpected_keys, *(trained & set(result.missing_keys))})
-    if odd:
-        raise CheckpointError(f"{directory} does not fit the model: {', '.join(odd[:3])}.")
+    weights = load_peft_weights(str(directory), device="cpu")
+    check_loaded(model, set_peft_model_state_dict(model, weights), directory)
 
 
 PISSA = SingularMethod(

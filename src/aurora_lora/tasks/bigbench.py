@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..extras import extra
@@ -19,7 +19,7 @@ from . import prompts
 from .fetch import Archive, fetch
 from .order import place
 from .packaged import normalise
-from .prompts import QUESTION_FORMS
+from .prompts import QUESTION_FORMS, Example, dataset_of
 from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
@@ -154,18 +154,12 @@ FORMS: dict[str, Mapping[str, prompts.Form]] = {
 def _load(name: str, sizes: SplitSizes, split_seed: int, form: str = "cloze") -> datasets.DatasetDict:
     """In memory: nothing is written to the cache of `datasets`."""
     with extra("train"):
-        from datasets import Dataset, DatasetDict
+        from datasets import DatasetDict
     make = FORMS[name][form]
     splits = split_questions(read_questions(fetch(BIGBENCH) / f"{name}.json", GROUPS[name]), sizes, split_seed)
     loaded = {}
     for split, questions in splits.items():
-        made: list[Any] = [make(question.text, question.choices) for question in questions]
-        columns = {
-            "prompt": [prompt for prompt, _ in made],
-            "choices": [choices for _, choices in made],
-            "label": [question.label for question in questions],
-        }
-        loaded[split] = Dataset.from_dict(columns)
+        loaded[split] = dataset_of([Example(*make(one.text, one.choices), one.label) for one in questions])
     return DatasetDict(loaded)
 
 

@@ -16,6 +16,7 @@ from ..extras import extra
 from . import prompts
 from .hub import HubData, subset
 from .order import seeded_order
+from .prompts import Example, dataset_of
 from .task import SplitSizes, Task, check_size
 
 if TYPE_CHECKING:
@@ -50,12 +51,8 @@ class TestSet:
     __test__ = False  # not for pytest
 
 
-def _keys(word: str, choices: Sequence[str]) -> list[str]:
-    return [f"{word}{n}" for n in range(1, len(choices) + 1)]
-
-
 def _numbered(word: str, choices: Sequence[str], index: int) -> tuple[list[str], str | None]:
-    keys = _keys(word, choices)
+    keys = prompts.numbered_keys(word, len(choices))
     return keys, keys[index] if 0 <= index < len(keys) else None
 
 
@@ -155,8 +152,9 @@ def _load_test(name: str, size: int | None, split_seed: int) -> datasets.Dataset
         instruction, keys, right = test_set.question(row)
         if right is None:
             raise UserError(f"{what}, row {number}: there is no label, or one that names no choice")
-        examples.append(_example(prompts.alpaca(instruction), [prompts.target(key) for key in keys], keys.index(right)))
-    return _dataset(examples)
+        choices = [prompts.target(key) for key in keys]
+        examples.append(Example(prompts.alpaca(instruction), choices, keys.index(right)))
+    return dataset_of(examples)
 
 
 def _load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
@@ -167,7 +165,7 @@ def _load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
     examples = [_training_example(row, f"{TRAINING.repo}, train, row {n}") for n, row in enumerate(rows)]
     order = seeded_order(len(examples), split_seed)
     # A question whose choices cannot be told can be trained on, but not be scored.
-    scorable = [index for index in order if len(examples[index]["choices"]) > 1]
+    scorable = [index for index in order if len(examples[index].choices) > 1]
     wanted = sizes.validation or 0
     if wanted >= len(scorable):
         raise sizes.nothing_left(len(examples), "rows")
@@ -175,28 +173,18 @@ def _load(sizes: SplitSizes, split_seed: int) -> datasets.DatasetDict:
     train = [index for index in order[::-1] if index not in held_out]
     check_size("train", sizes.train, len(train), "examples that are left")
     chosen = {"train": train[: sizes.train], "validation": validation}
-    return DatasetDict({name: _dataset([examples[index] for index in part]) for name, part in chosen.items()})
+    return DatasetDict({name: dataset_of([examples[index] for index in part]) for name, part in chosen.items()})
 
 
-def _training_example(row: Row, what: str) -> dict[str, Any]:
+def _training_example(row: Row, what: str) -> Example:
     if not row["instruction"] or not row["output"]:
         raise UserError(f"{what}: an empty instruction or output")
     prompt = prompts.alpaca(row["instruction"], row["input"] or "")
     keys = prompts.answer_format(row["instruction"])
     choices = [prompts.target(key) for key in keys]
     if row["output"] in choices:
-        return _example(prompt, choices, choices.index(row["output"]))
-    return _example(prompt, [row["output"]], 0)
-
-
-def _example(prompt: str, choices: Sequence[str], label: int) -> dict[str, Any]:
-    return {"prompt": prompt, "choices": list(choices), "label": label}
-
-
-def _dataset(examples: list[dict[str, Any]]) -> datasets.Dataset:
-    with extra("train"):
-        from datasets import Dataset
-    return Dataset.from_dict({name: [one[name] for one in examples] for name in ("prompt", "choices", "label")})
+        return Example(prompt, choices, choices.index(row["output"]))
+    return Example(prompt, [row["output"]], 0)
 
 
 COMMONSENSE = Task(

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..extras import extra
+
+if TYPE_CHECKING:
+    import datasets
 
 RESPONSE = "### Response:"
 
-_FAMILIES = (
+
+def numbered_keys(word: str, count: int) -> list[str]:
+    """`answer1`, `answer2`, ...: what the choices of a question are called."""
+    return [f"{word}{n}" for n in range(1, count + 1)]
+
+
+_FAMILIES: tuple[Sequence[str], ...] = (
     ("true", "false"),
-    *(
-        tuple(f"{word}{n}" for n in range(1, count + 1))
-        for word, count in (("solution", 2), ("answer", 5), ("ending", 4), ("option", 2))
-    ),
+    numbered_keys("solution", 2),
+    numbered_keys("answer", 5),
+    numbered_keys("ending", 4),
+    numbered_keys("option", 2),
 )
 _FORMAT = re.compile(r"Answer format: ([a-z]+\d*(?:/[a-z]+\d*)+)\s*$")
 
@@ -83,7 +95,7 @@ def _listed(word: str, choices: Sequence[str]) -> str:
 
 
 def _format(word: str, choices: Sequence[str]) -> str:
-    return "Answer format: " + "/".join(f"{word}{n}" for n in range(1, len(choices) + 1))
+    return "Answer format: " + "/".join(numbered_keys(word, len(choices)))
 
 
 # ---------------------------------------------------------------- questions and their choices
@@ -94,8 +106,7 @@ Form = Callable[[str, Sequence[str]], tuple[str, list[str]]]
 
 def numbered(question: str, choices: Sequence[str]) -> tuple[str, list[str]]:
     """LLM-Adapters' form for questions with answers: a model goes on with the number of one."""
-    keys = [f"answer{n}" for n in range(1, len(choices) + 1)]
-    return alpaca(answers(question, choices)), [target(key) for key in keys]
+    return alpaca(answers(question, choices)), [target(key) for key in numbered_keys("answer", len(choices))]
 
 
 def cloze(
@@ -107,6 +118,21 @@ def cloze(
 
 QUESTION_FORMS: dict[str, Form] = {"cloze": cloze, "instruction": numbered}
 """By `task.prompt`."""
+
+
+class Example(NamedTuple):
+    """A question as it is learned and scored: its prompt, what a model may go on with, and which of that is right."""
+
+    prompt: str
+    choices: list[str]
+    label: int
+
+
+def dataset_of(examples: Sequence[Example]) -> datasets.Dataset:
+    """A data set with a column for each field, in memory."""
+    with extra("train"):
+        from datasets import Dataset
+    return Dataset.from_dict({name: [getattr(one, name) for one in examples] for name in Example._fields})
 
 
 # ---------------------------------------------------------------- answers

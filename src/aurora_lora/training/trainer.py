@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from .. import files, folders
 from ..errors import DIVERGED, UserError
+from ..finite import check_loss
 from ..methods.parameters import WEIGHTS_FILE, is_head, load_trained, save_trained
 from ..tasks.metrics import metric_named
 from . import storage
@@ -187,10 +188,7 @@ class RecipeTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Transformers; a loss that is no longer a number ends the run."""
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise UserError(
-                f"{DIVERGED}: the loss is {logs['loss']} at step {self.state.global_step}; lower training.learning_rate"
-            )
+        check_loss(logs.get("loss", 0.0), self.state.global_step)
         super().log(logs, start_time)
 
     # ---------------------------------------------------------------- checkpoints

@@ -119,9 +119,9 @@ def test_units() -> None:
     ("args", "message"),
     [
         (["linea"], "workload 'linea': unknown workload; did you mean 'linear'?"),
-        (["linear", "--rounds", "1"], "rounds=1 is not allowed: it must be at least 2"),
-        (["linear", "--threads", "0"], "threads=0 is not allowed: it must be at least 1"),
-        (["linear", "--dtype", "int8"], "dtype='int8' is not allowed: it must be one of float32, bfloat16, float16"),
+        (["linear", "--rounds", "1"], "--rounds must be at least 2, got 1"),
+        (["linear", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["linear", "--dtype", "int8"], "--dtype: 'int8' is not allowed: it must be one of float32, bfloat16, float16"),
         (["linear", "--device", "tpu"], "device='tpu' is not allowed"),
         (["linear", "--variants", "lora-r8,aurora"], "unknown variant; did you mean 'aurora-"),
         (["linear", "-o", "/proc/bench"], "cannot write /proc/bench"),

@@ -15,13 +15,14 @@ import torch
 
 from ...cores import usable_cores
 from ...deploy.export_file import DTYPES
-from ...errors import ArgumentError, UserError, unknown
+from ...errors import ArgumentError, UserError, check_count, unknown
 from ...files import check_writable, read_json, reading, write_json
 from ...folders import clear_leftovers
 from ...meanwhile import meanwhile
 from ...ops import dispatch
 from ...training.environment import device as device_name
 from ...training.environment import git_commit, versions
+from ...training.precision import check_dtype
 from . import analytic_cost
 from .measure import Plan, TrainingStep, count_step, measure
 from .scaling import AXES, measure_axis
@@ -75,12 +76,9 @@ class Settings:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 2:
-            raise UserError(f"rounds={self.rounds} is not allowed: it must be at least 2")
-        if self.threads < 1:
-            raise UserError(f"threads={self.threads} is not allowed: it must be at least 1")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype='{self.dtype}' is not allowed: it must be one of {', '.join(DTYPES)}")
+        check_count("rounds", self.rounds, least=2)
+        check_count("threads", self.threads)
+        check_dtype(self.dtype)
         check_device(self.device)
         choose(self.variants)
 
