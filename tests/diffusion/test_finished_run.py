@@ -201,7 +201,7 @@ def test_scores_are_those_of_the_images(
     train: Train, clip_folder: Path, dino_folder: Path, images: Path, tmp_path: Path
 ) -> None:
     import torch
-    from transformers import CLIPModel, CLIPProcessor
+    from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 
     scores = {"prompts": PROMPTS_OF_SCORES, "images_per_prompt": 2, "clip": str(clip_folder), "dino": str(dino_folder)}
     quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
@@ -229,6 +229,11 @@ def test_scores_are_those_of_the_images(
     right = torch.nn.functional.cosine_similarity(embedded[:4], asked.repeat_interleave(2, 0)).mean()
     assert metric["by_form"]["calibrated"]["clip_i"] == pytest.approx(alike.item(), abs=1e-5)
     assert metric["by_form"]["calibrated"]["clip_t"] == pytest.approx(right.item(), abs=1e-5)
+    dino, processor = ViTModel.from_pretrained(dino_folder), ViTImageProcessor.from_pretrained(dino_folder)
+    with torch.no_grad():
+        tokens = dino(**processor([*generated, *real], return_tensors="pt")).last_hidden_state[:, 0]
+    alike = torch.nn.functional.cosine_similarity(tokens[:4, None], tokens[None, 4:], dim=-1).mean()
+    assert metric["by_form"]["calibrated"]["dino"] == pytest.approx(alike.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("step", [(1, 2), (2, 1)])

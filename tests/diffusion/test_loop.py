@@ -186,17 +186,41 @@ def test_timesteps_are_weighed_if_asked(make_loop: MakeLoop) -> None:
     torch.testing.assert_close(weighed.loss(model, batch), (errors * weights).mean())
 
 
-def test_gradients_are_clipped_and_weights_decay(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = make_loop(max_grad_norm=1e-3, weight_decay=0.25, gradient_accumulation_steps=2)
-    assert [group["weight_decay"] for group in loop.optimizer.param_groups] == [0.25]
-    norms: list[float] = []
+def test_a_step_is_taken_in_train_mode(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop()
+    loop.module.eval()  # as a validation leaves it
+    modes: list[set[bool]] = []
+
+    def batch(samples: Sequence[int], own: Callable[[Sequence[int]], Noised] = loop.subject.batch) -> Noised:
+        modes.append({module.training for module in loop.module.modules()})
+        return own(samples)
+
+    monkeypatch.setattr(loop.subject, "batch", batch)
+    loop._step(0)
+    assert modes == [{True}, {True}]
+
+
+def gradients_of_a_step(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Those that the optimizer takes its first step with."""
+    gradients: list[torch.Tensor] = []
     own = loop.optimizer.step
 
     def step() -> None:
-        gradients = [weight.grad.flatten() for weight in loop.trained if weight.grad is not None]
-        norms.append(torch.cat(gradients).norm().item())
+        gradients.append(torch.cat([weight.grad.flatten() for weight in loop.trained if weight.grad is not None]))
         own()
 
     monkeypatch.setattr(loop.optimizer, "step", step)
     loop._step(0)
-    assert norms[-1] == pytest.approx(1e-3, rel=1e-2)
+    return gradients[-1]
+
+
+def test_gradients_are_clipped_and_weights_decay(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipped once a step: samples give the same gradients together and in parts."""
+    found = []
+    for batch_size, parts in ((1, 2), (2, 1)):
+        training = {"batch_size": batch_size, "gradient_accumulation_steps": parts}
+        loop = make_loop(max_grad_norm=1e-3, weight_decay=0.25, **training)
+        assert [group["weight_decay"] for group in loop.optimizer.param_groups] == [0.25]
+        found.append(gradients_of_a_step(loop, monkeypatch))
+    assert found[0].norm().item() == pytest.approx(1e-3, rel=1e-2)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-8)

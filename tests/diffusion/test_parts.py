@@ -12,10 +12,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from aurora_lora.diffusion import fidelity
 from aurora_lora.diffusion.fidelity import Clip, Dino, plain_prompt, prompt_fidelity, subject_fidelity
+from aurora_lora.diffusion.loop import prediction_scores
 from aurora_lora.diffusion.loss import snr_weights, squared_errors, target, total_loss
 from aurora_lora.diffusion.pipeline import load_diffusion
 from aurora_lora.diffusion.random_numbers import generator, row_of
@@ -189,6 +191,24 @@ def test_fixed_samples_have_every_prompt_at_all_timesteps_with_all_images(subjec
         assert times.max() - times.min() <= 1
 
 
+class Doubles(nn.Module):
+    """Predicts twice its sample; in train mode, nothing."""
+
+    def forward(self, sample: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        return (0 * sample if self.training else 2 * sample,)
+
+
+def test_prediction_scores_are_means_over_all_numbers() -> None:
+    draw, model = torch.Generator().manual_seed(0), Doubles()
+    samples, wanted = (torch.randn(5, 4, 2, 2, generator=draw) * scale for scale in (1, 3))
+    batches = [Noised({"sample": samples[rows]}, torch.zeros(0), wanted[rows]) for rows in (slice(0, 3), slice(3, 5))]
+    scores = prediction_scores(model, batches)
+    error, whole = ((2 * samples - wanted) ** 2).mean().item(), (wanted**2).mean().item()
+    assert scores["noise_error"] == pytest.approx(error)
+    assert scores["explained"] == pytest.approx(1 - error / whole)
+    assert model.training
+
+
 # ---------------------------------------------------------------- images of a subject
 
 
@@ -273,7 +293,7 @@ def test_clip_scores_are_the_mean_cosines(clip_folder: Path, images: Path) -> No
     assert subject_fidelity(clip.images(real[:1]), clip.images(real[:1])) == pytest.approx(1)
 
 
-def test_dino_embeds_with_the_class_token(dino_folder: Path, images: Path) -> None:
+def test_dino_embeds_with_the_class_token(dino_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import ViTImageProcessor, ViTModel
 
     pictures, dino = subject_images(str(images)), Dino(str(dino_folder))
@@ -281,6 +301,8 @@ def test_dino_embeds_with_the_class_token(dino_folder: Path, images: Path) -> No
     with torch.no_grad():
         expected = ViTModel.from_pretrained(dino_folder)(**inputs).last_hidden_state
     torch.testing.assert_close(dino.images(pictures), expected[:, 0])
+    torch.testing.assert_close(dino.files(sorted(images.iterdir())), expected[:, 0])
+    monkeypatch.setattr(fidelity, "BATCH", 2)
     torch.testing.assert_close(dino.files(sorted(images.iterdir())), expected[:, 0])
 
 
