@@ -120,23 +120,37 @@ def test_the_calibrated_matrix_is_the_least_squares_solution():
     assert found["calibrated"] < found["static"]
 
 
-def test_convolutions_that_cut_one_input_differently_do_not_share_moments():
-    class Two(nn.Module):
+@pytest.mark.parametrize(
+    ("both", "changes"),
+    [
+        ({"padding": "same"}, {"kernel_size": 1}),
+        ({"padding": 1}, {"padding": 0}),
+        ({"padding": 1}, {"stride": 2}),
+        ({"padding": "same"}, {"dilation": 2}),
+        ({"padding": 1}, {"padding_mode": "circular"}),
+        ({"padding": 1}, {"groups": 2}),
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_convolutions_that_cut_one_input_differently_do_not_share_moments(both, changes):
+    class Three(nn.Module):
         def __init__(self):
             super().__init__()
-            self.narrow, self.wide, self.same = nn.Conv1d(2, 3, 1), nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(2, 3, 1)
+            plain = {"kernel_size": 3, **both}
+            self.first, self.same = nn.Conv1d(2, 4, **plain), nn.Conv1d(2, 4, **plain)
+            self.other = nn.Conv1d(2, 4, **{**plain, **changes})
 
         def forward(self, x):
-            return self.narrow(x) + self.same(x) + self.wide(x)
+            return self.first(x), self.same(x), self.other(x)
 
     torch.manual_seed(0)
-    config = AuroraConfig(target_modules=["narrow", "wide", "same"], init_weights=False)
-    shared = get_peft_model(Two(), config)
+    config = AuroraConfig(target_modules=["first", "same", "other"], init_weights=False)
+    shared = get_peft_model(Three(), config)
     alone = copy.deepcopy(shared)
     batches = [torch.randn(4, 2, 8, generator=GENERATOR) for _ in range(3)]
     calibrate(shared, batches)
     calibrate(alone, batches, share_inputs=False)
-    for name in ("narrow", "wide", "same"):
+    for name in ("first", "same", "other"):
         first, second = (getattr(m.base_model.model, name).aurora_A_cal["default"] for m in (shared, alone))
         torch.testing.assert_close(first, second)
 

@@ -207,7 +207,7 @@ def _with_feedback(target: Tensor, U: Tensor, columns: _Columns) -> Tensor:
 def _choose_again(target: Tensor, codes: Tensor, S: Tensor, columns: _Columns) -> None:
     """Each row of the codes (d_in, d_out) as is best given all others: one sweep of coordinate descent, in place."""
     values = columns.values(codes)
-    slope = S @ (values - target)  # half the gradient of tr(D S D^T), kept up to date
+    slope = S @ (values - target)  # half the gradient of tr(D S D^T), kept up to date for the rows to come
     changes = values.new_empty(min(LAZY, len(values)), values.shape[1])
     for start, stop in _pieces(len(values)):
         for j in range(start, stop):
@@ -215,9 +215,7 @@ def _choose_again(target: Tensor, codes: Tensor, S: Tensor, columns: _Columns) -
             codes[j] = here.nearest(values[j] - slope[j] / S[j, j])
             change = torch.sub(here.values(codes[j]), values[j], out=changes[j - start])
             slope[start:stop].addr_(S[start:stop, j], change)
-        made = changes[: stop - start]
-        slope[:start].addmm_(S[:start, start:stop], made)
-        slope[stop:].addmm_(S[stop:, start:stop], made)
+        slope[stop:].addmm_(S[stop:, start:stop], changes[: stop - start])
 
 
 def _pieces(n: int) -> list[tuple[int, int]]:
