@@ -588,13 +588,28 @@ def test_images_beside_texts_predict_which_text():
     assert static.metric == {}
 
 
-def test_an_answers_two_ends_are_predictions():
+@pytest.mark.parametrize("constant", ["start_logits", "end_logits"])
+def test_an_answers_two_ends_are_predictions(constant):
+    """One of them is the same at every position and in every form."""
+    names = ("start_logits", "end_logits")
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    model = adapted_net(BertForQuestionAnswering(BertConfig(vocab_size=20, **sizes)), target_modules=["query"])
-    gap = merge_gap(model, [{"input_ids": torch.randint(1, 20, (4, 6))}])
-    assert gap.predictions == 8
-    assert all(entry.kl is not None and 0 <= entry.agreement <= 1 for entry in gap.end_to_end)
+    base = BertForQuestionAnswering(BertConfig(vocab_size=20, initializer_range=0.5, **sizes))
+    base.qa_outputs.weight.data[names.index(constant)] = 0
+    model = adapted_net(base, target_modules=["query", "value"], alpha=64)
+    batch = {"input_ids": torch.randint(1, 20, (16, 6))}
+    gap = merge_gap(model, [batch])
+    assert gap.predictions == 32
+    found = {}
+    for form in ("dynamic", "static"):
+        with set_form(model, form), torch.no_grad():
+            output = model.eval()(**batch)
+        found[form] = torch.cat([output[name] for name in names])
+    first, second = found["dynamic"], found["static"]
+    static = next(entry for entry in gap.end_to_end if entry.form == "static")
+    assert static.kl > 0
+    assert static.largest_logit_difference == pytest.approx(float((first - second).abs().max()), rel=1e-4)
+    assert static.agreement == float((first.argmax(-1) == second.argmax(-1)).double().mean()) < 1
 
 
 def test_labels_that_are_none_of_the_predictions_are_left_out():

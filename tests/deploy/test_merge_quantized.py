@@ -441,7 +441,7 @@ QKV = ["q_proj", "v_proj"]
 BIASED = {
     "ia3": lambda: IA3Config(target_modules=QKV, feedforward_modules=[], init_ia3_weights=False),
     "road": lambda: RoadConfig(target_modules=QKV, group_size=32, init_weights=False),
-    "lora_bias": lambda: LoraConfig(target_modules=QKV, init_lora_weights=False, lora_bias=True),
+    "lora_bias": lambda: LoraConfig(target_modules=QKV, init_lora_weights=False, lora_bias=True, lora_alpha=24),
 }
 
 

@@ -76,6 +76,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "The above reasoning is",
             [" correct", " incorrect"],
         ),
+        (
+            "winowhy",
+            "instruction",
+            "Please answer the following question with true or false, question: is this reasoning correct? "
+            "{}Ann thanked Eve because she had helped. The 'she' refers to eve because Eve had helped.\n\n"
+            "Answer format: true/false",
+            ["the correct answer is true", "the correct answer is false"],
+        ),
     ],
 )
 def test_prompts(name: str, form: str, prompt: str, choices: list[str], files: Path) -> None:
@@ -127,6 +135,12 @@ def test_no_group_is_in_two_splits(seed: int, test: int, validation: int, train:
     whole = split_questions(questions, SplitSizes(None, validation, test), seed)
     assert (splits["validation"], splits["test"]) == (whole["validation"], whole["test"])
     assert splits["train"] == whole["train"][: len(splits["train"])]
+
+
+def test_reasons_that_are_given_for_one_sentence_are_a_group() -> None:
+    sentence = "Ann and Jo thanked the nurses because they had helped."
+    reasons = ("The 'they' refers to the nurses because nurses help.", "The 'they' refer to ann and jo because I know.")
+    assert {GROUPS["winowhy"](f"{sentence} {reason}") for reason in reasons} == {sentence}
 
 
 def test_training_questions_stay_whatever_is_held_out() -> None:

@@ -199,6 +199,13 @@ def test_a_metric_that_is_in_no_registry_is_shown_last() -> None:
     assert not metric_named("bleu").lower_is_better
 
 
+def test_what_is_written_is_right_wrong_or_none_of_the_choices() -> None:
+    scores = np.zeros((3, 2, 3))
+    scores[0, 1, 2] = scores[1, 0, 2] = 1
+    found = choice_metrics(scores, [1, 1, 1])
+    assert (found["accuracy_generated"], found["unanswered"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
 @pytest.mark.parametrize(("examples", "labels"), [(1, 1), (9, 2), (200, 5)])
 def test_several_labels_against_scikit_learn_and_a_loop(examples: int, labels: int) -> None:
     rng = np.random.default_rng(examples)
