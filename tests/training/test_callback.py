@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
+from torch import nn
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from aurora_lora import AuroraConfig, CalibrationError, calibrate
@@ -42,7 +43,10 @@ def test_load_best_model_at_end(make_bert, batches, tmp_path, calibrating):
     trainer = Trainer(
         model, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=metrics, callbacks=callbacks
     )
-    trainer.train()
+    with warnings.catch_warnings():
+        if calibrating:
+            warnings.filterwarnings("error", message=".*scores the dynamic form")
+        trainer.train()
     assert len(weights) == 3
     for name, parameter in model.named_parameters():
         if "aurora_" in name:
@@ -101,6 +105,27 @@ def test_its_ridge_is_that_of_calibrate(make_bert, batches, config):
         again = dict(model.named_buffers())
         assert all(torch.equal(value, again[name]) for name, value in found[-1].items())
     assert not any(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_inputs_are_shared_only_if_asked():
+    """By layers that need not see one input in every pass."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x, y=None):
+            return self.q(x) + self.k(x if y is None else y)
+
+    config = AuroraConfig(target_modules=["q", "k"], init_weights=False)
+    x, y = torch.randn(2, 32, 6)
+    control = TrainerControl(should_evaluate=True)
+    model = get_peft_model(Attention(), config)
+    CalibrationCallback([{"x": x}, {"x": x, "y": y}], share_inputs=False).on_step_end(None, None, control, model=model)
+    assert {layer.form("default") for _, layer in aurora_layers(model.eval())} == {"calibrated"}
+    with pytest.raises(CalibrationError, match="share_inputs=False"):
+        CalibrationCallback([{"x": x}, {"x": x, "y": y}]).on_step_end(None, None, control, model=model)
 
 
 def test_an_adapter_of_transformers_own(make_bert, batches, tmp_path):

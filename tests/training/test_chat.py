@@ -26,12 +26,12 @@ from aurora_lora.deploy import float64
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import SplitSizes
 from aurora_lora.tasks.own import held_rows
-from aurora_lora.training import chat_data, chat_samples, load_run
+from aurora_lora.training import chat_data, chat_samples, chat_trainer, load_run
 from aurora_lora.training.batches import FILLS, IgnoreFilling
 from aurora_lora.training.build import load_trained_model, make_trainer
 from aurora_lora.training.chat_answers import Talk
 from aurora_lora.training.chat_trainer import ChatTrainer
-from aurora_lora.training.choices import next_token_loss
+from aurora_lora.training.choices import learned_positions, next_token_loss
 from aurora_lora.training.data import load_data, notes
 from aurora_lora.training.evaluating import evaluate
 from aurora_lora.training.models import load_tokenizer
@@ -231,7 +231,9 @@ def test_scores_are_summed_where_float64_can_be(model: Path, monkeypatch: pytest
     assert (sums.shape, sums.dtype, len(asked)) == ((2, 3), torch.float64, 3)
 
 
-def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp_path: Path) -> None:
+def test_the_scores_are_those_of_the_answers_tokens(
+    read: Read, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = load_run(train(read(), tmp_path / "run").folder)
     scores = evaluate(run, forms=["dynamic"])["dynamic"]
     network, _ = load_trained_model(run)
@@ -256,6 +258,20 @@ def test_the_scores_are_those_of_the_answers_tokens(read: Read, model: Path, tmp
         with torch.no_grad():
             torch.testing.assert_close(network(input_ids=ids).logits, base(input_ids=ids).logits)
     assert run.result["metric"]["before"]["nll"] == pytest.approx(nll_of(base, examples(run.recipe, model)), rel=1e-5)
+
+    sizes: list[int] = []
+
+    def sums(model: Any, ids: Any, *rest: Any, own: Any = ChatTrainer._sums, **kept: Any) -> torch.Tensor:
+        sizes.append(len(ids))
+        found: torch.Tensor = own(model, ids, *rest, **kept)
+        return found
+
+    data = examples(run.recipe, model)
+    positions = learned_positions(data.collate(list(data.splits["test"])))["labels"].shape[1]
+    monkeypatch.setattr(chat_trainer, "LARGEST", 4 * positions * network.config.vocab_size)
+    monkeypatch.setattr(ChatTrainer, "_sums", staticmethod(sums))
+    assert evaluate(run, forms=["dynamic"])["dynamic"] == pytest.approx(by_hand, rel=1e-5)
+    assert sizes == [4, 2]
 
 
 def nll_of(network: Any, data: Any) -> float:

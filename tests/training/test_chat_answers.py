@@ -145,6 +145,17 @@ def test_the_models_own_settings_of_generation_change_nothing(model: Path) -> No
     assert len(set(drawn[0].split())) > 5  # at such a temperature, almost any token: not the likeliest alone
 
 
+def test_a_seed_and_a_temperature_decide_what_is_drawn(model: Path) -> None:
+    predictor = load_predictor(model)
+
+    def say(**options: Any) -> str:
+        return Talk(predictor, 32, **options).say(SHORT, lambda text: None)
+
+    first, other, again = (say(temperature=20.0, seed=seed) for seed in (0, 1, 0))
+    assert first == again != other
+    assert say(temperature=1e-3) == say() != first
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -244,7 +244,6 @@ def test_written_answers(write_recipe: WriteRecipe, lm: Path, tmp_path: Path) ->
     assert metric["selected_by"]["name"] == "accuracy"
     scored = {"accuracy", "accuracy_norm", "accuracy_generated", "unanswered", "nll", "nll_norm"}
     assert set(metric["by_form"]["merged"]) == scored
-    assert metric["by_form"]["merged"]["unanswered"] < 0.5  # it has learned the form
     assert set(metric["validation_by_form"]["merged"]) == {"accuracy", "accuracy_norm", "nll", "nll_norm"}
     assert predict(run.folder, ["the film was good ?"])[0]["answer"].startswith("the correct")
 
@@ -346,6 +345,27 @@ def test_the_papers_test_data_are_never_mixed(
     with pytest.raises(UserError, match=f"~/merged was trained on {before}"):
         train(load_recipe(write_recipe(model="~/merged", task=after)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_is_found_with_four_beams(language_model: Any) -> None:
+    model, tokenizer = language_model
+
+    def by_hand(beams: int) -> list[str]:
+        found = []
+        for prompt in PROMPTS:
+            inputs = tokenizer(prompt, return_tensors="pt")
+            written = model.generate(
+                inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                num_beams=beams,
+                max_new_tokens=32,
+                do_sample=False,
+            )
+            new = written[0, inputs["input_ids"].shape[1] :]
+            found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        return found
+
+    assert write_answers(model, tokenizer, PROMPTS)[0] == by_hand(4) != by_hand(1)
 
 
 def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None:

@@ -1,5 +1,6 @@
 """What image processors say: our transforms do it, and what is saved beside a model makes stock Transformers do it."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from aurora_lora.errors import UserError
+from aurora_lora.tasks.task import Augment
 from aurora_lora.training import load_run, train
 from aurora_lora.training.image_settings import ImageSettings
 from aurora_lora.training.images import as_scored, plain_transform, training_transform
@@ -179,6 +181,24 @@ def test_images_are_resized_by_the_filter(resample: int) -> None:
     other = plain_transform(processor("ViT", resample=2 if resample != 2 else 0, do_normalize=False))(image)
     assert np.abs(other.permute(1, 2, 0).numpy() * 255 - expected).max() > 2
     assert training_transform(given, "shift-flip")(image).shape == (3, 16, 16)
+
+
+def test_crops_are_resized_by_the_filter() -> None:
+    crops = []
+    for resample in (0, 2, 3):
+        torch.manual_seed(0)
+        given = processor("ViT", resample=resample, do_normalize=False)
+        crops.append(training_transform(given, "crop-flip")(smooth(60, 60)))
+    assert all((one - other).abs().max() > 1 / 255 for one, other in itertools.combinations(crops, 2))
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift"])
+def test_images_that_are_wider_than_high(augment: Augment) -> None:
+    given = processor("CLIP", size={"shortest_edge": 12}, crop_size={"height": 12, "width": 16})
+    image = smooth(20, 60)
+    assert training_transform(given, augment)(image).shape == (3, 12, 16)
+    stock = as_scored(given)(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(stock, plain_transform(given)(image), rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- what is refused
