@@ -365,7 +365,7 @@ def test_what_is_written_is_found_with_four_beams(language_model: Any) -> None:
             found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
         return found
 
-    assert write_answers(model, tokenizer, PROMPTS)[0] == by_hand(4) != by_hand(1)
+    assert answers_by_beam_search(model, tokenizer, PROMPTS)[0] == by_hand(4) != by_hand(1)
 
 
 def test_what_is_written_has_positions_of_the_model(language_model: Any) -> None:
