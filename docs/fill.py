@@ -4,6 +4,7 @@ python docs/fill.py
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from aurora_lora.errors import UserError
@@ -58,17 +59,188 @@ from make.worth import (
 )
 
 ROOT = Path(__file__).parent.parent
-PAGE, FIGURES, RESULTS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "figures", ROOT / "results"
-STUDIES = ROOT / "docs" / "studies"
-"""A page for each study, and two for the paper's tables."""
+DOCS, FIGURES, RESULTS = ROOT / "docs", ROOT / "docs" / "figures", ROOT / "results"
 IMAGES = ("table3", "table4", "table5")
+"""The paper's tables of images; the others are of language."""
 
 
-def read(folder: Path, pattern: str) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+def main() -> None:
+    peft()
+    methods()
+    recipe()
+    tasks()
+    deploy()
+    chat()
+    trainers()
+    quantised()
+    theory()
+    ranks()
+    versions()
+    reliability()
+    conformance()
+    studies()
+    evidence()
+    worth()
+    figures()
+    paper()
+    performance()
 
 
-def figures(section: Section, written: set[str]) -> list[str]:
+# ---------------------------------------------------------------- what is read, and where it is put
+
+
+def read(pattern: str) -> list[dict]:
+    """The records in results/ whose paths match; none where a command has written none."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
+
+
+def read_runs(folder: str) -> list[dict]:
+    """Those of a folder of results/, a line each; none where a command has written none."""
+    path = RESULTS / folder / "runs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summaries() -> dict[str, dict]:
+    """Those of the studies, by name."""
+    return {one["study"]["name"]: one for one in read("studies/*/study.json")}
+
+
+def put(page: str, texts: Mapping[str, str]) -> None:
+    """Texts in their places on a page, by name."""
+    for name, text in texts.items():
+        insert(DOCS / f"{page}.md", name, text)
+
+
+def subject(recipe: dict) -> str:
+    """What a figure is about."""
+    return f"{task_name(recipe)}, {name_of('model', recipe)}"
+
+
+# ---------------------------------------------------------------- the pages
+
+
+def peft() -> None:
+    put("peft", {"aurora fields": aurora_fields()})
+
+
+def methods() -> None:
+    put("methods", {"options": method_options()})
+
+
+def recipe() -> None:
+    put("recipe", recipe_fields())
+
+
+def tasks() -> None:
+    for group in dict.fromkeys(task.group for task in TASKS.values()):
+        of_group = (task for task in TASKS.values() if task.group == group)
+        put("tasks", {f"tasks {group}": tasks_table(of_group)})
+
+
+def deploy() -> None:
+    results = load_results([RESULTS / "forms"])
+    put("deploy", {"forms": forms_table(results)})
+    save(forms_figure(results), FIGURES / "forms")
+    for curve in read("calibration/curve.json"):
+        put("deploy", {"curve": calibration_table(curve)})
+        trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
+        drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
+        save(about(drawn, f"{results[0]['task']}, {results[0]['model']}"), FIGURES / "calibration-inputs")
+    if costs := read("calibration/cost-*.json"):
+        put("deploy", {"cost": cost_table(costs)})
+    if language := read("causal-lm/*.json"):
+        put("deploy", {"causal-lm": causal_lm_table(language)})
+
+
+def chat() -> None:
+    for result in read("chat/siqa.json"):
+        put("chat", chat_parts(result))
+
+
+def trainers() -> None:
+    for distances in read("qlora/smollm2.json"):
+        put("trainers", {"qlora": qlora_table(distances)})
+
+
+def quantised() -> None:
+    if merges := read("quantized/*bit.json"):
+        put("quantised", {"merges": merges_table(merges)})
+        save(merges_by_bits(merges), FIGURES / "quantised-merges")
+    for record in read("quantized/rounding.json"):
+        put("quantised", {"rounding": rounding_tables(record)})
+    for record in read("quantized/cost.json"):
+        put("quantised", {"cost of merges": cost_of_merges(record)})
+
+
+def theory() -> None:
+    for record in read("theory/theory.json"):
+        tables = theory_tables(record)
+        put("theory", {name: f"{rows.title}:\n\n{rows.markdown()}" for name, rows in tables.items()})
+        for name, figure in theory_figures(record).items():
+            save(figure, FIGURES / name)
+    if runs := read_runs("frozen-features"):
+        texts = {
+            "answer": headline,
+            "scores": scores_table,
+            "differences": differences_table,
+            "skip": skip_table,
+            "verdicts": counts,
+        }
+        put("theory", {f"frozen {name}": made(runs) for name, made in texts.items()})
+        save(by_rank(runs), FIGURES / "frozen-features")
+
+
+def ranks() -> None:
+    if runs := read_runs("rank-scores"):
+        put("ranks", {"scores": rank_scores_table(runs)})
+    for record in read("rank/ranks.json"):
+        save(about(ranks_figure(record), subject(find("demo", "recipe").values())), FIGURES / "ranks")
+        put("ranks", {"rank": ranks_shown(record)})
+    for record in read("probe/cost.json"):
+        put("ranks", {"cost": cost_of_probe(record)})
+
+
+def versions() -> None:
+    for records in read("versions.json"):
+        put("versions", {"versions": versions_table(records)})
+
+
+def reliability() -> None:
+    for record in read("reliability/fuzz.json"):
+        put("reliability", reliability_tables(record))
+
+
+def conformance() -> None:
+    for record in read("conformance.json"):
+        put("conformance", conformance_tables(record))
+
+
+def studies() -> None:
+    """A page for each study."""
+    written: set[str] = set()
+    for section in load_sections(sorted((RESULTS / "studies").glob("*/study.json"))):
+        assert section.study is not None
+        if len(section.study["study"]["seeds"]) == 1:
+            continue  # it only chooses the learning rates of other recipes
+        planned = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
+        left = settings_left(section.study, [setting.name for setting in planned.settings])
+        drawn = study_figures(section, written)
+        shown = [
+            study_page(section.study),
+            convergence_note(section.groups),
+            left,
+            *(["## Figures"] if drawn else []),
+            *drawn,
+        ]
+        put(f"studies/{section.title}", {section.title: "\n\n".join(filter(None, shown))})
+        if section.title == "ranks-converged":
+            put("studies/ranks-converged", {"by epoch": by_epoch(section.groups, SETTLED)})
+    for old in FIGURES.glob("study-*"):
+        if old.stem not in written:
+            old.unlink()  # a figure that no longer applies
+
+
+def study_figures(section: Section, written: set[str]) -> list[str]:
     """The figures of a study, written into docs/figures, as Markdown; their names are added to `written`."""
     shown = []
     for kind, made in figures_of(section):
@@ -80,119 +252,46 @@ def figures(section: Section, written: set[str]) -> list[str]:
     return shown
 
 
-def main() -> None:
-    insert(ROOT / "docs" / "peft.md", "aurora fields", aurora_fields())
-    insert(ROOT / "docs" / "methods.md", "options", method_options())
-    for name, text in recipe_fields().items():
-        insert(ROOT / "docs" / "recipe.md", name, text)
-    results = load_results([RESULTS / "forms"])
-    insert(PAGE, "forms", forms_table(results))
-    save(forms_figure(results), FIGURES / "forms")
-    for curve in read(RESULTS / "calibration", "curve.json"):
-        insert(PAGE, "curve", calibration_table(curve))
-        trained = [run["dynamic"]["accuracy"] for run in curve["runs"]]
-        drawn = calibration_curve(curve["records"], {"accuracy": sum(trained) / len(trained)})
-        save(about(drawn, f"{results[0]['task']}, {results[0]['model']}"), FIGURES / "calibration-inputs")
-    if costs := read(RESULTS / "calibration", "cost-*.json"):
-        insert(PAGE, "cost", cost_table(costs))
-    for result in read(RESULTS / "chat", "siqa.json"):
-        for name, text in chat_parts(result).items():
-            insert(ROOT / "docs" / "chat.md", name, text)
-    if language := read(RESULTS / "causal-lm", "*.json"):
-        insert(PAGE, "causal-lm", causal_lm_table(language))
-    for group in dict.fromkeys(task.group for task in TASKS.values()):
-        insert(
-            ROOT / "docs" / "tasks.md",
-            f"tasks {group}",
-            tasks_table(task for task in TASKS.values() if task.group == group),
-        )
-    for distances in read(RESULTS / "qlora", "smollm2.json"):
-        insert(ROOT / "docs" / "trainers.md", "qlora", qlora_table(distances))
-    if merges := read(RESULTS / "quantized", "*bit.json"):
-        insert(ROOT / "docs" / "quantised.md", "merges", merges_table(merges))
-        save(merges_by_bits(merges), FIGURES / "quantised-merges")
-    for record in read(RESULTS / "quantized", "rounding.json"):
-        insert(ROOT / "docs" / "quantised.md", "rounding", rounding_tables(record))
-    for record in read(RESULTS / "quantized", "cost.json"):
-        insert(ROOT / "docs" / "quantised.md", "cost of merges", cost_of_merges(record))
-    for record in read(RESULTS / "theory", "theory.json"):
-        for name, rows in theory_tables(record).items():
-            insert(ROOT / "docs" / "theory.md", name, f"{rows.title}:\n\n{rows.markdown()}")
-        for name, figure in theory_figures(record).items():
-            save(figure, FIGURES / name)
-    for path in (RESULTS / "frozen-features").glob("runs.jsonl"):
-        runs = [json.loads(line) for line in path.read_text().splitlines()]
-        texts = {
-            "answer": headline,
-            "scores": scores_table,
-            "differences": differences_table,
-            "skip": skip_table,
-            "verdicts": counts,
-        }
-        for name, made in texts.items():
-            insert(ROOT / "docs" / "theory.md", f"frozen {name}", made(runs))
-        save(by_rank(runs), FIGURES / "frozen-features")
-    for path in (RESULTS / "rank-scores").glob("runs.jsonl"):
-        runs = [json.loads(line) for line in path.read_text().splitlines()]
-        insert(ROOT / "docs" / "ranks.md", "scores", rank_scores_table(runs))
-    for record in read(RESULTS / "rank", "ranks.json"):
-        recipe = find("demo", "recipe").values()
-        save(about(ranks_figure(record), f"{task_name(recipe)}, {name_of('model', recipe)}"), FIGURES / "ranks")
-        insert(ROOT / "docs" / "ranks.md", "rank", ranks_shown(record))
-    for record in read(RESULTS / "probe", "cost.json"):
-        insert(ROOT / "docs" / "ranks.md", "cost", cost_of_probe(record))
-    for records in read(RESULTS, "versions.json"):
-        insert(ROOT / "docs" / "versions.md", "versions", versions_table(records))
-    for record in read(RESULTS / "reliability", "fuzz.json"):
-        for name, text in reliability_tables(record).items():
-            insert(ROOT / "docs" / "reliability.md", name, text)
-    for record in read(RESULTS, "conformance.json"):
-        for name, text in conformance_tables(record).items():
-            insert(ROOT / "docs" / "conformance.md", name, text)
-    written: set[str] = set()
-    for section in load_sections(sorted((RESULTS / "studies").glob("*/study.json"))):
-        assert section.study is not None
-        if len(section.study["study"]["seeds"]) == 1:
-            continue  # it only chooses the learning rates of other recipes
-        planned = load_study(ROOT / "recipes" / "studies" / f"{section.title}.yaml")
-        left = settings_left(section.study, [setting.name for setting in planned.settings])
-        drawn = figures(section, written)
-        shown = [
-            study_page(section.study),
-            convergence_note(section.groups),
-            left,
-            *(["## Figures"] if drawn else []),
-            *drawn,
-        ]
-        insert(STUDIES / f"{section.title}.md", section.title, "\n\n".join(filter(None, shown)))
-        if section.title == "ranks-converged":
-            insert(STUDIES / "ranks-converged.md", "by epoch", by_epoch(section.groups, SETTLED))
-    for old in FIGURES.glob("study-*"):
-        if old.stem not in written:
-            old.unlink()  # a figure that no longer applies
-    summaries = {one["study"]["name"]: one for one in read(RESULTS / "studies", "*/study.json")}
-    for case in CASES:
-        insert(ROOT / "docs" / "evidence.md", f"answers {case}", answered(summaries, case))
-    insert(ROOT / "docs" / "worth.md", "fewer weights", fewer_weights(summaries))
-    insert(ROOT / "docs" / "evidence.md", "default", default_at_the_same_rank(summaries))
-    save(main_answers(summaries), FIGURES / "worth")
-    insert(ROOT / "docs" / "evidence.md", "rates", beyond_the_best(summaries))
-    insert(ROOT / "docs" / "evidence.md", "seed 0", without_seed(summaries, ("ranks-short", "ranks-converged"), 0))
-    recipe = find("figure2", "recipe").values()
-    subject = f"{task_name(recipe)}, {name_of('model', recipe)}"
-    for record in read(RESULTS / "figures", "sigma.json"):
-        save(about(sigma_figure(record), subject), FIGURES / "sigma")
-    if gaps := read(RESULTS / "figures", "gap-*.json"):
-        save(about(gap_figure(*gaps), subject), FIGURES / "gap")
-    for record in read(RESULTS / "figures", "updates.json"):
-        save(about(trajectories_figure(record), subject), FIGURES / "updates")
+def evidence() -> None:
+    found = summaries()
+    put("evidence", {f"answers {case}": answered(found, case) for case in CASES})
+    put(
+        "evidence",
+        {
+            "default": default_at_the_same_rank(found),
+            "rates": beyond_the_best(found),
+            "seed 0": without_seed(found, ("ranks-short", "ranks-converged"), 0),
+        },
+    )
+
+
+def worth() -> None:
+    found = summaries()
+    put("worth", {"fewer weights": fewer_weights(found)})
+    save(main_answers(found), FIGURES / "worth")
+
+
+def figures() -> None:
+    of = subject(find("figure2", "recipe").values())
+    for record in read("figures/sigma.json"):
+        save(about(sigma_figure(record), of), FIGURES / "sigma")
+    if gaps := read("figures/gap-*.json"):
+        save(about(gap_figure(*gaps), of), FIGURES / "gap")
+    for record in read("figures/updates.json"):
+        save(about(trajectories_figure(record), of), FIGURES / "updates")
         shown = "![Principal components of the weight updates over the epochs](figures/updates.svg)"
-        insert(ROOT / "docs" / "figures.md", "updates", f"{shown}\n\n{lengths_table(record)}")
-    for record in read(RESULTS / "reproduce", "*.json"):
+        put("figures", {"updates": f"{shown}\n\n{lengths_table(record)}"})
+
+
+def paper() -> None:
+    """Two pages, of the paper's tables."""
+    for record in read("reproduce/*.json"):
         page = "paper-images" if record["suite"] in IMAGES else "paper-language"
-        insert(STUDIES / f"{page}.md", f"{record['suite']} {record['scale']}", reproduced_table(record))
-    for name, text in parts(RESULTS / "bench", FIGURES).items():
-        insert(ROOT / "docs" / "performance.md", name, text)
+        put(f"studies/{page}", {f"{record['suite']} {record['scale']}": reproduced_table(record)})
+
+
+def performance() -> None:
+    put("performance", parts(RESULTS / "bench", FIGURES))
 
 
 if __name__ == "__main__":
