@@ -14,11 +14,18 @@ from aurora_lora.tasks.task import SplitSizes
 ALL = SplitSizes(None, None, None)
 TEXT = {"text": ("text",), "label": ("label",)}
 QUESTION = {"question": ("question",), "options": ("options",), "answer": ("answer",)}
+REVIEWS = [{"review": f'a film, "number" {n}\nof {n + 1}', "stars": str(n % 3)} for n in range(12)]
 
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> str:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return name
+
+
+def write_csv(path: Path, separator: str = ",", encoding: str = "utf-8", end: str = "\n") -> None:
+    """The reviews, as a CSV file."""
+    lines = [separator.join(('"' + str(one).replace('"', '""') + '"') for one in row.values()) for row in REVIEWS]
+    path.write_text(end.join([separator.join(REVIEWS[0]), *lines]) + end, encoding=encoding, newline="")
 
 
 def load(

@@ -6,7 +6,7 @@ import pytest
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.own.card_files import check_card_files
-from aurora_lora.tasks.own.files import read_folder
+from aurora_lora.tasks.own.folder import read_folder
 
 OUTSIDE = (
     "../outside.csv",

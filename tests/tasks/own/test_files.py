@@ -1,4 +1,4 @@
-"""Reading files and folders: every format gives the same rows, and every mistake is one line that says where it is."""
+"""Reading files: every format gives the same rows, and every mistake is one line that says where it is."""
 
 import contextlib
 import csv
@@ -6,39 +6,30 @@ import gzip
 import json
 import random
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas
 import pytest
 from datasets import Dataset, DatasetDict
-from PIL import Image
+from own_rows import REVIEWS, write_csv
 
 from aurora_lora.errors import UserError
 from aurora_lora.tasks.own.broken import csv_options
 from aurora_lora.tasks.own.source import OwnData, open_data
 
-ROWS = [{"review": f'a film, "number" {n}\nof {n + 1}', "stars": str(n % 3)} for n in range(12)]
-
-
-def _csv(path: Path, separator: str = ",", encoding: str = "utf-8", end: str = "\n") -> None:
-    lines = [separator.join(('"' + str(one).replace('"', '""') + '"') for one in row.values()) for row in ROWS]
-    path.write_text(end.join([separator.join(ROWS[0]), *lines]) + end, encoding=encoding, newline="")
-
-
 FORMATS: dict[str, Callable[[Path], object]] = {
-    "rows.csv": _csv,
-    "semicolons.csv": lambda path: _csv(path, ";"),
-    "marked.csv": lambda path: _csv(path, encoding="utf-8-sig"),
-    "returns.csv": lambda path: _csv(path, end="\r"),
-    "rows [1].csv": _csv,
-    "rows.tsv": lambda path: _csv(path, "\t"),
-    "rows.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
-    "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8"),
-    "rows.parquet": lambda path: Dataset.from_list(ROWS).to_parquet(path),
-    "saved": lambda path: Dataset.from_list(ROWS).save_to_disk(path),
-    "saved-splits": lambda path: DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(path),
+    "rows.csv": write_csv,
+    "semicolons.csv": lambda path: write_csv(path, ";"),
+    "marked.csv": lambda path: write_csv(path, encoding="utf-8-sig"),
+    "returns.csv": lambda path: write_csv(path, end="\r"),
+    "rows [1].csv": write_csv,
+    "rows.tsv": lambda path: write_csv(path, "\t"),
+    "rows.json": lambda path: path.write_text(json.dumps(REVIEWS), encoding="utf-8"),
+    "rows.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, REVIEWS)), encoding="utf-8"),
+    "rows.parquet": lambda path: Dataset.from_list(REVIEWS).to_parquet(path),
+    "saved": lambda path: Dataset.from_list(REVIEWS).save_to_disk(path),
+    "saved-splits": lambda path: DatasetDict({"train": Dataset.from_list(REVIEWS)}).save_to_disk(path),
 }
 
 
@@ -47,7 +38,7 @@ def test_formats(name: str, tmp_path: Path) -> None:
     FORMATS[name](tmp_path / name)
     pieces = open_data(OwnData(name))
     assert list(pieces) == ["train"]
-    assert pieces["train"].data.to_list() == ROWS
+    assert pieces["train"].data.to_list() == REVIEWS
     assert pieces["train"].data.cache_files  # memory-mapped
     assert re.fullmatch(r"[0-9a-f]{64}", pieces.files[name])
 
@@ -84,133 +75,16 @@ def test_dates_of_a_json_file_stay_what_they_are(suffix: str, tmp_path: Path) ->
     assert open_data(OwnData("plain.jsonl"))["train"].data.to_list() == [{"at": "a"}]
 
 
-def test_a_folder_of_csv_files_is_read_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "odd").mkdir()
-    for name in ("train", "test"):
-        (tmp_path / "odd" / f"{name}.csv").write_text(f"text;label\n007;NA\n{name};1e3\n;None\n", encoding="latin-1")
-    pieces = open_data(OwnData("odd", encoding="latin-1"))
-    assert {name: [tuple(row.values()) for row in piece.data] for name, piece in pieces.items()} == {
-        name: [("007", "NA"), (name, "1e3"), ("", "None")] for name in ("train", "test")
-    }
-    (tmp_path / "odd" / "test.csv").write_text("label;text\n1;a\n")
-    with pytest.raises(UserError, match=r"odd: train\.csv has another header or separator than test\.csv: "):
-        open_data(OwnData("odd"))
-
-
-@pytest.mark.parametrize("suffixes", [(".csv", ".jsonl"), (".csv", ".csv", ".parquet"), (".jsonl", ".csv.gz")], ids=str)
-def test_a_folder_of_two_formats_is_refused(suffixes: tuple[str, ...], tmp_path: Path) -> None:
-    """`datasets` would read those of the commonest alone."""
-    (tmp_path / "mixed").mkdir()
-    for number, suffix in enumerate(suffixes):
-        (tmp_path / "mixed" / f"part{number}{suffix}").write_text("text,label\n007,NA\n")
-    last = [suffix.rpartition(".")[2] for suffix in sorted(set(suffixes), key=lambda one: one.rpartition(".")[2])]
-    with pytest.raises(UserError, match=rf"^mixed has \.{last[0]} and \.{last[1]} files: .*task\.data=FILE"):
-        open_data(OwnData("mixed"))
-
-
-@pytest.mark.parametrize("beside", ["README.md", "LICENSE", "notes.txt", "logo.png", ".hidden.jsonl", "config.json"])
-@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".tab", ".jsonl"])
-def test_what_is_no_data_changes_nothing_in_a_folder(suffix: str, beside: str, tmp_path: Path) -> None:
-    (tmp_path / "odd [1]").mkdir()
-    row = '{"text": "007", "label": "NA"}' if suffix == ".jsonl" else "text{}label\n007{}NA"
-    row = row.replace("{}", "\t" if suffix == ".tab" else ",")
-    (tmp_path / "odd [1]" / f"data{suffix}").write_text(f"{row}\n")
-    (tmp_path / "odd [1]" / beside).write_text("a line\nand another\n")
-    pieces = open_data(OwnData("odd [1]"))
-    assert {name: list(piece.data) for name, piece in pieces.items()} == {"train": [{"text": "007", "label": "NA"}]}
-
-
-def test_no_file_of_a_folder_is_left_out(tmp_path: Path) -> None:
-    """Where names tell splits, `datasets` passes over those that tell none."""
-    (tmp_path / "named").mkdir()
-    for name in ("train.csv", "test.csv"):
-        _csv(tmp_path / "named" / name)
-    assert set(open_data(OwnData("named"))) == {"train", "test"}
-    _csv(tmp_path / "named" / "more.csv")
-    with pytest.raises(UserError, match=r"named: the name of more\.csv tells no split"):
-        open_data(OwnData("named"))
-
-
-def test_no_text_or_packed_file_of_a_folder_is_left_out(tmp_path: Path) -> None:
-    for suffix in (".txt", ".jsonl.gz", ".zip"):
-        (tmp_path / f"named{suffix}").mkdir()
-        for name in ("my test 1", "other"):
-            (tmp_path / f"named{suffix}" / f"{name}{suffix}").write_bytes(b"a text")
-        with pytest.raises(UserError, match=rf": the name of other\{suffix} tells no split"):
-            open_data(OwnData(f"named{suffix}"))
-
-
-def test_a_packed_csv_file_of_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
-    """Unpacked by `datasets` alone, it would be guessed what its columns are."""
-    (tmp_path / "odd").mkdir()
-    for name in ("train", "test"):
-        with gzip.open(tmp_path / "odd" / f"{name}.csv.gz", "wt", encoding="latin-1") as file:
-            file.write(f"text;label\n007;é\n{name};1e3\n;None\n")
-    pieces = open_data(OwnData("odd", encoding="latin-1"))
-    assert {name: [tuple(row.values()) for row in piece.data] for name, piece in pieces.items()} == {
-        name: [("007", "é"), (name, "1e3"), ("", "None")] for name in ("train", "test")
-    }
-    with pytest.raises(UserError, match=r"test\.csv\.gz, line 2: no UTF-8 text \(byte 0xe9\)"):
-        open_data(OwnData("odd"))
-    whole = (tmp_path / "odd" / "test.csv.gz").read_bytes()
-    (tmp_path / "odd" / "test.csv.gz").write_bytes(whole[:-12])
-    with pytest.raises(UserError, match=r"test\.csv\.gz: .*end-of-stream"):
-        open_data(OwnData("odd", encoding="latin-1"))
-    (tmp_path / "zipped").mkdir()
-    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as packed:
-        packed.writestr("train.csv", "text,label\n007,1e3\n")
-    with pytest.raises(UserError, match=r"train\.zip holds a CSV file: unpack it, or pack it as \.csv\.gz"):
-        open_data(OwnData("zipped"))
-
-
-@pytest.mark.parametrize("where", ["photos [1]", "photos [1]/inside"])
-def test_folders_with_brackets_in_their_path(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("all/cat/1", "all/dog/2", "split/train/cat/1", "split/train/dog/2", "split/test/dog/3"):
-        (tmp_path / where / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / where / f"{name}.png")
-    _csv(tmp_path / where / "rows.csv")
-    (tmp_path / where / "texts").mkdir()
-    (tmp_path / where / "texts" / "a.txt").write_text("one\ntwo\n")
-    (tmp_path / where / "card").mkdir()
-    (tmp_path / where / "card" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: one\n  data_files: a.csv\n---\n"
-    )
-    for base in (tmp_path / where, Path()):
-        monkeypatch.chdir(tmp_path if base != Path() else tmp_path / where)
-        assert open_data(OwnData(str(base / "all")))["train"].data["label"][:] == [0, 1]
-        split = open_data(OwnData(str(base / "split")))
-        assert {name: len(piece.data) for name, piece in split.items()} == {"train": 2, "test": 1}
-        assert open_data(OwnData(str(base / "rows.csv")))["train"].data.to_list() == ROWS
-        assert open_data(OwnData(str(base / "texts")))["train"].data["text"][:] == ["one", "two"]
-    with pytest.raises(UserError, match=r"card has a README\.md with `configs`, and \*, \? or \[ in its path: rename"):
-        open_data(OwnData(str(tmp_path / where / "card")))
-
-
-def test_a_config_of_a_folder_that_tells_none(tmp_path: Path) -> None:
-    (tmp_path / "plain").mkdir()
-    _csv(tmp_path / "plain" / "train.csv")
-    with pytest.raises(UserError, match=r"task\.config: 'one': plain has no README\.md with `configs`"):
-        open_data(OwnData("plain", config="one"))
-
-
-def test_a_card_of_a_folder_says_which_files_are_what(tmp_path: Path) -> None:
-    (tmp_path / "card").mkdir()
-    for name, text in (("a.csv", "text,label\nb,1\n"), ("other.jsonl", '{"text": "c"}\n')):
-        (tmp_path / "card" / name).write_text(text)
-    (tmp_path / "card" / "README.md").write_text("---\nconfigs:\n- config_name: one\n  data_files: a.csv\n---\n")
-    assert open_data(OwnData("card"))["train"].data["text"][:] == ["b"]
-
-
 def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
-    _csv(tmp_path / "a.csv")
-    _csv(tmp_path / "b.csv")
+    write_csv(tmp_path / "a.csv")
+    write_csv(tmp_path / "b.csv")
     a, b = (open_data(OwnData(name)).files[name] for name in ("a.csv", "b.csv"))
     assert a == b
     with (tmp_path / "b.csv").open("a") as file:
         file.write('"more","1"\n')
     again = open_data(OwnData("b.csv"))
     assert again.files["b.csv"] != a
-    assert len(again["train"].data) == len(ROWS) + 1
+    assert len(again["train"].data) == len(REVIEWS) + 1
 
 
 MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
@@ -292,7 +166,7 @@ MISTAKES: dict[str, tuple[str, bytes | None, str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(mistake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name, content, message = MISTAKES[mistake]
-    _csv(tmp_path / "reviews.csv")
+    write_csv(tmp_path / "reviews.csv")
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as raised:
@@ -364,53 +238,6 @@ def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
                 assert there == [row for row in csv.reader(file) if row][1:], repr(rows)
             read += 1
     assert read > 150
-
-
-@pytest.mark.parametrize("form", ["torch", "numpy"])
-def test_a_format_that_is_saved_with_a_data_set_changes_nothing(form: str, tmp_path: Path) -> None:
-    rows = [{"text": f"film {n}", "label": n % 2, "input_ids": [n, n]} for n in range(4)]
-    data = Dataset.from_list(rows)
-    data.set_format(form, columns=["input_ids", "label"])
-    data.save_to_disk(tmp_path / "saved")
-    (piece,) = open_data(OwnData("saved")).values()
-    assert list(piece.rows(["text"])) == [{"text": row["text"]} for row in rows]
-    assert list(piece.rows(["text", "label"])) == [{"text": row["text"], "label": row["label"]} for row in rows]
-
-
-def test_a_folder_that_is_a_link_is_not_left_out(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / split).mkdir()
-        _csv(tmp_path / split / "rows.csv")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "test").rename(tmp_path / "data" / "test")
-    (tmp_path / "data" / "train").symlink_to(tmp_path / "train")
-    with pytest.raises(UserError, match=r"data/train is a link to a folder, which is not followed"):
-        open_data(OwnData("data"))
-    (tmp_path / "data" / "train").unlink()
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "1.png").touch()
-    (tmp_path / "data" / "images").symlink_to(tmp_path / "pictures")  # of which a table may have the paths
-    (tmp_path / "data" / "latest").symlink_to("test")
-    (tmp_path / "data" / ".cache").symlink_to(tmp_path / "train")
-    (tmp_path / "link").symlink_to("data")
-    assert [*open_data(OwnData("link"))] == ["train"]
-
-
-def test_files_that_are_links_are_read(tmp_path: Path) -> None:
-    """As in the cache of the hub."""
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "data").mkdir()
-    for name in ("train", "test"):
-        _csv(tmp_path / "blobs" / name[::-1])
-        (tmp_path / "data" / f"{name}.csv").symlink_to(f"../blobs/{name[::-1]}")
-    assert [*open_data(OwnData("data"))] == ["train", "test"]
-
-
-def test_a_file_that_is_called_like_a_cache_is_one_of_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for name in ("cache-one.csv", "other.csv"):
-        _csv(tmp_path / "data" / name)
-    assert len(open_data(OwnData("data"))["train"].data) == 2 * len(ROWS)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def more_suffixes() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def read_as_images(more: Sequence[str]) -> Iterator[None]:
+def read_as_images(known: Collection[str]) -> Iterator[None]:
     """Within this context `datasets` takes files of these suffixes for images, too, when it reads a folder of them, and
     the cells of a metadata.csv as the texts that stand there, as those of any other table."""
     from datasets.packaged_modules.folder_based_builder.folder_based_builder import pd
@@ -66,7 +66,7 @@ def read_as_images(more: Sequence[str]) -> Iterator[None]:
     def as_texts(*args: Any, **given: Any) -> Any:
         return read(*args, **{**given, "dtype": str, "keep_default_na": False})
 
-    suffixes = [*ImageFolder.EXTENSIONS, *(suffix for suffix in more if suffix not in ImageFolder.EXTENSIONS)]
+    suffixes = [*ImageFolder.EXTENSIONS, *sorted(set(known).difference(ImageFolder.EXTENSIONS))]
     with meanwhile([ImageFolder], EXTENSIONS=suffixes), meanwhile([pd], read_csv=as_texts):
         yield
 

@@ -15,7 +15,8 @@ from ...errors import ArgumentError, UserError
 from ...extras import extra
 from ...files import expanded, file_digest
 from ..hub import HubData
-from .files import FORMATS, folder_digest, read_file, read_folder
+from .files import FORMATS, folder_digest, read_file
+from .folder import read_folder
 
 if TYPE_CHECKING:
     import datasets
