@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,39 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
     Raises:
         ValueError: a module is no linear layer or too narrow, or the batches have too few tokens.
     """
-    options, by_token = recipe.method.options, recipe.task.kind.task_type == "CAUSAL_LM"
-    paths = target_paths(base, options, lora_targets(base))
-    wanted = round(EvaConfig().rho * options["r"])
+    r = recipe.method.options["r"]
+    paths = target_paths(base, recipe.method.options, lora_targets(base))
+    wanted = round(EvaConfig().rho * r)
+    _check_for_eva(base, paths, r, wanted)
+    counted = functools.partial(_counted, by_token=recipe.task.kind.task_type == "CAUSAL_LM")
+    # PEFT leaves out a batch with fewer tokens than it looks for, and goes round for ever where all have
+    found = _batches(recipe, data)
+    batches = [batch for batch in found if (one := counted(batch)) is None or int(one.sum()) >= wanted]
+    if not batches:
+        raise ValueError(
+            f"start: eva needs batches of at least {wanted} tokens that count: a larger training.batch_size, or a "
+            "lower r."
+        )
+    modules = [path for path, _ in base.named_modules()]
+    config = LoraConfig(r=r, target_modules=exactly(paths, modules), init_lora_weights="eva", eva_config=EvaConfig())
+    with contextlib.redirect_stdout(sys.stderr):  # PEFT prints
+        by_layer = get_eva_state_dict(
+            base,
+            batches,
+            config,
+            forward_fn=_at_most(EVA_PASSES * len(batches), loss),
+            prepare_model_inputs_fn=counted,
+            prepare_layer_inputs_fn=_input_vectors,
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    rows = {path: A.float().cpu().contiguous() for path, A in by_layer.items() if len(A)}
+    ranks = {path: len(A) for path, A in rows.items()}
+    return Start(ranks, rows, {}, {}, mistakable(ranks, modules)), len(batches)
+
+
+def _check_for_eva(base: Any, paths: Iterable[str], r: int, wanted: int) -> None:
+    """Raise a ValueError for a module that is no linear layer, or has fewer inputs than EVA looks for directions."""
     for path in paths:
         layer = base.get_submodule(path)
         if not is_linear(layer):
@@ -183,56 +214,43 @@ def _by_eva(recipe: Recipe, base: Any, data: Data, loss: Loss) -> tuple[Start, i
         inputs = linear_shape(layer)[1]
         if wanted > inputs:
             raise ValueError(
-                f"r={options['r']} is not allowed: {path} has {inputs} inputs, and start: eva looks for {wanted} "
-                "directions in them."
+                f"r={r} is not allowed: {path} has {inputs} inputs, and start: eva looks for {wanted} directions in "
+                "them."
             )
 
-    def mask(batch: dict[str, Tensor], config: Any = None) -> Tensor | None:
-        """The tokens that count (batch, tokens): neither padding nor, in conversations, what is not learned."""
-        found = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        if by_token and found is not None and "labels" in batch and batch["labels"].shape == found.shape:
-            found = found & (batch["labels"] != IGNORED)
-        return found
 
-    def vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
-        x: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
-        if counted is not None and x.shape[:-1] == counted.shape:
-            return x[counted].float()
-        return x.reshape(-1, x.shape[-1]).float().contiguous()
+def _counted(batch: dict[str, Tensor], config: Any = None, *, by_token: bool) -> Tensor | None:
+    """The tokens that count (batch, tokens): neither padding nor, in conversations, what is not learned.
 
-    # PEFT leaves out a batch with fewer tokens than it looks for, and goes round for ever where all have
-    found = _batches(recipe, data)
-    batches = [batch for batch in found if (one := mask(batch)) is None or int(one.sum()) >= wanted]
-    if not batches:
-        raise ValueError(
-            f"start: eva needs batches of at least {wanted} tokens that count: a larger training.batch_size, or a "
-            "lower r."
-        )
-    passes = iter(range(EVA_PASSES * len(batches)))
+    Args:
+        batch: of the training split.
+        config: PEFT's, which gives it; not used.
+        by_token: whether labels are those of tokens.
+    """
+    found = batch["attention_mask"].bool() if "attention_mask" in batch else None
+    if by_token and found is not None and "labels" in batch and batch["labels"].shape == found.shape:
+        found = found & (batch["labels"] != IGNORED)
+    return found
+
+
+def _input_vectors(inputs: Any, counted: Tensor | None, layer: str) -> Tensor:
+    """Those of a layer's inputs that count (tokens, d_in)."""
+    x: Tensor = inputs[0] if isinstance(inputs, tuple | list) else inputs
+    if counted is not None and x.shape[:-1] == counted.shape:
+        return x[counted].float()
+    return x.reshape(-1, x.shape[-1]).float().contiguous()
+
+
+def _at_most(times: int, loss: Loss) -> Callable[[nn.Module, dict[str, Tensor]], None]:
+    """The forward pass of a batch, which raises a ValueError where EVA asks for more of them."""
+    passes = iter(range(times))
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
         if next(passes, None) is None:
             raise ValueError(f"start: eva has not settled in {EVA_PASSES} passes over its examples: try a lower r.")
         loss(model, batch)
 
-    modules = [path for path, _ in base.named_modules()]
-    config = LoraConfig(
-        r=options["r"], target_modules=exactly(paths, modules), init_lora_weights="eva", eva_config=EvaConfig()
-    )
-    with contextlib.redirect_stdout(sys.stderr):  # PEFT prints
-        by_layer = get_eva_state_dict(
-            base,
-            batches,
-            config,
-            forward_fn=forward,
-            prepare_model_inputs_fn=mask,
-            prepare_layer_inputs_fn=vectors,
-            gather_distributed_inputs=False,
-            show_progress_bar=False,
-        )
-    rows = {path: A.float().cpu().contiguous() for path, A in by_layer.items() if len(A)}
-    ranks = {path: len(A) for path, A in rows.items()}
-    return Start(ranks, rows, {}, {}, mistakable(ranks, modules)), len(batches)
+    return forward
 
 
 # ---------------------------------------------------------------- what is kept
