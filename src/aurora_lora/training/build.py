@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..deploy.probe import Loss
 from ..forms import CALIBRATED
@@ -29,7 +29,7 @@ from .distributed import on_main, state
 from .finished_run import TrainedRun
 from .loggers import logger_callbacks
 from .memory import PRECISIONS, base_for, checkpoint_activations, frozen_dtype, keep_frozen_in
-from .model_inputs import Processor, check_positions
+from .model_inputs import Processor, check_positions, longest_text
 from .models import load_processor
 from .probing import start_for
 from .quantized_base import probed
@@ -63,10 +63,7 @@ def make_trainer(
         torch.set_num_threads(recipe.training.threads)
     processor = load_processor(recipe.base if adapter is None else str(adapter), recipe.task.definition)
     kind = recipe.task.kind
-    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, scored)
-    if adapter is not None and scored is None:
-        check_data(adapter.parent, data)
-    data = kind.with_targets(data, recipe)
+    data = _data(recipe, processor, adapter, scored)
     settings = recipe.training
     # a loaded model takes no steps: where one split alone is scored, Trainer gets that for the others
     (some, *_) = data.splits.values()
@@ -79,8 +76,8 @@ def make_trainer(
         data = kind.standardised(data, base)
     elif (finished := read_result(adapter.parent)) is not None:
         warn_of_another_commit(adapter.parent, finished, commit_of(base))
-    if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
-        check_positions(base, recipe.model, min(length, processor.model_max_length))
+    if (longest := longest_text(recipe.task.max_length, processor)) is not None:
+        check_positions(base, recipe.model, longest)
 
     def trainer_of(model: nn.Module, callbacks: Sequence[TrainerCallback] = ()) -> RecipeTrainer:
         return kind.trainer(data)(
@@ -100,15 +97,7 @@ def make_trainer(
         with probed(base):
             return trainer_of(base).loss_of
 
-    start = None if adapter else start_for(recipe, base, data, checkpoints.parent, loss)
-    if start is not None:
-        set_seed(recipe.seed)  # the same whether it was probed for or read
-    wanted = start.resolved(recipe) if start else recipe
-    if recipe.method.looks and adapter is None:
-        wanted = _looked(recipe, base, data, loss, checkpoints)
-    model = make_model(wanted, base, adapter, checkpoints)
-    if start is not None:
-        start.align(model)
+    model = _new_model(recipe, base, data, loss, checkpoints) if adapter is None else make_model(recipe, base, adapter)
     if recipe.training.gradient_checkpointing:
         checkpoint_activations(model)
     # Of the body's own weights, trained without a PEFT adapter, the task may use only some, and no text reaches the
@@ -118,6 +107,28 @@ def make_trainer(
     if adapter is None:
         callbacks = [*_of_training(recipe, data, checkpoints.parent), *callbacks]
     return trainer_of(model, [*kind.callbacks(data), *recipe.method.callbacks(), *callbacks]), data
+
+
+def _data(recipe: Recipe, processor: Processor, adapter: Path | None, scored: Splits | None) -> Data:
+    """The data as the kind of task trains on them: those that a trained adapter had, or what it is to be scored on."""
+    data = load_data(recipe if adapter is None else recipe.with_kept_template, processor, scored)
+    if adapter is not None and scored is None:
+        check_data(adapter.parent, data)
+    return recipe.task.kind.with_targets(data, recipe)
+
+
+def _new_model(recipe: Recipe, base: Any, data: Data, loss: Callable[[], Loss], checkpoints: Path) -> nn.Module:
+    """The recipe's method on a pretrained model, with what it takes from training data before its first step."""
+    start = start_for(recipe, base, data, checkpoints.parent, loss)
+    if start is not None:
+        set_seed(recipe.seed)  # the same whether it was probed for or read
+    wanted = start.resolved(recipe) if start else recipe
+    if recipe.method.looks:
+        wanted = _looked(recipe, base, data, loss, checkpoints)
+    model = make_model(wanted, base, kept=checkpoints)
+    if start is not None:
+        start.align(model)
+    return model
 
 
 def _of_training(recipe: Recipe, data: Data, folder: Path) -> Iterator[TrainerCallback]:

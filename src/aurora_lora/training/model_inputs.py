@@ -44,6 +44,13 @@ def reads_last_token(model: nn.Module) -> bool:
     return hasattr(model, "score")
 
 
+def longest_text(max_length: int | None, processor: Processor) -> int | None:
+    """The tokens that a recipe's `max_length` and its tokenizer leave a text; None where none is cut."""
+    if max_length is None or not isinstance(processor, PreTrainedTokenizerBase):
+        return None
+    return min(max_length, processor.model_max_length)
+
+
 def check_positions(model: nn.Module, name: str, max_length: int) -> None:
     """Raise a UserError where texts of so many tokens have more positions than the model has embeddings of.
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from ...deploy.formats import check_quantization
 from ...diffusion.recipe import SubjectRecipe
 from ...errors import UserError
@@ -18,7 +16,7 @@ from ...training.batches import examples_of_a_step, steps_of_an_epoch
 from ...training.contamination_guard import check_contamination
 from ...training.data import Data, load_data, notes
 from ...training.distributed import check_precision, state
-from ...training.model_inputs import check_positions, positions
+from ...training.model_inputs import check_positions, longest_text, positions
 from ...training.models import load_processor
 from ...training.recipe import Recipe, RunRecipe
 from ...training.storage import check_recipe
@@ -104,8 +102,8 @@ def _load(recipe: Recipe, is_here: bool) -> Data:
             check_quantization(recipe.base.quantization)
     processor = load_processor(recipe.base, recipe.task.definition)
     data = load_data(recipe, processor)
-    if (length := recipe.task.max_length) is not None and isinstance(processor, PreTrainedTokenizerBase):
-        check_positions(shapes.pretrained(recipe), recipe.model, min(length, processor.model_max_length))
+    if (longest := longest_text(recipe.task.max_length, processor)) is not None:
+        check_positions(shapes.pretrained(recipe), recipe.model, longest)
     return data
 
 
