@@ -8,7 +8,7 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -82,10 +82,11 @@ def _check_rows(file: IO[str], path: Path, separator: str) -> list[str]:
         line, end = end + 1, rows.line_num  # a row may have several lines
         before, text = text, "".join(written)
         written.clear()
+        where = f"{path}, line {line}"
         if before == "\r" and text.startswith(separator):  # which pandas would leave out
             raise UserError(
-                f"{path}, line {line}: a row whose first field is empty stands behind an empty line that ends in a "
-                "carriage return alone: take that line out"
+                f"{where}: a row whose first field is empty stands behind an empty line that ends in a carriage return "
+                "alone: take that line out"
             )
         if not header:
             header = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
@@ -96,27 +97,38 @@ def _check_rows(file: IO[str], path: Path, separator: str) -> list[str]:
                 f"{path}: the columns seem to be separated by {other}: the allowed separators are commas, semicolons "
                 "where the header has no comma, and tabs in a file whose name ends in .tsv"
             )
-        elif row and len(row) != len(header):
-            raise UserError(
-                f"{path}, line {line}: a row of {len(row)} fields, where the header has {len(header)} "
-                f"({', '.join(header)[:60]}): "
-                + (
-                    "a text with a separator in it must stand in quotation marks"
-                    if line == end
-                    else f"a quotation mark in it is closed in line {end}, or not at all"
-                )
-            )
-        elif separator == "\t" and any("\t" in field and "\n" in field for field in row):
-            raise UserError(
-                f"{path}, line {line}: a text that begins with a quotation mark goes on over a tab and the "
-                "end of its line, up to the next mark: it must stand in quotation marks, with those inside doubled"
-            )
+        elif why := _wrong_fields(row, header, separator, closed=None if line == end else end):
+            raise UserError(f"{where}: {why}")
         if (line < end or text.count('"') % 2) and (why := _swallows(text, separator)):
-            raise UserError(
-                f"{path}, line {line}: a text that begins with a quotation mark {why}: "
-                "it must stand in quotation marks, with those inside doubled"
-            )
+            raise UserError(f"{where}: {_begins_with_mark(why)}")
     return header
+
+
+def _wrong_fields(row: Sequence[str], header: Sequence[str], separator: str, closed: int | None) -> str | None:
+    """What is wrong with the fields of a row; None if nothing is.
+
+    Args:
+        row: the fields.
+        header: the names of the columns.
+        separator: of the fields.
+        closed: the last line of the row, where it has several.
+    """
+    if row and len(row) != len(header):
+        why = (
+            "a text with a separator in it must stand in quotation marks"
+            if closed is None
+            else f"a quotation mark in it is closed in line {closed}, or not at all"
+        )
+        return f"a row of {len(row)} fields, where the header has {len(header)} ({', '.join(header)[:60]}): {why}"
+    if separator == "\t" and any("\t" in field and "\n" in field for field in row):
+        return _begins_with_mark("goes on over a tab and the end of its line, up to the next mark")
+    return None
+
+
+def _begins_with_mark(why: str) -> str:
+    return (
+        f"a text that begins with a quotation mark {why}: it must stand in quotation marks, with those inside doubled"
+    )
 
 
 def _swallows(row: str, separator: str) -> str | None:
