@@ -119,7 +119,7 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def input_moments(
-    layers: Mapping[str, AdaptedLayer], runner: Runner, data: Passes, max_memory: float | str | None = None
+    layers: Mapping[str, AdaptedLayer], runner: Runner, data: Passes, max_memory: float | str | None
 ) -> Iterator[tuple[Tensor, list[tuple[AdaptedLayer, int]]]]:
     """E[x x^T] (d_in, d_in), with the layers that have these inputs, each with how many it saw; to round weights by.
     Layers that no input reached, and whose adapters add nothing, do not come.

@@ -17,7 +17,7 @@ LEAST_RIDGE_OF_SLICES = 1e-4
 """31 bits of each input keep the calibrated matrix within 1e-5 from here on; a smaller ridge needs all of float64."""
 
 
-def add_gram(total: Tensor, x: Tensor, sliced: bool = False) -> None:
+def add_gram(total: Tensor, x: Tensor, sliced: bool) -> None:
     """Add x^T x to the lower triangle of `total`; what lies above it is not kept up: see `mirror`.
 
     Args:

@@ -60,7 +60,7 @@ class SplitSizes:
         return UserError(f"{' and '.join(asked)} {leave} nothing to train on: there are {there:,} {things}")
 
 
-def check_size(name: str, size: int | None, there: int, which: str = "examples that there are") -> int | None:
+def check_size(name: str, size: int | None, there: int, which: str) -> int | None:
     """The size of a split, if there are as many examples.
 
     Args:

@@ -74,10 +74,10 @@ def adapter_gap(
     model: str | None,
     file: Path,
     *,
-    column: str = "text",
-    encoding: str | None = None,
-    quantizations: Sequence[str] = (),
-    examples: int | None = None,
+    column: str,
+    encoding: str | None,
+    quantizations: Sequence[str],
+    examples: int | None,
 ) -> AdapterGap:
     """What merges of an adapter lose on the texts of a file; see `merge_gap`. The model is in float32.
 

@@ -27,7 +27,7 @@ Scores = dict[str, dict[str, float]]
 def build_result(
     recipe: RunRecipe,
     *,
-    model_commit: str | None = None,
+    model_commit: str | None,
     metric: str,
     split: str,
     examples: Mapping[str, int],

@@ -16,7 +16,7 @@ from .storage import ADAPTER, CHECKPOINTS, LORA, RESULT
 
 
 @contextmanager
-def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> Iterator[None]:
+def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> Iterator[None]:
     """Hold the folder of a run, and make it ready; see `prepare`.
 
     Raises:
@@ -32,7 +32,7 @@ def open_run(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> It
         yield
 
 
-def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path] = ()) -> None:
+def prepare(folder: Path, recipe: RunRecipe, inside: Sequence[Path]) -> None:
     """Write the recipe down in the folder of its run, and remove what interrupted writes have left.
 
     Args:

@@ -16,9 +16,7 @@ def test_every_action_has_a_turn_in_every_round_on_the_same_batch() -> None:
     seen: list[tuple[str, int]] = []
     actions = {name: partial(lambda name, number: seen.append((name, number)), name) for name in "abc"}
     rounds: list[int] = []
-    seconds = interleave(
-        actions, 20, lambda f: (f(), 1.0)[1], warm_up=2, after_round=lambda: rounds.append(len(rounds))
-    )
+    seconds = interleave(actions, 20, lambda f: (f(), 1.0)[1], after_round=lambda: rounds.append(len(rounds)))
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 20)
     measured = seen[6:]  # after two turns of warm-up
     orders = Counter()
@@ -40,10 +38,10 @@ def test_short_actions_are_repeated_and_slow_ones_are_not() -> None:
 
     ticks = {"fast": 0.001, "slow": 0.5}
     for name, tick in ticks.items():
-        seconds = interleave({name: partial(action, name)}, 3, lambda f, tick=tick: (f(), tick)[1], warm_up=1)
-        repeats = (calls[name] - 1) / 3
+        seconds = interleave({name: partial(action, name)}, 3, lambda f, tick=tick: (f(), tick)[1])
+        repeats = (calls[name] - 2) / 3
         assert seconds[name] == [tick / repeats] * 3
-    assert calls == Counter(fast=1 + 3 * 20, slow=1 + 3)
+    assert calls == Counter(fast=2 + 3 * 20, slow=2 + 3)
 
 
 def test_cpu_seconds_are_of_this_process() -> None:

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.lab.theory import (
+from aurora_lora.lab.theory import search
+from aurora_lora.lab.theory.approximation import (
     Adapter,
     best_linear,
     isotropic_inputs,
     linear_floor,
+    mean_square,
     output_floor,
-    search,
     supremum,
     update,
 )
-from aurora_lora.lab.theory.approximation import mean_square
 from aurora_lora.lab.theory.checks import every_anl, slip
 from aurora_lora.lab.theory.search import fit, fit_supremum
 from aurora_lora.lab.theory.targets import linear_matrix, nonlinear_targets

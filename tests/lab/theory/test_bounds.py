@@ -10,8 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_lora.lab.theory import GRADIENTS, Layer, gradient_bounds, gradient_norms
-from aurora_lora.lab.theory.bounds import basis_bound, sigma_bound, slope_bound
+from aurora_lora.lab.theory.bounds import (
+    GRADIENTS,
+    Layer,
+    basis_bound,
+    gradient_bounds,
+    gradient_norms,
+    sigma_bound,
+    slope_bound,
+)
 from aurora_lora.lab.theory.worst_gradients import attacked_ratios, random_ratios
 from aurora_lora.ops import ANL, adaptive_nonlinear, bspline_basis
 

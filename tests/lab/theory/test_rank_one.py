@@ -70,9 +70,9 @@ def test_one_sign_misses_a_column(name: str, a1: float, a2: float, h: float, b1:
 
 
 def test_circle_shows_which_directions_there_are() -> None:
-    images = {name: torch.tensor(points) for name, points in circle(24).items()}
+    images = {name: torch.tensor(points) for name, points in circle().items()}
     quadrants = {name: {tuple(row.sign().int().tolist()) for row in points} for name, points in images.items()}
-    assert images["LoRA"].shape == (25, 2)
+    assert images["LoRA"].shape == (37, 2)
     for name in ("LoRA", "tanh", "leaky_relu"):
         assert {(1, 1), (1, -1), (-1, 1), (-1, -1)} <= quadrants[name]
     assert (images["relu"] >= 0).all()

@@ -57,7 +57,7 @@ def fit(values: Sequence[float], costs: Sequence[float]) -> dict[str, float] | N
 
 
 def measure_axis(
-    axis: Axis, rounds: int, device: str, dtype: torch.dtype, after_round: Callable[[], object], *, quick: bool = False
+    axis: Axis, rounds: int, device: str, dtype: torch.dtype, after_round: Callable[[], object], *, quick: bool
 ) -> dict[str, Any]:
     """Seconds of the base, LoRA and AuroRA at each value, what the adapters add to the base, and the exponents."""
     points = []

@@ -20,6 +20,8 @@ Clock = Callable[[Callable[[], object]], float]
 
 LEAST_SAMPLE = 0.02
 """Seconds that one sample should last at least: shorter actions are repeated within it."""
+WARM_UP = 2
+"""Turns of each action that are not measured."""
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -49,7 +51,6 @@ def interleave(
     rounds: int,
     clock: Clock,
     *,
-    warm_up: int = 2,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each action in each round; in a round every action has one turn, in an order drawn anew.
@@ -58,13 +59,12 @@ def interleave(
         actions: by name. All are given the same number in a round.
         rounds: how many.
         clock: measures a sample.
-        warm_up: turns that are not measured, at least one.
         after_round: called between rounds, for a progress bar.
 
     Returns:
         For each action, seconds per turn, one for each round.
     """
-    durations = [clock(partial(action, i)) for i in range(max(warm_up, 1)) for action in actions.values()]
+    durations = [clock(partial(action, i)) for i in range(WARM_UP) for action in actions.values()]
     # the same for all, by the quickest turn after the warm-up
     repeats = max(1, min(1000, round(LEAST_SAMPLE / max(min(durations[-len(actions) :]), 1e-6))))
     order, chance = list(actions), random.Random(0)

@@ -26,7 +26,7 @@ def load_any(given: Path | str, overrides: Sequence[str] = ()) -> RunRecipe:
     return load_found(find(given, "recipe"), overrides)
 
 
-def load_found(found: Found, overrides: Sequence[str] = ()) -> RunRecipe:
+def load_found(found: Found, overrides: Sequence[str]) -> RunRecipe:
     """As `load_any`, what was found already."""
     return as_recipe(override(found.values(), overrides, (("", Recipe), ("", SubjectRecipe))), found.source)
 

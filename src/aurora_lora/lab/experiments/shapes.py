@@ -92,7 +92,7 @@ def weights(recipe: Recipe, sizes: Sizes | None = None) -> Weights:
     return _weights(_key(recipe, sizes), recipe.base.quantization)
 
 
-def step_shapes(recipe: Recipe, sizes: Sizes | None = None) -> StepShapes:
+def step_shapes(recipe: Recipe, sizes: Sizes | None) -> StepShapes:
     """What a step of a recipe's training keeps.
 
     Args:

@@ -98,9 +98,9 @@ def check_reach(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def circle(points: int = 36) -> dict[str, list[list[float]]]:
-    """sigma(A) for A on the unit circle: the directions that each sigma gives to the rows of dW, (points + 1, 2)."""
-    angle = torch.linspace(0, 2 * torch.pi, points + 1, dtype=torch.float64)
+def circle() -> dict[str, list[list[float]]]:
+    """sigma(A) for A on the unit circle: the directions that each sigma gives to the rows of dW, (37, 2)."""
+    angle = torch.linspace(0, 2 * torch.pi, 37, dtype=torch.float64)
     a = torch.stack([angle.cos(), angle.sin()], 1)
     one = torch.ones(1, 1, dtype=torch.float64)
     images = {"LoRA": a, "leaky_relu": functional.leaky_relu(a, 0.3)}
