@@ -86,7 +86,7 @@ def test_samples_follow_one_another_each_batch_with_dropout_of_its_own(
 
 
 def test_a_run_that_goes_on_has_the_rate_of_its_step(make_loop: MakeLoop) -> None:
-    training = {"schedule": "linear", "warmup_steps": 2, "steps": 6, "gradient_accumulation_steps": 1}
+    training = {"scheduler": "linear", "warmup_steps": 2, "steps": 6, "gradient_accumulation_steps": 1}
     first, again = make_loop(**training), make_loop(**training)
     for step in range(3):
         first._step(step)

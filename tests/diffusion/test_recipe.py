@@ -29,12 +29,27 @@ def test_defaults_are_those_of_the_paper() -> None:
     recipe = validate_as(SubjectRecipe, PLAIN, "x")
     training = recipe.training
     assert (training.steps, training.batch_size, training.gradient_accumulation_steps) == (500, 1, 4)
-    assert (training.learning_rate, training.schedule, training.precision) == (1e-4, "constant", "fp16")
+    assert (training.learning_rate, training.scheduler, training.precision) == (1e-4, "constant", "fp16")
     assert recipe.task.resolution == 1024
     assert recipe.method.options["target_modules"] == ["to_q", "to_k", "to_v", "to_out.0"]
     assert (recipe.method.options["r"], recipe.method.options["alpha"]) == (2, 4)
     assert recipe.validation_prompts == ("A photo of a sks dog",)
     assert validate_as(SubjectRecipe, recipe.resolved(), "x") == recipe
+
+
+def test_the_earlier_name_of_the_scheduler(tmp_path: Path) -> None:
+    recipe = validate_as(SubjectRecipe, {**PLAIN, "training": {"scheduler": "cosine"}}, "x")
+    earlier = recipe.resolved()
+    earlier["training"]["schedule"] = earlier["training"].pop("scheduler")
+    assert validate_as(SubjectRecipe, earlier, "x") == recipe
+    (tmp_path / "recipe.yaml").write_text(dump(earlier))
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    check_recipe(tmp_path, recipe)  # the same
+    training = recipe.training.model_copy(update={"scheduler": "linear"})
+    with pytest.raises(UserError, match=r"training\.scheduler \(there 'cosine', here 'linear'\)"):
+        check_recipe(tmp_path, recipe.model_copy(update={"training": training}))
+    with pytest.raises(UserError, match="'step' is not allowed: it must be 'constant', "):
+        validate_as(SubjectRecipe, {**PLAIN, "training": {"schedule": "step"}}, "x")
 
 
 def test_the_ridge_of_a_recipe_is_that_of_calibrate() -> None:
@@ -60,7 +75,7 @@ def test_targets_are_filled_in_for_methods_that_have_them() -> None:
         ({"task": {**PLAIN["task"], "image": 1}}, "task.image: unknown field; did you mean 'images'?"),
         ({"task": {"name": "dreambooth", "prompt": "x"}}, "task.images: this field must be given"),
         ({"training": {"epochs": 3}}, "training.epochs: unknown field"),
-        ({"training": {"schedule": "step"}}, "training.schedule: 'step' is not allowed: it must be 'constant', "),
+        ({"training": {"scheduler": "step"}}, "training.scheduler: 'step' is not allowed: it must be 'constant', "),
         ({"method": "adalora"}, "method.name: 'adalora' is not allowed"),
         ({"method": "lora-ga"}, "method.name: 'lora-ga' is not allowed: before the training it needs a loss on labels"),
         (

@@ -219,7 +219,7 @@ def test_other_settings(train: Train, tiny: Any, tmp_path: Path) -> None:
             "steps": 2,
             "precision": "bf16",
             "snr_gamma": 5.0,
-            "schedule": "cosine",
+            "scheduler": "cosine",
             "warmup_steps": 1,
             "gradient_checkpointing": False,
             "max_grad_norm": 0,

@@ -109,7 +109,7 @@ class Loop:
         optimizer = torch.optim.AdamW(trained, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
         self.trained = trained
         self.schedule = get_scheduler(
-            wanted.schedule, optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
+            wanted.scheduler, optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.steps
         )
         self.model, self.optimizer = accelerator.prepare(_Trained(model), optimizer)
 

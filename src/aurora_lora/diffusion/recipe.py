@@ -15,14 +15,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from ..methods import Method, get_method
 from ..methods.start import wants_probe
 from ..tasks.dreambooth import PLACEHOLDER
 from ..training.recipe import RunRecipe
-from ..training.sections import BoundMethod, Number, Precision, Rate, Section, Seed, Size, Steps, Threads
+from ..training.sections import (
+    BoundMethod,
+    CalibrationSection,
+    Number,
+    Precision,
+    Rate,
+    Section,
+    Seed,
+    Size,
+    Steps,
+    Threads,
+)
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The projections of the U-Net's attention."""
@@ -73,7 +84,10 @@ class DiffusionTrainingSection(Section):
     """Images of the subject in a forward pass of one process; several share out a step (docs/trainers.md)."""
     gradient_accumulation_steps: Size = 4
     learning_rate: Rate = 1e-4
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    scheduler: Annotated[
+        Literal["constant", "constant_with_warmup", "linear", "cosine"],
+        Field(validation_alias=AliasChoices("scheduler", "schedule")),  # as files of earlier versions call it
+    ] = "constant"
     """Of the learning rate, after the warm-up, as Transformers computes it; `constant` has no warm-up."""
     warmup_steps: Steps = 0
     """Steps over which the learning rate rises."""
@@ -119,13 +133,11 @@ class ScoresSection(Section):
     """For DINO (subject); `null` leaves it out."""
 
 
-class DiffusionCalibrationSection(Section):
+class DiffusionCalibrationSection(CalibrationSection):
     """Noised images of the subject, with the prompts of the task, of the validation and of guidance in turn."""
 
     examples: Size = 64
     batch_size: Size = 4
-    ridge: Number = 1e-4
-    """The least strength of the ridge of `calibrate`: each layer chooses its own from there up."""
 
 
 class SubjectRecipe(RunRecipe):

@@ -33,7 +33,7 @@ def test_figure_4_has_the_papers_settings(tmp_path: Path) -> None:
             "stabilityai/stable-diffusion-xl-base-1.0",
             "madebyollin/sdxl-vae-fp16-fix",
         )
-        assert (training.steps, training.learning_rate, training.schedule, training.precision) == (
+        assert (training.steps, training.learning_rate, training.scheduler, training.precision) == (
             *(500, 1e-4, "constant", "fp16"),
         )
         assert (training.batch_size, training.gradient_accumulation_steps, recipe.task.resolution) == (1, 4, 1024)

@@ -25,7 +25,7 @@ TRAINING = {
     "batch_size": 1,
     "gradient_accumulation_steps": 4,
     "learning_rate": 1e-4,
-    "schedule": "constant",
+    "scheduler": "constant",
     "weight_decay": 1e-4,
     "precision": "fp16",
 }
