@@ -27,7 +27,7 @@ def untrained_scores(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> dict
     model: Any = trainer.module
     if not _is_untouched(recipe, model):
         return {}
-    examples: Any = data.fixed((recipe.task.test_sets or ("test",))[0])
+    examples: Any = data.fixed((recipe.test_sets or ("test",))[0])
     with model.disable_adapter():
         found = trainer.evaluate(examples, metric_key_prefix="before")
     return {name: found[f"before_{name}"] for name in recipe.task.kind.metric_names(data.task)}

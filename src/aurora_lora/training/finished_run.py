@@ -155,7 +155,7 @@ class TrainedRun(FinishedRun):
     @property
     def test_sets(self) -> tuple[str, ...]:
         """The splits that its result reports."""
-        return self.recipe.task.test_sets or self.task.test_sets
+        return self.recipe.test_sets or self.task.test_sets
 
     def check_split(self, split: str) -> None:
         """Raise a UserError if the run's task has no such split."""

@@ -45,7 +45,7 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
     epochs = epochs_from_log(trainer.state.log_history, kind.metric_names(task))
     best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
     scored = {"validation": score(recipe, trainer, data, "validation", forms)}
-    for name in recipe.task.test_sets or ():
+    for name in recipe.test_sets:
         if name not in scored:
             scored[name] = score(recipe, trainer, data, name, forms)
     return build_result(
@@ -55,9 +55,9 @@ def scored_result(recipe: Recipe, trainer: RecipeTrainer, data: Data) -> Result:
         split=task.reported_split,
         examples={name: len(data.fixed(name)) for name in data.splits},
         validation=scored["validation"],
-        test={name: scored[name] for name in recipe.task.test_sets or ()},
-        chance={name: kind.guessed(data, name) for name in recipe.task.test_sets or ()},
-        most_frequent={name: kind.most_frequent(data, name) for name in recipe.task.test_sets or ()},
+        test={name: scored[name] for name in recipe.test_sets},
+        chance={name: kind.guessed(data, name) for name in recipe.test_sets},
+        most_frequent={name: kind.most_frequent(data, name) for name in recipe.test_sets},
         selected_by={
             "split": "validation",
             "form": recipe.method.deployed_form,

@@ -199,6 +199,11 @@ class RunRecipe(Section):
         name: str = self.task.name
         return name
 
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """What is scored in the end, of kinds of runs that have test sets."""
+        return ()
+
     def resolved(self) -> dict[str, Any]:
         """Plain values, every default filled in: what result.json and recipe.yaml hold."""
         return self.model_dump(mode="json", by_alias=True)
@@ -224,6 +229,10 @@ class Recipe(RunRecipe):
     @property
     def task_title(self) -> str:
         return self.task.definition.name
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        return self.task.test_sets or ()
 
     @property
     def selected_by(self) -> str:

@@ -116,8 +116,9 @@ def test_sets(result: Result) -> tuple[str, ...]:
 def lacking(result: Result, recipe: RunRecipe) -> tuple[str, ...]:
     """The test sets that a recipe asks for and the result of its run has no scores of."""
     there = test_sets(result)
-    wanted = getattr(recipe.task, "test_sets", None) or ()
-    return tuple(name for name in wanted if there and name not in there)  # early versions do not say which there are
+    return tuple(
+        name for name in recipe.test_sets if there and name not in there
+    )  # early versions do not say which there are
 
 
 def with_test_sets(

@@ -84,7 +84,7 @@ def _as_recipe(recipe: Recipe | Path | str) -> Recipe:
 def _with_all_scored(recipe: Recipe, result: Result) -> Recipe:
     """A recipe with the test sets of a run that was finished before, of which it may name but some."""
     scored = test_sets(result)
-    if set(scored) <= set(recipe.task.test_sets or ()):
+    if set(scored) <= set(recipe.test_sets):
         return recipe
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": scored})})
 

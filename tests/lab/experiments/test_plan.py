@@ -229,7 +229,7 @@ def test_each_run_of_each_suite_has_a_length(tmp_path: Path) -> None:
         for scale in scales:
             for job in prepare(suite, scale, tmp_path).jobs.values():
                 if isinstance(job.recipe, Recipe):
-                    for split in ("train", "validation", *(job.recipe.task.test_sets or ())):
+                    for split in ("train", "validation", *job.recipe.test_sets):
                         assert text_lengths.examples(job.recipe, split), (suite, scale, split)
 
 

@@ -115,7 +115,7 @@ def _of_subject(recipe: SubjectRecipe) -> dict[str, Any]:
 
 def _of_data(recipe: Recipe, data: Data | None, sizes: Sizes | None) -> dict[str, Any]:
     training, record = recipe.training, {} if data is None else data.record or {}
-    splits = ("train", "validation", *(recipe.task.test_sets or ()))
+    splits = ("train", "validation", *recipe.test_sets)
     counts = {name: text_lengths.examples(recipe, name, sizes) for name in splits}
     found: dict[str, Any] = {
         "reference": None if recipe.reference is None else recipe.reference.method.name,

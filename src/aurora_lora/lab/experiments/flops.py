@@ -65,7 +65,7 @@ def hours(recipe: Recipe, machine: Machine, sizes: Sizes | None = None) -> Hours
     Raises:
         UserError: the model is not known, or the method does not fit it.
     """
-    splits = ("train", "validation", *(recipe.task.test_sets or ()))
+    splits = ("train", "validation", *recipe.test_sets)
     counts = {name: text_lengths.examples(recipe, name, sizes) for name in splits}
     if None in counts.values():
         return None
@@ -79,7 +79,7 @@ def hours(recipe: Recipe, machine: Machine, sizes: Sizes | None = None) -> Hours
         rounds = math.ceil(steps / wanted.eval_every)  # the last step is always evaluated
     evaluation = (rounds + len(forms)) * clock.scoring("validation", known["validation"])
     writing = 0.0
-    for name in recipe.task.test_sets or ():
+    for name in recipe.test_sets:
         if name != "validation":
             evaluation += len(forms) * clock.scoring(name, known[name])
         if recipe.task.scorer == "generated":

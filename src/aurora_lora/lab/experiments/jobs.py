@@ -157,7 +157,7 @@ def launch_job(job: Job) -> Outcome:
         write_recipe(job.folder, job.recipe)
         recipe, folder = str(job.folder / RECIPE), str(job.folder)
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "aurora_lora.cli", "train", recipe]
-        if sets := getattr(job.recipe.task, "test_sets", None):  # may be others than those of an earlier run there
+        if sets := job.recipe.test_sets:  # may be others than those of an earlier run there
             command.append(f"task.test_sets={json.dumps(sets)}")
         with (job.folder / LOG).open("a", encoding="utf-8") as log:
             code = termination.call([*command, "--output", folder], log)

@@ -128,7 +128,7 @@ def plan(
 def _narrowed(recipe: RunRecipe, name: str, chosen: Sequence[Cell]) -> RunRecipe:
     """The recipe with those of its test sets that its cells show; with all where a cell shows their mean."""
     shown = {cell.column.test for cell in chosen if cell.recipe == name and cell.column.metric != HOURS}
-    sets = tuple(one for one in getattr(recipe.task, "test_sets", None) or () if one in shown)
+    sets = tuple(one for one in recipe.test_sets if one in shown)
     if None in shown or not sets:
         return recipe
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"test_sets": sets})})
@@ -140,7 +140,7 @@ def _scored(chosen: Sequence[Cell], jobs: Mapping[tuple[str, int], Job]) -> list
     Raises:
         UserError: none is left.
     """
-    sets = {name: getattr(job.recipe.task, "test_sets", None) or () for (name, _), job in jobs.items()}
+    sets = {name: job.recipe.test_sets for (name, _), job in jobs.items()}
     left = [cell for cell in chosen if cell.column.test is None or cell.column.test in sets[cell.recipe]]
     if not left:
         wanted = ", ".join(dict.fromkeys(str(cell.column.test) for cell in chosen))
