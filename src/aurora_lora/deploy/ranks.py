@@ -184,6 +184,11 @@ def _pattern(layer: str, layers: Iterable[str]) -> str:
     return f"^{re.escape(layer)}" if more else layer
 
 
+def alpha_name(of_lora: bool) -> str:
+    """How a method's options call alpha."""
+    return "lora_alpha" if of_lora else "alpha"
+
+
 def fits(layer: LayerProbe, of_lora: bool) -> bool:
     """Whether the directions are rows of A: LoRA's A of a grouped convolution is wider."""
     return layer.conv_groups == 1 or not of_lora
@@ -277,5 +282,5 @@ def ranked_config(
     counted = [path for path in named(every, ".*", modules_to_save=whole) if not trained_whole(path, whole)]
     budget = weights_of(budget, {path: every[path] for path in counted})
     ranks = share_out(layers, budget, worth)
-    alpha, rslora = "lora_alpha" if of_lora else "alpha", bool(fields.get("use_rslora"))
-    return config(**rank_fields(ranks, scaling, alpha, found.modules, rslora=rslora), **fields)
+    rslora = bool(fields.get("use_rslora"))
+    return config(**rank_fields(ranks, scaling, alpha_name(of_lora), found.modules, rslora=rslora), **fields)

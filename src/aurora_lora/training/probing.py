@@ -18,7 +18,7 @@ from ..deploy.batch import IGNORED
 from ..deploy.probe import Loss, probe
 from ..deploy.probe_file import read_probe, write_probe
 from ..deploy.probe_result import Probe
-from ..deploy.ranks import budget_in, offered, rank_fields, share_out
+from ..deploy.ranks import alpha_name, budget_in, offered, rank_fields, share_out
 from ..errors import AuroraError, CheckpointError, UserError, one_line
 from ..methods.base import Method
 from ..methods.linear import is_linear
@@ -68,7 +68,7 @@ class Start:
         """The recipe with the method's ordinary options, that stock PEFT understands."""
         options = ordinary(recipe.method.options)
         if self.ranks is not None:
-            alpha = alpha_name(recipe.method.name)
+            alpha = alpha_name(recipe.method.name == LORA.name)
             given = {name: value for name, value in options.items() if name not in TARGETS}
             rslora = bool(options.get("use_rslora"))
             scaling = options[alpha] / scaling_divisor(options["r"], rslora)
@@ -80,11 +80,6 @@ class Start:
         """Give each adapter its A."""
         layers = layers_of_adapter(model, "default")
         set_rows(layers, self.rows, "default")
-
-
-def alpha_name(method: str) -> str:
-    """How a method's options call alpha."""
-    return "lora_alpha" if method == LORA.name else "alpha"
 
 
 def start_for(recipe: Recipe, base: Any, data: Data, folder: Path, loss: Callable[[], Loss]) -> Start | None:

@@ -13,6 +13,7 @@ from typing import Any
 from ...ops import ANL
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+"""The layers of a block that the paper adapts in LLaMA3-8B."""
 SIGMA = ANL(skip=False)
 """The default spline and activation."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .analytic_cost import TARGETS
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -172,7 +173,7 @@ MODELS: dict[str, Model] = {
     model.name: model
     for model in (
         Model("minilm-l6", "encoder", ("query", "value"), batch=32, length=64),
-        Model("smollm2-135m", "causal", ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj"), batch=4, length=64),
+        Model("smollm2-135m", "causal", TARGETS, batch=4, length=64),
     )
 }
 
