@@ -5,7 +5,7 @@ import statistics
 from matplotlib.figure import Figure
 
 from aurora_lora.lab.report.colours import GREY, colour
-from aurora_lora.lab.report.figures import legend, new_figure
+from aurora_lora.lab.report.figures import GRID, legend, new_figure
 from aurora_lora.text_table import TextTable
 
 SHOWN = {"lora": "LoRA r=8", "dora": "DoRA r=8", "aurora": "AuroRA r=2"}
@@ -66,7 +66,7 @@ def merges_by_bits(records: list[dict]) -> Figure:
     ax.set_yticks(range(len(groups)), [f"{SHOWN[method]}, {bits} bits" for method, bits in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel("KL divergence from the unmerged adapter, nats a token", fontsize=9)
-    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    ax.grid(axis="x", **GRID)
     legend(figure, ax)
     return figure
 

@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 
 from aurora_lora.lab.report.answers import MARGIN, Answer, answer, answers, every_answer
 from aurora_lora.lab.report.colours import GREY, colour
-from aurora_lora.lab.report.figures import new_figure
+from aurora_lora.lab.report.figures import GRID, new_figure
 from aurora_lora.lab.report.groups import Group
 from aurora_lora.tasks.metrics import metric_named
 from aurora_lora.text_table import TextTable
@@ -103,7 +103,7 @@ def main_answers(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
         ax.set_xlim(-EDGE, EDGE)
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_yticks(range(len(rows)), list(rows) if number == 0 else [""] * len(rows), fontsize=8)
-        ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        ax.grid(axis="x", **GRID)
         ax.tick_params(axis="x", labelsize=8)
         ax.set_xlabel("points", fontsize=8)
         ax.set_title(title, fontsize=8, loc="left")

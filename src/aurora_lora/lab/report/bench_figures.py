@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bench_tables import Record, shown_case, title
 from .colours import COLOURS
-from .figures import legend, new_figure, save
+from .figures import GRID, legend, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def times_figure(record: Record) -> Figure:
         ax.axvline(1, color="#000000", linewidth=0.8)
         ax.set_yticks(range(len(names)), names, fontsize=7.5)
         ax.invert_yaxis()
-        ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        ax.grid(axis="x", **GRID)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel(label + (" (eager)" if record["compiled"] else ""), fontsize=8.5)
         ax.tick_params(axis="x", labelsize=8)

@@ -23,6 +23,10 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
 
 
+GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
+"""How the lines of a grid look."""
+
+
 def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of the common style, in inches, and its panels, row by row."""
     check_matplotlib()
@@ -34,7 +38,7 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1) -> tupl
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+        ax.grid(axis="y", **GRID)
         ax.set_axisbelow(True)
     return figure, axes
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from .colours import GREY
-from .figures import new_figure
+from .figures import GRID, new_figure
 from .tables import finite
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def merges_figure(*gaps: Mapping[str, Any]) -> Figure:
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_xlabel(label, fontsize=9)
-        ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        ax.grid(axis="x", **GRID)
     axes[0].set_title("end to end", fontsize=9, loc="left")
     axes[1].set_title("each layer; the line is the median", fontsize=9, loc="left")
     return figure

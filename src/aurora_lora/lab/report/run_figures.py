@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...tasks.metrics import metric_named
 from .colours import colour, style
-from .figures import LETTER, fitted, legend, legend_columns, new_figure
+from .figures import GRID, LETTER, fitted, legend, legend_columns, new_figure
 from .groups import Group, chosen, half_interval
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def score_figure(found: Sequence[Group], metric: str) -> Figure:
     ax.text(1.02, 1.02, "trained\nparameters", transform=ax.transAxes, fontsize=7.5)
     ax.set_yticks(range(len(rows)), names, fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    ax.grid(axis="x", **GRID)
     ax.locator_params(axis="x", nbins=5)
     ax.tick_params(axis="x", labelsize=8)
     ax.set_xlabel(known.axis, fontsize=9)

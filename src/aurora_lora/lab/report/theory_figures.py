@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...forms import CALIBRATED, DYNAMIC, STATIC
 from .colours import COLOURS, FORM_STYLES
-from .figures import legend, new_figure
+from .figures import GRID, legend, new_figure
 from .theory import GRADIENT_NAMES, SIGMA_NAMES
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def circle_figure(record: Record) -> Figure:
             *zip(*points, strict=True), color=LORA if name == "LoRA" else AURORA, marker=".", markersize=3, linewidth=1
         )
         ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-        ax.axhline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
-        ax.axvline(0, color="#DDDDDD", linewidth=0.6, zorder=0)
+        ax.axhline(0, **GRID, zorder=0)
+        ax.axvline(0, **GRID, zorder=0)
         ax.set_title("LoRA" if name == "LoRA" else SIGMA_NAMES[name], fontsize=9, loc="left")
         ax.set_xlabel("first entry of sigma(A)", fontsize=7)
         ax.tick_params(labelsize=7)
@@ -53,7 +53,7 @@ def gradients_figure(record: Record) -> Figure:
     """Proposition 2.2: how near each gradient comes to its bound, random (hollow) and attacked (filled)."""
     figure, (ax,) = new_figure(1, 6.0, 2.8)
     ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    ax.grid(axis="x", **GRID)
     for i, row in enumerate(record["gradients"]["rows"]):
         color, marker = SIGMAS[row["sigma"]]
         for how, face in (("random", "white"), ("attacked", color)):

@@ -15,7 +15,7 @@ from ...forms import MERGED
 from ...training.storage import UPDATES
 from ...training.updates import LEFT, RIGHT, saved_updates
 from .colours import style
-from .figures import legend
+from .figures import GRID, legend
 from .groups import Group
 from .run_figures import panels
 
@@ -103,7 +103,7 @@ def trajectories_figure(record: Mapping[str, Any]) -> Figure:
         ax.plot(x[:1], y[:1], marker="o", markersize=9, color="#000000", fillstyle="none", linestyle="none")
         shown.add(run["label"])
     ax.set_aspect("equal", adjustable="datalim")
-    ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    ax.grid(axis="x", **GRID)
     for axis, name, share in (
         (ax.xaxis, "first", record["explained"][0]),
         (ax.yaxis, "second", record["explained"][1]),
