@@ -1,7 +1,5 @@
 """Locks: of one process at a time, gone with it, and tolerated where a file system has none."""
 
-import errno
-import os
 import subprocess
 import sys
 import warnings
@@ -67,18 +65,12 @@ def test_nobody_waits_for_a_folder_that_cannot_be_written() -> None:
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("user", USERS)
 def test_without_locks_on_a_file_system_that_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, user: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
     """A file in place of the lock, which filelock warns of, would be there after a kill, and waited for."""
-    fcntl = pytest.importorskip("fcntl")
-
-    def no_locks(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setenv("AURORA_LORA_CACHE", str(tmp_path / "cache"))
     for name in ("tasks.fetch._fetch", "tasks.gguf._convert", "training.pretraining._make"):
         monkeypatch.setattr(f"aurora_lora.{name}", lambda *_: None)

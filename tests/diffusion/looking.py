@@ -1,6 +1,5 @@
 """What tests look at in the folder of a run, and the settings of the runs that they share."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,3 @@ def contents(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.rglob("*.safetensors")):
         found |= {f"{path.relative_to(folder)}:{k}": v.numpy().tobytes() for k, v in load_file(path).items()}
     return found
-
-
-def result_of(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from looking import PRIOR, PROMPTS, contents, pixels, result_of
+from looking import PRIOR, PROMPTS, contents, pixels
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -21,6 +21,7 @@ from aurora_lora import cli
 from aurora_lora.diffusion.finished_run import export_subject, generate, load_subject_run
 from aurora_lora.diffusion.pipeline import Diffusion
 from aurora_lora.diffusion.random_numbers import seed_of
+from aurora_lora.training.results import read_result
 from aurora_lora.training.weights_digest import sampled_digest
 
 Train = Callable[..., list[dict[str, Any]]]
@@ -165,7 +166,7 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
         assert (tmp_path / name / "lora").exists() == (why is None)
         assert ("no lora/ is written" in answer["stderr"]) == (why is not None)
         assert f"{method['name']}: no lora/ is written: {why}" in answer["stderr"] or why is None
-        assert result_of(tmp_path / name)["params"]["adapter"] > 0
+        assert read_result(tmp_path / name)["params"]["adapter"] > 0
     again = ["bitfit", "vera", "lora-whole", "aurora-whole"]
     answers = aurora(
         *(
@@ -188,7 +189,7 @@ def test_other_methods(train: Train, aurora: Train, tmp_path: Path) -> None:
     )
     for name, answer in zip(again, answers, strict=False):
         assert answer["status"] == 0, answer["stderr"]
-        form = result_of(tmp_path / name)["metric"]["selected_by"]["form"]
+        form = read_result(tmp_path / name)["metric"]["selected_by"]["form"]
         ours = pixels(tmp_path / "again" / name / "00-0.png")
         np.testing.assert_array_equal(ours, pixels(tmp_path / name / "images" / f"form-{form}" / "00-0.png"))
     for answer in answers[len(again) :]:
@@ -207,7 +208,7 @@ def test_scores_are_those_of_the_images(
     quick = {"training": {"steps": 1, "threads": 1}, "validation": {"prompts": [], "inference_steps": 1}}
     (answer,) = train((tmp_path / "run", {**quick, "scores": scores}, {}))
     assert answer["status"] == 0, answer["stderr"]
-    metric = result_of(tmp_path / "run")["metric"]
+    metric = read_result(tmp_path / "run")["metric"]
     assert (metric["name"], metric["split"]) == ("clip_i", "generated")
     assert metric["examples"] == {"train": 3, "generated": 4}
     assert set(metric["by_form"]["static"]) == {"clip_i", "clip_t", "dino", "explained", "noise_error"}
@@ -255,7 +256,7 @@ def test_two_processes_train_as_one(train: Train, tmp_path: Path, step: tuple[in
     two, one = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("two", "one"))
     trained = [key for key in one if key.endswith(("aurora_A", "aurora_B"))]
     assert max(float((two[key] - one[key]).abs().max()) for key in trained) < 1e-3  # of steps of 1e-2
-    results = [result_of(tmp_path / name) for name in ("one", "two")]
+    results = [read_result(tmp_path / name) for name in ("one", "two")]
     assert [result["processes"] for result in results] == [1, 2]
     losses = [[entry["train_loss"] for entry in result["epochs"][1:]] for result in results]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -34,6 +34,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert recipe.method.options["target_modules"] == ["to_q", "to_k", "to_v", "to_out.0"]
     assert (recipe.method.options["r"], recipe.method.options["alpha"]) == (2, 4)
     assert recipe.validation_prompts == ("A photo of a sks dog",)
+    assert recipe.test_sets == ()
     assert validate_as(SubjectRecipe, recipe.resolved(), "x") == recipe
 
 

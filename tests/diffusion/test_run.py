@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from looking import PRIOR, WHOLE, contents, pixels, result_of
+from looking import PRIOR, WHOLE, contents, pixels
 from safetensors.torch import load_file
 
 from aurora_lora import files
@@ -20,6 +20,7 @@ from aurora_lora.diffusion.recipe import SubjectRecipe
 from aurora_lora.errors import UserError
 from aurora_lora.training import yaml_text
 from aurora_lora.training.reading import validate_as
+from aurora_lora.training.results import read_result
 
 Train = Callable[..., list[dict[str, Any]]]
 
@@ -30,7 +31,7 @@ def test_what_a_run_writes_and_prints(runs: dict[str, Any]) -> None:
     assert names == {
         *("recipe.yaml", "result.json", "adapter", "lora", "images", "grid.png", "forms.png", "class-images"),
     }
-    result = result_of(folder)
+    result = read_result(folder)
     assert result["status"] == "finished"
     assert set(result["metric"]["by_form"]) == {"dynamic", "static", "calibrated"}
     assert [entry["step"] for entry in result["epochs"]] == [0, 2, 4]
@@ -96,7 +97,7 @@ def test_the_loss_falls(train: Train, tmp_path: Path) -> None:
     }
     (answer,) = train((tmp_path / "run", changes, {}))
     assert answer["status"] == 0, answer["stderr"]
-    result = result_of(tmp_path / "run")
+    result = read_result(tmp_path / "run")
     before, after = (entry["validation"]["noise_error"] for entry in result["epochs"])
     assert after < 0.99 * before, (before, after)
     # the dynamic form is what was trained; calibration keeps most of it
@@ -119,7 +120,7 @@ def test_killed_anywhere_it_ends_with_the_same_weights_and_images(
     found = contents(folder)
     assert set(found) == set(expected)
     assert [name for name in found if found[name] != expected[name]] == []
-    theirs, ours = result_of(runs["aurora"]), result_of(folder)
+    theirs, ours = read_result(runs["aurora"]), read_result(folder)
     assert (ours["metric"], ours["epochs"]) == (theirs["metric"], theirs["epochs"])
     assert not [path for path in folder.rglob("*") if path.suffix in (files.PARTIAL, files.TRASH)]
 

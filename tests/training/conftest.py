@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import own_files
 import tiny
 
-from aurora_lora.training import yaml_text
+from aurora_lora.errors import UserError
+from aurora_lora.training import load_recipe, yaml_text
 from forks import Order, forked
 
 
@@ -33,6 +34,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_without_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without dropout: several processes draw other random numbers than one."""
     return tiny.save_model(tmp_path_factory.mktemp("model_without_dropout"), dropout=0.0)
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """Checks that a recipe is refused in one line that begins so, behind its path."""
+
+    def check(recipe: Path, message: str, *overrides: str) -> None:
+        with pytest.raises(UserError) as caught:
+            load_recipe(recipe, overrides)
+        assert str(caught.value).startswith(f"{recipe}: {message}")
+        assert "\n" not in str(caught.value)
+
+    return check
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from aurora_lora.training.model_inputs import most_tokens
 from aurora_lora.training.predicting import predict
 
 WriteRecipe = Callable[..., Path]
+Refused = Callable[..., None]
 TASK = {"name": "tiny-questions", "train_size": 64, "validation_size": 32, "test_size": 32}
 METHOD = {"name": "aurora", "target_modules": ["q_proj", "v_proj", "down_proj"]}
 PROMPTS = ["the film was very", "film", "the plot of the scene was dull and slow , it was"]
@@ -300,11 +301,10 @@ def test_methods_without_anything_to_train(write_recipe: WriteRecipe, lm: Path, 
         ),
     ],
 )
-def test_recipes_that_do_not_fit(write_recipe: WriteRecipe, task: dict[str, Any], message: str) -> None:
-    path = write_recipe(task=task)
-    with pytest.raises(UserError) as caught:
-        load_recipe(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
+def test_recipes_that_do_not_fit(
+    write_recipe: WriteRecipe, refused: Refused, task: dict[str, Any], message: str
+) -> None:
+    refused(write_recipe(task=task), message)
 
 
 def test_what_multiple_choice_gets_by_default(write_recipe: WriteRecipe) -> None:

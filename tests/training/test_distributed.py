@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from aurora_lora.errors import UserError
 from aurora_lora.training import distributed, yaml_text
 from aurora_lora.training.batches import Share, divide
+from aurora_lora.training.results import read_result
 from aurora_lora.training.sections import TrainingSection
 
 Aurora = Callable[..., list[dict[str, Any]]]
@@ -64,11 +65,6 @@ def recipe_with(write_recipe: Callable[..., Path], model: Path, **more: Any) -> 
     return write_recipe(model=model, training=training, reference={"method": "linear-probe"})
 
 
-def result_of(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
-
-
 def check_same_losses(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-4) -> None:
     """Of each interval between evaluations, and the scores at these."""
     assert [entry["step"] for entry in one["epochs"]] == [entry["step"] for entry in other["epochs"]]
@@ -102,7 +98,7 @@ def test_checkpointed_activations(
     name = "adapter/adapter_model.safetensors"
     check_same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
     # not the weights: the keys' biases have no gradient but rounding errors, which AdamW makes steps of
-    check_same_losses(result_of(tmp_path / "one/reference"), result_of(tmp_path / "two/reference"))
+    check_same_losses(read_result(tmp_path / "one/reference"), read_result(tmp_path / "two/reference"))
 
 
 def test_ranks_and_start_by_the_gradients(
@@ -148,7 +144,7 @@ def test_numbers_of_any_size(aurora: Aurora, model_without_dropout: Path, tmp_pa
     torch.testing.assert_close(its[f"{head}.weight"], mine[f"{head}.weight"], rtol=1e-3, atol=1.0)
     torch.testing.assert_close(its[f"{head}.bias"], mine[f"{head}.bias"], rtol=1e-4, atol=0)
     assert mine[f"{head}.bias"] > 100_000
-    scores = [result_of(tmp_path / run)["metric"]["by_form"]["calibrated"]["mse"] for run in ("one", "two")]
+    scores = [read_result(tmp_path / run)["metric"]["by_form"]["calibrated"]["mse"] for run in ("one", "two")]
     assert scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
@@ -197,7 +193,7 @@ def test_indivisible_batch_is_one_plain_line(
     train_alone(aurora, recipe, tmp_path / "one")
     answers = launch(aurora, recipe, tmp_path / "one", args=["evaluate", str(tmp_path / "one"), "--json"])
     assert [answer["status"] for answer in answers] == [0, 0], answers  # a step's size is no matter there
-    expected = result_of(tmp_path / "one")["metric"]["by_form"]
+    expected = read_result(tmp_path / "one")["metric"]["by_form"]
     for form, scores in json.loads(answers[0]["stdout"])["by_form"].items():
         assert scores == pytest.approx(expected[form], rel=1e-5)
 
@@ -223,7 +219,7 @@ def test_same_adapter_as_one_process(
     train_alone(aurora, recipe, tmp_path / "one")
     for name in ("adapter/adapter_model.safetensors", "reference/adapter/trained.safetensors"):
         check_same_weights(tmp_path / "one" / name, tmp_path / "several" / name)
-    one, several = result_of(tmp_path / "one"), result_of(tmp_path / "several")
+    one, several = read_result(tmp_path / "one"), read_result(tmp_path / "several")
     check_same_losses(one, several)
     assert (one["processes"], several["processes"]) == (1, processes)
     assert one["metric"]["selected_by"]["epoch"] == several["metric"]["selected_by"]["epoch"]
@@ -253,7 +249,7 @@ def test_last_step_of_an_epoch_is_no_larger(
     train_alone(aurora, recipe, tmp_path / "one")
     answers = launch(aurora, recipe, tmp_path / "three", 3)
     assert [answer["status"] for answer in answers] == [0] * 3, answers
-    check_same_losses(result_of(tmp_path / "one"), result_of(tmp_path / "three"))
+    check_same_losses(read_result(tmp_path / "one"), read_result(tmp_path / "three"))
     name = "adapter/adapter_model.safetensors"
     check_same_weights(tmp_path / "one" / name, tmp_path / "three" / name)
 
@@ -270,7 +266,7 @@ def test_conversations(aurora: Aurora, tmp_path: Path, packing: bool) -> None:
     train_alone(aurora, recipe, tmp_path / "one")
     answers = launch(aurora, recipe, tmp_path / "two")
     assert [answer["status"] for answer in answers] == [0, 0], answers
-    one, two = result_of(tmp_path / "one"), result_of(tmp_path / "two")
+    one, two = read_result(tmp_path / "one"), read_result(tmp_path / "two")
     assert (one["processes"], two["processes"]) == (1, 2)
     assert ("packed" in one["data"], one["data"]) == (packing, two["data"])
     check_same_losses(one, two)
@@ -302,7 +298,7 @@ def test_accelerate_launch(aurora: Aurora, tmp_path: Path, processes: int) -> No
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    one, several = result_of(tmp_path / "one"), result_of(tmp_path / "several")
+    one, several = read_result(tmp_path / "one"), read_result(tmp_path / "several")
     assert several["processes"] == processes
     check_same_losses(one, several)
 

@@ -15,7 +15,7 @@ from transformers import BertConfig, T5Config, XLNetConfig
 from aurora_lora.errors import UserError
 from aurora_lora.tasks import get_task
 from aurora_lora.training import load_recipe, train
-from aurora_lora.training.model_inputs import check_positions, fill_padding, padding_of, positions
+from aurora_lora.training.model_inputs import check_positions, fill_padding, longest_text, padding_of, positions
 from aurora_lora.training.models import load_base_model, load_tokenizer
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -45,6 +45,13 @@ def test_positions_are_those_that_the_model_takes(name: str) -> None:
 def test_rotary_positions_have_no_limit() -> None:
     config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, max_position_embeddings=40)
     check_positions(transformers.AutoModel.from_config(config), "base", 10_000)
+
+
+def test_the_longest_text_is_that_of_the_recipe_or_of_the_tokenizer(model: Path) -> None:
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.model_max_length = 20
+    assert [longest_text(length, tokenizer) for length in (10, 30, None)] == [10, 20, None]
+    assert longest_text(10, transformers.ViTImageProcessor()) is None
 
 
 def test_positions_that_a_config_does_not_limit() -> None:

@@ -12,6 +12,7 @@ from aurora_lora.training.packaged import recipes_folder
 from aurora_lora.training.reading import set_field
 
 WriteRecipe = Callable[..., Path]
+Refused = Callable[..., None]
 
 
 def test_resolved_recipe_reads_back_as_itself(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -178,12 +179,8 @@ def test_reference_has_its_own_learning_rate(write_recipe: WriteRecipe) -> None:
         ("method={name: lora, r: 1000000000}", "method.r=1000000000 is not allowed"),
     ],
 )
-def test_mistakes(write_recipe: WriteRecipe, override: str, message: str) -> None:
-    path = write_recipe()
-    with pytest.raises(UserError) as caught:
-        load_recipe(path, [override])
-    assert str(caught.value).startswith(f"{path}: {message}")
-    assert "\n" not in str(caught.value)
+def test_mistakes(write_recipe: WriteRecipe, refused: Refused, override: str, message: str) -> None:
+    refused(write_recipe(), message, override)
 
 
 @pytest.mark.parametrize(
@@ -281,12 +278,9 @@ COLUMN = "is not allowed: it must be the name of a column, or a list of names"
     ],
 )
 def test_names_in_a_file_that_are_none_without_quotes(
-    task: dict[str, Any], message: str, write_recipe: WriteRecipe
+    task: dict[str, Any], message: str, write_recipe: WriteRecipe, refused: Refused
 ) -> None:
-    path = write_recipe(task={"name": "classification", "data": "rows.csv", **task})
-    with pytest.raises(UserError) as caught:
-        load_recipe(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
+    refused(write_recipe(task={"name": "classification", "data": "rows.csv", **task}), message)
 
 
 @pytest.mark.parametrize("typed", ['task.text="A" and B', "task.text=[a", "task.text=[Comment #2, b]"])
@@ -368,7 +362,7 @@ def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
     assert (sst2["max_length"], sst2["test_sets"]) == (128, ["validation"])
     film = load_recipe(write_recipe(task={"name": "movie-rating", "test_size": 7})).task
     assert (film.train_size, film.validation_size, film.test_size, film.test_sets) == (None, 1000, 7, ("test",))
-    assert load_recipe(write_recipe(task="mnli")).task.test_sets == ("matched", "mismatched")
+    assert load_recipe(write_recipe(task="mnli")).test_sets == ("matched", "mismatched")
 
 
 @pytest.mark.parametrize(
@@ -378,8 +372,7 @@ def test_the_task_fills_in_what_is_not_given(write_recipe: WriteRecipe) -> None:
         ({"name": "cola", "test_size": 9}, "task.test_size: the scores of cola are those of its validation split"),
     ],
 )
-def test_what_does_not_fit_the_task(write_recipe: WriteRecipe, task: dict[str, Any], message: str) -> None:
-    path = write_recipe(task=task)
-    with pytest.raises(UserError) as caught:
-        load_recipe(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
+def test_what_does_not_fit_the_task(
+    write_recipe: WriteRecipe, refused: Refused, task: dict[str, Any], message: str
+) -> None:
+    refused(write_recipe(task=task), message)

@@ -1,10 +1,8 @@
 """A whole run on a tiny model: what it writes, what it refuses, and what one can do with it afterwards."""
 
-import errno
 import importlib
 import json
 import mmap
-import os
 import shutil
 import subprocess
 import sys
@@ -266,18 +264,10 @@ def test_a_killed_process_lets_go_of_the_folder(tmp_path: Path) -> None:
         assert not storage.is_locked(tmp_path)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_without_locks_on_a_file_system_that_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_on_a_file_system_that_has_none(tmp_path: Path) -> None:
     from aurora_lora.training import storage
 
-    fcntl = pytest.importorskip("fcntl")
-
-    def no_locks(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
     with storage.lock(tmp_path), storage.lock(tmp_path):
         assert not storage.is_locked(tmp_path)
 

@@ -4,29 +4,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from aurora_lora import AuroraConfig, calibrate
-
-IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [9, 2, 4, 1]])
-ATTENTION = ["q_proj", "v_proj"]
-
-
-def llama():
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 20, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).eval()
-
-
-def adapt(base=None, **fields):
-    torch.manual_seed(1)
-    config = AuroraConfig(**{"target_modules": ATTENTION, "init_weights": False, "task_type": "CAUSAL_LM", **fields})
-    return get_peft_model(llama() if base is None else base, config).eval()
-
-
-def logits(model, ids=IDS):
-    with torch.no_grad():
-        return model(input_ids=ids).logits
+from tiny_llama import ATTENTION, IDS, adapt, logits
 
 
 def test_each_example_of_a_mixed_batch_has_its_adapter():
