@@ -24,8 +24,13 @@ def moment_bytes(targets: Iterable[Target]) -> int:
 
 
 def work_bytes(targets: Iterable[Target]) -> int:
-    """Memory beside the moments: the Cholesky factor, twice while it is used, and the widened piece of an input."""
-    return max(2 * FLOAT64_BYTES * t.d_in**2 for t in targets) + 2 * CHUNK_BYTES
+    """Memory beside the moments: the Cholesky factor, and the widened piece of an input."""
+    return max(map(factor_bytes, targets)) + 2 * CHUNK_BYTES
+
+
+def factor_bytes(target: Target) -> int:
+    """Memory of the Cholesky factor of a moment, twice while it is used."""
+    return 2 * FLOAT64_BYTES * target.d_in**2
 
 
 WEIGHTS = 4 * 12

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...deploy.calibrate import calibrated_layers
 from ...deploy.gradients import frozen_weights
 from ...deploy.moments import Target
-from ...deploy.plan import moment_bytes, work_bytes
+from ...deploy.plan import factor_bytes, moment_bytes
 from ...deploy.ranks import budget_in
 from ...deploy.wrappers import output_embeddings
 from ...errors import UserError
@@ -216,7 +216,7 @@ def _weights(key: _Key, quantization: str | None) -> Weights:
 
 
 def _calibration(layer: Target) -> int:
-    return moment_bytes([layer]) + work_bytes([layer])
+    return moment_bytes([layer]) + factor_bytes(layer)
 
 
 @lru_cache(maxsize=256)
