@@ -267,7 +267,8 @@ def without_seed(summaries: Mapping[str, Mapping[str, Any]], studies: Sequence[s
     asked = 0
     for study in (study for study in studies if study in summaries):
         summary = summaries[study]
-        fewer = {**summary, "settings": [_without(setting, seed) for setting in summary["settings"]]}
+        study_less = {**summary["study"], "seeds": [one for one in summary["study"].get("seeds", ()) if one != seed]}
+        fewer = {"study": study_less, "settings": [_without(setting, seed) for setting in summary["settings"]]}
         less = {one.ask: one for one in answers(fewer)}
         for one in answers(summary):
             asked += 1

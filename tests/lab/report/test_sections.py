@@ -133,6 +133,17 @@ def test_a_study_that_chose_by_the_likelihood(study: Path) -> None:
     assert section.metric == "nll"  # which its figures show
 
 
+def test_the_page_of_a_study_some_of_whose_runs_failed(study: Path, tmp_path: Path) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    summary["study"]["seeds"] = [0, 1, 2]
+    summary["settings"][0].update(seeds=[], by_form={}, params=None, train_s=[])
+    (study / "study.json").write_text(json.dumps(summary))
+    write_page(load_sections([study]), tmp_path / "page.html", "A study")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("(2 of 3 seeds)</small>") == 3  # LoRA r=8, and both forms of AuroRA
+    assert '<p class="note">No result: LoRA r=2.</p>' in page
+
+
 def test_a_study_whose_final_runs_all_failed(study: Path) -> None:
     summary = json.loads((study / "study.json").read_text())
     for one in summary["settings"]:

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from aurora_lora.lab.report.answers import Answer, answers, every_answer, note
-from aurora_lora.lab.report.study import chosen_values, study_tables, tuning_note
+from aurora_lora.lab.report.study import chosen_values, missing_note, study_tables, tuning_note
 from make.tables import study_page
 
 SEEDS = {0: 0.0, 1: 0.0, 2: 0.0}
@@ -56,7 +56,8 @@ def test_answers_are_paired_differences(summary: dict[str, Any]) -> None:
     assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
     assert len(better.by_seed) == 3
     assert (static.difference, static.low, len(static.by_seed)) == (pytest.approx(0.7 - 0.84), None, 1)
-    assert static.cells() == ("-14.0", "", "not known: one seed")
+    assert static.cells() == ("-14.0 (1 of 3 seeds)", "", "not known: one seed")
+    assert better.cells()[0] == "+2.0"
 
 
 def test_what_a_merge_costs_is_asked_of_the_same_runs(summary: dict[str, Any]) -> None:
@@ -241,6 +242,31 @@ def test_questions_are_answered_per_character_where_that_is_there(summary: dict[
         for form in one["by_form"].values():
             form["nll_norm"] = form["nll"]
     assert [heading for heading, _ in every_answer(summary)][-1] == "neg. log-likelihood per character"
+
+
+def test_what_has_no_result_is_told(summary: dict[str, Any]) -> None:
+    """A setting that failed on a seed, one that failed at every rate, and one whose final runs all failed."""
+    assert missing_note(summary) == "Not answered: No such form."
+    questions = summary["study"]["questions"]
+    del questions[2]
+    assert missing_note(summary) == ""
+    lora, aurora = summary["settings"]
+    aurora["trials"] = [{"values": {}, "validation": 0.8}, {"values": {}, "validation": None}]
+    assert missing_note(summary) == "1 tuning run gave no score."
+    lora["seeds"] = [0, 2]
+    lora["by_form"]["merged"]["accuracy"] = {"scores": [0.80, 0.82], "mean": 0.81, "std": 0.014}
+    (better, _), page = answers(summary), study_page(summary)
+    interval = ttest_rel([0.82, 0.81], [0.80, 0.82]).confidence_interval()
+    assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
+    assert "| Better | AuroRA, calibrated | LoRA, merged | +0.5 (2 of 3 seeds) |" in page
+    assert "| LoRA | 1,234 | lr 0.005 | merged | 81.0 ± 1.4 (2 of 3 seeds) | 2 | 11 |" in page
+    assert "| calibrated | 80.0 ± 1.0 | 3 | 11 |" in page
+    summary["settings"] = [aurora, {**lora, "name": "no seeds", "seeds": [], "by_form": {}, "metric": None}]
+    summary["study"]["settings"] = [{"name": name} for name in ("LoRA", "AuroRA", "no seeds")]
+    told = "No result: LoRA, no seeds. Not answered: Better. 5 tuning runs gave no score."
+    assert missing_note(summary) == told
+    assert study_tables(summary)[-1].note.startswith(told)
+    assert told in study_page(summary)
 
 
 def test_one_run_and_one_seed_are_no_plurals(summary: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...tasks.metrics import metric_named
 from .groups import interval
+from .tables import of_seeds
 
 MARGIN = 1.0
 """Points of a metric in percent within which two scores count as equivalent, unless the question says otherwise."""
@@ -27,6 +28,7 @@ class Answer:
         by_seed: the differences, of the seeds that both have.
         margin: within which the two count as equivalent, as the metric is shown (in points where it is in percent);
             None for no such verdict.
+        seeds: how many the study has.
     """
 
     ask: str
@@ -38,6 +40,7 @@ class Answer:
     high: float | None
     by_seed: Mapping[int, float]
     margin: float | None = None
+    seeds: int = 0
 
     @property
     def p_value(self) -> float | None:
@@ -77,10 +80,11 @@ class Answer:
         return f"within {self.margin:g}{unit}"
 
     def cells(self) -> tuple[str, str, str]:
-        """Difference, interval and verdict for people."""
+        """Difference, interval and verdict for people; of how many seeds, where some have no result."""
         metric = metric_named(self.metric)
         between = "" if self.low is None or self.high is None else [metric.shown(x, "+") for x in (self.low, self.high)]
-        return metric.difference(self.difference), " to ".join(between), self.verdict
+        fewer = of_seeds(len(self.by_seed), self.seeds)
+        return f"{metric.difference(self.difference)} {fewer}".strip(), " to ".join(between), self.verdict
 
 
 ALSO = (("accuracy_norm",), ("nll_norm", "nll"))
@@ -106,34 +110,50 @@ def answers(summary: Mapping[str, Any], metric: str | None = None) -> list[Answe
         summary: the study.json.
         metric: to answer them by; each setting's own if None.
     """
+    asked = summary["study"].get("questions", ())
+    return [found for question in asked if (found := _answered(summary, question, metric)) is not None]
+
+
+def unanswered(summary: Mapping[str, Any]) -> list[str]:
+    """The questions that the study's own metric does not answer: of one side, or of all seeds, there is no score."""
+    asked = summary["study"].get("questions", ())
+    return [question["ask"] for question in asked if _answered(summary, question, None) is None]
+
+
+def _answered(summary: Mapping[str, Any], question: Mapping[str, Any], metric: str | None) -> Answer | None:
     settings = {setting["name"]: setting for setting in summary["settings"]}
-    found = []
-    for question in summary["study"].get("questions", ()):
-        if any(question[side]["setting"] not in settings for side in ("first", "second")):
-            continue
-        first, second = (
-            (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
-            for side in (question["first"], question["second"])
-        )
-        by = metric or first[0]["metric"]
-        chosen_by = first[1] if question.get("same_runs") else None
-        ours, theirs = _by_seed(*first, by, chosen_by), _by_seed(*second, by, chosen_by)
-        paired = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-        if paired:
-            names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
-            if chosen_by is not None:
-                names[1] += " in the same runs"
-            margin = _margin(question.get("margin"), by, first[0]["metric"])
-            found.append(answer(question["ask"], names[0], names[1], by, paired, margin))
-    return found
+    if any(question[side]["setting"] not in settings for side in ("first", "second")):
+        return None
+    first, second = (
+        (settings[side["setting"]], side["form"] or settings[side["setting"]]["deployed"])
+        for side in (question["first"], question["second"])
+    )
+    by = metric or first[0]["metric"]
+    chosen_by = first[1] if question.get("same_runs") else None
+    ours, theirs = _by_seed(*first, by, chosen_by), _by_seed(*second, by, chosen_by)
+    paired = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+    if not paired:
+        return None
+    names = [f"{setting['name']}, {form}" for setting, form in (first, second)]
+    if chosen_by is not None:
+        names[1] += " in the same runs"
+    margin = _margin(question.get("margin"), by, first[0]["metric"])
+    seeds = len(summary["study"].get("seeds", ()))
+    return answer(question["ask"], names[0], names[1], by, paired, margin, seeds)
 
 
 def answer(
-    ask: str, first: str, second: str, metric: str, by_seed: Mapping[int, float], margin: float | None = None
+    ask: str,
+    first: str,
+    second: str,
+    metric: str,
+    by_seed: Mapping[int, float],
+    margin: float | None = None,
+    seeds: int = 0,
 ) -> Answer:
     """What the differences of the seeds say; see `Answer`."""
-    differences = list(by_seed.values())
-    return Answer(ask, first, second, metric, statistics.fmean(differences), *interval(differences), by_seed, margin)
+    values = list(by_seed.values())
+    return Answer(ask, first, second, metric, statistics.fmean(values), *interval(values), by_seed, margin, seeds)
 
 
 def _margin(given: float | None, metric: str, own: str | None) -> float | None:

@@ -21,8 +21,8 @@ from .figures import literal
 from .groups import Group, interval
 from .results import Result
 from .sections import Section
-from .study import chance, tuning_note
-from .tables import left_out
+from .study import chance, missing_note, tuning_note
+from .tables import left_out, of_seeds
 from .training_cost import COLUMNS, time_rows
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _section(section: Section) -> dict[str, Any]:
         "answers_note": "" if section.study is None else note(section.study),
         "split": found[0].runs[0]["metric"]["split"],
         "metrics": [metric_named(name).column for name in metrics],
-        "rows": [row for group in found for row in _rows(group, metrics, section.chosen(group))],
+        "rows": [row for group in found for row in _rows(group, metrics, section)],
+        "missing": "" if section.study is None else missing_note(section.study),
         "without_model": _without_model(section, list(map(metric_named, metrics))),
         "samples": _samples(found),
         "time_columns": COLUMNS,
@@ -116,7 +117,9 @@ def _tuning(study: Mapping[str, Any]) -> str:
     ).strip()
 
 
-def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[str, Any]]:
+def _rows(group: Group, metrics: Sequence[str], section: Section) -> Iterable[dict[str, Any]]:
+    chosen = section.chosen(group)
+    wanted = 0 if section.study is None else len(section.study["study"]["seeds"])
     for form in group.forms:
         yield {
             "label": group.label,
@@ -127,17 +130,20 @@ def _rows(group: Group, metrics: Sequence[str], chosen: str) -> Iterable[dict[st
             "seeds": len(group.runs),
             "form": form,
             "deployed": form == group.deployed and len(group.forms) > 1,
-            "scores": [_score(group.scores(form, metric), metric_named(metric), len(group.runs)) for metric in metrics],
+            "scores": [
+                _score(group.scores(form, metric), metric_named(metric), len(group.runs), wanted) for metric in metrics
+            ],
         }
 
 
-def _score(values: Sequence[float], metric: Metric, runs: int) -> dict[str, str]:
-    """Mean, and as the small print its interval, and of how many runs where some scores are not finite."""
+def _score(values: Sequence[float], metric: Metric, runs: int, wanted: int) -> dict[str, str]:
+    """Mean, and as the small print its interval, and of how many runs where some scores are not finite, or of how many
+    seeds where some that a study was to have are not there."""
     if not values:
         return {"mean": NOT_FINITE, "interval": ""}
     low, high = interval(values)
     between = "" if low is None or high is None else f"{metric.shown(low)} to {metric.shown(high)}"
-    small = " ".join(filter(None, (between, left_out(len(values), runs))))
+    small = " ".join(filter(None, (between, left_out(len(values), runs), of_seeds(runs, wanted))))
     return {"mean": metric.shown(statistics.fmean(values)), "interval": small}
 
 

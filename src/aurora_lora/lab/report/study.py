@@ -14,9 +14,9 @@ from ...training.reading import task_name
 from ...training.results import task_chance
 from ...training.score_tables import chance_row
 from ...values import is_number
-from .answers import every_answer, note
+from .answers import every_answer, note, unanswered
 from .groups import plain
-from .tables import count, mean_and_std
+from .tables import count, mean_and_std, of_seeds
 
 ONLY = "the only one"
 """What is said of a value without alternatives: nothing was tuned."""
@@ -53,14 +53,14 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         before = ""
         for form, scores in setting["by_form"].items():
             values = chosen_values(summary, setting, form)
-            shown = [_score(metric, scores.get(metric)) for metric in metrics]
+            shown = [_score(metric, scores.get(metric), len(study["seeds"])) for metric in metrics]
             given = "" if values == before and not full else values
             table.rows.append([*about, given, form, *shown, *([str(len(setting["seeds"])), seconds] if full else [])])
             about, before = about if full else [""] * len(about), values
     if guessing := chance(summary):
         name, *cells = chance_row(guessing, map(metric_named, metrics))
         table.rows.append([name, "", "", "", *cells, *(["", ""] if full else [])])
-    table.note = tuning_note(summary)
+    table.note = " ".join(filter(None, (missing_note(summary), tuning_note(summary))))
     return [*found, table]
 
 
@@ -130,6 +130,21 @@ def tuning_note(summary: Mapping[str, Any]) -> str:
     return " ".join(notes)
 
 
+def missing_note(summary: Mapping[str, Any]) -> str:
+    """What a study was to have and has not: settings and answers without a result, and the tuning runs that gave none;
+    nothing where all is there."""
+    there = {one["name"]: one for one in summary["settings"]}
+    tuning = summary["study"]["tuning"]
+    wanted = [one["name"] for one in summary["study"].get("settings", ())] or list(there)
+    without = [name for name in wanted if name not in there or not there[name]["by_form"]]
+    failed = sum(trial["validation"] is None for one in there.values() for trial in one["trials"])
+    failed += tuning["budget"] * sum(name not in there for name in wanted)  # it has no trial with a score
+    notes = [f"No result: {', '.join(without)}"] if without else []
+    notes += [f"Not answered: {'; '.join(asked)}"] if (asked := unanswered(summary)) else []
+    notes += [f"{counted(failed, 'tuning run')} gave no score"] if failed else []
+    return " ".join(f"{one}." for one in notes)
+
+
 def _space(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """What was offered to a setting."""
     study = summary["study"]
@@ -168,12 +183,13 @@ def trained_parameters(setting: Mapping[str, Any]) -> str:
     return count(least, setting.get("most_params") or least)  # older summaries have the first seed's alone
 
 
-def _score(metric: str, score: Mapping[str, Any] | None) -> str:
-    """`83.1 ± 0.4`."""
+def _score(metric: str, score: Mapping[str, Any] | None, seeds: int) -> str:
+    """`83.1 ± 0.4`; of how many seeds, where some have no result."""
     if score is None or score["mean"] is None:
         return NOT_FINITE
     show = metric_named(metric).shown
-    return mean_and_std(show(score["mean"]), None if score["std"] is None else show(score["std"]), score["scores"])
+    shown = mean_and_std(show(score["mean"]), None if score["std"] is None else show(score["std"]), score["scores"])
+    return f"{shown} {of_seeds(len(score['scores']), seeds)}".strip()
 
 
 def metric_names(summary: Mapping[str, Any]) -> list[str]:

@@ -39,6 +39,11 @@ def left_out(kept: int, of: int) -> str:
     return "" if kept == of else f"({kept} of {of} finite)"
 
 
+def of_seeds(there: int, wanted: int) -> str:
+    """`(3 of 5 seeds)`, where a study has fewer finished runs than it was to have."""
+    return f"({there} of {wanted} seeds)" if there < wanted else ""
+
+
 def finite(values: Iterable[float | None]) -> list[float]:
     """Those that are numbers; in JSON null stands for the others."""
     return [value for value in values if value is not None and math.isfinite(value)]
