@@ -124,6 +124,16 @@ def test_the_split_of_a_study_without_its_runs(study: Path, task: Any, written: 
     assert [run["metric"]["split"] for run in section.groups[1].runs] == [split, split]
 
 
+def test_the_page_of_a_study_that_is_scored_on_validation_data(study: Path, tmp_path: Path) -> None:
+    summary = json.loads((study / "study.json").read_text())
+    for one in summary["settings"]:
+        one["split"] = "validation"
+    (study / "study.json").write_text(json.dumps(summary))
+    write_page(load_sections([study]), tmp_path / "page.html", "A study")
+    page = (tmp_path / "page.html").read_text()
+    assert "was run over 2 seeds. Scores are of the validation split, by which values and epochs were chosen" in page
+
+
 def test_a_study_that_chose_by_the_likelihood(study: Path) -> None:
     summary = json.loads((study / "study.json").read_text())
     summary["study"]["tuning"]["metric"] = "nll"

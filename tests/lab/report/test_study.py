@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from aurora_lora.lab.report.answers import Answer, answers, every_answer, note
+from aurora_lora.lab.report.answers import Answer, answers, every_answer, note, split_note
 from aurora_lora.lab.report.study import chosen_values, missing_note, study_tables, tuning_note
 from make.tables import study_page
 
@@ -137,6 +137,20 @@ def test_how_many_intervals_there_are_and_what_they_cover(summary: dict[str, Any
     assert "each with its own split of the data" in note(summary)
     summary["study"]["questions"] = []
     assert note(summary) == ""
+
+
+def test_scores_of_the_split_that_was_chosen_by_are_named_so(summary: dict[str, Any]) -> None:
+    """As GLUE's, whose test labels are not public."""
+    for split in (None, "test", "validation"):
+        for one in summary["settings"]:
+            one["split"] = split
+        told = "Scores are of the validation split, by which values and epochs were chosen, too: they are too high."
+        is_validation = split == "validation"
+        assert split_note(summary) == told * is_validation
+        assert ("not the sampling of the validation data" in note(summary)) == is_validation
+        *_, scores = study_tables(summary)
+        assert scores.title.endswith("; validation split") == is_validation
+        assert scores.note.startswith(told) == note(summary).endswith(told) == is_validation
 
 
 def test_the_page_and_the_tables(summary: dict[str, Any]) -> None:

@@ -175,12 +175,20 @@ def note(summary: Mapping[str, Any]) -> str:
             "few examples overlap, they are too narrow"
         )
     else:
-        cover = "the seeds, not the sampling of the test data, which are the same for all seeds"
+        split = "validation" if split_note(summary) else "test"
+        cover = f"the seeds, not the sampling of the {split} data, which are the same for all seeds"
     return (
         f"Intervals of the answers: {len(answered)}; of twenty, one misses the true value by chance. They cover "
         f"{cover}. Equivalent, or within: the whole interval is within the margin, of metrics in percent 1 point "
-        "unless the question names another."
-    )
+        f"unless the question names another. {split_note(summary)}"
+    ).strip()
+
+
+def split_note(summary: Mapping[str, Any]) -> str:
+    """That scores are of the data that the choices were made by, as of tasks whose test labels are not public."""
+    if all(setting.get("split") != "validation" for setting in summary["settings"]):
+        return ""
+    return "Scores are of the validation split, by which values and epochs were chosen, too: they are too high."
 
 
 def _by_seed(

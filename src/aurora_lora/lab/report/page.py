@@ -14,7 +14,7 @@ from ...extras import extra
 from ...files import NOT_FINITE, write_text
 from ...tasks.metrics import Metric, metric_named
 from ...training.score_tables import chance_row, rows_without_model
-from .answers import every_answer, note
+from .answers import every_answer, note, split_note
 from .catalogue import figures_of
 from .convergence import convergence_note
 from .figures import literal
@@ -107,14 +107,12 @@ def _samples(found: Sequence[Group]) -> list[tuple[str, str, str, list[tuple[str
 
 
 def _tuning(study: Mapping[str, Any]) -> str:
-    runs, seeds = (
-        counted(study["study"]["tuning"]["budget"], "run"),
-        counted(len(study["study"]["seeds"]), "seed"),
+    plan = study["study"]
+    runs, seeds = counted(plan["tuning"]["budget"], "run"), counted(len(plan["seeds"]), "seed")
+    budget = (
+        f"Each setting had {runs} to tune it, on one seed and validation data; what was chosen was run over {seeds}."
     )
-    return (
-        f"Each setting had {runs} to tune it, on one seed and validation data; what was chosen was run over "
-        f"{seeds}. {tuning_note(study)}"
-    ).strip()
+    return " ".join(filter(None, (budget, split_note(study), tuning_note(study))))
 
 
 def _rows(group: Group, metrics: Sequence[str], section: Section) -> Iterable[dict[str, Any]]:

@@ -14,7 +14,7 @@ from ...training.reading import task_name
 from ...training.results import task_chance
 from ...training.score_tables import chance_row
 from ...values import is_number
-from .answers import every_answer, note, unanswered
+from .answers import every_answer, note, split_note, unanswered
 from .groups import plain
 from .tables import count, mean_and_std, of_seeds
 
@@ -23,8 +23,8 @@ ONLY = "the only one"
 
 
 def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[TextTable]:
-    """The answers of a study by each metric, then what was chosen for each setting and how it scored on test data: mean
-    and standard deviation over the seeds.
+    """The answers of a study by each metric, then what was chosen for each setting and how it scored on test data, or
+    on validation data where a task has no other: mean and standard deviation over the seeds.
 
     Args:
         summary: the study.json.
@@ -43,7 +43,8 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
         found[-1].note = note(summary)
     runs, seeds = counted(study["tuning"]["budget"], "run"), counted(len(study["seeds"]), "seed")
     spread = "; mean ± standard deviation" if len(study["seeds"]) > 1 else ""
-    title = f"{study['name']}: {runs} to tune each, {seeds}{spread}"
+    split = "; validation split" if split_note(summary) else ""
+    title = f"{study['name']}: {runs} to tune each, {seeds}{spread}{split}"
     more = ["seeds", "training s"] if full else []
     heads = [metric_named(metric).column for metric in metrics]
     table = TextTable(title, ["setting", "params", "chosen", "form", *heads, *more], align="lrvlr")
@@ -60,7 +61,7 @@ def study_tables(summary: Mapping[str, Any], *, full: bool = False) -> list[Text
     if guessing := chance(summary):
         name, *cells = chance_row(guessing, map(metric_named, metrics))
         table.rows.append([name, "", "", "", *cells, *(["", ""] if full else [])])
-    table.note = " ".join(filter(None, (missing_note(summary), tuning_note(summary))))
+    table.note = " ".join(filter(None, (split_note(summary), missing_note(summary), tuning_note(summary))))
     return [*found, table]
 
 
