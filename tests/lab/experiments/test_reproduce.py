@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aurora_lora import cli
-from aurora_lora.errors import UserError
+from aurora_lora.errors import DIVERGED, UserError
 from aurora_lora.lab.experiments.engines import InProcess, Workers, make_engine, outcomes
 from aurora_lora.lab.experiments.jobs import Job, Outcome, launch_job, run_job
 from aurora_lora.lab.experiments.reproduce import Reproduction, prepare, run
@@ -163,6 +163,57 @@ def test_accelerate_is_given_the_recipe_that_is_asked_for(todo: Reproduction, mo
     (job.folder / "adapter").mkdir()
     assert "another recipe" in str(launch_job(other).error)
     assert yaml_text.read(job.folder / "recipe.yaml")["seed"] == job.recipe.seed
+
+
+LAUNCHER = """Traceback (most recent call last):
+  File "accelerate/commands/launch.py", line 1423, in <module>
+    main()
+subprocess.CalledProcessError: Command '['python', '-m', 'aurora_lora.cli']' returned non-zero exit status 2.
+"""
+"""What `accelerate launch` prints of one process that failed."""
+TORCHRUN = """E1130 19:38:11.639000 1818 /x/torch/distributed/elastic/api.py:1002] failed (exitcode: 2)
+Traceback (most recent call last):
+  File "accelerate/commands/launch.py", line 1423, in <module>
+    main()
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+aurora_lora.cli FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+============================================================
+"""
+"""And of several."""
+OWN = 'Traceback (most recent call last):\n  File "a.py", line 1, in b\nMemoryError: 4 GB\n'
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        (f"aurora: {DIVERGED}: the loss is nan at step 3\n{LAUNCHER}", f"{DIVERGED}: the loss is nan at step 3"),
+        (f"aurora: {DIVERGED}: at step 3\naurora: {DIVERGED}: at step 4\n{TORCHRUN}", f"{DIVERGED}: at step 3"),
+        (f"{OWN}{LAUNCHER}", "MemoryError: 4 GB"),
+        (f"{OWN}\n{TORCHRUN}", "MemoryError: 4 GB"),
+        (OWN, "MemoryError: 4 GB"),
+        ("Traceback (most recent call last):\nValueError: only one of --cpu\n", "ValueError: only one of --cpu"),
+        (LAUNCHER, LAUNCHER.splitlines()[-1]),
+        ("", "it printed nothing"),
+    ],
+)
+def test_why_a_launched_run_failed_is_said_by_the_run_not_its_launcher(
+    todo: Reproduction, monkeypatch: pytest.MonkeyPatch, printed: str, said: str
+) -> None:
+    job = next(iter(todo.jobs.values()))
+    job.folder.mkdir(parents=True)
+    (job.folder / "log.txt").write_text(f"of an earlier call: {DIVERGED}\n")
+
+    def call(command: list[str], output: IO[str]) -> int:
+        output.write(printed)
+        output.flush()
+        return 1
+
+    monkeypatch.setattr("aurora_lora.termination.call", call)
+    assert launch_job(job).error == f"exit code 1: {said}"
 
 
 def test_another_recipes_run_is_an_error_not_a_result(todo: Reproduction) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import sys
 import traceback
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import files, termination
-from ...errors import AuroraError, RunLockedError, UserError, one_line
+from ...errors import DIVERGED, AuroraError, RunLockedError, UserError, one_line
 from ...training.recipe import RunRecipe
 from ...training.results import Result, lacking, read_result
 from ...training.storage import LOG, RECIPE, check_recipe, check_same_recipe, is_locked, write_recipe
 from .runs_file import RunsFile
+
+_LAUNCHER_FAILED = ("CalledProcessError", "ChildFailedError")
+"""What Accelerate raises where a process that it has started failed: of one process, and of several."""
+_OF_TORCHRUN = re.compile(r"[IWEF]\d{4} .*torch/distributed/")
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ def launch_job(job: Job) -> Outcome:
         command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "aurora_lora.cli", "train", recipe]
         if sets := job.recipe.test_sets:  # may be others than those of an earlier run there
             command.append(f"task.test_sets={json.dumps(sets)}")
+        before = (job.folder / LOG).stat().st_size if (job.folder / LOG).exists() else 0
         with (job.folder / LOG).open("a", encoding="utf-8") as log:
             code = termination.call([*command, "--output", folder], log)
         result = job.result()
@@ -167,10 +173,23 @@ def launch_job(job: Job) -> Outcome:
     if result is None and is_locked(job.folder):  # another process was quicker
         return Outcome(job)
     if result is None:
-        return Outcome(job, error=f"exit code {code}: {_last_line(job.folder / LOG)}")
+        return Outcome(job, error=f"exit code {code}: {_why(job.folder / LOG, before)}")
     return Outcome(job, result)
 
 
-def _last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
+def _why(log: Path, before: int) -> str:
+    """Why a launched run failed: that it diverged, or the last line that is not of its launcher.
+
+    Args:
+        log: what the run and its launcher print to.
+        before: its length, in bytes, before they were started.
+    """
+    text = log.read_bytes()[before:].decode(errors="replace")
+    if DIVERGED in text:
+        return text[text.index(DIVERGED) :].splitlines()[0][:200]
+    own, _, last = text.rpartition("Traceback (most recent call last)")
+    for part in (own if any(name in last for name in _LAUNCHER_FAILED) else "", text):
+        lines = [line.strip() for line in part.splitlines() if line.strip() and not _OF_TORCHRUN.match(line)]
+        if lines:
+            return lines[-1][:200]
+    return "it printed nothing"

@@ -109,10 +109,9 @@ def _samples(found: Sequence[Group]) -> list[tuple[str, str, str, list[tuple[str
 def _tuning(study: Mapping[str, Any]) -> str:
     plan = study["study"]
     runs, seeds = counted(plan["tuning"]["budget"], "run"), counted(len(plan["seeds"]), "seed")
-    budget = (
-        f"Each setting had {runs} to tune it, on one seed and validation data; what was chosen was run over {seeds}."
-    )
-    return " ".join(filter(None, (budget, split_note(study), tuning_note(study))))
+    tuned = f"Each setting had {runs} to tune it, on one seed and validation data"
+    final = f"what was chosen was run over {seeds}."
+    return " ".join(filter(None, (f"{tuned}; {final}", split_note(study), tuning_note(study))))
 
 
 def _rows(group: Group, metrics: Sequence[str], section: Section) -> Iterable[dict[str, Any]]:
